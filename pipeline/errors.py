@@ -1,0 +1,57 @@
+"""Every error Slipstream raises on purpose: one base class, leaves named after the boundary where they arise.
+
+A message says what was given, what was expected and what to do. `UserError` leaves are shown to the
+user as one line with exit code 2 (a mistake in the input) or 1 (a fault while running), without a traceback.
+"""
+
+
+class SlipstreamError(Exception):
+    """Base class: anything else that escapes is a bug."""
+
+    exit_code = 1
+
+
+class ConfigError(SlipstreamError):
+    """A flag, preset or combination of flags is wrong. Shown before anything starts."""
+
+    exit_code = 2
+
+
+class DataError(SlipstreamError):
+    """A prompt file, row or task is malformed. Names file and line."""
+
+    exit_code = 2
+
+
+class CheckpointError(SlipstreamError):
+    """A checkpoint folder is missing, incomplete or of another shape."""
+
+    exit_code = 2
+
+
+class EngineError(SlipstreamError):
+    """An inference engine did not start, died, or refused a request for good."""
+
+
+class GenerateError(SlipstreamError):
+    """A rollout could not be generated (custom functions included). Recorded on the sample, not fatal."""
+
+
+class RewardError(SlipstreamError):
+    """A reward function raised, timed out or returned something that is not a number."""
+
+
+class ReplayBufferError(SlipstreamError):
+    """The replay buffer could not keep its promise (disk full, say)."""
+
+
+class BufferCorruption(ReplayBufferError):  # noqa: N818
+    """A segment does not hold what its checksum or schema says. Names file and offset."""
+
+
+class WeightSyncError(SlipstreamError):
+    """A weight push failed; the engine it names still serves its old version."""
+
+
+class LearnerError(SlipstreamError):
+    """The learner refused or failed a step (NaN loss, a dead rank, ...)."""

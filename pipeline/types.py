@@ -1,0 +1,234 @@
+"""The records that flow through the pipeline: sample, group, batch and the results of each stage.
+
+Layer 0: standard library and numpy only. Custom user functions see `Sample`, whose field names are slime's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class VersionSpan(NamedTuple):
+    """Response tokens [start, end) were sampled by the weights of policy `version` (indices into the response)."""
+
+    version: int
+    start: int
+    end: int
+
+
+class Status(enum.StrEnum):
+    """Where a sample is in its life."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    TRUNCATED = "truncated"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, kw_only=True)
+class Sample:
+    """One trajectory: a prompt and everything generated and everything tools returned. Mutable, as in slime.
+
+    `tokens` holds prompt and response ids, the last `response_length` of them are the response. `loss_mask`,
+    `rollout_log_probs` and the version spans cover the response only: `len(loss_mask) == len(rollout_log_probs)
+    == response_length`; tool tokens have mask 0, log-prob 0.0 and no version span.
+    """
+
+    Status = Status  # slime writes Sample.Status.COMPLETED
+
+    group_index: int | None = None
+    index: int | None = None  # unique over the whole run: group_index * n_samples_per_prompt + place in the group
+    prompt: str | list[dict[str, Any]] = ""
+    tokens: list[int] = field(default_factory=list)
+    response: str = ""
+    response_length: int = 0
+    label: Any = None
+    reward: float | dict[str, float] | None = None
+    loss_mask: list[int] | None = None
+    status: Status = Status.PENDING
+    metadata: dict[str, Any] = field(default_factory=dict)
+    multimodal_inputs: dict[str, Any] | None = None
+    multimodal_train_inputs: dict[str, Any] | None = None
+    weight_versions: list[VersionSpan] = field(default_factory=list)
+    rollout_log_probs: list[float] | None = None
+    rollout_routed_experts: Any = None
+    remove_sample: bool = False  # keep in the group (for reward normalisation), give it no loss
+    generate_function_path: str | None = None
+    custom_rm_path: str | None = None
+    train_metadata: dict[str, Any] | None = None
+    session_id: str | None = None
+    non_generation_time: float = 0.0
+    spec_info: dict[str, Any] | None = None
+    error: str | None = None  # why a FAILED sample failed
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.tokens) - self.response_length
+
+    @property
+    def effective_response_length(self) -> int:
+        """Response tokens that carry loss."""
+        return sum(self.loss_mask) if self.loss_mask is not None else self.response_length
+
+    def reward_value(self, key: str | None = None) -> float:
+        """The scalar reward; `key` picks one entry where the reward is a dict."""
+        if isinstance(self.reward, dict):
+            return float(self.reward[key or "score"])
+        if self.reward is None:
+            raise ValueError(f"sample {self.index} has no reward yet")
+        return float(self.reward)
+
+    get_reward_value = reward_value  # slime's name takes args; kept for ported custom functions
+
+    def append_response_tokens(
+        self,
+        token_ids: Sequence[int],
+        *,
+        log_probs: Sequence[float] | None = None,
+        spans: Sequence[VersionSpan] = (),
+        trainable: bool = True,
+    ) -> None:
+        """Append generated tokens (with log-probs and spans counted from the first of them) or tool tokens (mask 0)."""
+        n, at = len(token_ids), self.response_length
+        if trainable and (log_probs is None or len(log_probs) != n):
+            raise ValueError(f"{n} generated tokens need {n} log-probs, got {None if log_probs is None else len(log_probs)}")
+        self.loss_mask = [*(self.loss_mask if self.loss_mask is not None else [1] * at), *[int(trainable)] * n]
+        self.rollout_log_probs = [*(self.rollout_log_probs or [0.0] * at), *(log_probs if trainable and log_probs else [0.0] * n)]
+        for v, start, end in spans:
+            last = self.weight_versions[-1] if self.weight_versions else None
+            if last and last.version == v and last.end == at + start:
+                self.weight_versions[-1] = VersionSpan(v, last.start, at + end)
+            else:
+                self.weight_versions.append(VersionSpan(v, at + start, at + end))
+        self.tokens = [*self.tokens, *token_ids]
+        self.response_length = at + n
+
+    def oldest_version(self) -> int | None:
+        """The oldest policy version among the trained tokens (None without any)."""
+        if self.loss_mask is None:
+            return min((s.version for s in self.weight_versions), default=None)
+        return min((s.version for s in self.weight_versions if any(self.loss_mask[s.start : s.end])), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data (as far as the user's metadata is)."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        out["status"] = str(self.status)
+        out["weight_versions"] = [list(s) for s in self.weight_versions]
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Sample:
+        data = dict(data)
+        data["status"] = Status(data.get("status", Status.PENDING))
+        data["weight_versions"] = [VersionSpan(*s) for s in data.get("weight_versions", ())]
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The samples of one prompt: the unit of admission, reward normalisation and buffering.
+
+    A custom generate function may fan out, so `samples` need not be `n_samples_per_prompt` long.
+    """
+
+    group_index: int  # unique over the run, in admission order
+    deadline: int  # the rollout by which it must be consumed (pipeline.clock)
+    admitted_version: int  # policy version at admission
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSample:
+    """What the learner sees of one sample. All arrays numpy; R = response_length, T = total length."""
+
+    index: int
+    group_index: int
+    tokens: np.ndarray  # [T] int64
+    response_length: int
+    loss_mask: np.ndarray  # [R] uint8
+    rollout_log_probs: np.ndarray  # [R] float32
+    advantages: np.ndarray  # [R] float32
+    reward: float
+    staleness: int  # max over trained tokens, in policy versions
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+
+MicroBatch = tuple[TrainSample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerStep:
+    """One optimizer step: for every data-parallel rank its micro-batches (equally many on each rank)."""
+
+    per_rank: tuple[tuple[MicroBatch, ...], ...]  # [dp_rank][micro_batch]
+    num_samples: int  # over all ranks: the denominator of the per-sample mean
+    num_loss_tokens: int  # over all ranks: the denominator of the per-token mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """One rollout, cut into optimizer steps."""
+
+    rollout_id: int
+    policy_version: int  # the learner's version at consumption
+    steps: tuple[OptimizerStep, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What the learner says of one rollout: scalars, means over its optimizer steps.
+
+    Always there: loss, grad_norm, lr, entropy, kl_rollout_old, kl_old_new, ratio_mean, ratio_max, clip_fraction,
+    tis_mean, tis_clip_fraction, ess_fraction, num_tokens, seconds.
+    """
+
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushResult:
+    """One completed weight push."""
+
+    policy_version: int
+    seconds: float  # from start to the last engine's confirmation
+    stall_seconds: float  # longest time one engine was paused
+    num_bytes: int
+    num_engines: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One answer of an engine to one request: token ids in, token ids out."""
+
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]  # of the sampled tokens, under the sampling distribution
+    spans: tuple[VersionSpan, ...]  # relative to the first of token_ids
+    finish_reason: str  # "stop" | "length" | "abort"
+    text: str = ""
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """One evaluation of one data set."""
+
+    name: str
+    rollout_id: int  # the rollout after which it was started
+    policy_version_min: int  # oldest and newest weights among its tokens
+    policy_version_max: int
+    reward_mean: float
+    num_samples: int
+    num_failed: int
+    response_length_mean: float
+    truncated_fraction: float
+    seconds: float
