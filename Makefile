@@ -1,0 +1,47 @@
+# Slipstream: every command a user needs. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed-cpu
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup setup-gpu quickstart mock test lint types layers unit clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+$(STAMP): requirements/setup.sh requirements/cpu.txt
+	@requirements/setup.sh cpu "$(PYTHON)" "$(VENV)"
+
+setup: $(STAMP)  ## set up .venv for a machine without a GPU (idempotent)
+
+setup-gpu:  ## set up .venv for a CUDA machine (SGLang's own pins)
+	@requirements/setup.sh gpu "$(PYTHON)" "$(VENV)"
+
+quickstart: $(STAMP)  ## train a tiny Qwen3 by async GRPO on two CPU cores, a few minutes
+	$(RUN) train_async.py --config configs/presets/quickstart.yaml
+
+mock: $(STAMP)  ## the whole pipeline with simulated engines and learner, seconds
+	$(RUN) train_async.py --mock --num-rollout 50 --async-buffer-size 2
+
+lint: $(STAMP)  ## ruff: style and common mistakes
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+types: $(STAMP)  ## mypy
+	$(VENV)/bin/mypy
+
+layers: $(STAMP)  ## import-linter: who may import whom
+	$(VENV)/bin/lint-imports
+
+unit: $(STAMP)  ## the tests that start no real engine or learner
+	$(RUN) -m pytest -m "not slow and not gpu" tests
+
+test: lint types layers  ## everything: style, types, layers and all tests
+	$(RUN) -m pytest tests
+
+clean:  ## remove caches and made models (not .venv, not runs/)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache models
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Sets up the virtual environment: torch first by plain pip, then a closed list without dependency resolution.
+# usage: requirements/setup.sh cpu|gpu PYTHON VENV
+set -euo pipefail
+kind=$1 python=$2 venv=$3
+here=$(cd "$(dirname "$0")" && pwd)
+
+found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo "none")
+if [ "$found" != "3.11" ]; then
+    echo "Slipstream needs Python 3.11, but '$python' is ${found/none/not to be found}: install it (Debian: apt-get install python3.11-venv), or say make PYTHON=/path/to/python3.11" >&2
+    exit 2
+fi
+command -v cc >/dev/null || { echo "Slipstream needs a C compiler (Debian: apt-get install gcc)" >&2; exit 2; }
+
+torch=$(grep -E '^torch==' "$here/torch.txt")
+steps=3
+say() { printf '[%s/%s] %s\n' "$1" "$steps" "$2"; }
+
+say 1 "virtual environment in $venv (Python $found)"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip="$venv/bin/python -m pip --disable-pip-version-check"
+
+say 2 "$torch with its dependencies (the largest download: 0.2 GB for a CPU build, about 3 GB for a CUDA build)"
+$pip install --quiet --progress-bar on "$torch"
+
+total=$(grep -cE '^[A-Za-z0-9]' "$here/$kind.txt")
+say 3 "$total pinned packages from requirements/$kind.txt"
+# One line a package as it is fetched, so that a slow connection is seen to move.
+$pip install --no-deps -r "$here/$kind.txt" | awk -v total="$total" '
+    /^(Collecting|Requirement already satisfied: )/ { n++; name=$0; sub(/^Requirement already satisfied: /, "", name); sub(/^Collecting /, "", name); sub(/ .*/, "", name);
+                    if (n % 10 == 0 || n == total) { printf "      %d/%d %s\n", n, total, name; fflush() } }
+    /^Installing collected/ { print "      installing (about a minute)"; fflush() }
+    /^ERROR/ { print; fflush() }'
+
+"$venv/bin/python" -c 'import torch, pyarrow, ray, importlib.metadata as m; print("      torch", torch.__version__, "| sglang", m.version("sglang"), "| megatron-core", m.version("megatron-core"), "| ray", ray.__version__)'
+touch "$venv/.installed-$kind"
+echo "Done: .venv is ready."
