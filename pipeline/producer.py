@@ -1,0 +1,153 @@
+"""The endless loop that fills the buffer: admit -> prompt -> generate -> reward -> filter -> buffer.
+
+Consumes: prompts of the source, admissions of the clock. Waits for: a free admission slot. Unblocked by: a release
+(the learner finished a rollout and its push, if due, is confirmed) or a group that gave its slot back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Protocol
+
+from pipeline.clock import Admission, RolloutClock
+from pipeline.errors import GenerateError
+from pipeline.protocols import Buffer, Generate, Reward, Source
+from pipeline.types import Group, Sample, Status
+
+logger = logging.getLogger(__name__)
+
+
+class Verdict(Protocol):
+    """A filter's answer (slime's DynamicFilterOutput)."""
+
+    @property
+    def keep(self) -> bool: ...
+    @property
+    def reason(self) -> str | None: ...
+
+
+class Producer:
+    """Runs as one task beside the learner's loop. Returning is an error: only cancellation ends it."""
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        generate: Generate,
+        reward: Reward,
+        keep: Callable[[Sequence[Sample]], Verdict],
+        buffer: Buffer,
+        clock: RolloutClock,
+        group_max_retries: int,
+    ) -> None:
+        self._source, self._generate, self._reward, self._keep = source, generate, reward, keep
+        self._buffer, self._clock, self._retries = buffer, clock, group_max_retries
+        self._slot_free = asyncio.Event()
+        clock.subscribe(self._slot_free.set)
+        self._prompts: dict[int, list[Sample]] = {}  # of the groups admitted and not yet consumed: what a restart generates again
+        self._resumed: list[Admission] = []
+        self._failures_in_a_row = 0
+        self.counts: Counter[str] = Counter()  # samples_generated, samples_failed, groups_retried, groups_failed, groups_filtered
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as groups:
+            for admission in self._resumed:
+                groups.create_task(self._produce(admission))
+            while True:
+                while not self._clock.may_admit():
+                    self._slot_free.clear()
+                    await self._slot_free.wait()
+                admission = self._clock.admit()
+                self._prompts[admission.group_index] = self._number(admission.group_index, self._source.get_samples(1)[0])
+                groups.create_task(self._produce(admission))
+                await asyncio.sleep(0)  # let the group send its requests before the next is admitted
+
+    async def _produce(self, admission: Admission) -> None:
+        """One group, from its prompt to the buffer or to giving its slot back."""
+        samples = await self._generate_and_score(admission)
+        failed = [s for s in samples if s.status is Status.FAILED]
+        if failed:
+            self._give_up(admission, failed)
+            return
+        self._failures_in_a_row = 0
+        verdict = self._keep(samples)
+        if not verdict.keep:
+            self.counts["groups_filtered"] += 1
+            self._give_back(admission, f"filtered: {verdict.reason or 'filter said no'}")
+            return
+        group = Group(
+            group_index=admission.group_index,
+            deadline=admission.deadline,
+            admitted_version=admission.policy_version,
+            samples=tuple(samples),
+        )
+        await self._buffer.put(group)
+
+    async def _generate_and_score(self, admission: Admission) -> list[Sample]:
+        """Samples of the group; those whose rollout or scoring failed are generated again, up to the limit."""
+        done: list[Sample] = []
+        todo = self._prompts[admission.group_index]
+        for attempt in range(self._retries + 1):
+            samples = await self._generate(deepcopy(todo), evaluation=False)
+            await self._reward([*done, *samples] if done else samples)
+            self.counts["samples_generated"] += len(samples)
+            failed = {s.index for s in samples if s.status is Status.FAILED}
+            if not failed:
+                return [*done, *samples]
+            self.counts["samples_failed"] += sum(s.status is Status.FAILED for s in samples)
+            if attempt == self._retries:
+                return [*done, *samples]
+            self.counts["groups_retried"] += 1
+            done += [s for s in samples if s.index not in failed]
+            todo = [s for s in todo if s.index in failed]
+        raise AssertionError("unreachable")
+
+    def _give_up(self, admission: Admission, failed: list[Sample]) -> None:
+        """A group that failed for good is named and counted, and never trained as if its reward were 0."""
+        self.counts["groups_failed"] += 1
+        self._failures_in_a_row += 1
+        why = failed[0].error or "no reason given"
+        logger.warning("group %d given up: %d samples failed, the first with: %s", admission.group_index, len(failed), why)
+        limit = max(16, 2 * self._clock.batch_size)
+        if self._failures_in_a_row >= limit:
+            raise GenerateError(f"{limit} groups failed in a row, the last with: {why}. Nothing can be trained on; fix the cause and resume")
+        self._give_back(admission, f"failed: {type_of(why)}")
+
+    def _give_back(self, admission: Admission, reason: str) -> None:
+        del self._prompts[admission.group_index]
+        self._buffer.discard(admission.group_index, reason)
+
+    def _number(self, group_index: int, samples: list[Sample]) -> list[Sample]:
+        for place, sample in enumerate(samples):
+            sample.group_index, sample.index = group_index, group_index * len(samples) + place
+        return samples
+
+    # -- resume -------------------------------------------------------------------------------------------------------
+
+    def forget(self, groups: Sequence[Group]) -> None:
+        """These groups are trained on: a restart need not generate them again."""
+        for group in groups:
+            self._prompts.pop(group.group_index, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "source": self._source.state_dict(),
+            "counts": dict(self.counts),
+            "outstanding": {str(g): [s.to_dict() for s in samples] for g, samples in self._prompts.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The groups that were under way are generated again, under their old admissions."""
+        self._source.load_state_dict(state["source"])
+        self.counts = Counter(state["counts"])
+        self._prompts = {int(g): [Sample.from_dict(s) for s in samples] for g, samples in state["outstanding"].items()}
+        self._resumed = [self._clock.outstanding[g] for g in sorted(self._prompts)]
+
+
+def type_of(error: str) -> str:
+    """'TimeoutError: 30 s' -> 'TimeoutError': reasons are counted, so they must be few."""
+    return error.split(":", 1)[0][:80]

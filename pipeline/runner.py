@@ -1,0 +1,212 @@
+"""One run: the verbs that train_async.py speaks, over the parts that pipeline.build put together.
+
+The learner's loop is the only finite one. Consumes: rollouts of the buffer. Waits for: groups whose deadline is due, and for
+pushes it began itself. Unblocked by: the producer's puts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from configs.schema import Config
+from pipeline.clock import RolloutClock
+from pipeline.errors import LearnerError, SlipstreamError
+from pipeline.producer import Producer
+from pipeline.protocols import Buffer, Learner, WeightTransport
+from pipeline.recorder import Recorder
+from pipeline.shutdown import Stop, StopRequested
+from pipeline.snapshot import save_snapshot
+from pipeline.timing import IdleMeter
+from pipeline.types import EvalResult, Group, PushResult, StepResult, TrainBatch
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluates(Protocol):
+    """Every data set once; results stamped with the policy versions of their tokens."""
+
+    async def evaluate(self, rollout_id: int) -> list[EvalResult]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The concrete parts of one run, made by pipeline.build."""
+
+    config: Config
+    checkpoints: Path
+    clock: RolloutClock
+    producer: Producer
+    buffer: Buffer
+    learner: Learner
+    transport: WeightTransport
+    make_batch: Callable[[int, int, Sequence[Group]], TrainBatch]  # (rollout_id, policy_version, groups)
+    save_batch: Callable[[TrainBatch], Path]  # what a refused step was given, for a post-mortem
+    evaluator: Evaluates | None
+    recorder: Recorder
+    learner_busy: IdleMeter
+    start: Callable[[], Awaitable[None]]  # engines and learner up, the learner's weights on every engine
+    close: Callable[[], Awaitable[None]]  # everything down, from any state
+    kill_now: Callable[[], None]  # the same, at once and synchronously
+
+
+class Runner:
+    """`async with runner, runner.producing(): for rollout_id in runner.rollouts(): ...`"""
+
+    def __init__(self, parts: Parts) -> None:
+        self._p = parts
+        self._stop = Stop(parts.kill_now)
+        self._beside: asyncio.TaskGroup | None = None
+        self._evaluations: set[asyncio.Task[None]] = set()
+        self._eval_order = asyncio.Lock()
+        self.interrupted_by: int | None = None  # signal number
+
+    # -- the life of a run --------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._stop.install()
+        try:
+            await self._stop.or_result(self._p.start())
+        except BaseException as e:
+            if isinstance(e, StopRequested):
+                self.interrupted_by = self._stop.signal_number
+            await self._close()
+            raise
+        self._p.recorder.started()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
+        """Save what an interrupted run has; close everything; leave summary and report behind, whatever happened."""
+        stopped = error is not None and _is_stop(error)
+        try:
+            if stopped:
+                self.interrupted_by = self._stop.signal_number
+                await self._save_now()
+        finally:
+            await self._close()
+        return stopped
+
+    async def _close(self) -> None:
+        """Shielded: a cancelled run still leaves no process behind."""
+        try:
+            await asyncio.shield(asyncio.ensure_future(self._p.close()))
+        finally:
+            self._p.recorder.finish(interrupted=self.interrupted_by is not None)
+            self._stop.uninstall()
+
+    @asynccontextmanager
+    async def producing(self) -> AsyncIterator[None]:
+        """The producer (and evaluations) as tasks beside the learner's loop; a producer that fails stops the run with its cause."""
+        async with asyncio.TaskGroup() as self._beside:
+            producer = self._beside.create_task(self._produce())
+            yield
+            while self._evaluations:
+                await self._stop.or_result(asyncio.wait(set(self._evaluations)))
+            producer.cancel()
+
+    async def _produce(self) -> None:
+        await self._p.producer.run()
+        raise AssertionError("the producer returned: only cancellation may end it")
+
+    # -- the verbs ----------------------------------------------------------------------------------------------------
+
+    def rollouts(self) -> Iterator[int]:
+        """Ids of the rollouts still to train; a resumed run goes on where its snapshot was."""
+        if self._p.clock.num_trained == 0:
+            self._evaluate_now(0)
+        while not self._p.clock.finished:
+            yield self._p.clock.num_trained
+
+    async def take(self, rollout_id: int) -> list[Group]:
+        return await self._stop.or_result(self._p.buffer.take(rollout_id))
+
+    def batch(self, rollout_id: int, groups: Sequence[Group]) -> TrainBatch:
+        with self._p.learner_busy.busy():
+            return self._p.make_batch(rollout_id, self._p.clock.version_at(rollout_id), groups)
+
+    async def learn(self, batch: TrainBatch) -> StepResult:
+        """One rollout's optimizer steps. A refused step stops the run; what it was given is kept for a post-mortem."""
+        with self._p.learner_busy.busy():
+            try:
+                result = await self._p.learner.step(batch)
+            except LearnerError as e:
+                raise LearnerError(f"{e}. The batch is kept in {self._p.save_batch(batch)}") from e
+        self._p.clock.trained(batch.rollout_id)
+        return result
+
+    async def push(self, rollout_id: int) -> PushResult | None:
+        if not self._p.clock.push_due(rollout_id):
+            return None
+        with self._p.learner_busy.busy():
+            pushed = await self._p.transport.push(self._p.clock.policy_version + 1)
+        self._p.clock.pushed()
+        return pushed
+
+    def record(
+        self, rollout_id: int, groups: Sequence[Group], batch: TrainBatch, result: StepResult, pushed: PushResult | None
+    ) -> None:
+        self._p.producer.forget(groups)
+        self._p.recorder.trained(rollout_id, groups, batch, result)
+        if pushed:
+            self._p.recorder.pushed(rollout_id, pushed)
+
+    def evaluate(self, rollout_id: int) -> None:
+        """Start an evaluation where one is due. Training goes on; results come when they come."""
+        interval = self._p.config.eval.eval_interval
+        last = rollout_id + 1 == self._p.config.run.num_rollout
+        if interval and ((rollout_id + 1) % interval == 0 or last):
+            self._evaluate_now(rollout_id + 1)
+
+    def _evaluate_now(self, num_trained: int) -> None:
+        if self._p.evaluator is None or self._p.config.eval.eval_interval is None:
+            return
+        assert self._beside is not None, "evaluate() outside producing()"
+        task = self._beside.create_task(self._evaluate_in_order(num_trained))
+        self._evaluations.add(task)
+        task.add_done_callback(self._evaluations.discard)
+
+    async def _evaluate_in_order(self, num_trained: int) -> None:
+        assert self._p.evaluator is not None
+        async with self._eval_order:
+            try:
+                results = await self._p.evaluator.evaluate(num_trained)
+            except SlipstreamError as e:  # an evaluation is a measurement: its failure is shown and recorded, training goes on
+                logger.error("evaluation after rollout %d failed: %s", num_trained, e)
+                self._p.recorder.evaluation_failed(num_trained, e)
+                return
+        self._p.recorder.evaluated(results)
+
+    async def save(self, rollout_id: int) -> None:
+        interval, done = self._p.config.run.save_interval, rollout_id + 1
+        if self._p.clock.finished or (interval and done % interval == 0):
+            await self._save_now()
+
+    async def _save_now(self) -> None:
+        """Between two steps only: the snapshot's weights and the driver's state are of the same instant."""
+        p = self._p
+        if p.clock.num_trained == 0:
+            logger.warning("nothing is trained yet: no snapshot to save")
+            return
+        state: dict[str, Any] = {"clock": p.clock.state_dict(), "producer": p.producer.state_dict(), "recorder": p.recorder.state_dict()}
+        with p.learner_busy.busy():
+            path = await save_snapshot(p.checkpoints, p.clock.num_trained, p.learner, state)
+        logger.info("saved %s", path)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The exceptions in a (nested) group, or the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for e in error.exceptions for leaf in leaves(e)]
+    return [error]
+
+
+def _is_stop(error: BaseException) -> bool:
+    return all(isinstance(e, StopRequested | asyncio.CancelledError) for e in leaves(error)) and any(
+        isinstance(e, StopRequested) for e in leaves(error)
+    )

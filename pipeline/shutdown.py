@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM: the first asks for an orderly end (drain, save, close), the second ends at once, still clean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class StopRequested(Exception):  # noqa: N818  (not an error: the user's wish)
+    """The user asked the run to end. Raised where the loop next waits."""
+
+
+class Stop:
+    """The user's wish to end, as an event one can wait against."""
+
+    def __init__(self, kill_now: Callable[[], None]) -> None:
+        """`kill_now` ends every child process synchronously: what a second signal does before it leaves."""
+        self._event = asyncio.Event()
+        self._kill_now = kill_now
+        self.signal_number: int | None = None
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def uninstall(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    @property
+    def requested(self) -> bool:
+        return self._event.is_set()
+
+    async def or_result(self, waiting: Awaitable[T]) -> T:
+        """The result of `waiting`, or StopRequested as soon as the user asks to end."""
+        task = asyncio.ensure_future(waiting)
+        stop = asyncio.ensure_future(self._event.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise StopRequested
+        finally:
+            for t in (task, stop):
+                t.cancel()
+            await asyncio.wait({task, stop})
+
+    def _on_signal(self, number: int) -> None:
+        if self._event.is_set():
+            print("second signal: leaving at once", file=sys.stderr, flush=True)
+            self._kill_now()
+            os._exit(128 + number)
+        self.signal_number = number
+        logger.warning("%s: finishing the step under way, saving, closing (again to leave at once)", signal.Signals(number).name)
+        self._event.set()

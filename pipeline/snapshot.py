@@ -1,0 +1,62 @@
+"""Checkpoints as one atomic decision: the learner's files, the driver's state, then a DONE marker, then `latest`.
+
+    checkpoints/rollout_000040/{torch_dist/, hf/, state.json, DONE}
+    checkpoints/latest -> rollout_000040
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckpointError
+from pipeline.protocols import Learner
+
+STATE_VERSION = 1
+
+
+async def save_snapshot(folder: Path, num_trained: int, learner: Learner, state: Mapping[str, Any]) -> Path:
+    """Write the snapshot after `num_trained` rollouts. A crash at any instant leaves the previous one in force."""
+    target = folder / f"rollout_{num_trained:06d}"
+    if (target / "DONE").exists():
+        return target
+    shutil.rmtree(target, ignore_errors=True)  # a torn one, without its marker
+    target.mkdir(parents=True)
+    await learner.save(target)
+    _write_durably(target / "state.json", json.dumps({"state_version": STATE_VERSION, **state}, indent=1))
+    _write_durably(target / "DONE", f"{num_trained}\n")
+    link = folder / "latest.new"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    link.replace(folder / "latest")
+    return target
+
+
+def find_snapshot(load: str) -> Path:
+    """`load` is a run directory, a checkpoints folder or one snapshot. Raises CheckpointError naming what was looked for."""
+    given = Path(load)
+    for candidate in (given, given / "latest", given / "checkpoints" / "latest"):
+        if (candidate / "DONE").exists():
+            return candidate.resolve()
+    torn = "a snapshot without its DONE marker (torn by a crash); " if (given / "torch_dist").exists() else ""
+    raise CheckpointError(
+        f"--load {load}: {torn}expected a run directory, its checkpoints folder, or a rollout_NNNNNN folder in it that holds a DONE marker"
+    )
+
+
+def read_state(snapshot: Path) -> dict[str, Any]:
+    state = json.loads((snapshot / "state.json").read_text())
+    if state.get("state_version") != STATE_VERSION:
+        raise CheckpointError(f"{snapshot}/state.json has state_version {state.get('state_version')}, this Slipstream reads {STATE_VERSION}")
+    return state
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())

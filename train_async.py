@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+"""Asynchronous, off-policy, streaming GRPO: the algorithm on one screen.
+
+Generators fill the replay buffer without ever waiting for the learner; the learner takes a rollout as soon as every
+deadline allows it; new weights reach the engines in place, while they generate.
+"""
+
+import sys
+
+from configs.cli import parse_or_exit
+from pipeline.build import FAMILIES, build, run_to_end
+from pipeline.runner import Runner
+
+
+async def train(run: Runner) -> None:
+    # run.producing(): admit -> prompt -> generate -> reward -> filter -> replay buffer, for ever, beside the loop below.
+    async with run, run.producing():
+        for rollout_id in run.rollouts():
+            groups = await run.take(rollout_id)  # waits only for groups whose deadline is due
+            batch = run.batch(rollout_id, groups)  # advantages per group, micro-batches by token budget
+            result = await run.learn(batch)  # old log-probs recomputed, clipped loss, TIS against the rollout log-probs
+            pushed = await run.push(rollout_id)  # every N rollouts, in place; returns when every engine confirms the version
+            run.record(rollout_id, groups, batch, result, pushed)
+            run.evaluate(rollout_id)  # beside training, stamped with its policy versions
+            await run.save(rollout_id)
+
+
+def main() -> None:
+    config = parse_or_exit(sys.argv[1:], prog="train_async.py", families=FAMILIES)
+    sys.exit(run_to_end(train, lambda: build(config)))
+
+
+if __name__ == "__main__":
+    main()
