@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any, Protocol
 
 from pipeline.clock import Admission, RolloutClock
@@ -46,10 +45,8 @@ class Producer:
     ) -> None:
         self._source, self._generate, self._reward, self._keep = source, generate, reward, keep
         self._buffer, self._clock, self._retries = buffer, clock, group_max_retries
-        self._slot_free = asyncio.Event()
-        clock.subscribe(self._slot_free.set)
         self._prompts: dict[int, list[Sample]] = {}  # of the groups admitted and not yet consumed: what a restart generates again
-        self._resumed: list[Admission] = []
+        self._resumed: list[Admission] = []  # admitted before a restart
         self._failures_in_a_row = 0
         self.counts: Counter[str] = Counter()  # samples_generated, samples_failed, groups_retried, groups_failed, groups_filtered
 
@@ -58,10 +55,7 @@ class Producer:
             for admission in self._resumed:
                 groups.create_task(self._produce(admission))
             while True:
-                while not self._clock.may_admit():
-                    self._slot_free.clear()
-                    await self._slot_free.wait()
-                admission = self._clock.admit()
+                admission = await self._buffer.admit()
                 self._prompts[admission.group_index] = self._number(admission.group_index, self._source.get_samples(1)[0])
                 groups.create_task(self._produce(admission))
                 await asyncio.sleep(0)  # let the group send its requests before the next is admitted
@@ -92,7 +86,7 @@ class Producer:
         done: list[Sample] = []
         todo = self._prompts[admission.group_index]
         for attempt in range(self._retries + 1):
-            samples = await self._generate(deepcopy(todo), evaluation=False)
+            samples = await self._generate(todo, evaluation=False)
             await self._reward([*done, *samples] if done else samples)
             self.counts["samples_generated"] += len(samples)
             failed = {s.index for s in samples if s.status is Status.FAILED}

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.clock import Admission
 from pipeline.types import Completion, Group, PushResult, Sample, StepResult, TrainBatch
 
 
@@ -77,7 +78,13 @@ class Reward(Protocol):
 
 
 class Buffer(Protocol):
-    """Where finished groups wait for the learner."""
+    """Where finished groups wait for the learner: admit -> put or discard -> take."""
+
+    async def admit(self) -> Admission:
+        """The right of the next group to generate. Waits while K + 1 rollouts are under way."""
+
+    def discard(self, group_index: int, reason: str) -> None:
+        """The group failed for good, or a filter removed it: its slot becomes a new admission."""
 
     async def put(self, group: Group) -> None:
         """Returns when the group is as durable as asked. Waits while the byte budget is spent."""
