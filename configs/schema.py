@@ -120,6 +120,7 @@ class AsyncConfig:
     update_weights_interval: int = 1  # N: push after every so many rollouts
     max_staleness: int | None = None  # S, in policy versions; default ceil(K/N)
     buffer_max_bytes: int = 4 << 30  # generators wait at this many bytes of waiting groups
+    buffer_selector: Literal["deadline", "fifo", "lifo", "uniform"] = "deadline"  # order of ready groups, where deadlines leave a choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,9 @@ class Sample:
     `tokens` holds prompt and response ids, the last `response_length` of them are the response. `loss_mask`,
     `rollout_log_probs` and the version spans cover the response only: `len(loss_mask) == len(rollout_log_probs)
     == response_length`; tool tokens have mask 0, log-prob 0.0 and no version span.
+
+    Samples that come out of the replay buffer hold read-only numpy arrays instead of lists in `tokens` (int64), `loss_mask`
+    (uint8) and `rollout_log_probs` (float32): views of the mapped segment file, nothing is copied.
     """
 
     Status = Status  # slime writes Sample.Status.COMPLETED
@@ -75,7 +78,7 @@ class Sample:
     @property
     def effective_response_length(self) -> int:
         """Response tokens that carry loss."""
-        return sum(self.loss_mask) if self.loss_mask is not None else self.response_length
+        return int(np.count_nonzero(self.loss_mask)) if self.loss_mask is not None else self.response_length
 
     def reward_value(self, key: str | None = None) -> float:
         """The scalar reward; `key` picks one entry where the reward is a dict."""
@@ -119,6 +122,7 @@ class Sample:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able data (as far as the user's metadata is)."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        out.update({k: v.tolist() for k, v in out.items() if isinstance(v, np.ndarray)})
         out["status"] = str(self.status)
         out["weight_versions"] = [list(s) for s in self.weight_versions]
         return out

@@ -1,0 +1,189 @@
+"""One Arrow schema for groups: a RecordBatch is a group, a row is a sample. Never pickle.
+
+What a learner reads in bulk (tokens, loss mask, log-probs) lies in LargeList columns in the learner's own dtypes and comes back
+as read-only numpy views of the batch's memory; free-form fields are JSON strings; the rest are plain columns.
+Exact both ways, except: log-probs are float32 (as engines send them), routed experts int32 numpy arrays, and
+JSON knows neither tuples nor keys that are no strings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ReplayBufferError
+from pipeline.types import Group, Sample, Status, VersionSpan
+
+SCHEMA_VERSION = 1
+_SPAN = pa.list_(pa.int64(), 3)  # version, start, end
+_JSON = ("prompt", "label", "metadata", "multimodal_inputs", "multimodal_train_inputs", "train_metadata", "spec_info")
+_PLAIN = {
+    "index": pa.int64(),
+    "response": pa.large_string(),
+    "response_length": pa.int64(),
+    "status": pa.string(),
+    "remove_sample": pa.bool_(),
+    "generate_function_path": pa.string(),
+    "custom_rm_path": pa.string(),
+    "session_id": pa.string(),
+    "non_generation_time": pa.float64(),
+    "error": pa.string(),
+}
+_ARRAYS = {"tokens": np.dtype(np.int64), "loss_mask": np.dtype(np.uint8), "rollout_log_probs": np.dtype(np.float32)}
+
+SCHEMA = pa.schema(
+    [
+        pa.field("group_index", pa.int64(), nullable=False),  # these three: of the group, the same in every row
+        pa.field("deadline", pa.int64(), nullable=False),
+        pa.field("admitted_version", pa.int64(), nullable=False),
+        pa.field("sample_group_index", pa.int64()),  # what the sample itself says
+        *(pa.field(name, dtype) for name, dtype in _PLAIN.items()),
+        *(pa.field(name, pa.large_string()) for name in _JSON),
+        pa.field("reward", pa.float64()),  # a scalar reward ...
+        pa.field("reward_parts", pa.large_string()),  # ... or a dict of them, as JSON
+        *(pa.field(name, pa.large_list(pa.from_numpy_dtype(dtype))) for name, dtype in _ARRAYS.items()),
+        pa.field("weight_versions", pa.large_list(_SPAN)),
+        pa.field("routed_experts", pa.large_list(pa.int32())),  # flattened
+        pa.field("routed_experts_shape", pa.list_(pa.int64())),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def to_batch(group: Group) -> pa.RecordBatch:
+    """The group as one RecordBatch, a row a sample. Raises ReplayBufferError naming a field that Arrow or JSON cannot hold."""
+    samples = group.samples
+    if not samples:
+        raise ReplayBufferError(f"group {group.group_index} has no samples: discard it instead of putting it")
+    columns: dict[str, Any] = {}
+    for name, dtype in zip(SCHEMA.names, SCHEMA.types, strict=True):
+        try:
+            columns[name] = _column(name, dtype, group, samples)
+        except (TypeError, ValueError, OverflowError, pa.ArrowException) as e:
+            raise ReplayBufferError(
+                f"group {group.group_index}: sample.{name} cannot be stored ({e}); expected {_expected(name)}. "
+                "Fix the custom function that sets it."
+            ) from e
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
+
+
+def from_batch(batch: pa.RecordBatch) -> Group:
+    """The group of a RecordBatch. `tokens` [T] int64, `loss_mask` [R] uint8 and `rollout_log_probs` [R] float32 of its samples
+    are read-only numpy views of the batch's buffers (they keep them alive). Raises ReplayBufferError for another schema version."""
+    check_version(batch.schema)
+    columns: dict[str, list[Any]] = {name: batch.column(name).to_pylist() for name in (*_PLAIN, "reward", "reward_parts")}
+    columns["group_index"] = batch.column("sample_group_index").to_pylist()
+    columns["status"] = [Status(s) for s in columns["status"]]
+    for name in _JSON:
+        columns[name] = [None if text is None else json.loads(text) for text in batch.column(name).to_pylist()]
+    for name in _ARRAYS:
+        columns[name] = _views(batch.column(name))
+    spans = [[] if s is None else s.reshape(-1, 3).tolist() for s in _views(batch.column("weight_versions"))]
+    columns["weight_versions"] = [[VersionSpan(*s) for s in rows] for rows in spans]
+    shapes = batch.column("routed_experts_shape").to_pylist()
+    experts = _views(batch.column("routed_experts"))
+    columns["rollout_routed_experts"] = [None if e is None else e.reshape(s) for e, s in zip(experts, shapes, strict=True)]
+    parts = columns.pop("reward_parts")
+    columns["reward"] = [r if p is None else json.loads(p) for r, p in zip(columns["reward"], parts, strict=True)]
+    samples = tuple(Sample(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+    first = {name: batch.column(name)[0].as_py() for name in ("group_index", "deadline", "admitted_version")}
+    return Group(**first, samples=samples)
+
+
+def check_version(schema: pa.Schema) -> None:
+    """Raises ReplayBufferError unless this code wrote the schema."""
+    found = (schema.metadata or {}).get(b"schema_version", b"none").decode()
+    if found != str(SCHEMA_VERSION) or schema.names != SCHEMA.names:
+        raise ReplayBufferError(
+            f"buffer schema_version {found}: this version reads {SCHEMA_VERSION}; finish the run with the one that wrote it"
+        )
+
+
+def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sample]) -> pa.Array:
+    if name in ("group_index", "deadline", "admitted_version"):
+        return pa.array([getattr(group, name)] * len(samples), dtype)
+    if name in _ARRAYS:
+        return _large_list([getattr(s, name) for s in samples], _ARRAYS[name])
+    if name in _JSON:
+        return pa.array([_to_json(getattr(s, name)) for s in samples], dtype)
+    match name:
+        case "sample_group_index":
+            return pa.array([s.group_index for s in samples], dtype)
+        case "status":
+            return pa.array([str(s.status) for s in samples], dtype)
+        case "reward":
+            return pa.array([None if s.reward is None or isinstance(s.reward, dict) else float(s.reward) for s in samples], dtype)
+        case "reward_parts":
+            return pa.array([_to_json(s.reward) if isinstance(s.reward, dict) else None for s in samples], dtype)
+        case "weight_versions":
+            return _spans([s.weight_versions for s in samples])
+        case "routed_experts":
+            return _large_list([_experts(s) for s in samples], np.dtype(np.int32))
+        case "routed_experts_shape":
+            return pa.array([None if (e := _experts(s)) is None else list(np.shape(e)) for s in samples], dtype)
+    return pa.array([getattr(s, name) for s in samples], dtype)
+
+
+def _large_list(rows: Sequence[Any], dtype: np.dtype) -> pa.LargeListArray:
+    """Rows of numbers (None: null) as one flat value buffer with offsets."""
+    arrays = [np.empty(0, dtype) if row is None else _flat(row, dtype) for row in rows]
+    null = pa.array([row is None for row in rows]) if any(row is None for row in rows) else None
+    return pa.LargeListArray.from_arrays(_offsets([len(a) for a in arrays]), pa.array(np.concatenate(arrays)), mask=null)
+
+
+def _flat(row: Any, dtype: np.dtype) -> np.ndarray:
+    """One-dimensional, of this dtype; raises ValueError rather than wrap integers around, or cut fractions off."""
+    array = np.asarray(row) if isinstance(row, np.ndarray) else np.array(row, dtype)
+    if array.dtype != dtype:
+        if not np.can_cast(array.dtype, dtype, "same_kind") and array.size and not np.array_equal(array.astype(dtype), array):
+            raise ValueError(f"{array.dtype} values do not fit {dtype}")
+        array = array.astype(dtype)
+    return array.reshape(-1)
+
+
+def _spans(rows: Sequence[Sequence[VersionSpan]]) -> pa.LargeListArray:
+    flat = np.array([list(span) for row in rows for span in row], np.int64).reshape(-1)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(flat), 3)
+    return pa.LargeListArray.from_arrays(_offsets([len(row) for row in rows]), values)
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def _views(column: pa.LargeListArray) -> list[np.ndarray | None]:
+    """Row by row a zero-copy view of the column's values (fixed-size-list values flattened); None where null."""
+    values, width = column.values, 1
+    if pa.types.is_fixed_size_list(values.type):
+        width, values = values.type.list_size, values.values
+    numbers = values.to_numpy(zero_copy_only=True)
+    bounds = [b * width for b in column.offsets.to_pylist()]
+    valid = [True] * len(column) if column.null_count == 0 else column.is_valid().to_pylist()
+    return [numbers[a:b] if ok else None for a, b, ok in zip(bounds[:-1], bounds[1:], valid, strict=True)]
+
+
+def _experts(sample: Sample) -> Any:
+    return sample.rollout_routed_experts
+
+
+def _to_json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What json cannot say but numpy can."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r:.80} is not JSON")
+
+
+def _expected(name: str) -> str:
+    if name in _JSON or name == "reward_parts":
+        return "what JSON can say"
+    if name in _ARRAYS or name == "routed_experts":
+        return f"numbers of dtype {_ARRAYS.get(name, 'int32')}"
+    return f"a value of Arrow type {SCHEMA.field(name).type}"

@@ -1,0 +1,178 @@
+"""Append-only Arrow IPC stream files, and memory-mapped, verified, zero-copy reads of single batches from them.
+
+A segment is a valid IPC stream (schema message, then one message a batch; the end marker is optional and left out), so any Arrow
+tool reads it. Every batch message carries a CRC-32 of its own bytes (header and body) in its custom metadata; the checksum's
+place counts as eight zeros while it is computed.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from buffers.schema import SCHEMA
+from pipeline.errors import BufferCorruption, ReplayBufferError
+
+_MARK, _BLANK = b"crc32:", b"00000000"
+_END_MARKER_BYTES = 8
+_SCHEMA_MESSAGE = SCHEMA.serialize().to_pybytes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Location:
+    """Where one batch lies."""
+
+    segment: int
+    offset: int  # of its message in the file, bytes
+    num_bytes: int  # of its message, header included
+
+
+@dataclass(slots=True, kw_only=True)
+class _Segment:
+    path: Path
+    fd: int | None  # None: sealed
+    num_bytes: int  # what is complete; bytes beyond it are never read
+    live: set[int] = field(default_factory=set)  # offsets of the batches not yet freed
+    mapped: pa.MemoryMappedFile | None = None
+    mapped_bytes: int = 0
+
+
+class SegmentStore:
+    """append -> Location -> read, any number of times -> free. A sealed segment without live batches is deleted."""
+
+    def __init__(self, directory: Path, max_segment_bytes: int = 64 << 20) -> None:
+        """Removes segments that an earlier process left here."""
+        self._directory, self._max_bytes = directory, max_segment_bytes
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob("segment-*.arrow"):
+            leftover.unlink()
+        self._segments: dict[int, _Segment] = {}
+        self._next_id = 0
+        self._open: _Segment | None = None
+
+    @property
+    def num_segments(self) -> int:
+        return len(self._segments)
+
+    def append(self, batch: pa.RecordBatch) -> Location:
+        """Write one batch; it is in the operating system's hands on return. Raises ReplayBufferError when that fails (disk
+        full, say); nothing of the batch is visible then, and a later append may succeed."""
+        if self._open is not None and self._open.num_bytes >= self._max_bytes:
+            self._seal(self._open)
+        segment = self._open or self._start()
+        message = encode(batch)
+        _write(segment, message)
+        location = Location(segment=self._next_id - 1, offset=segment.num_bytes, num_bytes=len(message))
+        segment.num_bytes += len(message)
+        segment.live.add(location.offset)
+        return location
+
+    def read(self, location: Location) -> pa.RecordBatch:
+        """The batch, its buffers inside the mapped file. Raises BufferCorruption naming file and offset."""
+        segment = self._segments[location.segment]
+        if segment.mapped is None or segment.mapped_bytes < location.offset + location.num_bytes:
+            segment.mapped = pa.memory_map(str(segment.path))
+            segment.mapped_bytes = segment.mapped.size()
+        segment.mapped.seek(min(location.offset, segment.mapped_bytes))
+        message = segment.mapped.read_buffer(location.num_bytes)
+        if message.size < location.num_bytes:
+            raise _corrupt(segment.path, location.offset, f"{location.num_bytes} bytes expected, the file holds {message.size}")
+        return decode(message, segment.path, location.offset)
+
+    def free(self, location: Location) -> None:
+        """Nobody will read this batch again (views that exist stay valid)."""
+        segment = self._segments[location.segment]
+        segment.live.remove(location.offset)
+        if segment.fd is None and not segment.live:
+            self._delete(location.segment)
+
+    def close(self) -> None:
+        """Seal; files without live batches go, the others stay on disk."""
+        if self._open is not None:
+            self._seal(self._open)
+        for segment in self._segments.values():
+            segment.mapped = None
+
+    def _start(self) -> _Segment:
+        path = self._directory / f"segment-{self._next_id:06d}.arrow"
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        except OSError as e:
+            raise ReplayBufferError(f"replay buffer: cannot create {path}: {e.strerror}; check the run directory") from e
+        segment = _Segment(path=path, fd=fd, num_bytes=0)
+        try:
+            _write(segment, _SCHEMA_MESSAGE)
+        except ReplayBufferError:
+            os.close(fd)
+            path.unlink()
+            raise
+        segment.num_bytes = len(_SCHEMA_MESSAGE)
+        self._segments[self._next_id] = self._open = segment
+        self._next_id += 1
+        return segment
+
+    def _seal(self, segment: _Segment) -> None:
+        assert segment.fd is not None
+        os.close(segment.fd)
+        segment.fd = self._open = None
+        if not segment.live:
+            self._delete(self._next_id - 1)
+
+    def _delete(self, segment_id: int) -> None:
+        self._segments.pop(segment_id).path.unlink()
+
+
+def encode(batch: pa.RecordBatch) -> bytes:
+    """The batch as one IPC message with its checksum. A multiple of 8 bytes long, so that messages stay aligned in the file."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, SCHEMA) as writer:
+        writer.write_batch(batch, custom_metadata={"checksum": (_MARK + _BLANK).decode()})
+    message = bytearray(memoryview(sink.getvalue())[len(_SCHEMA_MESSAGE) : -_END_MARKER_BYTES])
+    at = message.index(_MARK) + len(_MARK)
+    message[at : at + len(_BLANK)] = b"%08x" % zlib.crc32(message)
+    return bytes(message)
+
+
+def decode(message: pa.Buffer, path: Path, offset: int) -> pa.RecordBatch:
+    """The batch of a message, without copying. Raises BufferCorruption naming `path` and `offset` unless the checksum holds."""
+    view = memoryview(message)
+    header_bytes = 8 + int.from_bytes(view[4:8], "little")
+    at = bytes(view[:header_bytes]).find(_MARK) + len(_MARK)
+    if at < len(_MARK):
+        raise _corrupt(path, offset, "no checksum where a batch should begin")
+    end = at + len(_BLANK)
+    found = b"%08x" % zlib.crc32(view[end:], zlib.crc32(_BLANK, zlib.crc32(view[:at])))
+    if found != bytes(view[at:end]):
+        raise _corrupt(path, offset, f"checksum {found.decode()}, written as {bytes(view[at:end])!r}")
+    try:
+        return pa.ipc.read_record_batch(pa.ipc.read_message(message), SCHEMA)
+    except (pa.ArrowException, OSError) as e:
+        raise _corrupt(path, offset, str(e)) from e
+
+
+def _write(segment: _Segment, data: bytes) -> None:
+    """All of `data` behind what is complete, or none of it."""
+    assert segment.fd is not None
+    view, at = memoryview(data), segment.num_bytes
+    try:
+        while view:
+            written = os.pwrite(segment.fd, view, at)
+            view, at = view[written:], at + written
+    except OSError as e:
+        error = ReplayBufferError(
+            f"replay buffer: {len(data)} bytes do not fit {segment.path}: {e.strerror} (errno {e.errno}); "
+            "free space there, choose another --runs-dir, or lower --buffer-max-bytes"
+        )
+        try:
+            os.ftruncate(segment.fd, segment.num_bytes)
+        except OSError as cut:  # harmless: the next append overwrites the torn bytes, and no location points at them
+            error.add_note(f"the torn write could not be cut off either: {cut}")
+        raise error from e
+
+
+def _corrupt(path: Path, offset: int, what: str) -> BufferCorruption:
+    return BufferCorruption(f"{path} at byte {offset}: {what}. The file was changed or the disk is faulty; this group cannot be trained on")
