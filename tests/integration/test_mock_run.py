@@ -1,0 +1,80 @@
+"""The whole pipeline as a user starts it, with simulated engines and learner."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, entry_command, read_metrics, run_entry
+
+FAST = ("--mock", "--rollout-batch-size", "4", "--n-samples-per-prompt", "4", "--mock-step-seconds", "0.01", "--mock-seconds-per-token", "0.0001")
+TRAIN_KEYS = {
+    "kind", "rollout_id", "policy_version", "reward_mean", "loss", "grad_norm", "num_samples", "num_tokens", "staleness_mean",
+    "staleness_p50", "staleness_p99", "staleness_max", "staleness_bound", "ess_fraction", "kl_rollout_old",
+    "generation_idle_fraction", "trainer_idle_fraction", "wall_seconds",
+}  # fmt: skip
+SUMMARY_KEYS = {
+    "num_rollouts", "final_policy_version", "reward_first", "reward_last", "samples_generated", "samples_trained", "samples_failed",
+    "staleness_max", "staleness_bound", "push_count", "push_stall_seconds_p50", "generation_idle_fraction", "trainer_idle_fraction",
+    "wall_seconds", "seconds_to_reward_0_9",
+}  # fmt: skip
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path, nothing_left_behind: None) -> None:
+    done = run_entry(*FAST, "--num-rollout", "12", "--async-buffer-size", "2", "--runs-dir", str(tmp_path), "--name", "m")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "m"
+    train = read_metrics(run, "train")
+    assert [r["rollout_id"] for r in train] == list(range(12))
+    assert all(r.keys() >= TRAIN_KEYS for r in train)
+    assert max(r["staleness_max"] for r in train) <= train[0]["staleness_bound"] == 2
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary.keys() >= SUMMARY_KEYS
+    assert summary["num_rollouts"] == summary["final_policy_version"] == summary["push_count"] == 12
+    assert summary["samples_trained"] == 12 * 4 * 4
+    for name in ("config.yaml", "reward.png", "report.html"):
+        assert (run / name).stat().st_size > 0
+
+
+def test_k0_is_on_policy(tmp_path: Path) -> None:
+    done = run_entry(*FAST, "--num-rollout", "6", "--async-buffer-size", "0", "--runs-dir", str(tmp_path), "--name", "sync")
+    assert done.returncode == 0, done.stderr
+    assert {r["staleness_max"] for r in read_metrics(tmp_path / "sync", "train")} == {0}
+
+
+def test_failing_requests_are_counted_and_never_trained(tmp_path: Path) -> None:
+    done = run_entry(
+        *FAST, "--num-rollout", "8", "--async-buffer-size", "2", "--mock-failure-rate", "0.2", "--runs-dir", str(tmp_path), "--name", "f"
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "f" / "summary.json").read_text())
+    assert summary["samples_failed"] > 0
+    assert summary["samples_trained"] == 8 * 4 * 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_where_it_was(tmp_path: Path, number: signal.Signals, nothing_left_behind: None) -> None:
+    flags = (*FAST, "--num-rollout", "60", "--async-buffer-size", "2", "--mock-step-seconds", "0.05", "--runs-dir", str(tmp_path), "--name", "s")
+    process = subprocess.Popen(entry_command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:  # plain output: a line a rollout
+        lines.append(line)
+        if (tmp_path / "s" / "metrics.jsonl").exists() and len(read_metrics(tmp_path / "s", "train")) >= 5:
+            process.send_signal(number)
+            break
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, "".join(lines) + rest
+    trained = len(read_metrics(tmp_path / "s", "train"))
+    assert 5 <= trained < 60
+    again = run_entry(*flags, "--load", str(tmp_path / "s"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    rows = read_metrics(tmp_path / "s", "train")
+    assert [r["rollout_id"] for r in rows] == list(range(60))
+    versions = [r["policy_version"] for r in rows]
+    assert versions == sorted(versions)
