@@ -1,0 +1,145 @@
+"""Core attention and norm for Megatron's local layer spec: torch SDPA over packed sequences, no TransformerEngine needed.
+
+Packed tokens are cut into blocks of sequences of similar length, and each block is one batched causal SDPA call. Padding on
+the right needs no mask under causal attention: a real token never sees a later one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+MAX_PADDING = 0.25  # a block may pad this share of its attention work (which goes with the square of the length)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Packed tokens [start, end): `num` sequences, padded to `length`. `index` [end - start]: their places in [num * length]."""
+
+    start: int
+    end: int
+    num: int
+    length: int
+    index: Tensor | None  # None: all of equal length, nothing to pad
+
+
+@dataclass
+class PackedSequences(PackedSeqParams):
+    """Megatron's packing record; `blocks` is how the local attention walks over it (empty for TransformerEngine)."""
+
+    blocks: tuple[Block, ...] = ()
+
+
+def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...]:
+    """Blocks over sequences packed in this order; they are few when `lengths` are sorted, and any order is right."""
+    blocks, first, start = [], 0, 0
+    while first < len(lengths):
+        last, top, work = first + 1, lengths[first], lengths[first] ** 2
+        while last < len(lengths):
+            new_top, new_work = max(top, lengths[last]), work + lengths[last] ** 2
+            if new_work < (1 - MAX_PADDING) * (last + 1 - first) * new_top**2:
+                break
+            last, top, work = last + 1, new_top, new_work
+        part = lengths[first:last]
+        index = None
+        if min(part) != top:
+            index = torch.cat([torch.arange(n, device=device) + i * top for i, n in enumerate(part)])
+        blocks.append(Block(start, start + sum(part), len(part), top, index))
+        first, start = last, start + sum(part)
+    return tuple(blocks)
+
+
+class _Spread(torch.autograd.Function):
+    """[t, d] rows to their places in [size, d], zeros elsewhere. Places are distinct, so the backward is a plain gather."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(index)
+        return rows.new_zeros(size, rows.shape[1]).index_copy_(0, index, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The rows at distinct places: the inverse of _Spread."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.size = rows.shape[0]
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        return grad.new_zeros(ctx.size, grad.shape[1]).index_copy_(0, ctx.saved_tensors[0], grad), None
+
+
+class SdpaCoreAttention(MegatronModule):
+    """Causal attention of packed sequences: [t, 1, heads, dim] -> [t, 1, heads * dim] (this tensor-parallel rank's heads)."""
+
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size > 1:
+            raise NotImplementedError("--context-parallel-size > 1 needs TransformerEngine's attention")
+        self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSequences | None = None,
+    ) -> Tensor:
+        """query: [t, 1, heads, dim]; key, value: [t, 1, kv_heads, dim]; returns [t, 1, heads * dim]."""
+        blocks = packed_seq_params.blocks if packed_seq_params else (Block(0, len(query), 1, len(query), None),)
+        parts = [self._attend(b, query[b.start : b.end], key[b.start : b.end], value[b.start : b.end]) for b in blocks]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(len(query), 1, -1)
+
+    def _attend(self, block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (self._batched(block, x) for x in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1])
+        rows = out.transpose(1, 2).reshape(block.num * block.length, -1)
+        return rows if block.index is None else _Collect.apply(rows, block.index)
+
+    @staticmethod
+    def _batched(block: Block, x: Tensor) -> Tensor:
+        """[tokens, 1, heads, dim] -> [num, heads, length, dim]"""
+        heads, dim = x.shape[-2:]
+        rows = x.reshape(len(x), heads * dim)
+        if block.index is not None:
+            rows = _Spread.apply(rows, block.index, block.num * block.length)
+        return rows.view(block.num, block.length, heads, dim).transpose(1, 2)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm with Megatron's constructor; under sequence parallelism its gradient is summed over the TP ranks."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel

@@ -1,0 +1,171 @@
+"""Megatron-core 0.16.1 on a machine without CUDA.
+
+Megatron writes `device="cuda"` and `torch.cuda.current_device()` in places that a CPU run passes too. `install()` gives those
+Megatron modules (and mbridge's helpers), and nobody else, a view of torch in which "cuda" means the CPU; torch itself stays
+as it is. Four more spots need a word of their own, each explained below. With a CUDA device `install()` does nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import queue
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pipeline.errors import LearnerError
+
+SUPPORTED = "0.16.1"
+# Modules on the paths that we run (model, schedules, optimizer, checkpoints) that name the CUDA device.
+_MODULES = (
+    "megatron.core.dist_checkpointing.strategies.filesystem_async",
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver",
+    "megatron.core.distributed.distributed_data_parallel",
+    "megatron.core.distributed.param_and_grad_buffer",
+    "megatron.core.models.common.embeddings.rotary_pos_embedding",
+    "megatron.core.models.common.language_module.language_module",
+    "megatron.core.optimizer.clip_grads",
+    "megatron.core.optimizer.distrib_optimizer",
+    "megatron.core.optimizer.optimizer",
+    "megatron.core.parallel_state",
+    "megatron.core.pipeline_parallel.p2p_communication",
+    "megatron.core.pipeline_parallel.schedules",
+    "megatron.core.tensor_parallel.layers",
+    "megatron.core.tensor_parallel.mappings",
+    "megatron.core.tensor_parallel.random",
+    "megatron.core.tensor_parallel.utils",
+    "megatron.core.transformer.attention",
+    "megatron.core.transformer.mlp",
+    "megatron.core.transformer.module",
+    "megatron.core.utils",
+    "mbridge.core.util",
+)
+_FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros", "zeros_like")
+_installed = False
+
+
+class _View(ModuleType):
+    """A module seen with some names replaced. The names are copied, so looking one up costs what it costs in the original."""
+
+    def __init__(self, original: ModuleType, **replaced: Any) -> None:
+        super().__init__(original.__name__, original.__doc__)
+        self.__dict__.update({**vars(original), **replaced})
+        self.__dict__["_original"] = original
+
+    def __getattr__(self, name: str) -> Any:  # names that torch makes when first asked for
+        return getattr(self.__dict__["_original"], name)
+
+
+def prepare_environment() -> None:
+    """To be called before torch is imported in a process that will train; does nothing where CUDA devices are to be seen.
+
+    Megatron's fusions are torch.compile'd functions; compiling them for every new shape costs far more than they save on a CPU.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not Path("/dev/nvidiactl").exists():
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def install() -> bool:
+    """Make Megatron run on this machine. True when the CPU view is in place, False on a CUDA machine (nothing done).
+
+    Idempotent. Raises LearnerError for a Megatron version that this was not written for.
+    """
+    global _installed
+    import torch
+
+    if torch.cuda.is_available():
+        return False
+    if _installed:
+        return True
+    megatron = importlib.import_module("megatron.core")
+    if megatron.__version__ != SUPPORTED:
+        raise LearnerError(f"megatron-core {megatron.__version__} on a machine without CUDA: only {SUPPORTED} is known to work")
+    view = _cpu_view(torch)
+    for name in _MODULES:
+        vars(importlib.import_module(name))["torch"] = view
+    _patch_random(torch)
+    _patch_clipping(torch)
+    _patch_distributed_optimizer(torch)
+    _patch_checkpoint_writer()
+    _installed = True
+    return True
+
+
+def _cpu_view(torch: Any) -> _View:
+    cpu = torch.device("cpu")
+
+    def on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(factory)
+        def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> Any:
+            del pin_memory  # page-locked memory exists for copies to a GPU
+            return factory(*args, device=cpu if str(device).startswith("cuda") else device, **kwargs)
+
+        return make
+
+    def nothing(*_args: Any, **_kwargs: Any) -> None:
+        return None
+
+    cuda = _View(torch.cuda, current_device=lambda: cpu, synchronize=nothing, empty_cache=nothing, manual_seed=torch.manual_seed)
+    cuda.__dict__["get_rng_state"] = lambda device=None: torch.get_rng_state()
+    return _View(torch, cuda=cuda, **{name: on_cpu(getattr(torch, name)) for name in _FACTORIES})
+
+
+def _patch_random(torch: Any) -> None:
+    """The generator whose state Megatron saves around recomputed layers and parallel regions is the CPU's."""
+    random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
+    random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
+
+
+def _patch_clipping(torch: Any) -> None:
+    """Megatron's clipping asserts CUDA gradients; without apex it is this one multiplication anyhow."""
+
+    def clip(parameters: Any, max_norm: float, total_norm: float, use_decoupled_grad: bool = False) -> None:
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if grads and (scale := max_norm / (total_norm + 1e-6)) < 1.0:
+            torch._foreach_mul_(grads, scale)
+
+    for name in ("clip_grads", "optimizer"):
+        vars(importlib.import_module(f"megatron.core.optimizer.{name}"))["clip_grad_by_total_norm_fp32"] = clip
+
+
+def _patch_distributed_optimizer(torch: Any) -> None:
+    """Loading the sharded Adam state was written for fused CUDA optimizers, which keep the step count in the parameter group.
+
+    torch's AdamW keeps a step tensor a parameter, and has no state at all before its first step.
+    """
+    cls: Any = importlib.import_module("megatron.core.optimizer.distrib_optimizer").DistributedOptimizer
+    state_dict, load_state_dict = cls.state_dict, cls.load_state_dict
+
+    def state_dict_of_all(self: Any) -> Any:
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if not self.optimizer.state[p]:
+                    zeros = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                    self.optimizer.state[p].update(step=torch.tensor(0.0), **zeros)
+        return state_dict(self)
+
+    def load_own_steps(self: Any, state: Any) -> None:
+        load_state_dict(self, state)
+        for entry in self.optimizer.state.values():
+            entry["step"] = entry["step"].clone()  # Megatron hands every parameter the same tensor
+
+    def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+        group, place = self.model_param_group_index_map[model_param]
+        main = self.optimizer.param_groups[group]["params"][place]
+        own = {"param": main, **self.optimizer.state[main]}
+        for name, value in tensors.items():
+            if name in own and name != "step":
+                own[name].copy_(value)
+
+    cls.state_dict, cls.load_state_dict, cls._set_main_param_and_optimizer_states = state_dict_of_all, load_own_steps, set_states
+
+
+def _patch_checkpoint_writer() -> None:
+    """A synchronous save needs no multiprocessing manager (three seconds, and a child that outlives a killed parent)."""
+    writer: Any = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    writer._results_queue = queue.Queue()

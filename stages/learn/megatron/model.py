@@ -1,0 +1,38 @@
+"""The policy: Megatron-core's GPTModel, with logits only where they are asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core import parallel_state as mpu
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from torch import Tensor
+
+
+class PolicyModel(GPTModel):
+    """GPTModel that makes logits only where they are asked for, and takes packed sequences under the local spec."""
+
+    num_words: int = 0  # vocabulary without padding; set after construction
+
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor, *args: Any, packed_seq_params: Any = None, **kwargs: Any) -> Any:
+        """The rotary table indexed by position: one lookup for the whole pack instead of a slice a sequence and layer."""
+        out = super()._preprocess(input_ids, position_ids, *args, packed_seq_params=packed_seq_params, **kwargs)
+        if packed_seq_params is None or packed_seq_params.qkv_format == "thd":
+            return out
+        return (out[0], out[1][position_ids[0]], *out[2:])
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, loss_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """`loss_mask` carries the rows [N] whose logits are wanted; returns logits [1, N, words of this TP rank]."""
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:
+            group = self.pg_collection.tp
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True, group=group)
+        if loss_mask is not None:
+            hidden_states = hidden_states.index_select(0, loss_mask)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden_states, weight=weight)
+        shard = logits.shape[-1]
+        words = max(0, min(shard, self.num_words - mpu.get_tensor_model_parallel_rank() * shard))
+        return logits.transpose(0, 1)[..., :words]

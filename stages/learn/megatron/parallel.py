@@ -1,0 +1,99 @@
+"""Process groups: rendezvous, Megatron's model-parallel state, and reductions over it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+
+_SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+_TIMEOUT = timedelta(minutes=30)  # of one collective: longer than any step; a dead peer is noticed at once, by its closed socket
+
+
+def serve_store(world_size: int, host: str = "127.0.0.1") -> tuple[dist.Store, int]:
+    """Rank 0's rendezvous store and its port. It listens on `host` only (torch by itself listens on every interface)."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind((host, 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    fd = listener.detach()  # the store owns it from here
+    return dist.TCPStore(host, port, world_size, True, _TIMEOUT, wait_for_workers=False, master_listen_fd=fd), port
+
+
+def join_store(host: str, port: int, world_size: int) -> dist.Store:
+    return dist.TCPStore(host, port, world_size, False, _TIMEOUT)
+
+
+def check_sizes(values: Mapping[str, Any], world_size: int) -> int:
+    """The data-parallel size. Raises ConfigError when the ranks cannot be laid out as asked."""
+    sizes = [int(values.get(name, 1)) for name in _SIZES]
+    product = sizes[0] * sizes[1] * sizes[2]
+    if world_size % product:
+        flags = " x ".join(f"--{n.replace('_', '-')} {s}" for n, s in zip(_SIZES, sizes, strict=True) if s > 1)
+        raise ConfigError(f"{flags} needs a multiple of {product} learner ranks, got {world_size}: set --actor-num-gpus-per-node")
+    return world_size // product
+
+
+def initialize(values: Mapping[str, Any], *, rank: int, world_size: int, store: dist.Store | None, device: torch.device, seed: int) -> None:
+    """The default process group (gloo on CPU, NCCL on CUDA) and Megatron's groups. `store` None: a world of one."""
+    check_sizes(values, world_size)
+    if device.type == "cpu":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    dist.init_process_group(backend, store=store or dist.HashStore(), rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    mpu.initialize_model_parallel(
+        *(int(values.get(name, 1)) for name in _SIZES[:2]),
+        virtual_pipeline_model_parallel_size=values.get("virtual_pipeline_model_parallel_size"),
+        context_parallel_size=int(values.get("context_parallel_size", 1)),
+        expert_model_parallel_size=int(values.get("expert_model_parallel_size", 1)),
+        expert_tensor_parallel_size=values.get("expert_tensor_parallel_size"),
+        distributed_timeout_minutes=int(_TIMEOUT.total_seconds() // 60),
+    )
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    torch.manual_seed(seed)
+
+
+def shutdown() -> None:
+    """Leave all groups; quiet when there are none."""
+    if dist.is_initialized():
+        mpu.destroy_model_parallel()
+        with contextlib.suppress(RuntimeError):  # a peer that died first has closed the sockets
+            dist.destroy_process_group()
+
+
+def data_parallel_size() -> int:
+    return mpu.get_data_parallel_world_size(with_context_parallel=True)
+
+
+def reduce_metrics(sums: Tensor | None, maxima: Tensor | None, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Sums and maxima over the data-parallel ranks, given to every pipeline stage.
+
+    Only the last stage has values; the others pass None and learn the shapes from `like`.
+    """
+    group = mpu.get_data_parallel_group(with_context_parallel=True)
+    sums, maxima = (like[0] if sums is None else sums), (like[1] if maxima is None else maxima)
+    dist.all_reduce(sums, group=group)
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=group)
+    if mpu.get_pipeline_model_parallel_world_size() > 1:
+        both, last = torch.cat([sums, maxima]), mpu.get_pipeline_model_parallel_last_rank()
+        dist.broadcast(both, src=last, group=mpu.get_pipeline_model_parallel_group())
+        sums, maxima = both[: len(sums)], both[len(sums) :]
+    return sums, maxima
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on every rank when it is true on one."""
+    value = torch.tensor([float(flag)], device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item() > 0)

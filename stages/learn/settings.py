@@ -1,0 +1,27 @@
+"""What a learner is built from. Imports nothing heavy: the driver makes it, the ranks read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from configs.schema import AlgorithmConfig, ClusterConfig, ModelConfig, OptimConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
+    """The configuration sections that the learner reads, and what it must know of the run."""
+
+    model: ModelConfig
+    algorithm: AlgorithmConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    megatron: Mapping[str, Any] = field(default_factory=dict)  # Megatron's flags by field name
+    num_optimizer_steps: int = 1  # of the whole run: where the learning-rate schedule ends
+    temperature: float = 1.0  # that the engine samples with: log-probs are of softmax(logits / temperature)
+    seed: int = 1234
+
+    @property
+    def num_ranks(self) -> int:
+        return self.cluster.actor_num_nodes * self.cluster.actor_num_gpus_per_node
