@@ -108,7 +108,9 @@ class Producer:
         logger.warning("group %d given up: %d samples failed, the first with: %s", admission.group_index, len(failed), why)
         limit = max(16, 2 * self._clock.batch_size)
         if self._failures_in_a_row >= limit:
-            raise GenerateError(f"{limit} groups failed in a row, the last with: {why}. Nothing can be trained on; fix the cause and resume")
+            raise GenerateError(
+                f"{limit} groups failed in a row, the last with: {why}. Nothing can be trained on; fix the cause and resume"
+            )
         self._give_back(admission, f"failed: {type_of(why)}")
 
     def _give_back(self, admission: Admission, reason: str) -> None:

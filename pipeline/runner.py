@@ -23,7 +23,6 @@ from pipeline.protocols import Buffer, Learner, WeightTransport
 from pipeline.recorder import Recorder
 from pipeline.shutdown import Stop, StopRequested
 from pipeline.snapshot import save_snapshot
-from pipeline.timing import IdleMeter
 from pipeline.types import EvalResult, Group, PushResult, StepResult, TrainBatch
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,6 @@ class Parts:
     save_batch: Callable[[TrainBatch], Path]  # what a refused step was given, for a post-mortem
     evaluator: Evaluates | None
     recorder: Recorder
-    learner_busy: IdleMeter
     start: Callable[[], Awaitable[None]]  # engines and learner up, the learner's weights on every engine
     close: Callable[[], Awaitable[None]]  # everything down, from any state
     kill_now: Callable[[], None]  # the same, at once and synchronously
@@ -127,12 +125,12 @@ class Runner:
         return await self._stop.or_result(self._p.buffer.take(rollout_id))
 
     def batch(self, rollout_id: int, groups: Sequence[Group]) -> TrainBatch:
-        with self._p.learner_busy.busy():
+        with self._p.recorder.trainer_busy():
             return self._p.make_batch(rollout_id, self._p.clock.version_at(rollout_id), groups)
 
     async def learn(self, batch: TrainBatch) -> StepResult:
         """One rollout's optimizer steps. A refused step stops the run; what it was given is kept for a post-mortem."""
-        with self._p.learner_busy.busy():
+        with self._p.recorder.trainer_busy():
             try:
                 result = await self._p.learner.step(batch)
             except LearnerError as e:
@@ -143,14 +141,12 @@ class Runner:
     async def push(self, rollout_id: int) -> PushResult | None:
         if not self._p.clock.push_due(rollout_id):
             return None
-        with self._p.learner_busy.busy():
+        with self._p.recorder.trainer_busy():
             pushed = await self._p.transport.push(self._p.clock.policy_version + 1)
         self._p.clock.pushed()
         return pushed
 
-    def record(
-        self, rollout_id: int, groups: Sequence[Group], batch: TrainBatch, result: StepResult, pushed: PushResult | None
-    ) -> None:
+    def record(self, rollout_id: int, groups: Sequence[Group], batch: TrainBatch, result: StepResult, pushed: PushResult | None) -> None:
         self._p.producer.forget(groups)
         self._p.recorder.trained(rollout_id, groups, batch, result)
         if pushed:
@@ -194,7 +190,7 @@ class Runner:
             logger.warning("nothing is trained yet: no snapshot to save")
             return
         state: dict[str, Any] = {"clock": p.clock.state_dict(), "producer": p.producer.state_dict(), "recorder": p.recorder.state_dict()}
-        with p.learner_busy.busy():
+        with p.recorder.trainer_busy():
             path = await save_snapshot(p.checkpoints, p.clock.num_trained, p.learner, state)
         logger.info("saved %s", path)
 
