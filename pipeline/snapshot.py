@@ -1,7 +1,7 @@
 """Checkpoints as one atomic decision: the learner's files, the driver's state, then a DONE marker, then `latest`.
 
-    checkpoints/rollout_000040/{torch_dist/, hf/, state.json, DONE}
-    checkpoints/latest -> rollout_000040
+checkpoints/rollout_000040/{torch_dist/, hf/, state.json, DONE}
+checkpoints/latest -> rollout_000040
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def find_snapshot(load: str) -> Path:
 def read_state(snapshot: Path) -> dict[str, Any]:
     state = json.loads((snapshot / "state.json").read_text())
     if state.get("state_version") != STATE_VERSION:
-        raise CheckpointError(f"{snapshot}/state.json has state_version {state.get('state_version')}, this Slipstream reads {STATE_VERSION}")
+        raise CheckpointError(
+            f"{snapshot}/state.json has state_version {state.get('state_version')}, this Slipstream reads {STATE_VERSION}"
+        )
     return state
 
 
