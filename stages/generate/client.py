@@ -1,0 +1,252 @@
+"""HTTP client of SGLang engines: token ids in, token ids out, with retries, deadlines and aborts.
+
+KV of different policy versions is kept apart by `extra_key`, the radix cache's namespace: a request is filed under the
+version its engine had confirmed when the request was sent. One race is left: a push may land between the two, and the
+request then runs on new weights over cached KV of the old ones. Its answer betrays it (first token newer than the key,
+`cached_tokens` > 0), so it is asked again under a key of its own, under which nothing can be cached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from configs.schema import RolloutConfig
+from pipeline.errors import EngineError
+from pipeline.protocols import EnginePool
+from pipeline.types import Completion, VersionSpan
+
+BACKOFF_SECONDS = 0.25  # before the first retry; doubles with every further one
+BACKOFF_MAX_SECONDS = 15.0
+ABORT_SECONDS = 5.0  # deadline of an abort
+CONNECT_SECONDS = 10.0
+KEEPALIVE_SECONDS = 4.0  # uvicorn drops idle connections after 5 s: let go of them first
+HEADERS = {"Content-Type": "application/json"}
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class _TransientError(Exception):
+    """One attempt failed in a way that another attempt may cure."""
+
+
+class _StaleKVError(Exception):
+    """The answer was computed on cached KV of weights older than its first token's."""
+
+
+@dataclass(slots=True)
+class ClientStatistics:
+    """Counters since the start. `requests` counts attempts that were answered."""
+
+    requests: int = 0
+    retries: int = 0
+    transport_failures: int = 0
+    stale_kv_retries: int = 0
+    aborts: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class SGLangClient:
+    """`EngineClient` over every engine of a pool, on one shared aiohttp session. Use as an async context manager.
+
+    `boundary_is_old`: set for engines that run with overlap scheduling. There the sampler is one step ahead of the
+    version label, so the first token labelled with a new version was still sampled by the old weights; spans are
+    moved by one token to say so.
+    """
+
+    def __init__(
+        self,
+        pool: EnginePool,
+        rollout: RolloutConfig,
+        *,
+        boundary_is_old: bool = False,
+        connection_limit: int = 0,
+        sleep: Sleep = asyncio.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`connection_limit` 0: as many as there are requests (leases of the pool bound them)."""
+        self._pool = pool
+        self._max_retries = rollout.generate_max_retries
+        self._timeout_seconds = rollout.generate_timeout_seconds
+        self._boundary_is_old = boundary_is_old
+        self._connection_limit = connection_limit
+        self._sleep = sleep
+        self._rng = rng or random.Random()
+        self._session: aiohttp.ClientSession | None = None
+        self._urls: dict[str, URL] = {}
+        self._rid_prefix = uuid.uuid4().hex
+        self._rids = itertools.count()
+        self._aborts: set[asyncio.Task[None]] = set()
+        self.statistics = ClientStatistics()
+
+    async def __aenter__(self) -> Self:
+        self._open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Finish the aborts under way (each has a deadline) and close every connection."""
+        if self._aborts:
+            await asyncio.wait(set(self._aborts))
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def generate(self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None) -> Completion:
+        """See `EngineClient`. Raises EngineError when an engine refuses the request (4xx) or the retries are used up."""
+        failures, fresh_key = 0, False
+        while True:
+            try:
+                return await self._attempt(input_ids, sampling_params, session_id, fresh_key)
+            except _StaleKVError as error:
+                if fresh_key:
+                    raise EngineError(
+                        f"{error}, although the request had a cache key of its own: does the engine know `extra_key`?"
+                    ) from None
+                self.statistics.stale_kv_retries += 1
+                fresh_key = True
+            except _TransientError as error:
+                failures += 1
+                if failures > self._max_retries:
+                    hint = "see the engine's log; --generate-max-retries and --generate-timeout-seconds set the limits"
+                    raise EngineError(f"a request failed {failures} times, the last time with: {error} ({hint})") from error
+                self.statistics.retries += 1
+                await self._sleep(self._backoff(failures))
+
+    def _backoff(self, failures: int) -> float:
+        """Exponential with full jitter above one half, so that a thousand failed requests do not come back at once."""
+        ceiling = min(BACKOFF_SECONDS * 2 ** (failures - 1), BACKOFF_MAX_SECONDS)
+        return ceiling * (0.5 + 0.5 * self._rng.random())
+
+    async def _attempt(self, input_ids: Sequence[int], params: Mapping[str, Any], session_id: str | None, fresh_key: bool) -> Completion:
+        rid = f"{self._rid_prefix}-{next(self._rids)}"
+        endpoint = ""
+        try:
+            async with self._pool.lease(session_id) as endpoint:
+                version = self._pool.version_of(endpoint)
+                request = {
+                    "rid": rid,
+                    "input_ids": input_ids,
+                    "sampling_params": params,
+                    "return_logprob": True,
+                    "extra_key": f"{version}/{rid}" if fresh_key else str(version),
+                }
+                body = await self._post(endpoint, rid, orjson.dumps(request))
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if not endpoint:  # not a request's failure, but the pool's
+                raise
+            self.statistics.transport_failures += 1
+            await self._pool.report_failure(endpoint, error)
+            what = f"no answer in {self._timeout_seconds:g} s" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
+            raise _TransientError(f"{endpoint}: {what}") from error
+        completion = parse_completion(body, endpoint, boundary_is_old=self._boundary_is_old)
+        self._count(input_ids, completion)
+        if completion.finish_reason == "abort":
+            raise _TransientError(f"{endpoint} aborted request {rid}")
+        first = completion.spans[0].version if completion.spans else version
+        if first > version and completion.cached_tokens > 0:
+            raise _StaleKVError(
+                f"{endpoint} sampled with version {first} over {completion.cached_tokens} cached tokens of version {version}"
+            )
+        return completion
+
+    async def _post(self, endpoint: str, rid: str, data: bytes) -> bytes:
+        url = self._urls.get(endpoint) or self._urls.setdefault(endpoint, URL(endpoint) / "generate")
+        try:
+            async with asyncio.timeout(self._timeout_seconds), self._open().post(url, data=data, headers=HEADERS) as response:
+                body = await response.read()
+                if response.status == 200:
+                    return body
+        except (asyncio.CancelledError, TimeoutError):  # nobody waits for the answer any more: the engine should not work on it
+            task = asyncio.create_task(self._abort(endpoint, rid))
+            self._aborts.add(task)
+            task.add_done_callback(self._aborts.discard)
+            raise
+        said = f"{endpoint} answered {response.status}: {body[:500].decode(errors='replace')}"
+        if response.status >= 500 or response.status == 429:
+            raise _TransientError(said)
+        raise EngineError(said)
+
+    async def _abort(self, endpoint: str, rid: str) -> None:
+        """Best effort: an engine that is gone has nothing left to abort, and its failure is reported by live requests."""
+        self.statistics.aborts += 1
+        try:
+            async with asyncio.timeout(ABORT_SECONDS):
+                data = orjson.dumps({"rid": rid})
+                async with self._open().post(URL(endpoint) / "abort_request", data=data, headers=HEADERS):
+                    pass
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=self._connection_limit, keepalive_timeout=KEEPALIVE_SECONDS)
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)  # the total is asyncio.timeout's
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=timeout,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept-Encoding"),
+            )
+        return self._session
+
+    def _count(self, input_ids: Sequence[int], completion: Completion) -> None:
+        self.statistics.requests += 1
+        self.statistics.input_tokens += len(input_ids)
+        self.statistics.output_tokens += len(completion.token_ids)
+        self.statistics.cached_tokens += completion.cached_tokens
+
+
+def parse_completion(body: bytes, endpoint: str, *, boundary_is_old: bool = False) -> Completion:
+    """SGLang's answer to a non-streamed /generate. Raises EngineError when something that training needs is not in it."""
+    try:
+        answer = orjson.loads(body)
+        meta = answer["meta_info"]
+        sampled = meta.get("output_token_logprobs") or []
+        token_ids = tuple([token[1] for token in sampled])
+        log_probs = tuple([token[0] for token in sampled])
+        labels = meta.get("weight_versions")
+        if labels:
+            spans = tuple([VersionSpan(int(label["version"]), label["start"], label["end"]) for label in labels])
+        else:
+            spans = (VersionSpan(int(meta["weight_version"]), 0, len(token_ids)),) if token_ids else ()
+        return Completion(
+            token_ids=token_ids,
+            log_probs=log_probs,
+            spans=shift_boundaries(spans) if boundary_is_old and len(spans) > 1 else spans,
+            finish_reason=meta["finish_reason"]["type"],
+            text=answer.get("text") or "",
+            cached_tokens=meta.get("cached_tokens") or 0,
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        said = body[:300].decode(errors="replace")
+        raise EngineError(
+            f"{endpoint} gave an answer without usable log-probs or versions ({type(error).__name__}: {error}): {said}"
+        ) from error
+
+
+def shift_boundaries(spans: Sequence[VersionSpan]) -> tuple[VersionSpan, ...]:
+    """The token at every version boundary goes to the older span; a span that thereby becomes empty is left out."""
+    out: list[VersionSpan] = []
+    start = spans[0].start
+    for i, span in enumerate(spans):
+        last = i == len(spans) - 1
+        end = span.end if last else min(span.end + 1, spans[-1].end)
+        if end > start:
+            out.append(VersionSpan(span.version, start, end))
+        start = max(start, end)
+    return tuple(out)

@@ -1,0 +1,172 @@
+"""The generate stage: one task per sample, a group under one TaskGroup. A failed rollout is data, never an exception."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from configs.schema import EvalConfig, RolloutConfig
+from pipeline.errors import GenerateError, SlipstreamError
+from pipeline.protocols import EngineClient, Tokenizer
+from pipeline.timing import Clock, MonotonicClock
+from pipeline.types import Completion, Sample, Status
+from pipeline.userfn import load_function
+from stages.generate.check import check_sample
+from stages.generate.custom import CustomGenerate, wrap
+
+
+class GenerateStage:
+    """Implements `Generate`. The samples it is given stay as they are: it returns filled copies, so that a group that
+    failed can be generated again from the same prompts.
+
+    Custom functions find in `args` every flag, and beside them `engine_client`, `tokenizer`, `context_length`, `clock`.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        rollout: RolloutConfig,
+        args: Any = None,
+        *,
+        evaluation: EvalConfig | None = None,
+        context_length: int | None = None,
+        current_version: Callable[[], int] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`args`: `configs.schema.flat_args(config)`. `context_length`: tokens of prompt + response that the engines take.
+        `current_version`: the oldest policy version any engine serves; stamps samples of custom functions without spans.
+        Raises ConfigError when the custom function cannot be loaded or has no known signature.
+        """
+        self._client = client
+        self._tokenizer = tokenizer
+        self._context_length = min((n for n in (rollout.rollout_max_context_len, context_length) if n), default=None)
+        self._current_version = current_version
+        extra = {
+            "engine_client": client,
+            "tokenizer": tokenizer,
+            "context_length": self._context_length,
+            "clock": clock or MonotonicClock(),
+        }
+        self._args = SimpleNamespace(**{**(vars(args) if args is not None else {}), **extra})
+        self._train_params = default_sampling_params(rollout)
+        self._eval_params = {**self._train_params, **_eval_overrides(evaluation)}
+        self._functions: dict[str, CustomGenerate] = {}
+        path = rollout.custom_generate_function_path
+        self._custom = self._load(path) if path else None
+
+    async def __call__(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[Sample]:
+        """See `Generate`. Samples that a custom function fans out to take the place of the one they come from."""
+        if self._custom is not None and self._custom.takes_list and not any(s.generate_function_path for s in samples):
+            return await self._whole_group(self._custom, [_fresh(s, deep=True) for s in samples], evaluation)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._one(sample, evaluation)) for sample in samples]
+        return [sample for task in tasks for sample in task.result()]
+
+    async def _one(self, template: Sample, evaluation: bool) -> list[Sample]:
+        sample = _fresh(template, deep=self._custom is not None or template.generate_function_path is not None)
+        try:
+            params = self._prepare(sample, evaluation)
+            custom = self._load(sample.generate_function_path) if sample.generate_function_path else self._custom
+            if custom is None:
+                return [fill(sample, await self._client.generate(sample.tokens, params, session_id=sample.session_id), self._tokenizer)]
+            version = self._current_version() if self._current_version else None
+            made = await custom.one(self._args, sample, params, evaluation)
+        except Exception as error:  # CancelledError is not an Exception: it passes
+            return [_failed(sample, error)]
+        return [_checked(s, sample, version) for s in made]
+
+    async def _whole_group(self, custom: CustomGenerate, samples: list[Sample], evaluation: bool) -> list[Sample]:
+        version = self._current_version() if self._current_version else None
+        try:
+            for sample in samples:
+                self._prepare(sample, evaluation)
+            made = await custom.group(self._args, list(samples), evaluation)
+        except Exception as error:
+            return [_failed(sample, error) for sample in samples]
+        origins = samples if len(made) == len(samples) else [samples[0]] * len(made)
+        return [_checked(s, origin, version) for s, origin in zip(made, origins, strict=True)]
+
+    def _prepare(self, sample: Sample, evaluation: bool) -> dict[str, Any]:
+        """Encode the prompt where the source has not, and give this sample the response budget its prompt leaves."""
+        if not sample.tokens:
+            sample.tokens = self._encode(sample.prompt)
+        params = self._eval_params if evaluation else self._train_params
+        if self._context_length is None:
+            return params
+        room = self._context_length - len(sample.tokens)
+        if room < 1:
+            raise GenerateError(
+                f"the prompt of {len(sample.tokens)} tokens leaves no room for a response in a context of {self._context_length}; "
+                "set --rollout-max-prompt-len to skip such prompts"
+            )
+        return params if room >= params["max_new_tokens"] else {**params, "max_new_tokens": room}
+
+    def _encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self._tokenizer.encode(prompt, add_special_tokens=False))
+        return list(self._tokenizer.apply_chat_template(prompt, tokenize=True, add_generation_prompt=True, return_dict=False))
+
+    def _load(self, path: str) -> CustomGenerate:
+        if path not in self._functions:
+            self._functions[path] = wrap(load_function(path, "generate"), path)
+        return self._functions[path]
+
+
+def default_sampling_params(rollout: RolloutConfig) -> dict[str, Any]:
+    """SGLang's sampling parameters for training rollouts. Stop strings stay in the text, as they stay in the tokens."""
+    params: dict[str, Any] = {
+        "temperature": rollout.rollout_temperature,
+        "top_p": rollout.rollout_top_p,
+        "top_k": rollout.rollout_top_k,
+        "max_new_tokens": rollout.rollout_max_response_len,
+        "skip_special_tokens": rollout.rollout_skip_special_tokens,
+        "spaces_between_special_tokens": False,
+        "no_stop_trim": True,
+    }
+    if rollout.rollout_stop:
+        params["stop"] = list(rollout.rollout_stop)
+    if rollout.rollout_stop_token_ids:
+        params["stop_token_ids"] = list(rollout.rollout_stop_token_ids)
+    return params
+
+
+def fill(sample: Sample, completion: Completion, tokenizer: Tokenizer) -> Sample:
+    """Put a single-turn answer into its sample."""
+    sample.append_response_tokens(completion.token_ids, log_probs=completion.log_probs, spans=completion.spans)
+    sample.response = completion.text or tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    sample.status = Status.TRUNCATED if completion.finish_reason == "length" else Status.COMPLETED
+    return sample
+
+
+def _eval_overrides(evaluation: EvalConfig | None) -> dict[str, Any]:
+    if evaluation is None:
+        return {}
+    wanted = {"temperature": evaluation.eval_temperature, "max_new_tokens": evaluation.eval_max_response_len}
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _fresh(sample: Sample, *, deep: bool) -> Sample:
+    """A copy to work on. User functions may write anywhere, the built-in path writes into no container in place."""
+    return copy.deepcopy(sample) if deep else dataclasses.replace(sample)
+
+
+def _checked(sample: Sample, origin: Sample, fallback_version: int | None) -> Sample:
+    """`sample` as a custom function made it of `origin`: numbered like it where the function made a new one, and valid or FAILED."""
+    sample.group_index = origin.group_index if sample.group_index is None else sample.group_index
+    sample.index = origin.index if sample.index is None else sample.index
+    try:
+        check_sample(sample, fallback_version=fallback_version)
+    except GenerateError as error:
+        return _failed(sample, error)
+    return sample
+
+
+def _failed(sample: Sample, error: Exception) -> Sample:
+    sample.status = Status.FAILED
+    sample.error = str(error) if isinstance(error, SlipstreamError) else f"{type(error).__name__}: {error}"
+    return sample

@@ -1,0 +1,134 @@
+"""Multi-turn generation for custom functions, token-exact: what the model sampled is never decoded and encoded again.
+
+async def generate(args, sample, sampling_params):
+    async with open_session(args, sample, sampling_params) as session:
+        while not session.done:
+            turn = await session.generate(stop=["</calc>"])
+            call = find_call(turn.text)
+            if call is None:
+                break
+            session.append_tool(run(call))
+    return sample
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pipeline.errors import GenerateError
+from pipeline.protocols import EngineClient, Tokenizer
+from pipeline.timing import Clock, MonotonicClock
+from pipeline.types import Completion, Sample, Status
+
+
+class Session:
+    """One conversation with one engine, written into one sample as it goes.
+
+    The response budget, `sampling_params["max_new_tokens"]`, covers all turns and tool tokens together.
+    """
+
+    def __init__(
+        self,
+        sample: Sample,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        sampling_params: Mapping[str, Any],
+        *,
+        max_turns: int,
+        context_length: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.sample = sample
+        self.turns = 0
+        self.truncated = False  # no room (or no turn) left for what would have come next
+        self.engine_seconds = 0.0
+        self._client = client
+        self._tokenizer = tokenizer
+        self._params = dict(sampling_params)
+        self._max_turns = max_turns
+        self._context_length = context_length
+        self._last_cut = False  # the last turn ended at its length limit
+        self._clock = clock or MonotonicClock()
+        if sample.session_id is None:
+            sample.session_id = uuid.uuid4().hex  # keeps all turns on the engine that holds their KV
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be appended, generated or not."""
+        budget = self._params["max_new_tokens"] - self.sample.response_length
+        if self._context_length is not None:
+            budget = min(budget, self._context_length - len(self.sample.tokens))
+        return max(budget, 0)
+
+    @property
+    def done(self) -> bool:
+        """No further turn is possible."""
+        return self.truncated or self.remaining < 1 or self.turns >= self._max_turns
+
+    async def generate(self, **overrides: Any) -> Completion:
+        """One turn: sample on from everything so far, and append it as trained tokens.
+
+        `overrides` replace sampling parameters for this turn (stop, temperature, max_new_tokens ...).
+        Raises GenerateError when the session is done: look at `done` first.
+        """
+        if self.done:
+            raise GenerateError(f"no further turn: {self.turns} of {self._max_turns} turns, {self.remaining} tokens left")
+        params = {**self._params, **overrides}
+        params["max_new_tokens"] = min(params["max_new_tokens"], self.remaining)
+        started = self._clock.now()
+        turn = await self._client.generate(self.sample.tokens, params, session_id=self.sample.session_id)
+        self.engine_seconds += self._clock.now() - started
+        self.turns += 1
+        self.sample.append_response_tokens(turn.token_ids, log_probs=turn.log_probs, spans=turn.spans)
+        self._last_cut = turn.finish_reason == "length"
+        if self._last_cut and (self.remaining < 1 or len(turn.token_ids) < params["max_new_tokens"]):
+            self.truncated = True  # by the budget, or by a limit of the engine's own
+        return turn
+
+    def append_tool(self, result: str | Sequence[int]) -> bool:
+        """Append what a tool said (text is encoded on its own; ids go in as they are): mask 0, no version.
+
+        Whole or not at all: when it does not fit, or when the turns are used up and nobody would read it, the session
+        is truncated and False comes back.
+        """
+        ids = self._tokenizer.encode(result, add_special_tokens=False) if isinstance(result, str) else list(result)
+        if len(ids) >= self.remaining or self.turns >= self._max_turns:
+            self.truncated = True
+            return False
+        self.sample.append_response_tokens(ids, trainable=False)
+        self._last_cut = False
+        return True
+
+    def finish(self) -> None:
+        """Set text and status, unless the function has set a status itself."""
+        tokens = self.sample.tokens[self.sample.prompt_length :]
+        self.sample.response = self._tokenizer.decode(tokens, skip_special_tokens=self._params.get("skip_special_tokens", True))
+        if self.sample.status is Status.PENDING:
+            self.sample.status = Status.TRUNCATED if self.truncated or self._last_cut else Status.COMPLETED
+
+
+@asynccontextmanager
+async def open_session(args: Any, sample: Sample, sampling_params: Mapping[str, Any]) -> AsyncIterator[Session]:
+    """A session over the run's engines, for a custom generate function with its own `args`, sample and parameters.
+
+    On a clean exit the sample has its response text, its status (COMPLETED or TRUNCATED unless set) and in
+    `non_generation_time` the seconds that were not spent waiting for the engine. An exception leaves it unfinished.
+    """
+    if not sample.tokens:
+        raise GenerateError("the sample has no prompt tokens: sessions start from sample.tokens, which the generate stage fills")
+    session = Session(
+        sample,
+        args.engine_client,
+        args.tokenizer,
+        sampling_params,
+        max_turns=args.max_turns,
+        context_length=args.context_length,
+        clock=args.clock,
+    )
+    started = args.clock.now()
+    yield session
+    sample.non_generation_time += args.clock.now() - started - session.engine_seconds
+    session.finish()
