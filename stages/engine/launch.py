@@ -1,0 +1,238 @@
+"""One SGLang server: a process group of its own that dies with its parent and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import aiohttp
+
+from pipeline.errors import EngineError
+from stages.engine.spec import EngineSpec
+
+logger = logging.getLogger(__name__)
+
+PORTS = range(20000, 32000)  # below the ports that the kernel gives to outgoing connections
+POLL_SECONDS = 0.2
+PROBE_SECONDS = 5.0  # deadline of a question that costs the server nothing
+GENERATE_PROBE_SECONDS = 30.0  # SGLang itself waits 20 s for a sign of life of its scheduler
+END_SECONDS = 10.0  # for killed processes to be gone
+END_POLL_SECONDS = 0.02
+TAIL_LINES = 25
+
+HINTS = (
+    (r"unrecognized arguments|invalid choice|invalid \w+ value|expected .* argument", "check the --sglang-* flags"),
+    (r"CUDA out of memory|OutOfMemoryError|Not enough memory", "lower --sglang-mem-fraction-static, or use a smaller model"),
+    (r"address already in use", "another program took the port; start again, or set --sglang-port"),
+    (r"No module named|ImportError|undefined symbol", "the installation is not the pinned one: run `make setup` (or `make setup-gpu`)"),
+    (r"does not appear to have a file|No such file or directory|Unrecognized model|safetensors", "check the folder --hf-checkpoint names"),
+    (r"No space left on device", "free disk space in /dev/shm, the temporary folder or the run directory"),
+)
+
+
+def free_port(taken: Sequence[int] = (), rng: random.Random | None = None) -> int:
+    """A port of 127.0.0.1 on which nothing listens now. Raises EngineError when a thousand tries find none."""
+    rng = rng or random.Random()
+    for _ in range(1000):
+        port = rng.choice(PORTS)
+        if port not in taken and _is_free(port):
+            return port
+    raise EngineError(f"no free port found between {PORTS.start} and {PORTS.stop}: what listens there? (ss -ltn)")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+class Engine:
+    """A server that can be started, asked for signs of life, and ended; again and again, at one address."""
+
+    def __init__(self, spec: EngineSpec, port: int | None = None) -> None:
+        self.spec = spec
+        self.port = int(spec.user.get("port") or port or free_port())
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: Path | None = None
+        self._log_start = 0
+        self._shared: set[Path] = set()
+
+    @property
+    def name(self) -> str:
+        return f"engine {self.spec.index} ({self.endpoint})"
+
+    @property
+    def alive(self) -> bool:
+        """The server process runs (which says nothing about whether it answers)."""
+        return self._process is not None and self._process.poll() is None
+
+    async def start(self, weight_version: int, timeout_seconds: float) -> None:
+        """Start the server and return when it takes requests. Raises EngineError with the end of its log."""
+        await self.stop()
+        if not _is_free(self.port):
+            raise EngineError(f"{self.name}: port {self.port} is taken by another program")
+        self._spawn(weight_version)
+        try:
+            async with asyncio.timeout(timeout_seconds), aiohttp.ClientSession() as session:
+                while not await _answers(session, f"{self.endpoint}/ready"):
+                    if not self.alive:
+                        raise self._failure(f"ended with {self._exit()} while it started")
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            error = self._failure(
+                f"was not ready after {timeout_seconds:g} s", "raise --engine-start-timeout-seconds if it was still loading"
+            )
+            await self.stop()
+            raise error from None
+        except BaseException:
+            await self.stop()
+            raise
+        self._shared |= _shared_memory_files(self._members())
+
+    async def healthy(self, *, deep: bool) -> bool:
+        """Does it answer? `deep` also asks whether its scheduler generates, which a paused engine does not do."""
+        if not self.alive:
+            return False
+        async with aiohttp.ClientSession() as session:
+            if not await _answers(session, f"{self.endpoint}/model_info"):
+                return False
+            return not deep or await _answers(session, f"{self.endpoint}/health_generate", GENERATE_PROBE_SECONDS)
+
+    async def stop(self) -> None:
+        """End every process of the engine and remove its shared memory and temporary files. Idempotent."""
+        self.kill()
+        for waited in range(int(END_SECONDS / END_POLL_SECONDS)):
+            left = self._members()
+            if not self.alive and not left:
+                break
+            if waited * END_POLL_SECONDS >= END_SECONDS / 2:
+                _kill(left)
+            await asyncio.sleep(END_POLL_SECONDS)
+        else:
+            raise EngineError(f"{self.name}: processes {self._members()} survive SIGKILL; are they stuck in a driver?")
+        self._sweep()
+
+    def kill(self) -> None:
+        """The same without waiting for the processes to be gone; from any thread, at any time."""
+        if self._process is None:
+            return
+        members = self._members()
+        self._shared |= _shared_memory_files(members)
+        # Python's resource trackers remove leaked semaphores when everyone else is gone, and end: let them.
+        _kill(pid for pid in members if not _is_resource_tracker(pid))
+        self._sweep()
+
+    def log_tail(self, lines: int = TAIL_LINES) -> str:
+        """The last lines that the current (or last) process wrote."""
+        try:
+            with self.spec.log_path.open("rb") as log:
+                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - (1 << 16)))
+                text = log.read().decode(errors="replace")
+        except FileNotFoundError:
+            return "(no log)"
+        return "\n".join(text.splitlines()[-lines:]) or "(it wrote nothing)"
+
+    def _spawn(self, weight_version: int) -> None:
+        self._scratch = Path(tempfile.mkdtemp(prefix="slipstream-engine-"))
+        self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+        command = self.spec.command(self.port, weight_version)
+        with self.spec.log_path.open("ab") as log:
+            self._log_start = log.tell()
+            log.write((" ".join(command) + "\n").encode())
+            log.flush()
+            # A session of its own: the terminal's Ctrl-C does not reach it, and all it starts can be found by it.
+            self._process = subprocess.Popen(
+                command,
+                env=self.spec.environment(os.environ, self._scratch),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        logger.info("%s starts as process %d, log in %s", self.name, self._process.pid, self.spec.log_path)
+
+    def _members(self) -> list[int]:
+        return _session_members(self._process.pid) if self._process is not None else []
+
+    def _sweep(self) -> None:
+        for path in self._shared:
+            path.unlink(missing_ok=True)
+        self._shared.clear()
+        if self._scratch is not None and not self._members():
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    def _exit(self) -> str:
+        code = self._process.returncode if self._process is not None else None
+        if code is not None and code < 0:
+            return f"signal {signal.Signals(-code).name}" + (" (out of memory? see dmesg)" if code == -signal.SIGKILL else "")
+        return f"exit code {code}"
+
+    def _failure(self, what: str, hint: str = "") -> EngineError:
+        tail = self.log_tail()
+        hint = next((text for pattern, text in HINTS if re.search(pattern, tail, re.IGNORECASE)), hint)
+        said = "\n".join("    " + line for line in tail.splitlines())
+        return EngineError(f"{self.name} {what}.{f' Hint: {hint}.' if hint else ''} The last lines of {self.spec.log_path}:\n{said}")
+
+
+async def _answers(session: aiohttp.ClientSession, url: str, timeout_seconds: float = PROBE_SECONDS) -> bool:
+    try:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return False
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _is_resource_tracker(pid: int) -> bool:
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _session_members(session_id: int) -> list[int]:
+    """Live processes of a session, leader included; zombies are as good as gone. Empty where there is no /proc."""
+    members = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue  # it ended while we looked
+        if int(session) == session_id and state != "Z":
+            members.append(int(folder.name))
+    return members
+
+
+def _shared_memory_files(pids: Sequence[int]) -> set[Path]:
+    """Files under /dev/shm that these processes have mapped: what nobody removes when they are killed."""
+    found: set[Path] = set()
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        except OSError:
+            continue
+        found |= {Path(path) for line in lines if (path := line[line.find("/") :].strip()).startswith("/dev/shm/")}
+    return {path for path in found if path.exists()}

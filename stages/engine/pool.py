@@ -1,0 +1,307 @@
+"""Several engines of one policy: who serves the next request, who is well, and which policy version each one serves.
+
+Everything runs on one event loop, so the state below needs no locks: what is checked without an await in between holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.errors import EngineError
+from pipeline.timing import Clock, IdleMeter, MonotonicClock
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = 1.0  # before the first restart of an engine; doubles with every further one
+MAX_SESSIONS = 1 << 16  # remembered session -> engine pairs
+
+OnRestart = Callable[[str], Awaitable[None]]
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class EngineProcess(Protocol):
+    """What the pool needs of `launch.Engine`."""
+
+    endpoint: str
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def alive(self) -> bool: ...
+    async def start(self, weight_version: int, timeout_seconds: float) -> None: ...
+    async def healthy(self, *, deep: bool) -> bool: ...
+    async def stop(self) -> None: ...
+    def kill(self) -> None: ...
+    def log_tail(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatistics:
+    """A snapshot; per-engine tuples are in the order of `endpoints`."""
+
+    num_engines: int
+    num_healthy: int
+    num_in_flight: tuple[int, ...]
+    num_waiting: int
+    num_restarts: int
+    idle_seconds: tuple[float, ...]
+    versions: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """One engine's place in the pool."""
+
+    engine: EngineProcess
+    meter: IdleMeter  # idle while no request is in flight
+    version: int
+    in_flight: int = 0
+    up: bool = False  # started, and holding the weights of `version`
+    gated: bool = False  # a push is under way
+    restarts: int = 0
+    lost: EngineError | None = None  # why it will not come back
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # up or lost
+    checking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class SGLangPool:
+    """`pipeline.protocols.EnginePool` over real servers, and the gate that weight transports use."""
+
+    def __init__(
+        self,
+        engines: Sequence[EngineProcess],
+        *,
+        concurrency: int,
+        max_restarts: int,
+        start_timeout_seconds: float,
+        initial_version: int = 0,
+        clock: Clock | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        """`initial_version`: the policy version of the checkpoint that the engines load when they start."""
+        clock = clock or MonotonicClock()
+        self._slots = {e.endpoint: _Slot(e, IdleMeter(clock), initial_version) for e in engines}
+        assert len(self._slots) == len(engines) > 0, "a pool needs engines, each at an address of its own"
+        self._concurrency, self._max_restarts, self._start_timeout = concurrency, max_restarts, start_timeout_seconds
+        self._initial_version = initial_version
+        self._sleep = sleep
+        self._waiting: deque[tuple[asyncio.Future[_Slot], str | None]] = deque()
+        self._sessions: OrderedDict[str, _Slot] = OrderedDict()
+        self._restarting: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self.on_restart: OnRestart | None = None
+        """Brings a restarted engine to the current weights, before it takes requests. Set by who publishes weights."""
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start all engines at once. Raises the first EngineError; then none is left running."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for slot in self._slots.values():
+                    group.create_task(slot.engine.start(self._initial_version, self._start_timeout))
+        except BaseExceptionGroup as errors:
+            await self.close()
+            raise next((e for e in errors.exceptions if isinstance(e, EngineError)), errors.exceptions[0]) from None
+        for slot in self._slots.values():
+            self._set_up(slot)
+
+    async def close(self) -> None:
+        """End all engines; whoever waits for one gets an EngineError. Idempotent."""
+        self._closed = True
+        self.kill_now()
+        for task in self._restarting:
+            task.cancel()
+        if self._restarting:
+            await asyncio.wait(set(self._restarting))
+        for slot in self._slots.values():
+            self._lose(slot, EngineError(f"{slot.engine.name} was closed"))
+        async with asyncio.TaskGroup() as group:
+            for slot in self._slots.values():
+                group.create_task(slot.engine.stop())
+
+    def kill_now(self) -> None:
+        """End all engine processes at once, without an event loop."""
+        for slot in self._slots.values():
+            slot.engine.kill()
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    @property
+    def endpoints(self) -> Sequence[str]:
+        return tuple(self._slots)
+
+    def version_of(self, endpoint: str) -> int:
+        return self._slots[endpoint].version
+
+    @asynccontextmanager
+    async def lease(self, session_id: str | None = None) -> AsyncIterator[str]:
+        """See EnginePool. First come, first served; a session goes back to its engine while that one has room.
+        A session whose engine is full, gated or ill moves: after a push its cached KV is of no use anyway."""
+        slot = self._choose(session_id) if not self._waiting else None
+        if slot is None:
+            slot = await self._wait(session_id)
+        else:
+            slot.in_flight += 1
+        if session_id is not None:
+            self._remember(session_id, slot)
+        try:
+            with slot.meter.busy():
+                yield slot.engine.endpoint
+        finally:
+            slot.in_flight -= 1
+            self._hand_out()
+
+    async def report_failure(self, endpoint: str, error: Exception) -> None:
+        """Ask the engine for a sign of life; a dead or hanging one is ended and started again, beside everything else.
+        A paused engine does not generate and is not dead, so during a push only its HTTP server is asked."""
+        slot = self._slots[endpoint]
+        async with slot.checking:  # a thousand requests may fail at once: one check answers them all
+            if not slot.up or self._closed:
+                return
+            if slot.engine.alive and await slot.engine.healthy(deep=isinstance(error, TimeoutError) and not slot.gated):
+                return
+            self.condemn(endpoint, f"it failed a request ({type(error).__name__}: {error}) and its health check")
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def begin_push(self, endpoint: str) -> None:
+        """From here on no new request goes to this engine. Requests in flight stay where they are."""
+        self._slots[endpoint].gated = True
+
+    def end_push(self, endpoint: str, version: int | None) -> None:
+        """Open the gate. `version`: what the engine has confirmed; None leaves it at its old one."""
+        slot = self._slots[endpoint]
+        slot.gated = False
+        if version is not None:
+            slot.version = version
+        self._hand_out()
+
+    async def settled(self, endpoint: str) -> bool:
+        """Waits while the engine is being restarted. True when it is up, False when it is lost for good."""
+        slot = self._slots[endpoint]
+        await slot.settled.wait()
+        return slot.lost is None
+
+    def condemn(self, endpoint: str, reason: str) -> None:
+        """End this engine now and start it again: it is dead, hangs, or holds weights of no version."""
+        slot = self._slots[endpoint]
+        if not slot.up or self._closed:
+            return
+        logger.warning("%s is ended and started again: %s. Its log ends with:\n%s", slot.engine.name, reason, slot.engine.log_tail())
+        slot.up = False
+        slot.settled.clear()
+        slot.engine.kill()
+        task = asyncio.create_task(self._restart(slot, reason), name=f"restart {slot.engine.name}")
+        self._restarting.add(task)
+        task.add_done_callback(self._restarting.discard)
+
+    # -- figures ---------------------------------------------------------------------------------------------------
+
+    @property
+    def idle_seconds(self) -> tuple[float, ...]:
+        """Per engine: seconds since construction in which it had no request in flight."""
+        return tuple(slot.meter.idle_seconds for slot in self._slots.values())
+
+    def statistics(self) -> PoolStatistics:
+        slots = self._slots.values()
+        return PoolStatistics(
+            num_engines=len(slots),
+            num_healthy=sum(slot.up for slot in slots),
+            num_in_flight=tuple(slot.in_flight for slot in slots),
+            num_waiting=len(self._waiting),
+            num_restarts=sum(slot.restarts for slot in slots),
+            idle_seconds=self.idle_seconds,
+            versions=tuple(slot.version for slot in slots),
+        )
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _choose(self, session_id: str | None) -> _Slot | None:
+        own = self._sessions.get(session_id) if session_id is not None else None
+        if own is not None and self._has_room(own):
+            return own
+        free = [slot for slot in self._slots.values() if self._has_room(slot)]
+        return min(free, key=lambda slot: slot.in_flight, default=None)
+
+    def _has_room(self, slot: _Slot) -> bool:
+        return slot.up and not slot.gated and slot.in_flight < self._concurrency
+
+    async def _wait(self, session_id: str | None) -> _Slot:
+        """A slot with one request counted on it already: it is handed over, so that nobody can get in between."""
+        self._raise_if_lost()
+        future: asyncio.Future[_Slot] = asyncio.get_running_loop().create_future()
+        self._waiting.append((future, session_id))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                future.result().in_flight -= 1
+                self._hand_out()
+            raise
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            future, session_id = self._waiting[0]
+            if not future.done():
+                slot = self._choose(session_id)
+                if slot is None:
+                    return
+                slot.in_flight += 1
+                future.set_result(slot)
+            self._waiting.popleft()
+
+    def _remember(self, session_id: str, slot: _Slot) -> None:
+        self._sessions[session_id] = slot
+        self._sessions.move_to_end(session_id)
+        if len(self._sessions) > MAX_SESSIONS:
+            self._sessions.popitem(last=False)
+
+    def _raise_if_lost(self) -> None:
+        errors = [slot.lost for slot in self._slots.values() if slot.lost is not None]
+        if len(errors) == len(self._slots):
+            raise EngineError(f"no engine is left. The last to go: {errors[-1]}") from errors[-1]
+
+    async def _restart(self, slot: _Slot, reason: str) -> None:
+        """Until it is up with the current weights, or its restarts are used up."""
+        error: Exception = EngineError(reason)
+        while slot.restarts < self._max_restarts:
+            await self._sleep(BACKOFF_SECONDS * 2**slot.restarts)
+            slot.restarts += 1
+            try:
+                await slot.engine.start(self._initial_version, self._start_timeout)
+                slot.version = self._initial_version
+                if self.on_restart is not None:
+                    await self.on_restart(slot.engine.endpoint)
+            except Exception as failure:  # whatever it was: the engine must not serve, and those who wait must hear of it
+                logger.error("restart %d of %d of %s failed: %s", slot.restarts, self._max_restarts, slot.engine.name, failure)
+                error = failure
+                slot.engine.kill()
+            else:
+                logger.info("%s is back at policy version %d", slot.engine.name, slot.version)
+                self._set_up(slot)
+                return
+        given_up = f"{slot.engine.name} is given up after {slot.restarts} restarts (--engine-restarts {self._max_restarts}): {error}"
+        self._lose(slot, EngineError(given_up))
+
+    def _set_up(self, slot: _Slot) -> None:
+        slot.up, slot.gated = True, False
+        slot.settled.set()
+        self._hand_out()
+
+    def _lose(self, slot: _Slot, error: EngineError) -> None:
+        slot.up, slot.lost = False, error
+        slot.settled.set()
+        logger.log(logging.DEBUG if self._closed else logging.ERROR, "%s", error)
+        if any(other.lost is None for other in self._slots.values()):
+            return
+        while self._waiting:
+            future, _ = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(EngineError(f"no engine is left. The last to go: {error}"))

@@ -1,0 +1,136 @@
+"""What one engine is told: from the configuration to SGLang's command line and environment. Pure, but for reading config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compat import ROOT, engine_environment
+from configs.schema import ClusterConfig, RolloutConfig
+from pipeline.errors import CheckpointError
+from stages.engine.flags import server_arg, to_command_line
+
+KV_BYTES = 1 << 30  # bound of one engine's KV pool on a CPU: SGLang's own guess there is most of the memory
+MAX_RUNNING = 256  # requests decoded at once on a CPU
+CONTEXT_FALLBACK = 2048  # tokens a request may need, where neither flags nor config.json say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One engine. `port` and the weight version are given at start."""
+
+    index: int
+    model_path: Path
+    log_path: Path
+    device: str  # "cpu" | "cuda"
+    dtype: str
+    tp_size: int = 1
+    cuda_devices: tuple[str, ...] = ()  # values for CUDA_VISIBLE_DEVICES; empty: leave it as it is
+    threads: int = 1  # of each of its processes, on CPU
+    cpus: tuple[int, ...] = ()  # cores it is pinned to; empty: all
+    concurrency: int = 512  # requests in flight at most
+    tokens_per_request: int = CONTEXT_FALLBACK  # KV a request may need
+    seed: int = 1234
+    user: Mapping[str, Any] = field(default_factory=dict)  # --sglang-* values: they win over everything here
+
+    def server_args(self, port: int, weight_version: int) -> dict[str, Any]:
+        """ServerArgs field -> value. On a GPU, SGLang's own defaults stay on for all that is not named."""
+        args: dict[str, Any] = {
+            "model_path": str(self.model_path),
+            "host": "127.0.0.1",
+            "port": port,
+            "tp_size": self.tp_size,
+            "dtype": self.dtype,
+            "random_seed": self.seed + self.index,  # engines of one seed would sample alike
+            "weight_version": str(weight_version),
+            "log_level_http": "warning",
+        }
+        if self.device == "cpu":
+            args |= self._cpu_args()
+        return args | {server_arg(name).field: value for name, value in self.user.items()}
+
+    def _cpu_args(self) -> dict[str, Any]:
+        running = min(self.concurrency, MAX_RUNNING)
+        most = max(KV_BYTES // kv_bytes_per_token(self.model_path), 2 * self.tokens_per_request)
+        return {
+            "device": "cpu",
+            "attention_backend": "torch_native",
+            "max_total_tokens": min(self.concurrency * self.tokens_per_request, most),
+            "max_running_requests": running,
+            "skip_server_warmup": True,
+            "disable_overlap_schedule": True,  # nothing to overlap with, and version labels are exact without it
+        }
+
+    def command(self, port: int, weight_version: int) -> list[str]:
+        """The whole command line; see serve.py for the first words."""
+        cpus = ",".join(map(str, self.cpus)) or "-"
+        wrapper = [sys.executable, str(Path(__file__).with_name("serve.py")), str(os.getpid()), cpus]
+        server = [sys.executable, "-m", "sglang.launch_server"]
+        return [*wrapper, *server, *to_command_line(self.server_args(port, weight_version))]
+
+    def environment(self, base: Mapping[str, str], scratch: Path) -> dict[str, str]:
+        """`scratch` takes the sockets and temporary files that SGLang never removes."""
+        out = {**base, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
+        out.setdefault("HF_HUB_OFFLINE", "1")  # the model is a folder on this machine
+        if self.device != "cpu":
+            path = [str(ROOT), *filter(None, [base.get("PYTHONPATH")])]
+            out["PYTHONPATH"] = os.pathsep.join(path)
+            if self.cuda_devices:
+                out["CUDA_VISIBLE_DEVICES"] = ",".join(self.cuda_devices)
+            return out
+        out |= {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(self.threads)}
+        if self.tp_size > 1:  # SGLang wants as many entries as ranks, or one NUMA node a rank
+            cores = self.cpus or tuple(sorted(os.sched_getaffinity(0)))
+            out.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(str(cores[rank % len(cores)]) for rank in range(self.tp_size)))
+        return engine_environment(out)
+
+
+def kv_bytes_per_token(model_path: Path) -> int:
+    """Bytes of fp32 keys and values of one token, from config.json. Raises CheckpointError when it cannot be read."""
+    shape = _model_config(model_path)
+    heads = int(shape.get("num_attention_heads", 1))
+    head_dim = int(shape.get("head_dim") or int(shape.get("hidden_size", 1)) // heads)
+    return 2 * 4 * head_dim * int(shape.get("num_key_value_heads") or heads) * int(shape.get("num_hidden_layers", 1))
+
+
+def tokens_per_request(rollout: RolloutConfig, model_path: Path) -> int:
+    """The longest context a request can have: what the flags say, else what the model can, at most that."""
+    longest = int(_model_config(model_path).get("max_position_embeddings") or CONTEXT_FALLBACK)
+    if rollout.rollout_max_context_len:
+        return min(rollout.rollout_max_context_len, longest)
+    prompt = rollout.rollout_max_prompt_len or CONTEXT_FALLBACK // 4
+    return min(prompt + rollout.rollout_max_response_len, longest)
+
+
+def _model_config(model_path: Path) -> dict[str, Any]:
+    try:
+        config = dict(json.loads((model_path / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{model_path / 'config.json'}: cannot be read ({error}); --hf-checkpoint needs a Hugging Face folder"
+        ) from error
+    return {**config, **(config.get("text_config") or {})}
+
+
+def engine_cpus(index: int, cluster: ClusterConfig, cores: tuple[int, ...]) -> tuple[int, ...]:
+    """The cores of engine `index` under --cpu-affinity: those after the learners', wrapping where there are too few."""
+    if not cluster.cpu_affinity or not cores:
+        return ()
+    learners = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node * cluster.cpu_threads_per_actor
+    width = cluster.cpu_threads_per_engine * cluster.rollout_num_gpus_per_engine
+    start = learners + index * width
+    return tuple(sorted({cores[(start + i) % len(cores)] for i in range(width)}))
+
+
+def engine_devices(index: int, cluster: ClusterConfig, visible: str | None) -> tuple[str, ...]:
+    """The GPUs of engine `index`: those after the learners' on this machine (the learners' own under --colocate)."""
+    first = 0 if cluster.colocate or cluster.actor_num_nodes > 1 else cluster.actor_num_gpus_per_node
+    size = cluster.rollout_num_gpus_per_engine
+    wanted = range(first + index * size, first + (index + 1) * size)
+    names = visible.split(",") if visible else None
+    return tuple(names[i % len(names)] if names else str(i) for i in wanted)
