@@ -1,0 +1,218 @@
+"""What real and simulated runs share: clock, source, reward, filter, buffer, producer, evaluation, records."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from buffers.replay import ReplayBuffer
+from configs.resolve import dump_config
+from configs.schema import Config, flat_args
+from pipeline.clock import RolloutClock
+from pipeline.producer import Producer
+from pipeline.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
+from pipeline.recorder import Recorder
+from pipeline.rundir import RunDir, create_run_dir, open_run_dir
+from pipeline.runner import Parts, Runner
+from pipeline.snapshot import find_snapshot, read_state
+from pipeline.telemetry import open_telemetry
+from pipeline.timing import MonotonicClock
+from pipeline.types import Group, Sample, TrainBatch
+from stages.advantage import compute_advantages
+from stages.batch import make_batch
+from stages.evaluate import Evaluator
+from stages.filter import build_filter
+from stages.reward import build_reward
+from stages.source import build_source
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where the run is and where it goes on from."""
+
+    config: Config
+    args: SimpleNamespace
+    run_dir: RunDir
+    snapshot: Path | None  # the checkpoint to resume from
+    state: Mapping[str, Any] | None  # its state.json
+    clock: RolloutClock
+    time: MonotonicClock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """What differs between a real and a simulated run."""
+
+    tokenizer: Tokenizer | None
+    generate: Generate
+    learner: Learner
+    transport: WeightTransport
+    num_dp_ranks: int
+    engine_idle_seconds: Callable[[], Mapping[str, float]]
+    start: Callable[[], Awaitable[None]]
+    close: Callable[[], Awaitable[None]]
+    kill_now: Callable[[], None]
+
+
+def assemble(config: Config, *, started_at: float) -> Runner:
+    site = _site(config)
+    if config.run.mock:
+        from pipeline.build.mock import mock_backend as make_backend
+    else:
+        from pipeline.build.real import real_backend as make_backend  # type: ignore[assignment]
+    backend = make_backend(site)
+    source = _source(config, config.data.prompt_data or "", backend.tokenizer)
+    reward = build_reward(config.reward, site.args)
+    buffer = ReplayBuffer(site.run_dir.buffer, config.async_, site.clock)
+    producer = Producer(
+        source=source,
+        generate=backend.generate,
+        reward=reward,
+        keep=build_filter(config.rollout.dynamic_sampling_filter_path, site.args),
+        buffer=buffer,
+        clock=site.clock,
+        group_max_retries=config.rollout.group_max_retries,
+    )
+    telemetry, finish = _telemetry(site, buffer)
+    recorder = Recorder(
+        telemetry=telemetry,
+        clock=site.clock,
+        time=site.time,
+        started_at=started_at,
+        counts=producer.counts,
+        buffer_statistics=buffer.statistics,
+        engine_idle_seconds=backend.engine_idle_seconds,
+        reward_key=config.reward.reward_key,
+        on_finish=finish,
+    )
+    if site.state is not None:
+        producer.load_state_dict(site.state["producer"])
+        recorder.load_state_dict(site.state["recorder"])
+
+    async def close() -> None:
+        buffer.close()
+        try:
+            await backend.close()
+        finally:
+            await reward.close()
+
+    return Runner(
+        Parts(
+            config=config,
+            checkpoints=Path(config.run.save) if config.run.save else site.run_dir.checkpoints,
+            clock=site.clock,
+            producer=producer,
+            buffer=buffer,
+            learner=backend.learner,
+            transport=backend.transport,
+            make_batch=_batcher(config, backend.num_dp_ranks),
+            save_batch=lambda batch: save_batch(batch, site.run_dir.path),
+            evaluator=_evaluator(config, backend, reward),
+            recorder=recorder,
+            start=backend.start,
+            close=close,
+            kill_now=backend.kill_now,
+        )
+    )
+
+
+def _site(config: Config) -> Site:
+    snapshot = find_snapshot(config.run.load) if config.run.load else None
+    state = read_state(snapshot) if snapshot else None
+    clock = RolloutClock(
+        rollout_batch_size=config.rollout.rollout_batch_size,
+        async_buffer_size=config.async_.async_buffer_size,
+        update_weights_interval=config.async_.update_weights_interval,
+        num_rollout=config.run.num_rollout,
+        max_staleness=config.async_.max_staleness,
+    )
+    if state is not None:
+        clock.load_state_dict(state["clock"])
+    run_dir = _run_dir(config, snapshot)
+    run_dir.config.write_text(dump_config(config), encoding="utf-8")
+    return Site(config=config, args=flat_args(config), run_dir=run_dir, snapshot=snapshot, state=state, clock=clock, time=MonotonicClock())
+
+
+def _run_dir(config: Config, snapshot: Path | None) -> RunDir:
+    """A resumed run goes on in its own directory; a snapshot from elsewhere, or none, begins a new one."""
+    if snapshot is not None and (home := snapshot.parent.parent / "metrics.jsonl").exists():
+        return open_run_dir(home.parent)
+    return create_run_dir(config.run.runs_dir, config.run.name or ("mock" if config.run.mock else "run"))
+
+
+def _source(config: Config, spec: str, tokenizer: Tokenizer | None) -> Source:
+    rollout = config.rollout
+    return build_source(spec, config.data, rollout.n_samples_per_prompt, rollout.rollout_max_prompt_len, tokenizer)
+
+
+def _batcher(config: Config, num_dp_ranks: int) -> Callable[[int, int, Sequence[Group]], TrainBatch]:
+    algorithm = config.algorithm
+
+    def batch(rollout_id: int, policy_version: int, groups: Sequence[Group]) -> TrainBatch:
+        samples = compute_advantages(
+            groups,
+            estimator=algorithm.advantage_estimator,
+            std_normalization=algorithm.grpo_std_normalization,
+            policy_version=policy_version,
+            reward_key=config.reward.reward_key,
+        )
+        return make_batch(
+            samples,
+            rollout_id=rollout_id,
+            policy_version=policy_version,
+            num_dp_ranks=num_dp_ranks,
+            num_steps_per_rollout=algorithm.num_steps_per_rollout,
+            global_batch_size=algorithm.global_batch_size,
+            max_tokens=algorithm.max_tokens_per_gpu,
+        )
+
+    return batch
+
+
+def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | None:
+    if config.eval.eval_interval is None:
+        return None
+    datasets: dict[str, list[Sample]] = {}
+    for name, spec in eval_datasets(config.eval.eval_prompt_data):
+        datasets[name] = _source(config, spec, backend.tokenizer).all_prompts(config.eval.eval_max_prompts)  # type: ignore[attr-defined]
+    return Evaluator(backend.generate, reward, datasets, config.eval, reward_key=config.reward.reward_key)
+
+
+def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:
+    """`NAME PATH NAME PATH ...`, or one PATH (named eval)."""
+    return [("eval", words[0])] if len(words) == 1 else list(zip(words[::2], words[1::2], strict=True))
+
+
+def _telemetry(site: Site, buffer: ReplayBuffer) -> tuple[Any, Callable[[float, bool], None]]:
+    from pipeline.report import write_report, write_summary
+
+    telemetry = open_telemetry(site.run_dir, site.config, resume_from=site.clock.num_trained if site.state else None)
+
+    def finish(wall_seconds: float, interrupted: bool) -> None:
+        telemetry.close()
+        write_summary(site.run_dir.path)
+        write_report(site.run_dir.path)
+
+    return telemetry, finish
+
+
+def save_batch(batch: TrainBatch, folder: Path) -> Path:
+    """What a refused step was given, as one .npz (no pickle): arrays named s<step>_<field>, samples one after the other."""
+    arrays: dict[str, np.ndarray] = {"rollout_id": np.asarray(batch.rollout_id), "policy_version": np.asarray(batch.policy_version)}
+    for number, step in enumerate(batch.steps):
+        samples = [s for rank in step.per_rank for micro_batch in rank for s in micro_batch]
+        for name in ("index", "group_index", "response_length", "reward", "staleness", "num_tokens"):
+            arrays[f"s{number}_{name}"] = np.asarray([getattr(s, name) for s in samples])
+        for name in ("tokens", "loss_mask", "rollout_log_probs", "advantages"):
+            arrays[f"s{number}_{name}"] = np.concatenate([getattr(s, name) for s in samples])
+    path = folder / f"refused-batch-{batch.rollout_id:06d}.npz"
+    np.savez(path, allow_pickle=False, **arrays)
+    return path

@@ -1,0 +1,177 @@
+"""Real engines and a real learner: SGLang servers, Megatron ranks in Ray actors, weights over a process group or disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.schema import Config
+from pipeline.build.assemble import Backend, Site
+from pipeline.cluster import LearnerGroup
+from pipeline.models import resolve_checkpoint
+from pipeline.warmup import warm_up
+from stages.batch import make_batch
+from stages.engine.launch import Engine
+from stages.engine.pool import SGLangPool
+from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, tokens_per_request
+from stages.generate.client import SGLangClient
+from stages.generate.generate import GenerateStage
+from stages.learn.settings import LearnerSettings
+from stages.publish import make_transport
+from stages.source import sft_pairs
+
+logger = logging.getLogger(__name__)
+
+
+def real_backend(site: Site) -> Backend:
+    config = site.config
+    folder = resolve_checkpoint(config.model.hf_checkpoint or "", seed=config.run.seed)
+    tokenizer = _tokenizer(folder)
+    device = _device(config)
+    pool = _pool(site, site.snapshot / "hf" if site.snapshot else folder, device)
+    learner = LearnerGroup(_settings(config, folder, device))
+    client = SGLangClient(pool, config.rollout, boundary_is_old=device == "cuda" and not config.sglang.get("disable_overlap_schedule"))
+    generate = GenerateStage(
+        client,
+        tokenizer,
+        config.rollout,
+        site.args,
+        evaluation=config.eval,
+        context_length=tokens_per_request(config.rollout, folder),
+        current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
+    )
+    transport = make_transport(pool, learner, config.cluster, device=device)
+    num_dp_ranks = _data_parallel_size(config)
+
+    async def start() -> None:
+        """Engines and learner come up side by side; then the learner's weights are on every engine."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(pool.start())
+            both.create_task(_bring_up(site, learner, tokenizer, num_dp_ranks))
+        if site.snapshot is None and config.warmup.sft_steps:
+            await transport.push(site.clock.policy_version)
+
+    async def close() -> None:
+        for part in (client, transport, pool, learner):
+            try:
+                await part.close()
+            except Exception:
+                logger.exception("%s did not close", type(part).__name__)  # the others must still be closed
+
+    def kill_now() -> None:
+        pool.kill_now()
+        learner.kill_now()
+
+    return Backend(
+        tokenizer=tokenizer,
+        generate=generate,
+        learner=learner,
+        transport=transport,
+        num_dp_ranks=num_dp_ranks,
+        engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
+        start=start,
+        close=close,
+        kill_now=kill_now,
+    )
+
+
+async def _bring_up(site: Site, learner: LearnerGroup, tokenizer: Any, num_dp_ranks: int) -> None:
+    config = site.config
+    await learner.start()
+    if site.snapshot is not None:
+        await learner.load(site.snapshot)
+        return
+    if config.warmup.sft_steps:
+        pairs = sft_pairs(config.warmup.sft_data or config.data.prompt_data or "", config.data, tokenizer)
+        await warm_up(learner, pairs, config.warmup, config.algorithm, num_dp_ranks, make_batch)
+
+
+def _tokenizer(folder: Path) -> Any:
+    import compat
+
+    compat.install()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def _device(config: Config) -> str:
+    if config.model.device != "auto":
+        return config.model.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(config: Config, device: str) -> str:
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return "bfloat16" if device == "cuda" else "float32"
+
+
+def _pool(site: Site, model_path: Path, device: str) -> SGLangPool:
+    config, cluster = site.config, site.config.cluster
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    engines = [
+        Engine(
+            EngineSpec(
+                index=i,
+                model_path=model_path,
+                log_path=site.run_dir.logs / f"engine-{i}.log",
+                device=device,
+                dtype=_dtype(config, device),
+                tp_size=cluster.rollout_num_gpus_per_engine,
+                cuda_devices=engine_devices(i, cluster, os.environ.get("CUDA_VISIBLE_DEVICES")) if device == "cuda" else (),
+                threads=cluster.cpu_threads_per_engine,
+                cpus=engine_cpus(i, cluster, cores) if device == "cpu" else (),
+                concurrency=cluster.sglang_server_concurrency,
+                tokens_per_request=tokens_per_request(config.rollout, model_path),
+                seed=config.run.seed,
+                user=config.sglang,
+            )
+        )
+        for i in range(config.num_engines)
+    ]
+    return SGLangPool(
+        engines,
+        concurrency=cluster.sglang_server_concurrency,
+        max_restarts=cluster.engine_restarts,
+        start_timeout_seconds=cluster.engine_start_timeout_seconds,
+        initial_version=site.clock.policy_version,
+        clock=site.time,
+    )
+
+
+def _settings(config: Config, folder: Path, device: str) -> LearnerSettings:
+    import dataclasses
+
+    model = dataclasses.replace(config.model, hf_checkpoint=str(folder.absolute()), device=device, dtype=_dtype(config, device))
+    return LearnerSettings(
+        model=model,
+        algorithm=config.algorithm,
+        optim=config.optim,
+        cluster=config.cluster,
+        megatron=config.megatron,
+        num_optimizer_steps=config.run.num_rollout * _steps_per_rollout(config),
+        temperature=config.rollout.rollout_temperature,
+        seed=config.run.seed,
+    )
+
+
+def _steps_per_rollout(config: Config) -> int:
+    if config.algorithm.num_steps_per_rollout:
+        return config.algorithm.num_steps_per_rollout
+    samples = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
+    return max(1, samples // (config.algorithm.global_batch_size or samples))
+
+
+def _data_parallel_size(config: Config) -> int:
+    sizes: Mapping[str, Any] = config.megatron
+    model_parallel = 1
+    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
+        model_parallel *= int(sizes.get(name) or 1)
+    return config.num_learner_ranks // model_parallel
