@@ -24,7 +24,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staleness:
-    """Token-wise staleness, in policy versions: every trained token counts once. Quantiles are nearest-rank, so always a value that occurs."""
+    """Token-wise staleness, in policy versions: every trained token counts once.
+
+    Quantiles are nearest-rank, so always a value that occurs.
+    """
 
     mean: float
     p50: int

@@ -1,0 +1,79 @@
+"""Python logging: everything to RUN_DIR/run.log, what a user should see to the terminal as well."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+OURS = ("pipeline", "stages", "buffers", "configs", "compat", "examples", "train_async", "__main__", "slipstream")
+_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+class _Console(logging.Handler):
+    """Our own lines from `level` on, other libraries' from WARNING on; Python warnings only in the file."""
+
+    def __init__(self, write_line: Callable[[str, int], None], level: int) -> None:
+        super().__init__(level)
+        self._write_line = write_line
+        self._local = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == "py.warnings":
+            return False
+        return record.levelno >= logging.WARNING or record.name.split(".", 1)[0] in OURS
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(self._local, "inside", False):  # the console itself logged
+            return
+        self._local.inside = True
+        try:
+            level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+            self._write_line(f"{level}{record.getMessage()}", record.levelno)
+        except Exception:
+            self.handleError(record)
+        finally:
+            self._local.inside = False
+
+
+def start_logging(file: Path, level: str, write_line: Callable[[str, int], None] | None) -> Callable[[], None]:
+    """Handlers on the root logger until the returned function is called, which puts everything back.
+
+    `level` holds for our own modules; other libraries are heard from WARNING on (DEBUG lets them through from INFO on).
+    `write_line(text, level number)` shows a line in the terminal; None: the file only.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    to_file = logging.FileHandler(file, encoding="utf-8", delay=False)
+    to_file.setFormatter(logging.Formatter(_FORMAT))
+    handlers: list[logging.Handler] = [to_file]
+    if write_line is not None:
+        handlers.append(_Console(write_line, number))
+    root = logging.getLogger()
+    before = {name: logging.getLogger(name).level for name in OURS}
+    root_level = root.level
+    root.setLevel(logging.INFO if number <= logging.DEBUG else logging.WARNING)
+    for name in OURS:
+        logging.getLogger(name).setLevel(number)
+    for handler in handlers:
+        root.addHandler(handler)
+    show_warning = warnings.showwarning
+    logging.captureWarnings(True)
+
+    def stop() -> None:
+        logging.captureWarnings(False)
+        warnings.showwarning = show_warning
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(root_level)
+        for name, old in before.items():
+            logging.getLogger(name).setLevel(old)
+
+    return stop
+
+
+def to_stderr(text: str, level: int) -> None:
+    print(text, file=sys.stderr, flush=True)

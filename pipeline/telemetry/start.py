@@ -1,0 +1,105 @@
+"""From the configuration to a running Telemetry."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from configs.schema import Config, flat_args
+from pipeline.protocols import Sink
+from pipeline.records import current_records, jsonable, read_records, roll_back
+from pipeline.rundir import RunDir
+from pipeline.telemetry.hub import JsonlSink, Telemetry
+from pipeline.telemetry.logs import start_logging, to_stderr
+from pipeline.telemetry.view import RunView
+from pipeline.timing import Clock, MonotonicClock
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+logger = logging.getLogger(__name__)
+
+
+def open_telemetry(
+    run_dir: RunDir,
+    config: Config,
+    *,
+    resumed_at: int | None = None,
+    clock: Clock | None = None,
+    console: Console | None = None,
+    live: bool | None = None,
+) -> Telemetry:
+    """Log files and every sink that `config.run` asks for. Close it at the end: it gives the terminal and `logging` back.
+
+    `resumed_at`: rollouts trained in the checkpoint this run goes on from; rows of later rollouts that an earlier life of
+    the run left in metrics.jsonl are moved to metrics.rolled-back.jsonl. `live`: a live panel instead of lines (default:
+    when stdout is a terminal). A tracker that does not start is left out with a warning.
+    """
+    moved = roll_back(run_dir.metrics, run_dir.rolled_back, resumed_at) if resumed_at is not None else 0
+    jsonl = JsonlSink(run_dir.metrics)  # first and unguarded: a run that cannot write its records should not start
+    view = RunView(name=run_dir.name, num_rollout=config.run.num_rollout, run_dir=str(run_dir.path))
+    for record in current_records(read_records(run_dir.metrics)):
+        if record["kind"] != "engine":  # the engines of an earlier life are gone
+            view.add(record)
+    trackers, problems = _trackers(run_dir, config)  # before the live view: wandb may ask for a login
+    terminal, write_log = _terminal(view, console, clock or MonotonicClock(), live)
+    stop_logging = start_logging(run_dir.run_log, config.run.log_level, write_log)
+    if moved:
+        logger.info("resumed after %d rollouts: %d rows of later ones are now in %s", resumed_at, moved, run_dir.rolled_back.name)
+    for problem in problems:
+        logger.warning(problem)
+    return Telemetry([jsonl, *trackers, terminal], on_close=stop_logging)
+
+
+def _terminal(view: RunView, console: Console | None, clock: Clock, live: bool | None) -> tuple[Sink, Callable[[str, int], None]]:
+    from pipeline.telemetry.terminal import LiveSink, PlainSink
+
+    if not (sys.stdout.isatty() if live is None else live):
+        return PlainSink(view, _to_stdout), to_stderr
+    if console is None:
+        from rich.console import Console
+
+        console = Console()
+    screen = console
+
+    def write_log(text: str, level: int) -> None:
+        style = "bold red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else "dim"
+        screen.print(text, style=style, markup=False, highlight=False)
+
+    return LiveSink(view, console, clock), write_log
+
+
+def _to_stdout(line: str) -> None:
+    print(line, flush=True)
+
+
+def _trackers(run_dir: RunDir, config: Config) -> tuple[list[Sink], list[str]]:
+    """The trackers that start, and what is to be said of those that do not."""
+    run = config.run
+    wanted: list[tuple[str, Callable[[], Sink]]] = []
+    if run.use_wandb:
+        wanted.append(("--use-wandb", lambda: _wandb(run_dir, config)))
+    if run.use_tensorboard:
+        wanted.append(("--use-tensorboard", lambda: _tensorboard(run_dir)))
+    sinks, problems = [], []
+    for flag, make in wanted:
+        try:
+            sinks.append(make())
+        except Exception as e:  # any: no network, no login, not installed
+            problems.append(f"{flag} is off, the run goes on: {type(e).__name__}: {e}")
+    return sinks, problems
+
+
+def _wandb(run_dir: RunDir, config: Config) -> Sink:
+    from pipeline.telemetry.trackers import WandbSink
+
+    settings = jsonable(vars(flat_args(config)))
+    return WandbSink(run_dir.path, project=config.run.wandb_project, group=config.run.wandb_group, name=run_dir.name, config=settings)
+
+
+def _tensorboard(run_dir: RunDir) -> Sink:
+    from pipeline.telemetry.trackers import TensorBoardSink
+
+    return TensorBoardSink(run_dir.tensorboard)

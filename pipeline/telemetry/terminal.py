@@ -1,0 +1,201 @@
+"""The terminal: a live panel on a TTY, one plain line a rollout elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.telemetry.view import (
+    RunView,
+    duration,
+    eval_detail,
+    event_line,
+    fraction,
+    number,
+    percent,
+    plain_line,
+    seconds,
+    sparkline,
+)
+from pipeline.timing import Clock
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+_BAR = 12  # characters
+_SPARK = 36
+_REFRESH_PER_SECOND = 4
+
+
+class PlainSink:
+    """A line a rollout, a line an evaluation, a line whatever happens to an engine."""
+
+    def __init__(self, view: RunView, write_line: Callable[[str], None]) -> None:
+        self._view, self._write_line = view, write_line
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._view.add(record)
+        line = plain_line(self._view) if record["kind"] == "train" else event_line(record)
+        if line:
+            self._write_line(line)
+
+    def close(self) -> None:
+        pass
+
+
+class LiveSink:
+    """rich's Live: redrawn in place, log lines scroll by above it, the last state stays when the run ends."""
+
+    def __init__(self, view: RunView, console: Console, clock: Clock) -> None:
+        from rich.live import Live
+
+        self._view, self._clock = view, clock
+        self._start = self._last_train = clock.now()
+        self._closed_at: float | None = None
+        self._lock = threading.Lock()  # rich redraws from a thread of its own
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=_REFRESH_PER_SECOND, transient=False)
+        self._live.start()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._view.add(record)
+            if record["kind"] == "train":
+                self._last_train = self._clock.now()
+        if record["kind"] == "engine" and record.get("event") in ("death", "restart"):
+            self._live.console.print(event_line(record), style="yellow", highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._closed_at = self._clock.now()
+        self._live.stop()
+
+    def _render(self) -> RenderableType:
+        now = self._closed_at if self._closed_at is not None else self._clock.now()
+        eta = self._view.eta_seconds()
+        left = None if eta is None or self._closed_at is not None else max(eta - (now - self._last_train), 0.0)
+        with self._lock:
+            return panel(self._view, elapsed=now - self._start, eta=left)
+
+
+def panel(view: RunView, *, elapsed: float, eta: float | None) -> RenderableType:
+    """`elapsed` seconds of this process, `eta` seconds left (None: not known)."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    body: RenderableType
+    if view.train is None:
+        body = Text(f"starting, {duration(elapsed)} so far: the first rollout is not trained yet", style="dim")
+    else:
+        body = Table.grid(padding=(0, 2))
+        body.add_column(style="bold")
+        body.add_column(no_wrap=True, overflow="ellipsis")
+        for row in (_reward, _staleness, _buffer, _speed, _idle, _push, _engines, _learner, _evals):
+            row(view, view.train, body)
+    return Panel(
+        Group(_progress(view, elapsed, eta), "", body),
+        title=f"[bold]slipstream[/] · {view.name}",
+        subtitle=view.run_dir,
+        title_align="left",
+        subtitle_align="right",
+        border_style="cyan",
+        padding=(0, 1),
+    )
+
+
+def _progress(view: RunView, elapsed: float, eta: float | None) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    row = Table.grid(expand=True, padding=(0, 1))
+    row.add_column(ratio=1)
+    row.add_column(no_wrap=True)
+    left = f" · eta {duration(eta)}" if eta is not None else ""
+    row.add_row(
+        ProgressBar(total=max(view.num_rollout, 1), completed=view.num_trained, complete_style="cyan", finished_style="green"),
+        f"[bold]{view.num_trained}[/]/{view.num_rollout} rollouts · {duration(elapsed)}{left}",
+    )
+    return row
+
+
+def _reward(view: RunView, train: Mapping[str, Any], out: Table) -> None:
+    out.add_row("reward", _text((number(train.get("reward_mean")), "bold green"), "  ", (sparkline(view.rewards, _SPARK), "green")))
+
+
+def _staleness(view: RunView, train: Mapping[str, Any], out: Table) -> None:
+    worst, bound = train.get("staleness_max"), train.get("staleness_bound")
+    style = "red" if worst is not None and bound is not None and worst > bound else "green"
+    values = f"p50 {number(train.get('staleness_p50'))} · p99 {number(train.get('staleness_p99'))} · max {number(worst)}"
+    out.add_row("staleness", _text(values, ("  ", ""), (f"bound {number(bound)}", style), ("  versions, token-wise", "dim")))
+
+
+def _buffer(view: RunView, train: Mapping[str, Any], out: Table) -> None:
+    if "buffer_ready" not in train:
+        return
+    groups = f" {fraction(train, 'buffer_ready', 'buffer_capacity')} groups ready, {number(train.get('buffer_pending'))} generating"
+    out.add_row("buffer", _text((_bar(train.get("buffer_fill")), "blue"), groups))
+
+
+def _speed(view: RunView, train: Mapping[str, Any], out: Table) -> None:
+    rest = f" · a rollout in {seconds(train.get('interval_seconds'))}, its step {seconds(train.get('step_seconds'))}"
+    out.add_row("speed", _text(f"{number(train.get('tokens_per_second'))} tokens/s", (rest, "dim")))
+
+
+def _idle(view: RunView, train: Mapping[str, Any], out: Table) -> None:
+    generation, trainer = train.get("generation_idle_fraction"), train.get("trainer_idle_fraction")
+    out.add_row(
+        "idle",
+        _text(
+            "generators ",
+            (_bar(generation), "magenta"),
+            f" {percent(generation)}   trainer ",
+            (_bar(trainer), "magenta"),
+            f" {percent(trainer)}",
+        ),
+    )
+
+
+def _push(view: RunView, train: Mapping[str, Any], out: Table) -> None:
+    if push := view.push:
+        rest = f" · {seconds(push.get('seconds'))}, engines paused {seconds(push.get('stall_seconds'))}"
+        out.add_row("push", _text(f"version {push.get('policy_version')}", rest))
+
+
+def _engines(view: RunView, train: Mapping[str, Any], out: Table) -> None:
+    up, total = view.engines_up()
+    if not total:
+        return
+    running = (view.pool or {}).get("num_running")
+    parts = [(f"{up}/{total} up", "green" if up == total else "bold red")]
+    if running is not None:
+        parts.append((f" · {number(running)} requests running", ""))
+    if view.num_deaths:
+        parts.append((f" · {view.num_deaths} died so far", "yellow"))
+    out.add_row("engines", _text(*parts))
+
+
+def _learner(view: RunView, train: Mapping[str, Any], out: Table) -> None:
+    shown = {"loss": "loss", "grad norm": "grad_norm", "kl": "kl_rollout_old", "ess": "ess_fraction", "entropy": "entropy"}
+    out.add_row("learner", " · ".join(f"{label} {number(train[key])}" for label, key in shown.items() if train.get(key) is not None))
+
+
+def _evals(view: RunView, train: Mapping[str, Any], out: Table) -> None:
+    for name, record in view.evals.items():
+        if record.get("error"):
+            out.add_row("eval", _text((f"failed: {record['error']}", "red")))
+        else:
+            out.add_row("eval", _text(f"{name} ", (number(record.get("reward_mean")), "bold green"), (f"  {eval_detail(record)}", "dim")))
+
+
+def _text(*parts: str | tuple[str, str]) -> Text:
+    from rich.text import Text
+
+    return Text.assemble(*parts)
+
+
+def _bar(share: float | None) -> str:
+    filled = round(min(max(share or 0.0, 0.0), 1.0) * _BAR)
+    return "█" * filled + "░" * (_BAR - filled)

@@ -1,0 +1,90 @@
+"""Weights & Biases and TensorBoard: the numbers of every record, under `kind/name`, over the rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.metrics import KINDS
+
+_X_AXIS = {"train": "rollout_id", "eval": "rollout_id", "push": "policy_version", "engine": "wall_seconds"}
+
+
+def numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(`kind/name`, value) of every number; an eval's names carry the data set's, an engine's its engine's."""
+    prefix = record["kind"]
+    label = record.get({"eval": "name", "engine": "engine"}.get(prefix, ""))
+    if label is not None:
+        prefix = f"{prefix}/{label}"
+    for name, value in record.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "time":
+            yield f"{prefix}/{name}", value
+
+
+class WandbSink:
+    """WANDB_MODE, WANDB_API_KEY and so on work as everywhere; `offline` needs no network."""
+
+    def __init__(self, directory: Path, *, project: str, group: str | None, name: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        # console="off": wandb would otherwise wrap stdout, which the live view draws on
+        settings = wandb.Settings(console="off", silent=True)
+        # id: a resumed run goes on in the same curve
+        self._run = wandb.init(
+            dir=str(directory),
+            project=project,
+            group=group,
+            name=name,
+            id=_run_id(directory),
+            resume="allow",
+            config=dict(config),
+            settings=settings,
+        )
+        for kind in KINDS:
+            axis = f"{kind}/{_X_AXIS[kind]}"
+            self._run.define_metric(axis, hidden=True)
+            self._run.define_metric(f"{kind}/*", step_metric=axis)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        values = dict(numbers(record))
+        axis = _X_AXIS[record["kind"]]
+        if record.get(axis) is not None:
+            values[f"{record['kind']}/{axis}"] = record[axis]
+        if values:
+            self._run.log(values)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _run_id(directory: Path) -> str:
+    """One W&B run per run directory, told apart from runs of the same name elsewhere."""
+    file = directory / "wandb-id"
+    if not file.exists():
+        import uuid
+
+        file.write_text(uuid.uuid4().hex[:12])
+    return file.read_text().strip()
+
+
+class TensorBoardSink:
+    """Event files, by TensorBoard's own writer: needs neither torch nor TensorFlow."""
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboard.summary import Writer
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = Writer(str(directory))
+        self._engine_step = 0
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        step = record.get(_X_AXIS[record["kind"]])
+        if step is None or record["kind"] == "engine":
+            step = self._engine_step = self._engine_step + 1
+        for tag, value in numbers(record):
+            self._writer.add_scalar(tag, value, step, wall_time=record.get("time"))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,162 @@
+"""What the terminal shows, as plain state: records in, lines of text out. Pure, so that both views and the tests share it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+Record = Mapping[str, Any]
+BLOCKS = "▁▂▃▄▅▆▇█"
+_PACE_WINDOW = 20  # rollouts that the ETA looks back on
+
+
+@dataclass(slots=True, kw_only=True)
+class RunView:
+    """The newest of everything, and the history that the sparkline and the ETA need."""
+
+    name: str
+    num_rollout: int
+    run_dir: str = ""
+    rewards: list[float] = field(default_factory=list)
+    train: Record | None = None
+    push: Record | None = None
+    evals: dict[str, Record] = field(default_factory=dict)  # by data set
+    engines: dict[str, str] = field(default_factory=dict)  # engine -> start | restart | death
+    pool: Record | None = None  # the last engine record with event "stats"
+    num_deaths: int = 0
+    _intervals: deque[float] = field(default_factory=lambda: deque(maxlen=_PACE_WINDOW))
+
+    def add(self, record: Record) -> None:
+        match record["kind"]:
+            case "train":
+                self.train = record
+                if record.get("reward_mean") is not None:
+                    self.rewards.append(record["reward_mean"])
+                if record.get("interval_seconds"):
+                    self._intervals.append(record["interval_seconds"])
+            case "push":
+                self.push = record
+            case "eval":
+                self.evals[str(record.get("name", "eval"))] = record
+            case "engine":
+                self._add_engine(record)
+
+    def _add_engine(self, record: Record) -> None:
+        event = record.get("event")
+        if event == "stats":
+            self.pool = record
+            return
+        self.num_deaths += event == "death"
+        self.engines[str(record.get("engine", "?"))] = str(event)
+
+    @property
+    def num_trained(self) -> int:
+        """Rollouts done, those before a resume included."""
+        return self.train["rollout_id"] + 1 if self.train else 0
+
+    def eta_seconds(self) -> float | None:
+        """At the mean pace of the last rollouts; None before the first."""
+        if not self._intervals:
+            return None
+        return (self.num_rollout - self.num_trained) * sum(self._intervals) / len(self._intervals)
+
+    def engines_up(self) -> tuple[int, int]:
+        """(healthy, all)"""
+        if self.pool and self.pool.get("num_engines") is not None:
+            return self.pool.get("num_healthy", self.pool["num_engines"]), self.pool["num_engines"]
+        return sum(event != "death" for event in self.engines.values()), len(self.engines)
+
+
+def plain_line(view: RunView) -> str:
+    """One rollout in one line, for logs and pipes."""
+    r = view.train or {}
+    push = f"push {seconds(view.push.get('seconds'))}" if view.push else None
+    parts = [
+        f"rollout {view.num_trained}/{view.num_rollout}",
+        f"reward {number(r.get('reward_mean'))}",
+        f"loss {number(r.get('loss'))}",
+        f"staleness p50 {number(r.get('staleness_p50'))} p99 {number(r.get('staleness_p99'))} max {staleness_bound(r)}",
+        f"buffer {fraction(r, 'buffer_ready', 'buffer_capacity')}" if "buffer_ready" in r else None,
+        f"{number(r.get('tokens_per_second'))} tok/s",
+        f"idle gen {percent(r.get('generation_idle_fraction'))} train {percent(r.get('trainer_idle_fraction'))}",
+        push,
+        f"eta {duration(view.eta_seconds())}",
+    ]
+    return " | ".join(p for p in parts if p)
+
+
+def event_line(record: Record) -> str | None:
+    """Evaluations and engine events in one line; None for what is not worth one."""
+    match record["kind"], record.get("event"):
+        case "eval", _:
+            if record.get("error"):
+                return f"eval after {record.get('rollout_id')} rollouts failed: {record['error']}"
+            return f"eval {record.get('name')}: reward {number(record.get('reward_mean'))} ({eval_detail(record)})"
+        case "engine", ("start" | "death" | "restart") as event:
+            rest = {k: v for k, v in record.items() if k not in ("kind", "time", "event", "engine", "wall_seconds") and v is not None}
+            detail = ", ".join(f"{k} {v}" for k, v in rest.items())
+            return f"engine {record.get('engine', '?')}: {event}" + (f" ({detail})" if detail else "")
+    return None
+
+
+def eval_detail(record: Record) -> str:
+    """Which weights, how many samples."""
+    low, high = record.get("policy_version_min"), record.get("policy_version_max")
+    version = f"version {low}" if low == high else f"versions {low}-{high}"
+    failed = f", {record['num_failed']} failed" if record.get("num_failed") else ""
+    return f"{version}, {record.get('num_samples')} samples{failed}"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The whole history in at most `width` characters (means of equal stretches). The scale is 0..1 where all values fit it."""
+    if not values or width < 1:
+        return ""
+    n = min(width, len(values))
+    cuts = [round(i * len(values) / n) for i in range(n + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    low, high = (0.0, 1.0) if min(values) >= 0 and max(values) <= 1 else (min(values), max(values))
+    span = high - low or 1.0
+    return "".join(BLOCKS[min(int((m - low) / span * len(BLOCKS)), len(BLOCKS) - 1)] for m in means)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Short: 0.123, 1,234, 4.5e-05; a dash where there is none."""
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and abs(value) < 10**-digits:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f}%"
+
+
+def seconds(value: float | None) -> str:
+    """A short time: 43 ms, 1.2 s."""
+    if value is None:
+        return "-"
+    return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.1f} s" if value < 100 else duration(value)
+
+
+def duration(value: float | None) -> str:
+    """A long time: 0:01:23, 2 d 03:04:05."""
+    if value is None:
+        return "-"
+    minutes, s = divmod(max(round(value), 0), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    return f"{days} d {h:02}:{m:02}:{s:02}" if days else f"{h}:{m:02}:{s:02}"
+
+
+def fraction(record: Record, part: str, whole: str) -> str:
+    return f"{number(record.get(part))}/{number(record.get(whole))}"
+
+
+def staleness_bound(record: Record) -> str:
+    return f"{number(record.get('staleness_max'))} (bound {number(record.get('staleness_bound'))})"
