@@ -32,6 +32,9 @@ class Status(enum.StrEnum):
     FAILED = "failed"
 
 
+_Status = Status  # inside Sample the name `Status` is slime's alias, which cannot annotate a field
+
+
 @dataclass(slots=True, kw_only=True)
 class Sample:
     """One trajectory: a prompt and everything generated and everything tools returned. Mutable, as in slime.
@@ -55,7 +58,7 @@ class Sample:
     label: Any = None
     reward: float | dict[str, float] | None = None
     loss_mask: list[int] | None = None
-    status: Status = Status.PENDING
+    status: _Status = Status.PENDING
     metadata: dict[str, Any] = field(default_factory=dict)
     multimodal_inputs: dict[str, Any] | None = None
     multimodal_train_inputs: dict[str, Any] | None = None

@@ -1,0 +1,216 @@
+"""Simulated engines for `--mock` and for tests: no model, no HTTP, no torch; the pool around them is the real one.
+
+What is simulated: lognormal response lengths, a constant time per token, pauses and version changes in the middle of a
+response, failing requests, and a skill that grows with the policy version, so that rewards rise as in training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from configs.schema import MockConfig
+from pipeline.errors import EngineError
+from pipeline.protocols import Generate
+from pipeline.timing import Clock, MonotonicClock
+from pipeline.types import Completion, Sample, VersionSpan
+from stages.engine.pool import SGLangPool
+
+Sleep = Callable[[float], Awaitable[None]]
+
+SKILL_START = 0.15  # share of right answers at version 0
+SKILL_VERSIONS = 8.0  # policy versions in which the share of wrong answers falls by a factor e
+WRONG_ANSWER = "?"
+
+
+def skill(version: int) -> float:
+    """Probability that a response of policy `version` is its prompt's label."""
+    return 1.0 - (1.0 - SKILL_START) * math.exp(-version / SKILL_VERSIONS)
+
+
+class MockTokenizer:
+    """Bytes as ids. `THINK` is a special token, so responses of any length can decode to just their answer."""
+
+    THINK, EOS, PAD = 256, 257, 258
+    eos_token_id, pad_token_id, vocab_size = EOS, PAD, 259
+    _special = ("<think>", "<eos>", "<pad>")
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        if skip_special_tokens:
+            return bytes(i for i in token_ids if i < 256).decode(errors="replace")
+        return b"".join(bytes((i,)) if i < 256 else self._special[i - 256].encode() for i in token_ids).decode(errors="replace")
+
+    def apply_chat_template(self, messages: Any, tokenize: bool = True, **kwargs: Any) -> Any:
+        text = "".join(f"{m['role']}: {m['content']}\n" for m in messages) + "assistant: "
+        return self.encode(text) if tokenize else text
+
+
+class MockEngine:
+    """One simulated server: an `EngineProcess`. Its time stands still while it is paused, for requests in flight as well."""
+
+    def __init__(self, index: int, clock: Clock, sleep: Sleep) -> None:
+        self.endpoint = f"mock://{index}"
+        self.alive = False
+        self._clock, self._sleep = clock, sleep
+        self._running = asyncio.Event()
+        self._active = self._since = 0.0  # seconds served up to `_since`, a reading of the clock
+        self._changes: list[float] = [0.0]  # when, in served seconds, the versions below came in
+        self._versions: list[int] = [0]
+
+    @property
+    def name(self) -> str:
+        return f"mock engine {self.endpoint}"
+
+    async def start(self, weight_version: int, timeout_seconds: float) -> None:
+        self.alive = True
+        self.resume(weight_version)
+
+    async def healthy(self, *, deep: bool) -> bool:
+        return self.alive
+
+    async def stop(self) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        self.alive = False
+        self.pause()
+
+    def log_tail(self) -> str:
+        return "(a mock engine has no log)"
+
+    def pause(self) -> None:
+        self._active = self.active_seconds()
+        self._running.clear()
+
+    def resume(self, version: int | None) -> None:
+        """Go on; with a version, tokens from here on are sampled by it."""
+        self._since = self._clock.now()
+        self._running.set()
+        if version is not None and version != self._versions[-1]:
+            self._changes.append(self._active)
+            self._versions.append(version)
+
+    def active_seconds(self) -> float:
+        """Seconds for which this engine has served, pauses left out."""
+        return self._active + (self._clock.now() - self._since if self._running.is_set() else 0.0)
+
+    async def sample(self, num_tokens: int, seconds_per_token: float) -> tuple[VersionSpan, ...]:
+        """Take the time of `num_tokens` and say which version sampled each of them."""
+        start = self.active_seconds()
+        end = start + num_tokens * seconds_per_token
+        while (left := end - self.active_seconds()) > 1e-9 or not self._running.is_set():
+            await self._running.wait()
+            await self._sleep(max(left, 0.0))
+        return self._spans(num_tokens, start, seconds_per_token)
+
+    def _spans(self, num_tokens: int, start: float, seconds_per_token: float) -> tuple[VersionSpan, ...]:
+        """Token i is sampled at start + (i + 1) * seconds_per_token."""
+        spans, at = [], 0
+        for place in range(bisect_right(self._changes, start) - 1, len(self._changes)):
+            end = num_tokens
+            if place + 1 < len(self._changes) and seconds_per_token > 0:
+                end = min(int((self._changes[place + 1] - start) / seconds_per_token), num_tokens)
+            if end > at:
+                spans.append(VersionSpan(self._versions[place], at, end))
+                at = end
+        return tuple(spans)
+
+
+class MockPool(SGLangPool):
+    """The real pool over mock engines. A push pauses the engine it is at."""
+
+    def __init__(
+        self,
+        *,
+        num_engines: int = 1,
+        concurrency: int = 512,
+        initial_version: int = 0,
+        clock: Clock | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        clock = clock or MonotonicClock()
+        self.engines = {engine.endpoint: engine for engine in (MockEngine(i, clock, sleep) for i in range(num_engines))}
+        super().__init__(
+            tuple(self.engines.values()),
+            concurrency=concurrency,
+            max_restarts=0,
+            start_timeout_seconds=1.0,
+            initial_version=initial_version,
+            clock=clock,
+            sleep=sleep,
+        )
+
+    def begin_push(self, endpoint: str) -> None:
+        super().begin_push(endpoint)
+        self.engines[endpoint].pause()
+
+    def end_push(self, endpoint: str, version: int | None) -> None:
+        self.engines[endpoint].resume(version)
+        super().end_push(endpoint, version)
+
+
+class MockEngineClient:
+    """`EngineClient` over a MockPool. Answers what `learn_answers` has taught it, as often as the version's skill says."""
+
+    def __init__(self, pool: MockPool, config: MockConfig, tokenizer: MockTokenizer, *, seed: int = 0) -> None:
+        self._pool, self._config, self._tokenizer = pool, config, tokenizer
+        self._rng = random.Random(seed)
+        self._answers: dict[bytes, str] = {}
+        self._mu = math.log(config.mock_length_mean) - config.mock_length_sigma**2 / 2  # so that the mean is the mean
+
+    def learn_answers(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            ids = sample.tokens or self._encode(sample.prompt)
+            self._answers[_key(ids)] = str(sample.label if sample.label is not None else "")
+
+    async def generate(self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None) -> Completion:
+        """See `EngineClient`. A share of `mock_failure_rate` of all requests fails, after the time it would have taken."""
+        wanted = max(1, round(self._rng.lognormvariate(self._mu, self._config.mock_length_sigma)))
+        limit = int(sampling_params["max_new_tokens"])
+        fails = self._rng.random() < self._config.mock_failure_rate
+        async with self._pool.lease(session_id) as endpoint:
+            engine = self._pool.engines[endpoint]
+            answer = self._answer(input_ids, self._pool.version_of(endpoint))
+            wanted = max(wanted, len(answer))
+            spans = await engine.sample(min(wanted, limit), self._config.mock_seconds_per_token)
+        if fails:
+            raise EngineError(f"{endpoint}: simulated failure (--mock-failure-rate {self._config.mock_failure_rate})")
+        ids = ([MockTokenizer.THINK] * (wanted - len(answer)) + answer)[:limit]
+        return Completion(
+            token_ids=tuple(ids),
+            log_probs=tuple([-0.5 * self._rng.random() for _ in ids]),
+            spans=spans,
+            finish_reason="stop" if wanted <= limit else "length",
+            text=self._tokenizer.decode(ids),
+        )
+
+    def _answer(self, input_ids: Sequence[int], version: int) -> list[int]:
+        label = self._answers.get(_key(input_ids), WRONG_ANSWER)
+        return self._tokenizer.encode(label if self._rng.random() < skill(version) else WRONG_ANSWER)
+
+    def _encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._tokenizer.encode(prompt)
+        return list(self._tokenizer.apply_chat_template(prompt))
+
+
+class Taught:
+    """A generate stage whose mock engines are told the labels first. Implements `Generate`."""
+
+    def __init__(self, generate: Generate, client: MockEngineClient) -> None:
+        self._generate, self._client = generate, client
+
+    async def __call__(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[Sample]:
+        self._client.learn_answers(samples)
+        return await self._generate(samples, evaluation=evaluation)
+
+
+def _key(ids: Sequence[int]) -> bytes:
+    return b"".join(i.to_bytes(4, "little") for i in ids)

@@ -1,0 +1,73 @@
+"""A learner without a model: takes its time, counts its steps, and reports figures of the right names and sizes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from configs.schema import MockConfig
+from pipeline.errors import CheckpointError
+from pipeline.timing import Clock, MonotonicClock
+from pipeline.types import StepResult, TrainBatch, TrainSample
+
+STATE_FILE = "mock_learner.json"
+
+
+class MockLearner:
+    """`Learner`. What can be computed from the batch is (tokens, staleness); the rest is made up from the step count."""
+
+    def __init__(
+        self, config: MockConfig, *, clock: Clock | None = None, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._seconds = config.mock_step_seconds
+        self._clock, self._sleep = clock or MonotonicClock(), sleep
+        self.num_steps = 0
+
+    async def step(self, batch: TrainBatch) -> StepResult:
+        began = self._clock.now()
+        await self._sleep(self._seconds)
+        self.num_steps += len(batch.steps)
+        samples = [s for step in batch.steps for rank in step.per_rank for micro_batch in rank for s in micro_batch]
+        return StepResult(metrics=self._metrics(samples, self._clock.now() - began))
+
+    def _metrics(self, samples: list[TrainSample], seconds: float) -> dict[str, float]:
+        """Entropy falls with training; policies drift apart with staleness (KL about quadratic in it)."""
+        drift = 0.02 * sum(s.staleness for s in samples) / max(len(samples), 1)
+        settled = math.exp(-self.num_steps / 50)
+        return {
+            "loss": 0.1 * settled,
+            "grad_norm": 0.2 + 0.8 * settled,
+            "lr": 1e-3,
+            "entropy": 0.3 + 2.0 * settled,
+            "kl_rollout_old": drift**2 / 2,
+            "kl_old_new": 0.0005,
+            "ratio_mean": 1.0,
+            "ratio_max": 1.0 + 3 * drift,
+            "clip_fraction": min(0.1 * drift, 1.0),
+            "tis_mean": 1.0,
+            "tis_clip_fraction": 0.0,
+            "ess_fraction": math.exp(-(drift**2)),
+            "num_tokens": float(sum(s.num_tokens for s in samples)),
+            "seconds": seconds,
+        }
+
+    async def save(self, path: Path) -> None:
+        for name in ("torch_dist", "hf"):
+            (path / name).mkdir(parents=True, exist_ok=True)
+        (path / "torch_dist" / STATE_FILE).write_text(json.dumps({"num_steps": self.num_steps}), encoding="utf-8")
+
+    async def load(self, path: Path) -> None:
+        """Raises CheckpointError when `path` was not written by a mock run."""
+        file = path / "torch_dist" / STATE_FILE
+        try:
+            self.num_steps = int(json.loads(file.read_text(encoding="utf-8"))["num_steps"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{file}: not a mock learner's checkpoint ({type(error).__name__}: {error}); a --mock run resumes --mock runs only"
+            ) from error
+
+    async def close(self) -> None:
+        return None

@@ -1,0 +1,52 @@
+"""A weight push without weights: every engine is paused for a while and then serves the next version."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from configs.schema import MockConfig
+from pipeline.protocols import EnginePool
+from pipeline.timing import Clock, MonotonicClock
+from pipeline.types import PushResult
+
+
+class GatedPool(EnginePool, Protocol):
+    """A pool whose engines can be taken out of service for a push."""
+
+    def begin_push(self, endpoint: str) -> None: ...
+    def end_push(self, endpoint: str, version: int | None) -> None: ...
+
+
+class MockTransport:
+    """`WeightTransport`: one engine after the other, `mock_push_seconds` each."""
+
+    def __init__(
+        self, pool: GatedPool, config: MockConfig, *, clock: Clock | None = None, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._pool, self._seconds = pool, config.mock_push_seconds
+        self._clock, self._sleep = clock or MonotonicClock(), sleep
+
+    async def push(self, policy_version: int) -> PushResult:
+        began, stalls = self._clock.now(), []
+        for endpoint in self._pool.endpoints:
+            paused = self._clock.now()
+            self._pool.begin_push(endpoint)
+            confirmed = None
+            try:
+                await self._sleep(self._seconds)
+                confirmed = policy_version
+            finally:  # a cancelled push leaves no engine paused
+                self._pool.end_push(endpoint, confirmed)
+            stalls.append(self._clock.now() - paused)
+        return PushResult(
+            policy_version=policy_version,
+            seconds=self._clock.now() - began,
+            stall_seconds=max(stalls),
+            num_bytes=0,
+            num_engines=len(stalls),
+        )
+
+    async def close(self) -> None:
+        return None
