@@ -12,7 +12,17 @@ import pytest
 
 from tests.conftest import ROOT, entry_command, read_metrics, run_entry
 
-FAST = ("--mock", "--rollout-batch-size", "4", "--n-samples-per-prompt", "4", "--mock-step-seconds", "0.01", "--mock-seconds-per-token", "0.0001")
+FAST = (
+    "--mock",
+    "--rollout-batch-size",
+    "4",
+    "--n-samples-per-prompt",
+    "4",
+    "--mock-step-seconds",
+    "0.01",
+    "--mock-seconds-per-token",
+    "0.0001",
+)
 TRAIN_KEYS = {
     "kind", "rollout_id", "policy_version", "reward_mean", "loss", "grad_norm", "num_samples", "num_tokens", "staleness_mean",
     "staleness_p50", "staleness_p99", "staleness_max", "staleness_bound", "ess_fraction", "kl_rollout_old",
@@ -59,8 +69,22 @@ def test_failing_requests_are_counted_and_never_trained(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_run_goes_on_where_it_was(tmp_path: Path, number: signal.Signals, nothing_left_behind: None) -> None:
-    flags = (*FAST, "--num-rollout", "60", "--async-buffer-size", "2", "--mock-step-seconds", "0.05", "--runs-dir", str(tmp_path), "--name", "s")
-    process = subprocess.Popen(entry_command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+    flags = (
+        *FAST,
+        "--num-rollout",
+        "60",
+        "--async-buffer-size",
+        "2",
+        "--mock-step-seconds",
+        "0.05",
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "s",
+    )
+    process = subprocess.Popen(
+        entry_command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ)
+    )
     assert process.stdout is not None
     lines = []
     for line in process.stdout:  # plain output: a line a rollout

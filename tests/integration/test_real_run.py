@@ -53,14 +53,18 @@ def test_an_engine_killed_in_mid_run_loses_nothing_and_the_run_resumes_after_a_s
     """Kill the only engine with -9 while it generates: requests wait for its restart. Then Ctrl-C, then --load."""
     flags = (*PRESET, *SHORT, "--num-rollout", "12", "--runs-dir", str(tmp_path), "--name", "k")
     run = tmp_path / "k"
-    process = subprocess.Popen(entry_command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+    process = subprocess.Popen(
+        entry_command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ)
+    )
     assert process.stdout is not None
     lines, killed = [], False
     for line in process.stdout:
         lines.append(line)
         trained = len(read_metrics(run, "train")) if (run / "metrics.jsonl").exists() else 0
         if not killed and trained >= 2:
-            engine = next(p for p in psutil.Process(process.pid).children(recursive=True) if "sglang.launch_server" in " ".join(p.cmdline()))
+            engine = next(
+                p for p in psutil.Process(process.pid).children(recursive=True) if "sglang.launch_server" in " ".join(p.cmdline())
+            )
             engine.kill()
             killed = True
         if killed and trained >= 5:

