@@ -21,5 +21,5 @@ def fill_in_cudart() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        torch.cuda.cudart = NoCudart  # type: ignore[assignment]
+        torch.cuda.cudart = NoCudart
         torch.cuda.synchronize = lambda device=None: None

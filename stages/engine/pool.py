@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.errors import EngineError
+from pipeline.errors import ConfigError, EngineError
 from pipeline.timing import Clock, IdleMeter, MonotonicClock
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class _Slot:
     version: int
     in_flight: int = 0
     up: bool = False  # started, and holding the weights of `version`
+    ended: bool = True  # by us, or not yet started
     gated: bool = False  # a push is under way
     restarts: int = 0
     lost: EngineError | None = None  # why it will not come back
@@ -87,7 +88,8 @@ class SGLangPool:
         """`initial_version`: the policy version of the checkpoint that the engines load when they start."""
         clock = clock or MonotonicClock()
         self._slots = {e.endpoint: _Slot(e, IdleMeter(clock), initial_version) for e in engines}
-        assert len(self._slots) == len(engines) > 0, "a pool needs engines, each at an address of its own"
+        if len(self._slots) != len(engines) or not engines:
+            raise ConfigError(f"{len(engines)} engines at {len(self._slots)} addresses: each needs its own (leave --sglang-port out)")
         self._concurrency, self._max_restarts, self._start_timeout = concurrency, max_restarts, start_timeout_seconds
         self._initial_version = initial_version
         self._sleep = sleep
@@ -189,13 +191,18 @@ class SGLangPool:
         await slot.settled.wait()
         return slot.lost is None
 
+    def is_up(self, endpoint: str) -> bool:
+        """Its process is there and nobody has ended it. It may still be waiting for its weights."""
+        slot = self._slots[endpoint]
+        return not slot.ended and slot.engine.alive
+
     def condemn(self, endpoint: str, reason: str) -> None:
         """End this engine now and start it again: it is dead, hangs, or holds weights of no version."""
         slot = self._slots[endpoint]
         if not slot.up or self._closed:
             return
         logger.warning("%s is ended and started again: %s. Its log ends with:\n%s", slot.engine.name, reason, slot.engine.log_tail())
-        slot.up = False
+        slot.up, slot.ended = False, True
         slot.settled.clear()
         slot.engine.kill()
         task = asyncio.create_task(self._restart(slot, reason), name=f"restart {slot.engine.name}")
@@ -204,7 +211,6 @@ class SGLangPool:
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
-    @property
     def idle_seconds(self) -> tuple[float, ...]:
         """Per engine: seconds since construction in which it had no request in flight."""
         return tuple(slot.meter.idle_seconds for slot in self._slots.values())
@@ -217,7 +223,7 @@ class SGLangPool:
             num_in_flight=tuple(slot.in_flight for slot in slots),
             num_waiting=len(self._waiting),
             num_restarts=sum(slot.restarts for slot in slots),
-            idle_seconds=self.idle_seconds,
+            idle_seconds=self.idle_seconds(),
             versions=tuple(slot.version for slot in slots),
         )
 
@@ -276,12 +282,12 @@ class SGLangPool:
             slot.restarts += 1
             try:
                 await slot.engine.start(self._initial_version, self._start_timeout)
-                slot.version = self._initial_version
+                slot.version, slot.ended = self._initial_version, False
                 if self.on_restart is not None:
                     await self.on_restart(slot.engine.endpoint)
             except Exception as failure:  # whatever it was: the engine must not serve, and those who wait must hear of it
                 logger.error("restart %d of %d of %s failed: %s", slot.restarts, self._max_restarts, slot.engine.name, failure)
-                error = failure
+                error, slot.ended = failure, True
                 slot.engine.kill()
             else:
                 logger.info("%s is back at policy version %d", slot.engine.name, slot.version)
@@ -291,7 +297,7 @@ class SGLangPool:
         self._lose(slot, EngineError(given_up))
 
     def _set_up(self, slot: _Slot) -> None:
-        slot.up, slot.gated = True, False
+        slot.up, slot.ended, slot.gated = True, False, False
         slot.settled.set()
         self._hand_out()
 

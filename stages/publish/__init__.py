@@ -1,0 +1,37 @@
+"""Publish: the learner's weights to every engine."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.schema import ClusterConfig
+from pipeline.protocols import WeightSender
+from pipeline.timing import Clock
+
+if TYPE_CHECKING:
+    from stages.publish.rolling import PushPool, RollingTransport
+
+
+def make_transport(
+    pool: PushPool,
+    sender: WeightSender,
+    cluster: ClusterConfig,
+    *,
+    device: str,
+    sender_address: str = "127.0.0.1",
+    folder: Path | None = None,
+    clock: Clock | None = None,
+) -> RollingTransport:
+    """The transport that --weight-transport names. `device` "cuda" means NCCL, "cpu" gloo. `sender_address`: of rank 0's node,
+    as the engines reach it. `folder` (disk only; default: a temporary one) must be visible to learner and engines."""
+    if cluster.weight_transport == "disk":
+        from stages.publish.disk import DiskTransport
+
+        folder = folder or Path(tempfile.mkdtemp(prefix="slipstream-weights-"))
+        return DiskTransport(pool, sender, cluster, folder, clock=clock)
+    from stages.publish.distributed import DistributedTransport
+
+    backend = "nccl" if device == "cuda" else "gloo"
+    return DistributedTransport(pool, sender, cluster, backend=backend, sender_address=sender_address, clock=clock)
