@@ -1,4 +1,4 @@
-"""The learner on Megatron-core. Importing this package imports neither torch nor Megatron; `start_rank` does."""
+"""The learner on Megatron-core. Importing this package imports neither torch nor Megatron; `load` does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from stages.learn.settings import LearnerSettings
 
 
-def start_rank(settings: LearnerSettings, **kwargs: Any) -> MegatronRank:
-    """A MegatronRank, with the environment set up before torch and Megatron are imported (which takes seconds)."""
+def load() -> type[MegatronRank]:
+    """Import torch and Megatron (which takes seconds), with the environment set up before."""
     import compat as wheels
     from stages.learn.megatron import compat
 
@@ -18,4 +18,9 @@ def start_rank(settings: LearnerSettings, **kwargs: Any) -> MegatronRank:
     wheels.install()
     from stages.learn.megatron.learner import MegatronRank
 
-    return MegatronRank(settings, **kwargs)
+    return MegatronRank
+
+
+def start_rank(settings: LearnerSettings, **kwargs: Any) -> MegatronRank:
+    """A MegatronRank in this process; `kwargs` are its constructor's."""
+    return load()(settings, **kwargs)

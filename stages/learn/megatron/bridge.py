@@ -51,8 +51,7 @@ class _Bridge(LLMBridge):
         self.extra_args: dict[str, Any] = {
             "attention_dropout": 0.0,  # the engine samples without it
             "sequence_parallel": False,
-            "use_cpu_initialization": True,  # the weights come from the checkpoint
-            "perform_initialization": False,
+            "use_cpu_initialization": not torch.cuda.is_available(),
             "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
             **({} if self.use_te else _LOCAL),
             **self._fields,
@@ -114,8 +113,8 @@ class _Bridge(LLMBridge):
             **args,
         )
         model.num_words = self.vocab_size
-        if last:  # _postprocess gathers the sequence itself, before it picks rows
-            model.output_layer.sequence_parallel = False
+        if last and self.config.sequence_parallel:  # PolicyModel gathers the sequence, and its backward sums over the ranks
+            model.output_layer.sequence_parallel, model.output_layer.disable_grad_reduce = False, True
         return model
 
     def hf_weights(self, models: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
@@ -124,35 +123,40 @@ class _Bridge(LLMBridge):
         Every rank of the model-parallel group must iterate to the end, and every one gets the tensors. They may share memory
         with the model: copy before the next step.
         """
-        own: dict[str, tuple[Tensor, bool]] = {}
+        own: dict[str, tuple[Tensor, int | None]] = {}
         for model in models:
             names = self._weight_name_mapping_mcore_local_to_global(model)
-            own.update({names[n]: (p.detach(), bool(getattr(p, "tensor_model_parallel", False))) for n, p in model.named_parameters()})
+            for name, p in model.named_parameters():
+                split = getattr(p, "tensor_model_parallel", False)
+                own[names[name]] = (p.detach(), p.partition_dim if split else None)
         seen: set[str] = set()
-        for name, tensor, split in _over_pipeline(own):
-            whole = self._weight_merge_across_tp(name, _over_tensor_ranks(tensor), tensor) if split else tensor
+        for name, tensor, dim in _over_pipeline(own):
+            whole = tensor
+            if dim is not None:
+                tensor.tensor_model_parallel, tensor.partition_dim = True, dim  # what mbridge looks at
+                whole = self._weight_merge_across_tp(name, _over_tensor_ranks(tensor), tensor)
             for hf_name, weight in zip(*self._weight_to_hf_format(name, whole), strict=True):
                 if hf_name not in seen:  # tied embeddings live on the first and the last stage
                     seen.add(hf_name)
                     yield hf_name, weight
 
 
-def _over_pipeline(own: dict[str, tuple[Tensor, bool]]) -> Iterator[tuple[str, Tensor, bool]]:
-    """(name, this TP rank's tensor, is it split over TP) of all pipeline stages, in their order."""
+def _over_pipeline(own: dict[str, tuple[Tensor, int | None]]) -> Iterator[tuple[str, Tensor, int | None]]:
+    """(name, this TP rank's tensor, the dimension split over TP or None) of all pipeline stages, in their order."""
     if mpu.get_pipeline_model_parallel_world_size() == 1:
-        for name, (tensor, split) in own.items():
-            yield name, tensor, split
+        for name, (tensor, dim) in own.items():
+            yield name, tensor, dim
         return
     group = mpu.get_pipeline_model_parallel_group()
     stages: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(stages, [(n, tuple(t.shape), t.dtype, split) for n, (t, split) in own.items()], group=group)
+    dist.all_gather_object(stages, [(n, tuple(t.shape), t.dtype, dim) for n, (t, dim) in own.items()], group=group)
     device = next(iter(own.values()))[0].device
     for stage, entries in enumerate(stages):
         mine = stage == mpu.get_pipeline_model_parallel_rank()
-        for name, shape, dtype, split in entries:
+        for name, shape, dtype, dim in entries:
             tensor = own[name][0] if mine else torch.empty(shape, dtype=dtype, device=device)
             dist.broadcast(tensor, src=dist.get_global_rank(group, stage), group=group)
-            yield name, tensor, split
+            yield name, tensor, dim
 
 
 def _over_tensor_ranks(tensor: Tensor) -> list[Tensor]:

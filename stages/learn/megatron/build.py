@@ -87,7 +87,8 @@ def build(settings: LearnerSettings, *, rank: int, world_size: int, store: dist.
     dtype = _dtype(settings.model.dtype, device)
     parallel.initialize(values, rank=rank, world_size=world_size, store=store, device=device, seed=settings.seed)
     bridge = make_bridge(hf_folder, dtype, owned_by("TransformerConfig", values))
-    models = bridge.build()
+    with compat.cuda_methods():
+        models = bridge.build()
     load_hf_weights(bridge, models, hf_folder)
     ddp = _wrap(bridge.config, models, owned_by("DistributedDataParallelConfig", values), device)
     optimizer = _make_optimizer(ddp, dtype, owned_by("OptimizerConfig", values))
@@ -131,8 +132,9 @@ def _wrap(config: Any, models: list[PolicyModel], given: Mapping[str, Any], devi
 
 def _make_optimizer(ddp: list[DistributedDataParallel], dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
     base = {"optimizer": "adam", "bf16": dtype is torch.bfloat16, "params_dtype": dtype, **DEFAULTS}
-    optimizer = get_megatron_optimizer(OptimizerConfig(**{**base, **given}), ddp)
-    if ddp[0].module is not None and next(ddp[0].parameters()).device.type == "cpu":
+    with compat.cuda_methods():
+        optimizer = get_megatron_optimizer(OptimizerConfig(**{**base, **given}), ddp)
+    if next(ddp[0].parameters()).device.type == "cpu":
         for chained in getattr(optimizer, "chained_optimizers", [optimizer]):
             _use_fused_adam(chained.optimizer)
     return optimizer

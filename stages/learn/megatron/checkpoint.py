@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
+from stages.learn.megatron import compat
 
 MAX_SHARD_BYTES = 5 << 30
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".index.json")
@@ -41,7 +42,8 @@ def save(built: Any, path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     dist.barrier()
-    dist_checkpointing.save(_state(built, loading=False), str(path))
+    with compat.cuda_methods():
+        dist_checkpointing.save(_state(built, loading=False), str(path))
     dist.barrier()
 
 
@@ -50,14 +52,18 @@ def load(built: Any, path: Path) -> None:
     if not (path / "metadata.json").is_file():
         raise CheckpointError(f"{path}: no torch_dist checkpoint (metadata.json is missing); expected what --save wrote")
     try:
-        state = dist_checkpointing.load(_state(built, loading=True), str(path))
-        keys = ["model"] if len(built.models) == 1 else [f"model{i}" for i in range(len(built.models))]
-        for key, model in zip(keys, built.models, strict=True):
-            model.load_state_dict(state[key])
-        built.optimizer.load_state_dict(state["optimizer"])
-        built.scheduler.load_state_dict(state["scheduler"])
+        with compat.cuda_methods():
+            _restore(built, dist_checkpointing.load(_state(built, loading=True), str(path)))
     except (CheckpointingException, KeyError, ValueError, RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be loaded into this model and optimizer: {error}") from error
+
+
+def _restore(built: Any, state: dict[str, Any]) -> None:
+    keys = ["model"] if len(built.models) == 1 else [f"model{i}" for i in range(len(built.models))]
+    for key, model in zip(keys, built.models, strict=True):
+        model.load_state_dict(state[key])
+    built.optimizer.load_state_dict(state["optimizer"])
+    built.scheduler.load_state_dict(state["scheduler"])
 
 
 def export_hf(weights: Iterator[tuple[str, Tensor]], source: Path, path: Path, *, write: bool) -> None:

@@ -2,16 +2,17 @@
 
 Megatron writes `device="cuda"` and `torch.cuda.current_device()` in places that a CPU run passes too. `install()` gives those
 Megatron modules (and mbridge's helpers), and nobody else, a view of torch in which "cuda" means the CPU; torch itself stays
-as it is. Four more spots need a word of their own, each explained below. With a CUDA device `install()` does nothing.
+as it is. Five more spots need a word of their own, each explained below. With a CUDA device `install()` does nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,6 +94,30 @@ def install() -> bool:
     _patch_checkpoint_writer()
     _installed = True
     return True
+
+
+@contextlib.contextmanager
+def cuda_methods() -> Iterator[None]:
+    """Within, where `install()` is in place: `tensor.cuda()` is the tensor, and `tensor.type()` answers as for a CUDA tensor.
+
+    Megatron's optimizers sort parameters by that text, and move checkpoint shards that way. Not for the model's path: every
+    torch call within passes through Python.
+    """
+    if not _installed:
+        yield
+        return
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class CpuAsCuda(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.Tensor.cuda:
+                return args[0]
+            out = func(*args, **(kwargs or {}))
+            return out.replace("torch.", "torch.cuda.", 1) if func is torch.Tensor.type and len(args) == 1 and not kwargs else out
+
+    with CpuAsCuda():
+        yield
 
 
 def _cpu_view(torch: Any) -> _View:

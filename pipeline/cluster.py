@@ -1,0 +1,256 @@
+"""The learner's ranks as Ray actors, and the driver's handle on them.
+
+Ray is used for what it is good at: placing processes (on GPUs, on other nodes), carrying batches, noticing deaths. On one
+machine the cluster is private to the run: loopback only, with a token of its own, in a temporary folder, gone at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, LearnerError, SlipstreamError
+from pipeline.rank import RankActor, awaited
+from pipeline.types import OptimizerStep, StepResult, TrainBatch
+from stages.learn.settings import LearnerSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+CLOSE_SECONDS = 10.0  # for ranks to leave their process groups before they are killed
+# Read by Ray when it is imported or started. The second makes it use the loopback address, as it does on a Mac.
+_LOCAL_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class LearnerGroup:
+    """All learner ranks. Implements `Learner` and `WeightSender`; every method is awaited without holding the event loop.
+
+    A refused step raises the ranks' LearnerError and leaves them alive. A rank that dies or breaks raises LearnerError with
+    its last lines at once, and takes the others with it: they would wait for it in a collective.
+    """
+
+    def __init__(self, settings: LearnerSettings) -> None:
+        self._settings = settings
+        self._actors: list[Any] = []
+        self._pids: list[int] = []
+        self._folder: Path | None = None
+        self._broken: str | None = None
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Bring up Ray and the ranks, with the model loaded. Raises ConfigError, CheckpointError or LearnerError."""
+        try:
+            await asyncio.to_thread(self._start_ray)
+            self._actors = self._make_actors()
+            self._pids = await self._all("pid")
+            await self._all("warm_up")
+            address = (await self._on([self._actors[0]], "serve_store"))[0] if len(self._actors) > 1 else None
+            await self._all("build", address)
+        except BaseException:
+            await asyncio.shield(self.close())
+            raise
+
+    def _start_ray(self) -> None:
+        local = self._settings.cluster.ray_address is None
+        if local:
+            os.environ.update({**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        import ray
+
+        if ray.is_initialized():
+            raise LearnerError("Ray is already running in this process: one learner group at a time, close the other first")
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "configure_logging": False}
+        if not local:
+            ray.init(address=self._settings.cluster.ray_address, **quiet)
+            return
+        self._folder = Path(tempfile.mkdtemp(prefix="slipstream-"))
+        ray.init(
+            num_cpus=self._settings.num_ranks,
+            num_gpus=self._settings.num_ranks if _has_gpu(self._settings) else 0,
+            include_dashboard=False,
+            object_store_memory=256 << 20,  # batches pass through it; it grows to disk where one is larger
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(self._folder),
+            _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False, "enable_metrics_collection": False},
+            **quiet,
+        )
+
+    def _make_actors(self) -> list[Any]:
+        import ray
+
+        cluster, gpu = self._settings.cluster, _has_gpu(self._settings)
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = {"PYTHONPATH": path, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "PYTHONWARNINGS": "ignore"}
+        if not gpu:
+            env |= {"OMP_NUM_THREADS": str(cluster.cpu_threads_per_actor), "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        remote = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_restarts=0, max_task_retries=0)(RankActor)
+        cores = _cores(self._settings) if cluster.cpu_affinity and not gpu else None
+        return [
+            remote.options(runtime_env={"env_vars": env}).remote(self._settings, rank, cores[rank] if cores else None)
+            for rank in range(self._settings.num_ranks)
+        ]
+
+    async def close(self) -> None:
+        """Take everything down: ranks, Ray, its folder. From any state, and more than once."""
+        actors, self._actors = self._actors, []
+        if actors and self._broken is None:
+            refs = [a.call.remote("close") for a in actors]
+            with contextlib.suppress(Exception):  # a rank that cannot close is killed below
+                await asyncio.wait_for(asyncio.wait([asyncio.ensure_future(awaited(r)) for r in refs]), CLOSE_SECONDS)
+        self._broken = self._broken or "it is closed"
+        await asyncio.to_thread(self._stop_ray)
+
+    def _stop_ray(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()
+        for pid in self._pids if self._folder else []:  # on this machine; normally gone with Ray
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._pids = []
+        self._remove_folder()
+
+    def kill_now(self) -> None:
+        """End every process of ours on this machine at once, without waiting for anything."""
+        pids = [*self._pids, *_ray_pids()] if self._folder else []
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._broken = "it was killed"
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ---- Learner
+
+    async def step(self, batch: TrainBatch) -> StepResult:
+        return StepResult(metrics=(await self._all("call", "step", batch))[0])
+
+    async def sft_step(self, step: OptimizerStep, lr: float) -> dict[str, float]:
+        """One supervised step at learning rate `lr`; see MegatronRank.sft_step."""
+        return (await self._all("call", "sft_step", step, lr))[0]
+
+    async def reset_optimizer(self) -> None:
+        """Forget Adam's moments and start the schedule anew (after a warm-up)."""
+        await self._all("call", "reset_optimizer")
+
+    async def save(self, path: Path) -> None:
+        await self._all("call", "save", _absolute(path))
+
+    async def load(self, path: Path) -> None:
+        await self._all("call", "load", _absolute(path))
+
+    # ---- WeightSender
+
+    async def join(self, group_name: str, address: str, port: int, world_size: int, backend: str) -> None:
+        await self._on(self._actors[:1], "send", "join", group_name, address, port, world_size, backend)
+
+    async def leave(self, group_name: str) -> None:
+        await self._on(self._actors[:1], "send", "leave", group_name)
+
+    async def prepare(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
+        others = [a.gather.remote() for a in self._actors[1:]]
+        first = [a.send.remote("prepare", max_bucket_bytes) for a in self._actors[:1]]
+        return (await self._results([*first, *others]))[0]
+
+    async def broadcast(self, group_name: str, bucket: int) -> None:
+        await self._on(self._actors[:1], "send", "broadcast", group_name, bucket)
+
+    async def export_hf(self, path: Path) -> None:
+        await self._all("call", "export_hf", _absolute(path))
+
+    # ---- calls
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        return await self._on(self._actors, method, *args)
+
+    async def _on(self, actors: Sequence[Any], method: str, *args: Any) -> list[Any]:
+        if self._broken:
+            raise LearnerError(f"the learner cannot be used: {self._broken}")
+        return await self._results([getattr(a, method).remote(*args) for a in actors])
+
+    async def _results(self, refs: Sequence[Any]) -> list[Any]:
+        """All results, or the first failure as soon as it is known."""
+        tasks = [asyncio.ensure_future(awaited(ref)) for ref in refs]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            failed = next(((i, e) for i, t in enumerate(tasks) if t.done() and (e := t.exception())), None)
+            if failed is None:
+                return [t.result() for t in tasks]
+            raise await self._explain(*failed, tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _explain(self, rank: int, error: BaseException, tasks: Sequence[asyncio.Task[Any]]) -> Exception:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, SlipstreamError):
+            # Ranks agree on a refusal before they raise; wait for all, so that the next call finds them idle.
+            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+            cause.add_note(f"on learner rank {rank}")
+            return cause
+        lines = self._last_lines(rank)
+        self._broken = f"rank {rank} failed earlier"
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        what = f"failed: {type(cause).__name__}: {cause}" if cause is not None else f"died ({type(error).__name__})"
+        out = LearnerError(f"learner rank {rank} (pid {self._pids[rank] if self._pids else '?'}) {what}{lines}")
+        if cause is not None:
+            out.add_note(str(error))  # the traceback on the rank
+        return out
+
+    def _last_lines(self, rank: int, count: int = 8) -> str:
+        """What the rank wrote last, for the error message."""
+        if not (self._folder and self._pids):
+            return ""
+        logs = sorted(self._folder.glob(f"session_latest/logs/worker-*-{self._pids[rank]}.err"))
+        lines = [s for log in logs for s in log.read_text(errors="replace").splitlines() if s.strip() and not s.startswith(":")]
+        return "; its last lines:\n  " + "\n  ".join(lines[-count:]) if lines else ""
+
+
+def _absolute(path: Path) -> Path:
+    """Ranks have a working directory of their own."""
+    return path.absolute()
+
+
+def _has_gpu(settings: LearnerSettings) -> bool:
+    if settings.model.device == "auto":
+        return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+    return settings.model.device == "cuda"
+
+
+def _cores(settings: LearnerSettings) -> list[list[int]]:
+    """The first cores of this machine for the learner, `cpu_threads_per_actor` each; engines take those behind."""
+    free, each = sorted(os.sched_getaffinity(0)), settings.cluster.cpu_threads_per_actor
+    if len(free) < settings.num_ranks * each:
+        raise ConfigError(f"--cpu-affinity: {settings.num_ranks} learner ranks x {each} threads, but {len(free)} cores")
+    return [free[r * each : (r + 1) * each] for r in range(settings.num_ranks)]
+
+
+def _ray_pids() -> Iterator[int]:
+    """Ray's own processes that this process started."""
+    import ray
+
+    node = ray._private.worker._global_node
+    for infos in node.all_processes.values() if node else ():
+        for info in infos:
+            yield info.process.pid

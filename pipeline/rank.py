@@ -1,0 +1,85 @@
+"""What runs in the process of one learner rank: a thin shell around the rank and the sending side of weight pushes."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import socket
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from stages.learn.settings import LearnerSettings
+
+
+def own_address() -> str:
+    """This node's address as others reach it (no packet is sent)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("198.51.100.1", 9))  # any address outside: the kernel picks the interface that leads there
+        return str(probe.getsockname()[0])
+
+
+class RankActor:
+    """What runs in an actor's process: one learner rank and, on rank 0, the sending side of weight pushes."""
+
+    def __init__(self, settings: LearnerSettings, rank: int, cores: Sequence[int] | None) -> None:
+        if cores is not None:
+            os.sched_setaffinity(0, cores)  # before torch starts its threads
+        self._settings, self._number = settings, rank
+        self._rank: Any = None
+        self._sender: Any = None
+        self._store: Any = None
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def warm_up(self) -> None:
+        """The imports, which take most of the start: all ranks do them at the same time."""
+        from stages.learn.megatron import load
+
+        load()
+        import torch
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(self._settings.cluster.cpu_threads_per_actor)
+
+    def serve_store(self) -> tuple[str, int]:
+        """Rank 0: where the ranks meet. Loopback when they are all on this machine."""
+        from stages.learn.megatron.parallel import serve_store
+
+        host = "127.0.0.1" if self._settings.cluster.actor_num_nodes == 1 else own_address()
+        self._store, port = serve_store(self._settings.num_ranks, host)
+        return host, port
+
+    def build(self, address: tuple[str, int] | None) -> None:
+        from stages.learn.megatron import start_rank
+        from stages.learn.megatron.parallel import join_store
+
+        world = self._settings.num_ranks
+        if address is not None and self._store is None:
+            self._store = join_store(*address, world)
+        self._rank = start_rank(self._settings, rank=self._number, world_size=world, store=self._store)
+
+    def _make_sender(self) -> Any:
+        from stages.publish.sender import BroadcastSender
+
+        return BroadcastSender(self._rank.hf_weights, self._rank.export_hf, self._rank.device)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """A method of the rank; all ranks get the same calls in the same order."""
+        return getattr(self._rank, method)(*args)
+
+    def send(self, method: str, *args: Any) -> Any:
+        """A method of the sender (rank 0), made when first asked for."""
+        self._sender = self._sender or self._make_sender()
+        result = getattr(self._sender, method)(*args)
+        return asyncio.run(awaited(result)) if inspect.isawaitable(result) else result
+
+    def gather(self) -> None:
+        """The other ranks' part in `prepare`: the collectives that bring whole tensors to rank 0."""
+        for _ in self._rank.hf_weights():
+            pass
+
+
+async def awaited(result: Awaitable[Any]) -> Any:
+    return await result

@@ -1,0 +1,114 @@
+"""Two ranks against one: data, tensor, sequence and pipeline parallelism give the same training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.integration import learner_cases as cases
+from tests.integration.two_ranks import LAYOUTS
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cases.make_model("qwen3", tmp_path_factory.mktemp("model") / "qwen3", tied=True)
+
+
+@pytest.fixture(scope="module")
+def single(model: Path) -> Iterator[Any]:
+    """One rank after the same two rollouts, with what it measured."""
+    from stages.learn.megatron import start_rank
+
+    rank = start_rank(cases.settings(model, use_tis=True))
+    steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
+    metrics = [rank.step(cases.make_batch(*steps)) for _ in range(2)]
+    weights = cases.weights_of(rank)
+    rank.close()
+    yield metrics, weights
+
+
+@pytest.fixture(scope="module")
+def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the results of both ranks, for every layout."""
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.parallel import serve_store
+
+    out = tmp_path_factory.mktemp("pair")
+    store, port = serve_store(2)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "tests.integration.two_ranks"]
+    ranks = [
+        subprocess.Popen([*command, str(r), str(port), str(model), str(out)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]
+    try:
+        errors = [r.communicate(timeout=240)[1] for r in ranks]
+    finally:
+        for r in ranks:
+            r.kill()
+        del store
+    assert [r.returncode for r in ranks] == [0, 0], "\n".join(errors)[-4000:]
+    return out
+
+
+def results(pair: Path, layout: str, rank: int) -> Any:
+    return json.loads((pair / f"{layout}.{rank}.json").read_text())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_ranks_train_as_one(single: Any, pair: Path, layout: str) -> None:
+    from safetensors.torch import load_file
+
+    metrics, weights = single
+    for rank in range(2):
+        for got, want in zip(results(pair, layout, rank)["metrics"], metrics, strict=True):
+            assert got.keys() == want.keys()
+            for name in got.keys() - {"seconds"}:
+                assert got[name] == pytest.approx(want[name], rel=1e-4, abs=1e-5), (layout, rank, name)
+    exported = load_file(pair / layout / "hf" / "model.safetensors")
+    assert exported.keys() == weights.keys()
+    for name, tensor in exported.items():
+        assert (tensor - weights[name]).abs().max() < 1e-3, name  # a step moves by 1e-3: see the next line
+    moved = torch.cat([(exported[n] - weights[n]).flatten() for n in weights])
+    assert moved.square().mean().sqrt() < 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resume_is_exact(pair: Path, layout: str) -> None:
+    for rank in range(2):
+        result = results(pair, layout, rank)
+        after, resumed = ({k: v for k, v in result[x].items() if k != "seconds"} for x in ("after", "resumed"))
+        assert after == resumed
+        assert after["loss"] != result["metrics"][-1]["loss"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_rank_refuses(pair: Path, layout: str) -> None:
+    assert all("refused" in results(pair, layout, rank)["refused"] for rank in range(2))
+
+
+def test_checkpoint_of_two_ranks_loads_on_one(model: Path, pair: Path) -> None:
+    from stages.learn.megatron import start_rank
+
+    rank = start_rank(cases.settings(model, use_tis=True, megatron={"use_distributed_optimizer": True}))
+    try:
+        rank.load(pair / "dp2-distributed-optimizer")
+        steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
+        got, want = rank.step(cases.make_batch(*steps)), results(pair, "dp2-distributed-optimizer", 0)["after"]
+        assert got["loss"] == pytest.approx(want["loss"], abs=1e-5)
+        assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=1e-4)
+    finally:
+        rank.close()
