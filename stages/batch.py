@@ -1,0 +1,96 @@
+"""From the samples of a rollout to optimizer steps of micro-batches, balanced over data-parallel ranks. Pure.
+
+Nothing is truncated: a sample longer than the token budget gets a micro-batch of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from pipeline.errors import DataError
+from pipeline.types import OptimizerStep, TrainBatch, TrainSample
+
+
+def make_batch(
+    samples: Sequence[TrainSample],
+    *,
+    rollout_id: int,
+    policy_version: int,
+    num_dp_ranks: int,
+    num_steps_per_rollout: int | None = None,
+    global_batch_size: int | None = None,
+    max_tokens: int,
+) -> TrainBatch:
+    """`num_steps_per_rollout` optimizer steps (or steps of `global_batch_size` samples; default one), samples in the given order.
+
+    Raises DataError when a step has fewer samples than there are ranks.
+    """
+    num_steps = num_steps_per_rollout or (-(-len(samples) // global_batch_size) if global_batch_size else 1)
+    if len(samples) < num_steps * num_dp_ranks:
+        raise DataError(
+            f"rollout {rollout_id} has {len(samples)} samples with a loss, for {num_steps} optimizer steps on {num_dp_ranks} data-parallel "
+            "ranks: every rank needs one a step. Raise --rollout-batch-size or --n-samples-per-prompt, or lower --num-steps-per-rollout"
+        )
+    size, rest = divmod(len(samples), num_steps)
+    steps, start = [], 0
+    for i in range(num_steps):
+        end = start + size + (i < rest)
+        steps.append(_step(samples[start:end], num_dp_ranks, max_tokens))
+        start = end
+    return TrainBatch(rollout_id=rollout_id, policy_version=policy_version, steps=tuple(steps))
+
+
+def _step(samples: Sequence[TrainSample], num_ranks: int, max_tokens: int) -> OptimizerStep:
+    shares = balance(samples, num_ranks)
+    most_samples = min(len(share) for share in shares)  # no rank can be cut into more micro-batches than it has samples
+    count = max(len(pack(share, max_tokens)) for share in shares)
+    if count <= most_samples:
+        cut = [_cut(share, count, max_tokens) for share in shares]
+    else:  # one rank has few long samples, another many short ones: deal them out by number instead
+        shares = [list(samples[rank::num_ranks]) for rank in range(num_ranks)]
+        count = min(len(share) for share in shares)
+        cut = [balance(share, count) for share in shares]
+    return OptimizerStep(
+        per_rank=tuple(tuple(tuple(mb) for mb in rank) for rank in cut),
+        num_samples=len(samples),
+        num_loss_tokens=sum(int(s.loss_mask.sum()) for s in samples),
+    )
+
+
+def balance(samples: Sequence[TrainSample], num_bins: int) -> list[list[TrainSample]]:
+    """Longest processing time first: the next longest sample goes to the least loaded bin, at most 4/3 of the optimum
+    (Graham 1969, "Bounds on multiprocessing timing anomalies"). Every bin gets a sample where there are enough; deterministic.
+    """
+    bins: list[list[TrainSample]] = [[] for _ in range(num_bins)]
+    loads = [(0, 0, i) for i in range(num_bins)]  # (tokens, samples, bin)
+    for sample in sorted(samples, key=lambda s: (-s.num_tokens, s.index)):
+        tokens, count, i = heapq.heappop(loads)
+        bins[i].append(sample)
+        heapq.heappush(loads, (tokens + sample.num_tokens, count + 1, i))
+    return bins
+
+
+def pack(samples: Sequence[TrainSample], max_tokens: int) -> list[list[TrainSample]]:
+    """First-fit decreasing bin packing (Johnson 1973): few micro-batches of at most `max_tokens` tokens."""
+    bins: list[list[TrainSample]] = []
+    room: list[int] = []
+    for sample in sorted(samples, key=lambda s: (-s.num_tokens, s.index)):
+        place = next((i for i, left in enumerate(room) if sample.num_tokens <= left), None)
+        if place is None:
+            bins.append([sample])
+            room.append(max_tokens - sample.num_tokens)
+        else:
+            bins[place].append(sample)
+            room[place] -= sample.num_tokens
+    return bins
+
+
+def _cut(samples: Sequence[TrainSample], count: int, max_tokens: int) -> list[list[TrainSample]]:
+    """Exactly `count` micro-batches within the budget: first-fit, then the fullest are halved until there are enough."""
+    bins = pack(samples, max_tokens)
+    while len(bins) < count:
+        fullest = max((b for b in bins if len(b) > 1), key=lambda b: sum(s.num_tokens for s in b))
+        bins.remove(fullest)
+        bins += balance(fullest, 2)
+    return bins

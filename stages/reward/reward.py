@@ -1,0 +1,115 @@
+"""The reward stage: which scorer, where it runs, what happens when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from configs.schema import RewardConfig
+from pipeline.errors import ConfigError, RewardError
+from pipeline.types import Sample, Status
+from pipeline.userfn import load_function
+from stages.reward.pool import WorkerPool
+from stages.reward.scorers import CHEAP, SCORERS
+
+
+class RewardStage:
+    """Implements `Reward`. Scores in place; a sample whose scorer failed becomes FAILED with `error`, never reward 0.
+
+    Which scorer: the sample's `custom_rm_path`, else --custom-rm-path, else the sample's metadata["rm_type"], else --rm-type,
+    else reasoning_gym for its own prompts.
+    """
+
+    def __init__(self, config: RewardConfig, args: SimpleNamespace) -> None:
+        self._config, self._args = config, args
+        self._workers = WorkerPool(config.reward_num_workers)
+        self._functions: dict[str, Callable[..., Any]] = {}
+        if config.custom_rm_path:
+            self._load(config.custom_rm_path)
+
+    async def __call__(self, samples: Sequence[Sample]) -> None:
+        alive = [s for s in samples if s.status is not Status.FAILED]
+        if self._config.group_rm:
+            if len(alive) == len(samples):  # a group reward compares all samples of the group: with one missing there is none
+                await self._score_group(alive)
+            return
+        async with asyncio.TaskGroup() as group:
+            for sample in alive:
+                group.create_task(self._score(sample))
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._workers.close)
+
+    async def _score(self, sample: Sample) -> None:
+        try:
+            sample.reward = self._checked(await self._reward_of(sample))
+        except Exception as error:  # a user's scorer may raise anything; CancelledError passes
+            _fail(sample, error)
+
+    async def _score_group(self, samples: Sequence[Sample]) -> None:
+        path = self._config.custom_rm_path
+        try:
+            if path is None:
+                raise RewardError("--group-rm needs --custom-rm-path: built-in scorers take one sample")
+            rewards = list(await self._call(self._load(path), list(samples)))
+            if len(rewards) != len(samples):
+                raise RewardError(f"{path} returned {len(rewards)} rewards for a group of {len(samples)} samples")
+            for sample, reward in zip(samples, rewards, strict=True):
+                sample.reward = self._checked(reward)
+        except Exception as error:
+            for sample in samples:
+                _fail(sample, error)
+
+    async def _reward_of(self, sample: Sample) -> Any:
+        path = sample.custom_rm_path or self._config.custom_rm_path
+        if path:
+            return await self._call(self._load(path), sample)
+        name = sample.metadata.get("rm_type") or self._config.rm_type or ("reasoning_gym" if "reasoning_gym" in sample.metadata else None)
+        if name not in SCORERS:
+            raise RewardError(f"no scorer for sample {sample.index}: rm_type {name!r}, expected one of {', '.join(SCORERS)}")
+        scorer, arguments = SCORERS[name], (sample.response, sample.label, {**sample.metadata, "__index__": sample.index})
+        if name in CHEAP:
+            return scorer(*arguments)
+        return await self._workers.run(scorer, arguments, self._config.reward_timeout_seconds)
+
+    async def _call(self, function: Callable[..., Any], subject: Any) -> Any:
+        """A user's function: async ones run here, plain ones in a thread (they may block)."""
+        async with asyncio.timeout(self._config.reward_timeout_seconds):
+            if inspect.iscoroutinefunction(function):
+                return await function(self._args, subject)
+            result = await asyncio.to_thread(function, self._args, subject)
+            return await result if isinstance(result, Awaitable) else result
+
+    def _checked(self, reward: Any) -> float | dict[str, float]:
+        if isinstance(reward, Mapping):
+            return {str(k): self._number(v) if isinstance(v, int | float) else v for k, v in reward.items()}
+        return self._number(reward)
+
+    def _number(self, value: Any) -> float:
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise RewardError(f"the reward is {value!r}: expected a finite number, or a dict of them")
+        return float(value) if value >= self._config.reward_threshold or value < 0 else 0.0
+
+    def _load(self, path: str) -> Callable[..., Any]:
+        if path not in self._functions:
+            self._functions[path] = load_function(path, "reward_func")
+        return self._functions[path]
+
+
+def _fail(sample: Sample, error: Exception) -> None:
+    sample.status, sample.reward = Status.FAILED, None
+    sample.error = f"{type(error).__name__}: {error}"
+
+
+def build_reward(config: RewardConfig, args: SimpleNamespace) -> RewardStage:
+    """Raises ConfigError when the custom function cannot be loaded, or the flags contradict each other."""
+    if config.group_rm and not config.custom_rm_path:
+        raise ConfigError("--group-rm needs --custom-rm-path: built-in scorers take one sample")
+    if config.reward_num_workers < 1:
+        raise ConfigError(f"--reward-num-workers {config.reward_num_workers}: at least 1 (this machine has {os.cpu_count()} cores)")
+    return RewardStage(config, args)

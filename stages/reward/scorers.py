@@ -1,0 +1,55 @@
+"""The built-in scorers: plain functions of plain data, so that a worker process can run them.
+
+Each takes (response, label, metadata) and returns a float. Module-level and picklable by name; imports wait until the first call.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Scorer = Callable[[str, Any, Mapping[str, Any]], float]
+
+
+def exact_match(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
+    """1.0 when response and label are the same text but for white space around them, else 0.0."""
+    return float(response.strip() == str(label).strip())
+
+
+def reasoning_gym(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
+    """The task's own scorer, on the text between <answer> tags where there are any, else on the whole response.
+
+    `metadata["reasoning_gym"]` is {"task": name, "entry": {"question", "answer", "metadata"}}, as the source writes it.
+    """
+    from reasoning_gym.utils import extract_answer
+
+    said = metadata["reasoning_gym"]
+    answer = extract_answer(response) or response.strip()
+    return float(_task_scorer(said["task"])(answer, said["entry"]))
+
+
+def math(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
+    """1.0 when math-verify finds the response's final answer (\\boxed, or the last expression) equal to the label's, else 0.0."""
+    from math_verify import parse, verify
+
+    gold = parse(str(label)) or parse(f"${label}$")
+    # The caller has the deadline, on the whole process; math-verify's own uses signals, which only a main thread takes.
+    return float(bool(verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None)))
+
+
+def uniform(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
+    """A random number in [0, 1) that depends on the sample only: for benchmarks and null experiments."""
+    return random.Random(f"{metadata.get('__index__')}:{response}").random()
+
+
+SCORERS: dict[str, Scorer] = {"exact_match": exact_match, "reasoning_gym": reasoning_gym, "math": math, "random": uniform}
+CHEAP = frozenset({"exact_match", "random"})  # a process switch would cost more than the scoring
+
+
+@functools.cache
+def _task_scorer(task: str) -> Callable[..., float]:
+    import reasoning_gym as rg
+
+    return rg.get_score_answer_fn(task)
