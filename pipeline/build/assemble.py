@@ -194,7 +194,7 @@ def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:
 def _telemetry(site: Site, buffer: ReplayBuffer) -> tuple[Any, Callable[[float, bool], None]]:
     from pipeline.report import write_report, write_summary
 
-    telemetry = open_telemetry(site.run_dir, site.config, resume_from=site.clock.num_trained if site.state else None)
+    telemetry = open_telemetry(site.run_dir, site.config, resumed_at=site.clock.num_trained if site.state else None)
 
     def finish(wall_seconds: float, interrupted: bool) -> None:
         telemetry.close()

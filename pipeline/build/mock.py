@@ -1,0 +1,54 @@
+"""Simulated engines and learner behind the same protocols: the pipeline around them is the real one. Imports no model code."""
+
+from __future__ import annotations
+
+from configs.schema import Config
+from pipeline.build.assemble import Backend, Site
+from stages.engine.mock import MockEngineClient, MockPool, MockTokenizer, Taught
+from stages.generate.generate import GenerateStage
+from stages.learn.mock import MockLearner
+from stages.publish.mock import MockTransport
+
+
+def mock_backend(site: Site) -> Backend:
+    config: Config = site.config
+    tokenizer = MockTokenizer()
+    pool = MockPool(
+        num_engines=config.num_engines,
+        concurrency=config.cluster.sglang_server_concurrency,
+        initial_version=site.clock.policy_version,
+        clock=site.time,
+    )
+    client = MockEngineClient(pool, config.mock, tokenizer, seed=config.run.seed)
+    generate = GenerateStage(
+        client,
+        tokenizer,
+        config.rollout,
+        site.args,
+        evaluation=config.eval,
+        current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
+    )
+    learner = MockLearner(config.mock, clock=site.time)
+    transport = MockTransport(pool, config.mock, clock=site.time)
+
+    async def start() -> None:
+        await pool.start()
+        if site.snapshot is not None:
+            await learner.load(site.snapshot)
+
+    async def close() -> None:
+        await transport.close()
+        await pool.close()
+        await learner.close()
+
+    return Backend(
+        tokenizer=tokenizer,
+        generate=Taught(generate, client),
+        learner=learner,
+        transport=transport,
+        num_dp_ranks=config.num_learner_ranks,
+        engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
+        start=start,
+        close=close,
+        kill_now=pool.kill_now,
+    )
