@@ -29,7 +29,7 @@ from stages.batch import make_batch
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
 from stages.reward import build_reward
-from stages.source import build_source
+from stages.source import SUMS, build_source
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     else:
         from pipeline.build.real import real_backend as make_backend  # type: ignore[assignment]
     backend = make_backend(site)
-    source = _source(config, config.data.prompt_data or "", backend.tokenizer)
+    source = _source(config, config.data.prompt_data or SUMS, backend.tokenizer)
     reward = build_reward(config.reward, site.args)
     buffer = ReplayBuffer(site.run_dir.buffer, config.async_, site.clock)
     producer = Producer(
