@@ -75,6 +75,8 @@ def _resolve(given: Given, families: Sequence[FlagFamily]) -> tuple[str, str, An
                 return (family.section, *family.parse(bare, given.values))
     except ValueError as error:
         raise ConfigError(f"{given}: {error}{given.place}") from error
+    except ConfigError as error:  # a family that writes its own message
+        raise ConfigError(f"{error}{given.place}") from error
     raise ConfigError(f"unknown flag --{given.name}{given.place}{_suggest(given.name, families, unlisted)}")
 
 

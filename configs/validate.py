@@ -77,7 +77,9 @@ def staleness(config: Config) -> Iterator[str]:
 
 def batches(config: Config) -> Iterator[str]:
     rollout, algorithm = config.rollout, config.algorithm
-    said = f"--rollout-batch-size {rollout.rollout_batch_size} x --n-samples-per-prompt {rollout.n_samples_per_prompt} = {samples} samples a rollout"
+    groups, each = rollout.rollout_batch_size, rollout.n_samples_per_prompt
+    samples = groups * each
+    said = f"--rollout-batch-size {groups} x --n-samples-per-prompt {each} = {samples} samples a rollout"
     steps, size = algorithm.num_steps_per_rollout, algorithm.global_batch_size
     if steps and size and size * steps != samples:
         yield (
