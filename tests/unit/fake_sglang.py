@@ -1,0 +1,102 @@
+"""A scripted server that speaks as much of SGLang's HTTP interface as the client uses, and a pool of such servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+Step = Callable[[dict[str, Any]], Awaitable[web.Response]]
+
+
+def answer(
+    ids: Sequence[int] = (65, 66, 67), *, spans: Sequence[tuple[int, int, int]] | None = None, cached: int = 0, finish: str = "stop"
+) -> dict[str, Any]:
+    labels = [{"version": str(v), "start": s, "end": e} for v, s, e in (spans if spans is not None else [(0, 0, len(ids))])]
+    return {
+        "text": bytes(ids).decode(),
+        "output_ids": list(ids),
+        "meta_info": {
+            "finish_reason": {"type": finish},
+            "output_token_logprobs": [[-0.25 * (i + 1), token, None] for i, token in enumerate(ids)],
+            "weight_versions": labels,
+            "cached_tokens": cached,
+        },
+    }
+
+
+def says(body: dict[str, Any] | None = None, status: int = 200) -> Step:
+    async def step(request: dict[str, Any]) -> web.Response:
+        return web.json_response(body if body is not None else answer(), status=status)
+
+    return step
+
+
+async def drops(request: dict[str, Any]) -> web.Response:
+    """The connection breaks without an answer."""
+    raise ConnectionResetError
+
+
+@dataclass
+class FakeSGLang:
+    """Answers its n-th /generate with the n-th step of the script, and with the last one from there on."""
+
+    script: list[Step] = field(default_factory=lambda: [says()])
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    received: asyncio.Event = field(default_factory=asyncio.Event)
+    abort_seen: asyncio.Event = field(default_factory=asyncio.Event)
+    url: str = ""
+
+    async def generate(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.requests.append(body)
+        self.received.set()
+        try:
+            return await self.script[min(len(self.requests), len(self.script)) - 1](body)
+        except ConnectionResetError:
+            assert request.transport is not None
+            request.transport.abort()
+            raise
+
+    async def abort(self, request: web.Request) -> web.Response:
+        self.aborted.append((await request.json())["rid"])
+        self.abort_seen.set()
+        return web.Response()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[FakeSGLang]:
+        app = web.Application()
+        app.router.add_post("/generate", self.generate)
+        app.router.add_post("/abort_request", self.abort)
+        async with TestServer(app, host="127.0.0.1") as server:
+            self.url = str(server.make_url("")).rstrip("/")
+            yield self
+
+
+class FakePool:
+    """Leases round-robin over what is healthy; a reported engine is out."""
+
+    def __init__(self, urls: Sequence[str], versions: Sequence[int] = ()) -> None:
+        self.endpoints = list(urls)
+        self.versions = dict(zip(urls, versions or [0] * len(urls), strict=True))
+        self.reported: list[tuple[str, Exception]] = []
+        self.sessions: list[str | None] = []
+        self.stay_healthy = False
+
+    @asynccontextmanager
+    async def lease(self, session_id: str | None = None) -> AsyncIterator[str]:
+        self.sessions.append(session_id)
+        down = set() if self.stay_healthy else {url for url, _ in self.reported}
+        yield next(url for url in self.endpoints if url not in down)
+
+    def version_of(self, endpoint: str) -> int:
+        return self.versions[endpoint]
+
+    async def report_failure(self, endpoint: str, error: Exception) -> None:
+        self.reported.append((endpoint, error))
