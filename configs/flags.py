@@ -80,14 +80,14 @@ def parse_value(flag: Flag, values: Sequence[str]) -> Any:
     if flag.kind is bool:
         word = values[0].lower() if len(values) == 1 else "" if values else "true"
         if word not in ("true", "false"):
-            raise ValueError(f"is a switch: expected no value (off: --no-{flag.name})")
+            raise ValueError(f"is a switch: expected no value (off: --no-{flag.name}){_hint_of_dash(values)}")
         return word == "true"
     if not values:
         raise ValueError(f"has no value: expected {flag.expects}")
     if flag.many:
         return () if list(values) == [""] else tuple(_parse_one(flag, word) for word in values)
     if len(values) > 1:
-        raise ValueError(f"takes one value, got {len(values)}: {_hint_of_extra(values)}")
+        raise ValueError(f"takes one value, got {len(values)}{_hint_of_dash(values) or '; quote a value with spaces'}")
     if flag.optional and values[0].lower() == "none":
         return None
     return _parse_one(flag, values[0])
@@ -117,12 +117,10 @@ def _parse_one(flag: Flag, word: str) -> Any:
     return value
 
 
-def _hint_of_extra(values: Sequence[str]) -> str:
-    said = " ".join(map(repr, values))
-    flaglike = [v for v in values if v.startswith("-") and v.lstrip("-")[:1].isalpha()]
-    return said + (
-        f"; if {flaglike[0]} is a flag, write it on its own, as --{flaglike[0].lstrip('-')}" if flaglike else "; quote a value with spaces"
-    )
+def _hint_of_dash(values: Sequence[str]) -> str:
+    """One dash where two were meant makes a flag look like a value."""
+    meant = [v for v in values if v.startswith("-") and v.lstrip("-")[:1].isalpha()]
+    return f"; {meant[0]} needs two dashes if it is a flag: --{meant[0].lstrip('-')}" if meant else ""
 
 
 def _unpack(hint: Any) -> tuple[type, tuple[str, ...], bool, bool]:

@@ -95,7 +95,7 @@ def _suggest(name: str, families: Sequence[FlagFamily], unlisted: list[str]) -> 
     for family in families:
         known.update(PREFIXES[family.section] + n.replace("_", "-") for n in _names(family, unlisted))
     name = name.replace("_", "-")
-    close = [name] if name in known else difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.72)
+    close = [name] if name in known else difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.66)
     listing = ", ".join(["--help", *(f"--help-{family.section}" for family in families)])
     said = f"; did you mean {' or '.join('--' + c for c in close)}?" if close else f"; {listing} list all flags"
     return said + "".join(f" ({why})" for why in unlisted)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.families import FamilyFlag
 
+if TYPE_CHECKING:
+    from stages.engine.flags import ServerArg
+
 
 class SGLangFlags:
-    """`--sglang-NAME`: every option of SGLang's server. Values stay text: SGLang's own parser has the last word."""
+    """`--sglang-NAME`: every option of SGLang's server. Numbers and choices are checked here, the rest by SGLang at its start."""
 
     section, title = "sglang", "SGLang"
 
@@ -22,8 +25,7 @@ class SGLangFlags:
         from stages.engine.flags import server_args
 
         for arg in server_args().values():
-            expects = "true or false" if arg.is_switch else "one value or more" if arg.takes_list else "a value"
-            yield FamilyFlag(name=arg.names[0], expects=expects, help=arg.help)
+            yield FamilyFlag(name=arg.names[0], expects=_expects(arg), help=arg.help)
 
     def parse(self, name: str, values: Sequence[str]) -> tuple[str, Any]:
         from stages.engine.flags import server_arg
@@ -35,11 +37,22 @@ class SGLangFlags:
             if len(values) > 1 or (values and values[0].lower() not in ("true", "false")):
                 raise ValueError("expected no value, true or false")
             return arg.field, not values or values[0].lower() == "true"
-        if not values:
-            raise ValueError("expected a value")
-        if not arg.takes_list and len(values) > 1:
-            raise ValueError("expected one value")
-        return arg.field, list(values) if arg.takes_list else values[0]
+        if not values or (len(values) > 1 and not arg.takes_list):
+            raise ValueError(f"expected {_expects(arg)}, got {len(values)} values")
+        try:
+            parsed = [arg.number(v) if arg.number else v for v in values]
+        except ValueError:
+            raise ValueError(f"expected {_expects(arg)}") from None
+        if arg.choices and not set(values) <= set(arg.choices):
+            raise ValueError(f"expected {_expects(arg)}")
+        return arg.field, parsed if arg.takes_list else parsed[0]
+
+
+def _expects(arg: ServerArg) -> str:
+    if arg.is_switch:
+        return "no value, true or false"
+    one = "one of " + ", ".join(arg.choices) if arg.choices else {int: "an integer", float: "a number"}.get(arg.number or str, "a value")
+    return one + (", one or more" if arg.takes_list else "")
 
 
 class MegatronFlags:
@@ -50,7 +63,7 @@ class MegatronFlags:
     def names(self) -> Collection[str]:
         from stages.learn.megatron.flags import megatron_flags
 
-        return megatron_flags().keys()
+        return [*megatron_flags(), *(f"no_{flag.name}" for flag in megatron_flags().values() if flag.is_bool)]
 
     def flags(self) -> Iterable[FamilyFlag]:
         from stages.learn.megatron.flags import megatron_flags
@@ -61,12 +74,14 @@ class MegatronFlags:
     def parse(self, name: str, values: Sequence[str]) -> tuple[str, Any]:
         from stages.learn.megatron.flags import convert, megatron_flags
 
-        if not values and megatron_flags()[name].is_bool:
-            return name, True
-        if not values:
-            raise ValueError(f"expected {megatron_flags()[name].type}")
-        text = values[0] if len(values) == 1 else "[" + ",".join(values) + "]"
-        return name, convert(name, text)
+        if name not in megatron_flags():
+            if values:
+                raise ValueError("is a switch: expected no value")
+            return name.removeprefix("no_"), False
+        flag = megatron_flags()[name]
+        if not values and not flag.is_bool:
+            raise ValueError(f"expected {flag.type}")
+        return name, convert(name, "true" if not values else values[0] if len(values) == 1 else list(values))
 
 
 FAMILIES = (SGLangFlags(), MegatronFlags())

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,8 @@ class ServerArg:
     is_switch: bool  # takes no value
     has_negative: bool  # a switch that also knows --no-...
     takes_list: bool  # takes one value or more
+    number: type[int] | type[float] | None = None  # what each value must be; None: text, or a form of its own
+    choices: tuple[str, ...] = ()  # allowed words, as far as the source spells them out
 
     @property
     def flag(self) -> str:
@@ -153,7 +156,28 @@ def _server_arg(node: ast.stmt) -> ServerArg | None:
         is_switch=(of_bool and not action) or action.endswith(("BooleanOptionalAction", "TrueAction")),
         has_negative=action.endswith("BooleanOptionalAction"),
         takes_list=("List[" in type_text and "type_parser" not in said) or _literal(said.get("nargs"), "") in ("+", "*"),
+        number=None if "type_parser" in said else _number(type_text),
+        choices=_choices(type_node, said),
     )
+
+
+def _number(type_text: str) -> type[int] | type[float] | None:
+    match = re.fullmatch(r"(?:Optional\[)?(?:List\[)?(int|float)\]*", type_text)
+    return {"int": int, "float": float}[match[1]] if match else None
+
+
+def _choices(type_node: ast.expr, said: Mapping[str, ast.expr]) -> tuple[str, ...]:
+    """`choices=[...]`, else those of a Literal; none where they are computed or the value has a parser of its own."""
+    if "type_parser" in said:
+        return ()
+    if "choices" in said:
+        return tuple(str(c) for c in _literal(said["choices"], ()) if c is not None)
+    literals = [n.slice for n in ast.walk(type_node) if isinstance(n, ast.Subscript) and ast.unparse(n.value) == "Literal"]
+    return tuple(str(c) for node in literals for c in _as_tuple(_literal(node, ())) if c is not None)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _literal(node: ast.expr | None, default: Any) -> Any:
