@@ -62,6 +62,17 @@ class Built:
                 group.pop("step", None)  # where fused optimizers count
         self.scheduler = self.make_scheduler()
 
+    def complete_optimizer_state(self) -> None:
+        """Give torch's AdamW the zeros that it makes at its first step: a checkpoint can then be written and read before that."""
+        for optimizer in self.torch_optimizers:
+            if isinstance(optimizer, torch.optim.AdamW):
+                for p in (p for group in optimizer.param_groups for p in group["params"]):
+                    state = optimizer.state[p]
+                    state.setdefault("step", torch.zeros((), dtype=torch.float32, device=p.device))
+                    for name in ("exp_avg", "exp_avg_sq"):
+                        if name not in state:
+                            state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
     def clip_gradients(self, norm: float) -> None:
         config = self.optimizer.config
         if config.clip_grad > 0:

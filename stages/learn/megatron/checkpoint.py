@@ -15,6 +15,7 @@ from megatron.core import parallel_state as mpu
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from pipeline.errors import CheckpointError
 from stages.learn.megatron import compat
@@ -25,6 +26,7 @@ _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", "
 
 def _state(built: Any, *, loading: bool) -> dict[str, Any]:
     """Megatron's sharded description of everything to save, readable under another data-parallel layout."""
+    built.complete_optimizer_state()
     group = mpu.get_data_parallel_group(with_context_parallel=True)
     model_meta = {"dp_cp_group": group}
     keys = ["model"] if len(built.models) == 1 else [f"model{i}" for i in range(len(built.models))]
@@ -54,7 +56,7 @@ def load(built: Any, path: Path) -> None:
     try:
         with compat.cuda_methods():
             _restore(built, dist_checkpointing.load(_state(built, loading=True), str(path)))
-    except (CheckpointingException, KeyError, ValueError, RuntimeError, OSError) as error:
+    except (CheckpointException, CheckpointingException, KeyError, ValueError, RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be loaded into this model and optimizer: {error}") from error
 
 
@@ -62,7 +64,12 @@ def _restore(built: Any, state: dict[str, Any]) -> None:
     keys = ["model"] if len(built.models) == 1 else [f"model{i}" for i in range(len(built.models))]
     for key, model in zip(keys, built.models, strict=True):
         model.load_state_dict(state[key])
-    built.optimizer.load_state_dict(state["optimizer"])
+    optimizer = state["optimizer"]
+    for part in [optimizer] if "state" in optimizer else optimizer.values():  # one, or a chain of them
+        entries = part.get("state", {}) if isinstance(part, dict) else {}
+        if any(isinstance(e, dict) and "exp_avg" in e for e in entries.values()):
+            entries.setdefault("common_step", torch.zeros(()))  # Megatron leaves out a step count of zero
+    built.optimizer.load_state_dict(optimizer)
     built.scheduler.load_state_dict(state["scheduler"])
 
 

@@ -1,0 +1,193 @@
+"""Pieces of the Megatron learner that can be looked at alone: flags, packing, attention, the CPU view."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ConfigError
+from stages.learn.megatron.flags import build_configs, convert, megatron_flags
+from tests.conftest import ROOT
+from tests.integration import learner_cases as cases
+
+
+def test_flags_import_neither_torch_nor_megatron() -> None:
+    code = (
+        "import sys; from stages.learn.megatron.flags import megatron_flags; flags = megatron_flags();"
+        "print(len(flags), [m for m in ('torch', 'megatron', 'numpy') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
+    assert int(out[0]) > 300
+    assert out[1].strip() == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_flags_are_the_fields_of_the_real_classes() -> None:
+    import dataclasses
+
+    from stages.learn.megatron import load
+
+    load()
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.transformer.transformer_config import MLATransformerConfig
+
+    real = {"TransformerConfig": MLATransformerConfig, "OptimizerConfig": OptimizerConfig}
+    real["DistributedDataParallelConfig"] = DistributedDataParallelConfig
+    flags = megatron_flags()
+    for owner, cls in real.items():
+        names = {f.name for f in dataclasses.fields(cls) if f.init}
+        ours = {name for name, flag in flags.items() if owner in flag.owners}
+        assert ours <= names
+        assert all(_not_from_text(cls, name) for name in names - ours), names - ours
+
+
+def _not_from_text(cls: Any, name: str) -> bool:
+    annotation = str(next(c.__annotations__[name] for c in cls.__mro__ if name in c.__annotations__))
+    return any(word in annotation for word in ("Callable", "ContextManager", "RecipeConfig")) or name.startswith("_")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("lr", "1e-4", 1e-4),
+        ("tensor_model_parallel_size", "2", 2),
+        ("sequence_parallel", "true", True),
+        ("recompute_granularity", "full", "full"),
+        ("recompute_modules", "core_attn mlp", ["core_attn", "mlp"]),
+        ("moe_layer_freq", "[0,1]", [0, 1]),
+        ("moe_layer_freq", "2", 2),
+        ("params_dtype", "bf16", "bfloat16"),
+        ("attention_backend", "fused", "fused"),
+        ("recompute_num_layers", "none", None),
+        ("optimizer", "sgd", "sgd"),
+    ],
+)
+def test_values_are_converted(name: str, text: str, value: Any) -> None:
+    assert convert(name, text) == value
+    assert convert(name, value) == value  # as read back from a saved configuration
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("lr", "fast", "--lr fast: expected a number"),
+        ("num_layers", "2.5", "--num-layers 2.5: expected an integer"),
+        ("recompute_granularity", "most", "one of full, selective"),
+        ("sequence_parallel", "maybe", "true or false"),
+        ("no_such_thing", "1", "--no-such-thing is not a Megatron flag"),
+    ],
+)
+def test_wrong_values_are_named(name: str, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert(name, text)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_flag_reaches_every_owner() -> None:
+    import torch
+
+    values = {"use_distributed_optimizer": "true", "params_dtype": "bf16", "lr": "3e-4", "recompute_granularity": "selective"}
+    model, optimizer, ddp = build_configs(values, num_layers=2, hidden_size=64, num_attention_heads=4)
+    assert optimizer.use_distributed_optimizer and ddp.use_distributed_optimizer
+    assert model.params_dtype is optimizer.params_dtype is torch.bfloat16
+    assert optimizer.lr == 3e-4 and model.recompute_granularity == "selective"
+    with pytest.raises(ConfigError, match="--q-lora-rank"):
+        build_configs({"q_lora_rank": 4}, num_layers=2, hidden_size=64, num_attention_heads=4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("multiple_of", [1, 8])
+def test_packing(multiple_of: int) -> None:
+    import torch
+
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.packing import pack
+
+    samples = cases.make_samples(cases.LENGTHS)
+    packed = pack(samples, torch.device("cpu"), thd=False, multiple_of=multiple_of)
+    assert packed.num_inputs % multiple_of == 0
+    at, k = 0, 0
+    for s, count in zip(sorted(samples, key=lambda s: -s.num_tokens), packed.token_counts.tolist(), strict=True):
+        n, first = s.num_tokens - 1, s.num_tokens - s.response_length
+        assert packed.tokens[0, at : at + n].tolist() == s.tokens[:-1].tolist()
+        assert packed.positions[0, at : at + n].tolist() == list(range(n))
+        trained = [t for t in range(s.response_length) if s.loss_mask[t]]
+        assert count == len(trained)
+        assert packed.rows[k : k + count].tolist() == [at + first + t - 1 for t in trained]
+        assert packed.targets[k : k + count].tolist() == [s.tokens[first + t] for t in trained]
+        assert packed.advantages[k : k + count].tolist() == [s.advantages[t] for t in trained]
+        assert packed.rollout_log_probs[k : k + count].tolist() == [s.rollout_log_probs[t] for t in trained]
+        at, k = at + n, k + count
+    assert k == len(packed.rows)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("lengths", [[5], [4, 4, 4], [40, 39, 7, 7, 1], [3, 50, 2]])
+def test_blocks_of_similar_length_are_exact(lengths: list[int]) -> None:
+    """Packed attention and its gradients against one call a sequence, grouped-query heads included."""
+    import torch
+    import torch.nn.functional as F
+
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.attention import MAX_PADDING, PackedSequences, SdpaCoreAttention, cut_blocks
+
+    config = type("Config", (), {"context_parallel_size": 1, "kv_channels": 8})()
+    attention = SdpaCoreAttention.__new__(SdpaCoreAttention)
+    torch.nn.Module.__init__(attention)
+    attention.scale = config.kv_channels**-0.5
+    torch.manual_seed(0)
+    t = sum(lengths)
+    q, k, v = (torch.randn(t, 1, heads, 8, requires_grad=True) for heads in (4, 2, 2))
+    blocks = cut_blocks(lengths, torch.device("cpu"))
+    assert sum(b.num for b in blocks) == len(lengths)
+    at = 0
+    for b in blocks:
+        work = sum(n * n for n in lengths[at : at + b.num])
+        assert work >= (1 - MAX_PADDING) * b.num * b.length**2
+        at += b.num
+    out = attention(q, k, v, packed_seq_params=PackedSequences(qkv_format="sbhd", blocks=blocks))
+    parts = []
+    for a, b, c in zip(*(x.split(lengths) for x in (q, k, v)), strict=True):
+        heads = (x.permute(1, 2, 0, 3) for x in (a, b.repeat_interleave(2, 2), c.repeat_interleave(2, 2)))
+        parts.append(F.scaled_dot_product_attention(*heads, is_causal=True).permute(2, 0, 1, 3).reshape(len(a), 1, -1))
+    want = torch.cat(parts)
+    assert (out - want).abs().max() < 1e-5
+    weight = torch.randn_like(want)
+    got_grads = torch.autograd.grad((out * weight).sum(), (q, k, v))
+    want_grads = torch.autograd.grad((want * weight).sum(), (q, k, v))
+    assert all((g - w).abs().max() < 1e-5 for g, w in zip(got_grads, want_grads, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_only_megatron_sees_cpu_as_cuda() -> None:
+    import torch
+
+    from stages.learn.megatron import compat, load
+
+    load()
+    if not compat.install():
+        pytest.skip("a CUDA device is there: nothing to stand in for")
+    from megatron.core.pipeline_parallel import schedules
+
+    assert schedules.torch.zeros(2, device="cuda").device.type == "cpu"
+    assert schedules.torch.Tensor is torch.Tensor
+    assert schedules.torch.cuda.current_device() == torch.device("cpu")
+    with pytest.raises((AssertionError, RuntimeError)):
+        torch.zeros(2, device="cuda")
+    with compat.cuda_methods():
+        assert torch.zeros(1).cuda().type() == "torch.cuda.FloatTensor"
+    assert torch.zeros(1).type() == "torch.FloatTensor"
