@@ -1,0 +1,230 @@
+"""Admission and deadlines, driven at random: the bound holds, each group is consumed once, nothing deadlocks, nothing waits in vain."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from buffers.limiter import Batch, DeadlineScheduler, Wait
+from buffers.selectors import Candidate, make_selector
+from pipeline.clock import Admission, RolloutClock
+
+SELECTORS = st.sampled_from(["deadline", "fifo", "lifo", "uniform"])
+
+
+class Pipeline(RuleBasedStateMachine):
+    """Generators, one learner and a push channel, each free to move whenever it may.
+
+    Tokens are as stale as they can be: every group is generated entirely by the oldest version that any engine served when
+    the group was admitted, which is what the clock had confirmed.
+    """
+
+    @initialize(
+        P=st.integers(1, 4), K=st.integers(0, 4), N=st.integers(1, 3), slack=st.integers(0, 2), rollouts=st.integers(1, 12), name=SELECTORS
+    )
+    def begin(self, P: int, K: int, N: int, slack: int, rollouts: int, name: str) -> None:
+        self.knobs = {"rollout_batch_size": P, "async_buffer_size": K, "update_weights_interval": N, "num_rollout": rollouts}
+        self.knobs["max_staleness"] = -(-K // N) + slack
+        self.selector = make_selector(name)
+        self.clock = RolloutClock(**self.knobs)
+        self.scheduler = DeadlineScheduler(P, self.selector)
+        self.version: dict[int, int] = {}  # token version of every group ever admitted
+        self.deadline: dict[int, int] = {}
+        self.lost: set[int] = set()
+        self.consumed: dict[int, int] = {}  # group -> rollout
+        self.generating: list[int] = []
+
+    # -- moves --------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.clock.may_admit())
+    @rule(count=st.integers(1, 8))
+    def admit(self, count: int) -> None:
+        for _ in range(count):
+            if self.clock.may_admit():
+                self._admitted(self.clock.admit())
+
+    @precondition(lambda self: self.generating)
+    @rule(data=st.data(), count=st.integers(1, 8))
+    def complete(self, data: st.DataObject, count: int) -> None:
+        for _ in range(min(count, len(self.generating))):
+            self._complete(data.draw(st.integers(0, len(self.generating) - 1)))
+
+    @precondition(lambda self: self.generating)
+    @rule(data=st.data(), reason=st.sampled_from(["failed", "zero_std"]))
+    def lose(self, data: st.DataObject, reason: str) -> None:
+        group = data.draw(st.sampled_from(sorted(self.clock.outstanding)))  # generating, or ready and filtered late
+        self.scheduler.remove(group)
+        self.clock.give_back(group, reason)
+        self.generating = [g for g in self.generating if g != group]
+        self.lost.add(group)
+
+    @precondition(lambda self: self.clock.num_consumed < self.clock.num_rollout)
+    @rule()
+    def take(self) -> None:
+        if isinstance(plan := self.scheduler.plan(self.clock.num_consumed), Batch):
+            self._consume(plan)
+
+    @precondition(lambda self: self.clock.num_trained < self.clock.num_consumed)
+    @rule()
+    def train(self) -> None:
+        self.clock.trained(self.clock.num_trained)
+
+    @precondition(lambda self: self.clock.push_pending)
+    @rule()
+    def push(self) -> None:
+        assert self.clock.pushed() == self.clock.policy_version
+
+    @rule(count=st.integers(1, 40))
+    def run_with_lazy_pushes(self, count: int) -> None:
+        """A longer stretch in which everyone moves but the push channel, as long as anybody can."""
+        for _ in range(count):
+            if not self.clock.finished:
+                self._advance(lazy_push=True)
+
+    @rule()
+    def crash(self) -> None:
+        """Resume from the clock's state alone: what was not trained is generated again."""
+        state = json.loads(json.dumps(self.clock.state_dict()))
+        trained, before = self.clock.num_trained, self.clock
+        self.clock = RolloutClock(**self.knobs)
+        self.clock.load_state_dict(state)
+        assert (self.clock.policy_version, self.clock.released) == (before.policy_version, before.released)
+        self.consumed = {g: r for g, r in self.consumed.items() if r < trained}
+        self.scheduler = DeadlineScheduler(self.clock.batch_size, self.selector)
+        self.generating = []
+        for admission in self.clock.outstanding.values():
+            self._admitted(admission)
+
+    # -- what must hold -----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_window_is_kept(self) -> None:
+        clock = self.clock
+        assert clock.released // clock.interval <= clock.policy_version, "a rollout is released whose due push is missing"
+        assert len(clock.outstanding) <= (clock.buffer_size + 1) * clock.batch_size
+        assert len(clock.outstanding) == len(self.scheduler)
+        held = clock.num_admitted - sum(clock.given_back.values())
+        assert held <= clock.num_rollout * clock.batch_size
+
+    def teardown(self) -> None:
+        """Whatever happened: if groups keep completing, worst one last, the run ends, and every group has one fate."""
+        if not hasattr(self, "clock"):
+            return
+        for _ in range(10_000):
+            if self.clock.finished:
+                break
+            self._advance()
+        assert self.clock.finished, f"deadlock at rollout {self.clock.num_consumed}"
+        assert set(self.consumed) | self.lost == set(range(self.clock.num_admitted))
+        assert not set(self.consumed) & self.lost
+        counts = [list(self.consumed.values()).count(r) for r in range(self.clock.num_rollout)]
+        assert counts == [self.clock.batch_size] * self.clock.num_rollout
+
+    def _advance(self, lazy_push: bool = False) -> None:
+        clock = self.clock
+        if clock.push_pending and not lazy_push:
+            clock.pushed()
+        elif clock.num_trained < clock.num_consumed:
+            clock.trained(clock.num_trained)
+        elif clock.may_admit():
+            self._admitted(clock.admit())
+        elif isinstance(plan := self.scheduler.plan(clock.num_consumed), Batch):
+            self._consume(plan)
+        elif plan.num_missing > self.scheduler.num_generating:
+            assert clock.push_pending, "nobody can move"
+            clock.pushed()
+        else:
+            waited_for = list(self.scheduler.waited_for(plan))
+            assert len(waited_for) >= plan.num_missing, "waits for more groups than there are"
+            self._complete(self.generating.index(waited_for[-1]))
+
+    def _admitted(self, admission: Admission) -> None:
+        self.version[admission.group_index] = admission.policy_version
+        self.deadline[admission.group_index] = admission.deadline
+        self.scheduler.register(admission.group_index, admission.deadline)
+        self.generating.append(admission.group_index)
+
+    def _complete(self, position: int) -> None:
+        self.scheduler.ready(self.generating.pop(position))
+
+    def _consume(self, plan: Batch) -> None:
+        rollout = self.clock.num_consumed
+        self.clock.consume(rollout, plan.group_indices)
+        for group in plan.group_indices:
+            self.scheduler.remove(group)
+            assert group not in self.generating and group not in self.consumed and group not in self.lost
+            self.consumed[group] = rollout
+            assert rollout <= self.deadline[group]
+            learner = rollout // self.knobs["update_weights_interval"]
+            assert 0 <= learner - self.version[group] <= self.knobs["max_staleness"]
+            assert self.clock.staleness(self.version[group], rollout) == learner - self.version[group]
+
+
+TestPipeline = Pipeline.TestCase
+TestPipeline.settings = settings(max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def states(draw: st.DrawFn) -> tuple[int, list[tuple[int, bool]]]:
+    """P, and (deadline - rollout, ready?) of a few outstanding groups whose deadlines can be kept."""
+    P = draw(st.integers(1, 3))
+    groups = draw(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=9))
+    kept: list[tuple[int, bool]] = []
+    for group in groups:
+        if feasible(P, [d for d, _ in [*kept, group]], rollouts_from=0):
+            kept.append(group)
+    return P, kept
+
+
+def feasible(P: int, deadlines: list[int], rollouts_from: int) -> bool:
+    """Can all be consumed in time by rollouts `rollouts_from`.., P each, in the order of their deadlines?"""
+    return all(rollouts_from + place // P <= deadline for place, deadline in enumerate(sorted(deadlines)))
+
+
+@given(states(), st.sampled_from(["deadline", "fifo", "lifo"]), st.integers(0, 5))
+@settings(max_examples=600, deadline=None)
+def test_the_plan_is_the_best_batch_that_endangers_no_deadline(state: tuple[int, list[tuple[int, bool]]], name: str, rollout: int) -> None:
+    """Against brute force over all batches: it waits exactly when no batch of ready groups is safe, and otherwise takes the one
+    that is best in the selector's order."""
+    P, groups = state
+    selector = make_selector(name)
+    scheduler = DeadlineScheduler(P, selector)
+    for index, (slack, _) in enumerate(groups):
+        scheduler.register(index, rollout + slack)
+    candidates = [Candidate(i, rollout + slack, i) for i, (slack, ready) in enumerate(groups) if ready]
+    for c in candidates:
+        scheduler.ready(c.group_index)
+    ranked = sorted(candidates, key=lambda c: (selector(c, rollout), c.sequence))
+    safe = [
+        set(places)
+        for places in itertools.combinations(range(len(ranked)), P)
+        if feasible(P, [rollout + s for i, (s, _) in enumerate(groups) if i not in {ranked[p].group_index for p in places}], rollout + 1)
+    ]
+    plan = scheduler.plan(rollout)
+    if not safe:
+        assert isinstance(plan, Wait)
+        return
+    assert isinstance(plan, Batch)
+    best = min(safe, key=sorted)
+    assert set(plan.group_indices) == {ranked[p].group_index for p in best}
+
+
+@given(states())
+@settings(max_examples=300, deadline=None)
+def test_a_wait_ends_when_enough_of_those_it_names_complete(state: tuple[int, list[tuple[int, bool]]]) -> None:
+    P, groups = state
+    scheduler = DeadlineScheduler(P)
+    for index, (deadline, _) in enumerate(groups):
+        scheduler.register(index, deadline)
+    for index, (_, ready) in enumerate(groups):
+        if ready:
+            scheduler.ready(index)
+    while isinstance(plan := scheduler.plan(0), Wait) and len(scheduler) >= P:
+        waited_for = list(scheduler.waited_for(plan))
+        assert len(waited_for) >= plan.num_missing > 0
+        assert all(plan.needs(scheduler.deadline_of(g)) for g in waited_for)
+        scheduler.ready(waited_for[-1])
