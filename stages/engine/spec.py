@@ -63,6 +63,7 @@ class EngineSpec:
             "max_total_tokens": min(self.concurrency * self.tokens_per_request, most),
             "max_running_requests": running,
             "skip_server_warmup": True,
+            "sleep_on_idle": True,  # else the scheduler spins on a core that the learner needs
             "disable_overlap_schedule": True,  # nothing to overlap with, and version labels are exact without it
         }
 
