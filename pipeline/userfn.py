@@ -164,7 +164,8 @@ def _missing_file(spec: str, file: Path) -> ConfigError:
 def _no_such_function(where: FunctionSpec, functions: Iterable[str]) -> ConfigError:
     public = [n for n in functions if not n.startswith("_")]
     close = difflib.get_close_matches(where.name, public, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(public)}" if public else "it has no functions"
+    listed = ", ".join(public[:8]) + (", ..." if len(public) > 8 else "")
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {listed or 'no functions'}"
     return ConfigError(f"{where.spec!r}: {where.file or where.module} has no function {where.name!r}; {hint}")
 
 

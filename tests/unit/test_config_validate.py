@@ -1,0 +1,157 @@
+"""Rules across flags: each broken on its own, with everything else in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.flags import own_flags
+from configs.loader import load_config
+from configs.schema import Config
+from configs.validate import RANGES, validate
+from pipeline.errors import ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a model, data and user functions, as far as names go."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for name in ("data.jsonl", "data.parquet", "data.csv", "shape.yaml"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "mine.py").write_text("import os\nasync def generate(args, sample, sampling_params): ...\ndef score(args, sample): ...\n")
+    (tmp_path / "broken.py").write_text("def score(:\n")
+    return tmp_path
+
+
+BASE = ["--hf-checkpoint", "model", "--prompt-data", "data.jsonl", "--rm-type", "math", "--label-key", "answer"]
+
+
+def words(text: str) -> list[str]:
+    return [*BASE, *text.split()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "--colocate",
+        "--async-buffer-size 4 --update-weights-interval 2 --max-staleness 2",
+        "--async-buffer-size 3 --update-weights-interval 2",
+        "--num-steps-per-rollout 4 --global-batch-size 16",
+        "--prompt-data data.parquet@[10:20]",
+        "--prompt-data data.jsonl@[:20]",
+        "--prompt-data data.jsonl@[5:]",
+        "--hf-checkpoint tiny:shape.yaml",
+        "--hf-checkpoint pypi-gguf:yaml",
+        "--prompt-data reasoning_gym:chain_sum?min_terms=2&max_terms=3 --rm-type none",
+        "--custom-generate-function-path mine.py --custom-rm-path mine.py:score --rm-type none",
+        "--custom-generate-function-path mine.py --n-samples-per-prompt 1",
+        "--dynamic-sampling-filter-path zero_std",
+        "--eval-interval 5 --eval-prompt-data data.jsonl",
+        "--eval-interval 5 --eval-prompt-data a data.jsonl b data.jsonl@[0:5]",
+        "--rollout-top-k -1 --rollout-top-p 1 --eval-temperature 0 --eps-clip-high 0.28",
+        "--actor-num-nodes 2 --actor-num-gpus-per-node 4",
+    ],
+)
+def test_what_is_allowed(folder: Path, text: str) -> None:
+    load_config(words(text))
+
+
+def test_a_mock_run_needs_no_model_and_no_data() -> None:
+    assert load_config(["--mock"]).run.mock
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("--async-buffer-size 2 --colocate", ["--colocate", "--async-buffer-size 2", "--async-buffer-size 0", "turns"]),
+        ("--async-buffer-size 3 --max-staleness 1", ["--async-buffer-size 3", "--max-staleness to 3", "to 1"]),
+        ("--async-buffer-size 3 --max-staleness 0 --update-weights-interval 9", ["--max-staleness 0", "--max-staleness to 1", "to 0"]),
+        ("--num-steps-per-rollout 4 --global-batch-size 32", ["--num-steps-per-rollout 4", "--global-batch-size 32", "64", "16"]),
+        ("--num-steps-per-rollout 3", ["--num-steps-per-rollout 3", "64", "1, 2, 4, 8, 16, 32, 64"]),
+        ("--global-batch-size 48", ["--global-batch-size 48", "64"]),
+        ("--global-batch-size 128", ["--global-batch-size 128", "64"]),
+        ("--num-steps-per-rollout 64 --actor-num-gpus-per-node 2", ["--actor-num-gpus-per-node", "1 samples", "2 data-parallel"]),
+        ("--n-samples-per-prompt 1", ["--n-samples-per-prompt 1", "grpo", "always 0"]),
+        ("--use-tis --use-rollout-logprobs", ["--use-tis", "--use-rollout-logprobs", "twice"]),
+        ("--tis-clip-low 3", ["--tis-clip-low 3", "--tis-clip 2"]),
+        ("--rollout-num-gpus 3 --rollout-num-gpus-per-engine 2", ["--rollout-num-gpus 3", "--rollout-num-gpus-per-engine 2", "Use 4"]),
+        ("--rollout-num-gpus 1 --rollout-num-gpus-per-engine 2", ["--rollout-num-gpus 1", "Use 2"]),
+        ("--rollout-max-prompt-len 64 --rollout-max-context-len 64", ["--rollout-max-prompt-len 64", "--rollout-max-context-len 64"]),
+        ("--hf-checkpoint none", ["--hf-checkpoint is missing", "--mock"]),
+        ("--hf-checkpoint nowhere", ["--hf-checkpoint nowhere", "no such folder"]),
+        ("--hf-checkpoint empty", ["--hf-checkpoint empty", "config.json"]),
+        ("--hf-checkpoint tiny:none.yaml", ["tiny:none.yaml", "configs/models/"]),
+        ("--hf-checkpoint pypi-gguf:llm_nowhere", ["pypi-gguf:llm_nowhere", "pip install llm-nowhere"]),
+        ("--prompt-data none", ["--prompt-data is missing"]),
+        ("--prompt-data nowhere.jsonl", ["--prompt-data nowhere.jsonl", "no such file", "data.jsonl"]),
+        ("--prompt-data model", ["--prompt-data model", "folder"]),
+        ("--prompt-data data.csv", ["--prompt-data data.csv", ".jsonl or .parquet"]),
+        ("--prompt-data data.jsonl@[5:5]", ["data.jsonl@[5:5]", "a < b"]),
+        ("--prompt-data data.jsonl@[5-9]", ["data.jsonl@[5-9]", "path@[a:b]"]),
+        ("--prompt-data data.jsonl[5:9]", ["path@[a:b]"]),
+        ("--prompt-data reasoning_gym:", ["reasoning_gym:TASK"]),
+        ("--prompt-data reasoning_gym:chain_sum?terms", ["'terms'", "param=value"]),
+        ("--sft-data nowhere.jsonl", ["--sft-data nowhere.jsonl"]),
+        ("--load nowhere", ["--load nowhere"]),
+        ("--rm-type none", ["--rm-type", "--custom-rm-path", "data.jsonl"]),
+        ("--rm-type reasoning_gym", ["--rm-type reasoning_gym", "data.jsonl"]),
+        ("--label-key none", ["--rm-type math", "--label-key"]),
+        ("--group-rm", ["--group-rm", "--custom-rm-path"]),
+        ("--custom-rm-path mine.py:scor", ["--custom-rm-path", "mine.py:scor", "did you mean 'score'"]),
+        ("--custom-rm-path mine.py", ["--custom-rm-path", "reward_func"]),
+        ("--custom-rm-path broken.py:score", ["--custom-rm-path", "broken.py line 1"]),
+        ("--custom-generate-function-path nowhere.py", ["--custom-generate-function-path", "nowhere.py"]),
+        ("--custom-generate-function-path no_such_package.f", ["no_such_package"]),
+        ("--dynamic-sampling-filter-path one_std", ["--dynamic-sampling-filter-path", "one_std"]),
+        ("--eval-interval 5", ["--eval-interval 5", "--eval-prompt-data"]),
+        ("--eval-prompt-data data.jsonl", ["--eval-interval"]),
+        ("--eval-interval 5 --eval-prompt-data a data.jsonl b", ["pairs", "3 words"]),
+        ("--eval-interval 5 --eval-prompt-data a data.jsonl a data.jsonl", ["a twice"]),
+        ("--eval-interval 5 --eval-prompt-data a nowhere.jsonl", ["--eval-prompt-data nowhere.jsonl"]),
+    ],
+)
+def test_what_is_refused(folder: Path, text: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(words(text))
+    message = str(caught.value)
+    assert [p for p in parts if p not in message] == [], message
+    assert "\n" not in message
+
+
+def megatron(**values: int) -> Config:
+    return Config(run=load_config(["--mock"]).run, megatron=values)
+
+
+def test_model_parallel_sizes_must_fit_the_learner_ranks() -> None:
+    validate(megatron(tensor_model_parallel_size=1, context_parallel_size=1))
+    with pytest.raises(ConfigError, match=r"--tensor-model-parallel-size 2"):
+        validate(megatron(tensor_model_parallel_size=2))
+    with pytest.raises(ConfigError, match="at least 1"):
+        validate(megatron(pipeline_model_parallel_size=-1))
+
+
+OUTSIDE = {
+    "rollout_top_p": ["0", "1.1", "-0.5"],
+    "rollout_top_k": ["0", "-2"],
+    "mock_failure_rate": ["-0.1", "1.1"],
+    "eps_clip": ["0", "1"],
+    "rollout_temperature": ["0", "-1"],
+}
+
+
+@pytest.mark.parametrize("field", sorted(RANGES))
+def test_numbers_out_of_range_are_refused_by_name(field: str) -> None:
+    flag = own_flags()[field.replace("_", "-")]
+    for word in OUTSIDE.get(field, ["-1"]):
+        with pytest.raises(ConfigError, match=rf"^--{flag.name} {float(word):g}(\.0)?: expected "):
+            load_config(["--mock", f"--{flag.name}", word])
+
+
+def test_every_number_has_a_range() -> None:
+    free = {flag.field for flag in own_flags().values() if flag.kind in (int, float)} - set(RANGES)
+    assert free == {"rollout_stop_token_ids", "reward_threshold"}
