@@ -33,7 +33,11 @@ _PLAIN = {
     "non_generation_time": pa.float64(),
     "error": pa.string(),
 }
-_ARRAYS: dict[str, np.dtype[Any]] = {"tokens": np.dtype(np.int64), "loss_mask": np.dtype(np.uint8), "rollout_log_probs": np.dtype(np.float32)}
+_ARRAYS: dict[str, np.dtype[Any]] = {
+    "tokens": np.dtype(np.int64),
+    "loss_mask": np.dtype(np.uint8),
+    "rollout_log_probs": np.dtype(np.float32),
+}
 
 SCHEMA = pa.schema(
     [

@@ -128,7 +128,8 @@ def test_staleness_is_measured_against_the_version_the_learner_consumes_at() -> 
     clock = make(P=1, K=4, N=2)
     admit_all(clock)
     assert [clock.version_at(r) for r in range(5)] == [0, 0, 1, 1, 2]
-    train(clock, 0), train(clock, 1, push=False)
+    train(clock, 0)
+    train(clock, 1, push=False)
     clock.consume(2, [2])
     assert clock.policy_version == 0 and clock.staleness(0) == 1, "a push under way already counts for the learner"
     assert clock.staleness(0, rollout_id=5) == 2
