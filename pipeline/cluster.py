@@ -12,11 +12,12 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.errors import ConfigError, LearnerError, SlipstreamError
 from pipeline.rank import RankActor, awaited
@@ -67,27 +68,39 @@ class LearnerGroup:
     def _start_ray(self) -> None:
         local = self._settings.cluster.ray_address is None
         if local:
-            os.environ.update({**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+            os.environ.update(_LOCAL_ENVIRONMENT)
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once a process
         import ray
 
         if ray.is_initialized():
             raise LearnerError("Ray is already running in this process: one learner group at a time, close the other first")
         logging.getLogger("ray").setLevel(logging.ERROR)
         quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "configure_logging": False}
-        if not local:
-            ray.init(address=self._settings.cluster.ray_address, **quiet)
-            return
-        self._folder = Path(tempfile.mkdtemp(prefix="slipstream-"))
-        ray.init(
-            num_cpus=self._settings.num_ranks,
-            num_gpus=self._settings.num_ranks if _has_gpu(self._settings) else 0,
-            include_dashboard=False,
-            object_store_memory=256 << 20,  # batches pass through it; it grows to disk where one is larger
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(self._folder),
-            _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False, "enable_metrics_collection": False},
-            **quiet,
-        )
+        if local:
+            self._folder = Path(tempfile.mkdtemp(prefix="slipstream-"))
+            quiet |= self._local_options(self._folder)
+        else:
+            quiet["address"] = self._settings.cluster.ray_address
+        try:
+            ray.init(**quiet)
+        except (RuntimeError, ConnectionError, ValueError, OSError, ray.exceptions.RayError) as error:
+            raise LearnerError(f"Ray did not start: {type(error).__name__}: {error}") from error
+
+    def _local_options(self, folder: Path) -> dict[str, Any]:
+        slots = self._settings.num_ranks
+        return {
+            "num_cpus": slots,
+            "num_gpus": slots if _has_gpu(self._settings) else 0,
+            "include_dashboard": False,
+            "object_store_memory": 256 << 20,  # batches pass through it; larger ones go over the disk
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": str(folder),
+            "_system_config": {
+                "enable_worker_prestart": False,
+                "prestart_worker_first_driver": False,
+                "enable_metrics_collection": False,
+            },
+        }
 
     def _make_actors(self) -> list[Any]:
         import ray
@@ -117,22 +130,30 @@ class LearnerGroup:
     def _stop_ray(self) -> None:
         import ray
 
+        ours = self._processes()
         if ray.is_initialized():
             ray.shutdown()
-        for pid in self._pids if self._folder else []:  # on this machine; normally gone with Ray
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _, stuck = psutil.wait_procs(ours, timeout=CLOSE_SECONDS)
+        _kill(stuck)
         self._pids = []
         self._remove_folder()
 
     def kill_now(self) -> None:
         """End every process of ours on this machine at once, without waiting for anything."""
-        pids = [*self._pids, *_ray_pids()] if self._folder else []
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(self._processes())
         self._broken = "it was killed"
         self._remove_folder()
+
+    def _processes(self) -> list[psutil.Process]:
+        """Ray's own processes and the ranks, as far as this group started them: all that name its folder, and their children."""
+        if self._folder is None:
+            return []
+        found: dict[int, psutil.Process] = {}
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if str(self._folder) in " ".join(child.cmdline()) or child.pid in self._pids:
+                    found |= {p.pid: p for p in [child, *child.children(recursive=True)]}
+        return list(found.values())
 
     def _remove_folder(self) -> None:
         if self._folder:
@@ -246,11 +267,7 @@ def _cores(settings: LearnerSettings) -> list[list[int]]:
     return [free[r * each : (r + 1) * each] for r in range(settings.num_ranks)]
 
 
-def _ray_pids() -> Iterator[int]:
-    """Ray's own processes that this process started."""
-    import ray
-
-    node = ray._private.worker._global_node
-    for infos in node.all_processes.values() if node else ():
-        for info in infos:
-            yield info.process.pid
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
