@@ -33,7 +33,8 @@ class _LogProbs(torch.autograd.Function):
         top = x.amax(-1, keepdim=True)
         if group is not None:
             dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-        log_p = x - top  # the one full-size buffer: shifted logits, turned into log-probs in place below
+        # The one full-size buffer: shifted logits, turned into log-probs in place below.
+        log_p = x - top if logits.dtype == torch.float32 else x.sub_(top)
         sums = torch.empty(2, len(x), dtype=torch.float32, device=x.device)
         for at in range(0, len(x), _ROWS):
             piece = log_p[at : at + _ROWS]

@@ -59,8 +59,9 @@ def settings(model: Path, *, ranks: int = 1, optim: OptimConfig | None = None, s
     """Flags of AlgorithmConfig by name; `megatron` takes Megatron's."""
     megatron: Mapping[str, Any] = flags.pop("megatron", {})
     temperature: float = flags.pop("temperature", 1.0)
+    dtype: Any = flags.pop("dtype", "auto")
     return LearnerSettings(
-        model=ModelConfig(hf_checkpoint=str(model), device="cpu"),
+        model=ModelConfig(hf_checkpoint=str(model), device="cpu", dtype=dtype),
         algorithm=AlgorithmConfig(**flags),
         optim=optim or OptimConfig(),
         cluster=ClusterConfig(actor_num_gpus_per_node=ranks),

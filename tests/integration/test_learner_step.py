@@ -163,6 +163,34 @@ def test_packing_changes_nothing(folders: dict[Any, Path], make_rank: Callable[.
             assert (grad - other[name]).abs().max() < 1e-6, name
 
 
+def test_recomputed_layers_change_nothing(folders: dict[Any, Path], make_rank: Callable[..., Any]) -> None:
+    batch = cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS)))
+    plain = make_rank(folders["qwen3", True], megatron={"clip_grad": 0.0})
+    want, gradients = plain.step(batch), {k: g.clone() for k, g in cases.hf_gradients(plain).items()}
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": "1"}
+    rank = make_rank(folders["qwen3", True], megatron={"clip_grad": 0.0, **full})
+    assert rank.step(batch)["loss"] == want["loss"]
+    for name, grad in cases.hf_gradients(rank).items():
+        assert (grad - gradients[name]).abs().max() < 1e-6, name
+
+
+def test_bfloat16_follows_float32(folders: dict[Any, Path], make_rank: Callable[..., Any], tmp_path: Path) -> None:
+    """The path of a GPU run: bfloat16 weights, float32 master weights and gradients; its checkpoint resumes exactly."""
+    batch = cases.make_batch(*(cases.make_step(part) for part in cases.halves()))
+    want = make_rank(folders["qwen3", True]).step(batch)
+    rank = make_rank(folders["qwen3", True], dtype="bfloat16")
+    got = rank.step(batch)
+    assert {t.dtype for _, t in rank.hf_weights()} == {torch.bfloat16}
+    assert got["entropy"] == pytest.approx(want["entropy"], rel=0.02)
+    assert got["loss"] == pytest.approx(want["loss"], abs=0.05)
+    assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=0.1)
+    rank.save(tmp_path / "1")
+    after = rank.step(batch)
+    rank.load(tmp_path / "1")
+    resumed = rank.step(batch)
+    assert {k: v for k, v in after.items() if k != "seconds"} == {k: v for k, v in resumed.items() if k != "seconds"}
+
+
 @pytest.mark.parametrize("what", ["advantages", "rollout_log_probs"])
 def test_non_finite_step_is_refused(folders: dict[Any, Path], make_rank: Callable[..., Any], what: str) -> None:
     samples = cases.make_samples(cases.LENGTHS)
