@@ -5,11 +5,16 @@ Generators fill the replay buffer without ever waiting for the learner; the lear
 deadline allows it; new weights reach the engines in place, while they generate.
 """
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
 
 from configs.cli import parse_or_exit
 from pipeline.build import FAMILIES, build, run_to_end
-from pipeline.runner import Runner
+
+if TYPE_CHECKING:
+    from pipeline.runner import Runner
 
 
 async def train(run: Runner) -> None:

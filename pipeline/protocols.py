@@ -50,9 +50,7 @@ class EnginePool(Protocol):
 class EngineClient(Protocol):
     """Token ids in, token ids out."""
 
-    async def generate(
-        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None
-    ) -> Completion:
+    async def generate(self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None) -> Completion:
         """One completion. `sampling_params` are SGLang's (temperature, top_p, top_k, max_new_tokens, stop,
         stop_token_ids, ...). Retries with back-off inside; raises EngineError when the limit is reached."""
 
@@ -146,5 +144,3 @@ class Records(Protocol):
     """What stages may ask of telemetry."""
 
     def emit(self, kind: str, **fields: Any) -> None: ...
-
-

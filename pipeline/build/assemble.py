@@ -67,7 +67,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     if config.run.mock:
         from pipeline.build.mock import mock_backend as make_backend
     else:
-        from pipeline.build.real import real_backend as make_backend  # type: ignore[assignment]
+        from pipeline.build.real import real_backend as make_backend
     backend = make_backend(site)
     source = _source(config, config.data.prompt_data or SUMS, backend.tokenizer)
     reward = build_reward(config.reward, site.args)

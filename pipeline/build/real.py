@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from configs.schema import Config
 from pipeline.build.assemble import Backend, Site
@@ -99,17 +100,19 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder))
 
 
-def _device(config: Config) -> str:
-    if config.model.device != "auto":
-        return config.model.device
+def _device(config: Config) -> Literal["cpu", "cuda"]:
+    device = config.model.device
+    if device != "auto":
+        return device
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _dtype(config: Config, device: str) -> str:
-    if config.model.dtype != "auto":
-        return config.model.dtype
+def _dtype(config: Config, device: str) -> Literal["float32", "bfloat16"]:
+    dtype = config.model.dtype
+    if dtype != "auto":
+        return dtype
     return "bfloat16" if device == "cuda" else "float32"
 
 
@@ -146,9 +149,7 @@ def _pool(site: Site, model_path: Path, device: str) -> SGLangPool:
     )
 
 
-def _settings(config: Config, folder: Path, device: str) -> LearnerSettings:
-    import dataclasses
-
+def _settings(config: Config, folder: Path, device: Literal["cpu", "cuda"]) -> LearnerSettings:
     model = dataclasses.replace(config.model, hf_checkpoint=str(folder.absolute()), device=device, dtype=_dtype(config, device))
     return LearnerSettings(
         model=model,
