@@ -113,7 +113,8 @@ def roll_back(path: Path, aside: Path, num_trained: int) -> int:
     if not path.exists():
         return 0
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
-    keep, move = [], []
+    keep: list[str] = []
+    move: list[str] = []
     for line in lines:
         record = _parse(line)
         (move if record is None or is_rolled_back(record, num_trained) else keep).append(line)

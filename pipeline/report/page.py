@@ -1,0 +1,193 @@
+"""report.html: one file, no network; readable without script, in light and in dark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.charts import idle_charts, learner_charts, pool_charts, push_chart, reward_chart, staleness_chart, throughput_charts
+from pipeline.report.summary import REWARD_WINDOW, History
+from pipeline.report.words import duration, number, percent
+
+_LAST_ROLLOUTS = 20
+_HERE = Path(__file__).parent
+_COLUMNS = (
+    ("rollout", "rollout_id", number),
+    ("version", "policy_version", number),
+    ("reward", "reward_mean", number),
+    ("loss", "loss", number),
+    ("grad norm", "grad_norm", number),
+    ("KL rollout‖old", "kl_rollout_old", number),
+    ("ESS", "ess_fraction", number),
+    ("entropy", "entropy", number),
+    ("stale mean", "staleness_mean", number),
+    ("max", "staleness_max", number),
+    ("samples", "num_samples", number),
+    ("tokens/s", "tokens_per_second", number),
+    ("gen. idle", "generation_idle_fraction", percent),
+    ("trainer idle", "trainer_idle_fraction", percent),
+    ("step", "step_seconds", duration),
+    ("at", "wall_seconds", duration),
+)
+
+
+def render(history: History, summary: Mapping[str, Any]) -> str:
+    """The whole page."""
+    css, js = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    body = [
+        _head(history, summary),
+        _section("Reward", reward_chart(history)),
+        _section("Staleness against its bound", staleness_chart(history), _STALENESS_NOTE),
+        _section("Who waits", _two(idle_charts(history)), _IDLE_NOTE),
+        _section("Weight pushes", push_chart(history)),
+        _section("Learner", _two(learner_charts(history))),
+        _section("Throughput and lengths", _two([*throughput_charts(history), *pool_charts(history)])),
+        _section("Evaluations", _eval_table(history)) if history.evals else "",
+        _section("Engine events", _engine_table(history)) if _engine_events(history) else "",
+        _section(f"Last {min(_LAST_ROLLOUTS, len(history.train))} rollouts", _rollout_table(history.train)) if history.train else "",
+        _section("Configuration", _config(history)),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(history.name)} · Slipstream</title>\n<style>\n{css}</style></head>\n<body>\n"
+        + "\n".join(filter(None, body))
+        + f"\n<script>\n{js}</script>\n</body></html>\n"
+    )
+
+
+_STALENESS_NOTE = (
+    "The learner's policy version at consumption minus the version whose weights produced the token; every trained token counts once."
+)
+_IDLE_NOTE = (
+    "Generators: mean over engines of the share of time without a request. "
+    "Trainer: the share in which it neither stepped nor pushed nor saved."
+)
+
+
+def sentences(history: History, summary: Mapping[str, Any]) -> str:
+    """What came out, in words."""
+    if not summary["num_rollouts"]:
+        return "No rollout was trained: run.log says why."
+    of = f" of {history.num_rollout}" if history.num_rollout else ""
+    out = [f"{summary['num_rollouts']}{of} rollouts in {duration(summary['wall_seconds'])}."]
+    if summary["reward_first"] is not None:
+        out.append(
+            f"Mean reward went from {number(summary['reward_first'])} (first {REWARD_WINDOW} rollouts) "
+            f"to {number(summary['reward_last'])} (last {REWARD_WINDOW})."
+        )
+    if summary["seconds_to_reward_0_9"] is not None:
+        out.append(
+            f"It reached 0.9 after {duration(summary['seconds_to_reward_0_9'])} (mean of {REWARD_WINDOW} rollouts, start-up included)."
+        )
+    if summary["staleness_max"] is not None:
+        worst, bound = summary["staleness_max"], summary["staleness_bound"]
+        kept = "within the bound of" if worst <= bound else "BEYOND the bound of"
+        out.append(f"The stalest trained token was {worst} policy versions old, {kept} {bound}.")
+    return " ".join(out)
+
+
+def is_complete(history: History) -> bool:
+    last = history.train[-1]["rollout_id"] + 1 if history.train else 0
+    return bool(history.num_rollout) and last >= (history.num_rollout or 0)
+
+
+def _head(history: History, summary: Mapping[str, Any]) -> str:
+    s = summary
+    tiles = (
+        (f"{number(s['reward_first'])} → {number(s['reward_last'])}", f"reward, first and last {REWARD_WINDOW}"),
+        (duration(s["seconds_to_reward_0_9"]), "to reward 0.9"),
+        (f"{number(s['staleness_max'])} / {number(s['staleness_bound'])}", "staleness, max / bound"),
+        (f"{percent(s['generation_idle_fraction'])}", "generators idle"),
+        (f"{percent(s['trainer_idle_fraction'])}", "trainer idle"),
+        (f"{number(s['push_count'])} · {duration(s['push_stall_seconds_p50'])}", "pushes · median engine pause"),
+        (f"{number(s['samples_trained'])}", f"samples trained of {number(s['samples_generated'])} generated"),
+        (number(s["samples_failed"]), "samples failed"),
+    )
+    state = '<span class="state done">complete</span>' if is_complete(history) else '<span class="state part">not complete</span>'
+    cells = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in tiles)
+    return (
+        f"<h1>{escape(history.name)}{state}</h1>"
+        f"<p>{escape(sentences(history, summary))}</p>{_non_finite(history)}"
+        f'<div class="tiles">{cells}</div>'
+    )
+
+
+def _non_finite(history: History) -> str:
+    rows = [f"rollout {r['rollout_id']}: {', '.join(r['non_finite'])}" for r in history.train if r.get("non_finite")]
+    if not rows:
+        return ""
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return f'<p style="color:var(--bad)">Not a number: {escape("; ".join(rows[:3]) + more)}.</p>'
+
+
+def _section(title: str, content: str, note: str = "") -> str:
+    text = f'<p class="soft">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>{text}{content}</section>"
+
+
+def _two(charts: Sequence[str]) -> str:
+    return f'<div class="grid2">{"".join(charts)}</div>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:
+    """`text`: columns set flush left."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(f"<{tag}{' class=text' if i in text else ''}>{escape(c)}</{tag}>" for i, c in enumerate(row))
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _rollout_table(train: Sequence[Mapping[str, Any]]) -> str:
+    columns = [c for c in _COLUMNS if any(row.get(c[1]) is not None for row in train)]
+    rows = [[show(row.get(key)) for _, key, show in columns] for row in train[-_LAST_ROLLOUTS:]]
+    return _table([title for title, _, _ in columns], rows)
+
+
+def _eval_table(history: History) -> str:
+    rows = [
+        [
+            str(r.get("name", "eval")),
+            number(r.get("rollout_id")),
+            _versions(r),
+            number(r.get("reward_mean")) if not r.get("error") else f"failed: {r['error']}",
+            number(r.get("num_samples")),
+            number(r.get("num_failed")),
+            percent(r.get("truncated_fraction")),
+            duration(r.get("seconds")),
+        ]
+        for r in history.evals[-_LAST_ROLLOUTS:]
+    ]
+    return _table(["data set", "after rollouts", "policy versions", "reward", "samples", "failed", "truncated", "took"], rows)
+
+
+def _versions(row: Mapping[str, Any]) -> str:
+    low, high = row.get("policy_version_min"), row.get("policy_version_max")
+    return number(low) if low == high else f"{number(low)} to {number(high)}"
+
+
+def _engine_events(history: History) -> list[dict[str, Any]]:
+    return [r for r in history.engines if r.get("event") != "stats"]
+
+
+def _engine_table(history: History) -> str:
+    skip = {"kind", "time", "event", "engine", "wall_seconds"}
+    rows = [
+        [
+            duration(r.get("wall_seconds")),
+            str(r.get("engine", "-")),
+            str(r.get("event", "-")),
+            ", ".join(f"{k} {v}" for k, v in r.items() if k not in skip and v is not None),
+        ]
+        for r in _engine_events(history)
+    ]
+    return _table(["at", "engine", "event", "detail"], rows, text=(1, 2, 3))
+
+
+def _config(history: History) -> str:
+    if not history.config_text:
+        return '<p class="empty">config.yaml is missing.</p>'
+    return f"<details open><summary>config.yaml</summary><pre>{escape(history.config_text)}</pre></details>"

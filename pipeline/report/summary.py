@@ -1,0 +1,141 @@
+"""The run in numbers: what metrics.jsonl says, read back and summed up."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.metrics import counter_total
+from pipeline.records import current_records, read_records
+from pipeline.rundir import RunDir
+
+REWARD_WINDOW = 5  # rollouts that reward_first, reward_last and the trailing mean average over
+REWARD_GOAL = 0.9
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The records of one run that hold now (what a resume rolled back is not in it), by kind, in order."""
+
+    name: str
+    train: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+    pushes: list[dict[str, Any]]
+    engines: list[dict[str, Any]]
+    config_text: str = ""
+
+    @property
+    def num_rollout(self) -> int | None:
+        """How many rollouts the run was asked for; None where the configuration does not say."""
+        value = self.flag("num-rollout")
+        return int(value) if value is not None and value.isdigit() else None
+
+    def flag(self, name: str) -> str | None:
+        """The value of a flag in config.yaml (a list of `- --flag value` lines)."""
+        for line in self.config_text.splitlines():
+            words = line.strip().removeprefix("- ").strip("'\"").split(maxsplit=1)
+            if len(words) == 2 and words[0] == f"--{name}":
+                return words[1].strip("'\"")
+        return None
+
+
+def load_history(run_dir: str | Path) -> History:
+    """Reads metrics.jsonl and config.yaml; either may be missing, and the last line of metrics.jsonl may be half written."""
+    run = RunDir(Path(run_dir).resolve())
+    by_kind: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "push": [], "engine": []}
+    for record in current_records(read_records(run.metrics)):
+        by_kind.setdefault(record["kind"], []).append(record)
+    text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
+    return History(
+        name=run.name,
+        train=by_kind["train"],
+        evals=by_kind["eval"],
+        pushes=by_kind["push"],
+        engines=by_kind["engine"],
+        config_text=text,
+    )
+
+
+def summarise(history: History, *, wall_seconds: float | None = None) -> dict[str, Any]:
+    """The content of summary.json. A mean of nothing is None; a count of nothing 0.
+
+    reward_first, reward_last: means over the first and last 5 rollouts (fewer where the run is shorter).
+    seconds_to_reward_0_9: wall_seconds of the first rollout at which the trailing mean over 5 rollouts (fewer at the start)
+    is at least 0.9. Idle fractions are weighted with the time they cover. `wall_seconds`: of the whole run, closing included
+    (default: of the newest record).
+    """
+    train, pushes = history.train, history.pushes
+    everything = [*train, *history.evals, *pushes, *history.engines]
+    rewards = values(train, "reward_mean")
+    return {
+        "num_rollouts": len(train),
+        "final_policy_version": max([0, *values(train, "policy_version"), *values(pushes, "policy_version")]),
+        "reward_first": mean(rewards[:REWARD_WINDOW]),
+        "reward_last": mean(rewards[-REWARD_WINDOW:]),
+        "samples_generated": int(counter_total(values(train, "samples_generated"))),
+        "samples_trained": sum(values(train, "num_samples")),
+        "samples_failed": int(counter_total(values(train, "samples_failed"))),
+        "staleness_max": max(values(train, "staleness_max"), default=None),
+        "staleness_bound": max(values(train, "staleness_bound"), default=None),
+        "push_count": len(pushes),
+        "push_stall_seconds_p50": median(values(pushes, "stall_seconds")),
+        "generation_idle_fraction": weighted(train, "generation_idle_fraction"),
+        "trainer_idle_fraction": weighted(train, "trainer_idle_fraction"),
+        "wall_seconds": wall_seconds if wall_seconds is not None else max(values(everything, "wall_seconds"), default=0.0),
+        "seconds_to_reward_0_9": seconds_to_reward(train),
+    }
+
+
+def write_summary(run_dir: str | Path, *, wall_seconds: float | None = None) -> dict[str, Any]:
+    """Writes RUN_DIR/summary.json and returns its content."""
+    summary = summarise(load_history(run_dir), wall_seconds=wall_seconds)
+    replace_text(RunDir(Path(run_dir)).summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return summary
+
+
+def seconds_to_reward(train: Sequence[Row], goal: float = REWARD_GOAL) -> float | None:
+    rows = [r for r in train if r.get("reward_mean") is not None]
+    for row, reward in zip(rows, trailing_mean(values(rows, "reward_mean")), strict=True):
+        if reward >= goal:
+            return row.get("wall_seconds")
+    return None
+
+
+def trailing_mean(numbers: Sequence[float], window: int = REWARD_WINDOW) -> list[float]:
+    """The mean of each number and the `window - 1` before it (fewer at the start)."""
+    return [statistics.fmean(numbers[max(0, i - window + 1) : i + 1]) for i in range(len(numbers))]
+
+
+def values(rows: Iterable[Row], name: str) -> list[Any]:
+    """The field of every row that has it."""
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def mean(numbers: Sequence[float]) -> float | None:
+    return statistics.fmean(numbers) if numbers else None
+
+
+def median(numbers: Sequence[float]) -> float | None:
+    return statistics.median(numbers) if numbers else None
+
+
+def weighted(rows: Iterable[Row], name: str) -> float | None:
+    """The mean of a share, each row weighted with the seconds it covers."""
+    pairs = [(row[name], row.get("interval_seconds") or 0.0) for row in rows if row.get(name) is not None]
+    total = sum(weight for _, weight in pairs)
+    if total == 0:
+        return mean([share for share, _ in pairs])
+    return sum(share * weight for share, weight in pairs) / total
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
