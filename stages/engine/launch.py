@@ -90,6 +90,7 @@ class Engine:
         try:
             async with asyncio.timeout(timeout_seconds), aiohttp.ClientSession() as session:
                 while not await _answers(session, f"{self.endpoint}/ready"):
+                    self._shared |= _shared_memory_files(self._members())  # now: it may end without a chance for us to look
                     if not self.alive:
                         raise self._failure(f"ended with {self._exit()} while it started")
                     await asyncio.sleep(POLL_SECONDS)
@@ -173,7 +174,7 @@ class Engine:
         for path in self._shared:
             path.unlink(missing_ok=True)
         self._shared.clear()
-        if self._scratch is not None and not self._members():
+        if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
 

@@ -1,6 +1,6 @@
-"""An engine that answers at once: SGLang's /generate with a fixed response, for measuring everything around the engine.
+"""An engine without a model: SGLang's /generate with a fixed response after a fixed time, for measuring everything around it.
 
-    python -m stages.engine.mock_server --port 0 --response-tokens 128
+    python -m stages.engine.mock_server --port 0 --response-tokens 128 --latency-seconds 1
 
 prints `ready PORT` when it listens. Written on the bare asyncio protocol, so that it takes a small part of the CPU time
 that its client takes, and the measured limit is the client.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 import orjson
 
@@ -36,16 +37,17 @@ def answer(num_tokens: int, text: str, version: int = 0) -> bytes:
     return orjson.dumps({"text": text, "output_ids": ids, "meta_info": meta})
 
 
-class InstantEngine(asyncio.Protocol):
+class FixedEngine(asyncio.Protocol):
     """HTTP/1.1 with keep-alive, as far as a client that sends Content-Length needs it."""
 
-    def __init__(self, generated: bytes) -> None:
+    def __init__(self, generated: bytes, latency_seconds: float) -> None:
         self._generated, self._empty = _response(generated), _response(b"{}")
+        self._latency_seconds = latency_seconds
+        self._loop = asyncio.get_running_loop()
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -57,17 +59,22 @@ class InstantEngine(asyncio.Protocol):
             if len(self._buffer) < total:
                 return
             self._buffer = self._buffer[total:]
-            self._transport.write(self._generated if head.startswith(b"POST /generate ") else self._empty)
+            if not head.startswith(b"POST /generate "):
+                self._transport.write(self._empty)
+            elif self._latency_seconds > 0:
+                self._loop.call_later(self._latency_seconds, self._transport.write, self._generated)
+            else:
+                self._transport.write(self._generated)
 
 
 def _response(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-async def serve(port: int, response_tokens: int, text: str, ready: Callable[[int], None]) -> None:
+async def serve(port: int, response_tokens: int, text: str, latency_seconds: float, ready: Callable[[int], None]) -> None:
     """Listen on 127.0.0.1 until cancelled; `ready` gets the port (0 chooses a free one)."""
     body = answer(response_tokens, text)
-    server = await asyncio.get_running_loop().create_server(lambda: InstantEngine(body), "127.0.0.1", port, backlog=8192)
+    server = await asyncio.get_running_loop().create_server(lambda: FixedEngine(body, latency_seconds), "127.0.0.1", port, backlog=8192)
     ready(server.sockets[0].getsockname()[1])
     async with server:
         await server.serve_forever()
@@ -79,9 +86,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--response-tokens", type=int, default=128)
+    parser.add_argument("--latency-seconds", type=float, default=0.0)
     parser.add_argument("--text", default="42", help="of every response")
     args = parser.parse_args()
-    uvloop.run(serve(args.port, args.response_tokens, args.text, lambda port: print(f"ready {port}", flush=True)))
+    uvloop.run(serve(args.port, args.response_tokens, args.text, args.latency_seconds, lambda port: print(f"ready {port}", flush=True)))
 
 
 if __name__ == "__main__":

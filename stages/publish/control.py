@@ -18,6 +18,10 @@ CONTROL_SECONDS = 30.0  # of a call that moves no weights
 TRANSFER_SECONDS = 180.0  # of a call that moves or loads one bucket, or a checkpoint
 
 
+class AnsweredError(WeightSyncError):
+    """The engine itself said no: it is not stuck."""
+
+
 class EngineControl:
     """One engine, as seen by who publishes weights."""
 
@@ -87,5 +91,5 @@ class EngineControl:
             raise WeightSyncError(f"{self.endpoint}/{path} failed: {type(error).__name__}: {error}") from error
         if status != 200 or not isinstance(answer, dict) or answer.get("success") is False:
             said = answer.get("message", answer) if isinstance(answer, dict) else answer
-            raise WeightSyncError(f"{self.endpoint}/{path} answered {status}: {str(said)[:500]}")
+            raise AnsweredError(f"{self.endpoint}/{path} answered {status}: {str(said)[:500]}")
         return answer

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import socket
+import uuid
 from collections.abc import Awaitable, Callable
 
 from configs.schema import ClusterConfig
@@ -14,8 +14,8 @@ from pipeline.errors import SlipstreamError, WeightSyncError
 from pipeline.protocols import WeightSender
 from pipeline.timing import Clock
 from stages.publish.buckets import TensorMeta
-from stages.publish.control import EngineControl
-from stages.publish.rolling import PushPool, RefusedError, RollingTransport
+from stages.publish.control import AnsweredError, EngineControl
+from stages.publish.rolling import PushPool, RefusedError, RollingTransport, shielded
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ class DistributedTransport(RollingTransport):
         self._sender, self._backend, self._address = sender, backend, sender_address
         self._metas: list[list[TensorMeta]] = []
         self._groups: dict[str, str] = {}  # endpoint -> name of its group
-        self._numbers = itertools.count()
 
     async def close(self) -> None:
         """Leaves the groups as far as the learner still lives. The engines' sides end with the engines."""
@@ -58,7 +57,7 @@ class DistributedTransport(RollingTransport):
         """Form the engine's group, when it has none. Takes the engine's scheduler for as long as the two sides need to meet."""
         if control.endpoint in self._groups:
             return
-        name = f"slipstream-weights-{next(self._numbers)}"
+        name = f"slipstream-weights-{uuid.uuid4().hex}"
         port, world = _free_port(), 1 + self._cluster.rollout_num_gpus_per_engine
         self._groups[control.endpoint] = name
         try:
@@ -66,8 +65,10 @@ class DistributedTransport(RollingTransport):
                 self._sender.join(name, self._address, port, world, self._backend),
                 control.init_group(name, self._address, port, world, self._backend),
             )
-        except BaseException:
-            await self._forget(control.endpoint)
+        except BaseException as error:
+            if not isinstance(error, AnsweredError):  # its scheduler may wait for a group that never comes about
+                self._pool.condemn(control.endpoint, f"it was told to join a group that did not form ({error or type(error).__name__})")
+            await shielded(self._forget(control.endpoint))
             raise
 
     async def _load(self, control: EngineControl, version: int) -> None:

@@ -155,7 +155,8 @@ class RollingTransport(ABC):
                     failure = error
             logger.warning("push of version %d, attempt %d of %d: %s", self._staged, attempt + 1, ATTEMPTS, failure)
             await self._pool.report_failure(endpoint, failure)
-            await self._sleep(RETRY_SECONDS * 2**attempt)
+            if attempt + 1 < ATTEMPTS:
+                await self._sleep(RETRY_SECONDS * 2**attempt)
         stays = f"{endpoint} stays at version {self._pool.version_of(endpoint)} after {ATTEMPTS} attempts"
         raise WeightSyncError(f"{stays}: {failure}") from failure
 

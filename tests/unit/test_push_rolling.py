@@ -266,6 +266,27 @@ async def test_a_learner_that_cannot_send_fails_the_push_by_its_own_error(distri
     assert not pool.gated
 
 
+async def test_an_engine_that_may_wait_for_a_group_in_vain_is_ended(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, pool, sender = distributed
+    join, failures = sender.join, [WeightSyncError("port taken")]
+
+    async def fails_once(*args: Any) -> None:
+        await join(*args)
+        if failures:
+            raise failures.pop()
+
+    sender.join = fails_once  # type: ignore[method-assign]
+    await transport.push(1)
+    assert pool.condemned == [servers[0].endpoint] and sender.left == sender.joined[:1]
+
+
+async def test_an_engine_that_refuses_a_group_is_asked_again(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, pool, sender = distributed
+    servers[0].refuse["init_weights_update_group"] = 1
+    await transport.push(1)
+    assert not pool.condemned and len(set(sender.joined)) == 3 and sender.left == sender.joined[:1]
+
+
 async def test_a_lost_engine_is_left_out(distributed: Fixture, servers: list[FakeServer]) -> None:
     transport, pool, _ = distributed
     pool.lost.add(servers[0].endpoint)
