@@ -9,7 +9,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Sample:
     (uint8) and `rollout_log_probs` (float32): views of the mapped segment file, nothing is copied.
     """
 
-    Status = Status  # slime writes Sample.Status.COMPLETED
+    Status: ClassVar[type[Status]] = Status  # slime writes Sample.Status.COMPLETED
 
     group_index: int | None = None
     index: int | None = None  # unique over the whole run: group_index * n_samples_per_prompt + place in the group
