@@ -7,17 +7,16 @@ import logging
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import aiohttp
 
 from pipeline.errors import EngineError
+from stages.engine.scratch import Scratch
 from stages.engine.spec import EngineSpec
 
 logger = logging.getLogger(__name__)
@@ -68,9 +67,8 @@ class Engine:
         self.port = int(spec.user.get("port") or port or free_port())
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._scratch: Path | None = None
+        self._scratch: Scratch | None = None
         self._log_start = 0
-        self._shared: set[Path] = set()
 
     @property
     def name(self) -> str:
@@ -90,7 +88,7 @@ class Engine:
         try:
             async with asyncio.timeout(timeout_seconds), aiohttp.ClientSession() as session:
                 while not await _answers(session, f"{self.endpoint}/ready"):
-                    self._shared |= _shared_memory_files(self._members())  # now: it may end without a chance for us to look
+                    self._note_shared_memory()  # now: it may end before it is ready
                     if not self.alive:
                         raise self._failure(f"ended with {self._exit()} while it started")
                     await asyncio.sleep(POLL_SECONDS)
@@ -103,7 +101,7 @@ class Engine:
         except BaseException:
             await self.stop()
             raise
-        self._shared |= _shared_memory_files(self._members())
+        self._note_shared_memory()
 
     async def healthy(self, *, deep: bool) -> bool:
         """Does it answer? `deep` also asks whether its scheduler generates, which a paused engine does not do."""
@@ -133,7 +131,7 @@ class Engine:
         if self._process is None:
             return
         members = self._members()
-        self._shared |= _shared_memory_files(members)
+        self._note_shared_memory()
         # Python's resource trackers remove leaked semaphores when everyone else is gone, and end: let them.
         _kill(pid for pid in members if not _is_resource_tracker(pid))
         self._sweep()
@@ -149,7 +147,7 @@ class Engine:
         return "\n".join(text.splitlines()[-lines:]) or "(it wrote nothing)"
 
     def _spawn(self, weight_version: int) -> None:
-        self._scratch = Path(tempfile.mkdtemp(prefix="slipstream-engine-"))
+        self._scratch = Scratch()
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         command = self.spec.command(self.port, weight_version)
         with self.spec.log_path.open("ab") as log:
@@ -159,7 +157,7 @@ class Engine:
             # A session of its own: the terminal's Ctrl-C does not reach it, and all it starts can be found by it.
             self._process = subprocess.Popen(
                 command,
-                env=self.spec.environment(os.environ, self._scratch),
+                env=self.spec.environment(os.environ, self._scratch.path),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -170,12 +168,13 @@ class Engine:
     def _members(self) -> list[int]:
         return _session_members(self._process.pid) if self._process is not None else []
 
-    def _sweep(self) -> None:
-        for path in self._shared:
-            path.unlink(missing_ok=True)
-        self._shared.clear()
+    def _note_shared_memory(self) -> None:
         if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.note_shared_memory(self._members())
+
+    def _sweep(self) -> None:
+        if self._scratch is not None:
+            self._scratch.remove()
             self._scratch = None
 
     def _exit(self) -> str:
@@ -225,15 +224,3 @@ def _session_members(session_id: int) -> list[int]:
         if int(session) == session_id and state != "Z":
             members.append(int(folder.name))
     return members
-
-
-def _shared_memory_files(pids: Sequence[int]) -> set[Path]:
-    """Files under /dev/shm that these processes have mapped: what nobody removes when they are killed."""
-    found: set[Path] = set()
-    for pid in pids:
-        try:
-            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        except OSError:
-            continue
-        found |= {Path(path) for line in lines if (path := line[line.find("/") :].strip()).startswith("/dev/shm/")}
-    return {path for path in found if path.exists()}

@@ -10,11 +10,10 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from pipeline.errors import ConfigError, EngineError
 from pipeline.timing import Clock, IdleMeter, MonotonicClock
+from stages.engine.slot import EngineProcess, PoolStatistics, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -23,52 +22,6 @@ MAX_SESSIONS = 1 << 16  # remembered session -> engine pairs
 
 OnRestart = Callable[[str], Awaitable[None]]
 Sleep = Callable[[float], Awaitable[None]]
-
-
-class EngineProcess(Protocol):
-    """What the pool needs of `launch.Engine`."""
-
-    endpoint: str
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def alive(self) -> bool: ...
-    async def start(self, weight_version: int, timeout_seconds: float) -> None: ...
-    async def healthy(self, *, deep: bool) -> bool: ...
-    async def stop(self) -> None: ...
-    def kill(self) -> None: ...
-    def log_tail(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStatistics:
-    """A snapshot; per-engine tuples are in the order of `endpoints`."""
-
-    num_engines: int
-    num_healthy: int
-    num_in_flight: tuple[int, ...]
-    num_waiting: int
-    num_restarts: int
-    idle_seconds: tuple[float, ...]
-    versions: tuple[int, ...]
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """One engine's place in the pool."""
-
-    engine: EngineProcess
-    meter: IdleMeter  # idle while no request is in flight
-    version: int
-    in_flight: int = 0
-    up: bool = False  # started, and holding the weights of `version`
-    ended: bool = True  # by us, or not yet started
-    gated: bool = False  # a push is under way
-    restarts: int = 0
-    lost: EngineError | None = None  # why it will not come back
-    settled: asyncio.Event = field(default_factory=asyncio.Event)  # up or lost
-    checking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class SGLangPool:
@@ -87,14 +40,14 @@ class SGLangPool:
     ) -> None:
         """`initial_version`: the policy version of the checkpoint that the engines load when they start."""
         clock = clock or MonotonicClock()
-        self._slots = {e.endpoint: _Slot(e, IdleMeter(clock), initial_version) for e in engines}
+        self._slots = {e.endpoint: Slot(e, IdleMeter(clock), initial_version) for e in engines}
         if len(self._slots) != len(engines) or not engines:
             raise ConfigError(f"{len(engines)} engines at {len(self._slots)} addresses: each needs its own (leave --sglang-port out)")
         self._concurrency, self._max_restarts, self._start_timeout = concurrency, max_restarts, start_timeout_seconds
         self._initial_version = initial_version
         self._sleep = sleep
-        self._waiting: deque[tuple[asyncio.Future[_Slot], str | None]] = deque()
-        self._sessions: OrderedDict[str, _Slot] = OrderedDict()
+        self._waiting: deque[tuple[asyncio.Future[Slot], str | None]] = deque()
+        self._sessions: OrderedDict[str, Slot] = OrderedDict()
         self._restarting: set[asyncio.Task[None]] = set()
         self._closed = False
         self.on_restart: OnRestart | None = None
@@ -229,20 +182,20 @@ class SGLangPool:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _choose(self, session_id: str | None) -> _Slot | None:
+    def _choose(self, session_id: str | None) -> Slot | None:
         own = self._sessions.get(session_id) if session_id is not None else None
         if own is not None and self._has_room(own):
             return own
         free = [slot for slot in self._slots.values() if self._has_room(slot)]
         return min(free, key=lambda slot: slot.in_flight, default=None)
 
-    def _has_room(self, slot: _Slot) -> bool:
+    def _has_room(self, slot: Slot) -> bool:
         return slot.up and not slot.gated and slot.in_flight < self._concurrency
 
-    async def _wait(self, session_id: str | None) -> _Slot:
+    async def _wait(self, session_id: str | None) -> Slot:
         """A slot with one request counted on it already: it is handed over, so that nobody can get in between."""
         self._raise_if_lost()
-        future: asyncio.Future[_Slot] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         self._waiting.append((future, session_id))
         try:
             return await future
@@ -263,7 +216,7 @@ class SGLangPool:
                 future.set_result(slot)
             self._waiting.popleft()
 
-    def _remember(self, session_id: str, slot: _Slot) -> None:
+    def _remember(self, session_id: str, slot: Slot) -> None:
         self._sessions[session_id] = slot
         self._sessions.move_to_end(session_id)
         if len(self._sessions) > MAX_SESSIONS:
@@ -274,7 +227,7 @@ class SGLangPool:
         if len(errors) == len(self._slots):
             raise EngineError(f"no engine is left. The last to go: {errors[-1]}") from errors[-1]
 
-    async def _restart(self, slot: _Slot, reason: str) -> None:
+    async def _restart(self, slot: Slot, reason: str) -> None:
         """Until it is up with the current weights, or its restarts are used up."""
         error: Exception = EngineError(reason)
         while slot.restarts < self._max_restarts:
@@ -296,12 +249,12 @@ class SGLangPool:
         given_up = f"{slot.engine.name} is given up after {slot.restarts} restarts (--engine-restarts {self._max_restarts}): {error}"
         self._lose(slot, EngineError(given_up))
 
-    def _set_up(self, slot: _Slot) -> None:
+    def _set_up(self, slot: Slot) -> None:
         slot.up, slot.ended, slot.gated = True, False, False
         slot.settled.set()
         self._hand_out()
 
-    def _lose(self, slot: _Slot, error: EngineError) -> None:
+    def _lose(self, slot: Slot, error: EngineError) -> None:
         slot.up, slot.lost = False, error
         slot.settled.set()
         logger.log(logging.DEBUG if self._closed else logging.ERROR, "%s", error)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from pipeline.errors import EngineError
 from stages.engine import launch
 from stages.engine.launch import Engine, free_port
+from stages.engine.scratch import Scratch
 from stages.engine.spec import EngineSpec
 
 SERVE = Path(launch.__file__).with_name("serve.py")
@@ -186,6 +188,29 @@ os.kill(os.getpid(), 9)
             return
     os.kill(child, signal.SIGKILL)
     raise AssertionError("the engine outlived its parent")
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    shared = Path(f"/dev/shm/slipstream-test-{os.getpid()}-killed.shm")
+    killed = f"""
+import mmap, os
+from stages.engine.scratch import Scratch
+file = open({str(shared)!r}, "w+b"); file.truncate(4096)
+mapped = mmap.mmap(file.fileno(), 4096)
+Scratch().note_shared_memory([os.getpid()])
+os.kill(os.getpid(), 9)
+"""
+    live = Scratch()
+    assert subprocess.run([sys.executable, "-c", killed], timeout=60).returncode == -signal.SIGKILL
+    assert shared.exists() and len(list(tmp_path.iterdir())) == 2
+    other = Scratch()
+    assert not shared.exists()
+    assert set(tmp_path.iterdir()) == {live.path, other.path}  # those of the living stay
+    live.remove()
+    other.remove()
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_does_not_start_when_its_parent_is_gone_already() -> None:

@@ -1,0 +1,56 @@
+"""One engine's place in a pool: what the pool asks of a process, and what it knows about it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.errors import EngineError
+from pipeline.timing import IdleMeter
+
+
+class EngineProcess(Protocol):
+    """What the pool needs of `launch.Engine`."""
+
+    endpoint: str
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def alive(self) -> bool: ...
+    async def start(self, weight_version: int, timeout_seconds: float) -> None: ...
+    async def healthy(self, *, deep: bool) -> bool: ...
+    async def stop(self) -> None: ...
+    def kill(self) -> None: ...
+    def log_tail(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatistics:
+    """A snapshot; per-engine tuples are in the order of `endpoints`."""
+
+    num_engines: int
+    num_healthy: int
+    num_in_flight: tuple[int, ...]
+    num_waiting: int
+    num_restarts: int
+    idle_seconds: tuple[float, ...]
+    versions: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One engine's place in the pool."""
+
+    engine: EngineProcess
+    meter: IdleMeter  # idle while no request is in flight
+    version: int
+    in_flight: int = 0
+    up: bool = False  # started, and holding the weights of `version`
+    ended: bool = True  # by us, or not yet started
+    gated: bool = False  # a push is under way
+    restarts: int = 0
+    lost: EngineError | None = None  # why it will not come back
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # up or lost
+    checking: asyncio.Lock = field(default_factory=asyncio.Lock)
