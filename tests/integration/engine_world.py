@@ -173,11 +173,6 @@ class World:
         return {name: hashlib.sha256(t.contiguous().numpy().tobytes()).digest()[:8].hex() for name, t in (single | out).items()}
 
 
-def shared_memory() -> set[Path]:
-    """SGLang's files (other tests' Ray may come and go at the same time)."""
-    return set(Path("/dev/shm").glob("sglang*"))
-
-
 def request(prompt: Sequence[int], key: str, max_new_tokens: int) -> dict[str, Any]:
     params = {"max_new_tokens": max_new_tokens, "temperature": 1.0, "ignore_eos": True}
     return {"input_ids": list(prompt), "sampling_params": params, "return_logprob": True, "extra_key": key}

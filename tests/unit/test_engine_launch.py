@@ -146,6 +146,7 @@ async def test_one_that_is_never_ready_is_ended_at_the_deadline(spec: ScriptSpec
     assert "--engine-start-timeout-seconds" in str(caught.value)
     assert not engine.alive
     assert not spec.mark.exists() or gone(int(spec.mark.read_text().split()[0]))
+    assert not exists(f"/dev/shm/{spec.mark.name}.shm")
 
 
 async def test_a_cancelled_start_leaves_no_process(spec: ScriptSpec) -> None:
