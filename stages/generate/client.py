@@ -194,14 +194,7 @@ class SGLangClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=self._connection_limit, keepalive_timeout=KEEPALIVE_SECONDS)
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)  # the total is asyncio.timeout's
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                timeout=timeout,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept-Encoding"),
-            )
+            self._session = open_http_session(self._connection_limit)
         return self._session
 
     def _count(self, input_ids: Sequence[int], completion: Completion) -> None:
@@ -211,14 +204,23 @@ class SGLangClient:
         self.statistics.cached_tokens += completion.cached_tokens
 
 
+def open_http_session(connection_limit: int = 0) -> aiohttp.ClientSession:
+    """A session for thousands of requests at once to a few servers; deadlines are the caller's. 0: no limit of connections."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connection_limit, keepalive_timeout=KEEPALIVE_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept-Encoding"),
+    )
+
+
 def parse_completion(body: bytes, endpoint: str, *, boundary_is_old: bool = False) -> Completion:
     """SGLang's answer to a non-streamed /generate. Raises EngineError when something that training needs is not in it."""
     try:
         answer = orjson.loads(body)
         meta = answer["meta_info"]
-        sampled = meta.get("output_token_logprobs") or []
-        token_ids = tuple([token[1] for token in sampled])
-        log_probs = tuple([token[0] for token in sampled])
+        sampled = meta.get("output_token_logprobs")  # [[log-prob, id, None], ...]
+        log_probs, token_ids, _ = zip(*sampled, strict=True) if sampled else ((), (), ())
         labels = meta.get("weight_versions")
         if labels:
             spans = tuple([VersionSpan(int(label["version"]), label["start"], label["end"]) for label in labels])

@@ -18,6 +18,8 @@ from pipeline.userfn import load_function
 from stages.generate.check import check_sample
 from stages.generate.custom import CustomGenerate, wrap
 
+_FIELDS = tuple(f.name for f in dataclasses.fields(Sample))
+
 
 class GenerateStage:
     """Implements `Generate`. The samples it is given stay as they are: it returns filled copies, so that a group that
@@ -152,7 +154,12 @@ def _eval_overrides(evaluation: EvalConfig | None) -> dict[str, Any]:
 
 def _fresh(sample: Sample, *, deep: bool) -> Sample:
     """A copy to work on. User functions may write anywhere, the built-in path writes into no container in place."""
-    return copy.deepcopy(sample) if deep else dataclasses.replace(sample)
+    if deep:
+        return copy.deepcopy(sample)
+    out = Sample.__new__(Sample)  # a quarter of the time of dataclasses.replace, which calls __init__ with every field by name
+    for name in _FIELDS:
+        setattr(out, name, getattr(sample, name))
+    return out
 
 
 def _checked(sample: Sample, origin: Sample, fallback_version: int | None) -> Sample:

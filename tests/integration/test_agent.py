@@ -60,14 +60,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     targets = torch.tensor(
         [[t if m else -100 for t, m in zip(r, k, strict=True)] + [-100] * (width - len(r)) for r, k in zip(rows, masks, strict=True)]
     )
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     for _ in range(300):
         logits = policy(tokens).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if loss.item() < 2e-4:
+        if loss.item() < 5e-4:
             break
     assert loss.item() < 1e-2, "the model has not learned to call the tool: the test would see nothing of what it is for"
     policy.save_pretrained(out)
