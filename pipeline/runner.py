@@ -70,7 +70,7 @@ class Runner:
     async def __aenter__(self) -> Self:
         self._stop.install()
         try:
-            await self._stop.or_result(self._p.start())
+            await self._stop.or_result(self._p.start)
         except BaseException as e:
             if isinstance(e, StopRequested):
                 self.interrupted_by = self._stop.signal_number
@@ -105,7 +105,7 @@ class Runner:
             producer = self._beside.create_task(self._produce())
             yield
             while self._evaluations:
-                await self._stop.or_result(asyncio.wait(set(self._evaluations)))
+                await self._stop.or_result(lambda: asyncio.wait(set(self._evaluations)))
             producer.cancel()
 
     async def _produce(self) -> None:
@@ -122,7 +122,7 @@ class Runner:
             yield self._p.clock.num_trained
 
     async def take(self, rollout_id: int) -> list[Group]:
-        return await self._stop.or_result(self._p.buffer.take(rollout_id))
+        return await self._stop.or_result(lambda: self._p.buffer.take(rollout_id))
 
     def batch(self, rollout_id: int, groups: Sequence[Group]) -> TrainBatch:
         with self._p.recorder.trainer_busy():

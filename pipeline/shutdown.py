@@ -41,9 +41,11 @@ class Stop:
     def requested(self) -> bool:
         return self._event.is_set()
 
-    async def or_result(self, waiting: Awaitable[T]) -> T:
-        """The result of `waiting`, or StopRequested as soon as the user asks to end."""
-        task = asyncio.ensure_future(waiting)
+    async def or_result(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """The result of `wait()`, or StopRequested as soon as the user asks (or has asked) to end."""
+        if self.requested:  # else a result that is always ready at once would never let us stop
+            raise StopRequested
+        task = asyncio.ensure_future(wait())
         stop = asyncio.ensure_future(self._event.wait())
         try:
             await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from stages.batch import make_batch
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
 from stages.reward import build_reward
-from stages.source import SUMS, build_source
+from stages.source import build_source
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     else:
         from pipeline.build.real import real_backend as make_backend
     backend = make_backend(site)
-    source = _source(config, config.data.prompt_data or SUMS, backend.tokenizer)
+    source = _prompts(site, backend.tokenizer)
     reward = build_reward(config.reward, site.args)
     buffer = ReplayBuffer(site.run_dir.buffer, config.async_, site.clock)
     producer = Producer(
@@ -148,6 +149,16 @@ def _run_dir(config: Config, snapshot: Path | None) -> RunDir:
     return create_run_dir(config.run.runs_dir, config.run.name or ("mock" if config.run.mock else "run"))
 
 
+def _prompts(site: Site, tokenizer: Tokenizer | None) -> Source:
+    """--prompt-data; a --mock run without any gets sums, written where the run can be looked at."""
+    if site.config.data.prompt_data is not None:
+        return _source(site.config, site.config.data.prompt_data, tokenizer)
+    path = site.run_dir.path / "prompts.jsonl"
+    rows = [{"prompt": f"{a} + {b} =", "label": str(a + b), "metadata": {"rm_type": "exact_match"}} for a in range(20) for b in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return build_source(str(path), replace(site.config.data, label_key="label"), site.config.rollout.n_samples_per_prompt, None, tokenizer)
+
+
 def _source(config: Config, spec: str, tokenizer: Tokenizer | None) -> Source:
     rollout = config.rollout
     return build_source(spec, config.data, rollout.n_samples_per_prompt, rollout.rollout_max_prompt_len, tokenizer)
@@ -182,7 +193,8 @@ def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | 
         return None
     datasets: dict[str, list[Sample]] = {}
     for name, spec in eval_datasets(config.eval.eval_prompt_data):
-        datasets[name] = _source(config, spec, backend.tokenizer).all_prompts(config.eval.eval_max_prompts)  # type: ignore[attr-defined]
+        source = build_source(spec, config.data, 1, config.rollout.rollout_max_prompt_len, backend.tokenizer)
+        datasets[name] = [group[0] for group in source.all_prompts(config.eval.eval_max_prompts)]
     return Evaluator(backend.generate, reward, datasets, config.eval, reward_key=config.reward.reward_key)
 
 

@@ -23,7 +23,7 @@ from stages.generate.client import SGLangClient
 from stages.generate.generate import GenerateStage
 from stages.learn.settings import LearnerSettings
 from stages.publish import make_transport
-from stages.source import sft_pairs
+from stages.source import build_source, sft_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,10 @@ async def _bring_up(site: Site, learner: LearnerGroup, tokenizer: Any, num_dp_ra
         await learner.load(site.snapshot)
         return
     if config.warmup.sft_steps:
-        pairs = sft_pairs(config.warmup.sft_data or config.data.prompt_data or "", config.data, tokenizer)
+        # A procedural task is seeded apart from the rollouts: the warm-up must not show their prompts.
+        spec = config.warmup.sft_data or config.data.prompt_data
+        source = build_source(spec, config.data, 1, config.rollout.rollout_max_prompt_len, tokenizer, seed=config.data.rollout_seed + 1)
+        pairs = sft_pairs(source, tokenizer)
         await warm_up(learner, pairs, config.warmup, config.algorithm, num_dp_ranks, make_batch)
 
 
