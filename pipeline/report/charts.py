@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.report.summary import REWARD_WINDOW, History, trailing_mean, values
-from pipeline.report.svg import Point, Series, chart
+from pipeline.report.summary import REWARD_WINDOW, History, points, trailing_mean, values
+from pipeline.report.svg import Series, chart
 
 _ROLLOUTS = "rollouts trained"
 _SMALL: dict[str, Any] = {"width": 520, "height": 190}  # two beside each other
@@ -26,10 +25,6 @@ _LEARNER = (
 )
 
 
-def points(rows: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
-    return [(row["rollout_id"] + 1, row[name]) for row in rows if row.get(name) is not None]
-
-
 def reward_chart(history: History) -> str:
     raw = points(history.train, "reward_mean")
     smooth = list(zip([x for x, _ in raw], trailing_mean([y for _, y in raw]), strict=True))
@@ -47,12 +42,13 @@ def reward_chart(history: History) -> str:
 
 def staleness_chart(history: History) -> str:
     series = [
-        Series(label="bound", points=points(history.train, "staleness_bound"), color=0, style="dashed", longest="max"),
         Series(label="max", points=points(history.train, "staleness_max"), color=2, style="step", longest="max"),
         Series(label="p99", points=points(history.train, "staleness_p99"), color=4, style="thin", longest="max"),
         Series(label="mean", points=points(history.train, "staleness_mean"), color=1),
+        Series(label="bound", points=points(history.train, "staleness_bound"), color=0, style="dashed", longest="max"),
     ]
-    return chart(series, x_label=_ROLLOUTS, y_label="staleness (policy versions)", width=1080, height=220, y_range=(0, 1))
+    top = 1 + max(values(history.train, "staleness_bound"), default=0)  # room above, so that the bound is not the frame
+    return chart(series, x_label=_ROLLOUTS, y_label="staleness (policy versions)", width=1080, height=220, y_range=(0, top), whole=True)
 
 
 def idle_charts(history: History) -> list[str]:

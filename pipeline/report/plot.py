@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.report.summary import REWARD_GOAL, REWARD_WINDOW, History, trailing_mean, values
+from pipeline.report.summary import REWARD_GOAL, REWARD_WINDOW, History, points, trailing_mean, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,9 +33,8 @@ def write_reward_png(history: History, path: Path) -> None:
 
 
 def _reward(axes: Axes, history: History) -> None:
-    rows = [r for r in history.train if r.get("reward_mean") is not None]
-    x, y = [r["rollout_id"] + 1 for r in rows], values(rows, "reward_mean")
-    axes.plot(x, y, ".", color=_BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="each rollout")
+    x, y = columns(points(history.train, "reward_mean"))
+    axes.plot(x, y, ".", color=_BLUE, alpha=0.5, markersize=6, markeredgewidth=0, label="each rollout")
     axes.plot(x, trailing_mean(y), "-", color=_BLUE, linewidth=2, label=f"mean of {REWARD_WINDOW}")
     evals = [r for r in history.evals if r.get("reward_mean") is not None]
     for name, color, marker in zip(dict.fromkeys(r["name"] for r in evals), (_ORANGE, _GREEN, _INK) * 9, "Ds^ovP*X<>" * 3, strict=False):
@@ -51,18 +50,21 @@ def _reward(axes: Axes, history: History) -> None:
         axes.text(0.5, 0.5, "no rollout was trained", transform=axes.transAxes, ha="center", va="center", color=_GREY)
 
 
+def columns(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
 def _staleness(axes: Axes, history: History) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    rows = [r for r in history.train if r.get("staleness_max") is not None]
-    x = [r["rollout_id"] + 1 for r in rows]
-    axes.fill_between(x, values(rows, "staleness_max"), step="mid", color=_ORANGE, alpha=0.25, linewidth=0, label="max")
-    axes.plot(x, values(rows, "staleness_mean"), color=_ORANGE, linewidth=1.5, label="mean")
-    bounds = values(rows, "staleness_bound")
+    worst, average = points(history.train, "staleness_max"), points(history.train, "staleness_mean")
+    axes.fill_between(*columns(worst), step="mid", color=_ORANGE, alpha=0.25, linewidth=0, label="max")
+    axes.plot(*columns(average), color=_ORANGE, linewidth=1.5, label="mean")
+    bounds = values(history.train, "staleness_bound")
     if bounds:
         axes.axhline(max(bounds), color=_INK, linewidth=1, linestyle="--", label="bound")
-        axes.legend(loc="lower right", frameon=False, fontsize=8, ncols=3)
-    axes.set_ylim(0, max([1, *bounds, *values(rows, "staleness_max")]) * 1.15)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0, frameon=False, fontsize=8, ncols=3)
+    axes.set_ylim(0, max([1, *bounds, *columns(worst)[1]]) * 1.15)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     axes.set_ylabel("staleness")
     axes.set_xlabel("rollouts trained")

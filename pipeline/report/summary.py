@@ -117,6 +117,11 @@ def values(rows: Iterable[Row], name: str) -> list[Any]:
     return [row[name] for row in rows if row.get(name) is not None]
 
 
+def points(rows: Iterable[Row], name: str) -> list[tuple[float, float]]:
+    """(rollouts trained, value) of every row that has the field."""
+    return [(row["rollout_id"] + 1, row[name]) for row in rows if row.get(name) is not None]
+
+
 def mean(numbers: Sequence[float]) -> float | None:
     return statistics.fmean(numbers) if numbers else None
 

@@ -47,13 +47,16 @@ def chart(
     height: int = 240,
     y_range: tuple[float, float] | None = None,
     percent: bool = False,
+    whole: bool = False,
 ) -> str:
-    """A <figure> with legend and SVG; a line saying so where there is nothing to draw. `y_range` is widened to hold the data."""
+    """A <figure> with legend and SVG; a line saying so where there is nothing to draw. `y_range` is widened to hold the data.
+    `percent`: y is a share; `whole`: y ticks are integers.
+    """
     series = [Series(label=s.label, points=_thin_out(s), color=s.color, style=s.style) for s in series if s.points]
     if not series:
         return f'<p class="empty">{escape(y_label)}: nothing recorded.</p>'
     x_low, x_high = _range([x for s in series for x, _ in s.points], None)
-    y_ticks = _ticks(*_range([y for s in series for _, y in s.points], y_range), count=max(3, height // 55))
+    y_ticks = _ticks(*_range([y for s in series for _, y in s.points], y_range), count=max(3, height // 45), whole=whole)
     x = _Scale(x_low, x_high, _LEFT, width - _RIGHT)
     y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, _TOP)
     show = (lambda v: f"{100 * v:g}%") if percent else _show

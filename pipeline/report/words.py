@@ -4,14 +4,12 @@ from __future__ import annotations
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """0.123, 1,234, 4.5e-05."""
+    """0.123, 0.00203, 4.52e-05, 1,234: to `digits` places, small ones to as many significant digits."""
     if value is None:
         return "-"
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 100):
-        return f"{int(value):,}"
-    if value and abs(value) < 10**-digits:
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+    if isinstance(value, int) or abs(value) >= 100:
+        return f"{round(value):,}"
+    return f"{value:.{digits}g}" if 0 < abs(value) < 0.1 else f"{value:.{digits}f}"
 
 
 def percent(value: float | None) -> str:
@@ -22,7 +20,7 @@ def duration(value: float | None) -> str:
     """43 ms, 12.3 s, 2 min 05 s, 3 h 12 min."""
     if value is None:
         return "-"
-    if value < 1:
+    if value < 0.9995:
         return f"{1000 * value:.0f} ms"
     if value < 60:
         return f"{value:.1f} s"

@@ -31,7 +31,7 @@ class _Console(logging.Handler):
             return
         self._local.inside = True
         try:
-            level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+            level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
             self._write_line(f"{level}{record.getMessage()}", record.levelno)
         except Exception:
             self.handleError(record)

@@ -55,7 +55,11 @@ class WandbSink:
             self._run.log(values)
 
     def close(self) -> None:
+        """Returns when the data are on disk and W&B's own process is gone: `finish` alone waits for neither."""
+        import wandb
+
         self._run.finish()
+        wandb.teardown()
 
 
 def _run_id(directory: Path) -> str:
