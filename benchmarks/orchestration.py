@@ -34,6 +34,7 @@ from yarl import URL
 from benchmarks.common import ROOT, keep, table
 from buffers.replay import ReplayBuffer
 from configs.schema import AsyncConfig, Config, RewardConfig, RolloutConfig, flat_args
+from pipeline.build.outcome import collect_rarely
 from pipeline.clock import RolloutClock
 from pipeline.producer import Producer
 from pipeline.types import Sample
@@ -219,6 +220,7 @@ def main() -> None:
     load = Load(num_samples=a.samples, concurrency=a.concurrency, prompt_tokens=a.prompt_tokens, response_tokens=a.response_tokens)
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[0]})
+    collect_rarely()  # as in a run; for the bare client as well
     with modelless_engine(load, {cores[-1]}) as endpoint:
         if a.profile:
             _profile(load, endpoint)

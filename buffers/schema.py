@@ -8,6 +8,7 @@ JSON knows neither tuples nor keys that are no strings.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,12 @@ _PLAIN = {
     "session_id": pa.string(),
     "non_generation_time": pa.float64(),
     "error": pa.string(),
+}
+_OPTIONAL = {  # column -> field, of those that are often None in a whole group
+    **{n: n for n in ("multimodal_inputs", "multimodal_train_inputs", "train_metadata", "spec_info")},
+    **{n: n for n in ("generate_function_path", "custom_rm_path", "session_id", "error")},
+    "routed_experts": "rollout_routed_experts",
+    "routed_experts_shape": "rollout_routed_experts",
 }
 _ARRAYS: dict[str, np.dtype[Any]] = {
     "tokens": np.dtype(np.int64),
@@ -66,7 +73,7 @@ def to_batch(group: Group) -> pa.RecordBatch:
     columns: dict[str, Any] = {}
     for name, dtype in zip(SCHEMA.names, SCHEMA.types, strict=True):
         try:
-            columns[name] = _column(name, dtype, group, samples)
+            columns[name] = _nulls(dtype, len(samples)) if _is_unused(name, samples) else _column(name, dtype, group, samples)
         except (TypeError, ValueError, OverflowError, pa.ArrowException) as e:
             raise ReplayBufferError(
                 f"group {group.group_index}: sample.{name} cannot be stored ({e}); expected {_expected(name)}. "
@@ -107,6 +114,17 @@ def check_version(schema: pa.Schema) -> None:
         )
 
 
+def _is_unused(name: str, samples: Sequence[Sample]) -> bool:
+    """None in every sample, as a dozen fields are in most groups."""
+    return name in _OPTIONAL and all(getattr(s, _OPTIONAL[name]) is None for s in samples)
+
+
+@functools.lru_cache(maxsize=1024)
+def _nulls(dtype: pa.DataType, length: int) -> pa.Array:
+    """Arrays are immutable: all groups may share one."""
+    return pa.nulls(length, dtype)
+
+
 def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sample]) -> pa.Array:
     if name in ("group_index", "deadline", "admitted_version"):
         return pa.array([getattr(group, name)] * len(samples), dtype)
@@ -141,6 +159,8 @@ def _large_list(rows: Sequence[Any], dtype: np.dtype) -> pa.LargeListArray:
 
 def _flat(row: Any, dtype: np.dtype) -> np.ndarray:
     """One-dimensional, of this dtype; raises ValueError rather than wrap integers around, or cut fractions off."""
+    if dtype == np.uint8 and isinstance(row, list):
+        return np.frombuffer(bytes(row), np.uint8)  # four times as fast as numpy's own way from a list
     array = np.asarray(row) if isinstance(row, np.ndarray) else np.array(row, dtype)
     if array.dtype != dtype:
         if not np.can_cast(array.dtype, dtype, "same_kind") and array.size and not np.array_equal(array.astype(dtype), array):
