@@ -1,174 +1,217 @@
-"""Rows of a prompt file or task, by index: where they come from and what is wrong with them."""
+"""Prompts from JSONL and Parquet files: read and checked as a whole before anything starts."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
-import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
 from configs.schema import DataConfig
 from pipeline.errors import DataError
 
-logger = logging.getLogger(__name__)
-PROCEDURAL_SIZE = 1_000_000  # rows of a task without size=: an epoch nobody reaches
-SUMS = "builtin:sums"  # what --mock trains on where no --prompt-data is given
-_SLICE = re.compile(r"^(?P<path>.*)@\[(?P<start>-?\d*):(?P<end>-?\d*)\]$")
+Messages = list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One prompt before templates: text or chat messages, label, metadata, tools."""
+    """One prompt, as the user wrote it."""
 
-    prompt: str | list[dict[str, Any]]
+    where: str  # for messages: "math.jsonl line 12"
+    prompt: str | Messages
     label: Any = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-    tools: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tools: list[Any] | None = None
 
 
 class Rows(Protocol):
-    """A finite, indexable set of rows."""
+    """A set of prompts, seen epoch by epoch. A file has the same rows in every epoch, an endless task has new ones."""
 
-    def __len__(self) -> int: ...
-    def row(self, index: int) -> Row: ...
+    name: str
+    endless: bool
+    num_bad_rows: int
+
+    def __len__(self) -> int:
+        """Rows an epoch."""
+
+    def row(self, epoch: int, index: int) -> Row: ...
+
+    def fingerprint(self) -> str:
+        """Changes when the prompts do: a position in one set means nothing in another."""
+
+
+class FileRows:
+    """A JSONL or Parquet file, or the slice `path@[a:b]` of its rows (Python's rules, so b may be negative)."""
+
+    endless = False
+
+    def __init__(self, spec: str, config: DataConfig) -> None:
+        """Raises DataError naming file and line for the first malformed row (with --skip-bad-rows: counts them), and for no rows."""
+        path, self._slice = split_slice(spec)
+        if path.suffix not in (".jsonl", ".parquet"):
+            raise DataError(f"{spec!r}: expected a file ending in .jsonl or .parquet, or reasoning_gym:TASK")
+        if not path.is_file():
+            raise DataError(f"prompt file {path} does not exist{_similar(path)}")
+        self.name = path.name
+        self.num_bad_rows = 0
+        self._rows: list[Row] = []
+        digest = hashlib.blake2b(digest_size=8)
+        for raw in (_read_jsonl if path.suffix == ".jsonl" else _read_parquet)(path, self._slice):
+            try:
+                self._rows.append(check_row(raw, config))
+            except DataError:
+                if not config.skip_bad_rows:
+                    raise
+                self.num_bad_rows += 1
+            else:
+                digest.update(repr((self._rows[-1].prompt, self._rows[-1].label)).encode())
+        if not self._rows:
+            raise DataError(
+                f"{spec!r} holds no prompts" + (f" ({self.num_bad_rows} malformed rows were skipped)" if self.num_bad_rows else "")
+            )
+        self._fingerprint = f"{len(self._rows)}:{digest.hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, epoch: int, index: int) -> Row:
+        return self._rows[index]
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
 
 
 @dataclass(frozen=True, slots=True)
-class ListRows:
-    rows: Sequence[Row]
+class _Raw:
+    """One row before it is checked: either a value, or the reason why there is none."""
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def row(self, index: int) -> Row:
-        return self.rows[index]
+    where: str
+    value: Any = None
+    error: str | None = None
 
 
-class TaskRows:
-    """`reasoning_gym:TASK?param=value&...`: rows made when asked for, from the row's index and the seed."""
-
-    def __init__(self, spec: str, seed: int) -> None:
-        task, _, query = spec.removeprefix("reasoning_gym:").partition("?")
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-
-        if task not in DATASETS:
-            near = difflib.get_close_matches(task, list(DATASETS), 3)
-            raise DataError(f"{spec}: no reasoning-gym task {task!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-        params = {key: _literal(value) for key, value in parse_qsl(query, keep_blank_values=True)}
-        try:
-            self._dataset = reasoning_gym.create_dataset(task, **{"size": PROCEDURAL_SIZE, "seed": seed, **params})
-        except (TypeError, AssertionError, ValueError) as error:
-            known = list(DATASETS[task][1].__dataclass_fields__)
-            raise DataError(f"{spec}: {task} does not take these parameters ({error}); it knows {', '.join(known)}") from error
-        self._task = task
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def row(self, index: int) -> Row:
-        entry = json.loads(json.dumps(self._dataset[index], default=str))
-        return Row(prompt=entry["question"], label=entry["answer"], metadata={"reasoning_gym": {"task": self._task, "entry": entry}})
-
-
-def open_rows(spec: str, config: DataConfig) -> Rows:
-    """The rows that `spec` names. Raises DataError naming file and line."""
-    if spec.startswith("reasoning_gym:"):
-        return TaskRows(spec, config.rollout_seed)
-    if spec == SUMS:
-        return ListRows([Row(f"{a} + {b} =", str(a + b), {"rm_type": "exact_match"}) for a in range(20) for b in range(20)])
-    path, start, end = _split_slice(spec)
-    if not path.is_file():
-        raise DataError(f"--prompt-data {spec}: no such file; expected .jsonl, .parquet (with an optional @[a:b]) or reasoning_gym:TASK")
-    readers: dict[str, Callable[[Path], list[tuple[str, Any]]]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise DataError(f"--prompt-data {path}: unknown kind of file {path.suffix!r}; expected {' or '.join(readers)}")
-    rows, bad = [], []
-    for where, data in readers[path.suffix](path)[start:end]:
-        try:
-            rows.append(_row(where, data, config))
-        except DataError as error:
-            if not config.skip_bad_rows:
-                raise DataError(f"{error} (--skip-bad-rows skips and counts such rows)") from None
-            bad.append(str(error))
-    if bad:
-        logger.warning("%s: %d malformed rows skipped, the first: %s", path, len(bad), bad[0])
-    if not rows:
-        raise DataError(f"--prompt-data {spec}: no prompts in it")
-    return ListRows(rows)
-
-
-def _split_slice(spec: str) -> tuple[Path, int | None, int | None]:
-    match = _SLICE.match(spec)
+def split_slice(spec: str) -> tuple[Path, slice]:
+    """`path@[a:b]` -> (path, slice(a, b)); without a slice, everything."""
+    if not spec.endswith("]") or "@[" not in spec:
+        return Path(spec).expanduser(), slice(None)
+    path, _, inside = spec[:-1].rpartition("@[")
+    match = re.fullmatch(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*", inside)
     if match is None:
-        return Path(spec), None, None
-    start, end = (int(match[name]) if match[name] else None for name in ("start", "end"))
-    return Path(match["path"]), start, end
+        raise DataError(f"{spec!r}: cannot read the slice [{inside}]; expected path@[a:b] with whole numbers, either may be left out")
+    start, stop = (int(n) if n is not None else None for n in match.groups())
+    return Path(path).expanduser(), slice(start, stop)
 
 
-def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
-    """(where, decoded line or the error) of every line that is not blank."""
-    out: list[tuple[str, Any]] = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    out.append((f"{path}, line {number}", json.loads(line)))
-                except json.JSONDecodeError as error:
-                    out.append((f"{path}, line {number}", error))
-    return out
+def _read_jsonl(path: Path, part: slice) -> Iterator[_Raw]:
+    """Rows are the lines that are not blank. Lines outside the slice are not parsed."""
+    with path.open("rb") as file:
+        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    for number, line in lines[part]:
+        where = f"{path} line {number}"
+        try:
+            yield _Raw(where, json.loads(line))
+        except UnicodeDecodeError as error:
+            yield _Raw(where, error=f"is not UTF-8 text ({error.reason} at byte {error.start})")
+        except json.JSONDecodeError as error:
+            yield _Raw(where, error=f"is not JSON: {error.msg} at column {error.colno}")
 
 
-def _read_parquet(path: Path) -> list[tuple[str, Any]]:
+def _read_parquet(path: Path, part: slice) -> Iterator[_Raw]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"--prompt-data {path}: not a Parquet file ({error})") from error
-    return [(f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist())]
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+    start, stop, _ = part.indices(table.num_rows)
+    table = table.slice(start, max(0, stop - start))
+    number = start
+    for batch in table.to_batches(max_chunksize=1024):
+        for value in batch.to_pylist():
+            yield _Raw(f"{path} row {number}", value)
+            number += 1
 
 
-def _row(where: str, data: Any, config: DataConfig) -> Row:
-    if isinstance(data, json.JSONDecodeError):
-        raise DataError(f"{where}: not JSON ({data.msg} at column {data.colno}); expected one object a line with {config.input_key!r}")
-    if not isinstance(data, Mapping):
-        raise DataError(f"{where}: expected a JSON object with {config.input_key!r}, got {type(data).__name__}")
-    prompt = data.get(config.input_key)
-    if not (isinstance(prompt, str) and prompt) and not _is_chat(prompt):
-        raise DataError(
-            f"{where}: {config.input_key!r} is {prompt!r:.80}; expected text or a list of chat messages with role and content "
-            f"(--input-key names the column; this row has {', '.join(map(str, data))})"
-        )
-    if config.label_key and config.label_key not in data:
-        raise DataError(f"{where}: no {config.label_key!r} (--label-key); this row has {', '.join(map(str, data))}")
-    metadata = data.get(config.metadata_key) or {}
-    if isinstance(metadata, str):
-        metadata = _json_of(where, config.metadata_key, metadata)
-    if not isinstance(metadata, dict):
-        raise DataError(f"{where}: {config.metadata_key!r} is {type(metadata).__name__}; expected a JSON object (--metadata-key)")
-    return Row(prompt, data[config.label_key] if config.label_key else None, metadata, data.get(config.tool_key))
-
-
-def _is_chat(prompt: Any) -> bool:
-    return isinstance(prompt, list) and bool(prompt) and all(isinstance(m, Mapping) and "role" in m and "content" in m for m in prompt)
-
-
-def _json_of(where: str, key: str, text: str) -> Any:
+def check_row(raw: _Raw, config: DataConfig) -> Row:
+    """A well-formed row, or DataError naming where, what was found, and what was expected."""
+    if raw.error:
+        raise DataError(f"{raw.where} {raw.error}; expected {_expected(config)} (--skip-bad-rows skips and counts such rows)")
+    if not isinstance(raw.value, dict):
+        raise DataError(f"{raw.where} is a {_kind(raw.value)}; expected {_expected(config)} (--skip-bad-rows skips and counts such rows)")
+    row = raw.value
+    if config.input_key not in row:
+        raise _missing(raw.where, row, config.input_key, "--input-key")
+    if config.label_key is not None and config.label_key not in row:
+        raise _missing(raw.where, row, config.label_key, "--label-key")
+    label = row[config.label_key] if config.label_key is not None else None
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: {key!r} is text that is not JSON ({error})") from None
+        json.dumps(label)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{raw.where}: the label in {config.label_key!r} cannot be kept as JSON: {error}; store it as text") from error
+    return Row(
+        where=raw.where,
+        prompt=_check_prompt(raw.where, config.input_key, row[config.input_key]),
+        label=label,
+        metadata=_parsed(raw.where, config.metadata_key, row.get(config.metadata_key), dict) or {},
+        tools=_parsed(raw.where, config.tool_key, row.get(config.tool_key), list),
+    )
 
 
-def _literal(text: str) -> Any:
+def _check_prompt(where: str, key: str, prompt: Any) -> str | Messages:
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    if isinstance(prompt, list) and prompt:
+        for place, message in enumerate(prompt):
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+                raise DataError(f"{where}: message {place} of {key!r} is {message!r:.80}; expected {{'role': ..., 'content': ...}}")
+        return prompt
+    found = f"an empty {_kind(prompt)}" if isinstance(prompt, str | list) else f"a {_kind(prompt)}"
+    raise DataError(f"{where}: {key!r} is {found}; expected text or a list of chat messages")
+
+
+def _parsed(where: str, key: str, value: Any, kind: type) -> Any:
+    """An optional JSON column, given as itself or (as Parquet files often have it) as JSON text."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: {key!r} is text that is not JSON ({error.msg}); expected a JSON {_NAMES[kind]}") from error
+    if not isinstance(value, kind):
+        raise DataError(f"{where}: {key!r} is a {_kind(value)}; expected a JSON {_NAMES[kind]}")
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return {"True": True, "False": False}.get(text, text)
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {key!r} cannot be kept as JSON: {error}") from error
+    return value
+
+
+_NAMES: dict[type, str] = {dict: "object", list: "list", str: "text", int: "number", float: "number", bool: "boolean", type(None): "null"}
+
+
+def _kind(value: Any) -> str:
+    return _NAMES.get(type(value), type(value).__name__)
+
+
+def _expected(config: DataConfig) -> str:
+    keys = [config.input_key] + ([config.label_key] if config.label_key else [])
+    return f"a JSON object with {' and '.join(map(repr, keys))}"
+
+
+def _missing(where: str, row: Mapping[str, Any], key: str, flag: str) -> DataError:
+    close = difflib.get_close_matches(key, list(row), n=1)
+    hint = f"; did you mean {flag} {close[0]}?" if close else f"; set {flag}"
+    return DataError(f"{where} has no {key!r}: it has {', '.join(map(repr, row)) or 'no keys'}{hint}")
+
+
+def _similar(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor does the folder {path.parent})"
+    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""

@@ -1,0 +1,46 @@
+"""Plain JSON and back without losing what JSON does not have: tuples, and dicts whose keys are not strings.
+
+Sample metadata is kept as JSON (in the buffer, in snapshots); scorers compare tuples with tuples and look ints up by int.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_TUPLE, _DICT = "__tuple__", "__dict__"
+
+
+def to_jsonable(value: Any) -> Any:
+    """`value` with tuples and odd dicts tagged. Numpy scalars and str / int subclasses become plain.
+
+    Raises TypeError naming the type of anything else.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    for plain in (str, int, float):
+        if isinstance(value, plain):
+            return plain(value)
+    if isinstance(value, list):
+        return [to_jsonable(v) for v in value]
+    if isinstance(value, tuple):
+        return {_TUPLE: [to_jsonable(v) for v in value]}
+    if isinstance(value, dict):
+        if all(isinstance(k, str) for k in value) and not value.keys() & {_TUPLE, _DICT}:
+            return {str(k): to_jsonable(v) for k, v in value.items()}
+        return {_DICT: [[to_jsonable(k), to_jsonable(v)] for k, v in value.items()]}
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return to_jsonable(value.tolist())
+    raise TypeError(f"a {type(value).__name__} cannot be kept as JSON")
+
+
+def from_jsonable(value: Any) -> Any:
+    """The inverse of `to_jsonable`, also after a trip through JSON text."""
+    if isinstance(value, list):
+        return [from_jsonable(v) for v in value]
+    if isinstance(value, dict):
+        if value.keys() == {_TUPLE}:
+            return tuple(from_jsonable(v) for v in value[_TUPLE])
+        if value.keys() == {_DICT}:
+            return {from_jsonable(k): from_jsonable(v) for k, v in value[_DICT]}
+        return {k: from_jsonable(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,53 @@
+"""From a row to what the engine gets: the chat template and token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from configs.schema import DataConfig
+from pipeline.errors import ConfigError, DataError
+from pipeline.protocols import Tokenizer
+from stages.source.rows import Messages, Row
+
+Renderer = Callable[[Row], tuple[str | Messages, list[int]]]
+
+
+def build_renderer(config: DataConfig, tokenizer: Tokenizer | None) -> Renderer:
+    """A function row -> (prompt, token ids). Without a tokenizer (--mock) the prompt stays as it is and has no ids.
+
+    The system prompt is put ahead of every chat that has none of its own. Without --apply-chat-template, text is encoded
+    as it is (no special tokens added) and chat messages stay messages: whoever generates renders them.
+    """
+
+    def messages_of(row: Row) -> Messages:
+        messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
+        if config.system_prompt and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": config.system_prompt})
+        return messages
+
+    def render(row: Row) -> tuple[str | Messages, list[int]]:
+        if isinstance(row.prompt, str) and not config.apply_chat_template:
+            if config.system_prompt:
+                raise ConfigError("--system-prompt needs a chat, but the prompts are plain text: add --apply-chat-template")
+            return row.prompt, list(tokenizer.encode(row.prompt, add_special_tokens=False)) if tokenizer else []
+        messages = messages_of(row)
+        if tokenizer is None:
+            return (messages if isinstance(row.prompt, list) else row.prompt), []
+        if not getattr(tokenizer, "chat_template", True):
+            if config.apply_chat_template:
+                raise ConfigError("--apply-chat-template: this tokenizer has no chat template; leave the flag out for a base model")
+            return messages, []
+        text = _apply(tokenizer, row, messages)
+        return (text if config.apply_chat_template else messages), list(tokenizer.encode(text, add_special_tokens=False))
+
+    return render
+
+
+def _apply(tokenizer: Tokenizer, row: Row, messages: Messages) -> str:
+    """The text of the chat, up to where the assistant begins to speak."""
+    kwargs: dict[str, Any] = {"tools": row.tools} if row.tools else {}
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs))
+    except Exception as error:  # templates are programs of the model's author; each raises its own
+        raise DataError(f"{row.where}: the chat template refuses the prompt: {type(error).__name__}: {error}") from error

@@ -1,0 +1,166 @@
+"""The source: shuffled, epoch-counted, resumable prompts."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.types import Sample
+from stages.source.render import Renderer
+from stages.source.rows import Row, Rows
+
+logger = logging.getLogger(__name__)
+_HELD_OUT = 1 << 31  # chunks of an endless task from here on are for evaluation: training never gets there
+
+
+class PromptSource:
+    """Implements `Source`. The order depends on seed and epoch only, so a position (epoch, offset) is all there is to keep."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        render: Renderer,
+        *,
+        n_samples_per_prompt: int = 1,
+        max_prompt_len: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> None:
+        """`max_prompt_len`: in tokens; longer prompts are skipped, counted (`num_too_long`) and named (`too_long`, and in the log)."""
+        self._rows, self._render = rows, render
+        self._n, self._max_len = n_samples_per_prompt, max_prompt_len
+        self._shuffle, self._seed = shuffle and not rows.endless, seed
+        self._returned: deque[list[Sample]] = deque()
+        self.epoch = 0  # times the whole set has been handed out (of an endless task: chunks)
+        self._offset = 0
+        self._used = 0  # prompts handed out since the epoch began
+        self.num_bad_rows = rows.num_bad_rows
+        self.num_too_long = 0  # distinct prompts skipped
+        self.too_long: deque[tuple[int, int]] = deque(maxlen=1000)  # the last of them: (row index, tokens)
+        self._order_of: tuple[int, np.ndarray] | None = None
+        if rows.num_bad_rows:
+            logger.warning("%s: %d malformed rows skipped", rows.name, rows.num_bad_rows)
+        render(rows.row(0, 0))  # a template or flag that does not fit says so before anything starts
+
+    def __len__(self) -> int:
+        """Prompts an epoch, before any are skipped for their length."""
+        return len(self._rows)
+
+    @property
+    def endless(self) -> bool:
+        return self._rows.endless
+
+    def get_samples(self, num_samples: int) -> list[list[Sample]]:
+        """See `Source`. Raises DataError when every prompt is over the limit."""
+        return [self._returned.popleft() if self._returned else self._next_group() for _ in range(num_samples)]
+
+    def add_samples(self, groups: list[list[Sample]]) -> None:
+        self._returned.extend(groups)
+
+    def all_prompts(self, limit: int | None = None) -> list[list[Sample]]:
+        """For evaluation: the first `limit` prompts in the set's own order, over-long ones skipped (and counted).
+
+        Of an endless task: `limit` prompts that training with the same seed never meets. Moves no position.
+        """
+        if limit is None and self._rows.endless:
+            raise ValueError(f"{self._rows.name} never ends: say how many prompts")
+        groups: list[list[Sample]] = []
+        for index, row in self._held_out():
+            if limit is not None and len(groups) >= limit:
+                break
+            if (group := self._group(index, row, first_visit=True)) is not None:
+                groups.append(group)
+        if not groups:
+            raise self._nothing_left()
+        return groups
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "prompts": self._identity(),
+            "epoch": self.epoch,
+            "offset": self._offset,
+            "used": self._used,
+            "num_too_long": self.num_too_long,
+            "returned": [[sample.to_dict() for sample in group] for group in self._returned],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises DataError when the position is one in other prompts, or in another order of them."""
+        if state["prompts"] != self._identity():
+            raise DataError(
+                f"the saved position (epoch {state['epoch']}, offset {state['offset']}) belongs to other prompts or another shuffle: "
+                f"saved with {state['prompts']}, now {self._identity()}. Resume with the same --prompt-data, --rollout-seed and "
+                "--rollout-shuffle, or start a new run"
+            )
+        self.epoch, self._offset, self._used = state["epoch"], state["offset"], state["used"]
+        self.num_too_long = state["num_too_long"]
+        self._returned = deque([Sample.from_dict(sample) for sample in group] for group in state["returned"])
+
+    def _identity(self) -> dict[str, Any]:
+        return {"rows": self._rows.fingerprint(), "shuffle": self._shuffle, "seed": self._seed}
+
+    def _next_group(self) -> list[Sample]:
+        while True:
+            if self._offset == len(self._rows):
+                if self._used == 0:
+                    raise self._nothing_left()
+                self.epoch, self._offset, self._used = self.epoch + 1, 0, 0
+            index = int(self._order(self.epoch)[self._offset])
+            self._offset += 1
+            # A file's rows are all met in epoch 0: those skipped later are no new ones.
+            group = self._group(index, self._rows.row(self.epoch, index), first_visit=self._rows.endless or self.epoch == 0)
+            if group is not None:
+                self._used += 1
+                return group
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Row indices of one epoch, [len(rows)]: a permutation of its own for every epoch."""
+        if self._order_of is None or self._order_of[0] != epoch:
+            size = len(self._rows)
+            order = np.random.default_rng([self._seed, epoch]).permutation(size) if self._shuffle else np.arange(size)
+            self._order_of = (epoch, order)
+        return self._order_of[1]
+
+    def _group(self, index: int, row: Row, *, first_visit: bool) -> list[Sample] | None:
+        prompt, tokens = self._render(row)
+        if self._max_len is not None and len(tokens) > self._max_len:
+            if first_visit:
+                self.num_too_long += 1
+                self.too_long.append((index, len(tokens)))
+                logger.warning("%s skipped: %d tokens, --rollout-max-prompt-len is %d", row.where, len(tokens), self._max_len)
+            return None
+        return [self._sample(row, prompt, tokens) for _ in range(self._n)]
+
+    def _sample(self, row: Row, prompt: str | list[dict[str, Any]], tokens: list[int]) -> Sample:
+        metadata = copy.deepcopy(dict(row.metadata))  # each sample its own: custom functions write into it
+        if row.tools:
+            metadata.setdefault("tools", copy.deepcopy(row.tools))
+        return Sample(
+            prompt=copy.deepcopy(prompt),
+            tokens=list(tokens),
+            label=copy.deepcopy(row.label),
+            metadata=metadata,
+            custom_rm_path=metadata.get("custom_rm_path"),
+            generate_function_path=metadata.get("generate_function_path"),
+        )
+
+    def _held_out(self) -> Iterator[tuple[int, Row]]:
+        epoch, size = (_HELD_OUT if self._rows.endless else 0), len(self._rows)
+        while True:
+            for index in range(size):
+                yield index, self._rows.row(epoch, index)
+            if not self._rows.endless or self.num_too_long >= size:
+                return
+            epoch += 1
+
+    def _nothing_left(self) -> DataError:
+        return DataError(
+            f"{self._rows.name}: all {len(self._rows)} prompts are longer than --rollout-max-prompt-len {self._max_len}; raise it, "
+            "or look at the prompts"
+        )
