@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from pipeline.timing import Clock, IdleMeter
 from pipeline.types import EvalResult, Group, PushResult, Sample, Status, StepResult
 
@@ -64,7 +66,9 @@ def tokens_by_staleness(samples: Iterable[Sample], policy_version: int) -> Count
     counts: Counter[int] = Counter()
     for sample in filter(is_trained, samples):
         for version, start, end in sample.weight_versions:
-            counts[policy_version - version] += end - start if sample.loss_mask is None else sum(sample.loss_mask[start:end])
+            # not sum(): out of the buffer the mask is a uint8 array, whose scalars would wrap at 256
+            num = end - start if sample.loss_mask is None else int(np.count_nonzero(sample.loss_mask[start:end]))
+            counts[policy_version - int(version)] += num
     return +counts  # drops spans without a trained token
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ class LiveSink:
         self._closed_at: float | None = None
         self._lock = threading.Lock()  # rich redraws from a thread of its own
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=_REFRESH_PER_SECOND, transient=False)
+        self._restore_echo = _without_control_echo()
         self._live.start()
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -70,6 +72,7 @@ class LiveSink:
     def close(self) -> None:
         self._closed_at = self._clock.now()
         self._live.stop()
+        self._restore_echo()
 
     def _render(self) -> RenderableType:
         now = self._closed_at if self._closed_at is not None else self._clock.now()
@@ -77,6 +80,23 @@ class LiveSink:
         left = None if eta is None or self._closed_at is not None else max(eta - (now - self._last_train), 0.0)
         with self._lock:
             return panel(self._view, elapsed=now - self._start, eta=left)
+
+
+def _without_control_echo() -> Callable[[], None]:
+    """Keeps the terminal from printing ^C into the panel, which would leave a torn copy of it; returns how to undo that."""
+    try:
+        import termios
+    except ImportError:  # not a POSIX system
+        return lambda: None
+    try:
+        fd = sys.stdin.fileno()
+        before = termios.tcgetattr(fd)
+        quiet = list(before)
+        quiet[3] &= ~termios.ECHOCTL
+        termios.tcsetattr(fd, termios.TCSANOW, quiet)
+    except (OSError, ValueError, termios.error):  # stdin is no terminal
+        return lambda: None
+    return lambda: termios.tcsetattr(fd, termios.TCSANOW, before)
 
 
 def panel(view: RunView, *, elapsed: float, eta: float | None) -> RenderableType:

@@ -51,6 +51,12 @@ def test_staleness_counts_trained_tokens_only() -> None:
     assert tokens_by_staleness([sample, removed, failed, masked], policy_version=6) == {2: 3, 0: 3}
 
 
+def test_masks_out_of_the_buffer_do_not_wrap() -> None:
+    sample = make_sample(0, reward=1.0, spans=[(1, 300), (2, 513)])
+    sample.loss_mask = np.asarray(sample.loss_mask, dtype=np.uint8)  # type: ignore[assignment]
+    assert tokens_by_staleness([sample], policy_version=np.int64(2)) == {1: 300, 0: 513}  # type: ignore[arg-type]
+
+
 def test_staleness_of_nothing_is_zero() -> None:
     assert Staleness.of({}) == Staleness(mean=0.0, p50=0, p99=0, max=0)
 
