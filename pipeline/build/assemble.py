@@ -82,7 +82,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         clock=site.clock,
         group_max_retries=config.rollout.group_max_retries,
     )
-    telemetry, finish = _telemetry(site, buffer)
+    telemetry, finish = _telemetry(site)
     recorder = Recorder(
         telemetry=telemetry,
         clock=site.clock,
@@ -105,6 +105,10 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         finally:
             await reward.close()
 
+    def kill_now() -> None:
+        backend.kill_now()
+        telemetry.close()  # gives the terminal back
+
     return Runner(
         Parts(
             config=config,
@@ -120,7 +124,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
             recorder=recorder,
             start=backend.start,
             close=close,
-            kill_now=backend.kill_now,
+            kill_now=kill_now,
         )
     )
 
@@ -203,15 +207,17 @@ def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:
     return [("eval", words[0])] if len(words) == 1 else list(zip(words[::2], words[1::2], strict=True))
 
 
-def _telemetry(site: Site, buffer: ReplayBuffer) -> tuple[Any, Callable[[float, bool], None]]:
-    from pipeline.report import write_report, write_summary
+def _telemetry(site: Site) -> tuple[Any, Callable[[float, bool], None]]:
+    from pipeline.report import closing_lines, write_report, write_summary
 
     telemetry = open_telemetry(site.run_dir, site.config, resumed_at=site.clock.num_trained if site.state else None)
 
     def finish(wall_seconds: float, interrupted: bool) -> None:
         telemetry.close()
-        write_summary(site.run_dir.path)
-        write_report(site.run_dir.path)
+        summary = write_summary(site.run_dir.path, wall_seconds=wall_seconds)
+        write_report(site.run_dir.path, wall_seconds=wall_seconds)
+        for line in closing_lines(site.run_dir.path, summary):
+            print(line, flush=True)
 
     return telemetry, finish
 
