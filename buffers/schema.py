@@ -86,16 +86,16 @@ def from_batch(batch: pa.RecordBatch) -> Group:
     """The group of a RecordBatch. `tokens` [T] int64, `loss_mask` [R] uint8 and `rollout_log_probs` [R] float32 of its samples
     are read-only numpy views of the batch's buffers (they keep them alive). Raises ReplayBufferError for another schema version."""
     check_version(batch.schema)
-    columns: dict[str, list[Any]] = {name: batch.column(name).to_pylist() for name in (*_PLAIN, "reward", "reward_parts")}
+    columns: dict[str, list[Any]] = {name: _pylist(batch.column(name)) for name in (*_PLAIN, "reward", "reward_parts")}
     columns["group_index"] = batch.column("sample_group_index").to_pylist()
     columns["status"] = [Status(s) for s in columns["status"]]
     for name in _JSON:
-        columns[name] = [None if text is None else json.loads(text) for text in batch.column(name).to_pylist()]
+        columns[name] = [None if text is None else json.loads(text) for text in _pylist(batch.column(name))]
     for name in _ARRAYS:
         columns[name] = _views(batch.column(name))
     spans = [[] if s is None else s.reshape(-1, 3).tolist() for s in _views(batch.column("weight_versions"))]
     columns["weight_versions"] = [[VersionSpan(*s) for s in rows] for rows in spans]
-    shapes = batch.column("routed_experts_shape").to_pylist()
+    shapes = _pylist(batch.column("routed_experts_shape"))
     experts = _views(batch.column("routed_experts"))
     columns["rollout_routed_experts"] = [None if e is None else e.reshape(s) for e, s in zip(experts, shapes, strict=True)]
     parts = columns.pop("reward_parts")
@@ -179,13 +179,19 @@ def _offsets(lengths: Sequence[int]) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
+def _pylist(column: pa.Array) -> list[Any]:
+    return [None] * len(column) if column.null_count == len(column) else column.to_pylist()
+
+
 def _views(column: pa.LargeListArray) -> list[np.ndarray | None]:
     """Row by row a zero-copy view of the column's values (fixed-size-list values flattened); None where null."""
+    if column.null_count == len(column):
+        return [None] * len(column)
     values, width = column.values, 1
     if pa.types.is_fixed_size_list(values.type):
         width, values = values.type.list_size, values.values
     numbers = values.to_numpy(zero_copy_only=True)
-    bounds = [b * width for b in column.offsets.to_pylist()]
+    bounds = (column.offsets.to_numpy() * width).tolist()
     valid = [True] * len(column) if column.null_count == 0 else column.is_valid().to_pylist()
     return [numbers[a:b] if ok else None for a, b, ok in zip(bounds[:-1], bounds[1:], valid, strict=True)]
 
