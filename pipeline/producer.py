@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pipeline.clock import Admission, RolloutClock
-from pipeline.errors import GenerateError
+from pipeline.errors import CheckpointError, GenerateError
 from pipeline.protocols import Buffer, Generate, Reward, Source
 from pipeline.types import Group, Sample, Status
 
@@ -96,8 +96,11 @@ class Producer:
             if attempt == self._retries:
                 return [*done, *samples]
             self.counts["groups_retried"] += 1
+            again = [s for s in todo if s.index in failed]
+            if not again:  # a custom function numbered its samples itself: nobody knows which prompt to try again
+                return [*done, *samples]
             done += [s for s in samples if s.index not in failed]
-            todo = [s for s in todo if s.index in failed]
+            todo = again
         raise AssertionError("unreachable")
 
     def _give_up(self, admission: Admission, failed: list[Sample]) -> None:
@@ -137,10 +140,16 @@ class Producer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The groups that were under way are generated again, under their old admissions."""
+        """The groups that were under way are generated again, under their old admissions. Load the clock first.
+        Raises CheckpointError when clock and prompts disagree on what was under way."""
         self._source.load_state_dict(state["source"])
         self.counts = Counter(state["counts"])
         self._prompts = {int(g): [Sample.from_dict(s) for s in samples] for g, samples in state["outstanding"].items()}
+        if self._prompts.keys() != self._clock.outstanding.keys():
+            raise CheckpointError(
+                f"the saved state has prompts of groups {sorted(self._prompts)}, but groups {sorted(self._clock.outstanding)} are under "
+                "way in it: state.json is damaged; resume from another snapshot"
+            )
         self._resumed = [self._clock.outstanding[g] for g in sorted(self._prompts)]
 
 

@@ -63,6 +63,7 @@ class Runner:
         self._beside: asyncio.TaskGroup | None = None
         self._evaluations: set[asyncio.Task[None]] = set()
         self._eval_order = asyncio.Lock()
+        self._saved: int | None = None  # rollouts trained at the last snapshot
         self.interrupted_by: int | None = None  # signal number
 
     # -- the life of a run --------------------------------------------------------------------------------------------
@@ -189,9 +190,12 @@ class Runner:
         if p.clock.num_trained == 0:
             logger.warning("nothing is trained yet: no snapshot to save")
             return
+        if p.clock.num_trained == self._saved:
+            return
         state: dict[str, Any] = {"clock": p.clock.state_dict(), "producer": p.producer.state_dict(), "recorder": p.recorder.state_dict()}
         with p.recorder.trainer_busy():
             path = await save_snapshot(p.checkpoints, p.clock.num_trained, p.learner, state)
+        self._saved = p.clock.num_trained
         logger.info("saved %s", path)
 
 

@@ -6,6 +6,7 @@ checkpoints/latest -> rollout_000040
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,10 +21,12 @@ STATE_VERSION = 1
 
 
 async def save_snapshot(folder: Path, num_trained: int, learner: Learner, state: Mapping[str, Any]) -> Path:
-    """Write the snapshot after `num_trained` rollouts. A crash at any instant leaves the previous one in force."""
-    target = folder / f"rollout_{num_trained:06d}"
-    if (target / "DONE").exists():
-        return target
+    """Write the snapshot after `num_trained` rollouts. A crash at any instant leaves the previous one in force.
+
+    A complete snapshot of that name (of another run that saved here) is neither overwritten nor mistaken for this one:
+    the new one is called rollout_NNNNNN-2, and so on.
+    """
+    target = _free_name(folder, f"rollout_{num_trained:06d}")
     shutil.rmtree(target, ignore_errors=True)  # a torn one, without its marker
     target.mkdir(parents=True)
     await learner.save(target)
@@ -42,19 +45,28 @@ def find_snapshot(load: str) -> Path:
     for candidate in (given, given / "latest", given / "checkpoints" / "latest"):
         if (candidate / "DONE").exists():
             return candidate.resolve()
-    torn = "a snapshot without its DONE marker (torn by a crash); " if (given / "torch_dist").exists() else ""
+    torn = "a snapshot without its DONE marker (torn by a crash); " if given.is_dir() and given.name.startswith("rollout_") else ""
     raise CheckpointError(
         f"--load {load}: {torn}expected a run directory, its checkpoints folder, or a rollout_NNNNNN folder in it that holds a DONE marker"
     )
 
 
 def read_state(snapshot: Path) -> dict[str, Any]:
-    state = json.loads((snapshot / "state.json").read_text())
+    """The driver's state. Raises CheckpointError when it cannot be read, or another version wrote it."""
+    try:
+        state = json.loads((snapshot / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{snapshot}/state.json cannot be read: {error}. Load another snapshot") from error
     if state.get("state_version") != STATE_VERSION:
         raise CheckpointError(
             f"{snapshot}/state.json has state_version {state.get('state_version')}, this Slipstream reads {STATE_VERSION}"
         )
     return state
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    names = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+    return next(folder / n for n in names if not (folder / n / "DONE").exists())
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -57,6 +57,8 @@ def _loss_mask(sample: Sample) -> np.ndarray:
 def _train_sample(sample: Sample, mask: np.ndarray, reward: float, advantage: float, policy_version: int) -> TrainSample:
     log_probs = np.asarray(sample.rollout_log_probs if sample.rollout_log_probs is not None else [], dtype=np.float32)
     n = sample.response_length
+    if len(sample.tokens) < n:
+        raise DataError(f"sample {sample.index}: {len(sample.tokens)} tokens for a response of {n}: prompt and response are expected")
     for name, length in (("loss_mask", len(mask)), ("rollout_log_probs", len(log_probs))):
         if length != n:
             raise DataError(f"sample {sample.index}: {name} has {length} entries for a response of {n} tokens: one each is expected")

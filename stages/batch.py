@@ -1,6 +1,7 @@
 """From the samples of a rollout to optimizer steps of micro-batches, balanced over data-parallel ranks. Pure.
 
-Nothing is truncated: a sample longer than the token budget gets a micro-batch of its own.
+Nothing is truncated: a sample longer than the token budget gets a micro-batch of its own. Every rank gets equally many
+micro-batches (their gradients meet in collectives).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def make_batch(
 
     Raises DataError when a step has fewer samples than there are ranks.
     """
-    num_steps = num_steps_per_rollout or (-(-len(samples) // global_batch_size) if global_batch_size else 1)
+    num_steps = num_steps_per_rollout or (max(1, -(-len(samples) // global_batch_size)) if global_batch_size else 1)
     if len(samples) < num_steps * num_dp_ranks:
         raise DataError(
             f"rollout {rollout_id} has {len(samples)} samples with a loss, for {num_steps} optimizer steps on {num_dp_ranks} data-parallel "
@@ -45,12 +46,8 @@ def _step(samples: Sequence[TrainSample], num_ranks: int, max_tokens: int) -> Op
     shares = balance(samples, num_ranks)
     most_samples = min(len(share) for share in shares)  # no rank can be cut into more micro-batches than it has samples
     count = max(len(pack(share, max_tokens)) for share in shares)
-    if count <= most_samples:
-        cut = [_cut(share, count, max_tokens) for share in shares]
-    else:  # one rank has few long samples, another many short ones: deal them out by number instead
-        shares = [list(samples[rank::num_ranks]) for rank in range(num_ranks)]
-        count = min(len(share) for share in shares)
-        cut = [balance(share, count) for share in shares]
+    fits = count <= most_samples  # else one rank has few long samples, another many short ones: micro-batches first, ranks second
+    cut = [_split(pack(share, max_tokens), count) for share in shares] if fits else _deal(samples, num_ranks, max_tokens)
     return OptimizerStep(
         per_rank=tuple(tuple(tuple(mb) for mb in rank) for rank in cut),
         num_samples=len(samples),
@@ -86,11 +83,35 @@ def pack(samples: Sequence[TrainSample], max_tokens: int) -> list[list[TrainSamp
     return bins
 
 
-def _cut(samples: Sequence[TrainSample], count: int, max_tokens: int) -> list[list[TrainSample]]:
-    """Exactly `count` micro-batches within the budget: first-fit, then the fullest are halved until there are enough."""
-    bins = pack(samples, max_tokens)
+def _split(bins: list[list[TrainSample]], count: int) -> list[list[TrainSample]]:
+    """Halve the fullest micro-batches until there are `count`; there must be as many samples."""
     while len(bins) < count:
-        fullest = max((b for b in bins if len(b) > 1), key=lambda b: sum(s.num_tokens for s in b))
-        bins.remove(fullest)
-        bins += balance(fullest, 2)
+        fullest = max((i for i, b in enumerate(bins) if len(b) > 1), key=lambda i: _tokens(bins[i]))
+        bins += balance(bins.pop(fullest), 2)
     return bins
+
+
+def _deal(samples: Sequence[TrainSample], num_ranks: int, max_tokens: int) -> list[list[list[TrainSample]]]:
+    """Pack over all ranks, make the number a multiple of the ranks, deal the micro-batches out, equally many to each.
+
+    Where samples do not divide by the ranks there may be no such number of micro-batches within the budget (three long
+    samples on two ranks): then the smallest are merged over it, as few and as small as can be.
+    """
+    bins = pack(samples, max_tokens)
+    count = -(-len(bins) // num_ranks)
+    if count * num_ranks <= len(samples):
+        bins = _split(bins, count * num_ranks)
+    else:
+        count = len(samples) // num_ranks
+        while len(bins) > count * num_ranks:
+            bins.sort(key=_tokens, reverse=True)
+            last = bins.pop()
+            bins[-1] = bins[-1] + last
+    cut: list[list[list[TrainSample]]] = [[] for _ in range(num_ranks)]
+    for micro_batch in sorted(bins, key=_tokens, reverse=True):  # longest first, to the least loaded rank that has room
+        min((rank for rank in cut if len(rank) < count), key=lambda rank: sum(map(_tokens, rank))).append(micro_batch)
+    return cut
+
+
+def _tokens(samples: Sequence[TrainSample]) -> int:
+    return sum(s.num_tokens for s in samples)

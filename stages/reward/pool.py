@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,42 +26,86 @@ def _initialise(parent: int) -> None:
 
 
 class WorkerPool:
-    """`await pool.run(function, args, timeout_seconds)`; TimeoutError after a deadline, RuntimeError when the worker died."""
+    """`await pool.run(function, args, timeout_seconds)`. Each worker is a pool of one, so that killing it hits no neighbour."""
 
     def __init__(self, num_workers: int) -> None:
-        self._num_workers = num_workers
-        self._executor: ProcessPoolExecutor | None = None
+        self._idle: list[ProcessPoolExecutor] = []
+        self._busy: set[ProcessPoolExecutor] = set()
         self._slots = asyncio.Semaphore(num_workers)
+        self._closed = False
 
     async def run(self, function: Callable[..., Any], args: tuple[Any, ...], timeout_seconds: float) -> Any:
-        """The deadline counts from the moment a worker is free: a queue is not the scorer's fault."""
+        """What `function(*args)` returns or raises, in a worker. TimeoutError after the deadline, RuntimeError when the worker
+        died. The deadline counts from the moment a worker is free: a queue is not the scorer's fault."""
         async with self._slots:
-            executor = self._executor = self._executor or self._start()
-            future = asyncio.get_running_loop().run_in_executor(executor, function, *args)
+            if self._closed:
+                raise RuntimeError("the reward workers are closed")
+            worker = self._idle.pop() if self._idle else _start()
+            self._busy.add(worker)
+            healthy = False
             try:
-                return await asyncio.wait_for(future, timeout_seconds)
+                future = asyncio.get_running_loop().run_in_executor(worker, function, *args)
+                async with asyncio.timeout(timeout_seconds) as deadline:
+                    await asyncio.wait({future})  # a function may itself raise TimeoutError: told apart by who waits
+                healthy = not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
             except TimeoutError:
-                self._kill(executor)
-                raise TimeoutError(f"no score after {timeout_seconds:g} s; its worker was killed") from None
-            except BrokenProcessPool as error:
-                self._kill(executor)
-                raise RuntimeError("the scorer's process died, its own doing or a neighbour's") from error
+                assert deadline.expired()
+                raise TimeoutError(f"no score after {timeout_seconds:g} s (--reward-timeout-seconds); its worker was killed") from None
+            finally:  # cancelled, too: the worker is busy with what nobody waits for
+                self._busy.discard(worker)
+                if healthy and not self._closed:
+                    self._idle.append(worker)
+                else:
+                    _kill(worker)
+            if not healthy:
+                raise RuntimeError("the scorer's process died")
+            return future.result()
 
     def close(self) -> None:
-        if self._executor is not None:
-            self._kill(self._executor)
+        """No worker is left after this. Idempotent."""
+        self._closed = True
+        for worker in [*self._idle, *self._busy]:
+            _kill(worker)
+        self._idle.clear()
 
-    def _start(self) -> ProcessPoolExecutor:
-        # spawn: a fork of a process with threads (aiohttp, torch) may deadlock
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._num_workers, mp_context=context, initializer=_initialise, initargs=(os.getpid(),))
 
-    def _kill(self, executor: ProcessPoolExecutor) -> None:
-        processes = list((getattr(executor, "_processes", None) or {}).values())  # no public way to end a busy worker
-        for process in processes:
-            process.kill()
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.join(5)
-        if self._executor is executor:
-            self._executor = None
+async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    """Like asyncio.to_thread, but in a daemon thread of its own: one that hangs takes no place in a pool, and does not hold up
+    the end of the run."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():  # nobody waits any more
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function(*args)
+        except BaseException as e:  # handed to whoever awaits
+            error = e
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name="reward", daemon=True).start()
+    return await future
+
+
+def _start() -> ProcessPoolExecutor:
+    # spawn: a fork of a process with threads (aiohttp, torch) may deadlock
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=_initialise, initargs=(os.getpid(),))
+
+
+def _kill(worker: ProcessPoolExecutor) -> None:
+    processes = list((getattr(worker, "_processes", None) or {}).values())  # no public way to end a busy worker
+    for process in processes:
+        process.kill()
+    worker.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.join(5)

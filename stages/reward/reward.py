@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +15,13 @@ from configs.schema import RewardConfig
 from pipeline.errors import ConfigError, RewardError
 from pipeline.types import Sample, Status
 from pipeline.userfn import load_function
-from stages.reward.pool import WorkerPool
+from stages.reward.pool import WorkerPool, in_thread
 from stages.reward.scorers import CHEAP, SCORERS
 
 
 class RewardStage:
     """Implements `Reward`. Scores in place; a sample whose scorer failed becomes FAILED with `error`, never reward 0.
+    A sample that has a reward (set by a custom generate function, or scored before its neighbour was generated again) keeps it.
 
     Which scorer: the sample's `custom_rm_path`, else --custom-rm-path, else the sample's metadata["rm_type"], else --rm-type,
     else reasoning_gym for its own prompts.
@@ -47,7 +49,7 @@ class RewardStage:
 
     async def _score(self, sample: Sample) -> None:
         try:
-            sample.reward = self._checked(await self._reward_of(sample))
+            sample.reward = self._checked(await self._reward_of(sample) if sample.reward is None else sample.reward)
         except Exception as error:  # a user's scorer may raise anything; CancelledError passes
             _fail(sample, error)
 
@@ -79,21 +81,33 @@ class RewardStage:
 
     async def _call(self, function: Callable[..., Any], subject: Any) -> Any:
         """A user's function: async ones run here, plain ones in a thread (they may block)."""
-        async with asyncio.timeout(self._config.reward_timeout_seconds):
-            if inspect.iscoroutinefunction(function):
-                return await function(self._args, subject)
-            result = await asyncio.to_thread(function, self._args, subject)
-            return await result if isinstance(result, Awaitable) else result
+        seconds = self._config.reward_timeout_seconds
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                if inspect.iscoroutinefunction(function):
+                    return await function(self._args, subject)
+                result = await in_thread(function, self._args, subject)
+                return await result if isinstance(result, Awaitable) else result
+        except TimeoutError as error:
+            if deadline.expired():
+                raise TimeoutError(f"no score after {seconds:g} s (--reward-timeout-seconds)") from error
+            raise
 
     def _checked(self, reward: Any) -> float | dict[str, float]:
-        if isinstance(reward, Mapping):
-            return {str(k): self._number(v) if isinstance(v, int | float) else v for k, v in reward.items()}
-        return self._number(reward)
+        if not isinstance(reward, Mapping):
+            return self._number(reward)
+        key = self._config.reward_key or "score"
+        if key not in reward:
+            raise RewardError(f"the reward has no {key!r}, only {', '.join(map(repr, reward))}: set --reward-key to the entry to train on")
+        self._number(reward[key])
+        return {str(k): self._number(v) if isinstance(v, Real) else v for k, v in reward.items()}
 
     def _number(self, value: Any) -> float:
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, Real) or not math.isfinite(value):
             raise RewardError(f"the reward is {value!r}: expected a finite number, or a dict of them")
-        return float(value) if value >= self._config.reward_threshold or value < 0 else 0.0
+        number = float(value)
+        return number if number >= self._config.reward_threshold or number < 0 else 0.0
 
     def _load(self, path: str) -> Callable[..., Any]:
         if path not in self._functions:

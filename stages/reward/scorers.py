@@ -6,9 +6,12 @@ Each takes (response, label, metadata) and returns a float. Module-level and pic
 from __future__ import annotations
 
 import functools
+import json
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from pipeline.jsonable import from_jsonable
 
 Scorer = Callable[[str, Any, Mapping[str, Any]], float]
 
@@ -21,13 +24,15 @@ def exact_match(response: str, label: Any, metadata: Mapping[str, Any]) -> float
 def reasoning_gym(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
     """The task's own scorer, on the text between <answer> tags where there are any, else on the whole response.
 
-    `metadata["reasoning_gym"]` is {"task": name, "entry": {"question", "answer", "metadata"}}, as the source writes it.
+    `metadata["reasoning_gym"]` is {"task": name, "params": {...}, "entry": {"question", "answer", "metadata"}}, as the source
+    writes it: tuples and odd keys tagged, which the task's scorer must get back as they were.
     """
     from reasoning_gym.utils import extract_answer
 
     said = metadata["reasoning_gym"]
     answer = extract_answer(response) or response.strip()
-    return float(_task_scorer(said["task"])(answer, said["entry"]))
+    score = _task_scorer(said["task"], json.dumps(said.get("params", {}), sort_keys=True))
+    return float(score(answer, from_jsonable(said["entry"])))
 
 
 def math(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
@@ -49,7 +54,8 @@ CHEAP = frozenset({"exact_match", "random"})  # a process switch would cost more
 
 
 @functools.cache
-def _task_scorer(task: str) -> Callable[..., float]:
+def _task_scorer(task: str, params: str) -> Callable[..., float]:
+    """The scorer of the task with these parameters (JSON): some tasks score by their own configuration."""
     import reasoning_gym as rg
 
-    return rg.get_score_answer_fn(task)
+    return rg.create_dataset(task, **{**from_jsonable(json.loads(params)), "size": 1}).score_answer
