@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline.errors import CheckpointError
 
-RECIPE = 1  # raise when the code below would make another model from the same input
+RECIPE = 3  # raise when the code below would make another model from the same input
 
 PAD, EOS, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
@@ -210,8 +210,7 @@ def _convert_gguf(file: Path, out: Path) -> None:
     try:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        config.update({"eos_token_id": eos, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": eos if pad is None else pad})
+        config.update(_correct_tokenizer(tokenizer, file))
         # from_pretrained(gguf_file=...) would want accelerate, and give a model that refuses to be saved: quantised once, always so
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         read = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=model, torch_dtype=torch.float32)
@@ -223,4 +222,31 @@ def _convert_gguf(file: Path, out: Path) -> None:
         raise CheckpointError(f"{file}: tensors missing {sorted(set(absent) - tied)}, unknown {unknown}; another architecture?")
     model.generation_config = GenerationConfig.from_model_config(config)
     model.save_pretrained(out)
+    tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(out)
+
+
+def _correct_tokenizer(tokenizer: Any, file: Path) -> dict[str, int]:
+    """Set what transformers gets wrong from what the file says; returns {bos,eos,pad}_token_id for the model's config.
+
+    transformers swaps bos and eos for some models and knows one way only to split text before BPE.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    fields = GGUFReader(file).fields
+
+    def field(name: str) -> Any:
+        found = fields.get(f"tokenizer.ggml.{name}")
+        return None if found is None else found.contents()
+
+    ids = {"bos": field("bos_token_id"), "eos": field("eos_token_id"), "pad": field("padding_token_id")}
+    if ids["eos"] is None:
+        raise CheckpointError(f"{file}: names no end-of-sequence token (tokenizer.ggml.eos_token_id)")
+    ids = {role: id_ for role, id_ in {**ids, "pad": ids["pad"] if ids["pad"] is not None else ids["eos"]}.items() if id_ is not None}
+    tokenizer.add_special_tokens({f"{role}_token": tokenizer.convert_ids_to_tokens(id_) for role, id_ in ids.items()})
+    tokenizer.clean_up_tokenization_spaces = False  # decoding must give back what was generated
+    if field("pre") == "smollm":
+        digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    return {f"{role}_token_id": id_ for role, id_ in ids.items()}
