@@ -149,6 +149,31 @@ async def pipeline(load: Load, endpoint: str) -> int:
     return taken
 
 
+async def generate_and_reward(load: Load, endpoint: str) -> int:
+    """The first half of the pipeline: as many groups at once, none of them stored."""
+    rollout = load.rollout_config
+    args = flat_args(Config(rollout=rollout))
+    pool = SGLangPool([Running(endpoint)], concurrency=load.concurrency, max_restarts=0, start_timeout_seconds=1)
+    await pool.start()
+    reward, prompts = build_reward(RewardConfig(rm_type="exact_match"), args), Prompts(load)
+    groups, done = iter(range(load.num_samples // GROUP_SIZE)), 0
+    async with SGLangClient(pool, rollout) as client:
+        generate = GenerateStage(client, MockTokenizer(), rollout, args)
+
+        async def worker() -> None:
+            nonlocal done
+            for _ in groups:
+                samples = await generate(prompts.get_samples(1)[0])
+                await reward(samples)
+                done += sum(s.reward == 1.0 for s in samples)
+
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(load.concurrency // GROUP_SIZE):
+                workers.create_task(worker())
+    await reward.close()
+    return done
+
+
 async def _take_all(buffer: ReplayBuffer, clock: RolloutClock, producer: Producer) -> int:
     taken = 0
     while not clock.finished:
@@ -180,6 +205,9 @@ async def bare(load: Load, endpoint: str) -> int:
         for _ in range(load.concurrency):
             group.create_task(worker(session))
     return done
+
+
+SIDES = {"bare aiohttp": bare, "generate and reward": generate_and_reward, "pipeline": pipeline}
 
 
 @contextlib.contextmanager
@@ -225,34 +253,26 @@ def main() -> None:
         if a.profile:
             _profile(load, endpoint)
             return
-        rounds = [(measure(bare, load, endpoint), measure(pipeline, load, endpoint)) for _ in range(a.rounds)]
+        rounds = [{name: measure(run, load, endpoint) for name, run in SIDES.items()} for _ in range(a.rounds)]
+    os.sched_setaffinity(0, set(cores))
     report(load, rounds)
 
 
-def report(load: Load, rounds: list[tuple[dict[str, float], dict[str, float]]]) -> None:
-    """Medians over rounds; ratios are of the two halves of one round, which ran one after the other on the same machine."""
-    middle = [{name: statistics.median(r[side][name] for r in rounds) for name in rounds[0][side]} for side in (0, 1)]
-    ratio = statistics.median(p["samples_per_second"] / b["samples_per_second"] for b, p in rounds)
-    cpu_ratio = statistics.median(b["cpu_microseconds_per_sample"] / p["cpu_microseconds_per_sample"] for b, p in rounds)
-    table(
-        ["", "samples/s", "CPU us/sample"],
-        [
-            [name, m["samples_per_second"], m["cpu_microseconds_per_sample"]]
-            for name, m in zip(("bare aiohttp", "pipeline"), middle, strict=True)
-        ],
-    )
-    print(f"ratio of throughput {ratio:.2f} (aim >= 0.7), of CPU {cpu_ratio:.2f}; {load.concurrency} samples under way")
-    keep(
-        "orchestration",
-        {
-            "load": {**{name: getattr(load, name) for name in load.__slots__}, "latency_seconds": LATENCY_SECONDS},
-            "bare": middle[0],
-            "pipeline": middle[1],
-            "throughput_ratio": ratio,
-            "cpu_ratio": cpu_ratio,
-            "rounds": len(rounds),
-        },
-    )
+def report(load: Load, rounds: list[dict[str, dict[str, float]]]) -> None:
+    """Medians over rounds. Ratios are of two sides of one round, which ran one after the other on the same machine; that of CPU time
+    is the one to trust where other programs run beside."""
+    middle = {side: {name: statistics.median(r[side][name] for r in rounds) for name in rounds[0][side]} for side in SIDES}
+    for side in SIDES:
+        of_bare = [(r["bare aiohttp"], r[side]) for r in rounds]
+        middle[side]["throughput_ratio"] = statistics.median(s["samples_per_second"] / b["samples_per_second"] for b, s in of_bare)
+        middle[side]["cpu_ratio"] = statistics.median(
+            b["cpu_microseconds_per_sample"] / s["cpu_microseconds_per_sample"] for b, s in of_bare
+        )
+    names = ("samples_per_second", "cpu_microseconds_per_sample", "throughput_ratio", "cpu_ratio")
+    table(["", "samples/s", "CPU us/sample", "samples/s ratio", "CPU ratio"], [[side, *(middle[side][n] for n in names)] for side in SIDES])
+    print(f"{load.concurrency} samples under way; aim: a ratio of 0.7 for the pipeline")
+    described = {**{name: getattr(load, name) for name in load.__slots__}, "latency_seconds": LATENCY_SECONDS}
+    keep("orchestration", {"load": described, "rounds": len(rounds), **middle})
 
 
 def _profile(load: Load, endpoint: str) -> None:

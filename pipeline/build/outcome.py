@@ -36,7 +36,7 @@ def run_to_end(train: Callable[[Runner], Awaitable[None]], make: Callable[[], Ru
 def collect_rarely() -> None:
     """Thousands of samples are alive at once, and die by their reference counts. At its default thresholds the cycle collector looks
     through all of them every few answers, which is half of the CPU time of generation (benchmarks/orchestration.py)."""
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(1_000_000, 20, 20)
 
 
 def _signal_code(runners: list[Runner]) -> int:
