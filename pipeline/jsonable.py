@@ -1,13 +1,14 @@
-"""Plain JSON and back without losing what JSON does not have: tuples, and dicts whose keys are not strings.
+"""Plain JSON and back without losing what JSON does not have: tuples, fractions, and dicts whose keys are not strings.
 
 Sample metadata is kept as JSON (in the buffer, in snapshots); scorers compare tuples with tuples and look ints up by int.
 """
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
-_TUPLE, _DICT = "__tuple__", "__dict__"
+_TUPLE, _DICT, _FRACTION = "__tuple__", "__dict__", "__fraction__"
 
 
 def to_jsonable(value: Any) -> Any:
@@ -25,9 +26,11 @@ def to_jsonable(value: Any) -> Any:
     if isinstance(value, tuple):
         return {_TUPLE: [to_jsonable(v) for v in value]}
     if isinstance(value, dict):
-        if all(isinstance(k, str) for k in value) and not value.keys() & {_TUPLE, _DICT}:
+        if all(isinstance(k, str) for k in value) and not value.keys() & {_TUPLE, _DICT, _FRACTION}:
             return {str(k): to_jsonable(v) for k, v in value.items()}
         return {_DICT: [[to_jsonable(k), to_jsonable(v)] for k, v in value.items()]}
+    if isinstance(value, Fraction):
+        return {_FRACTION: str(value)}
     if hasattr(value, "tolist"):  # numpy scalars and arrays
         return to_jsonable(value.tolist())
     raise TypeError(f"a {type(value).__name__} cannot be kept as JSON")
@@ -42,5 +45,7 @@ def from_jsonable(value: Any) -> Any:
             return tuple(from_jsonable(v) for v in value[_TUPLE])
         if value.keys() == {_DICT}:
             return {from_jsonable(k): from_jsonable(v) for k, v in value[_DICT]}
+        if value.keys() == {_FRACTION}:
+            return Fraction(value[_FRACTION])
         return {k: from_jsonable(v) for k, v in value.items()}
     return value

@@ -118,6 +118,8 @@ def _read_jsonl(path: Path, part: slice) -> Iterator[_Raw]:
             yield _Raw(where, error=f"is not UTF-8 text ({error.reason} at byte {error.start})")
         except json.JSONDecodeError as error:
             yield _Raw(where, error=f"is not JSON: {error.msg} at column {error.colno}")
+        except RecursionError:
+            yield _Raw(where, error="is nested too deeply")
 
 
 def _read_parquet(path: Path, part: slice) -> Iterator[_Raw]:
@@ -150,7 +152,7 @@ def check_row(raw: _Raw, config: DataConfig) -> Row:
         raise _missing(raw.where, row, config.label_key, "--label-key")
     label = row[config.label_key] if config.label_key is not None else None
     try:
-        json.dumps(label)
+        _json_text(label)
     except (TypeError, ValueError) as error:
         raise DataError(f"{raw.where}: the label in {config.label_key!r} cannot be kept as JSON: {error}; store it as text") from error
     return Row(
@@ -163,6 +165,10 @@ def check_row(raw: _Raw, config: DataConfig) -> Row:
 
 
 def _check_prompt(where: str, key: str, prompt: Any) -> str | Messages:
+    try:
+        _json_text(prompt)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {key!r} cannot be kept as JSON: {error}; expected text or a list of chat messages") from error
     if isinstance(prompt, str) and prompt:
         return prompt
     if isinstance(prompt, list) and prompt:
@@ -186,10 +192,15 @@ def _parsed(where: str, key: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise DataError(f"{where}: {key!r} is a {_kind(value)}; expected a JSON {_NAMES[kind]}")
     try:
-        json.dumps(value)
+        _json_text(value)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {key!r} cannot be kept as JSON: {error}") from error
     return value
+
+
+def _json_text(value: Any) -> bytes:
+    """Raises TypeError for what JSON has not (dates, bytes), ValueError for what UTF-8 has not (half a surrogate pair)."""
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 _NAMES: dict[type, str] = {dict: "object", list: "list", str: "text", int: "number", float: "number", bool: "boolean", type(None): "null"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -71,13 +72,15 @@ class PromptSource:
         if limit is None and self._rows.endless:
             raise ValueError(f"{self._rows.name} never ends: say how many prompts")
         groups: list[list[Sample]] = []
-        for index, row in self._held_out():
-            if limit is not None and len(groups) >= limit:
-                break
-            if (group := self._group(index, row, first_visit=True)) is not None:
-                groups.append(group)
-        if not groups:
-            raise self._nothing_left()
+        for chunk in self._held_out():
+            before = len(groups)
+            for index, row in chunk:
+                if limit is not None and len(groups) >= limit:
+                    return groups
+                if (group := self._group(index, row, first_visit=True)) is not None:
+                    groups.append(group)
+            if len(groups) == before:
+                raise self._nothing_left()
         return groups
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,19 +148,14 @@ class PromptSource:
             prompt=copy.deepcopy(prompt),
             tokens=list(tokens),
             label=copy.deepcopy(row.label),
-            metadata=metadata,
-            custom_rm_path=metadata.get("custom_rm_path"),
-            generate_function_path=metadata.get("generate_function_path"),
+            metadata=metadata,  # a data file must not name code to run: function paths come from flags and user functions only
         )
 
-    def _held_out(self) -> Iterator[tuple[int, Row]]:
-        epoch, size = (_HELD_OUT if self._rows.endless else 0), len(self._rows)
-        while True:
-            for index in range(size):
-                yield index, self._rows.row(epoch, index)
-            if not self._rows.endless or self.num_too_long >= size:
-                return
-            epoch += 1
+    def _held_out(self) -> Iterator[Iterator[tuple[int, Row]]]:
+        """Chunks of (index, row): all rows of a file, or chunk after chunk of an endless task."""
+        epochs = itertools.count(_HELD_OUT) if self._rows.endless else (0,)
+        for epoch in epochs:
+            yield ((index, self._rows.row(epoch, index)) for index in range(len(self._rows)))
 
     def _nothing_left(self) -> DataError:
         return DataError(
