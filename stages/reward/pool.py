@@ -45,6 +45,7 @@ class WorkerPool:
             healthy = False
             try:
                 future = asyncio.get_running_loop().run_in_executor(worker, function, *args)
+                future.add_done_callback(_seen)
                 async with asyncio.timeout(timeout_seconds) as deadline:
                     await asyncio.wait({future})  # a function may itself raise TimeoutError: told apart by who waits
                 healthy = not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
@@ -94,6 +95,12 @@ async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
 
     threading.Thread(target=work, name="reward", daemon=True).start()
     return await future
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """A killed worker's future fails after its waiter has left: that is no news, and asyncio need not print it."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _start() -> ProcessPoolExecutor:

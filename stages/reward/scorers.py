@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,8 @@ Scorer = Callable[[str, Any, Mapping[str, Any]], float]
 
 
 def exact_match(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
-    """1.0 when response and label are the same text but for white space around them, else 0.0."""
+    """1.0 when response and label are the same text but for white space around them, else 0.0. No label: ValueError."""
+    _need(label)
     return float(response.strip() == str(label).strip())
 
 
@@ -32,14 +34,31 @@ def reasoning_gym(response: str, label: Any, metadata: Mapping[str, Any]) -> flo
     said = metadata["reasoning_gym"]
     answer = extract_answer(response) or response.strip()
     score = _task_scorer(said["task"], json.dumps(said.get("params", {}), sort_keys=True))
-    return float(score(answer, from_jsonable(said["entry"])))
+    entry = from_jsonable(said["entry"])
+    try:
+        return float(score(answer, entry))
+    except Exception:  # some tasks' scorers raise on an answer they cannot read (prime_factorization on any word)
+        if entry["answer"] is None:
+            raise
+        score(entry["answer"], entry)  # raises again where the fault is the scorer's or the entry's: that is a failure
+        return 0.0  # it reads the right answer: what it cannot read is a wrong one
 
 
 def math(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
-    """1.0 when math-verify finds the response's final answer (\\boxed, or the last expression) equal to the label's, else 0.0."""
+    """1.0 when math-verify finds the response's final answer (\\boxed, or the last expression) equal to the label's, else 0.0.
+
+    ValueError where there is no label, or math-verify finds no expression in it: every response would look wrong.
+    """
     from math_verify import parse, verify
 
-    gold = parse(str(label)) or parse(f"${label}$")
+    _need(label)
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at every call that its own deadline is off
+    text = str(label)
+    if not any(mark in text for mark in ("$", "\\boxed", "\\(", "\\[")):
+        text = f"${text}$"  # a bare formula: of bare text math-verify takes the last plain number, 2 of both 2\pi and (1, 2)
+    gold = parse(text, parsing_timeout=None) or parse(str(label), parsing_timeout=None)
+    if not any(not isinstance(part, str) for part in gold):
+        raise ValueError(f"math-verify finds no expression in the label {label!r}: is it text? Then use --rm-type exact_match")
     # The caller has the deadline, on the whole process; math-verify's own uses signals, which only a main thread takes.
     return float(bool(verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None)))
 
@@ -51,6 +70,11 @@ def uniform(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
 
 SCORERS: dict[str, Scorer] = {"exact_match": exact_match, "reasoning_gym": reasoning_gym, "math": math, "random": uniform}
 CHEAP = frozenset({"exact_match", "random"})  # a process switch would cost more than the scoring
+
+
+def _need(label: Any) -> None:
+    if label is None or label == "":
+        raise ValueError(f"the label is {label!r}: set --label-key to the column with the answers")
 
 
 @functools.cache
