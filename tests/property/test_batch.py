@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -110,3 +111,10 @@ def test_no_samples_at_all() -> None:
     for kwargs in ({}, {"global_batch_size": 4}):
         with pytest.raises(DataError, match="has 0 samples with a loss"):
             cut([], 1, 10, **kwargs)
+
+
+def test_samples_of_one_fan_out_that_share_an_index_are_told_apart() -> None:
+    lengths = [7, 8, 12, 3, 5, 2]
+    samples = [dataclasses.replace(s, index=0) for s in make_samples(lengths)]
+    (step,) = layout(cut(samples, 3, 12))
+    assert sorted(i for rank in step for mb in rank for i in mb) == list(range(6))
