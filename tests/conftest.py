@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,32 @@ def read_metrics(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]
 
 
 @pytest.fixture
-def nothing_left_behind() -> Iterator[None]:
-    """Fails when the test leaves a process of ours or a shared-memory file."""
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails when the test leaves a process of ours or a shared-memory file. Ours: what inherits this test's mark in its environment."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv("SLIPSTREAM_TEST", mark)
     shm = Path("/dev/shm")
     before = set(shm.iterdir()) if shm.exists() else set()
-    pids = set(psutil.pids())
     yield
-    names = ("sglang", "raylet", "gcs_server", "ray::", "train_async")
-    left = [p for p in psutil.process_iter(["pid", "cmdline", "status"]) if p.pid not in pids and p.info["status"] != psutil.STATUS_ZOMBIE]
-    ours = [" ".join(p.info["cmdline"] or [])[:200] for p in left if any(n in " ".join(p.info["cmdline"] or []) for n in names)]
-    assert not ours, f"processes left behind: {ours}"
-    files = {f.name for f in (set(shm.iterdir()) if shm.exists() else set()) - before}
+    left = [p for p in psutil.process_iter() if p.pid != os.getpid() and _is_marked(p, mark)]
+    assert not left, f"processes left behind: {[' '.join(p.cmdline())[:200] for p in left]}"
+    files = {f.name for f in (set(shm.iterdir()) if shm.exists() else set()) - before if not _mapped_by_others(f)}
     assert not files, f"shared-memory files left behind: {files}"
+
+
+def _is_marked(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("SLIPSTREAM_TEST") == mark
+    except psutil.Error:
+        return False  # gone, or not ours to look at
+
+
+def _mapped_by_others(file: Path) -> bool:
+    """In use by a live process, which is none of ours: those are gone."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if str(file) in maps.read_text():
+                return True
+        except OSError:
+            continue
+    return False
