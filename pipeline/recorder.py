@@ -45,6 +45,7 @@ class Recorder:
         counts: Mapping[str, int],
         buffer_statistics: Callable[[], Fill],
         engine_idle_seconds: Callable[[], Mapping[str, float]],
+        engine_counts: Callable[[], Mapping[str, int]],
         reward_key: str | None,
         on_finish: Callable[[float, bool], None],
     ) -> None:
@@ -53,6 +54,7 @@ class Recorder:
         self._telemetry, self._clock, self._time = telemetry, clock, time
         self._started_at, self._earlier_seconds = started_at, 0.0
         self._counts, self._buffer_statistics = counts, buffer_statistics
+        self._engine_counts = engine_counts
         self._engine_idle_seconds, self._reward_key, self._on_finish = engine_idle_seconds, reward_key, on_finish
         self._utilisation = Utilisation(time, engine_idle_seconds)
 
@@ -67,6 +69,8 @@ class Recorder:
     def started(self) -> None:
         """Engines and learner are up: idle shares count from here."""
         self._utilisation = Utilisation(self._time, self._engine_idle_seconds)
+        for engine in self._engine_idle_seconds():
+            self.engine("start", engine=engine)
 
     def trained(self, rollout_id: int, groups: Sequence[Group], batch: TrainBatch, result: StepResult) -> None:
         fill = self._buffer_statistics()
@@ -86,6 +90,7 @@ class Recorder:
             extra={"num_optimizer_steps": len(batch.steps), "groups_filtered": self._counts["groups_filtered"]},
         )
         self._telemetry.emit(**record)
+        self.engine("stats", **self._engine_counts())
 
     def pushed(self, rollout_id: int, result: PushResult) -> None:
         self._telemetry.emit(**push_record(result, rollout_id=rollout_id), wall_seconds=self.wall_seconds)

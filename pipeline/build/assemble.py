@@ -58,6 +58,7 @@ class Backend:
     transport: WeightTransport
     num_dp_ranks: int
     engine_idle_seconds: Callable[[], Mapping[str, float]]
+    engine_counts: Callable[[], Mapping[str, int]]  # num_engines, num_healthy, num_running, num_restarts
     start: Callable[[], Awaitable[None]]
     close: Callable[[], Awaitable[None]]
     kill_now: Callable[[], None]
@@ -91,6 +92,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         counts=producer.counts,
         buffer_statistics=buffer.statistics,
         engine_idle_seconds=backend.engine_idle_seconds,
+        engine_counts=backend.engine_counts,
         reward_key=config.reward.reward_key,
         on_finish=finish,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from configs.schema import Config
 from pipeline.build.assemble import Backend, Site
+from pipeline.build.counts import counts_of
 from stages.engine.mock import MockEngineClient, MockPool, MockTokenizer, Taught
 from stages.generate.generate import GenerateStage
 from stages.learn.mock import MockLearner
@@ -48,6 +49,7 @@ def mock_backend(site: Site) -> Backend:
         transport=transport,
         num_dp_ranks=config.num_learner_ranks,
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
+        engine_counts=lambda: counts_of(pool),
         start=start,
         close=close,
         kill_now=pool.kill_now,

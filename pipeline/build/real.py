@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from configs.schema import Config
 from pipeline.build.assemble import Backend, Site
+from pipeline.build.counts import counts_of
 from pipeline.cluster import LearnerGroup
 from pipeline.models import resolve_checkpoint
 from pipeline.warmup import warm_up
@@ -74,6 +75,7 @@ def real_backend(site: Site) -> Backend:
         transport=transport,
         num_dp_ranks=num_dp_ranks,
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
+        engine_counts=lambda: counts_of(pool),
         start=start,
         close=close,
         kill_now=kill_now,
