@@ -6,6 +6,7 @@ they get. `prepare` therefore calls `weights()` exactly once and runs it to its 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -117,7 +118,10 @@ def _make_group(name: str, address: str, port: int, world_size: int, backend: st
     from torch.distributed import PrefixStore, TCPStore
     from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, _world
 
-    store = TCPStore(address, port, world_size, is_master=True, timeout=timeout)
+    # A socket of our own, bound to `address`: torch by itself listens on every interface.
+    listener = socket.create_server((address, port))
+    fd = listener.detach()  # the store owns it from here
+    store = TCPStore(address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=fd)
     group, _ = _new_process_group_helper(
         world_size, 0, [], Backend(backend), PrefixStore(name, store), group_name=name, timeout=timeout, backend_options=None
     )
