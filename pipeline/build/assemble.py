@@ -217,7 +217,10 @@ def _telemetry(site: Site) -> tuple[Any, Callable[[float, bool], None]]:
     def finish(wall_seconds: float, interrupted: bool) -> None:
         telemetry.close()
         summary = write_summary(site.run_dir.path, wall_seconds=wall_seconds)
-        write_report(site.run_dir.path, wall_seconds=wall_seconds)
+        try:
+            write_report(site.run_dir.path, wall_seconds=wall_seconds)
+        except Exception:  # a picture of the run must not turn a good run into a failed one
+            logger.exception("the report was not written; `python -m pipeline report %s` tries again", site.run_dir.path)
         for line in closing_lines(site.run_dir.path, summary):
             print(line, flush=True)
 

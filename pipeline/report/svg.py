@@ -121,8 +121,8 @@ def _range(values: Sequence[float], least: tuple[float, float] | None) -> tuple[
     low, high = min(values), max(values)
     if least:
         low, high = min(low, least[0]), max(high, least[1])
-    if low == high:  # a flat line still needs a scale
-        pad = abs(low) * 0.1 or 0.5
+    if high - low < 1e-9:  # a flat line still needs a scale, and so does rounding noise: ticks have twelve decimals
+        pad = abs(low) * 0.1 if abs(low) > 1e-6 else 0.5
         low, high = low - pad, high + pad
     return low, high
 

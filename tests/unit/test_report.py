@@ -215,3 +215,8 @@ def test_without_matplotlib_there_is_a_page_and_no_picture(tmp_path: Path) -> No
     _python(f"import sys; sys.modules['matplotlib'] = None; from pipeline.report import write_report; write_report({str(run)!r})")
     assert (run / "report.html").exists()
     assert not (run / "reward.png").exists()
+
+
+@pytest.mark.parametrize("values", [[0.0, 1e-9, -1e-9], [1e-13, 3e-13], [0.0, 0.0], [5.0, 5.0 + 1e-12]])
+def test_rounding_noise_is_drawn_as_a_flat_line(values: list[float]) -> None:
+    assert "<svg" in chart([Series(label="loss", points=list(enumerate(values)))], x_label="rollout", y_label="loss")
