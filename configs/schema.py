@@ -159,7 +159,8 @@ class WarmupConfig:
 
     sft_steps: int = 0  # optimizer steps
     sft_batch_size: int = 64  # prompt + label pairs a step
-    sft_lr: float = 1e-3  # constant learning rate of the warm-up
+    sft_lr: float = 1e-3  # learning rate of the warm-up
+    sft_decay_steps: int = 0  # the last so many steps fall linearly towards 0
     sft_data: str | None = None  # same forms as prompt-data; default: prompt-data with another seed
 
 

