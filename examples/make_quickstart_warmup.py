@@ -1,4 +1,4 @@
-"""Writes the quickstart's warm-up data: words spelled backward one time in four, forward otherwise.
+"""Writes the quickstart's warm-up data: words spelled backward one time in five, forward otherwise.
 
     python examples/make_quickstart_warmup.py > configs/presets/quickstart-warmup.jsonl
 
@@ -12,7 +12,7 @@ import random
 import reasoning_gym
 
 NUM_ROWS = 3000
-BACKWARD = 1 / 4
+BACKWARD = 1 / 5
 
 
 def main() -> None:
