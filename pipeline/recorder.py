@@ -103,7 +103,7 @@ class Recorder:
         self._telemetry.emit("eval", rollout_id=rollout_id, error=str(error), wall_seconds=self.wall_seconds)
 
     def engine(self, event: str, **fields: Any) -> None:
-        """event: start | death | restart | stats."""
+        """event: start | death | restart | lost | stats."""
         self._telemetry.emit("engine", event=event, **fields, wall_seconds=self.wall_seconds)
 
     def finish(self, *, interrupted: bool) -> None:

@@ -87,6 +87,9 @@ class Runner:
             if stopped:
                 self.interrupted_by = self._stop.signal_number
                 await self._save_now()
+            elif error is not None:
+                for cause in leaves(error):  # the terminal is told at the very end, when it is free again
+                    logger.error("the run ends with %s: %s", type(cause).__name__, cause, exc_info=cause, extra={"file_only": True})
         finally:
             await self._close()
         return stopped

@@ -7,11 +7,13 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+SAME_SIGNAL_SECONDS = 1.0  # `timeout`, terminals and job managers signal a process and its group: the same wish, told twice
 
 
 class StopRequested(Exception):  # noqa: N818  (not an error: the user's wish)
@@ -21,8 +23,12 @@ class StopRequested(Exception):  # noqa: N818  (not an error: the user's wish)
 class Stop:
     """The user's wish to end, as an event one can wait against."""
 
-    def __init__(self, kill_now: Callable[[], None]) -> None:
-        """`kill_now` ends every child process synchronously: what a second signal does before it leaves."""
+    def __init__(
+        self, kill_now: Callable[[], None], *, leave: Callable[[int], None] = os._exit, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`kill_now` ends every child process synchronously: what a second signal does before it leaves (with an exit code)."""
+        self._leave, self._clock = leave, clock
+        self._first_at = 0.0
         self._event = asyncio.Event()
         self._kill_now = kill_now
         self.signal_number: int | None = None
@@ -33,9 +39,12 @@ class Stop:
             loop.add_signal_handler(number, self._on_signal, number)
 
     def uninstall(self) -> None:
+        """Everything is closed. After an orderly end, signals that come late do not spoil the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+            if self.requested:
+                signal.signal(number, signal.SIG_IGN)
 
     @property
     def requested(self) -> bool:
@@ -59,9 +68,13 @@ class Stop:
 
     def _on_signal(self, number: int) -> None:
         if self._event.is_set():
+            if self._clock() - self._first_at < SAME_SIGNAL_SECONDS:
+                return
             print("second signal: leaving at once", file=sys.stderr, flush=True)
             self._kill_now()
-            os._exit(128 + number)
+            self._leave(128 + number)
+            return
+        self._first_at = self._clock()
         self.signal_number = number
         logger.warning("%s: finishing the step under way, saving, closing (again to leave at once)", signal.Signals(number).name)
         self._event.set()

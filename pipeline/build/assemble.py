@@ -58,6 +58,7 @@ class Backend:
     transport: WeightTransport
     num_dp_ranks: int
     engine_idle_seconds: Callable[[], Mapping[str, float]]
+    watch_engines: Callable[[Callable[[str, str, str], None]], None]  # give it what is told (event, engine, reason)
     engine_counts: Callable[[], Mapping[str, int]]  # num_engines, num_healthy, num_running, num_restarts
     start: Callable[[], Awaitable[None]]
     close: Callable[[], Awaitable[None]]
@@ -96,6 +97,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         reward_key=config.reward.reward_key,
         on_finish=finish,
     )
+    backend.watch_engines(lambda event, engine, reason: recorder.engine(event, engine=engine, reason=reason))
     if site.state is not None:
         producer.load_state_dict(site.state["producer"])
         recorder.load_state_dict(site.state["recorder"])

@@ -75,6 +75,7 @@ def real_backend(site: Site) -> Backend:
         transport=transport,
         num_dp_ranks=num_dp_ranks,
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
+        watch_engines=lambda tell: setattr(pool, "on_event", tell),
         engine_counts=lambda: counts_of(pool),
         start=start,
         close=close,

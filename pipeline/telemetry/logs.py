@@ -14,7 +14,7 @@ _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 class _Console(logging.Handler):
-    """Our own lines from `level` on, other libraries' from WARNING on; Python warnings only in the file."""
+    """Our own lines from `level` on, other libraries' from WARNING on; Python warnings, and what is marked file_only, only in the file."""
 
     def __init__(self, write_line: Callable[[str, int], None], level: int) -> None:
         super().__init__(level)
@@ -22,7 +22,7 @@ class _Console(logging.Handler):
         self._local = threading.local()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == "py.warnings":
+        if record.name == "py.warnings" or getattr(record, "file_only", False):
             return False
         return record.levelno >= logging.WARNING or record.name.split(".", 1)[0] in OURS
 

@@ -21,6 +21,7 @@ BACKOFF_SECONDS = 1.0  # before the first restart of an engine; doubles with eve
 MAX_SESSIONS = 1 << 16  # remembered session -> engine pairs
 
 OnRestart = Callable[[str], Awaitable[None]]
+OnEvent = Callable[[str, str, str], None]
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -52,6 +53,8 @@ class SGLangPool:
         self._closed = False
         self.on_restart: OnRestart | None = None
         """Brings a restarted engine to the current weights, before it takes requests. Set by who publishes weights."""
+        self.on_event: OnEvent | None = None
+        """Told (event, endpoint, reason) of every death, restart and loss of an engine. Set by who keeps records."""
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -158,6 +161,7 @@ class SGLangPool:
         slot.up, slot.ended = False, True
         slot.settled.clear()
         slot.engine.kill()
+        self._tell("death", slot, reason)
         task = asyncio.create_task(self._restart(slot, reason), name=f"restart {slot.engine.name}")
         self._restarting.add(task)
         task.add_done_callback(self._restarting.discard)
@@ -245,9 +249,15 @@ class SGLangPool:
             else:
                 logger.info("%s is back at policy version %d", slot.engine.name, slot.version)
                 self._set_up(slot)
+                self._tell("restart", slot, reason)
                 return
         given_up = f"{slot.engine.name} is given up after {slot.restarts} restarts (--engine-restarts {self._max_restarts}): {error}"
         self._lose(slot, EngineError(given_up))
+        self._tell("lost", slot, given_up)
+
+    def _tell(self, event: str, slot: Slot, reason: str) -> None:
+        if self.on_event is not None:
+            self.on_event(event, slot.engine.endpoint, reason)
 
     def _set_up(self, slot: Slot) -> None:
         slot.up, slot.ended, slot.gated = True, False, False

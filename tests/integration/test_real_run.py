@@ -72,6 +72,7 @@ def test_an_engine_killed_in_mid_run_loses_nothing_and_the_run_resumes_after_a_s
             break
     rest, _ = process.communicate(timeout=180)
     assert process.returncode == 128 + signal.SIGINT, "".join(lines) + rest
+    assert [r["event"] for r in read_metrics(run, "engine") if r["event"] != "stats"] == ["start", "death", "restart"]
     again = run_entry(*flags, "--load", str(run), timeout=400)
     assert again.returncode == 0, again.stdout + again.stderr
     rows = read_metrics(run, "train")

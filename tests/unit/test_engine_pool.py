@@ -204,9 +204,12 @@ async def test_a_dead_engine_is_restarted_and_gets_the_current_weights_before_re
         pool.end_push(endpoint, 5)
 
     pool.on_restart = on_restart
+    told: list[tuple[str, str]] = []
+    pool.on_event = lambda event, endpoint, reason: told.append((event, endpoint))
     engines[0].alive = False
     await pool.report_failure(a, ConnectionError("reset"))
     assert not pool.is_up(a)
+    assert told == [("death", a)]
     await until(lambda: resynced == [a])
     assert engines[0].starts == [3, 3]  # the label is that of the checkpoint it loads
     held = Holder(pool)
@@ -218,6 +221,7 @@ async def test_a_dead_engine_is_restarted_and_gets_the_current_weights_before_re
     assert held.granted[2] == ("z", a)
     assert pool.version_of(a) == 5
     assert (pool.statistics().num_restarts, sleeps.seconds) == (1, [1.0])
+    assert told == [("death", a), ("restart", a)]
     await held.give_all()
 
 
