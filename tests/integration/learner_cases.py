@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,17 @@ def settings(model: Path, *, ranks: int = 1, optim: OptimConfig | None = None, s
 
 
 def make_samples(lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[TrainSample]:
-    """One sample a (prompt, response) length pair; about a fifth of the response tokens carry no loss."""
+    """One sample a (prompt, response) length pair; about a fifth of the response tokens carry no loss.
+
+    Neighbours with prompts of equal length are of one group: the same prompt."""
     rng = np.random.default_rng(seed)
+    groups = np.cumsum([i > 0 and lengths[i][0] != lengths[i - 1][0] for i in range(len(lengths))])
+    prompts = {int(g): rng.integers(0, VOCAB, prompt) for g, (prompt, _) in zip(groups, lengths, strict=True)}
     return [
         TrainSample(
             index=i,
-            group_index=i // 2,
-            tokens=rng.integers(0, VOCAB, prompt + response),
+            group_index=int(groups[i]),
+            tokens=np.concatenate([prompts[int(groups[i])], rng.integers(0, VOCAB, response)]),
             response_length=response,
             loss_mask=(rng.random(response) < 0.8).astype(np.uint8) | (np.arange(response) == 0).astype(np.uint8),
             rollout_log_probs=rng.normal(-4.6, 0.6, response).astype(np.float32),
@@ -87,6 +92,15 @@ def make_samples(lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[Trai
             staleness=0,
         )
         for i, (prompt, response) in enumerate(lengths)
+    ]
+
+
+def numbered(samples: Sequence[TrainSample]) -> list[TrainSample]:
+    """The samples with loss on every response token, and rollout log-probs that number those tokens from 0: a packing shows where they went."""
+    ends = np.cumsum([0, *(s.response_length for s in samples)])
+    return [
+        dataclasses.replace(s, loss_mask=np.ones(s.response_length, np.uint8), rollout_log_probs=np.arange(a, b, dtype=np.float32))
+        for s, a, b in zip(samples, ends[:-1], ends[1:], strict=True)
     ]
 
 
@@ -101,7 +115,7 @@ def make_batch(*steps: OptimizerStep, rollout_id: int = 0) -> TrainBatch:
     return TrainBatch(rollout_id=rollout_id, policy_version=rollout_id, steps=steps)
 
 
-LENGTHS = [(5, 9), (17, 3), (8, 20), (2, 1), (30, 40), (8, 20), (11, 6), (3, 33)]
+LENGTHS = [(5, 9), (17, 3), (8, 20), (8, 1), (8, 20), (30, 40), (30, 6), (3, 33)]
 
 
 def token_log_probs(model: Any, sample: TrainSample, temperature: float) -> torch.Tensor:

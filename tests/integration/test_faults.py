@@ -53,7 +53,11 @@ def test_a_second_signal_leaves_at_once_and_still_clean(tmp_path: Path, nothing_
     """A step of an hour (simulated), or an engine that still starts: nobody waits for that twice, or this test hits its time limit."""
     flags = (*PRESET, *SHORT) if real else ("--mock", "--mock-step-seconds", "3600")
     with subprocess.Popen(
-        entry_command(*flags, "--runs-dir", str(tmp_path), "--name", "u"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        entry_command(*flags, "--runs-dir", str(tmp_path), "--name", "u"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         assert process.stdout is not None
         seen = []

@@ -42,16 +42,13 @@ def make_rank() -> Iterator[Callable[..., Any]]:
 
 
 def logits_of(rank: Any, samples: list[Any]) -> list[torch.Tensor]:
-    """Full logits, sample by sample in the order given, from one packed forward pass."""
+    """Logits that predict the response tokens, sample by sample in the order given, from one packed forward pass."""
     from stages.learn.megatron.packing import pack
 
-    packed = pack(samples, torch.device("cpu"), thd=False)
-    rows = torch.arange(packed.num_inputs)
+    packed = pack(cases.numbered(samples), torch.device("cpu"), thd=False)
     with torch.no_grad():
-        out = rank._built.ddp[0](packed.tokens, packed.positions, None, packed_seq_params=packed.packing, loss_mask=rows)[0]
-    order = sorted(range(len(samples)), key=lambda i: -samples[i].num_tokens)
-    parts = out.split([samples[i].num_tokens - 1 for i in order])
-    return [part for _, part in sorted(zip(order, parts, strict=True), key=lambda pair: pair[0])]
+        out = rank._built.ddp[0](packed.tokens, packed.positions, None, packed_seq_params=packed.packing, loss_mask=packed.rows)[0]
+    return list(out[packed.rollout_log_probs.argsort()].split([s.response_length for s in samples]))
 
 
 @pytest.mark.parametrize("key", MODELS)
@@ -60,7 +57,7 @@ def test_packed_logits_equal_transformers(folders: dict[Any, Path], make_rank: C
     rank, model = make_rank(folders[key]), cases.load_hf(folders[key])
     for sample, got in zip(samples, logits_of(rank, samples), strict=True):
         with torch.no_grad():
-            want = model(torch.from_numpy(sample.tokens[:-1])[None]).logits[0]
+            want = model(torch.from_numpy(sample.tokens[:-1])[None]).logits[0, -sample.response_length :]
         assert (got - want).abs().max() < 1e-5
 
 

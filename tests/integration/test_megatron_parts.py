@@ -104,8 +104,10 @@ def test_a_flag_reaches_every_owner() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("thd", [False, True])
 @pytest.mark.parametrize("multiple_of", [1, 8])
-def test_packing(multiple_of: int) -> None:
+def test_packing(multiple_of: int, thd: bool) -> None:
+    """Every trained token is predicted from the token before it, at its position; a shared prompt is packed once, if the attention can."""
     import torch
 
     from stages.learn.megatron import load
@@ -114,21 +116,36 @@ def test_packing(multiple_of: int) -> None:
     from stages.learn.megatron.packing import pack
 
     samples = cases.make_samples(cases.LENGTHS)
-    packed = pack(samples, torch.device("cpu"), thd=False, multiple_of=multiple_of)
-    assert packed.num_inputs % multiple_of == 0
-    at, k = 0, 0
-    for s, count in zip(sorted(samples, key=lambda s: -s.num_tokens), packed.token_counts.tolist(), strict=True):
-        n, first = s.num_tokens - 1, s.num_tokens - s.response_length
-        assert packed.tokens[0, at : at + n].tolist() == s.tokens[:-1].tolist()
-        assert packed.positions[0, at : at + n].tolist() == list(range(n))
-        trained = [t for t in range(s.response_length) if s.loss_mask[t]]
-        assert count == len(trained)
-        assert packed.rows[k : k + count].tolist() == [at + first + t - 1 for t in trained]
-        assert packed.targets[k : k + count].tolist() == [s.tokens[first + t] for t in trained]
-        assert packed.advantages[k : k + count].tolist() == [s.advantages[t] for t in trained]
-        assert packed.rollout_log_probs[k : k + count].tolist() == [s.rollout_log_probs[t] for t in trained]
-        at, k = at + n, k + count
-    assert k == len(packed.rows)
+    packed = pack(cases.numbered(samples), torch.device("cpu"), thd=thd, multiple_of=multiple_of)
+    alone = sum(s.num_tokens - 1 for s in samples)
+    saved = 0 if thd else 2 * 8 + 30  # three samples share 8 prompt tokens, two share 30
+    assert packed.num_inputs == -(-(alone - saved) // multiple_of) * multiple_of
+    assert packed.token_counts.sum() == len(packed.rows) == sum(s.response_length for s in samples)
+    places = [(s, t) for s in samples for t in range(s.response_length)]
+    for k, number in enumerate(packed.rollout_log_probs.long().tolist()):
+        s, t = places[number]
+        at = s.num_tokens - s.response_length + t
+        assert packed.tokens[0, packed.rows[k]] == s.tokens[at - 1]
+        assert packed.positions[0, packed.rows[k]] == at - 1
+        assert packed.targets[k] == s.tokens[at]
+        assert packed.advantages[k] == s.advantages[t]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_carries_no_loss_is_not_predicted() -> None:
+    import torch
+
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.packing import pack
+
+    samples = cases.make_samples(cases.LENGTHS)
+    packed = pack(samples, torch.device("cpu"), thd=False)
+    trained = sorted(float(x) for s in samples for x in s.rollout_log_probs[s.loss_mask.astype(bool)])
+    assert sorted(packed.rollout_log_probs.tolist()) == trained
+    assert sorted(packed.token_counts.tolist()) == sorted(int(s.loss_mask.sum()) for s in samples)
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 Packed tokens are cut into blocks of sequences of similar length, and each block is one batched causal SDPA call. Padding on
 the right needs no mask under causal attention: a real token never sees a later one.
+
+Samples of a group begin with the same prompt. It is packed once, and the samples' tails attend to it and to themselves: the
+same numbers from fewer tokens (Liu et al. 2025, "Prefix Grouper: Efficient GRPO Training through Shared-Prefix Forward").
 """
 
 from __future__ import annotations
@@ -32,11 +35,41 @@ class Block:
     index: Tensor | None  # None: all of equal length, nothing to pad
 
 
+@dataclass(frozen=True, slots=True)
+class TailBlock:
+    """Packed tokens [start, end): `num` tails, padded to `length`, each after a prefix packed elsewhere, padded to `prefix`."""
+
+    start: int
+    end: int
+    num: int
+    length: int
+    prefix: int
+    index: Tensor | None  # as in Block
+    keys: Tensor  # [num * (prefix + length)]: where in the pack each key and value lies; anywhere, where there is none
+    mask: Tensor  # [num, 1, length, prefix + length]: True where a query may look
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """One sample's tokens after the prompt that it shares. Counts and places in the pack."""
+
+    prefix_start: int
+    prefix: int
+    start: int
+    length: int
+
+    @property
+    def work(self) -> int:
+        return self.length * (self.prefix + self.length)
+
+
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """Megatron's packing record; `blocks` is how the local attention walks over it (empty for TransformerEngine)."""
+    """Megatron's packing record; `blocks`, then `tails`, are how the local attention walks over it (empty for TransformerEngine)."""
 
     blocks: tuple[Block, ...] = ()
+    tails: tuple[TailBlock, ...] = ()
+    pad: int = 0  # tokens at the end that nobody looks at; they attend to nothing
 
 
 def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...]:
@@ -56,6 +89,39 @@ def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...
         blocks.append(Block(start, start + sum(part), len(part), top, index))
         first, start = last, start + sum(part)
     return tuple(blocks)
+
+
+def cut_tails(tails: Sequence[Tail], device: torch.device) -> tuple[TailBlock, ...]:
+    """Blocks over tails packed in this order, end to end; few when they are sorted by prefix and length."""
+    blocks, first = [], 0
+    while first < len(tails):
+        last, part = first, [tails[first]]
+        while last + 1 < len(tails):
+            wider = [*part, tails[last + 1]]
+            padded = len(wider) * max(t.length for t in wider) * (max(t.prefix for t in wider) + max(t.length for t in wider))
+            if sum(t.work for t in wider) < (1 - MAX_PADDING) * padded:
+                break
+            last, part = last + 1, wider
+        blocks.append(_tail_block(part, device))
+        first = last + 1
+    return tuple(blocks)
+
+
+def _tail_block(part: Sequence[Tail], device: torch.device) -> TailBlock:
+    num, prefix, length = len(part), max(t.prefix for t in part), max(t.length for t in part)
+    keys = torch.zeros(num, prefix + length, dtype=torch.int64)
+    mask = torch.zeros(num, 1, length, prefix + length, dtype=torch.bool)
+    mask[..., prefix:] = torch.ones(length, length, dtype=torch.bool).tril()
+    for i, t in enumerate(part):
+        keys[i, : t.prefix] = torch.arange(t.prefix_start, t.prefix_start + t.prefix)
+        keys[i, prefix : prefix + t.length] = torch.arange(t.start, t.start + t.length)
+        mask[i, ..., : t.prefix] = True
+    index = None
+    if any(t.length != length for t in part):
+        index = torch.cat([torch.arange(t.length) + i * length for i, t in enumerate(part)]).to(device)
+    start = part[0].start
+    end = part[-1].start + part[-1].length
+    return TailBlock(start, end, num, length, prefix, index, keys.view(-1).to(device), mask.to(device))
 
 
 class _Spread(torch.autograd.Function):
@@ -119,6 +185,10 @@ class SdpaCoreAttention(MegatronModule):
         """query: [t, 1, heads, dim]; key, value: [t, 1, kv_heads, dim]; returns [t, 1, heads * dim]."""
         blocks = packed_seq_params.blocks if packed_seq_params else (Block(0, len(query), 1, len(query), None),)
         parts = [self._attend(b, query[b.start : b.end], key[b.start : b.end], value[b.start : b.end]) for b in blocks]
+        if packed_seq_params:
+            parts += [self._attend_after_prefix(b, query[b.start : b.end], key, value) for b in packed_seq_params.tails]
+            if packed_seq_params.pad:
+                parts.append(query.new_zeros(packed_seq_params.pad, parts[0].shape[1]))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(len(query), 1, -1)
 
     def _attend(self, block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -127,8 +197,17 @@ class SdpaCoreAttention(MegatronModule):
         rows = out.transpose(1, 2).reshape(block.num * block.length, -1)
         return rows if block.index is None else _Collect.apply(rows, block.index)
 
+    def _attend_after_prefix(self, block: TailBlock, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q = self._batched(block, query)
+        k, v = (x[:, 0].index_select(0, block.keys).view(block.num, -1, *x.shape[-2:]).transpose(1, 2) for x in (key, value))
+        if q.shape[1] != k.shape[1]:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=block.mask, scale=self.scale)
+        rows = out.transpose(1, 2).reshape(block.num * block.length, -1)
+        return rows if block.index is None else _Collect.apply(rows, block.index)
+
     @staticmethod
-    def _batched(block: Block, x: Tensor) -> Tensor:
+    def _batched(block: Block | TailBlock, x: Tensor) -> Tensor:
         """[tokens, 1, heads, dim] -> [num, heads, length, dim]"""
         heads, dim = x.shape[-2:]
         rows = x.reshape(len(x), heads * dim)
