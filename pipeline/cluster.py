@@ -99,6 +99,7 @@ class LearnerGroup:
                 "enable_worker_prestart": False,
                 "prestart_worker_first_driver": False,
                 "enable_metrics_collection": False,
+                "worker_niceness": 0,  # Ray's 15 starves the learner where it shares cores with engines
             },
         }
 
@@ -110,6 +111,7 @@ class LearnerGroup:
         env = {"PYTHONPATH": path, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "PYTHONWARNINGS": "ignore"}
         if not gpu:
             env |= {"OMP_NUM_THREADS": str(cluster.cpu_threads_per_actor), "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+            env |= {"OMP_WAIT_POLICY": "PASSIVE"}  # a thread that spins for one without a core holds up both, and the engines
         remote = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_restarts=0, max_task_retries=0)(RankActor)
         cores = _cores(self._settings) if cluster.cpu_affinity and not gpu else None
         return [

@@ -95,15 +95,15 @@ def cut_tails(tails: Sequence[Tail], device: torch.device) -> tuple[TailBlock, .
     """Blocks over tails packed in this order, end to end; few when they are sorted by prefix and length."""
     blocks, first = [], 0
     while first < len(tails):
-        last, part = first, [tails[first]]
-        while last + 1 < len(tails):
-            wider = [*part, tails[last + 1]]
-            padded = len(wider) * max(t.length for t in wider) * (max(t.prefix for t in wider) + max(t.length for t in wider))
-            if sum(t.work for t in wider) < (1 - MAX_PADDING) * padded:
+        last, prefix, length, work = first, 0, 0, 0
+        while last < len(tails):
+            t = tails[last]
+            wide, long = max(prefix, t.prefix), max(length, t.length)
+            if work + t.work < (1 - MAX_PADDING) * (last + 1 - first) * long * (wide + long):
                 break
-            last, part = last + 1, wider
-        blocks.append(_tail_block(part, device))
-        first = last + 1
+            last, prefix, length, work = last + 1, wide, long, work + t.work
+        blocks.append(_tail_block(tails[first:last], device))
+        first = last
     return tuple(blocks)
 
 
