@@ -85,7 +85,8 @@ def ours(name: str, model: Path, folder: Path, run: str, seed: int) -> dict[str,
     contest = CONTESTS[name]
     run_entry(
         "--config", preset(name), "--hf-checkpoint", str(model), "--sft-steps", "0", "--num-rollout", str(contest.steps),
-        "--rollout-seed", str(seed), "--eval-interval", "1000000", "--runs-dir", str(folder), "--name", run,
+        "--rollout-seed", str(seed), "--runs-dir", str(folder), "--name", run,
+        *(("--eval-interval", "1000000") if name == "quickstart" else ()),
     )  # fmt: skip
     rows = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
     began = next(r["wall_seconds"] for r in rows if r["kind"] == "engine" and r["event"] == "start")

@@ -37,7 +37,8 @@ def compute_advantages(
     """Samples as the learner takes them, groups in order; each response token carries its sample's advantage.
 
     Groups may be of any size. A sample with `remove_sample`, or without a trained token, takes part in its group's
-    normalisation and is not trained on. `policy_version`: the learner's now; staleness counts from it.
+    normalisation and comes out with a loss mask of zeros, as in slime: it counts where a mean is over samples.
+    `policy_version`: the learner's now; staleness counts from it.
     Raises DataError for what must not be trained on: a FAILED sample, a reward that is no finite number, tokens newer than
     `policy_version`, lengths that contradict each other.
     """
@@ -47,9 +48,27 @@ def compute_advantages(
         advantages = ESTIMATORS[estimator](rewards, std_normalization=std_normalization)
         for sample, reward, advantage in zip(group.samples, rewards, advantages, strict=True):
             mask = _loss_mask(sample)
-            if not sample.remove_sample and mask.any():
+            if sample.remove_sample or not mask.any():
+                out.append(_untrained(sample, float(reward)))
+            else:
                 out.append(_train_sample(sample, mask, float(reward), float(advantage), policy_version))
     return out
+
+
+def _untrained(sample: Sample, reward: float) -> TrainSample:
+    """Whatever the sample's arrays are: they are not looked at."""
+    n = min(sample.response_length, len(sample.tokens))
+    return TrainSample(
+        index=sample.index if sample.index is not None else -1,
+        group_index=sample.group_index if sample.group_index is not None else -1,
+        tokens=np.asarray(sample.tokens, dtype=np.int64),
+        response_length=n,
+        loss_mask=np.zeros(n, dtype=np.uint8),
+        rollout_log_probs=np.zeros(n, dtype=np.float32),
+        advantages=np.zeros(n, dtype=np.float32),
+        reward=reward,
+        staleness=0,
+    )
 
 
 def _reward(sample: Sample, key: str | None) -> float:

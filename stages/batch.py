@@ -25,24 +25,27 @@ def make_batch(
 ) -> TrainBatch:
     """`num_steps_per_rollout` optimizer steps (or steps of `global_batch_size` samples; default one), samples in the given order.
 
-    Raises DataError when a step has fewer samples than there are ranks.
+    Samples without a trained token are in no micro-batch; they count, evenly over the steps, in `num_samples`.
+    Raises DataError when a step has fewer trained samples than there are ranks.
     """
     num_steps = num_steps_per_rollout or (max(1, -(-len(samples) // global_batch_size)) if global_batch_size else 1)
-    if len(samples) < num_steps * num_dp_ranks:
+    trained = [s for s in samples if s.loss_mask.any()]
+    if len(trained) < num_steps * num_dp_ranks:
         raise DataError(
-            f"rollout {rollout_id} has {len(samples)} samples with a loss, for {num_steps} optimizer steps on {num_dp_ranks} data-parallel "
+            f"rollout {rollout_id} has {len(trained)} samples with a loss, for {num_steps} optimizer steps on {num_dp_ranks} data-parallel "
             "ranks: every rank needs one a step. Raise --rollout-batch-size or --n-samples-per-prompt, or lower --num-steps-per-rollout"
         )
-    size, rest = divmod(len(samples), num_steps)
+    size, rest = divmod(len(trained), num_steps)
+    idle, idle_rest = divmod(len(samples) - len(trained), num_steps)
     steps, start = [], 0
     for i in range(num_steps):
         end = start + size + (i < rest)
-        steps.append(_step(samples[start:end], num_dp_ranks, max_tokens))
+        steps.append(_step(trained[start:end], idle + (i < idle_rest), num_dp_ranks, max_tokens))
         start = end
     return TrainBatch(rollout_id=rollout_id, policy_version=policy_version, steps=tuple(steps))
 
 
-def _step(samples: Sequence[TrainSample], num_ranks: int, max_tokens: int) -> OptimizerStep:
+def _step(samples: Sequence[TrainSample], num_untrained: int, num_ranks: int, max_tokens: int) -> OptimizerStep:
     shares = balance(samples, num_ranks)
     most_samples = min(len(share) for share in shares)  # no rank can be cut into more micro-batches than it has samples
     count = max(len(pack(share, max_tokens)) for share in shares)
@@ -50,7 +53,7 @@ def _step(samples: Sequence[TrainSample], num_ranks: int, max_tokens: int) -> Op
     cut = [_split(pack(share, max_tokens), count) for share in shares] if fits else _deal(samples, num_ranks, max_tokens)
     return OptimizerStep(
         per_rank=tuple(tuple(tuple(mb) for mb in rank) for rank in cut),
-        num_samples=len(samples),
+        num_samples=len(samples) + num_untrained,
         num_loss_tokens=sum(int(s.loss_mask.sum()) for s in samples),
     )
 

@@ -96,7 +96,7 @@ def make_samples(lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[Trai
 
 
 def numbered(samples: Sequence[TrainSample]) -> list[TrainSample]:
-    """The samples with loss on every response token, and rollout log-probs that number those tokens from 0: a packing shows where they went."""
+    """With loss on every response token, and rollout log-probs that number those tokens from 0: a packing shows where they went."""
     ends = np.cumsum([0, *(s.response_length for s in samples)])
     return [
         dataclasses.replace(s, loss_mask=np.ones(s.response_length, np.uint8), rollout_log_probs=np.arange(a, b, dtype=np.float32))

@@ -28,7 +28,7 @@ def make_samples(lengths: list[int], fan_out: bool = False) -> list[TrainSample]
                 group_index=0,
                 tokens=np.full(total, i),
                 response_length=n,
-                loss_mask=np.arange(n, dtype=np.uint8) % 2,
+                loss_mask=(np.arange(n, dtype=np.uint8) + 1) % 2,
                 rollout_log_probs=np.zeros(n, np.float32),
                 advantages=np.zeros(n, np.float32),
                 reward=0.0,
@@ -105,6 +105,19 @@ def test_global_batch_size_says_the_number_of_steps(num_samples: int, size: int)
     batch = cut(make_samples([4] * num_samples), 1, 10, global_batch_size=size)
     sizes = [s.num_samples for s in batch.steps]
     assert len(sizes) == -(-num_samples // size) and max(sizes) <= size and max(sizes) - min(sizes) <= 1
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=30), st.integers(1, 3))
+def test_a_sample_without_a_trained_token_only_counts(trained: list[bool], steps: int) -> None:
+    assume(sum(trained) >= steps)
+    samples = make_samples([4] * len(trained))
+    samples = [s if t else dataclasses.replace(s, loss_mask=np.zeros_like(s.loss_mask)) for s, t in zip(samples, trained, strict=True)]
+    batch = cut(samples, 1, 10, num_steps_per_rollout=steps)
+    placed = sorted(i for step in layout(batch) for rank in step for mb in rank for i in mb)
+    assert placed == [i for i, t in enumerate(trained) if t]
+    assert sum(step.num_samples for step in batch.steps) == len(trained)
+    counts = [step.num_samples - sum(len(mb) for mb in step.per_rank[0]) for step in batch.steps]
+    assert max(counts) - min(counts) <= 1
 
 
 def test_no_samples_at_all() -> None:

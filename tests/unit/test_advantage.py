@@ -74,14 +74,17 @@ def test_dr_grpo_only_centres() -> None:
 def test_a_removed_sample_counts_in_its_groups_mean_and_is_not_trained() -> None:
     samples = [make_sample(1.0, index=0), make_sample(4.0, index=1, remove_sample=True), make_sample(1.0, index=2)]
     out = compute_advantages([make_group(*samples)], std_normalization=False, policy_version=3)
-    assert [s.index for s in out] == [0, 2]
-    assert [float(s.advantages[0]) for s in out] == [-1.0, -1.0]
+    assert [s.index for s in out] == [0, 1, 2]
+    assert [float(s.advantages[0]) for s in out] == [-1.0, 0.0, -1.0]
+    assert [bool(s.loss_mask.any()) for s in out] == [True, False, True]
 
 
 def test_a_sample_without_a_trained_token_is_not_trained() -> None:
     samples = [make_sample(1.0, loss_mask=[0, 0, 0]), make_sample(0.0, n=0, loss_mask=None), make_sample(5.0, index=2)]
     out = compute_advantages([make_group(*samples)], std_normalization=False, policy_version=3)
-    assert [(s.index, float(s.advantages[0])) for s in out] == [(2, 3.0)]
+    assert [(s.index, s.advantages.tolist(), s.loss_mask.tolist()) for s in out] == [
+        (0, [0.0] * 3, [0] * 3), (0, [], []), (2, [3.0] * 3, [1] * 3),
+    ]  # fmt: skip
 
 
 def test_fan_out_is_normalised_over_all_that_came_of_the_prompt() -> None:
