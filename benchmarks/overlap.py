@@ -1,8 +1,8 @@
 """What the async buffer buys: K = 0 (synchronous) against K = 1, 2, 4, with long-tailed response lengths.
 
     python benchmarks/overlap.py mock     # simulated engines and learner
-    python benchmarks/overlap.py real     # SGLang and Megatron, each pool pinned to one core; a randomly initialised tiny model,
-                                          # whose response lengths are geometric, cut at the limit
+    python benchmarks/overlap.py real     # SGLang and Megatron, each pool pinned to one core; a randomly initialised small model,
+                                          # whose response lengths are geometric
 
 Prints seconds a rollout after start-up (from the first train record to the last), their ratio to K = 0, and idle shares.
 """
@@ -18,9 +18,11 @@ MOCK = (
     "--mock", "--rollout-batch-size", "8", "--n-samples-per-prompt", "8", "--mock-length-mean", "64", "--mock-length-sigma", "1.0",
     "--mock-seconds-per-token", "0.002", "--mock-step-seconds", "0.25", "--rollout-max-response-len", "1024",
 )  # fmt: skip
+STOPS = tuple(str(token) for token in range(97, 105))  # eight of the model's 278 tokens end a response: geometric, mean about 33
 REAL = (
-    "--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"), "--sft-steps", "0", "--rollout-max-response-len", "192",
-    "--rollout-batch-size", "4", "--n-samples-per-prompt", "8", "--cpu-affinity", "--rm-type", "random",
+    "--hf-checkpoint", "tiny:configs/models/quickstart-qwen3.yaml", "--prompt-data", "reasoning_gym:spell_backward", "--rm-type", "random",
+    "--rollout-max-response-len", "256", "--rollout-stop-token-ids", *STOPS, "--rollout-batch-size", "8", "--n-samples-per-prompt", "8",
+    "--lr", "1e-8", "--use-tis", "--cpu-affinity",
 )  # fmt: skip
 
 

@@ -91,7 +91,9 @@ class Sample:
             raise ValueError(f"sample {self.index} has no reward yet")
         return float(self.reward)
 
-    get_reward_value = reward_value  # slime's name takes args; kept for ported custom functions
+    def get_reward_value(self, args: Any) -> float:
+        """slime's spelling, for ported custom functions."""
+        return self.reward_value(args.reward_key)
 
     def append_response_tokens(
         self,
