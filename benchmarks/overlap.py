@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from common import ROOT, keep, table, train
+from common import keep, table, train
 
 MOCK = (
     "--mock", "--rollout-batch-size", "8", "--n-samples-per-prompt", "8", "--mock-length-mean", "64", "--mock-length-sigma", "1.0",

@@ -7,11 +7,17 @@ bytes, files. It lives on one event loop, so nothing changes between a check and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from buffers.durability import GroupCommit
+from buffers.journal import FILE_NAME, Journal
+from buffers.ledger import Account, Ledger
 from buffers.limiter import Batch, DeadlineScheduler, Wait
 from buffers.schema import from_batch, to_batch
 from buffers.segments import Location, SegmentStore
@@ -22,6 +28,7 @@ from pipeline.errors import ReplayBufferError
 from pipeline.timing import Clock, MonotonicClock
 from pipeline.types import Group
 
+logger = logging.getLogger(__name__)
 _READ_SLICE_BYTES = 4 << 20  # the event loop breathes after so much verified reading
 
 
@@ -56,13 +63,31 @@ class ReplayBuffer:
         time: Clock | None = None,
         selector: Selector | None = None,
         max_segment_bytes: int = 64 << 20,
+        ledger: Ledger | None = None,
+        restored_from: str | None = None,
     ) -> None:
-        """On resume load the clock first: what is outstanding in it counts as generating here, and must be put or discarded."""
+        """On resume load the clock first: what is outstanding in it counts as generating here, and must be recalled, put or discarded.
+
+        `ledger`: of the journal that an earlier process left in `directory`; without it what lies there is removed.
+        `restored_from`: the checkpoint's name. Raises ReplayBufferError when the directory cannot be written.
+        """
         self._clock, self._time = clock, time or MonotonicClock()
         self._max_bytes = config.buffer_max_bytes
         self._scheduler = DeadlineScheduler(clock.batch_size, selector or make_selector(config.buffer_selector))
-        self._store = SegmentStore(directory, max_segment_bytes)
         self._stored: dict[int, Location] = {}
+        self._uncommitted: dict[int, list[Location]] = {}  # of rollouts consumed, and not covered by a checkpoint yet
+        self._frees_at_once = config.buffer_durability == "memory"
+        self._recalled: set[int] = set()
+        directory.mkdir(parents=True, exist_ok=True)
+        if ledger is None:
+            (directory / FILE_NAME).unlink(missing_ok=True)
+        self._journal = Journal(directory / FILE_NAME, flush_each=config.buffer_durability != "memory")
+        self._recall = self._restore(ledger, restored_from) if ledger else {}
+        live = [a.place for a in self._recall.values() if a.place is not None]
+        self._store = SegmentStore(directory, max_segment_bytes, live=live, keep=config.keep_trajectories)
+        self._store.sync_when_sealed = config.buffer_durability == "fsync"
+        self._commit_group = GroupCommit(self._sync) if config.buffer_durability == "fsync" else None
+        self._forget_what_is_gone()
         self._num_bytes = 0
         self._taking: int | None = None  # the rollout that `take` waits for
         self._reading: frozenset[int] = frozenset()
@@ -84,6 +109,7 @@ class ReplayBuffer:
             return None
         admission = self._clock.admit()
         self._scheduler.register(admission.group_index, admission.deadline)
+        self._journal.append({"t": "admit", "g": admission.group_index, "d": admission.deadline, "v": admission.policy_version})
         return admission
 
     async def admit(self) -> Admission:
@@ -95,9 +121,29 @@ class ReplayBuffer:
                     await self._window.wait()
         return admission
 
+    def recall(self, group_index: int) -> Literal["complete", "discarded"] | None:
+        """Ask for every admission before generating. Before a crash, was this group complete, or given back? Then it is so again,
+        here and now. None: generate it."""
+        self._check_open()
+        account = self._recall.pop(group_index, None)
+        if account is None:
+            return None
+        if account.discarded is not None:
+            self._scheduler.remove(group_index)
+            self._clock.give_back(group_index, account.discarded)
+            _pulse(self._arrival)
+            return "discarded"
+        assert account.place is not None
+        self._recalled.add(group_index)
+        self._store_ready(group_index, account.place)
+        return "complete"
+
     async def put(self, group: Group) -> None:
         """Store a complete group. Waits while the byte budget is spent, unless the learner waits for this very group.
-        Raises ReplayBufferError when the group was never admitted, or cannot be written."""
+
+        What a returned `put` promises is `--buffer-durability`: `memory`, nothing after this process; `process`, the group survives
+        the death of any process at any instant (kill -9), not that of the machine; `fsync`, power loss too (one fsync serves all that
+        wait for one). Raises ReplayBufferError when the group was never admitted, or cannot be written."""
         self._check_expected(group)
         batch = to_batch(group)
         if not self._has_room(group, batch.nbytes):
@@ -110,11 +156,11 @@ class ReplayBuffer:
             finally:
                 self._num_limited -= 1
         location = self._store.append(batch)
-        self._stored[group.group_index] = location
-        self._num_bytes += location.num_bytes
-        self._num_put += 1
-        self._scheduler.ready(group.group_index)
-        _pulse(self._arrival)
+        self._journal.append({"t": "put", "g": group.group_index, "s": location.segment, "o": location.offset, "n": location.num_bytes})
+        if self._commit_group is not None:
+            await self._commit_group()
+            self._check_expected(group)
+        self._store_ready(group.group_index, location)
 
     def discard(self, group_index: int, reason: str) -> None:
         """The group failed for good, or a filter removed it (before or after its put): its slot becomes a new admission."""
@@ -122,8 +168,10 @@ class ReplayBuffer:
         assert group_index not in self._reading, f"group {group_index} is being taken: too late to discard it"
         if group_index not in self._scheduler:
             raise ReplayBufferError(f"group {group_index} is not outstanding: it cannot be discarded ({reason})")
+        self._journal.append({"t": "discard", "g": group_index, "why": reason})
         self._scheduler.remove(group_index)
-        self._free(group_index)
+        if (location := self._release(group_index)) is not None:
+            self._store.free(location)
         self._clock.give_back(group_index, reason)
         _pulse(self._arrival)  # the learner may have waited for it
 
@@ -140,13 +188,29 @@ class ReplayBuffer:
             staleness = max((self._checked_staleness(g, rollout_id) for g in groups), default=0)
         finally:
             self._reading = frozenset()
+        self._journal.append({"t": "consume", "r": rollout_id, "v": self._clock.version_at(rollout_id), "g": list(chosen)})
         self._clock.consume(rollout_id, chosen)
+        places = []
         for group_index in chosen:
             self._scheduler.remove(group_index)
-            self._free(group_index)
+            self._recalled.discard(group_index)
+            places.append(self._release(group_index))
+        self._uncommitted[rollout_id] = [place for place in places if place is not None]
+        if self._frees_at_once:
+            self._free_consumed(rollout_id + 1)
         self._num_taken += len(chosen)
         self._staleness_max = max(self._staleness_max, staleness)
         return groups
+
+    def pushing(self, policy_version: int) -> None:
+        """The engines are about to be given this version: from now on its number is used."""
+        self._journal.append({"t": "push", "v": policy_version})
+
+    def committed(self, num_trained: int, checkpoint: str) -> None:
+        """A complete checkpoint covers this many rollouts: their groups are never needed again."""
+        self._journal.append({"t": "commit", "r": num_trained, "name": checkpoint})
+        self._journal.flush()
+        self._free_consumed(num_trained)
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
@@ -178,6 +242,7 @@ class ReplayBuffer:
         for event in (self._window, self._room, self._arrival):
             _pulse(event)
         self._store.close()
+        self._journal.close()
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -215,7 +280,7 @@ class ReplayBuffer:
             if (version := sample.oldest_version()) is None:
                 continue
             worst = max(worst, self._clock.staleness(version, rollout_id))
-            if worst > self._clock.max_staleness:
+            if worst > self._clock.max_staleness and group.group_index not in self._recalled:
                 raise ReplayBufferError(
                     f"group {group.group_index}, sample {sample.index}: tokens of policy version {version} at rollout {rollout_id} are "
                     f"{worst} versions stale, the bound is {self._clock.max_staleness}. The group was admitted at version "
@@ -243,11 +308,57 @@ class ReplayBuffer:
         if self._closed:
             raise ReplayBufferError("the replay buffer is closed")
 
-    def _free(self, group_index: int) -> None:
-        if (location := self._stored.pop(group_index, None)) is not None:
+    def _store_ready(self, group_index: int, location: Location) -> None:
+        self._stored[group_index] = location
+        self._num_bytes += location.num_bytes
+        self._num_put += 1
+        self._scheduler.ready(group_index)
+        _pulse(self._arrival)
+
+    def _release(self, group_index: int) -> Location | None:
+        """It waits no longer. Its bytes stay until `_store.free`."""
+        location = self._stored.pop(group_index, None)
+        if location is not None:
             self._num_bytes -= location.num_bytes
-            self._store.free(location)
             _pulse(self._room)
+        return location
+
+    def _free_consumed(self, num_trained: int) -> None:
+        for rollout_id in [r for r in self._uncommitted if r < num_trained]:
+            for location in self._uncommitted.pop(rollout_id):
+                self._store.free(location)
+
+    def _sync(self) -> Callable[[], None]:
+        """What is written until now, to the disk: returns the part for a thread."""
+        descriptors = [fd for fd in (self._store.duplicate_descriptor(), os.dup(self._journal.fd)) if fd is not None]
+
+        def sync() -> None:
+            try:
+                for fd in descriptors:
+                    os.fsync(fd)
+            finally:
+                for fd in descriptors:
+                    os.close(fd)
+
+        return sync
+
+    # -- restart ------------------------------------------------------------------------------------------------------
+
+    def _restore(self, ledger: Ledger, name: str | None) -> dict[int, Account]:
+        record = {"t": "restore", "r": self._clock.num_trained, "name": name, "v": self._clock.policy_version}
+        self._journal.append(record)
+        ledger.apply(record)
+        return {g: a for g, a in ledger.accounts.items() if not a.consumed and (a.discarded is not None or a.place is not None)}
+
+    def _forget_what_is_gone(self) -> None:
+        """Journal lines whose bytes a power loss took (durability `process` does not promise more): generated again."""
+        gone = [g for g, a in self._recall.items() if a.discarded is None and a.place and not self._store.holds(a.place)]
+        for group_index in gone:
+            del self._recall[group_index]
+            self._journal.append({"t": "gone", "g": group_index})
+        complete = sum(a.discarded is None for a in self._recall.values())
+        if complete or gone:
+            logger.info("the buffer's journal: %d complete groups are kept, %d are gone and generated again", complete, len(gone))
 
     @contextmanager
     def _waiting(self, what: str) -> Iterator[None]:

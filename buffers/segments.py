@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,15 +45,23 @@ class _Segment:
 class SegmentStore:
     """append -> Location -> read, any number of times -> free. A sealed segment without live batches is deleted."""
 
-    def __init__(self, directory: Path, max_segment_bytes: int = 64 << 20) -> None:
-        """Removes segments that an earlier process left here."""
-        self._directory, self._max_bytes = directory, max_segment_bytes
+    def __init__(self, directory: Path, max_segment_bytes: int = 64 << 20, *, live: Iterable[Location] = (), keep: bool = False) -> None:
+        """`live`: what an earlier process left here that is still wanted; its other segments are removed. `keep`: nothing ever is."""
+        self._directory, self._max_bytes, self._keep = directory, max_segment_bytes, keep
         directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob("segment-*.arrow"):
-            leftover.unlink()
         self._segments: dict[int, _Segment] = {}
+        wanted = list(live)
         self._next_id = 0
+        for path in sorted(directory.glob("segment-*.arrow")):
+            number = int(path.stem.removeprefix("segment-"))
+            self._next_id = max(self._next_id, number + 1)
+            offsets = {place.offset for place in wanted if place.segment == number}
+            if offsets or keep:
+                self._segments[number] = _Segment(path=path, fd=None, num_bytes=path.stat().st_size, live=offsets)
+            else:
+                path.unlink()
         self._open: _Segment | None = None
+        self.sync_when_sealed = False  # durability fsync
 
     @property
     def num_segments(self) -> int:
@@ -82,6 +91,15 @@ class SegmentStore:
         if message.size < location.num_bytes:
             raise _corrupt(segment.path, location.offset, f"{location.num_bytes} bytes expected, the file holds {message.size}")
         return decode(message, segment.path, location.offset)
+
+    def holds(self, location: Location) -> bool:
+        """Are its bytes there? (Whether they are right, `read` says.)"""
+        segment = self._segments.get(location.segment)
+        return segment is not None and location.offset + location.num_bytes <= segment.num_bytes
+
+    def duplicate_descriptor(self) -> int | None:
+        """Of the segment that is written to, for an fsync in another thread, which must close it. What is sealed was synced then."""
+        return None if self._open is None or self._open.fd is None else os.dup(self._open.fd)
 
     def free(self, location: Location) -> None:
         """Nobody will read this batch again (views that exist stay valid)."""
@@ -117,13 +135,16 @@ class SegmentStore:
 
     def _seal(self, segment: _Segment) -> None:
         assert segment.fd is not None
+        if self.sync_when_sealed:
+            os.fsync(segment.fd)
         os.close(segment.fd)
         segment.fd = self._open = None
         if not segment.live:
             self._delete(self._next_id - 1)
 
     def _delete(self, segment_id: int) -> None:
-        self._segments.pop(segment_id).path.unlink()
+        if not self._keep:
+            self._segments.pop(segment_id).path.unlink()
 
 
 def encode(batch: pa.RecordBatch) -> bytes:
@@ -176,3 +197,22 @@ def _write(segment: _Segment, data: bytes) -> None:
 
 def _corrupt(path: Path, offset: int, what: str) -> BufferCorruption:
     return BufferCorruption(f"{path} at byte {offset}: {what}. The file was changed or the disk is faulty; this group cannot be trained on")
+
+
+def scan(path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(offset, batch) of everything in a segment file, verified. Raises BufferCorruption at the first damage; what a crash left half
+    written at the end counts as such: no journal line points there."""
+    with pa.memory_map(str(path)) as mapped:
+        size = mapped.size()
+        at = 0
+        while at < size:
+            mapped.seek(at)
+            try:
+                message = pa.ipc.read_message(mapped)
+            except (pa.ArrowException, OSError, EOFError) as e:
+                raise _corrupt(path, at, str(e) or type(e).__name__) from e
+            end = mapped.tell()
+            if message.type == "record batch":
+                mapped.seek(at)
+                yield at, decode(mapped.read_buffer(end - at), path, at)
+            at = end

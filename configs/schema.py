@@ -120,6 +120,8 @@ class AsyncConfig:
     update_weights_interval: int = 1  # N: push after every so many rollouts
     max_staleness: int | None = None  # S, in policy versions; default ceil(K/N)
     buffer_max_bytes: int = 4 << 30  # generators wait at this many bytes of waiting groups
+    buffer_durability: Literal["memory", "process", "fsync"] = "process"  # what a finished group survives: nothing, kill -9, power loss
+    keep_trajectories: bool = False  # keep the buffer's segments after their groups are trained and checkpointed
     buffer_selector: Literal["deadline", "fifo", "lifo", "uniform"] = "deadline"  # order of ready groups, where deadlines leave a choice
 
 

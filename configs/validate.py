@@ -23,8 +23,8 @@ _AT_LEAST_1 = (
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
-    "lr_warmup_iters", "sft_steps", "entropy_coef", "tis_clip_low", "eval_temperature", "mock_length_sigma", "mock_seconds_per_token",
-    "mock_step_seconds", "mock_push_seconds",
+    "lr_warmup_iters", "sft_steps", "sft_decay_steps", "entropy_coef", "tis_clip_low", "eval_temperature", "mock_length_sigma",
+    "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds",
 )  # fmt: skip
 _ABOVE_0 = (
     "rollout_temperature", "generate_timeout_seconds", "reward_timeout_seconds", "engine_start_timeout_seconds", "eps_clip",

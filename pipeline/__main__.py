@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.errors import SlipstreamError
 
@@ -20,12 +21,46 @@ def _report(args: argparse.Namespace) -> None:
         print("\n".join(closing_lines(run.path, summary)))
 
 
+def _buffer(args: argparse.Namespace) -> None:
+    from pipeline import inspection
+    from pipeline.rundir import open_run_dir
+
+    run = open_run_dir(args.run_dir)
+    match args.action:
+        case "ledger":
+            lines = inspection.ledger_lines(run, args.json)
+        case "show":
+            lines = inspection.show_lines(run, args.group, args.sample)
+        case "verify":
+            lines = inspection.verify_lines(run)
+        case "export":
+            lines = iter([f"{inspection.export(run, Path(args.file))} samples written to {args.file}"])
+        case _:
+            lines = inspection.list_lines(run, args.min_reward)
+    for line in lines:
+        print(line)
+
+
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     report = commands.add_parser("report", help="write summary.json, reward.png and report.html again, from metrics.jsonl")
     report.add_argument("run_dir", nargs="+", metavar="RUN_DIR", help="a folder under runs/, finished or not")
     report.set_defaults(run=_report)
+    buffer = commands.add_parser("buffer", help="look into a run's replay buffer: list, ledger, show, verify, export")
+    buffer.add_argument("run_dir", metavar="RUN_DIR", help="a folder under runs/, running, finished or crashed")
+    actions = buffer.add_subparsers(dest="action", metavar="ACTION")
+    listing = actions.add_parser("list", help="the groups that lie in the segments (default)")
+    buffer.set_defaults(run=_buffer, min_reward=None)
+    listing.add_argument("--min-reward", type=float, help="only groups with at least this mean reward")
+    ledger = actions.add_parser("ledger", help="what became of every group")
+    ledger.add_argument("--json", action="store_true", help="one JSON object")
+    show = actions.add_parser("show", help="one sample, token by token")
+    show.add_argument("group", type=int)
+    show.add_argument("sample", type=int, nargs="?", default=0, help="its place in the group")
+    actions.add_parser("verify", help="check every checksum")
+    exporting = actions.add_parser("export", help="write the samples to FILE.parquet or FILE.jsonl")
+    exporting.add_argument("file", metavar="FILE")
     return root
 
 

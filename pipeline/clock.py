@@ -68,6 +68,7 @@ class RolloutClock:
         self._consumed = 0  # rollouts handed to the learner
         self._trained = 0  # rollouts trained on
         self._pushes = 0  # completed
+        self._version_offset = 0  # versions whose weights were lost in crashes: their numbers are not used again
         self._listeners: list[Callable[[], None]] = []
 
     # -- what is so ---------------------------------------------------------------------------------------------------
@@ -79,8 +80,8 @@ class RolloutClock:
 
     @property
     def policy_version(self) -> int:
-        """The version that every engine has confirmed: the number of completed pushes."""
-        return self._pushes
+        """The version that every engine has confirmed: +1 with every completed push, and never a number again that was in use."""
+        return self._pushes + self._version_offset
 
     @property
     def num_trained(self) -> int:
@@ -130,7 +131,7 @@ class RolloutClock:
 
     def version_at(self, rollout_id: int) -> int:
         """The learner's policy version when it consumes this rollout: pushes due before it."""
-        return rollout_id // self.interval
+        return rollout_id // self.interval + self._version_offset
 
     def staleness(self, token_version: int, rollout_id: int | None = None) -> int:
         """Policy versions between a token and the learner that consumes it in `rollout_id` (default: the newest consumed)."""
@@ -145,7 +146,9 @@ class RolloutClock:
 
     def admit(self) -> Admission:
         assert self.may_admit(), "admit() outside the admission window: ask may_admit() first"
-        admission = Admission(group_index=self._admitted, deadline=self.released + self.max_deadline_distance, policy_version=self._pushes)
+        admission = Admission(
+            group_index=self._admitted, deadline=self.released + self.max_deadline_distance, policy_version=self.policy_version
+        )
         self._admitted += 1
         self._outstanding[admission.group_index] = admission
         return admission
@@ -181,7 +184,7 @@ class RolloutClock:
         assert self.push_pending, f"no push is due: {self._trained} rollouts trained, {self._pushes} pushes done, one every {self.interval}"
         self._pushes += 1
         self._notify()
-        return self._pushes
+        return self.policy_version
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """`listener` is called, synchronously, after every change that may open the admission window."""
@@ -203,6 +206,7 @@ class RolloutClock:
             "given_back": dict(self._given_back),
             "trained": self._trained,
             "pushes": self._pushes,
+            "version_offset": self._version_offset,
             "outstanding": [[a.group_index, a.deadline, a.policy_version] for a in pending],
         }
 
@@ -213,11 +217,18 @@ class RolloutClock:
         if changed:
             raise ConfigError(f"cannot resume with {', '.join(changed)}: deadlines of groups under way depend on it; give the saved value")
         self._admitted, self._trained, self._pushes = state["admitted"], state["trained"], state["pushes"]
+        self._version_offset = state.get("version_offset", 0)
         self._consumed = self._trained
         self._given_back = Counter(state["given_back"])
         self._in_training = {}
         self._outstanding = {g: Admission(group_index=g, deadline=d, policy_version=v) for g, d, v in state["outstanding"]}
         self._notify()
+
+    def skip_versions_until(self, used: int) -> None:
+        """Version numbers up to `used` were given to weights that a crash lost: the restored weights get the next one.
+        Without such (`used` is not ahead) nothing changes."""
+        if used > self.policy_version:
+            self._version_offset += used + 1 - self.policy_version
 
     def _knobs(self) -> dict[str, int]:
         return {

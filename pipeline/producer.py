@@ -53,12 +53,23 @@ class Producer:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as groups:
             for admission in self._resumed:
-                groups.create_task(self._produce(admission))
+                if not self._recalled(admission):
+                    groups.create_task(self._produce(admission))
             while True:
                 admission = await self._buffer.admit()
                 self._prompts[admission.group_index] = self._number(admission.group_index, self._source.get_samples(1)[0])
-                groups.create_task(self._produce(admission))
+                if not self._recalled(admission):
+                    groups.create_task(self._produce(admission))
                 await asyncio.sleep(0)  # let the group send its requests before the next is admitted
+
+    def _recalled(self, admission: Admission) -> bool:
+        """A restart need not generate again what the crash left complete, or given back."""
+        found = self._buffer.recall(admission.group_index)
+        if found == "discarded":
+            del self._prompts[admission.group_index]
+        if found is not None:
+            self.counts[f"groups_recalled_{found}"] += 1
+        return found is not None
 
     async def _produce(self, admission: Admission) -> None:
         """One group, from its prompt to the buffer or to giving its slot back."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pipeline.clock import Admission
 from pipeline.types import Completion, Group, PushResult, Sample, StepResult, TrainBatch
@@ -81,6 +81,9 @@ class Buffer(Protocol):
     async def admit(self) -> Admission:
         """The right of the next group to generate. Waits while K + 1 rollouts are under way."""
 
+    def recall(self, group_index: int) -> Literal["complete", "discarded"] | None:
+        """What a crash left of this group, asked for once after its admission. None: generate it."""
+
     def discard(self, group_index: int, reason: str) -> None:
         """The group failed for good, or a filter removed it: its slot becomes a new admission."""
 
@@ -89,6 +92,12 @@ class Buffer(Protocol):
 
     async def take(self, rollout_id: int) -> list[Group]:
         """The `rollout_batch_size` groups of this rollout, deadlines kept (DESIGN section 3). Waits for them."""
+
+    def pushing(self, policy_version: int) -> None:
+        """The engines are about to be given this version."""
+
+    def committed(self, num_trained: int, checkpoint: str) -> None:
+        """A complete checkpoint covers this many rollouts."""
 
 
 class Learner(Protocol):

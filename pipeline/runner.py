@@ -145,6 +145,7 @@ class Runner:
     async def push(self, rollout_id: int) -> PushResult | None:
         if not self._p.clock.push_due(rollout_id):
             return None
+        self._p.buffer.pushing(self._p.clock.policy_version + 1)
         with self._p.recorder.trainer_busy():
             pushed = await self._p.transport.push(self._p.clock.policy_version + 1)
         self._p.clock.pushed()
@@ -198,6 +199,7 @@ class Runner:
         state: dict[str, Any] = {"clock": p.clock.state_dict(), "producer": p.producer.state_dict(), "recorder": p.recorder.state_dict()}
         with p.recorder.trainer_busy():
             path = await save_snapshot(p.checkpoints, p.clock.num_trained, p.learner, state)
+        p.buffer.committed(p.clock.num_trained, path.name)
         self._saved = p.clock.num_trained
         logger.info("saved %s", path)
 

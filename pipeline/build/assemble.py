@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from buffers.journal import FILE_NAME, read_journal
+from buffers.ledger import Ledger
 from buffers.replay import ReplayBuffer
 from configs.resolve import dump_config
 from configs.schema import Config, flat_args
 from pipeline.clock import RolloutClock
+from pipeline.errors import CheckpointError
 from pipeline.producer import Producer
 from pipeline.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
 from pipeline.recorder import Recorder
@@ -44,6 +47,7 @@ class Site:
     run_dir: RunDir
     snapshot: Path | None  # the checkpoint to resume from
     state: Mapping[str, Any] | None  # its state.json
+    ledger: Ledger | None  # of the journal in run_dir, when the run goes on there
     clock: RolloutClock
     time: MonotonicClock
 
@@ -74,7 +78,8 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     backend = make_backend(site)
     source = _prompts(site, backend.tokenizer)
     reward = build_reward(config.reward, site.args)
-    buffer = ReplayBuffer(site.run_dir.buffer, config.async_, site.clock)
+    restored_from = site.snapshot.name if site.snapshot else None
+    buffer = ReplayBuffer(site.run_dir.buffer, config.async_, site.clock, ledger=site.ledger, restored_from=restored_from)
     producer = Producer(
         source=source,
         generate=backend.generate,
@@ -134,7 +139,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
 
 
 def _site(config: Config) -> Site:
-    snapshot = find_snapshot(config.run.load) if config.run.load else None
+    snapshot, home = _resume_point(config.run.load)
     state = read_state(snapshot) if snapshot else None
     clock = RolloutClock(
         rollout_batch_size=config.rollout.rollout_batch_size,
@@ -145,16 +150,41 @@ def _site(config: Config) -> Site:
     )
     if state is not None:
         clock.load_state_dict(state["clock"])
-    run_dir = _run_dir(config, snapshot)
+    ledger = None
+    if home is not None:
+        records, torn = read_journal(home.buffer / FILE_NAME)
+        ledger = Ledger(records)
+        clock.skip_versions_until(ledger.policy_version)
+        if torn:
+            logger.warning("%s: its last line was cut off by a crash (%d bytes); left out", home.buffer / FILE_NAME, torn)
+    run_dir = home or create_run_dir(config.run.runs_dir, config.run.name or ("mock" if config.run.mock else "run"))
     run_dir.config.write_text(dump_config(config), encoding="utf-8")
-    return Site(config=config, args=flat_args(config), run_dir=run_dir, snapshot=snapshot, state=state, clock=clock, time=MonotonicClock())
+    return Site(
+        config=config,
+        args=flat_args(config),
+        run_dir=run_dir,
+        snapshot=snapshot,
+        state=state,
+        ledger=ledger,
+        clock=clock,
+        time=MonotonicClock(),
+    )
 
 
-def _run_dir(config: Config, snapshot: Path | None) -> RunDir:
-    """A resumed run goes on in its own directory; a snapshot from elsewhere, or none, begins a new one."""
-    if snapshot is not None and (home := snapshot.parent.parent / "metrics.jsonl").exists():
-        return open_run_dir(home.parent)
-    return create_run_dir(config.run.runs_dir, config.run.name or ("mock" if config.run.mock else "run"))
+def _resume_point(load: str | None) -> tuple[Path | None, RunDir | None]:
+    """(snapshot, the run directory to go on in). A snapshot from elsewhere, or none, begins a new directory; a run that died before
+    its first snapshot goes on in its own, from the beginning, with the groups that it has."""
+    if load is None:
+        return None, None
+    try:
+        snapshot = find_snapshot(load)
+    except CheckpointError:
+        if not (Path(load) / "buffer" / FILE_NAME).exists():
+            raise
+        return None, open_run_dir(load)
+    home = snapshot.parent.parent
+    going_on = (home / "metrics.jsonl").exists() and (home / "buffer" / FILE_NAME).exists()
+    return snapshot, open_run_dir(home) if going_on else None
 
 
 def _prompts(site: Site, tokenizer: Tokenizer | None) -> Source:
@@ -214,7 +244,7 @@ def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:
 def _telemetry(site: Site) -> tuple[Any, Callable[[float, bool], None]]:
     from pipeline.report import closing_lines, write_report, write_summary
 
-    telemetry = open_telemetry(site.run_dir, site.config, resumed_at=site.clock.num_trained if site.state else None)
+    telemetry = open_telemetry(site.run_dir, site.config, resumed_at=site.clock.num_trained if site.ledger or site.state else None)
 
     def finish(wall_seconds: float, interrupted: bool) -> None:
         telemetry.close()

@@ -283,7 +283,7 @@ async def test_statistics_say_where_every_group_is(tmp_path: Path) -> None:
     assert s.num_bytes > 0 and s.staleness_bound == 3
 
 
-async def test_consumed_segments_are_deleted(tmp_path: Path) -> None:
+async def test_segments_are_deleted_once_a_checkpoint_covers_them(tmp_path: Path) -> None:
     buffer, clock = make(tmp_path, P=2, K=0, max_segment_bytes=1)
     for r in range(3):
         for a in admit_all(buffer):
@@ -291,9 +291,12 @@ async def test_consumed_segments_are_deleted(tmp_path: Path) -> None:
         groups = await buffer.take(r)
         release(clock, r)
         np.testing.assert_array_equal(groups[0].samples[0].tokens, np.arange(10))
-    assert len(files(tmp_path)) == 1, "the open one"
+    assert len(files(tmp_path)) == 1 + 6, "the journal, and every group: a crash now would need them"
+    buffer.committed(2, "rollout_000002")
+    assert len(files(tmp_path)) == 1 + 2
+    buffer.committed(3, "rollout_000003")
     buffer.close()
-    assert files(tmp_path) == []
+    assert files(tmp_path) == ["journal.log"]
 
 
 async def test_close_wakes_whoever_waits(tmp_path: Path) -> None:

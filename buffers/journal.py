@@ -1,0 +1,133 @@
+"""The buffer's diary: one line a decision, appended before anything follows from it, read back after a crash.
+
+A line is eight hexadecimal digits of CRC-32, a space, one JSON object and a newline. Bytes behind the last newline are a write that a
+crash cut off: they are dropped, and said to be. Anything else that does not check is corruption, and named.
+
+Records (`t` is the kind):
+    open     schema                  first line
+    admit    g, d, v                 group g may generate: deadline d, admitted at policy version v
+    put      g, s, o, n              group g is complete: segment s, offset o, n bytes
+    gone     g                       its bytes were not there after a crash: it is generated again
+    discard  g, why                  group g gives its slot back
+    consume  r, v, g: [...]          rollout r, trained at version v, takes these groups
+    push     v                       the engines begin to be given version v
+    commit   r, name                 checkpoint `name` covers rollouts 0..r-1
+    restore  r, name, v              a restart from checkpoint `name` (null: from the beginning) after r rollouts, at version v:
+                                     what rollouts r and later consumed was lost with their weights
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipeline.errors import BufferCorruption, ReplayBufferError
+
+JOURNAL_SCHEMA = 1
+FILE_NAME = "journal.log"
+HELD_BYTES = 1 << 16  # under durability `memory`
+Record = dict[str, Any]
+
+
+class Journal:
+    """Appends records to a file. What a returned `append` promises is the kernel's: the line survives this process's death.
+
+    `flush_each=False` (durability `memory`) keeps lines in this process until `flush` or `close`.
+    """
+
+    def __init__(self, path: Path, *, flush_each: bool = True) -> None:
+        """Goes on at the end of an existing file, whose torn tail is cut off. Raises ReplayBufferError, BufferCorruption."""
+        self.path, self._flush_each, self._held = path, flush_each, bytearray()
+        exists = path.exists() and path.stat().st_size > 0
+        end = len(_whole(path.read_bytes())) if exists else 0
+        try:
+            self._fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
+            os.ftruncate(self._fd, end)
+        except OSError as e:
+            raise ReplayBufferError(f"replay buffer: cannot open {path}: {e.strerror}; check the run directory") from e
+        self._end = end
+        if end == 0:
+            self.append({"t": "open", "schema": JOURNAL_SCHEMA})
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Raises ReplayBufferError when it cannot be written; then nothing of it is in the file."""
+        self._held += encode(record)
+        if self._flush_each or len(self._held) > HELD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        view, at = memoryview(bytes(self._held)), self._end
+        try:
+            while view:
+                written = os.pwrite(self._fd, view, at)
+                view, at = view[written:], at + written
+        except OSError as e:
+            error = ReplayBufferError(f"replay buffer: {self.path} cannot be written: {e.strerror} (errno {e.errno}); free space there")
+            try:
+                os.ftruncate(self._fd, self._end)
+            except OSError as cut:  # harmless: the next line overwrites the torn bytes
+                error.add_note(f"the torn write could not be cut off either: {cut}")
+            self._held.clear()
+            raise error from e
+        self._end = at
+        self._held.clear()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._fd >= 0:
+            try:
+                self.flush()
+            finally:
+                os.close(self._fd)
+                self._fd = -1
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    body = orjson.dumps(record)
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def read_journal(path: Path) -> tuple[list[Record], int]:
+    """(records, bytes of a torn last line that are left out). Raises BufferCorruption naming file and offset."""
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise ReplayBufferError(f"{path} cannot be read: {e.strerror}; expected the journal of a run's buffer") from e
+    whole = _whole(data)
+    records, at = [], 0
+    for line in _lines(whole):
+        records.append(_decode(line, path, at))
+        at += len(line)
+    if records and records[0] != {"t": "open", "schema": JOURNAL_SCHEMA}:
+        raise BufferCorruption(f"{path} begins with {records[0]!r:.80}: this version reads journals of schema {JOURNAL_SCHEMA}")
+    return records, len(data) - len(whole)
+
+
+def _lines(data: bytes) -> list[bytes]:
+    return [line + b"\n" for line in data.split(b"\n")[:-1]]
+
+
+def _whole(data: bytes) -> bytes:
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _decode(line: bytes, path: Path, at: int) -> Record:
+    check, space, body = line[:8], line[8:9], line[9:-1]
+    if space != b" " or check != b"%08x" % zlib.crc32(body):
+        raise BufferCorruption(f"{path} at byte {at}: the line's checksum does not fit. The file was changed or the disk is faulty")
+    try:
+        record = orjson.loads(body)
+    except orjson.JSONDecodeError as e:
+        raise BufferCorruption(f"{path} at byte {at}: {e}") from e
+    if not isinstance(record, dict) or "t" not in record:
+        raise BufferCorruption(f"{path} at byte {at}: expected an object with a kind, got {record!r:.80}")
+    return record

@@ -1,0 +1,154 @@
+"""The run's account, from its journal: what became of every group, and what a restart has to do. Pure.
+
+A restart goes back to a checkpoint, and with it to the admissions of that time: group indices are given out again in the same order,
+for the same prompts. So a group that was complete before the crash is not generated again when its turn comes: it is recalled.
+Consumptions that the checkpoint does not cover are void, their weights are lost; their groups are complete, and wait again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from buffers.segments import Location
+from pipeline.errors import BufferCorruption
+
+Fate = Literal["trained", "pending", "generating", "failed", "removed"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """One group."""
+
+    group_index: int
+    times_admitted: int = 0
+    times_put: int = 0
+    place: Location | None = None  # where it lies, when it is complete
+    discarded: str | None = None  # why it gave its slot back
+    consumed: list[tuple[int, int]] = field(default_factory=list)  # (rollout, policy version), those that hold
+    num_void: int = 0  # consumptions that were lost with their weights
+    committed_by: str | None = None  # the checkpoint that first covered its consumption
+
+    @property
+    def fate(self) -> Fate:
+        if self.consumed:
+            return "trained"
+        if self.discarded is not None:
+            return "failed" if self.discarded.startswith("failed") else "removed"
+        return "pending" if self.place is not None else "generating"
+
+    @property
+    def recallable(self) -> bool:
+        """Complete, and to be trained on yet."""
+        return self.place is not None and not self.consumed and self.discarded is None
+
+
+class Ledger:
+    """Apply records in order; look at any time."""
+
+    def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.accounts: dict[int, Account] = {}
+        self.policy_version = 0  # the highest that was ever pushed, or restored to
+        self.num_restores = 0
+        self.commits: list[tuple[int, str]] = []  # (rollouts covered, checkpoint)
+        self._by_rollout: dict[int, list[int]] = {}  # consumed by, and not void
+        for number, record in enumerate(records):
+            self.apply(record, number)
+
+    def apply(self, record: Mapping[str, Any], number: int = -1) -> None:
+        """Raises BufferCorruption for a record that cannot follow what came before."""
+        known: dict[str, Callable[[Mapping[str, Any]], None]] = {
+            "open": lambda _: None,
+            "admit": self._admit,
+            "put": self._put,
+            "gone": self._gone,
+            "discard": self._discard,
+            "consume": self._consume,
+            "push": self._push,
+            "commit": self._commit,
+            "restore": self._restore,
+        }
+        try:
+            known[record["t"]](record)
+        except (KeyError, TypeError, AssertionError) as e:
+            raise BufferCorruption(f"journal record {number} {dict(record)!r:.120} does not fit: {type(e).__name__} {e}") from e
+
+    def recallable(self) -> dict[int, Account]:
+        """Groups that a restart recalls instead of generating, by index."""
+        return {g: a for g, a in self.accounts.items() if a.recallable}
+
+    def totals(self) -> dict[str, int]:
+        """Groups by fate, and the two sums that are always 0: `lost`, complete groups that are neither trained, nor waiting, nor
+        given back with a reason; `duplicated`, consumptions beyond the first."""
+        accounts = self.accounts.values()
+        fates = {fate: sum(a.fate == fate for a in accounts) for fate in ("trained", "pending", "generating", "failed", "removed")}
+        lost = sum(a.times_put > 0 and a.place is None and not a.consumed and a.discarded is None for a in accounts)
+        return {**fates, "lost": lost, "duplicated": sum(max(0, len(a.consumed) - 1) for a in accounts)}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One a group, JSON-able."""
+        return [
+            {
+                "group": a.group_index,
+                "times_admitted": a.times_admitted,
+                "times_put": a.times_put,
+                "consumed": [{"rollout": r, "policy_version": v} for r, v in a.consumed],
+                "consumptions_void": a.num_void,
+                "committed_by": a.committed_by,
+                "fate": a.fate,
+                "reason": a.discarded,
+            }
+            for a in self.accounts.values()
+        ]
+
+    # -- the records --------------------------------------------------------------------------------------------------
+
+    def _admit(self, record: Mapping[str, Any]) -> None:
+        account = self.accounts.setdefault(record["g"], Account(group_index=record["g"]))
+        account.times_admitted += 1
+
+    def _put(self, record: Mapping[str, Any]) -> None:
+        account = self.accounts[record["g"]]
+        assert account.place is None, "the group is complete already"
+        account.times_put += 1
+        account.place = Location(segment=record["s"], offset=record["o"], num_bytes=record["n"])
+
+    def _gone(self, record: Mapping[str, Any]) -> None:
+        self.accounts[record["g"]].place = None
+
+    def _discard(self, record: Mapping[str, Any]) -> None:
+        account = self.accounts[record["g"]]
+        assert not account.consumed, "the group is consumed already"
+        account.discarded = str(record["why"])
+
+    def _consume(self, record: Mapping[str, Any]) -> None:
+        rollout, version, groups = record["r"], record["v"], record["g"]
+        for g in groups:
+            account = self.accounts[g]
+            assert account.place is not None, f"group {g} was never put"
+            account.consumed.append((rollout, version))
+        self._by_rollout[rollout] = list(groups)
+
+    def _push(self, record: Mapping[str, Any]) -> None:
+        self.policy_version = max(self.policy_version, record["v"])
+
+    def _commit(self, record: Mapping[str, Any]) -> None:
+        self.commits.append((record["r"], record["name"]))
+        for rollout, groups in self._by_rollout.items():
+            for g in groups if rollout < record["r"] else ():
+                account = self.accounts[g]
+                account.committed_by = account.committed_by or record["name"]
+
+    def _restore(self, record: Mapping[str, Any]) -> None:
+        self.num_restores += 1
+        self.policy_version = max(self.policy_version, record["v"])
+        for rollout, groups in self._by_rollout.items():  # a crash may have come between a checkpoint and its line here
+            for g in groups if rollout < record["r"] else ():
+                self.accounts[g].committed_by = self.accounts[g].committed_by or record["name"]
+        for rollout in [r for r in self._by_rollout if r >= record["r"]]:
+            for g in self._by_rollout.pop(rollout):
+                account = self.accounts[g]
+                account.consumed = [(r, v) for r, v in account.consumed if r != rollout]
+                account.num_void += 1
+                account.committed_by = None

@@ -1,0 +1,157 @@
+"""Kill a run with -9 at random instants, resume it, and look at its account in the end: nothing lost, nothing trained twice.
+
+    python -m tests.chaos.chaos --kills 200 [--real] [--seed 0]
+
+Every life of the run is killed after a random while: the driver, or one of its children (an engine, a learner rank, a scorer), or
+all at once. After enough kills the run may end. Prints one line a life, then the ledger's totals; exits 1 unless they hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from buffers.journal import FILE_NAME, read_journal
+from buffers.ledger import Ledger
+from tests.conftest import ROOT, entry_command
+
+MOCK = (
+    "--mock", "--rollout-batch-size", "4", "--n-samples-per-prompt", "2", "--async-buffer-size", "2", "--save-interval", "3",
+    "--mock-step-seconds", "0.02", "--mock-seconds-per-token", "0.0005", "--mock-failure-rate", "0.02",
+)  # fmt: skip
+REAL = (
+    "--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"), "--sft-steps", "3", "--rollout-batch-size", "4",
+    "--n-samples-per-prompt", "4", "--eval-interval", "1000000", "--save-interval", "4",
+)  # fmt: skip
+
+
+def chaos(folder: Path, *, kills: int, real: bool, seed: int, num_rollout: int, say: Any = print) -> dict[str, Any]:
+    """Returns the ledger's totals with `kills` and `problems` (empty when all holds)."""
+    rng = random.Random(seed)
+    run = folder / "chaos"
+    flags = (*(REAL if real else MOCK), "--num-rollout", str(num_rollout), "--runs-dir", str(folder), "--name", "chaos")
+    done = 0
+    while True:
+        journal = run / "buffer" / FILE_NAME
+        load = ("--load", str(run)) if journal.exists() else ()
+        process = subprocess.Popen(entry_command(*flags, *load), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        victim = _kill_somebody(process, rng, 60.0 if real else 3.0) if done < kills else None
+        _, err = process.communicate(timeout=900)
+        if victim is not None:
+            done += 1
+            say(f"life {done}: killed {victim}, {_trained(run)} rollouts in the records")
+            _end_orphans(run)
+        elif process.returncode == 0:
+            break
+        elif done >= kills:
+            raise RuntimeError(f"the run ended with {process.returncode}: {err[-3000:]}")
+        elif process.returncode not in (0, 1):
+            raise RuntimeError(f"a life ended with {process.returncode} unkilled: {err[-3000:]}")
+    records, _ = read_journal(run / "buffer" / FILE_NAME)
+    return {**Ledger(records).totals(), "kills": done, "problems": problems(run, records, num_rollout)}
+
+
+def problems(run: Path, records: list[dict[str, Any]], num_rollout: int) -> list[str]:
+    """What does not hold."""
+    ledger = Ledger(records)
+    totals, found = ledger.totals(), []
+    batch = 4
+    if totals["lost"] or totals["duplicated"]:
+        found.append(f"lost {totals['lost']}, duplicated {totals['duplicated']}")
+    if totals["trained"] != num_rollout * batch:
+        found.append(f"{totals['trained']} groups trained, expected {num_rollout * batch}")
+    rollouts = sorted({r for a in ledger.accounts.values() for r, _ in a.consumed})
+    if rollouts != list(range(num_rollout)):
+        found.append(f"rollouts consumed: {rollouts}")
+    twice = [g for g, a in ledger.accounts.items() if a.times_put > 1]
+    if twice:
+        found.append(f"groups {twice} were generated again although they were complete")
+    pushes = [r["v"] for r in records if r["t"] == "push"]
+    if pushes != sorted(set(pushes)):
+        found.append(f"version numbers went back or were used twice: {pushes}")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    versions = [r["policy_version"] for r in rows if r["kind"] == "train"]
+    if versions != sorted(versions) or [r["rollout_id"] for r in rows if r["kind"] == "train"] != list(range(num_rollout)):
+        found.append(f"metrics: versions {versions}")
+    return found
+
+
+def _kill_somebody(process: subprocess.Popen[str], rng: random.Random, longest: float) -> str | None:
+    """After a random while. None when the run ended before."""
+    try:
+        process.wait(timeout=rng.uniform(0.2, longest))
+        return None
+    except subprocess.TimeoutExpired:
+        pass
+    driver = psutil.Process(process.pid)
+    children = driver.children(recursive=True)
+    choice = rng.random()
+    if choice < 0.5 or not children:
+        victims, name = [driver], "the driver"
+    elif choice < 0.75:
+        victims, name = [driver, *children], "everything"
+    else:
+        child = rng.choice(children)
+        victims, name = [child, driver], f"{_name(child)}, then the driver"
+    for victim in victims:
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            continue
+    for child in children:  # what the driver can no longer end
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(children, timeout=30)
+    return name
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return "a child"
+
+
+def _end_orphans(run: Path) -> None:
+    """Processes that the killed driver had started and that lived in sessions of their own: they name the run's folder."""
+    for process in psutil.process_iter():
+        try:
+            if str(run) in " ".join(process.cmdline()) and process.ppid() == 1:
+                process.kill()
+        except psutil.Error:
+            continue
+
+
+def _trained(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return sum('"kind": "train"' in line for line in metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--real", action="store_true", help="SGLang and Megatron instead of the simulated parts")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-rollout", type=int)
+    options = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="slipstream-chaos-") as folder:
+        num_rollout = options.num_rollout or (12 if options.real else 3 * options.kills)
+        found = chaos(Path(folder), kills=options.kills, real=options.real, seed=options.seed, num_rollout=num_rollout)
+    print(json.dumps({**found, "seconds": round(time.monotonic() - began)}))
+    return 1 if found["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
