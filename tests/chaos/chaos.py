@@ -26,7 +26,7 @@ from tests.conftest import ROOT, entry_command
 
 MOCK = (
     "--mock", "--rollout-batch-size", "4", "--n-samples-per-prompt", "2", "--async-buffer-size", "2", "--save-interval", "3",
-    "--mock-step-seconds", "0.02", "--mock-seconds-per-token", "0.0005", "--mock-failure-rate", "0.02",
+    "--mock-step-seconds", "0.05", "--mock-seconds-per-token", "0.0005", "--mock-failure-rate", "0.02",
 )  # fmt: skip
 REAL = (
     "--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"), "--sft-steps", "3", "--rollout-batch-size", "4",
@@ -147,7 +147,7 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="slipstream-chaos-") as folder:
-        num_rollout = options.num_rollout or (12 if options.real else 3 * options.kills)
+        num_rollout = options.num_rollout or (12 if options.real else 15 * options.kills)
         found = chaos(Path(folder), kills=options.kills, real=options.real, seed=options.seed, num_rollout=num_rollout)
     print(json.dumps({**found, "seconds": round(time.monotonic() - began)}))
     return 1 if found["problems"] else 0
