@@ -46,6 +46,7 @@ class DataConfig:
     """Prompts."""
 
     prompt_data: str | None = None  # file.jsonl, file.parquet, path@[a:b], or reasoning_gym:TASK?param=value&...
+    data_source_path: str | None = None  # file.py[:Class] instead: get_samples, add_samples, save, load, as in slime
     input_key: str = "prompt"  # column with the prompt (text or chat messages)
     label_key: str | None = None  # column with the label
     metadata_key: str = "metadata"  # column with a JSON object passed on as sample.metadata

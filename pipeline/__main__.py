@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SlipstreamError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return e.exit_code
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
     return 0
 
 

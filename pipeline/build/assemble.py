@@ -33,7 +33,7 @@ from stages.batch import make_batch
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
 from stages.reward import build_reward
-from stages.source import build_source
+from stages.source import UserSource, build_source
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +189,8 @@ def _resume_point(load: str | None) -> tuple[Path | None, RunDir | None]:
 
 def _prompts(site: Site, tokenizer: Tokenizer | None) -> Source:
     """--prompt-data; a --mock run without any gets sums, written where the run can be looked at."""
+    if site.config.data.data_source_path is not None:
+        return UserSource(site.config.data.data_source_path, site.args, site.config.rollout.n_samples_per_prompt)
     if site.config.data.prompt_data is not None:
         return _source(site.config, site.config.data.prompt_data, tokenizer)
     path = site.run_dir.path / "prompts.jsonl"

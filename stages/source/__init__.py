@@ -1,16 +1,17 @@
-"""Where prompts come from: JSONL, Parquet, reasoning-gym."""
+"""Where prompts come from: JSONL, Parquet, reasoning-gym, a user's own class."""
 
 from __future__ import annotations
 
 from configs.schema import DataConfig
 from pipeline.errors import ConfigError
 from pipeline.protocols import Tokenizer
+from stages.source.custom import UserSource
 from stages.source.render import build_renderer
 from stages.source.rows import FileRows, Rows
 from stages.source.sft import sft_pairs
 from stages.source.source import PromptSource
 
-__all__ = ["PromptSource", "build_source", "sft_pairs"]
+__all__ = ["PromptSource", "UserSource", "build_source", "sft_pairs"]
 
 
 def build_source(
