@@ -44,7 +44,7 @@ def chaos(folder: Path, *, kills: int, real: bool, seed: int, num_rollout: int, 
         journal = run / "buffer" / FILE_NAME
         load = ("--load", str(run)) if journal.exists() else ()
         process = subprocess.Popen(entry_command(*flags, *load), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        victim = _kill_somebody(process, rng, 60.0 if real else 3.0) if done < kills else None
+        victim = _kill_somebody(process, rng, 60.0 if real else 2.0) if done < kills else None
         _, err = process.communicate(timeout=900)
         if victim is not None:
             done += 1
@@ -147,7 +147,7 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="slipstream-chaos-") as folder:
-        num_rollout = options.num_rollout or (12 if options.real else 15 * options.kills)
+        num_rollout = options.num_rollout or (12 if options.real else 30 * options.kills)
         found = chaos(Path(folder), kills=options.kills, real=options.real, seed=options.seed, num_rollout=num_rollout)
     print(json.dumps({**found, "seconds": round(time.monotonic() - began)}))
     return 1 if found["problems"] else 0

@@ -11,5 +11,5 @@ from tests.chaos.chaos import chaos
 
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing_and_train_nothing_twice(tmp_path: Path) -> None:
-    found = chaos(tmp_path, kills=20, real=False, seed=1, num_rollout=300)
+    found = chaos(tmp_path, kills=20, real=False, seed=1, num_rollout=600)
     assert found["kills"] == 20 and found["problems"] == []
