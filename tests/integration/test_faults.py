@@ -20,7 +20,8 @@ SHORT = ("--sft-steps", "2", "--rollout-batch-size", "4", "--n-samples-per-promp
 def test_a_loss_that_is_no_number_refuses_the_step_keeps_the_batch_and_stops_the_run(tmp_path: Path, nothing_left_behind: None) -> None:
     """The first step, at an absurd learning rate, wrecks the weights; the second one's loss is not a number."""
     done = run_entry(
-        *PRESET, *SHORT, "--lr", "1e30", "--update-weights-interval", "4", "--async-buffer-size", "2", "--num-rollout", "8",
+        *PRESET, *SHORT, "--rm-type", "random", "--reward-threshold", "0", "--lr", "1e30",
+        "--update-weights-interval", "4", "--async-buffer-size", "2", "--num-rollout", "8",
         "--runs-dir", str(tmp_path), "--name", "n", timeout=300,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
