@@ -43,7 +43,7 @@ def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     left = [p for p in psutil.process_iter() if p.pid != os.getpid() and _is_marked(p, mark)]
     assert not left, f"processes left behind: {[' '.join(p.cmdline())[:200] for p in left]}"
-    files = {f.name for f in (set(shm.iterdir()) if shm.exists() else set()) - before if not _mapped_by_others(f)}
+    files = {f.name for f in (set(shm.iterdir()) if shm.exists() else set()) - before if not mapped_by_others(f)}
     assert not files, f"shared-memory files left behind: {files}"
 
 
@@ -54,7 +54,7 @@ def _is_marked(process: psutil.Process, mark: str) -> bool:
         return False  # gone, or not ours to look at
 
 
-def _mapped_by_others(file: Path) -> bool:
+def mapped_by_others(file: Path) -> bool:
     """In use by a live process, which is none of ours: those are gone."""
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:

@@ -22,7 +22,7 @@ import psutil
 
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
-from tests.conftest import ROOT, entry_command
+from tests.conftest import ROOT, entry_command, mapped_by_others
 
 MOCK = (
     "--mock", "--rollout-batch-size", "4", "--n-samples-per-prompt", "2", "--async-buffer-size", "2", "--save-interval", "3",
@@ -39,7 +39,7 @@ def chaos(folder: Path, *, kills: int, real: bool, seed: int, num_rollout: int, 
     rng = random.Random(seed)
     run = folder / "chaos"
     flags = (*(REAL if real else MOCK), "--num-rollout", str(num_rollout), "--runs-dir", str(folder), "--name", "chaos")
-    done = 0
+    done, before = 0, shared_memory()
     while True:
         journal = run / "buffer" / FILE_NAME
         load = ("--load", str(run)) if journal.exists() else ()
@@ -56,8 +56,15 @@ def chaos(folder: Path, *, kills: int, real: bool, seed: int, num_rollout: int, 
             raise RuntimeError(f"the run ended with {process.returncode}: {err[-3000:]}")
         elif process.returncode not in (0, 1):
             raise RuntimeError(f"a life ended with {process.returncode} unkilled: {err[-3000:]}")
+    for left in shared_memory() - before:  # semaphores of killed processes, which nobody else can remove
+        left.unlink(missing_ok=True)
     records, _ = read_journal(run / "buffer" / FILE_NAME)
     return {**Ledger(records).totals(), "kills": done, "problems": problems(run, records, num_rollout)}
+
+
+def shared_memory() -> set[Path]:
+    """Semaphores in shared memory that no live process has mapped."""
+    return {file for file in Path("/dev/shm").glob("sem.*") if not mapped_by_others(file)}
 
 
 def problems(run: Path, records: list[dict[str, Any]], num_rollout: int) -> list[str]:
