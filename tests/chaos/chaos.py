@@ -154,7 +154,7 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="slipstream-chaos-") as folder:
-        num_rollout = options.num_rollout or (12 if options.real else 30 * options.kills)
+        num_rollout = options.num_rollout or (12 if options.real else 15 * options.kills)
         found = chaos(Path(folder), kills=options.kills, real=options.real, seed=options.seed, num_rollout=num_rollout)
     print(json.dumps({**found, "seconds": round(time.monotonic() - began)}))
     return 1 if found["problems"] else 0
