@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
+from pathlib import Path
+
+
+def sync_directory(path: Path) -> None:
+    """A new file survives power loss only when its directory's entry is on the disk too (fsync(2))."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class GroupCommit:

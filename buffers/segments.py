@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from buffers.durability import sync_directory
 from buffers.schema import SCHEMA
 from pipeline.errors import BufferCorruption, ReplayBufferError
 
@@ -129,6 +130,8 @@ class SegmentStore:
             path.unlink()
             raise
         segment.num_bytes = len(_SCHEMA_MESSAGE)
+        if self.sync_when_sealed:
+            sync_directory(self._directory)  # of the journal beside it, too
         self._segments[self._next_id] = self._open = segment
         self._next_id += 1
         return segment

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from buffers.durability import GroupCommit
+from buffers.replay import ReplayBuffer
+from configs.schema import AsyncConfig
+from pipeline.clock import RolloutClock
+from pipeline.types import Group, Sample, Status
 
 
 class Disk:
@@ -79,3 +86,24 @@ async def test_cancelling_one_who_waits_leaves_the_others() -> None:
     await second
     with pytest.raises(asyncio.CancelledError):
         await first
+
+
+@pytest.mark.parametrize(
+    ("durability", "synced"), [("fsync", {".", "journal.log", "segment-000000.arrow"}), ("process", set()), ("memory", set())]
+)
+async def test_a_put_returns_when_all_its_files_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Any, synced: set[str]
+) -> None:
+    seen: set[str] = set()
+
+    def fsync(fd: int) -> None:
+        seen.add(str(Path(f"/proc/self/fd/{fd}").readlink().relative_to(tmp_path)))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    clock = RolloutClock(rollout_batch_size=1, async_buffer_size=1, update_weights_interval=1, num_rollout=2)
+    buffer = ReplayBuffer(tmp_path, AsyncConfig(async_buffer_size=1, buffer_durability=durability), clock)
+    admission = await buffer.admit()
+    sample = Sample(index=0, tokens=[1, 2], response_length=1, rollout_log_probs=[0.0], reward=0.0, status=Status.COMPLETED)
+    await buffer.put(Group(group_index=0, deadline=admission.deadline, admitted_version=0, samples=(sample,)))
+    assert seen == synced
+    buffer.close()
