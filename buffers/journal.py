@@ -5,11 +5,12 @@ crash cut off: they are dropped, and said to be. Anything else that does not che
 
 Records (`t` is the kind):
     open     schema                  first line
-    admit    g, d, v                 group g may generate: deadline d, admitted at policy version v
-    put      g, s, o, n              group g is complete: segment s, offset o, n bytes
+    admit    g, d, v, i              group g may generate for prompt i: deadline d, admitted at policy version v
+    put      g, s, o, n, p, w        group g is complete: segment s, offset o, n bytes; priority p, oldest token version w
     gone     g                       its bytes were not there after a crash: it is generated again
-    discard  g, why                  group g gives its slot back
-    consume  r, v, g: [...]          rollout r, trained at version v, takes these groups
+    discard  g, why, again           group g gives its slot back; again: for another try of its prompt
+    consume  r, v, g: [...], x, at   rollout r, trained at version v, takes groups g for the first time and groups x again; chosen when
+                                     the journal had `at` records
     push     v                       the engines begin to be given version v
     commit   r, name                 checkpoint `name` covers rollouts 0..r-1
     restore  r, name, v              a restart from checkpoint `name` (null: from the beginning) after r rollouts, at version v:
@@ -28,7 +29,8 @@ import orjson
 
 from pipeline.errors import BufferCorruption, ReplayBufferError
 
-JOURNAL_SCHEMA = 1
+JOURNAL_SCHEMA = 2
+READABLE = (1, 2)  # 1 had no i, p, w, again, x, at
 FILE_NAME = "journal.log"
 HELD_BYTES = 1 << 16  # under durability `memory`
 Record = dict[str, Any]
@@ -43,8 +45,9 @@ class Journal:
     def __init__(self, path: Path, *, flush_each: bool = True) -> None:
         """Goes on at the end of an existing file, whose torn tail is cut off. Raises ReplayBufferError, BufferCorruption."""
         self.path, self._flush_each, self._held = path, flush_each, bytearray()
-        exists = path.exists() and path.stat().st_size > 0
-        end = len(_whole(path.read_bytes())) if exists else 0
+        whole = _whole(path.read_bytes()) if path.exists() else b""
+        end = len(whole)
+        self.num_records = whole.count(b"\n")
         try:
             self._fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
             os.ftruncate(self._fd, end)
@@ -63,6 +66,7 @@ class Journal:
         self._held += encode(record)
         if self._flush_each or len(self._held) > HELD_BYTES:
             self.flush()
+        self.num_records += 1
 
     def flush(self) -> None:
         view, at = memoryview(bytes(self._held)), self._end
@@ -107,8 +111,8 @@ def read_journal(path: Path) -> tuple[list[Record], int]:
     for line in _lines(whole):
         records.append(_decode(line, path, at))
         at += len(line)
-    if records and records[0] != {"t": "open", "schema": JOURNAL_SCHEMA}:
-        raise BufferCorruption(f"{path} begins with {records[0]!r:.80}: this version reads journals of schema {JOURNAL_SCHEMA}")
+    if records and (records[0]["t"] != "open" or records[0].get("schema") not in READABLE):
+        raise BufferCorruption(f"{path} begins with {records[0]!r:.80}: this version reads journals of schema {READABLE}")
     return records, len(data) - len(whole)
 
 

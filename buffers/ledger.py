@@ -22,11 +22,16 @@ class Account:
     """One group."""
 
     group_index: int
+    prompt_index: int = -1  # the how-manieth of the source's prompts
     times_admitted: int = 0
     times_put: int = 0
     place: Location | None = None  # where it lies, when it is complete
+    priority: float = 1.0
+    oldest_version: int | None = None  # of its tokens
     discarded: str | None = None  # why it gave its slot back
+    retried: bool = False  # its prompt was to be tried again then
     consumed: list[tuple[int, int]] = field(default_factory=list)  # (rollout, policy version), those that hold
+    replayed: list[tuple[int, int]] = field(default_factory=list)  # the same, of the times after the first
     num_void: int = 0  # consumptions that were lost with their weights
     committed_by: str | None = None  # the checkpoint that first covered its consumption
 
@@ -37,6 +42,10 @@ class Account:
         if self.discarded is not None:
             return "failed" if self.discarded.startswith("failed") else "removed"
         return "pending" if self.place is not None else "generating"
+
+    @property
+    def times_sampled(self) -> int:
+        return len(self.consumed) + len(self.replayed)
 
     @property
     def recallable(self) -> bool:
@@ -80,20 +89,23 @@ class Ledger:
 
     def totals(self) -> dict[str, int]:
         """Groups by fate, and the two sums that are always 0: `lost`, complete groups that are neither trained, nor waiting, nor
-        given back with a reason; `duplicated`, consumptions beyond the first."""
+        given back with a reason; `duplicated`, consumptions beyond the first that were no replays (`replayed` counts those)."""
         accounts = self.accounts.values()
         fates = {fate: sum(a.fate == fate for a in accounts) for fate in ("trained", "pending", "generating", "failed", "removed")}
         lost = sum(a.times_put > 0 and a.place is None and not a.consumed and a.discarded is None for a in accounts)
-        return {**fates, "lost": lost, "duplicated": sum(max(0, len(a.consumed) - 1) for a in accounts)}
+        duplicated = sum(max(0, len(a.consumed) - 1) for a in accounts)
+        return {**fates, "replayed": sum(len(a.replayed) for a in accounts), "lost": lost, "duplicated": duplicated}
 
     def rows(self) -> list[dict[str, Any]]:
         """One a group, JSON-able."""
         return [
             {
                 "group": a.group_index,
+                "prompt": a.prompt_index,
                 "times_admitted": a.times_admitted,
                 "times_put": a.times_put,
                 "consumed": [{"rollout": r, "policy_version": v} for r, v in a.consumed],
+                "replayed": [{"rollout": r, "policy_version": v} for r, v in a.replayed],
                 "consumptions_void": a.num_void,
                 "committed_by": a.committed_by,
                 "fate": a.fate,
@@ -107,12 +119,14 @@ class Ledger:
     def _admit(self, record: Mapping[str, Any]) -> None:
         account = self.accounts.setdefault(record["g"], Account(group_index=record["g"]))
         account.times_admitted += 1
+        account.prompt_index = record.get("i", record["g"])  # journals of schema 1 knew no retried prompts
 
     def _put(self, record: Mapping[str, Any]) -> None:
         account = self.accounts[record["g"]]
         assert account.place is None, "the group is complete already"
         account.times_put += 1
         account.place = Location(segment=record["s"], offset=record["o"], num_bytes=record["n"])
+        account.priority, account.oldest_version = record.get("p", 1.0), record.get("w")
 
     def _gone(self, record: Mapping[str, Any]) -> None:
         self.accounts[record["g"]].place = None
@@ -120,7 +134,7 @@ class Ledger:
     def _discard(self, record: Mapping[str, Any]) -> None:
         account = self.accounts[record["g"]]
         assert not account.consumed, "the group is consumed already"
-        account.discarded = str(record["why"])
+        account.discarded, account.retried = str(record["why"]), bool(record.get("again"))
 
     def _consume(self, record: Mapping[str, Any]) -> None:
         rollout, version, groups = record["r"], record["v"], record["g"]
@@ -128,7 +142,11 @@ class Ledger:
             account = self.accounts[g]
             assert account.place is not None, f"group {g} was never put"
             account.consumed.append((rollout, version))
-        self._by_rollout[rollout] = list(groups)
+        for g in record.get("x", ()):
+            account = self.accounts[g]
+            assert account.consumed, f"group {g} is replayed, and was never trained on"
+            account.replayed.append((rollout, version))
+        self._by_rollout[rollout] = [*groups, *record.get("x", ())]
 
     def _push(self, record: Mapping[str, Any]) -> None:
         self.policy_version = max(self.policy_version, record["v"])
@@ -150,5 +168,6 @@ class Ledger:
             for g in self._by_rollout.pop(rollout):
                 account = self.accounts[g]
                 account.consumed = [(r, v) for r, v in account.consumed if r != rollout]
+                account.replayed = [(r, v) for r, v in account.replayed if r != rollout]
                 account.num_void += 1
-                account.committed_by = None
+                account.committed_by = account.committed_by if account.consumed else None

@@ -3,23 +3,28 @@
 The rule. Let c(d) be the outstanding groups (generating or ready) with deadline <= d. Rollouts r+1..d can consume P*(d - r)
 of them, so at least need(d) = c(d) - P*(d - r) of rollout r's batch must come from them. Only for those does a rollout wait
 (and for P groups to be ready at all); the rest of the batch is whatever is ready, in the selector's order.
+
+Without `waits` (--stale-policy drop or retry) nothing is waited for but P ready groups, of which those that are due go first; what is left
+behind its deadline is for the caller to remove.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from buffers import selectors
-from buffers.selectors import Candidate, Selector
+from buffers.selectors import DEADLINE, Candidate, Draw, Pick, Selector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """The rollout may be taken: P ready groups."""
 
-    group_indices: tuple[int, ...]
+    picks: tuple[Pick, ...]
+
+    @property
+    def group_indices(self) -> tuple[int, ...]:
+        return tuple(pick.group_index for pick in self.picks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +53,8 @@ class _Bucket:
 class DeadlineScheduler:
     """register -> ready -> (chosen by plan) -> remove. Costs: plan O(deadlines) while waiting, O(n log n) when it chooses."""
 
-    def __init__(self, rollout_batch_size: int, selector: Selector = selectors.deadline) -> None:
-        self.batch_size = rollout_batch_size
+    def __init__(self, rollout_batch_size: int, selector: Selector = DEADLINE, *, waits: bool = True) -> None:
+        self.batch_size, self._waits = rollout_batch_size, waits
         self._selector = selector
         self._deadline: dict[int, int] = {}  # group_index -> deadline, of everything outstanding
         self._buckets: dict[int, _Bucket] = {}
@@ -74,6 +79,10 @@ class DeadlineScheduler:
     def deadline_of(self, group_index: int) -> int:
         return self._deadline[group_index]
 
+    def candidate(self, group_index: int) -> Candidate:
+        """Of a ready group."""
+        return self._buckets[self._deadline[group_index]].ready[group_index]
+
     def is_ready(self, group_index: int) -> bool:
         return group_index in self._deadline and group_index in self._buckets[self._deadline[group_index]].ready
 
@@ -83,13 +92,13 @@ class DeadlineScheduler:
         self._deadline[group_index] = deadline
         self._buckets.setdefault(deadline, _Bucket()).generating[group_index] = None
 
-    def ready(self, group_index: int) -> None:
-        """The group is complete and stored."""
+    def ready(self, group_index: int, priority: float = 1.0) -> None:
+        """The group is complete and stored. `priority`: what the selector `prioritized` goes by."""
         deadline = self._deadline[group_index]
         bucket = self._buckets[deadline]
         assert group_index in bucket.generating, f"group {group_index} completed twice"
         del bucket.generating[group_index]
-        bucket.ready[group_index] = Candidate(group_index, deadline, self._sequence)
+        bucket.ready[group_index] = Candidate(group_index, deadline, self._sequence, priority)
         self._sequence += 1
         self._num_ready += 1
 
@@ -104,15 +113,29 @@ class DeadlineScheduler:
         if not len(bucket):
             del self._buckets[deadline]
 
-    def plan(self, rollout_id: int) -> Batch | Wait:
-        """The batch of this rollout, or what it waits for. Changes nothing: the taker removes what it takes."""
+    def plan(self, rollout_id: int, wanted: Mapping[int, int] | None = None) -> Batch | Wait:
+        """The batch of this rollout, or what it waits for. Changes nothing: the taker removes what it takes.
+
+        `wanted`, group -> rank: these come before the selector's order (but not before those that are due)."""
         needs = self._needs(rollout_id)
         if self._num_ready < self.batch_size:
             return Wait(num_missing=self.batch_size - self._num_ready, deadline=None)
         short = [(need - ready, deadline) for deadline, need, ready in needs if ready < need]
         if short:
             return Wait(num_missing=max(s[0] for s in short), deadline=short[-1][1])
-        return Batch(group_indices=self._choose(rollout_id, needs))
+        return Batch(picks=self._choose(rollout_id, needs, wanted))
+
+    def ready_groups(self, rollout_id: int) -> list[int]:
+        """All ready groups in the order in which `plan` would use them up."""
+        draw = Draw(self._selector, rollout_id)
+        for bucket in self._buckets.values():
+            for c in bucket.ready.values():
+                draw.push(c)
+        return [draw.pop().group_index for _ in range(len(draw))]
+
+    def past(self, rollout_id: int) -> list[int]:
+        """Ready groups whose deadline is before this rollout."""
+        return [g for deadline in sorted(self._buckets) if deadline < rollout_id for g in self._buckets[deadline].ready]
 
     def waited_for(self, wait: Wait) -> Iterator[int]:
         """The generating groups among which `wait.num_missing` must complete."""
@@ -127,21 +150,28 @@ class DeadlineScheduler:
             outstanding += len(self._buckets[deadline])
             ready += len(self._buckets[deadline].ready)
             need = outstanding - self.batch_size * (deadline - rollout_id)
+            if not self._waits:
+                need = min(need, ready, self.batch_size)
             assert need <= self.batch_size, (
                 f"{outstanding} groups are due by rollout {deadline}, rollouts {rollout_id}..{deadline} take {self.batch_size} each"
             )
             out.append((deadline, need, ready))
         return out
 
-    def _choose(self, rollout_id: int, needs: list[tuple[int, int, int]]) -> tuple[int, ...]:
+    def _choose(self, rollout_id: int, needs: list[tuple[int, int, int]], wanted: Mapping[int, int] | None) -> tuple[Pick, ...]:
         """Deadlines ascending: when need(d) is not met yet, take from those due by d, best first; then fill up."""
-        heap: list[tuple[int, int, int]] = []  # (selector's key, completion order, group)
-        chosen: list[int] = []
+        draw = Draw(self._selector if wanted is None else _preferring(wanted, self._selector), rollout_id)
+        chosen: list[Pick] = []
         for deadline, need, _ in needs:
             for c in self._buckets[deadline].ready.values():
-                heapq.heappush(heap, (self._selector(c, rollout_id), c.sequence, c.group_index))
+                draw.push(c)
             while len(chosen) < need:
-                chosen.append(heapq.heappop(heap)[2])
+                chosen.append(draw.pop())
         while len(chosen) < self.batch_size:
-            chosen.append(heapq.heappop(heap)[2])
+            chosen.append(draw.pop())
         return tuple(chosen)
+
+
+def _preferring(wanted: Mapping[int, int], selector: Selector) -> Selector:
+    """Groups of `wanted` first, by rank (below every selector's key); the rest in the selector's order."""
+    return Selector(lambda c, r: wanted[c.group_index] - 1e12 if c.group_index in wanted else selector(c, r))

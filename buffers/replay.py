@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from buffers.durability import GroupCommit
+from buffers.earlier import Earlier
 from buffers.journal import FILE_NAME, Journal
-from buffers.ledger import Account, Ledger
+from buffers.ledger import Ledger
 from buffers.limiter import Batch, DeadlineScheduler, Wait
-from buffers.schema import from_batch, to_batch
-from buffers.segments import Location, SegmentStore
-from buffers.selectors import Selector, make_selector
+from buffers.priority import Priority, reward_std
+from buffers.resample import Entry, ResamplePool
+from buffers.schema import to_batch
+from buffers.segments import SegmentStore
+from buffers.selectors import Pick, make_selector
+from buffers.shelf import Shelf, Stored
+from buffers.statistics import BufferStatistics
+from buffers.userfilter import UserFilter
 from configs.schema import AsyncConfig
 from pipeline.clock import Admission, RolloutClock
 from pipeline.errors import ReplayBufferError
@@ -29,26 +35,7 @@ from pipeline.timing import Clock, MonotonicClock
 from pipeline.types import Group
 
 logger = logging.getLogger(__name__)
-_READ_SLICE_BYTES = 4 << 20  # the event loop breathes after so much verified reading
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BufferStatistics:
-    """What both sides may want to know. Counts are of groups; seconds are summed over all who waited, since the start."""
-
-    num_generating: int  # admitted, not put yet
-    num_ready: int  # put, not taken yet
-    num_limited: int  # of the generating: complete, waiting at the byte budget
-    num_bytes: int  # on disk and not taken yet
-    num_segments: int
-    num_put: int
-    num_taken: int
-    num_discarded: Mapping[str, int]  # by reason
-    admit_wait_seconds: float  # the generating side waited for a rollout's release
-    put_wait_seconds: float  # the generating side waited at the byte budget
-    take_wait_seconds: float  # the learner waited for groups
-    staleness_max: int  # of any token consumed so far, in policy versions
-    staleness_bound: int
+BUFFER_FILTER = "buffer_filter"  # the reason of groups that --buffer-filter-path removed
 
 
 class ReplayBuffer:
@@ -61,40 +48,44 @@ class ReplayBuffer:
         clock: RolloutClock,
         *,
         time: Clock | None = None,
-        selector: Selector | None = None,
         max_segment_bytes: int = 64 << 20,
         ledger: Ledger | None = None,
         restored_from: str | None = None,
+        priority: Priority = reward_std,
+        user_filter: UserFilter | None = None,
+        seed: int = 0,
     ) -> None:
         """On resume load the clock first: what is outstanding in it counts as generating here, and must be recalled, put or discarded.
 
         `ledger`: of the journal that an earlier process left in `directory`; without it what lies there is removed.
-        `restored_from`: the checkpoint's name. Raises ReplayBufferError when the directory cannot be written.
+        `restored_from`: the checkpoint's name. `priority`: of a group, for the selector `prioritized`; `seed`: of the random selectors.
+        Raises ReplayBufferError when the directory cannot be written.
         """
         self._clock, self._time = clock, time or MonotonicClock()
         self._max_bytes = config.buffer_max_bytes
-        self._scheduler = DeadlineScheduler(clock.batch_size, selector or make_selector(config.buffer_selector))
-        self._stored: dict[int, Location] = {}
-        self._uncommitted: dict[int, list[Location]] = {}  # of rollouts consumed, and not covered by a checkpoint yet
-        self._frees_at_once = config.buffer_durability == "memory"
+        selector = make_selector(config.buffer_selector, seed=seed, exponent=config.buffer_priority_exponent)
+        self._stale_policy, self._priority, self._user_filter = config.stale_policy, priority, user_filter
+        self._scheduler = DeadlineScheduler(clock.batch_size, selector, waits=config.stale_policy == "wait")
+        self._pool = ResamplePool(selector=selector, max_times_sampled=config.max_times_sampled, max_staleness=clock.max_staleness)
         self._recalled: set[int] = set()
         directory.mkdir(parents=True, exist_ok=True)
         if ledger is None:
             (directory / FILE_NAME).unlink(missing_ok=True)
         self._journal = Journal(directory / FILE_NAME, flush_each=config.buffer_durability != "memory")
-        self._recall = self._restore(ledger, restored_from) if ledger else {}
-        live = [a.place for a in self._recall.values() if a.place is not None]
-        self._store = SegmentStore(directory, max_segment_bytes, live=live, keep=config.keep_trajectories)
-        self._store.sync_when_sealed = config.buffer_durability == "fsync"
-        self._commit_group = GroupCommit(self._sync) if config.buffer_durability == "fsync" else None
-        self._forget_what_is_gone()
-        self._num_bytes = 0
+        self._earlier = Earlier(ledger, self._journal, clock, restored_from)
+        store = SegmentStore(directory, max_segment_bytes, live=self._earlier.places(), keep=config.keep_trajectories)
+        store.sync_when_sealed = config.buffer_durability == "fsync"
+        self._earlier.forget_what_is_gone(store)
+        self._shelf = Shelf(store, frees_at_once=config.buffer_durability == "memory")
+        self._commit_group = GroupCommit(lambda: self._shelf.sync(self._journal.fd)) if store.sync_when_sealed else None
+        self._replay_again(self._earlier.replayable(store))
         self._taking: int | None = None  # the rollout that `take` waits for
         self._reading: frozenset[int] = frozenset()
         self._closed = False
         self._window, self._room, self._arrival = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._waits = {"admit": 0.0, "put": 0.0, "take": 0.0}
-        self._num_put = self._num_taken = self._num_limited = self._staleness_max = 0
+        self._num_put = self._num_taken = self._num_replayed = self._num_limited = self._staleness_max = 0
+        self._trained_lengths, self._removed_lengths = Counter[int](), Counter[int]()
         for admission in clock.outstanding.values():
             self._scheduler.register(admission.group_index, admission.deadline)
         clock.subscribe(lambda: _pulse(self._window))
@@ -107,9 +98,10 @@ class ReplayBuffer:
         assert len(self._scheduler) == len(self._clock.outstanding), "clock and buffer disagree on what is outstanding"
         if not self._clock.may_admit():
             return None
-        admission = self._clock.admit()
-        self._scheduler.register(admission.group_index, admission.deadline)
-        self._journal.append({"t": "admit", "g": admission.group_index, "d": admission.deadline, "v": admission.policy_version})
+        admission = self._clock.admit(self._earlier.prompt_of(self._clock.num_admitted))
+        a, index = admission, admission.group_index
+        self._scheduler.register(index, a.deadline)
+        self._journal.append({"t": "admit", "g": index, "d": a.deadline, "v": a.policy_version, "i": a.prompt_index})
         return admission
 
     async def admit(self) -> Admission:
@@ -125,21 +117,20 @@ class ReplayBuffer:
         """Ask for every admission before generating. Before a crash, was this group complete, or given back? Then it is so again,
         here and now. None: generate it."""
         self._check_open()
-        account = self._recall.pop(group_index, None)
+        account = self._earlier.pop(group_index)
         if account is None:
             return None
         if account.discarded is not None:
-            self._scheduler.remove(group_index)
-            self._clock.give_back(group_index, account.discarded)
-            _pulse(self._arrival)
+            self._give_back(group_index, account.discarded, retry=account.retried)
             return "discarded"
         assert account.place is not None
         self._recalled.add(group_index)
-        self._store_ready(group_index, account.place)
+        self._store_ready(group_index, Stored(account.place, account.priority, account.oldest_version))
         return "complete"
 
     async def put(self, group: Group) -> None:
-        """Store a complete group. Waits while the byte budget is spent, unless the learner waits for this very group.
+        """Store a complete group. Waits while the byte budget is spent, unless the learner waits for this very group. With
+        --stale-policy drop or retry a group whose deadline is past is removed instead, and counted.
 
         What a returned `put` promises is `--buffer-durability`: `memory`, nothing after this process; `process`, the group survives
         the death of any process at any instant (kill -9), not that of the machine; `fsync`, power loss too (one fsync serves all that
@@ -155,12 +146,17 @@ class ReplayBuffer:
                         self._check_expected(group)
             finally:
                 self._num_limited -= 1
-        location = self._store.append(batch)
-        self._journal.append({"t": "put", "g": group.group_index, "s": location.segment, "o": location.offset, "n": location.num_bytes})
+        if self._clock.num_consumed > group.deadline:
+            self._remove_stale(group)
+            return
+        location = self._shelf.append(batch)
+        stored = Stored(location, self._priority(group), _oldest_version(group))
+        place = {"s": location.segment, "o": location.offset, "n": location.num_bytes}
+        self._journal.append({"t": "put", "g": group.group_index, **place, "p": stored.priority, "w": stored.oldest_version})
         if self._commit_group is not None:
             await self._commit_group()
             self._check_expected(group)
-        self._store_ready(group.group_index, location)
+        self._store_ready(group.group_index, stored)
 
     def discard(self, group_index: int, reason: str) -> None:
         """The group failed for good, or a filter removed it (before or after its put): its slot becomes a new admission."""
@@ -169,38 +165,32 @@ class ReplayBuffer:
         if group_index not in self._scheduler:
             raise ReplayBufferError(f"group {group_index} is not outstanding: it cannot be discarded ({reason})")
         self._journal.append({"t": "discard", "g": group_index, "why": reason})
-        self._scheduler.remove(group_index)
-        if (location := self._release(group_index)) is not None:
-            self._store.free(location)
-        self._clock.give_back(group_index, reason)
-        _pulse(self._arrival)  # the learner may have waited for it
+        self._give_back(group_index, reason)
 
     # -- the learner's side -------------------------------------------------------------------------------------------
 
     async def take(self, rollout_id: int) -> list[Group]:
-        """The P groups of this rollout, in the selector's order; waits only for groups whose deadline demands it, and for P
-        groups to be there. Their arrays are read-only numpy views of the segment files (see `buffers.schema.from_batch`).
-        Raises BufferCorruption for a damaged group, ReplayBufferError for one staler than the bound."""
-        chosen = await self._chosen(rollout_id)
-        self._reading = frozenset(chosen)
-        try:
-            groups = await self._read(chosen)
-            staleness = max((self._checked_staleness(g, rollout_id) for g in groups), default=0)
-        finally:
-            self._reading = frozenset()
-        self._journal.append({"t": "consume", "r": rollout_id, "v": self._clock.version_at(rollout_id), "g": list(chosen)})
-        self._clock.consume(rollout_id, chosen)
-        places = []
-        for group_index in chosen:
-            self._scheduler.remove(group_index)
-            self._recalled.discard(group_index)
-            places.append(self._release(group_index))
-        self._uncommitted[rollout_id] = [place for place in places if place is not None]
-        if self._frees_at_once:
-            self._free_consumed(rollout_id + 1)
-        self._num_taken += len(chosen)
+        """The groups of this rollout: P fresh ones in the selector's order, then those that are replayed. Waits only for groups whose
+        deadline demands it, and for P groups to be there. Their arrays are read-only numpy views of the segment files (see
+        `buffers.schema.from_batch`). Raises BufferCorruption for a damaged group, ReplayBufferError for one staler than the bound."""
+        fresh, at = await self._chosen(rollout_id)
+        version = self._clock.version_at(rollout_id)
+        retired = self._pool.expire(version)
+        again = self._pool.choose(rollout_id, self._clock.limiter.batch - len(fresh))
+        groups = await self._holding([p.group_index for p in (*fresh, *again)])
+        staleness = max((self._checked_staleness(g, rollout_id) for g in groups), default=0)
+        self._journal.append({
+            "t": "consume", "r": rollout_id, "v": version, "g": [p.group_index for p in fresh],
+            "x": [p.group_index for p in again], "at": at,
+        })  # fmt: skip
+        taken = [
+            replace(group, probability=pick.probability, times_sampled=self._times_sampled(group.group_index) + 1)
+            for group, pick in zip(groups, (*fresh, *again), strict=True)
+        ]
+        self._consume(rollout_id, taken[: len(fresh)], again, retired)
         self._staleness_max = max(self._staleness_max, staleness)
-        return groups
+        self._remove_past(rollout_id + 1)
+        return taken
 
     def pushing(self, policy_version: int) -> None:
         """The engines are about to be given this version: from now on its number is used."""
@@ -210,7 +200,7 @@ class ReplayBuffer:
         """A complete checkpoint covers this many rollouts: their groups are never needed again."""
         self._journal.append({"t": "commit", "r": num_trained, "name": checkpoint})
         self._journal.flush()
-        self._free_consumed(num_trained)
+        self._shelf.committed(num_trained)
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
@@ -223,12 +213,16 @@ class ReplayBuffer:
         return BufferStatistics(
             num_generating=self._scheduler.num_generating,
             num_ready=self._scheduler.num_ready,
+            num_replayable=len(self._pool),
             num_limited=self._num_limited,
-            num_bytes=self._num_bytes,
-            num_segments=self._store.num_segments,
+            num_bytes=self._shelf.num_bytes,
+            num_segments=self._shelf.store.num_segments,
             num_put=self._num_put,
             num_taken=self._num_taken,
+            num_replayed=self._num_replayed,
             num_discarded=self._clock.given_back,
+            trained_lengths=self._trained_lengths,
+            removed_lengths=self._removed_lengths,
             admit_wait_seconds=self._waits["admit"],
             put_wait_seconds=self._waits["put"],
             take_wait_seconds=self._waits["take"],
@@ -241,37 +235,98 @@ class ReplayBuffer:
         self._closed = True
         for event in (self._window, self._room, self._arrival):
             _pulse(event)
-        self._store.close()
+        self._shelf.store.close()
         self._journal.close()
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    async def _chosen(self, rollout_id: int) -> tuple[int, ...]:
+    async def _chosen(self, rollout_id: int) -> tuple[tuple[Pick, ...], int]:
+        """(the fresh groups of this rollout, the journal's records when they were chosen)."""
         assert self._taking is None, f"rollout {rollout_id} taken while rollout {self._taking} is: one learner takes, in order"
         self._check_open()
-        if isinstance(plan := self._scheduler.plan(rollout_id), Batch):
-            return plan.group_indices
+        wanted: dict[int, int] | None = None
+        while True:
+            plan = await self._planned(rollout_id, wanted)
+            if self._user_filter is None or wanted is not None:
+                return plan.picks, self._journal.num_records
+            wanted = await self._asked(self._user_filter, rollout_id)
+
+    async def _planned(self, rollout_id: int, wanted: Mapping[int, int] | None) -> Batch:
+        if isinstance(plan := self._plan(rollout_id, wanted), Batch):
+            return plan
         self._taking = rollout_id
         try:
             with self._waiting("take"):
-                while not isinstance(plan := self._scheduler.plan(rollout_id), Batch):
+                while not isinstance(plan := self._plan(rollout_id, wanted), Batch):
                     _pulse(self._room)  # what is waited for may itself wait at the byte budget
                     await self._arrival.wait()
                     self._check_open()
         finally:
             self._taking = None
-        return plan.group_indices
+        return plan
 
-    async def _read(self, chosen: tuple[int, ...]) -> list[Group]:
-        groups, since_pause = [], 0
-        for group_index in chosen:
-            location = self._stored[group_index]
-            groups.append(from_batch(self._store.read(location)))
-            since_pause += location.num_bytes
-            if since_pause >= _READ_SLICE_BYTES:
-                since_pause = 0
-                await asyncio.sleep(0)
-        return groups
+    def _plan(self, rollout_id: int, wanted: Mapping[int, int] | None) -> Batch | Wait:
+        limiter, size = self._clock.limiter, self._scheduler.num_ready + len(self._pool)
+        inserts, samples = rollout_id * self._clock.batch_size + self._scheduler.num_ready, rollout_id * limiter.batch
+        # Min size is for the beginning: at the end of a run there may be no more groups than the last rollouts need.
+        if rollout_id == 0 and not limiter.can_sample(inserts=inserts, samples=samples, size=size):
+            return Wait(num_missing=limiter.min_size_to_sample - size, deadline=None)
+        return self._scheduler.plan(rollout_id, wanted)
+
+    async def _asked(self, user_filter: UserFilter, rollout_id: int) -> dict[int, int] | None:
+        """What --buffer-filter-path wants, by rank. What it removed is given back."""
+        groups = await self._holding(self._scheduler.ready_groups(rollout_id))
+        choice = user_filter(rollout_id, groups, self._clock.batch_size)
+        for group_index in choice.removed:
+            self.discard(group_index, BUFFER_FILTER)
+        if choice.removed:
+            return None  # asked again, about what is there then
+        return {group_index: rank for rank, group_index in enumerate(choice.wanted)}
+
+    async def _holding(self, chosen: Sequence[int]) -> list[Group]:
+        """Read these; none of them may be discarded meanwhile."""
+        self._reading = frozenset(chosen)
+        try:
+            return await self._shelf.read([self._shelf[g].place if g in self._shelf else self._pool[g].place for g in chosen])
+        finally:
+            self._reading = frozenset()
+
+    def _times_sampled(self, group_index: int) -> int:
+        return 0 if group_index in self._shelf else self._pool[group_index].times_sampled
+
+    def _consume(self, rollout_id: int, fresh: Sequence[Group], again: Sequence[Pick], retired: list[Entry]) -> None:
+        """Everything that follows from the journal's line. The groups in `fresh` leave the ready ones, for the pool or for good."""
+        self._clock.consume(rollout_id, [g.group_index for g in fresh])
+        done = [entry.place for entry in (*retired, *self._pool.sampled(p.group_index for p in again))]
+        for group in fresh:
+            candidate = self._scheduler.candidate(group.group_index)
+            self._scheduler.remove(group.group_index)
+            self._recalled.discard(group.group_index)
+            if (stored := self._release(group.group_index)) is None:
+                continue
+            oldest = group.admitted_version if stored.oldest_version is None else stored.oldest_version
+            if not self._pool.add(Entry(candidate=candidate, place=stored.place, oldest_version=oldest, times_sampled=1)):
+                done.append(stored.place)
+            if self._stale_policy != "wait":
+                self._trained_lengths.update(s.response_length for s in group.samples)
+        self._shelf.done(rollout_id, done)
+        self._num_taken += len(fresh)
+        self._num_replayed += len(again)
+
+    # -- groups that missed their deadline (--stale-policy drop, retry) -------------------------------------------------
+
+    def _remove_past(self, rollout_id: int) -> None:
+        """Ready groups that no rollout from this one on may take."""
+        for group_index in self._scheduler.past(rollout_id):
+            self._remove_stale(self._shelf.read_now(self._shelf[group_index].place))
+
+    def _remove_stale(self, group: Group) -> None:
+        """It is complete, so that what is removed is known as well as what is trained: `removed_lengths`."""
+        retry = self._stale_policy == "retry"
+        reason = "stale: retried" if retry else "stale: dropped"
+        self._removed_lengths.update(s.response_length for s in group.samples)
+        self._journal.append({"t": "discard", "g": group.group_index, "why": reason, "again": retry})
+        self._give_back(group.group_index, reason, retry=retry)
 
     def _checked_staleness(self, group: Group, rollout_id: int) -> int:
         """The group's staleness. The bound holds by scheduling; if an engine served older weights than it confirmed, it fails here."""
@@ -289,11 +344,11 @@ class ReplayBuffer:
         return worst
 
     def _has_room(self, group: Group, num_bytes: int) -> bool:
-        if self._num_bytes == 0 or self._num_bytes + num_bytes <= self._max_bytes:
+        if self._shelf.num_bytes == 0 or self._shelf.num_bytes + num_bytes <= self._max_bytes:
             return True
         if self._taking is None:
             return False
-        plan = self._scheduler.plan(self._taking)
+        plan = self._plan(self._taking, None)
         return isinstance(plan, Wait) and plan.needs(group.deadline)
 
     def _check_expected(self, group: Group) -> None:
@@ -308,57 +363,31 @@ class ReplayBuffer:
         if self._closed:
             raise ReplayBufferError("the replay buffer is closed")
 
-    def _store_ready(self, group_index: int, location: Location) -> None:
-        self._stored[group_index] = location
-        self._num_bytes += location.num_bytes
+    def _store_ready(self, group_index: int, stored: Stored) -> None:
+        self._shelf.place(group_index, stored)
         self._num_put += 1
-        self._scheduler.ready(group_index)
+        self._scheduler.ready(group_index, stored.priority)
+        if self._clock.num_consumed > self._scheduler.deadline_of(group_index):
+            self._remove_past(self._clock.num_consumed)
         _pulse(self._arrival)
 
-    def _release(self, group_index: int) -> Location | None:
-        """It waits no longer. Its bytes stay until `_store.free`."""
-        location = self._stored.pop(group_index, None)
-        if location is not None:
-            self._num_bytes -= location.num_bytes
+    def _give_back(self, group_index: int, reason: str, *, retry: bool = False) -> None:
+        self._scheduler.remove(group_index)
+        if (stored := self._release(group_index)) is not None:
+            self._shelf.store.free(stored.place)
+        self._clock.give_back(group_index, reason, retry=retry)
+        _pulse(self._arrival)  # the learner may have waited for it
+
+    def _release(self, group_index: int) -> Stored | None:
+        if (stored := self._shelf.release(group_index)) is not None:
             _pulse(self._room)
-        return location
+        return stored
 
-    def _free_consumed(self, num_trained: int) -> None:
-        for rollout_id in [r for r in self._uncommitted if r < num_trained]:
-            for location in self._uncommitted.pop(rollout_id):
-                self._store.free(location)
-
-    def _sync(self) -> Callable[[], None]:
-        """What is written until now, to the disk: returns the part for a thread."""
-        descriptors = [fd for fd in (self._store.duplicate_descriptor(), os.dup(self._journal.fd)) if fd is not None]
-
-        def sync() -> None:
-            try:
-                for fd in descriptors:
-                    os.fsync(fd)
-            finally:
-                for fd in descriptors:
-                    os.close(fd)
-
-        return sync
-
-    # -- restart ------------------------------------------------------------------------------------------------------
-
-    def _restore(self, ledger: Ledger, name: str | None) -> dict[int, Account]:
-        record = {"t": "restore", "r": self._clock.num_trained, "name": name, "v": self._clock.policy_version}
-        self._journal.append(record)
-        ledger.apply(record)
-        return {g: a for g, a in ledger.accounts.items() if not a.consumed and (a.discarded is not None or a.place is not None)}
-
-    def _forget_what_is_gone(self) -> None:
-        """Journal lines whose bytes a power loss took (durability `process` does not promise more): generated again."""
-        gone = [g for g, a in self._recall.items() if a.discarded is None and a.place and not self._store.holds(a.place)]
-        for group_index in gone:
-            del self._recall[group_index]
-            self._journal.append({"t": "gone", "g": group_index})
-        complete = sum(a.discarded is None for a in self._recall.values())
-        if complete or gone:
-            logger.info("the buffer's journal: %d complete groups are kept, %d are gone and generated again", complete, len(gone))
+    def _replay_again(self, entries: Iterable[Entry]) -> None:
+        """After a restart. What had enough is done with; its bytes may go with the next checkpoint."""
+        for entry in entries:
+            if not self._pool.add(entry):
+                self._shelf.done(self._clock.num_trained - 1, [entry.place])
 
     @contextmanager
     def _waiting(self, what: str) -> Iterator[None]:
@@ -367,6 +396,10 @@ class ReplayBuffer:
             yield
         finally:
             self._waits[what] += self._time.now() - start
+
+
+def _oldest_version(group: Group) -> int | None:
+    return min((v for s in group.samples if (v := s.oldest_version()) is not None), default=None)
 
 
 def _pulse(event: asyncio.Event) -> None:

@@ -115,15 +115,27 @@ class AlgorithmConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsyncConfig:
-    """The two knobs, and the bound."""
+    """The two knobs, the bound, and the replay buffer."""
 
     async_buffer_size: int = 0  # K: rollouts generated ahead; 0 is synchronous on-policy
     update_weights_interval: int = 1  # N: push after every so many rollouts
-    max_staleness: int | None = None  # S, in policy versions; default ceil(K/N)
+    max_staleness: int | None = None  # S, in policy versions; default ceil(K/N), with replay ceil((K + max-times-sampled - 1)/N)
+    stale_policy: Literal["wait", "drop", "retry"] = "wait"  # who would miss the deadline is waited for, removed, or tried again
+    buffer_selector: Literal["deadline", "fifo", "lifo", "uniform", "prioritized"] = "deadline"  # order of ready groups
+    buffer_priority_exponent: float = 0.6  # of prioritized: chance in proportion to priority^exponent; 0 is uniform
+    buffer_priority_path: str | None = None  # file.py[:name]: f(args, samples) -> priority; default: the standard deviation of the rewards
+    buffer_filter_path: str | None = None  # file.py[:name]: f(args, rollout_id, buffer, num_samples) -> the groups to train on, as in slime
+    max_times_sampled: int = 1  # rollouts that may train on the same group; above 1 is replay
+    samples_per_insert: float | None = None  # rollouts that train on a group on average; default max-times-sampled
+    min_size_to_sample: int | None = None  # groups that must be ready before the first rollout; default: those that it takes
     buffer_max_bytes: int = 4 << 30  # generators wait at this many bytes of waiting groups
     buffer_durability: Literal["memory", "process", "fsync"] = "process"  # what a finished group survives: nothing, kill -9, power loss
     keep_trajectories: bool = False  # keep the buffer's segments after their groups are trained and checkpointed
-    buffer_selector: Literal["deadline", "fifo", "lifo", "uniform"] = "deadline"  # order of ready groups, where deadlines leave a choice
+
+    @property
+    def samples_of_a_group(self) -> float:
+        """Rollouts that train on a group, on average."""
+        return self.samples_per_insert if self.samples_per_insert is not None else float(self.max_times_sampled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +227,12 @@ class Config:
         """S: the largest staleness, in policy versions, that a token may have when it is trained on."""
         if self.async_.max_staleness is not None:
             return self.async_.max_staleness
-        return math.ceil(self.async_.async_buffer_size / self.async_.update_weights_interval)
+        return math.ceil((self.async_.async_buffer_size + self.async_.max_times_sampled - 1) / self.async_.update_weights_interval)
+
+    @property
+    def num_fresh_groups(self) -> int:
+        """Groups of a rollout that no rollout before it was trained on; the rest are replayed."""
+        return round(self.rollout.rollout_batch_size / self.async_.samples_of_a_group)
 
     @property
     def num_engines(self) -> int:

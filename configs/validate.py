@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,12 +20,12 @@ _AT_LEAST_1 = (
     "update_weights_interval", "buffer_max_bytes", "actor_num_nodes", "actor_num_gpus_per_node", "rollout_num_gpus",
     "rollout_num_gpus_per_engine", "sglang_server_concurrency", "cpu_threads_per_engine", "cpu_threads_per_actor",
     "update_weight_buffer_size", "lr_decay_iters", "sft_batch_size", "eval_interval", "n_samples_per_eval_prompt",
-    "eval_max_response_len", "eval_max_prompts",
+    "eval_max_response_len", "eval_max_prompts", "max_times_sampled", "samples_per_insert", "min_size_to_sample",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
     "lr_warmup_iters", "sft_steps", "sft_decay_steps", "entropy_coef", "tis_clip_low", "eval_temperature", "mock_length_sigma",
-    "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds",
+    "buffer_priority_exponent", "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds",
 )  # fmt: skip
 _ABOVE_0 = (
     "rollout_temperature", "generate_timeout_seconds", "reward_timeout_seconds", "engine_start_timeout_seconds", "eps_clip",
@@ -72,6 +73,41 @@ def staleness(config: Config) -> Iterator[str]:
         yield (
             f"--async-buffer-size {k} with --max-staleness {s} and --update-weights-interval {n}: {k} rollouts generated ahead are up to "
             f"{-(-k // n)} versions old when trained on. Raise --max-staleness to {-(-k // n)}, or lower --async-buffer-size to {s * n}"
+        )
+
+
+def replay(config: Config) -> Iterator[str]:
+    a, groups = config.async_, config.rollout.rollout_batch_size
+    most, each = a.max_times_sampled, a.samples_of_a_group
+    if each > most:
+        yield (
+            f"--samples-per-insert {each:g} with --max-times-sampled {most}: a group cannot be trained on {each:g} times on average. "
+            f"Raise --max-times-sampled to {math.ceil(each)}"
+        )
+    elif groups % each or groups < each:
+        said = f"--samples-per-insert {a.samples_per_insert:g}" if a.samples_per_insert else f"--max-times-sampled {most}"
+        fits = ", ".join(f"{groups / fresh:g}" for fresh in range(groups, 0, -1) if groups / fresh <= most)
+        yield (
+            f"{said} with --rollout-batch-size {groups}: {groups / each:g} fresh groups a rollout, expected a whole number. "
+            f"With these two, --samples-per-insert may be {fits}"
+        )
+    if most > 1 and config.staleness_bound == 0:
+        yield (
+            f"--max-times-sampled {most} with --max-staleness 0: every later rollout has newer weights, nothing may be replayed. "
+            f"Raise --max-staleness, or push less often (--update-weights-interval {most})"
+        )
+    first = min(a.async_buffer_size + 1, config.run.num_rollout) * config.num_fresh_groups
+    if a.min_size_to_sample and a.min_size_to_sample > first:
+        yield (
+            f"--min-size-to-sample {a.min_size_to_sample}: with --async-buffer-size {a.async_buffer_size} only {first} groups are "
+            "generated before the first rollout is trained on. Lower it, or raise --async-buffer-size"
+        )
+    if a.buffer_priority_path and a.buffer_selector != "prioritized":
+        yield f"--buffer-priority-path with --buffer-selector {a.buffer_selector}: only prioritized asks for it. Drop one, or set that"
+    if a.stale_policy != "wait" and a.async_buffer_size == 0:
+        yield (
+            f"--stale-policy {a.stale_policy} with --async-buffer-size 0: a synchronous rollout consists of the groups it waits for. "
+            "Drop it, or set --async-buffer-size 1 or more"
         )
 
 
@@ -203,6 +239,8 @@ def functions(config: Config) -> Iterator[str]:
     named = (
         ("--custom-generate-function-path", config.rollout.custom_generate_function_path, "generate"),
         ("--custom-rm-path", config.reward.custom_rm_path, "reward_func"),
+        ("--buffer-filter-path", config.async_.buffer_filter_path, "buffer_filter"),
+        ("--buffer-priority-path", config.async_.buffer_priority_path, "priority"),
         ("--data-source-path", config.data.data_source_path, "RolloutDataSource"),
         ("--dynamic-sampling-filter-path", config.rollout.dynamic_sampling_filter_path, "keep"),
     )
@@ -216,7 +254,7 @@ def functions(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    ranges, staleness, batches, algorithm, devices, lengths, model_and_prompts, rewards, evaluation, functions,
+    ranges, staleness, replay, batches, algorithm, devices, lengths, model_and_prompts, rewards, evaluation, functions,
 )  # fmt: skip
 
 

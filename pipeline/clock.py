@@ -2,8 +2,8 @@
 
 Pure state machine, no tasks, no time, no I/O: the runner, the tests and the simulator drive the same object.
 
-Words: P = rollout_batch_size, K = async_buffer_size, N = update_weights_interval, S = max_staleness (policy versions),
-D = S*N (the same bound in rollouts), rho = `released`.
+Words: P = rollout_batch_size (with replay: the share of it that is fresh), K = async_buffer_size, N = update_weights_interval,
+S = max_staleness (policy versions), D = S*N (the same bound in rollouts), rho = `released`.
 
 Why no trained token is staler than S. A group admitted at rho gets deadline rho + D. rho counts rollouts that are trained
 and, where a push was due, pushed; so at admission every engine serves a version >= rho // N, and every token of the group
@@ -17,12 +17,13 @@ Why K <= D suffices for the deadlines to be kept: groups with deadline <= d were
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.ratelimit import RateLimiter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class Admission:
     group_index: int  # unique over the run, in admission order
     deadline: int  # the last rollout that may consume it
     policy_version: int  # that every engine had confirmed at admission
+    prompt_index: int  # the how-manieth of the source's prompts it answers; a retried prompt keeps its number
 
 
 class RolloutClock:
@@ -45,8 +47,9 @@ class RolloutClock:
         update_weights_interval: int,
         num_rollout: int,
         max_staleness: int | None = None,
+        limiter: RateLimiter | None = None,
     ) -> None:
-        """Raises ConfigError where a knob is out of range, or K > D."""
+        """`limiter`: default, K + 1 rollouts. Raises ConfigError where a knob is out of range, or K > D."""
         self.batch_size, self.buffer_size, self.interval = rollout_batch_size, async_buffer_size, update_weights_interval
         self.num_rollout = num_rollout
         _require("rollout-batch-size", rollout_batch_size, 1)
@@ -61,8 +64,11 @@ class RolloutClock:
                 f"{self.max_deadline_distance} rollouts, fewer than --async-buffer-size {self.buffer_size}: "
                 f"set --max-staleness to at least {least}, or --async-buffer-size to at most {max(self.max_deadline_distance, 0)}"
             )
+        self.limiter = limiter or RateLimiter.rollouts(fresh=rollout_batch_size, buffer_size=async_buffer_size)
         self._admitted = 0  # ever, given back or not: the next group index
         self._given_back: Counter[str] = Counter()  # by reason
+        self._num_prompts = 0  # ever taken from the source
+        self._retries: deque[int] = deque()  # prompts given back to be tried again, in that order
         self._outstanding: dict[int, Admission] = {}
         self._in_training: dict[int, tuple[Admission, ...]] = {}  # rollout -> its groups, from consumption to `trained`
         self._consumed = 0  # rollouts handed to the learner
@@ -104,6 +110,12 @@ class RolloutClock:
         return dict(self._given_back)
 
     @property
+    def prompts_wanted(self) -> set[int]:
+        """Prompts that are not trained on yet: of outstanding groups, of those in training, and those to be tried again."""
+        in_training = (a for rollout in self._in_training.values() for a in rollout)
+        return {a.prompt_index for a in (*self._outstanding.values(), *in_training)}.union(self._retries)
+
+    @property
     def outstanding(self) -> Mapping[int, Admission]:
         """Admitted groups that are neither consumed nor given back, in admission order. A live view: copy before mutating."""
         return self._outstanding
@@ -142,21 +154,38 @@ class RolloutClock:
     def may_admit(self) -> bool:
         """Within the window of K + 1 rollouts, and not yet enough for the rest of the run?"""
         held = self._admitted - self._given_back.total()
-        return held < min(self.released + self.buffer_size + 1, self.num_rollout) * self.batch_size
+        in_window = self.limiter.can_insert(inserts=held, samples=self.released * self.limiter.batch)
+        return in_window and held < self.num_rollout * self.batch_size
 
-    def admit(self) -> Admission:
+    def admit(self, prompt_index: int | None = None) -> Admission:
+        """`prompt_index`: what this group answered before a restart. None: what is to be tried again, else the source's next."""
         assert self.may_admit(), "admit() outside the admission window: ask may_admit() first"
         admission = Admission(
-            group_index=self._admitted, deadline=self.released + self.max_deadline_distance, policy_version=self.policy_version
+            group_index=self._admitted,
+            deadline=self.released + self.max_deadline_distance,
+            policy_version=self.policy_version,
+            prompt_index=self._next_prompt(prompt_index),
         )
         self._admitted += 1
         self._outstanding[admission.group_index] = admission
         return admission
 
-    def give_back(self, group_index: int, reason: str) -> None:
-        """A group failed for good or was filtered: its slot is free; the replacement is an admission of its own."""
+    def _next_prompt(self, known: int | None) -> int:
+        if known is None and self._retries:
+            return self._retries.popleft()
+        if known is not None and known in self._retries:
+            self._retries.remove(known)
+            return known
+        assert known is None or known == self._num_prompts, f"prompt {known} was answered before, the source is at {self._num_prompts}"
+        self._num_prompts += 1
+        return self._num_prompts - 1
+
+    def give_back(self, group_index: int, reason: str, *, retry: bool = False) -> None:
+        """A group failed for good or was filtered: its slot is free; the replacement is one of its own (`retry`: of its prompt)."""
         assert group_index in self._outstanding, f"group {group_index} is not outstanding: it cannot be given back ({reason})"
-        del self._outstanding[group_index]
+        admission = self._outstanding.pop(group_index)
+        if retry:
+            self._retries.append(admission.prompt_index)
         self._given_back[reason] += 1
         self._notify()
 
@@ -207,7 +236,9 @@ class RolloutClock:
             "trained": self._trained,
             "pushes": self._pushes,
             "version_offset": self._version_offset,
-            "outstanding": [[a.group_index, a.deadline, a.policy_version] for a in pending],
+            "num_prompts": self._num_prompts,
+            "retries": list(self._retries),
+            "outstanding": [[a.group_index, a.deadline, a.policy_version, a.prompt_index] for a in pending],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -221,7 +252,9 @@ class RolloutClock:
         self._consumed = self._trained
         self._given_back = Counter(state["given_back"])
         self._in_training = {}
-        self._outstanding = {g: Admission(group_index=g, deadline=d, policy_version=v) for g, d, v in state["outstanding"]}
+        self._num_prompts, self._retries = state["num_prompts"], deque(state["retries"])
+        pending = [Admission(group_index=g, deadline=d, policy_version=v, prompt_index=p) for g, d, v, p in state["outstanding"]]
+        self._outstanding = {a.group_index: a for a in pending}
         self._notify()
 
     def skip_versions_until(self, used: int) -> None:

@@ -45,7 +45,7 @@ class Producer:
     ) -> None:
         self._source, self._generate, self._reward, self._keep = source, generate, reward, keep
         self._buffer, self._clock, self._retries = buffer, clock, group_max_retries
-        self._prompts: dict[int, list[Sample]] = {}  # of the groups admitted and not yet consumed: what a restart generates again
+        self._prompts: dict[int, list[Sample]] = {}  # by prompt index, of those not yet consumed: what a restart generates again
         self._resumed: list[Admission] = []  # admitted before a restart
         self._failures_in_a_row = 0
         self.counts: Counter[str] = Counter()  # samples_generated, samples_failed, groups_retried, groups_failed, groups_filtered
@@ -57,7 +57,7 @@ class Producer:
                     groups.create_task(self._produce(admission))
             while True:
                 admission = await self._buffer.admit()
-                self._prompts[admission.group_index] = self._number(admission.group_index, self._source.get_samples(1)[0])
+                self._prepare(admission)
                 if not self._recalled(admission):
                     groups.create_task(self._produce(admission))
                 await asyncio.sleep(0)  # let the group send its requests before the next is admitted
@@ -65,11 +65,15 @@ class Producer:
     def _recalled(self, admission: Admission) -> bool:
         """A restart need not generate again what the crash left complete, or given back."""
         found = self._buffer.recall(admission.group_index)
-        if found == "discarded":
-            del self._prompts[admission.group_index]
         if found is not None:
             self.counts[f"groups_recalled_{found}"] += 1
         return found is not None
+
+    def _prepare(self, admission: Admission) -> None:
+        """Its prompt: the source's next, or one that is tried again."""
+        known = self._prompts.get(admission.prompt_index)
+        samples = self._source.get_samples(1)[0] if known is None else known
+        self._prompts[admission.prompt_index] = self._number(admission.group_index, samples)
 
     async def _produce(self, admission: Admission) -> None:
         """One group, from its prompt to the buffer or to giving its slot back."""
@@ -95,7 +99,7 @@ class Producer:
     async def _generate_and_score(self, admission: Admission) -> list[Sample]:
         """Samples of the group; those whose rollout or scoring failed are generated again, up to the limit."""
         done: list[Sample] = []
-        todo = self._prompts[admission.group_index]
+        todo = self._prompts[admission.prompt_index]
         for attempt in range(self._retries + 1):
             samples = await self._generate(todo, evaluation=False)
             await self._reward([*done, *samples] if done else samples)
@@ -128,7 +132,7 @@ class Producer:
         self._give_back(admission, f"failed: {type_of(why)}")
 
     def _give_back(self, admission: Admission, reason: str) -> None:
-        del self._prompts[admission.group_index]
+        self._prompts.pop(admission.prompt_index)
         self._buffer.discard(admission.group_index, reason)
 
     def _number(self, group_index: int, samples: list[Sample]) -> list[Sample]:
@@ -138,16 +142,17 @@ class Producer:
 
     # -- resume -------------------------------------------------------------------------------------------------------
 
-    def forget(self, groups: Sequence[Group]) -> None:
-        """These groups are trained on: a restart need not generate them again."""
-        for group in groups:
-            self._prompts.pop(group.group_index, None)
+    def forget(self) -> None:
+        """What is trained on, or given back for good, a restart need not generate again."""
+        wanted = self._clock.prompts_wanted
+        self._prompts = {index: samples for index, samples in self._prompts.items() if index in wanted}
 
     def state_dict(self) -> dict[str, Any]:
+        self.forget()
         return {
             "source": self._source.state_dict(),
             "counts": dict(self.counts),
-            "outstanding": {str(g): [s.to_dict() for s in samples] for g, samples in self._prompts.items()},
+            "prompts": {str(index): [s.to_dict() for s in samples] for index, samples in self._prompts.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -155,13 +160,13 @@ class Producer:
         Raises CheckpointError when clock and prompts disagree on what was under way."""
         self._source.load_state_dict(state["source"])
         self.counts = Counter(state["counts"])
-        self._prompts = {int(g): [Sample.from_dict(s) for s in samples] for g, samples in state["outstanding"].items()}
-        if self._prompts.keys() != self._clock.outstanding.keys():
+        self._prompts = {int(index): [Sample.from_dict(s) for s in samples] for index, samples in state["prompts"].items()}
+        if self._prompts.keys() != self._clock.prompts_wanted:
             raise CheckpointError(
-                f"the saved state has prompts of groups {sorted(self._prompts)}, but groups {sorted(self._clock.outstanding)} are under "
-                "way in it: state.json is damaged; resume from another snapshot"
+                f"the saved state has prompts {sorted(self._prompts)}, but prompts {sorted(self._clock.prompts_wanted)} are under way in "
+                "it: state.json is damaged; resume from another snapshot"
             )
-        self._resumed = [self._clock.outstanding[g] for g in sorted(self._prompts)]
+        self._resumed = [admission for _, admission in sorted(self._clock.outstanding.items())]
 
 
 def type_of(error: str) -> str:

@@ -22,7 +22,7 @@ class Emits(Protocol):
 
 
 class Fill(Protocol):
-    """The counts of buffers.replay.BufferStatistics that a record shows."""
+    """The counts of buffers.statistics.BufferStatistics that a record shows."""
 
     @property
     def num_ready(self) -> int: ...

@@ -152,7 +152,7 @@ class Runner:
         return pushed
 
     def record(self, rollout_id: int, groups: Sequence[Group], batch: TrainBatch, result: StepResult, pushed: PushResult | None) -> None:
-        self._p.producer.forget(groups)
+        self._p.producer.forget()
         self._p.recorder.trained(rollout_id, groups, batch, result)
         if pushed:
             self._p.recorder.pushed(rollout_id, pushed)

@@ -151,6 +151,8 @@ class Group:
     deadline: int  # the rollout by which it must be consumed (pipeline.clock)
     admitted_version: int  # policy version at admission
     samples: tuple[Sample, ...]
+    times_sampled: int = 1  # out of the buffer: this is the how-manieth time that it is trained on
+    probability: float = 1.0  # out of the buffer: of this choice, given those before it in the rollout (1: not random)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,16 @@ import numpy as np
 
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
+from buffers.priority import Priority, reward_std, user_priority
 from buffers.replay import ReplayBuffer
+from buffers.userfilter import UserFilter
 from configs.resolve import dump_config
 from configs.schema import Config, flat_args
 from pipeline.clock import RolloutClock
 from pipeline.errors import CheckpointError
 from pipeline.producer import Producer
 from pipeline.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
+from pipeline.ratelimit import RateLimiter
 from pipeline.recorder import Recorder
 from pipeline.rundir import RunDir, create_run_dir, open_run_dir
 from pipeline.runner import Parts, Runner
@@ -28,6 +31,7 @@ from pipeline.snapshot import find_snapshot, read_state
 from pipeline.telemetry import open_telemetry
 from pipeline.timing import MonotonicClock
 from pipeline.types import Group, Sample, TrainBatch
+from pipeline.userfn import load_function
 from stages.advantage import compute_advantages
 from stages.batch import make_batch
 from stages.evaluate import Evaluator
@@ -79,7 +83,16 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     source = _prompts(site, backend.tokenizer)
     reward = build_reward(config.reward, site.args)
     restored_from = site.snapshot.name if site.snapshot else None
-    buffer = ReplayBuffer(site.run_dir.buffer, config.async_, site.clock, ledger=site.ledger, restored_from=restored_from)
+    buffer = ReplayBuffer(
+        site.run_dir.buffer,
+        config.async_,
+        site.clock,
+        ledger=site.ledger,
+        restored_from=restored_from,
+        priority=_priority(site),
+        user_filter=_user_filter(site),
+        seed=config.run.seed,
+    )
     producer = Producer(
         source=source,
         generate=backend.generate,
@@ -142,11 +155,17 @@ def _site(config: Config) -> Site:
     snapshot, home = _resume_point(config.run.load)
     state = read_state(snapshot) if snapshot else None
     clock = RolloutClock(
-        rollout_batch_size=config.rollout.rollout_batch_size,
+        rollout_batch_size=config.num_fresh_groups,
         async_buffer_size=config.async_.async_buffer_size,
         update_weights_interval=config.async_.update_weights_interval,
         num_rollout=config.run.num_rollout,
-        max_staleness=config.async_.max_staleness,
+        max_staleness=config.staleness_bound,
+        limiter=RateLimiter.rollouts(
+            fresh=config.num_fresh_groups,
+            samples_per_insert=config.async_.samples_of_a_group,
+            buffer_size=config.async_.async_buffer_size,
+            min_size_to_sample=config.async_.min_size_to_sample,
+        ),
     )
     if state is not None:
         clock.load_state_dict(state["clock"])
@@ -169,6 +188,18 @@ def _site(config: Config) -> Site:
         clock=clock,
         time=MonotonicClock(),
     )
+
+
+def _priority(site: Site) -> Priority:
+    spec = site.config.async_.buffer_priority_path
+    if spec is None:
+        return lambda group: reward_std(group, site.config.reward.reward_key)
+    return user_priority(spec, load_function(spec, "priority"), site.args)
+
+
+def _user_filter(site: Site) -> UserFilter | None:
+    spec = site.config.async_.buffer_filter_path
+    return UserFilter(spec, load_function(spec, "buffer_filter"), site.args) if spec else None
 
 
 def _resume_point(load: str | None) -> tuple[Path | None, RunDir | None]:

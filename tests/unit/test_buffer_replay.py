@@ -103,7 +103,7 @@ async def test_admission_waits_for_the_release(tmp_path: Path) -> None:
     await turns()
     assert not admission.done(), "trained, but not pushed"
     clock.pushed()
-    assert (await admission) == Admission(group_index=1, deadline=1, policy_version=1)
+    assert (await admission) == Admission(group_index=1, deadline=1, policy_version=1, prompt_index=1)
 
 
 async def test_a_discarded_group_is_replaced_and_no_longer_waited_for(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ async def test_only_admitted_groups_are_stored_and_only_once(tmp_path: Path) -> 
     with pytest.raises(ReplayBufferError, match="group 0 is put, but is not generating"):
         await buffer.put(make_group(admission))
     with pytest.raises(ReplayBufferError, match="group 5 is put, but is not generating"):
-        await buffer.put(make_group(Admission(group_index=5, deadline=1, policy_version=0)))
+        await buffer.put(make_group(Admission(group_index=5, deadline=1, policy_version=0, prompt_index=5)))
 
 
 async def test_tokens_beyond_the_bound_stop_the_run(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ async def test_close_wakes_whoever_waits(tmp_path: Path) -> None:
         with pytest.raises(ReplayBufferError, match="closed"):
             await task
     with pytest.raises(ReplayBufferError, match="closed"):
-        await buffer.put(make_group(Admission(group_index=0, deadline=0, policy_version=0)))
+        await buffer.put(make_group(Admission(group_index=0, deadline=0, policy_version=0, prompt_index=0)))
 
 
 async def test_a_resumed_buffer_waits_for_what_was_outstanding(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ async def test_a_group_that_fails_for_good_is_given_up_and_replaced(tmp_path: Pa
     assert w.clock.given_back == {"failed: EngineError": 1} and w.clock.num_admitted == 3
     assert w.producer.counts == {"samples_generated": 10, "samples_failed": 6, "groups_retried": 2, "groups_failed": 1}
     assert "group 0 given up: 2 samples failed, the first with: EngineError: no route" in caplog.text
-    assert "0" not in w.producer.state_dict()["outstanding"]
+    assert "0" not in w.producer.state_dict()["prompts"]
 
 
 async def test_samples_that_a_custom_function_numbered_itself_are_given_up_not_lost(tmp_path: Path) -> None:
@@ -220,11 +220,11 @@ async def test_resume_generates_the_groups_under_way_under_their_old_admissions(
         groups = await old.buffer.take(0)
         old.clock.trained(0)
         old.clock.pushed()
-        old.producer.forget(groups)
+        old.producer.forget()
         await old.generate.sixth_call.wait()  # two more rollouts are admitted: 2 and 4 hang, 3 and 5 wait in the buffer or come to
         state = json.loads(json.dumps({"clock": old.clock.state_dict(), "producer": old.producer.state_dict()}))
         admissions = dict(old.clock.outstanding)
-    assert sorted(admissions) == [2, 3, 4, 5] == sorted(map(int, state["producer"]["outstanding"]))
+    assert sorted(admissions) == [2, 3, 4, 5] == sorted(map(int, state["producer"]["prompts"]))
 
     new = World(tmp_path / "new", K=1)
     new.clock.load_state_dict(state["clock"])
@@ -246,7 +246,7 @@ async def test_groups_taken_but_not_trained_are_generated_again(tmp_path: Path) 
     async with w.running(), asyncio.timeout(20):
         await w.buffer.take(0)
         clock, producer = w.clock.state_dict(), w.producer.state_dict()
-    assert sorted(producer["outstanding"]) == ["0", "1"] and [a[0] for a in clock["outstanding"]] == [0, 1]
+    assert sorted(producer["prompts"]) == ["0", "1"] and [a[0] for a in clock["outstanding"]] == [0, 1]
 
 
 async def test_a_state_whose_clock_and_prompts_disagree_is_refused(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ async def test_a_state_whose_clock_and_prompts_disagree_is_refused(tmp_path: Pat
     other = World(tmp_path / "other")
     other.clock.load_state_dict(clock)
     other.open()
-    for outstanding in ({}, {**producer["outstanding"], "7": []}):
-        with pytest.raises(CheckpointError, match=r"groups \[0, 1\] are under way"):
-            other.producer.load_state_dict({**producer, "outstanding": outstanding})
+    for prompts in ({}, {**producer["prompts"], "7": []}):
+        with pytest.raises(CheckpointError, match=r"prompts \[0, 1\] are under way"):
+            other.producer.load_state_dict({**producer, "prompts": prompts})
     other.buffer.close()
