@@ -144,13 +144,16 @@ def train_record(
     samples_generated: int | None = None,
     samples_failed: int | None = None,
     reward_key: str | None = None,
+    lengths_trained: Mapping[int, int] | None = None,
+    lengths_removed: Mapping[int, int] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Record:
     """The row of one rollout. The learner's metrics are all in it (its `seconds` as `step_seconds`).
 
     `policy_version` is the learner's at consumption; `wall_seconds` counts from the start of the run;
     `samples_generated` / `samples_failed` are the run's counters so far. `tokens_per_second` is response tokens of this rollout
-    over the seconds since the previous record.
+    over the seconds since the previous record. `lengths_trained`, `lengths_removed` (response tokens -> samples, since the start): what
+    a --stale-policy trained on and what it removed.
     """
     samples = [sample for group in groups for sample in group.samples]
     learner = {k: v for k, v in result.metrics.items() if k != "seconds"}
@@ -166,6 +169,7 @@ def train_record(
         "ess_fraction": result.metrics.get("ess_fraction"),
         "kl_rollout_old": result.metrics.get("kl_rollout_old"),
         "num_groups": len(groups),
+        "num_groups_replayed": sum(group.times_sampled > 1 for group in groups),
         "num_samples": sum(map(is_trained, samples)),
         **lengths,
         **{f"staleness_{k}": v for k, v in asdict(Staleness.of(tokens_by_staleness(samples, policy_version))).items()},
@@ -176,6 +180,7 @@ def train_record(
         "step_seconds": result.metrics.get("seconds"),
         "tokens_per_second": lengths["num_response_tokens"] / lap.seconds if lap.seconds > 0 else None,
         **_buffer(buffer),
+        **_removed(lengths_trained, lengths_removed),
         "samples_generated": samples_generated,
         "samples_failed": samples_failed,
         "wall_seconds": wall_seconds,
@@ -220,6 +225,19 @@ def _buffer(fill: BufferFill | None) -> Record:
         "buffer_fill": fill.ready / fill.capacity if fill.capacity else 0.0,
         "buffer_bytes": fill.num_bytes,
     }
+
+
+def _removed(trained: Mapping[int, int] | None, removed: Mapping[int, int] | None) -> Record:
+    """The bias of removing what is late, for all to see: slow groups are long ones."""
+    if not removed:
+        return {}
+    out: Record = {"samples_removed_stale": sum(removed.values())}
+    for name, lengths in (("trained", trained or {}), ("removed", removed)):
+        total = sum(lengths.values())
+        if total:
+            out[f"length_{name}_mean"] = sum(n * count for n, count in lengths.items()) / total
+            out.update({f"length_{name}_p{round(100 * q)}": _weighted_quantile(lengths, total, q) for q in (0.5, 0.95)})
+    return out
 
 
 def push_record(result: PushResult, *, rollout_id: int) -> Record:

@@ -30,6 +30,10 @@ class Fill(Protocol):
     def num_generating(self) -> int: ...
     @property
     def num_bytes(self) -> int: ...
+    @property
+    def trained_lengths(self) -> Mapping[int, int]: ...
+    @property
+    def removed_lengths(self) -> Mapping[int, int]: ...
 
 
 class Recorder:
@@ -87,6 +91,8 @@ class Recorder:
             samples_generated=self._counts["samples_generated"],
             samples_failed=self._counts["samples_failed"],
             reward_key=self._reward_key,
+            lengths_trained=fill.trained_lengths,
+            lengths_removed=fill.removed_lengths,
             extra={"num_optimizer_steps": len(batch.steps), "groups_filtered": self._counts["groups_filtered"]},
         )
         self._telemetry.emit(**record)

@@ -85,6 +85,11 @@ def sentences(history: History, summary: Mapping[str, Any]) -> str:
         worst, bound = summary["staleness_max"], summary["staleness_bound"]
         kept = "within the bound of" if worst <= bound else "BEYOND the bound of"
         out.append(f"The stalest trained token was {worst} policy versions old, {kept} {bound}.")
+    if removed := summary.get("samples_removed_stale"):
+        out.append(
+            f"{removed} samples missed their deadline and were removed, of {number(summary['length_removed_p50'])} response tokens in the "
+            f"median; those trained on had {number(summary.get('length_trained_p50'))}."
+        )
     return " ".join(out)
 
 

@@ -62,6 +62,10 @@ def load_history(run_dir: str | Path) -> History:
     )
 
 
+# What a --stale-policy removed against what was trained on: in a summary when anything was.
+REMOVED = ("samples_removed_stale", *(f"length_{of}_{what}" for of in ("trained", "removed") for what in ("mean", "p50", "p95")))
+
+
 def summarise(history: History, *, wall_seconds: float | None = None) -> dict[str, Any]:
     """The content of summary.json. A mean of nothing is None; a count of nothing 0.
 
@@ -83,6 +87,8 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "samples_failed": int(counter_total(values(train, "samples_failed"))),
         "staleness_max": max(values(train, "staleness_max"), default=None),
         "staleness_bound": max(values(train, "staleness_bound"), default=None),
+        "groups_replayed": sum(values(train, "num_groups_replayed")),
+        **{name: train[-1][name] for name in REMOVED if train and name in train[-1]},
         "push_count": len(pushes),
         "push_stall_seconds_p50": median(values(pushes, "stall_seconds")),
         "generation_idle_fraction": weighted(train, "generation_idle_fraction"),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from buffers.journal import FILE_NAME, read_journal
+from buffers.ledger import Ledger
 from tests.conftest import ROOT, entry_command, read_metrics, run_entry
 
 FAST = (
@@ -49,6 +51,41 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, nothing_left_behind: None
     assert summary["samples_trained"] == 12 * 4 * 4
     for name in ("config.yaml", "reward.png", "report.html"):
         assert (run / name).stat().st_size > 0
+
+
+FILTER = """
+def buffer_filter(args, rollout_id, buffer, num_samples):
+    chosen = buffer[::-1][:num_samples]
+    return [group for group in buffer if any(group is c for c in chosen)]
+"""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--max-times-sampled", "2", "--buffer-selector", "prioritized"),
+        ("--max-times-sampled", "4", "--samples-per-insert", "2", "--max-staleness", "5", "--buffer-selector", "uniform"),
+        ("--stale-policy", "drop", "--mock-length-sigma", "1.5"),
+        ("--stale-policy", "retry", "--mock-length-sigma", "1.5"),
+        ("--buffer-filter-path", "FILTER"),
+        ("--min-size-to-sample", "12"),
+    ],
+    ids=lambda flags: "".join(flags[:2]),
+)
+def test_every_way_to_fill_a_rollout_trains_to_the_end_and_adds_up(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    (tmp_path / "f.py").write_text(FILTER)
+    words = [str(tmp_path / "f.py") if word == "FILTER" else word for word in flags]
+    done = run_entry(*FAST, *words, "--num-rollout", "15", "--async-buffer-size", "2", "--runs-dir", str(tmp_path), "--name", "m")
+    assert done.returncode == 0, done.stdout + done.stderr
+    train = read_metrics(tmp_path / "m", "train")
+    assert len(train) == 15 and all(r["staleness_max"] <= r["staleness_bound"] for r in train)
+    ledger = Ledger(read_journal(tmp_path / "m" / "buffer" / FILE_NAME)[0])
+    totals, fresh = ledger.totals(), 4 if "--max-times-sampled" not in flags else 2
+    assert (totals["trained"], totals["lost"], totals["duplicated"], totals["pending"]) == (15 * fresh, 0, 0, 0)
+    summary = json.loads((tmp_path / "m" / "summary.json").read_text())
+    assert totals["replayed"] == summary["groups_replayed"] == sum(r["num_groups_replayed"] for r in train)
+    assert bool(totals["replayed"]) == ("--max-times-sampled" in flags)
+    assert totals["removed"] * 4 == summary.get("samples_removed_stale", 0)
 
 
 def test_k0_is_on_policy(tmp_path: Path) -> None:

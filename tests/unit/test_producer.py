@@ -217,7 +217,7 @@ async def test_resume_generates_the_groups_under_way_under_their_old_admissions(
     old = world(tmp_path / "old", K=1)
     old.generate.hanging = {"2", "4"}
     async with old.running(), asyncio.timeout(20):
-        groups = await old.buffer.take(0)
+        await old.buffer.take(0)
         old.clock.trained(0)
         old.clock.pushed()
         old.producer.forget()

@@ -97,9 +97,7 @@ TestTwoSides.settings = settings(max_examples=150, stateful_step_count=30, deadl
 @settings(max_examples=200, deadline=None)
 def test_whatever_ratio_can_be_made_never_deadlocks(per_insert: float, minimum: int, error_buffer: float) -> None:
     try:
-        limiter = RateLimiter.sample_to_insert_ratio(
-            samples_per_insert=per_insert, min_size_to_sample=minimum, error_buffer=error_buffer
-        )
+        limiter = RateLimiter.sample_to_insert_ratio(samples_per_insert=per_insert, min_size_to_sample=minimum, error_buffer=error_buffer)
     except ConfigError:
         return
     inserts = samples = 0

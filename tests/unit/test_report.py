@@ -23,8 +23,8 @@ from tests.unit.sample_run import records, write_run
 
 SUMMARY_KEYS = [
     "num_rollouts", "final_policy_version", "reward_first", "reward_last", "samples_generated", "samples_trained", "samples_failed",
-    "staleness_max", "staleness_bound", "push_count", "push_stall_seconds_p50", "generation_idle_fraction", "trainer_idle_fraction",
-    "wall_seconds", "seconds_to_reward_0_9",
+    "staleness_max", "staleness_bound", "groups_replayed", "push_count", "push_stall_seconds_p50", "generation_idle_fraction",
+    "trainer_idle_fraction", "wall_seconds", "seconds_to_reward_0_9",
 ]  # fmt: skip
 VOID = {"meta", "line", "circle", "rect", "path", "br"}
 
@@ -82,6 +82,7 @@ def test_summary_of_a_whole_run(tmp_path: Path) -> None:
             "samples_failed": 39 // 9,
             "staleness_max": 2,
             "staleness_bound": 2,
+            "groups_replayed": 0,
             "push_count": 40,
             "push_stall_seconds_p50": median(r["stall_seconds"] for r in pushes),
             "generation_idle_fraction": sum(r["generation_idle_fraction"] * r["interval_seconds"] for r in train) / total,
