@@ -146,11 +146,12 @@ class ReplayBuffer:
         wait for one). Raises ReplayBufferError when the group was never admitted, or cannot be written."""
         self._check_expected(group)
         batch = to_batch(group)
-        if not self._has_room(group, batch.nbytes):
+        num_bytes = batch.get_total_buffer_size()  # nbytes takes fifty times as long, a tenth of a small put
+        if not self._has_room(group, num_bytes):
             self._num_limited += 1
             try:
                 with self._waiting("put"):
-                    while not self._has_room(group, batch.nbytes):
+                    while not self._has_room(group, num_bytes):
                         await self._room.wait()
                         self._check_expected(group)
             finally:
