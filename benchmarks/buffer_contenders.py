@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,28 +75,27 @@ class Slipstream:
 
 
 class MemoryCopy:
-    """The limit: the same bytes in one piece, copied by numpy into memory that is there. Sources alternate, so that the processor's
-    cache does not hold them all. `get` is a second copy."""
+    """The limit: the same bytes in one piece, copied by numpy into memory that is there and was touched before. Sources take turns, so
+    that the processor's cache does not hold them all; each is copied at least once a round, as one copy is too short to time. `get` is
+    a second round of copies."""
 
     _NUM_SOURCES = 16
 
     def __init__(self, load: Load, *, single: bool) -> None:
         self._count, size = (load.num_singles, load.sample_bytes) if single else (1, load.num_samples * load.sample_bytes)
         self._sources = [np.full(size, i, np.uint8) for i in range(self._NUM_SOURCES)]
-        self._targets = [np.zeros(size, np.uint8) for _ in range(self._NUM_SOURCES)]
-        self._numbers = itertools.cycle(range(self._NUM_SOURCES))
+        self._targets = [np.full(size, 255, np.uint8) for _ in range(self._NUM_SOURCES)]  # not zeros: those would be mapped when copied to
 
     async def round(self, *, check: bool = False) -> Times:
-        start = perf_counter()
-        self._copy()
-        middle = perf_counter()
-        self._copy()
-        return Times(put=middle - start, get=perf_counter() - middle)
+        put = self._seconds()
+        return Times(put=put, get=self._seconds())
 
-    def _copy(self) -> None:
-        for _ in range(self._count):
-            i = next(self._numbers)
-            np.copyto(self._targets[i], self._sources[i])
+    def _seconds(self) -> float:
+        copies = max(self._count, self._NUM_SOURCES)
+        start = perf_counter()
+        for i in range(copies):
+            np.copyto(self._targets[i % self._NUM_SOURCES], self._sources[i % self._NUM_SOURCES])
+        return (perf_counter() - start) * self._count / copies
 
     def close(self) -> None: ...
 

@@ -59,8 +59,7 @@ async def test_the_copy_moves_as_many_bytes_as_a_round_has() -> None:
     for single, pieces in ((False, 1), (True, SMALL.num_singles)):
         copy = MemoryCopy(SMALL, single=single)
         await copy.round()
-        copied = [t for t, s in zip(copy._targets, copy._sources, strict=True) if t.any() and np.array_equal(t, s)]
-        assert len(copied) == 2 * pieces - 1, "put and get move each piece once, and the first source is all zeros"
+        assert all(np.array_equal(target, source) for target, source in zip(copy._targets, copy._sources, strict=True))
         samples = SMALL.num_singles if single else SMALL.num_samples
         assert pieces * copy._targets[0].nbytes == samples * SMALL.sample_bytes
 
