@@ -42,12 +42,12 @@ class Journal:
     `flush_each=False` (durability `memory`) keeps lines in this process until `flush` or `close`.
     """
 
-    def __init__(self, path: Path, *, flush_each: bool = True) -> None:
-        """Goes on at the end of an existing file, whose torn tail is cut off. Raises ReplayBufferError, BufferCorruption."""
+    def __init__(self, path: Path, *, flush_each: bool = True, num_records: int = 0) -> None:
+        """Goes on at the end of an existing file of so many records, whose torn tail is cut off. Raises ReplayBufferError, BufferCorruption."""
         self.path, self._flush_each, self._held = path, flush_each, bytearray()
-        whole = _whole(path.read_bytes()) if path.exists() else b""
-        end = len(whole)
-        self.num_records = whole.count(b"\n")
+        exists = path.exists() and path.stat().st_size > 0
+        end = _end_of_lines(path) if exists else 0
+        self.num_records = num_records
         try:
             self._fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
             os.ftruncate(self._fd, end)
@@ -114,6 +114,19 @@ def read_journal(path: Path) -> tuple[list[Record], int]:
     if records and (records[0]["t"] != "open" or records[0].get("schema") not in READABLE):
         raise BufferCorruption(f"{path} begins with {records[0]!r:.80}: this version reads journals of schema {READABLE}")
     return records, len(data) - len(whole)
+
+
+def _end_of_lines(path: Path) -> int:
+    """Bytes up to and with the last newline, looked for from the end: a journal may be long."""
+    with path.open("rb") as file:
+        at = file.seek(0, os.SEEK_END)
+        while at > 0:
+            start = max(0, at - HELD_BYTES)
+            file.seek(start)
+            if (found := file.read(at - start).rfind(b"\n")) >= 0:
+                return start + found + 1
+            at = start
+    return 0
 
 
 def _lines(data: bytes) -> list[bytes]:

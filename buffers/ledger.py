@@ -59,15 +59,11 @@ class Ledger:
     def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
         self.accounts: dict[int, Account] = {}
         self.policy_version = 0  # the highest that was ever pushed, or restored to
+        self.num_records = 0  # that were applied
         self.num_restores = 0
         self.commits: list[tuple[int, str]] = []  # (rollouts covered, checkpoint)
         self._by_rollout: dict[int, list[int]] = {}  # consumed by, and not void
-        for number, record in enumerate(records):
-            self.apply(record, number)
-
-    def apply(self, record: Mapping[str, Any], number: int = -1) -> None:
-        """Raises BufferCorruption for a record that cannot follow what came before."""
-        known: dict[str, Callable[[Mapping[str, Any]], None]] = {
+        self._known: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "open": lambda _: None,
             "admit": self._admit,
             "put": self._put,
@@ -78,10 +74,16 @@ class Ledger:
             "commit": self._commit,
             "restore": self._restore,
         }
+        for number, record in enumerate(records):
+            self.apply(record, number)
+
+    def apply(self, record: Mapping[str, Any], number: int = -1) -> None:
+        """Raises BufferCorruption for a record that cannot follow what came before."""
         try:
-            known[record["t"]](record)
+            self._known[record["t"]](record)
         except (KeyError, TypeError, AssertionError) as e:
             raise BufferCorruption(f"journal record {number} {dict(record)!r:.120} does not fit: {type(e).__name__} {e}") from e
+        self.num_records += 1
 
     def recallable(self) -> dict[int, Account]:
         """Groups that a restart recalls instead of generating, by index."""
@@ -117,7 +119,9 @@ class Ledger:
     # -- the records --------------------------------------------------------------------------------------------------
 
     def _admit(self, record: Mapping[str, Any]) -> None:
-        account = self.accounts.setdefault(record["g"], Account(group_index=record["g"]))
+        group_index = record["g"]
+        if (account := self.accounts.get(group_index)) is None:
+            account = self.accounts[group_index] = Account(group_index=group_index)
         account.times_admitted += 1
         account.prompt_index = record.get("i", record["g"])  # journals of schema 1 knew no retried prompts
 

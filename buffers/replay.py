@@ -71,7 +71,9 @@ class ReplayBuffer:
         directory.mkdir(parents=True, exist_ok=True)
         if ledger is None:
             (directory / FILE_NAME).unlink(missing_ok=True)
-        self._journal = Journal(directory / FILE_NAME, flush_each=config.buffer_durability != "memory")
+        num_records = ledger.num_records if ledger else 0
+        flush_each = config.buffer_durability != "memory"
+        self._journal = Journal(directory / FILE_NAME, flush_each=flush_each, num_records=num_records)
         self._earlier = Earlier(ledger, self._journal, clock, restored_from)
         store = SegmentStore(directory, max_segment_bytes, live=self._earlier.places(), keep=config.keep_trajectories)
         store.sync_when_sealed = config.buffer_durability == "fsync"
@@ -137,11 +139,12 @@ class ReplayBuffer:
         wait for one). Raises ReplayBufferError when the group was never admitted, or cannot be written."""
         self._check_expected(group)
         batch = to_batch(group)
-        if not self._has_room(group, batch.nbytes):
+        num_bytes = batch.get_total_buffer_size()  # nbytes takes fifty times as long, a tenth of a small put
+        if not self._has_room(group, num_bytes):
             self._num_limited += 1
             try:
                 with self._waiting("put"):
-                    while not self._has_room(group, batch.nbytes):
+                    while not self._has_room(group, num_bytes):
                         await self._room.wait()
                         self._check_expected(group)
             finally:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import json
+from array import array
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ from pipeline.errors import ReplayBufferError
 from pipeline.types import Group, Sample, Status, VersionSpan
 
 SCHEMA_VERSION = 1
+_SHORT = 64  # characters
+_CODES = {(int, pa.int64().id): "q", (float, pa.float64().id): "d"}  # of array.array
+_NUMBER_IDS = (pa.int64().id, pa.float64().id)
 _SPAN = pa.list_(pa.int64(), 3)  # version, start, end
 _JSON = ("prompt", "label", "metadata", "multimodal_inputs", "multimodal_train_inputs", "train_metadata", "spec_info")
 _PLAIN = {
@@ -46,6 +51,8 @@ _ARRAYS: dict[str, np.dtype[Any]] = {
     "rollout_log_probs": np.dtype(np.float32),
 }
 
+_ARROW = {dtype: pa.from_numpy_dtype(dtype) for dtype in (*_ARRAYS.values(), np.dtype(np.int32))}
+
 SCHEMA = pa.schema(
     [
         pa.field("group_index", pa.int64(), nullable=False),  # these three: of the group, the same in every row
@@ -64,49 +71,56 @@ SCHEMA = pa.schema(
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
 
+_FIELDS = tuple(zip(SCHEMA.names, SCHEMA.types, strict=True))  # asking a schema for them costs 9 us
+_NAMES = tuple(SCHEMA.names)
+
 
 def to_batch(group: Group) -> pa.RecordBatch:
     """The group as one RecordBatch, a row a sample. Raises ReplayBufferError naming a field that Arrow or JSON cannot hold."""
     samples = group.samples
     if not samples:
         raise ReplayBufferError(f"group {group.group_index} has no samples: discard it instead of putting it")
-    columns: dict[str, Any] = {}
-    for name, dtype in zip(SCHEMA.names, SCHEMA.types, strict=True):
+    columns: list[pa.Array] = []
+    for name, dtype in _FIELDS:
         try:
-            columns[name] = _nulls(dtype, len(samples)) if _is_unused(name, samples) else _column(name, dtype, group, samples)
+            column = _repeated(None, dtype, len(samples)) if _is_unused(name, samples) else _column(name, dtype, group, samples)
         except (TypeError, ValueError, OverflowError, pa.ArrowException) as e:
             raise ReplayBufferError(
                 f"group {group.group_index}: sample.{name} cannot be stored ({e}); expected {_expected(name)}. "
                 "Fix the custom function that sets it."
             ) from e
-    return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
 def from_batch(batch: pa.RecordBatch) -> Group:
     """The group of a RecordBatch. `tokens` [T] int64, `loss_mask` [R] uint8 and `rollout_log_probs` [R] float32 of its samples
     are read-only numpy views of the batch's buffers (they keep them alive). Raises ReplayBufferError for another schema version."""
     check_version(batch.schema)
-    columns: dict[str, list[Any]] = {name: _pylist(batch.column(name)) for name in (*_PLAIN, "reward", "reward_parts")}
-    columns["group_index"] = batch.column("sample_group_index").to_pylist()
+    stored: dict[str, pa.Array] = dict(zip(_NAMES, batch.columns, strict=True))
+    columns: dict[str, list[Any]] = {name: _pylist(stored[name]) for name in (*_PLAIN, "reward", "reward_parts")}
+    columns["group_index"] = _pylist(stored["sample_group_index"])
     columns["status"] = [Status(s) for s in columns["status"]]
     for name in _JSON:
-        columns[name] = [None if text is None else json.loads(text) for text in _pylist(batch.column(name))]
+        columns[name] = [None if text is None else _decode_json(text) for text in _pylist(stored[name])]
     for name in _ARRAYS:
-        columns[name] = _views(batch.column(name))
-    spans = [[] if s is None else s.reshape(-1, 3).tolist() for s in _views(batch.column("weight_versions"))]
+        columns[name] = _views(stored[name])
+    spans = [[] if s is None else s.reshape(-1, 3).tolist() for s in _views(stored["weight_versions"])]
     columns["weight_versions"] = [[VersionSpan(*s) for s in rows] for rows in spans]
-    shapes = _pylist(batch.column("routed_experts_shape"))
-    experts = _views(batch.column("routed_experts"))
+    shapes = _pylist(stored["routed_experts_shape"])
+    experts = _views(stored["routed_experts"])
     columns["rollout_routed_experts"] = [None if e is None else e.reshape(s) for e, s in zip(experts, shapes, strict=True)]
     parts = columns.pop("reward_parts")
-    columns["reward"] = [r if p is None else json.loads(p) for r, p in zip(columns["reward"], parts, strict=True)]
+    columns["reward"] = [r if p is None else _decode_json(p) for r, p in zip(columns["reward"], parts, strict=True)]
     samples = tuple(Sample(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
-    first = {name: batch.column(name)[0].as_py() for name in ("group_index", "deadline", "admitted_version")}
+    first = {name: stored[name][0].as_py() for name in ("group_index", "deadline", "admitted_version")}
     return Group(**first, samples=samples)
 
 
 def check_version(schema: pa.Schema) -> None:
     """Raises ReplayBufferError unless this code wrote the schema."""
+    if schema.equals(SCHEMA, check_metadata=True):
+        return
     found = (schema.metadata or {}).get(b"schema_version", b"none").decode()
     if found != str(SCHEMA_VERSION) or schema.names != SCHEMA.names:
         raise ReplayBufferError(
@@ -119,42 +133,61 @@ def _is_unused(name: str, samples: Sequence[Sample]) -> bool:
     return name in _OPTIONAL and all(getattr(s, _OPTIONAL[name]) is None for s in samples)
 
 
-@functools.lru_cache(maxsize=1024)
-def _nulls(dtype: pa.DataType, length: int) -> pa.Array:
+@functools.lru_cache(maxsize=1024, typed=True)
+def _repeated(value: Any, dtype: pa.DataType, length: int) -> pa.Array:
     """Arrays are immutable: all groups may share one."""
-    return pa.nulls(length, dtype)
+    return pa.array([value] * length, dtype)
+
+
+def _array(values: list[Any], dtype: pa.DataType) -> pa.Array:
+    """pa.array, by a shorter way for numbers without nulls and for one short text, truth value or null in all rows: most groups
+    consist of such, and pa.array costs more than everything else of a small group."""
+    first = values[0]
+    kind = type(first)
+    if (kind is bool or first is None or (kind is str and len(first) <= _SHORT)) and all(v is first for v in values):
+        return _repeated(first, dtype, len(values))
+    code = _CODES.get((kind, dtype.id))
+    if code is not None and all(type(v) is kind for v in values):
+        return _numbers(array(code, values), dtype)
+    return pa.array(values, dtype)
+
+
+def _numbers(values: Any, dtype: pa.DataType) -> pa.Array:
+    """An array over memory that holds its values already. [n] of anything with the buffer protocol, one-dimensional and contiguous."""
+    return pa.Array.from_buffers(dtype, len(values), [None, pa.py_buffer(values)])
 
 
 def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sample]) -> pa.Array:
     if name in ("group_index", "deadline", "admitted_version"):
-        return pa.array([getattr(group, name)] * len(samples), dtype)
+        return _array([getattr(group, name)] * len(samples), dtype)
     if name in _ARRAYS:
         return _large_list([getattr(s, name) for s in samples], _ARRAYS[name])
     if name in _JSON:
-        return pa.array([_to_json(getattr(s, name)) for s in samples], dtype)
+        return _array(_jsons([getattr(s, name) for s in samples]), dtype)
     match name:
         case "sample_group_index":
-            return pa.array([s.group_index for s in samples], dtype)
+            return _array([s.group_index for s in samples], dtype)
         case "status":
-            return pa.array([str(s.status) for s in samples], dtype)
+            return _array([str(s.status) for s in samples], dtype)
         case "reward":
-            return pa.array([None if s.reward is None or isinstance(s.reward, dict) else float(s.reward) for s in samples], dtype)
+            return _array([None if s.reward is None or isinstance(s.reward, dict) else float(s.reward) for s in samples], dtype)
         case "reward_parts":
-            return pa.array([_to_json(s.reward) if isinstance(s.reward, dict) else None for s in samples], dtype)
+            return _array([_to_json(s.reward) if isinstance(s.reward, dict) else None for s in samples], dtype)
         case "weight_versions":
             return _spans([s.weight_versions for s in samples])
         case "routed_experts":
             return _large_list([_experts(s) for s in samples], np.dtype(np.int32))
         case "routed_experts_shape":
             return pa.array([None if (e := _experts(s)) is None else list(np.shape(e)) for s in samples], dtype)
-    return pa.array([getattr(s, name) for s in samples], dtype)
+    return _array([getattr(s, name) for s in samples], dtype)
 
 
 def _large_list(rows: Sequence[Any], dtype: np.dtype) -> pa.LargeListArray:
     """Rows of numbers (None: null) as one flat value buffer with offsets."""
     arrays = [np.empty(0, dtype) if row is None else _flat(row, dtype) for row in rows]
     null = pa.array([row is None for row in rows]) if any(row is None for row in rows) else None
-    return pa.LargeListArray.from_arrays(_offsets([len(a) for a in arrays]), pa.array(np.concatenate(arrays)), mask=null)
+    flat = np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
+    return pa.LargeListArray.from_arrays(_offsets([len(a) for a in arrays]), _numbers(flat, _ARROW[dtype]), mask=null)
 
 
 def _flat(row: Any, dtype: np.dtype) -> np.ndarray:
@@ -170,17 +203,23 @@ def _flat(row: Any, dtype: np.dtype) -> np.ndarray:
 
 
 def _spans(rows: Sequence[Sequence[VersionSpan]]) -> pa.LargeListArray:
-    flat = np.array([list(span) for row in rows for span in row], np.int64).reshape(-1)
-    values = pa.FixedSizeListArray.from_arrays(pa.array(flat), 3)
+    flat = array("q", [number for row in rows for span in row for number in span])
+    values = pa.FixedSizeListArray.from_arrays(_numbers(flat, pa.int64()), 3)
     return pa.LargeListArray.from_arrays(_offsets([len(row) for row in rows]), values)
 
 
 def _offsets(lengths: Sequence[int]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    return _numbers(array("q", accumulate(lengths, initial=0)), pa.int64())
 
 
 def _pylist(column: pa.Array) -> list[Any]:
-    return [None] * len(column) if column.null_count == len(column) else column.to_pylist()
+    nulls, length = column.null_count, len(column)
+    if nulls == length:
+        return [None] * length
+    if nulls == 0 and column.type.id in _NUMBER_IDS:
+        numbers: list[Any] = column.to_numpy().tolist()
+        return numbers
+    return column.to_pylist()
 
 
 def _views(column: pa.LargeListArray) -> list[np.ndarray | None]:
@@ -201,7 +240,15 @@ def _experts(sample: Sample) -> Any:
 
 
 def _to_json(value: Any) -> str | None:
-    return None if value is None else json.dumps(value, default=_plain)
+    return None if value is None else _encode_json(value)
+
+
+def _jsons(values: list[Any]) -> list[str | None]:
+    """What a group shares (its prompt, its label) is said once."""
+    first = values[0]
+    if all(v is first for v in values):
+        return [_to_json(first)] * len(values)
+    return [_to_json(v) for v in values]
 
 
 def _plain(value: Any) -> Any:
@@ -209,6 +256,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} {value!r:.80} is not JSON")
+
+
+_encode_json = json.JSONEncoder(default=_plain).encode
+_decode_json = json.JSONDecoder().decode
 
 
 def _expected(name: str) -> str:

@@ -51,12 +51,14 @@ class SegmentStore:
         self._directory, self._max_bytes, self._keep = directory, max_segment_bytes, keep
         directory.mkdir(parents=True, exist_ok=True)
         self._segments: dict[int, _Segment] = {}
-        wanted = list(live)
+        wanted: dict[int, set[int]] = {}  # offsets by segment
+        for place in live:
+            wanted.setdefault(place.segment, set()).add(place.offset)
         self._next_id = 0
         for path in sorted(directory.glob("segment-*.arrow")):
             number = int(path.stem.removeprefix("segment-"))
             self._next_id = max(self._next_id, number + 1)
-            offsets = {place.offset for place in wanted if place.segment == number}
+            offsets = wanted.get(number, set())
             if offsets or keep:
                 self._segments[number] = _Segment(path=path, fd=None, num_bytes=path.stat().st_size, live=offsets)
             else:
@@ -150,7 +152,7 @@ class SegmentStore:
             self._segments.pop(segment_id).path.unlink()
 
 
-def encode(batch: pa.RecordBatch) -> bytes:
+def encode(batch: pa.RecordBatch) -> bytearray:
     """The batch as one IPC message with its checksum. A multiple of 8 bytes long, so that messages stay aligned in the file."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SCHEMA) as writer:
@@ -158,7 +160,7 @@ def encode(batch: pa.RecordBatch) -> bytes:
     message = bytearray(memoryview(sink.getvalue())[len(_SCHEMA_MESSAGE) : -_END_MARKER_BYTES])
     at = message.index(_MARK) + len(_MARK)
     message[at : at + len(_BLANK)] = b"%08x" % zlib.crc32(message)
-    return bytes(message)
+    return message
 
 
 def decode(message: pa.Buffer, path: Path, offset: int) -> pa.RecordBatch:
@@ -178,7 +180,7 @@ def decode(message: pa.Buffer, path: Path, offset: int) -> pa.RecordBatch:
         raise _corrupt(path, offset, str(e)) from e
 
 
-def _write(segment: _Segment, data: bytes) -> None:
+def _write(segment: _Segment, data: bytes | bytearray) -> None:
     """All of `data` behind what is complete, or none of it."""
     assert segment.fd is not None
     view, at = memoryview(data), segment.num_bytes
