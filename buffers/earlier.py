@@ -18,8 +18,10 @@ logger = logging.getLogger(__name__)
 class Earlier:
     """Decisions are asked for group by group, as the restarted run admits them again. Without a ledger there is nothing."""
 
-    def __init__(self, ledger: Ledger | None, journal: Journal, clock: RolloutClock, restored_from: str | None) -> None:
-        self._journal = journal
+    def __init__(
+        self, ledger: Ledger | None, journal: Journal, clock: RolloutClock, restored_from: str | None, max_times_sampled: int
+    ) -> None:
+        self._journal, self._max_times = journal, max_times_sampled
         self._accounts: dict[int, Account] = {}
         if ledger is None:
             return
@@ -31,8 +33,12 @@ class Earlier:
     def places(self) -> Iterator[Location]:
         """Where groups lie that are to be trained on, or may be again."""
         for account in self._accounts.values():
-            if account.place is not None and account.discarded is None:
+            if account.place is not None and account.discarded is None and account.times_sampled < self._max_times:
                 yield account.place
+
+    def next_segment(self) -> int:
+        """The first number that no group was ever put under."""
+        return 1 + max((a.place.segment for a in self._accounts.values() if a.place is not None), default=-1)
 
     def forget_what_is_gone(self, store: SegmentStore) -> None:
         """Journal lines whose bytes a power loss took (durability `process` does not promise more): generated again."""
@@ -57,9 +63,10 @@ class Earlier:
         return account
 
     def replayable(self, store: SegmentStore) -> Iterator[Entry]:
-        """Groups that the restored checkpoint was trained on, whose bytes are still there: for the replay pool, which knows its limits."""
+        """Groups that the restored checkpoint was trained on, and that may be trained on again."""
         for sequence, a in enumerate(self._accounts.values()):
-            if a.consumed and a.place is not None and a.oldest_version is not None and store.holds(a.place):
+            if a.consumed and a.times_sampled < self._max_times and a.place is not None and store.holds(a.place):
                 # Deadlines are behind it; only the selectors of age and priority tell such groups apart.
                 candidate = Candidate(a.group_index, -1, sequence - len(self._accounts), a.priority)
-                yield Entry(candidate=candidate, place=a.place, oldest_version=a.oldest_version, times_sampled=a.times_sampled)
+                oldest = 0 if a.oldest_version is None else a.oldest_version
+                yield Entry(candidate=candidate, place=a.place, oldest_version=oldest, times_sampled=a.times_sampled)

@@ -43,7 +43,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, *, flush_each: bool = True, num_records: int = 0) -> None:
-        """Goes on at the end of an existing file of so many records, whose torn tail is cut off. Raises ReplayBufferError, BufferCorruption."""
+        """Goes on at the end of an existing file of `num_records`, its torn tail cut off. Raises ReplayBufferError, BufferCorruption."""
         self.path, self._flush_each, self._held = path, flush_each, bytearray()
         exists = path.exists() and path.stat().st_size > 0
         end = _end_of_lines(path) if exists else 0

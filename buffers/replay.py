@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,13 +74,15 @@ class ReplayBuffer:
         num_records = ledger.num_records if ledger else 0
         flush_each = config.buffer_durability != "memory"
         self._journal = Journal(directory / FILE_NAME, flush_each=flush_each, num_records=num_records)
-        self._earlier = Earlier(ledger, self._journal, clock, restored_from)
-        store = SegmentStore(directory, max_segment_bytes, live=self._earlier.places(), keep=config.keep_trajectories)
+        self._earlier = Earlier(ledger, self._journal, clock, restored_from, config.max_times_sampled)
+        live, first_id = self._earlier.places(), self._earlier.next_segment()
+        store = SegmentStore(directory, max_segment_bytes, live=live, keep=config.keep_trajectories, first_id=first_id)
         store.sync_when_sealed = config.buffer_durability == "fsync"
         self._earlier.forget_what_is_gone(store)
         self._shelf = Shelf(store, frees_at_once=config.buffer_durability == "memory")
         self._commit_group = GroupCommit(lambda: self._shelf.sync(self._journal.fd)) if store.sync_when_sealed else None
-        self._replay_again(self._earlier.replayable(store))
+        for entry in self._earlier.replayable(store):
+            self._pool.add(entry)
         self._taking: int | None = None  # the rollout that `take` waits for
         self._reading: frozenset[int] = frozenset()
         self._closed = False
@@ -385,12 +387,6 @@ class ReplayBuffer:
         if (stored := self._shelf.release(group_index)) is not None:
             _pulse(self._room)
         return stored
-
-    def _replay_again(self, entries: Iterable[Entry]) -> None:
-        """After a restart. What had enough is done with; its bytes may go with the next checkpoint."""
-        for entry in entries:
-            if not self._pool.add(entry):
-                self._shelf.done(self._clock.num_trained - 1, [entry.place])
 
     @contextmanager
     def _waiting(self, what: str) -> Iterator[None]:

@@ -46,15 +46,18 @@ class _Segment:
 class SegmentStore:
     """append -> Location -> read, any number of times -> free. A sealed segment without live batches is deleted."""
 
-    def __init__(self, directory: Path, max_segment_bytes: int = 64 << 20, *, live: Iterable[Location] = (), keep: bool = False) -> None:
-        """`live`: what an earlier process left here that is still wanted; its other segments are removed. `keep`: nothing ever is."""
+    def __init__(
+        self, directory: Path, max_segment_bytes: int = 64 << 20, *, live: Iterable[Location] = (), keep: bool = False, first_id: int = 0
+    ) -> None:
+        """`live`: what an earlier process left here that is still wanted; its other segments are removed. `keep`: nothing ever is.
+        `first_id`: no segment before it was ever made; a number is not used twice, the journal may still speak of the first."""
         self._directory, self._max_bytes, self._keep = directory, max_segment_bytes, keep
         directory.mkdir(parents=True, exist_ok=True)
         self._segments: dict[int, _Segment] = {}
         wanted: dict[int, set[int]] = {}  # offsets by segment
         for place in live:
             wanted.setdefault(place.segment, set()).add(place.offset)
-        self._next_id = 0
+        self._next_id = first_id
         for path in sorted(directory.glob("segment-*.arrow")):
             number = int(path.stem.removeprefix("segment-"))
             self._next_id = max(self._next_id, number + 1)
