@@ -143,7 +143,7 @@ def _outside(
 ) -> Tensor:
     """[N] bool: the measure is out of bounds."""
     if correction.measure == "second_moment":
-        return x.double().square() > cut
+        return x.square() > cut  # in the precision in which the cut was found
     if correction.measure == "probability":
         change = (log_probs.exp() - rollout_log_probs.exp()).detach()
         return torch.where(advantages > 0, change > correction.high, change < -correction.low)

@@ -211,3 +211,43 @@ def test_custom_loss_function_has_slimes_signature() -> None:
     got.loss.backward()
     assert table.grad is not None and table.grad.abs().max() > 0
     assert policy_metrics(got.sums, got.maxima)["loss"] == pytest.approx(got.loss.item())
+
+
+@pytest.mark.parametrize("name", ["opsm", "m2po", "dppo", "normalised"])
+def test_the_anchor_and_the_statistics_are_the_corrections(name: str) -> None:
+    """The bypass: PPO's ratio is new over rollout, clipped by opsm only. Normalised weights: divided by their mean over the step."""
+    samples, table = make_samples(LENGTHS, 12, spread=0.5), make_model(12)
+    loss, grad, _, _ = step([samples[:3], samples[3:]], AlgorithmConfig(**CONFIGS[name]), table)
+    twin = table.double().requires_grad_()
+    batch = pack(samples, torch.float64)
+    now = torch.log_softmax(twin, -1)[batch.contexts, batch.targets]
+    x = now.detach() - batch.rollout_log_probs
+    parts = list(zip(x.split(LENGTHS), batch.advantages.split(LENGTHS), strict=True))
+    weight, ratio = torch.ones_like(x), (now - batch.rollout_log_probs).exp()
+    bounded = ratio
+    if name == "opsm":
+        weight = torch.cat([((a >= 0) | (-v.mean() <= 1e-4)).double() for v, a in parts])
+        bounded = ratio.clamp(0.8, 1.2)
+    elif name == "dppo":
+        change = now.detach().exp() - batch.rollout_log_probs.exp()
+        weight = torch.where(batch.advantages > 0, change <= 0.2, change >= -0.2).double()
+    elif name == "m2po":
+        outward = sorted(float(v) ** 2 for v, a in zip(x, batch.advantages, strict=True) if v * a > 0)
+        while sum(outward) / len(outward) > 0.04:
+            outward.pop()
+        weight = ((x * batch.advantages <= 0) | (x.square() <= outward[-1])).double()
+    else:
+        ratio = (now - batch.old).exp()
+        bounded = ratio.clamp(0.8, 1.2)
+        gaps = (batch.old - batch.rollout_log_probs).split(LENGTHS)
+        kept = [bool((g.exp() >= 0.05).all()) for g in gaps]
+        each = [min(math.exp(g.sum().item()), 2.0) for g in gaps]
+        mean = sum(w for w, k in zip(each, kept, strict=True) if k) / sum(kept)
+        weight = torch.cat([torch.full_like(g, w * k / mean) for g, w, k in zip(gaps, each, kept, strict=True)])
+    assert (weight != 1).sum() > 0
+    per_token = torch.maximum(-ratio * batch.advantages, -bounded * batch.advantages) * weight
+    want = torch.stack([part.mean() for part in per_token.split(LENGTHS)]).mean()
+    want.backward()
+    assert twin.grad is not None
+    assert loss == pytest.approx(want.item(), abs=1e-5)
+    assert (grad - twin.grad).abs().max() < 1e-5
