@@ -53,7 +53,7 @@ def off_policy_sums(
 def ess_of(sums: Tensor) -> float:
     """ESS fraction over all tokens; 1 without any."""
     table = _table(sums).sum(1)
-    return float(compute_ess_fraction(table[1], table[2], table[0])) if table[0] > 0 else 1.0
+    return min(1.0, float(compute_ess_fraction(table[1], table[2], table[0]))) if table[0] > 0 else 1.0
 
 
 def off_policy_metrics(sums: Tensor) -> dict[str, float]:
@@ -75,7 +75,7 @@ def _metrics_of(sums: Tensor, histogram: Tensor, suffix: str) -> dict[str, float
     count = values["count"].clamp(min=1)
     ess = compute_ess_fraction(values["weight"], values["weight_squared"], count) if values["count"] > 0 else torch.ones(())
     metrics = {
-        "ess_fraction": float(ess),
+        "ess_fraction": min(float(ess), 1.0),  # rounding
         "kl_rollout_old": float(values["k3"] / count),
         "kl_rollout_old_k1": float(values["k1"] / count),
         "masked_fraction": float(values["masked"] / count),
