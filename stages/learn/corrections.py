@@ -70,12 +70,12 @@ def batch_evidence(
 
     Normalisation is over kept tokens at token level, over samples with a kept token at the others, where a sample has one weight.
     """
-    nothing = log_probs.new_zeros(0)
+    nothing = torch.zeros(0)
     if not correction.needs_statistics:
         return Evidence(0.0, 0, nothing)
     x = _log_ratio(log_probs, rollout_log_probs)
     if correction.measure == "second_moment":
-        return Evidence(0.0, 0, x[_concerned(correction, x, advantages)].square())
+        return Evidence(0.0, 0, x[_concerned(correction, x, advantages)].square().cpu())
     weights, mask, _ = _act(correction, log_probs, rollout_log_probs, advantages, token_counts, float("inf"))
     if correction.level == "token":
         return Evidence(float(weights[mask].double().sum()), int(mask.sum()), nothing)

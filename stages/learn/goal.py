@@ -15,7 +15,15 @@ from pipeline.userfn import load_function
 from stages.learn.corrections import BatchStatistics, Evidence, batch_evidence
 from stages.learn.diagnostics import ess_of
 from stages.learn.losses import TokenLogProbs
-from stages.learn.objective import SUMS, Extras, Outcome, TrainedTokens, custom_objective, policy_metrics, policy_objective
+from stages.learn.objective import (
+    SUMS,
+    Extras,
+    Outcome,
+    custom_objective,
+    policy_metrics,
+    policy_objective,
+    shaped_advantages,
+)
 from stages.learn.settings import LearnerSettings
 
 
@@ -64,9 +72,13 @@ class Goal:
     def denominator(self, step: OptimizerStep) -> float:
         return float(max(1, step.num_loss_tokens if self.config.calculate_per_token_loss else step.num_samples))
 
-    def evidence(self, batch: TrainedTokens, log_probs: Tensor) -> Evidence:
-        """`log_probs`: the correction's numerator, old or current."""
-        return batch_evidence(self.correction, log_probs, batch.rollout_log_probs, batch.advantages, batch.token_counts)
+    def evidence(self, prepared: PreparedBatch, current: Tensor | None) -> Evidence:
+        """A micro-batch's part in the step's statistics. `current`: the current policy's log-probs, where they differ from the old."""
+        old = prepared.old if prepared.old is not None else current
+        numerator = current if self.correction.ratio == "bypass" else old
+        assert old is not None and numerator is not None
+        advantages = shaped_advantages(prepared.batch, old, prepared.ref, self.config)
+        return batch_evidence(self.correction, numerator, prepared.batch.rollout_log_probs, advantages, prepared.batch.token_counts)
 
     def outcome(
         self, logits: Tensor, now: TokenLogProbs, prepared: PreparedBatch, denominator: float, statistics: BatchStatistics | None

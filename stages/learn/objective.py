@@ -81,45 +81,54 @@ def policy_objective(
     `old` None: no update lies between the old policy and this one, so old = now, exactly. In the bypass PPO's ratio is against the
     rollout policy itself, and kl_rollout_old and the weights compare it with `now`.
     """
-    assert now.entropy is not None
     correction = correction_of(config)
     proximal = now.log_probs.detach() if old is None else old
     bypass = correction.ratio == "bypass"
     anchor = batch.rollout_log_probs if bypass else proximal
-    advantages = batch.advantages
-    if config.kl_coef:
-        assert extras.ref is not None
-        advantages = apply_kl_to_advantages(advantages, proximal, extras.ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type)
-    surrogate = _surrogate(now.log_probs, anchor, advantages, batch, config, correction)
     numerator = now.log_probs.detach() if bypass else proximal
-    corrected = compute_correction(
-        correction, numerator, batch.rollout_log_probs, advantages, batch.token_counts, extras.statistics or BatchStatistics()
-    )
-    policy = surrogate.loss
+    advantages = shaped_advantages(batch, proximal, extras.ref, config)
+    surrogate = _surrogate(now.log_probs, anchor, advantages, batch, config, correction)
+    statistics = extras.statistics or BatchStatistics()
+    corrected = compute_correction(correction, numerator, batch.rollout_log_probs, advantages, batch.token_counts, statistics)
+    policy = surrogate.loss * corrected.weights  # 0 where dropped
     extra: dict[str, Tensor] = {}
+    mean_over_kept = correction.active and correction.mean_over == "kept"
     if extras.tis_function is not None:
-        policy, mask, extra = _custom_tis(policy, proximal, batch, config, extras)
-        corrected = corrected._replace(weights=torch.ones_like(corrected.weights), mask=mask)
-    weights = token_weights(batch.token_counts, per_token=config.calculate_per_token_loss)
-    kept = (correction.mean_over == "kept" and correction.active) or extras.tis_function is not None
-    masked_weights = weights
-    if kept:
-        masked_weights = token_weights(batch.token_counts, per_token=config.calculate_per_token_loss, mask=corrected.mask)
-    total = (policy * corrected.weights * corrected.mask * masked_weights).sum()
-    kl_ref = None
-    if extras.ref is not None:
-        importance = (now.log_probs - anchor).exp() if config.use_unbiased_kl else None
-        kl_ref = compute_approx_kl(now.log_probs, extras.ref, config.kl_loss_type, importance)
-    side = -config.entropy_coef * now.entropy if config.entropy_coef else None
-    if config.use_kl_loss:
-        assert kl_ref is not None
-        side = config.kl_loss_coef * kl_ref + (0.0 if side is None else side)
-    if side is not None:
-        total = total + (side * weights).sum()
+        policy, mask, extra = _custom_tis(surrogate.loss, proximal, batch, config, extras)
+        corrected, mean_over_kept = corrected._replace(weights=mask.to(policy.dtype), mask=mask), True
+    per_token = config.calculate_per_token_loss
+    weights = token_weights(batch.token_counts, per_token=per_token, mask=corrected.mask if mean_over_kept else None)
+    side, kl_ref = _side_terms(now, anchor, batch, config, extras)
+    total = (policy * weights).sum() if side is None else (policy * weights).sum() + side
     loss = total / denominator
     with torch.no_grad():
         sums, maxima = _diagnose(loss, now, proximal, anchor, surrogate, corrected, kl_ref, batch, config, correction)
     return Outcome(loss, sums, maxima, extra)
+
+
+def shaped_advantages(batch: TrainedTokens, proximal: Tensor, ref: Tensor | None, config: AlgorithmConfig) -> Tensor:
+    """[N] advantages, less the KL to the reference with --kl-coef."""
+    if not config.kl_coef:
+        return batch.advantages
+    assert ref is not None
+    return apply_kl_to_advantages(batch.advantages, proximal, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type)
+
+
+def _side_terms(
+    now: TokenLogProbs, anchor: Tensor, batch: TrainedTokens, config: AlgorithmConfig, extras: Extras
+) -> tuple[Tensor | None, Tensor | None]:
+    """(KL loss less entropy bonus, summed; None without either), (the KL to the reference [N]; None without one)."""
+    assert now.entropy is not None
+    terms, kl_ref = [], None
+    if config.entropy_coef:
+        terms.append(-config.entropy_coef * now.entropy)
+    if extras.ref is not None:
+        importance = (now.log_probs - anchor).exp() if config.use_unbiased_kl else None
+        kl_ref = compute_approx_kl(now.log_probs, extras.ref, config.kl_loss_type, importance)
+        if config.use_kl_loss:
+            terms.append(config.kl_loss_coef * kl_ref)
+    weights = token_weights(batch.token_counts, per_token=config.calculate_per_token_loss)
+    return (torch.stack(terms).sum(0) * weights).sum() if terms else None, kl_ref
 
 
 def _surrogate(

@@ -5,12 +5,11 @@ Every rank of a group calls the same methods in the same order; each works on it
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -182,7 +181,7 @@ class MegatronRank:
             raise self._not_on_policy(goal, where)
         extra = self._extra_metrics(outcomes) if goal and goal.has_extra_metrics else {}
         built.clip_gradients(norm)
-        with _scaled_lr(built.optimizer.param_groups, scale):
+        with built.scaled_lr(scale):
             lr = built.lr
             built.optimizer.step_with_ready_grads()
         return Found(sums, maxima, extra, norm, lr)
@@ -244,11 +243,7 @@ class MegatronRank:
             return micro_batches, None
         if first:
             micro_batches = [p._replace(old=now) for p, now in zip(micro_batches, current, strict=True)]
-        evidence = []
-        for prepared, now in zip(micro_batches, current, strict=True):
-            numerator = now if bypass else prepared.old
-            assert numerator is not None
-            evidence.append(goal.evidence(prepared.batch, numerator))
+        evidence = [goal.evidence(p, now) for p, now in zip(micro_batches, current, strict=True)]
         every = [e for part in parallel.gather_over_data_ranks(evidence) for e in part]
         return micro_batches, batch_statistics(goal.correction, every)
 
@@ -301,15 +296,3 @@ def _over_steps(results: Sequence[dict[str, float]]) -> dict[str, float]:
     values = {name: [r[name] for r in results if name in r] for name in names}
     metrics = {name: sum(v) / len(v) for name, v in values.items()}
     return {**metrics, "ratio_max": max(values["ratio_max"]), "num_loss_tokens": sum(values["num_loss_tokens"])}
-
-
-@contextlib.contextmanager
-def _scaled_lr(groups: Sequence[dict[str, Any]], scale: float) -> Iterator[None]:
-    rates = [g["lr"] for g in groups]
-    try:
-        for group in groups:
-            group["lr"] *= scale
-        yield
-    finally:
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
