@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,21 @@ def test_options_are_the_same_on_two_ranks(single_options: Any, pair: Path, layo
         assert after == resumed
     if "kl_ref" in single_options[option][1]:
         assert single_options[option][0]["kl_ref"] != single_options[option][1]["kl_ref"]
+
+
+def test_every_rank_names_the_same_token(model: Path, pair: Path) -> None:
+    own = cases.load_hf(model)
+    worst = {}
+    with torch.no_grad():
+        for s in cases.halves()[0]:
+            gap = (cases.token_log_probs(own, s, 1.0) - torch.from_numpy(s.rollout_log_probs)).expm1().abs()
+            trained = gap[torch.from_numpy(s.loss_mask.astype(bool))]
+            worst[s.index] = (float(trained.max()), int(trained.argmax()))
+    sample = max(worst, key=lambda i: worst[i])
+    for layout in LAYOUTS:
+        said = [results(pair, f"{layout}.on-policy", rank) for rank in range(2)]
+        assert said[0] == said[1]
+        assert re.search(rf"trained token {worst[sample][1]} of sample {sample} .*refused", said[0]), (layout, said[0])
 
 
 def test_checkpoint_of_two_ranks_loads_on_one(model: Path, pair: Path) -> None:

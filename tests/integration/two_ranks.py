@@ -71,6 +71,16 @@ def main(rank: int, port: int, model: Path, out: Path) -> None:
             result = {"metrics": metrics, "after": after, "resumed": learner.step(cases.make_batch(*steps))}
             (out / f"{name}.{option}.{rank}.json").write_text(json.dumps(result))
             learner.close()
+        store = torch.distributed.PrefixStore(f"{name}.on-policy", join_store("127.0.0.1", port, 2))
+        settings = cases.settings(model, ranks=2, megatron=flags, true_on_policy_mode=True)
+        learner = MegatronRank(settings, rank=rank, world_size=2, store=store)
+        try:  # rollout log-probs of no model's
+            learner.step(cases.make_batch(cases.make_step(cases.halves()[0], ranks=learner.dp_size, micro_batches=2)))
+            off_policy = ""
+        except LearnerError as error:
+            off_policy = str(error)
+        (out / f"{name}.on-policy.{rank}.json").write_text(json.dumps(off_policy))
+        learner.close()
 
 
 if __name__ == "__main__":
