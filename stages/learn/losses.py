@@ -1,4 +1,4 @@
-"""Losses and off-policy corrections: pure tensor functions over the trained tokens of a micro-batch.
+"""Log-probs, and all losses and corrections by one import: pure tensor functions over the trained tokens of a micro-batch.
 
 Shapes: N trained tokens, flattened over samples; V vocabulary entries (of this tensor-parallel rank); S samples.
 Policies: rollout (behaviour: the engine sampled from it), old (proximal: the learner at consumption), new (differentiated).
@@ -6,13 +6,24 @@ Policies: rollout (behaviour: the engine sampled from it), old (proximal: the le
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-KlType = Literal["k1", "k2", "k3", "low_var_kl"]
+from stages.learn.corrections import compute_correction
+from stages.learn.diagnostics import compute_ess_fraction
+from stages.learn.kl import KlType, apply_kl_to_advantages, compute_approx_kl
+from stages.learn.policy_losses import PolicyLoss, compute_cispo_loss, compute_gspo_kl, compute_policy_loss
+from stages.learn.reduce import sum_of_sample_mean, sum_of_tokens, token_weights
+
+__all__ = [
+    "ImportanceWeights", "KlType", "PolicyLoss", "TokenLogProbs", "apply_kl_to_advantages", "compute_approx_kl", "compute_cispo_loss",
+    "compute_correction", "compute_ess_fraction", "compute_gspo_kl", "compute_log_probs_from_logits", "compute_policy_loss",
+    "compute_sft_loss", "compute_tis_weights", "sum_of_sample_mean", "sum_of_tokens", "token_weights",
+]  # fmt: skip
+
 _ROWS = 512  # rows of logits handled at once: keeps temporaries of [rows, V] in cache-sized pieces
 
 
@@ -94,47 +105,6 @@ def compute_log_probs_from_logits(
     return TokenLogProbs(log_probs, entropy if with_entropy else None)
 
 
-def compute_approx_kl(log_probs: Tensor, ref_log_probs: Tensor, kl_type: KlType = "k3") -> Tensor:
-    """Per-token estimate of KL(p || ref) from tokens sampled by p. Both [N]; returns [N].
-
-    With x = log p - log ref: k1 = x (unbiased, high variance), k2 = x^2 / 2 (biased, low variance),
-    k3 = exp(-x) - 1 + x (unbiased, non-negative); low_var_kl is k3 clamped to [-10, 10].
-    Source: Schulman, "Approximating KL Divergence" (2020), http://joschu.net/blog/kl-approx.html.
-    """
-    x = log_probs - ref_log_probs
-    if kl_type == "k1":
-        return x
-    if kl_type == "k2":
-        return x.square() / 2
-    k3 = torch.expm1(-x) + x
-    if kl_type == "k3":
-        return k3
-    if kl_type == "low_var_kl":
-        return k3.clamp(-10.0, 10.0)
-    raise ValueError(f"unknown KL estimate {kl_type!r}: expected k1, k2, k3 or low_var_kl")
-
-
-class PolicyLoss(NamedTuple):
-    loss: Tensor  # [N]
-    clipped: Tensor  # [N] bool: the clipped branch was the larger one (no gradient there)
-    ratio: Tensor  # [N]
-
-
-def compute_policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, eps_clip: float, eps_clip_high: float | None = None
-) -> PolicyLoss:
-    """Clipped surrogate: max(-r A, -clip(r, 1 - eps_clip, 1 + eps_clip_high) A) with r = exp(log_probs - old_log_probs).
-
-    All [N]. Source: PPO, Schulman et al. 2017, arXiv:1707.06347, eq. 7 (negated); a higher upper bound is DAPO's
-    "clip-higher", Yu et al. 2025, arXiv:2503.14476, eq. 10. `eps_clip_high` None means `eps_clip`.
-    """
-    high = eps_clip if eps_clip_high is None else eps_clip_high
-    ratio = (log_probs - old_log_probs).exp()
-    plain = -ratio * advantages
-    bounded = -ratio.clamp(1.0 - eps_clip, 1.0 + high) * advantages
-    return PolicyLoss(torch.maximum(plain, bounded), bounded > plain, ratio)
-
-
 class ImportanceWeights(NamedTuple):
     weights: Tensor  # [N], truncated; no gradient
     raw: Tensor  # [N], exp(old - rollout)
@@ -151,37 +121,6 @@ def compute_tis_weights(old_log_probs: Tensor, rollout_log_probs: Tensor, *, cli
     raw = (old_log_probs - rollout_log_probs).detach().exp()
     weights = raw.clamp(clip_low, clip)
     return ImportanceWeights(weights, raw, weights != raw)
-
-
-def compute_ess_fraction(sum_weights: Tensor, sum_squares: Tensor, count: Tensor) -> Tensor:
-    """Effective sample size over sample size: (sum w)^2 / (n sum w^2), in (0, 1]; takes the sums, which add up over ranks.
-
-    Source: Kish 1965, "Survey Sampling"; Kong 1992 for importance weights.
-    """
-    return sum_weights.square() / (count * sum_squares)
-
-
-def token_weights(token_counts: Tensor, *, per_token: bool) -> Tensor:
-    """[N] weight of every trained token in the loss sum, from `token_counts` [S] (trained tokens a sample, sum N).
-
-    per_token False: 1 / count, so that the weighted sum is the sum over samples of each sample's mean (slime's
-    sum_of_sample_mean; divide by the number of samples); True: 1 (divide by the number of tokens; DAPO, eq. 8).
-    """
-    counts = token_counts.to(torch.int64)
-    per_sample = torch.ones(len(counts), device=counts.device) if per_token else 1.0 / counts.clamp(min=1)
-    return per_sample.to(torch.float32).repeat_interleave(counts)
-
-
-def sum_of_sample_mean(values: Tensor, token_counts: Tensor) -> Tensor:
-    """Sum over samples of the mean over each sample's trained tokens. values: [N]; token_counts: [S]. Empty samples add 0."""
-    return (values * token_weights(token_counts, per_token=False)).sum()
-
-
-def sum_of_tokens(values: Tensor, token_counts: Tensor) -> Tensor:
-    """Sum over all trained tokens (the reducer of the per-token mean). values: [N]; token_counts: [S], checked."""
-    if int(token_counts.sum()) != values.numel():
-        raise ValueError(f"{values.numel()} values for {int(token_counts.sum())} trained tokens")
-    return values.sum()
 
 
 def compute_sft_loss(log_probs: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
-from tests.integration.two_ranks import LAYOUTS
+from tests.integration.two_ranks import LAYOUTS, OPTIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -55,7 +56,7 @@ def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for r in range(2)
     ]
     try:
-        errors = [r.communicate(timeout=240)[1] for r in ranks]
+        errors = [r.communicate(timeout=400)[1] for r in ranks]
     finally:
         for r in ranks:
             r.kill()
@@ -98,6 +99,51 @@ def test_resume_is_exact(pair: Path, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_rank_refuses(pair: Path, layout: str) -> None:
     assert all("refused" in results(pair, layout, rank)["refused"] for rank in range(2))
+
+
+@pytest.fixture(scope="module")
+def single_options(model: Path) -> dict[str, list[dict[str, float]]]:
+    """One rank's metrics of two rollouts, for every option."""
+    from stages.learn.megatron import start_rank
+
+    out = {}
+    for option, algorithm in OPTIONS.items():
+        rank = start_rank(cases.settings(model, **algorithm))
+        out[option] = [rank.step(cases.make_batch(*(cases.make_step(part, micro_batches=2) for part in cases.halves()))) for _ in range(2)]
+        rank.close()
+    return out
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_options_are_the_same_on_two_ranks(single_options: Any, pair: Path, layout: str, option: str) -> None:
+    """Loss, reference KL, batch-wide statistics, user functions; and resuming is exact, the reference included."""
+    for rank in range(2):
+        result = results(pair, f"{layout}.{option}", rank)
+        for got, want in zip(result["metrics"], single_options[option], strict=True):
+            assert got.keys() == want.keys()
+            for name in got.keys() - {"seconds"}:
+                rel = 0.021 if "rollout_ratio" in name else 1e-3  # a quantile may be of the next bin
+                assert got[name] == pytest.approx(want[name], rel=rel, abs=2e-5), (layout, rank, name)
+        after, resumed = ({k: v for k, v in result[x].items() if k != "seconds"} for x in ("after", "resumed"))
+        assert after == resumed
+    if "kl_ref" in single_options[option][1]:
+        assert single_options[option][0]["kl_ref"] != single_options[option][1]["kl_ref"]
+
+
+def test_every_rank_names_the_same_token(model: Path, pair: Path) -> None:
+    own = cases.load_hf(model)
+    worst = {}
+    with torch.no_grad():
+        for s in cases.halves()[0]:
+            gap = (cases.token_log_probs(own, s, 1.0) - torch.from_numpy(s.rollout_log_probs)).expm1().abs()
+            trained = gap[torch.from_numpy(s.loss_mask.astype(bool))]
+            worst[s.index] = (float(trained.max()), int(trained.argmax()))
+    sample = max(worst, key=lambda i: worst[i])
+    for layout in LAYOUTS:
+        said = [results(pair, f"{layout}.on-policy", rank) for rank in range(2)]
+        assert said[0] == said[1]
+        assert re.search(rf"trained token {worst[sample][1]} of sample {sample} .*refused", said[0]), (layout, said[0])
 
 
 def test_checkpoint_of_two_ranks_loads_on_one(model: Path, pair: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 LAYOUTS: dict[str, dict[str, object]] = {
     "dp2": {},
@@ -16,6 +17,18 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "tp2-sequence-parallel": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2": {"pipeline_model_parallel_size": 2},
 }
+# Options that look at the whole step, the reference model and its checkpoint: the same under every layout.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "m2po": {"off_policy_correction": "m2po", "use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k3", "ref_update_interval": 1},
+    "normalised": {"off_policy_correction": "seq-tis", "correction_batch_normalize": True, "kl_coef": 0.1, "ess_lr_scaling": True},
+    "custom": {"loss_type": "custom_loss", "custom_loss_function_path": f"{Path(__file__)}:mean_log_prob"},
+}
+
+
+def mean_log_prob(args: Any, batch: dict[str, Any], logits: Any, sum_of_sample_mean: Any) -> Any:
+    """A loss that works on split vocabularies too: on the log-probs it is given."""
+    loss = -sum_of_sample_mean(batch["current_log_probs"])
+    return loss, {"mine": -loss}
 
 
 def main(rank: int, port: int, model: Path, out: Path) -> None:
@@ -46,6 +59,27 @@ def main(rank: int, port: int, model: Path, out: Path) -> None:
             refused = str(error)
         result = {"metrics": metrics, "after": after, "resumed": resumed, "refused": refused}
         (out / f"{name}.{rank}.json").write_text(json.dumps(result))
+        learner.close()
+        for option, algorithm in OPTIONS.items():
+            store = torch.distributed.PrefixStore(f"{name}.{option}", join_store("127.0.0.1", port, 2))
+            learner = MegatronRank(cases.settings(model, ranks=2, megatron=flags, **algorithm), rank=rank, world_size=2, store=store)
+            steps = [cases.make_step(part, ranks=learner.dp_size, micro_batches=2) for part in cases.halves()]
+            metrics = [learner.step(cases.make_batch(*steps)) for _ in range(2)]
+            learner.save(out / f"{name}.{option}")
+            after = learner.step(cases.make_batch(*steps))
+            learner.load(out / f"{name}.{option}")
+            result = {"metrics": metrics, "after": after, "resumed": learner.step(cases.make_batch(*steps))}
+            (out / f"{name}.{option}.{rank}.json").write_text(json.dumps(result))
+            learner.close()
+        store = torch.distributed.PrefixStore(f"{name}.on-policy", join_store("127.0.0.1", port, 2))
+        settings = cases.settings(model, ranks=2, megatron=flags, true_on_policy_mode=True)
+        learner = MegatronRank(settings, rank=rank, world_size=2, store=store)
+        try:  # rollout log-probs of no model's
+            learner.step(cases.make_batch(cases.make_step(cases.halves()[0], ranks=learner.dp_size, micro_batches=2)))
+            off_policy = ""
+        except LearnerError as error:
+            off_policy = str(error)
+        (out / f"{name}.on-policy.{rank}.json").write_text(json.dumps(off_policy))
         learner.close()
 
 

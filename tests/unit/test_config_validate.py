@@ -23,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("data.jsonl", "data.parquet", "data.csv", "shape.yaml"):
         (tmp_path / name).write_text("")
     (tmp_path / "mine.py").write_text("import os\nasync def generate(args, sample, sampling_params): ...\ndef score(args, sample): ...\n")
+    (tmp_path / "loss.py").write_text("def loss_function(args, batch, logits, reduce): ...\ndef tis_function(args, **kwargs): ...\n")
     (tmp_path / "broken.py").write_text("def score(:\n")
     return tmp_path
 
@@ -60,6 +61,18 @@ def words(text: str) -> list[str]:
         "--min-size-to-sample 24 --async-buffer-size 2",
         "--buffer-selector prioritized --buffer-priority-path mine.py:score",
         "--stale-policy retry --async-buffer-size 1",
+        "--loss-type custom_loss --custom-loss-function-path loss.py",
+        "--loss-type sft_loss",
+        "--use-tis --tis-level sequence --tis-mode mask --custom-tis-function-path loss.py",
+        "--use-kl-loss --kl-loss-coef 0.01 --kl-loss-type k3 --use-unbiased-kl --ref-load model --ref-update-interval 5",
+        "--kl-coef 0.1",
+        "--off-policy-correction geo-rs --use-rollout-logprobs --correction-low 0.99 --correction-high 1.01",
+        "--off-policy-correction seq-tis --correction-batch-normalize --ess-lr-scaling --correction-veto-threshold 1e-4",
+        "--off-policy-correction m2po --correction-high 0.1",
+        "--off-policy-correction dppo --correction-low 0.1 --correction-high 0.3",
+        "--off-policy-correction opsm --correction-low 0.99",
+        "--advantage-estimator gspo --off-policy-correction tis --staleness-clip-decay 0.5 --eps-clip-c 3",
+        "--true-on-policy-mode --use-kl-loss",
     ],
 )
 def test_what_is_allowed(folder: Path, text: str) -> None:
@@ -84,6 +97,37 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--n-samples-per-prompt 1", ["--n-samples-per-prompt 1", "grpo", "always 0"]),
         ("--use-tis --use-rollout-logprobs", ["--use-tis", "--use-rollout-logprobs", "twice"]),
         ("--tis-clip-low 3", ["--tis-clip-low 3", "--tis-clip 2"]),
+        ("--tis-level sequence", ["--tis-level", "--use-tis"]),
+        ("--tis-mode mask", ["--tis-mode", "--use-tis"]),
+        ("--custom-tis-function-path loss.py", ["--custom-tis-function-path loss.py", "--use-tis"]),
+        ("--use-tis --custom-tis-function-path mine.py", ["--custom-tis-function-path", "tis_function"]),
+        ("--use-tis --custom-tis-function-path loss.py --correction-batch-normalize", ["loss.py", "--correction-batch-normalize"]),
+        ("--use-tis --off-policy-correction icepop", ["--use-tis", "--off-policy-correction icepop"]),
+        ("--use-rollout-logprobs --off-policy-correction seq-mis", ["--use-rollout-logprobs", "seq-mis", "twice"]),
+        ("--correction-low 0.5", ["--correction-low 0.5", "--off-policy-correction"]),
+        ("--use-tis --correction-high 3", ["--correction-high 3", "--tis-clip"]),
+        ("--off-policy-correction icepop --correction-high 0.9", ["--correction-high 0.9", "icepop", "ratio 1"]),
+        ("--off-policy-correction m2po --correction-low 0.1", ["--correction-low 0.1", "m2po", "--correction-high"]),
+        ("--off-policy-correction dppo --correction-high 2", ["--correction-high 2", "dppo", "at most 1"]),
+        ("--off-policy-correction opsm --correction-high 2", ["--correction-high 2", "opsm"]),
+        ("--off-policy-correction m2po --advantage-estimator gspo", ["m2po", "gspo"]),
+        ("--off-policy-correction dppo --staleness-clip-decay 1", ["--staleness-clip-decay 1", "dppo"]),
+        ("--off-policy-correction geo-rs --correction-batch-normalize", ["--correction-batch-normalize", "weights"]),
+        ("--eps-clip-c 1", ["--eps-clip-c 1", "above 1"]),
+        ("--eps-clip-c 3 --advantage-estimator cispo", ["--eps-clip-c 3", "cispo"]),
+        ("--n-samples-per-prompt 1 --advantage-estimator gspo", ["--n-samples-per-prompt 1", "gspo"]),
+        ("--kl-loss-coef 0.1", ["--kl-loss-coef 0.1", "--use-kl-loss"]),
+        ("--use-unbiased-kl --kl-coef 0.1", ["--use-unbiased-kl", "--use-kl-loss"]),
+        ("--use-kl-loss --kl-loss-coef 0.1 --kl-coef 0.1", ["--kl-coef 0.1", "--kl-loss-coef 0.1"]),
+        ("--ref-load model", ["--ref-load model", "--use-kl-loss"]),
+        ("--ref-load nowhere --kl-coef 0.1", ["--ref-load nowhere", "no such folder"]),
+        ("--ref-update-interval 3", ["--ref-update-interval 3", "--kl-coef"]),
+        ("--loss-type custom_loss", ["--loss-type custom_loss", "--custom-loss-function-path"]),
+        ("--custom-loss-function-path loss.py", ["--custom-loss-function-path loss.py", "--loss-type custom_loss"]),
+        ("--loss-type sft_loss --use-tis", ["--loss-type sft_loss", "--use-tis"]),
+        ("--loss-type custom_loss --custom-loss-function-path loss.py --entropy-coef 1", ["--entropy-coef", "custom_loss"]),
+        ("--true-on-policy-mode --async-buffer-size 1", ["--true-on-policy-mode", "--async-buffer-size 1"]),
+        ("--true-on-policy-mode --use-tis", ["--true-on-policy-mode", "--use-tis"]),
         ("--rollout-num-gpus 3 --rollout-num-gpus-per-engine 2", ["--rollout-num-gpus 3", "--rollout-num-gpus-per-engine 2", "Use 4"]),
         ("--rollout-num-gpus 1 --rollout-num-gpus-per-engine 2", ["--rollout-num-gpus 1", "Use 2"]),
         ("--rollout-max-prompt-len 64 --rollout-max-context-len 64", ["--rollout-max-prompt-len 64", "--rollout-max-context-len 64"]),
@@ -152,6 +196,8 @@ OUTSIDE = {
     "rollout_top_k": ["0", "-2"],
     "mock_failure_rate": ["-0.1", "1.1"],
     "eps_clip": ["0", "1"],
+    "eps_clip_c": ["1", "0.5"],
+    "correction_veto_threshold": ["0", "1"],
     "rollout_temperature": ["0", "-1"],
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,19 @@ class Built:
     @property
     def lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
+
+    @contextlib.contextmanager
+    def scaled_lr(self, scale: float) -> Iterator[None]:
+        """The schedule's learning rates times `scale` inside."""
+        groups = self.optimizer.param_groups
+        rates = [g["lr"] for g in groups]
+        try:
+            for group in groups:
+                group["lr"] *= scale
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
     @property
     def torch_optimizers(self) -> list[torch.optim.Optimizer]:

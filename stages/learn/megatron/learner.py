@@ -9,21 +9,37 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import LearnerError
-from pipeline.types import MicroBatch, OptimizerStep, TrainBatch
-from stages.learn.megatron import checkpoint, objective, parallel
+from pipeline.types import OptimizerStep, TrainBatch
+from stages.learn.corrections import BatchStatistics, batch_statistics
+from stages.learn.goal import Goal, Worst
+from stages.learn.losses import TokenLogProbs
+from stages.learn.megatron import checkpoint, parallel
 from stages.learn.megatron.build import Built, build
-from stages.learn.megatron.packing import PackedMicroBatch, pack
+from stages.learn.megatron.packing import PackedMicroBatch
+from stages.learn.megatron.passes import Passes, Prepared
+from stages.learn.megatron.reference import Reference
+from stages.learn.objective import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome, sft_objective
 from stages.learn.settings import LearnerSettings
 
-Prepared = tuple[PackedMicroBatch, Tensor | None]  # a micro-batch and its old log-probs (None: equal to the new ones)
-Objective = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+class Found(NamedTuple):
+    """What an optimizer step measured, over all ranks."""
+
+    sums: Tensor
+    maxima: Tensor
+    extra: dict[str, float]  # of user functions
+    grad_norm: float  # before clipping
+    lr: float
+
+
+Objective = Callable[[Tensor, TokenLogProbs, Prepared], Outcome]
 
 
 class MegatronRank:
@@ -47,7 +63,21 @@ class MegatronRank:
         except BaseException:
             parallel.shutdown()
             raise
-        self.device = self._built.device
+        self.device, self._passes = self._built.device, Passes(self._built, settings.temperature)
+        try:
+            self._goal = Goal(settings)
+            self._reference = self._make_reference()
+        except BaseException:
+            parallel.shutdown()
+            raise
+
+    def _make_reference(self) -> Reference | None:
+        if not self._goal.needs_reference:
+            return None
+        reference = Reference(self._built)
+        if self.settings.algorithm.ref_load:
+            reference.load_hf(Path(self.settings.algorithm.ref_load))
+        return reference
 
     # ---- training
 
@@ -58,16 +88,15 @@ class MegatronRank:
         (those before it, of the same rollout, are) and weights, optimizer and schedule are as they were before it.
         """
         started = self._clock()
-        packed = [self._pack(s.per_rank) for s in batch.steps]
-        prepared = [[(mb, None) for mb in packed[0]], *[self._with_old_log_probs(mbs) for mbs in packed[1:]]]
+        prepared = self._prepare([self._passes.pack(s.per_rank) for s in batch.steps])
         results = []
         for number, (step, micro_batches) in enumerate(zip(batch.steps, prepared, strict=True), 1):
             where = f"rollout {batch.rollout_id}, optimizer step {number} of {len(batch.steps)}"
-            results.append(self._policy_step(step, micro_batches, where))
-        metrics = {k: sum(r[k] for r in results) / len(results) for k in results[0]}
-        metrics["ratio_max"] = max(r["ratio_max"] for r in results)
-        for total in ("num_loss_tokens",):
-            metrics[total] = sum(r[total] for r in results)
+            results.append(self._policy_step(step, micro_batches, where, first=number == 1))
+        interval = self.settings.algorithm.ref_update_interval
+        if self._reference and interval and (batch.rollout_id + 1) % interval == 0:
+            self._reference.copy_policy()
+        metrics = _over_steps(results)
         every = (s for step in batch.steps for rank in step.per_rank for mb in rank for s in mb)
         metrics["num_tokens"] = float(sum(s.num_tokens for s in every))
         metrics["seconds"] = self._clock() - started
@@ -84,120 +113,139 @@ class MegatronRank:
         for group in groups:
             group["lr"] = lr * group.get("lr_mult", 1.0)
 
-        def goal(now: Any, mb: PackedMicroBatch, _old: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            return objective.sft_objective(now, mb, denominator)
+        def goal(_logits: Tensor, now: TokenLogProbs, _prepared: Prepared) -> Outcome:
+            return sft_objective(now, denominator)
 
         try:
-            micro_batches: list[Prepared] = [(mb, None) for mb in self._pack(step.per_rank)]
-            sums, _, norm = self._optimizer_step(micro_batches, goal, len(objective.SFT_SUMS), "supervised step")
+            found = self._optimizer_step([Prepared(mb) for mb in self._passes.pack(step.per_rank)], goal, len(SFT_SUMS), "supervised step")
         finally:
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
-        loss, count, probability = sums.tolist()
-        return {"loss": loss, "grad_norm": norm, "lr": lr, "token_probability": probability / max(count, 1), "num_loss_tokens": count}
+        loss, count, probability = found.sums.tolist()
+        return {
+            "loss": loss,
+            "grad_norm": found.grad_norm,
+            "lr": lr,
+            "token_probability": probability / max(count, 1),
+            "num_loss_tokens": count,
+        }
 
     def reset_optimizer(self) -> None:
-        """Forget Adam's moments and start the schedule anew: what a warm-up leaves must not shape the first rollouts."""
+        """Forget Adam's moments and start the schedule anew: what a warm-up leaves must not shape the first rollouts.
+
+        The reference, unless it has a folder of its own, is the policy as it is now.
+        """
         self._built.reset_optimizer()
+        if self._reference and not self.settings.algorithm.ref_load:
+            self._reference.copy_policy()
 
-    def _policy_step(self, step: OptimizerStep, micro_batches: Sequence[Prepared], where: str) -> dict[str, float]:
-        config = self.settings.algorithm
-        denominator = float(max(1, step.num_loss_tokens if config.calculate_per_token_loss else step.num_samples))
+    def _policy_step(self, step: OptimizerStep, micro_batches: list[Prepared], where: str, *, first: bool) -> dict[str, float]:
+        goal, statistics = self._goal, None
+        denominator = goal.denominator(step)
+        if goal.correction.needs_statistics:
+            micro_batches, statistics = self._statistics(micro_batches, first)
 
-        def goal(now: Any, mb: PackedMicroBatch, old: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            return objective.policy_objective(now, old, mb, config, denominator)
+        def loss_of(logits: Tensor, now: TokenLogProbs, prepared: Prepared) -> Outcome:
+            return goal.outcome(logits, now, prepared, denominator, statistics)
 
-        lr = self._built.lr
-        sums, maxima, norm = self._optimizer_step(micro_batches, goal, len(objective.SUMS), where)
+        goal.worst = Worst()
+        found = self._optimizer_step(micro_batches, loss_of, NUM_POLICY_SUMS, where, goal)
         self._built.scheduler.step(increment=1)
-        return {**objective.policy_metrics(sums, maxima), "grad_norm": norm, "lr": lr}
+        extra = {k: v / denominator for k, v in found.extra.items()}
+        return {**extra, **goal.metrics(found.sums, found.maxima), "grad_norm": found.grad_norm, "lr": found.lr}
 
     def _optimizer_step(
-        self, micro_batches: Sequence[Prepared], goal: Objective, num_sums: int, where: str
-    ) -> tuple[Tensor, Tensor, float]:
-        """Forward, backward, reduce, check, clip, update. Returns (sums, maxima, gradient norm before clipping)."""
+        self, micro_batches: Sequence[Prepared], objective: Objective, num_sums: int, where: str, goal: Goal | None = None
+    ) -> Found:
+        """Forward, backward, reduce, check, clip, update. `goal`: what checks and scales a policy step."""
         built = self._built
         for model in built.ddp:
             model.zero_grad_buffer()
         built.optimizer.zero_grad()
-        found = self._run(micro_batches, goal)
-        sums = sum((s for s, _ in found), start=torch.zeros(num_sums, device=self.device)) if found else None
-        maxima = torch.stack([m for _, m in found]).amax(0) if found else None
-        like = (torch.zeros(num_sums, device=self.device), torch.zeros(1, device=self.device))
+        outcomes = self._run(micro_batches, objective)
+        sums = sum((o.sums for o in outcomes), start=torch.zeros(num_sums, device=self.device)) if outcomes else None
+        maxima = torch.stack([o.maxima for o in outcomes]).amax(0) if outcomes else None
+        like = (torch.zeros(num_sums, device=self.device), torch.zeros(len(MAXIMA), device=self.device))
         sums, maxima = parallel.reduce_metrics(sums, maxima, like)
         overflow = built.optimizer.prepare_grads()
         norm = float(built.optimizer.get_grad_norm())
-        loss = float(sums[0])
-        if parallel.any_rank(bool(overflow) or not (math.isfinite(norm) and math.isfinite(loss)), self.device):
+        loss, scale = float(sums[0]), goal.lr_scale(sums) if goal else 1.0
+        if parallel.any_rank(bool(overflow) or not all(map(math.isfinite, (norm, loss, scale))), self.device):
             built.optimizer.zero_grad()
             raise LearnerError(
                 f"{where}: loss {loss}, gradient norm {norm}: not finite. The step was refused, the weights are as before it. "
                 "Look for non-finite rewards, advantages or log-probs in the saved batch; a lower --lr or --clip-grad may help"
             )
+        if goal and goal.off_policy(maxima):
+            built.optimizer.zero_grad()
+            raise self._not_on_policy(goal, where)
+        extra = self._extra_metrics(outcomes) if goal and goal.has_extra_metrics else {}
         built.clip_gradients(norm)
-        built.optimizer.step_with_ready_grads()
-        return sums, maxima, norm
+        with built.scaled_lr(scale):
+            lr = built.lr
+            built.optimizer.step_with_ready_grads()
+        return Found(sums, maxima, extra, norm, lr)
 
-    def _run(self, micro_batches: Sequence[Prepared], goal: Objective) -> list[tuple[Tensor, Tensor]]:
-        """Forward and backward over this rank's micro-batches; (sums, maxima) of each on the last pipeline stage, else nothing."""
+    def _not_on_policy(self, goal: Goal, where: str) -> LearnerError:
+        """The same error on every rank."""
+        worst = max(Worst(*w) for w in parallel.gather_over_world(tuple(goal.worst) if parallel.reports() else (0.0, "")))
+        return LearnerError(
+            f"{where}: --true-on-policy-mode, but the ratio old/rollout is {worst.mismatch:.3g} from 1 (--true-on-policy-tolerance "
+            f"{goal.config.true_on_policy_tolerance:g}) at {worst.token}. The step was refused. Engine and learner must have the same "
+            "weights, dtype and kernels: see --dtype and the engines' attention flags, or drop the mode and correct instead (--use-tis)"
+        )
+
+    def _extra_metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Sums of what a user's function reported, over micro-batches and ranks."""
+        own: dict[str, float] = {}
+        for outcome in outcomes if parallel.reports() else ():
+            for name, value in outcome.extra.items():
+                own[name] = own.get(name, 0.0) + float(value)
+        total: dict[str, float] = {}
+        for part in parallel.gather_over_world(own):
+            for name, value in part.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+    def _run(self, micro_batches: Sequence[Prepared], objective: Objective) -> list[Outcome]:
+        """Forward and backward over this rank's micro-batches; the outcome of each on the last pipeline stage, else nothing."""
         # Megatron divides the loss by the micro-batches and the gradients by the data-parallel size; ours are shares of a sum.
         scale = len(micro_batches) * parallel.data_parallel_size()
 
-        def loss_of(prepared: Prepared, logits: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            mb, old = prepared
-            now = self._log_probs(logits, mb, with_entropy=True)
-            loss, sums, maxima = goal(now, mb, old)
-            return loss * scale, (sums, maxima)
+        def loss_of(prepared: Prepared, logits: Tensor) -> tuple[Tensor, Outcome]:
+            outcome = objective(logits, self._passes.log_probs(logits, prepared.batch, with_entropy=True), prepared)
+            return outcome.loss * scale, outcome._replace(loss=outcome.loss.detach())
 
-        return self._schedule(micro_batches, loss_of, forward_only=False)
+        return self._passes.run(micro_batches, loss_of, forward_only=False)
 
-    def _with_old_log_probs(self, micro_batches: Sequence[PackedMicroBatch]) -> list[Prepared]:
-        """Old log-probs under the weights at consumption. Only later optimizer steps need the pass: at the first one they are equal."""
-        if self.settings.algorithm.use_rollout_logprobs:
-            return [(mb, None) for mb in micro_batches]
+    # ---- log-probs ahead of the optimizer steps
 
-        def keep(prepared: Prepared, logits: Tensor, non_loss_data: bool = True) -> Tensor:
-            return self._log_probs(logits, prepared[0], with_entropy=False).log_probs
+    def _prepare(self, steps: Sequence[Sequence[PackedMicroBatch]]) -> list[list[Prepared]]:
+        """Old log-probs under the weights at consumption, and the reference's.
 
-        with torch.no_grad():
-            found = self._schedule([(mb, None) for mb in micro_batches], keep, forward_only=True)
-        # Stages before the last have no logits, and never look at old log-probs.
-        return list(zip(micro_batches, found or [None] * len(micro_batches), strict=True))
+        Only later optimizer steps need the pass for the old ones: at the first one they are equal to the new.
+        """
+        out = [[Prepared(mb) for mb in step] for step in steps]
+        if self._goal.needs_old:
+            for step in out[1:]:
+                step[:] = [p._replace(old=old) for p, old in zip(step, self._passes.log_probs_now(step), strict=True)]
+        if self._reference:
+            with self._reference.in_place():
+                for step in out:
+                    step[:] = [p._replace(ref=ref) for p, ref in zip(step, self._passes.log_probs_now(step), strict=True)]
+        return out
 
-    def _log_probs(self, logits: Tensor, mb: PackedMicroBatch, *, with_entropy: bool) -> Any:
-        shard = self._built.vocab_shard
-        temperature = self.settings.temperature
-        return objective.log_probs_of(logits, mb, temperature=temperature, vocab_shard=shard, with_entropy=with_entropy)
-
-    def _schedule(self, micro_batches: Sequence[Prepared], last_stage: Callable[..., Any], *, forward_only: bool) -> list[Any]:
-        """Megatron's schedule over the micro-batches; `last_stage(prepared, logits)` gives what is collected of each."""
-
-        def forward(source: Iterator[Prepared], model: Any) -> tuple[Tensor, Callable[..., Any]]:
-            prepared = next(source)
-            mb = prepared[0]
-            logits = model(mb.tokens, mb.positions, None, packed_seq_params=mb.packing, loss_mask=mb.rows)
-            return logits, lambda out, **kwargs: last_stage(prepared, out, **kwargs)
-
-        models = self._built.ddp
-        longest = max(mb.num_inputs for mb, _ in micro_batches)
-        return self._built.forward_backward(
-            forward_step_func=forward,
-            data_iterator=[iter(micro_batches) for _ in models],
-            model=list(models),
-            num_microbatches=len(micro_batches),
-            seq_length=longest,
-            micro_batch_size=1,
-            forward_only=forward_only,
-            collect_non_loss_data=forward_only,
-        )
-
-    def _pack(self, per_rank: tuple[tuple[MicroBatch, ...], ...]) -> list[PackedMicroBatch]:
-        built = self._built
-        if len(per_rank) != built.dp_size:
-            raise LearnerError(f"the batch is cut for {len(per_rank)} data-parallel ranks, the learner has {built.dp_size}")
-        if not per_rank[built.dp_rank]:
-            raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
-        return [pack(mb, self.device, thd=built.thd, multiple_of=built.token_multiple) for mb in per_rank[built.dp_rank]]
+    def _statistics(self, micro_batches: list[Prepared], first: bool) -> tuple[list[Prepared], BatchStatistics | None]:
+        """What a batch-wide correction must know of the step: from current log-probs, or the old ones (equal to them at first)."""
+        goal, bypass = self._goal, self._goal.correction.ratio == "bypass"
+        current = self._passes.log_probs_now(micro_batches) if bypass or first else [None] * len(micro_batches)
+        if not parallel.is_last_stage():
+            return micro_batches, None
+        if first:
+            micro_batches = [p._replace(old=now) for p, now in zip(micro_batches, current, strict=True)]
+        evidence = [goal.evidence(p, now) for p, now in zip(micro_batches, current, strict=True)]
+        every = [e for part in parallel.gather_over_data_ranks(evidence) for e in part]
+        return micro_batches, batch_statistics(goal.correction, every)
 
     # ---- weights and checkpoints
 
@@ -222,14 +270,29 @@ class MegatronRank:
         dist.barrier()
 
     def save(self, path: Path) -> None:
-        """Write `path`/torch_dist (weights, optimizer, schedule) and `path`/hf. Every rank calls it."""
+        """Write `path`/torch_dist (weights, optimizer, schedule), `path`/reference and `path`/hf. Every rank calls it."""
         checkpoint.save(self._built, path / "torch_dist")
+        if self._reference:
+            self._reference.save(path / "reference")
         self.export_hf(path / "hf")
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote under `path`. Raises CheckpointError on every rank when it is not there or does not fit."""
+        """Read what `save` wrote under `path`. Raises CheckpointError on every rank when it is not there or does not fit.
+
+        A run that had no reference leaves ours as it was built: --ref-load, or --hf-checkpoint.
+        """
         checkpoint.load(self._built, path / "torch_dist")
+        if self._reference and (path / "reference").is_dir():
+            self._reference.load(path / "reference")
 
     def close(self) -> None:
         """Leave the process groups. The object is of no use afterwards."""
         parallel.shutdown()
+
+
+def _over_steps(results: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the optimizer steps that have the metric (a staleness may occur in some only), largest ratio, sum of tokens."""
+    names = dict.fromkeys(name for r in results for name in r)
+    values = {name: [r[name] for r in results if name in r] for name in names}
+    metrics = {name: sum(v) / len(v) for name, v in values.items()}
+    return {**metrics, "ratio_max": max(values["ratio_max"]), "num_loss_tokens": sum(values["num_loss_tokens"])}

@@ -26,6 +26,9 @@ class PackedMicroBatch:
     advantages: Tensor  # [N] float32
     rollout_log_probs: Tensor  # [N] float32
     token_counts: Tensor  # [S] int64: trained tokens a sample
+    sample_lengths: Tensor  # [S] int64: prompt and response
+    staleness: Tensor  # [S] int64, policy versions
+    sample_indices: Tensor  # [S] int64: TrainSample.index
     num_tokens: int  # prompt and response, before packing
 
     @property
@@ -67,6 +70,9 @@ def pack(samples: Sequence[TrainSample], device: torch.device, *, thd: bool, mul
         advantages=flat([s.advantages[m] for s, m in zip(order, masks, strict=True)], torch.float32),
         rollout_log_probs=flat([s.rollout_log_probs[m] for s, m in zip(order, masks, strict=True)], torch.float32),
         token_counts=torch.tensor([int(m.sum()) for m in masks], device=device),
+        sample_lengths=torch.tensor([s.num_tokens for s in order], device=device),
+        staleness=torch.tensor([s.staleness for s in order], device=device),
+        sample_indices=torch.tensor([s.index for s in order], device=device),
         num_tokens=sum(s.num_tokens for s in order),
     )
 

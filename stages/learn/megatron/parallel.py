@@ -97,3 +97,27 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     value = torch.tensor([float(flag)], device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item() > 0)
+
+
+def gather_over_data_ranks(value: Any) -> list[Any]:
+    """`value` (small, picklable) of every data-parallel rank of this pipeline stage."""
+    group = mpu.get_data_parallel_group(with_context_parallel=True)
+    out: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(out, value, group=group)
+    return out
+
+
+def gather_over_world(value: Any) -> list[Any]:
+    """`value` (small, picklable) of every rank."""
+    out: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def is_last_stage() -> bool:
+    return bool(mpu.is_pipeline_last_stage(ignore_virtual=True))
+
+
+def reports() -> bool:
+    """One rank of every model copy says what was found: the first tensor rank of the last pipeline stage."""
+    return is_last_stage() and mpu.get_tensor_model_parallel_rank() == 0

@@ -1,0 +1,150 @@
+"""Off-policy correction: importance weights and masks of trained tokens, from one `Correction`. Pure.
+
+Shapes: N trained tokens, flattened over S samples. `log_probs` is the ratio's numerator: the old policy's (decoupled) or the new
+one's, detached (bypass); see configs/corrections.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from configs.corrections import Correction
+from stages.learn.reduce import mean_per_sample, spread, sum_per_sample
+
+MAX_LOG_RATIO = 20.0  # exp of more is of no use to anyone, and overflows in sums
+
+
+class BatchStatistics(NamedTuple):
+    """What a correction must know of the whole optimizer step, over all ranks."""
+
+    mean_weight: float = 1.0
+    cut: float = float("inf")  # M2PO: the largest squared log-ratio that is kept
+
+
+class Evidence(NamedTuple):
+    """One micro-batch's part in `BatchStatistics`."""
+
+    sum_weights: float
+    num_weights: int
+    second_moments: Tensor  # [M], of the tokens that M2PO looks at
+
+
+class Corrected(NamedTuple):
+    weights: Tensor  # [N] float32, no gradient; 0 where dropped
+    mask: Tensor  # [N] bool: False where dropped
+    metrics: dict[str, Tensor]  # [N] each: ratio (at the correction's level, untouched), truncated (0 or 1)
+
+
+def compute_correction(
+    correction: Correction,
+    log_probs: Tensor,
+    rollout_log_probs: Tensor,
+    advantages: Tensor,
+    token_counts: Tensor,
+    statistics: BatchStatistics | None = None,
+) -> Corrected:
+    """(weights, mask, metrics) of the trained tokens: the loss of a token is multiplied by its weight, a dropped token has none.
+
+    log_probs, rollout_log_probs, advantages: [N]; token_counts: [S]. With r_t = exp(log_probs - rollout_log_probs) the level
+    makes w_t = r_t, the product over the sample (sequence) or its geometric mean; the action then truncates, clips or masks w
+    (or another measure). `statistics` None: these tokens are the whole optimizer step. Sources: `configs.corrections.PRESETS`.
+    """
+    if statistics is None:
+        evidence = batch_evidence(correction, log_probs, rollout_log_probs, advantages, token_counts)
+        statistics = batch_statistics(correction, [evidence])
+    weights, mask, ratio = _act(correction, log_probs, rollout_log_probs, advantages, token_counts, statistics.cut)
+    truncated = weights != (ratio if correction.weighted else torch.ones_like(ratio))
+    if correction.batch_normalize and correction.weighted:
+        weights = weights / max(statistics.mean_weight, 1e-8)
+    return Corrected(weights * mask, mask, {"ratio": ratio, "truncated": truncated.float()})
+
+
+def batch_evidence(
+    correction: Correction, log_probs: Tensor, rollout_log_probs: Tensor, advantages: Tensor, token_counts: Tensor
+) -> Evidence:
+    """What one micro-batch says of the optimizer step. Shapes as in `compute_correction`.
+
+    Normalisation is over kept tokens at token level, over samples with a kept token at the others, where a sample has one weight.
+    """
+    nothing = torch.zeros(0)
+    if not correction.needs_statistics:
+        return Evidence(0.0, 0, nothing)
+    x = _log_ratio(log_probs, rollout_log_probs)
+    if correction.measure == "second_moment":
+        return Evidence(0.0, 0, x[_concerned(correction, x, advantages)].square().cpu())
+    weights, mask, _ = _act(correction, log_probs, rollout_log_probs, advantages, token_counts, float("inf"))
+    if correction.level == "token":
+        return Evidence(float(weights[mask].double().sum()), int(mask.sum()), nothing)
+    kept = sum_per_sample(mask.float(), token_counts)
+    total = sum_per_sample(weights * mask, token_counts)[kept > 0] / kept[kept > 0]
+    return Evidence(float(total.double().sum()), len(total), nothing)
+
+
+def batch_statistics(correction: Correction, evidence: Sequence[Evidence]) -> BatchStatistics:
+    """Statistics of the optimizer step from all its micro-batches on all ranks; their order and cut do not matter."""
+    num = sum(e.num_weights for e in evidence)
+    mean = sum(e.sum_weights for e in evidence) / num if num else 1.0
+    if correction.measure != "second_moment":
+        return BatchStatistics(mean_weight=mean)
+    moments = torch.cat([e.second_moments.double() for e in evidence]).sort().values
+    means = moments.cumsum(0) / torch.arange(1, len(moments) + 1, device=moments.device)
+    keep = int((means <= correction.high).sum())  # the running mean of sorted values never falls
+    return BatchStatistics(cut=float("inf") if keep == len(moments) else float(moments[keep - 1]) if keep else -1.0)
+
+
+def _act(
+    correction: Correction, log_probs: Tensor, rollout_log_probs: Tensor, advantages: Tensor, token_counts: Tensor, cut: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(weights before normalisation and mask, mask, ratio at the correction's level), [N] each."""
+    x = _log_ratio(log_probs, rollout_log_probs)
+    ratio = _at_level(correction.level, x, token_counts).exp()
+    weights = ratio if correction.weighted else torch.ones_like(ratio)
+    mask = torch.ones_like(ratio, dtype=torch.bool)
+    low, high = correction.low, correction.high
+    if correction.action == "truncate":
+        weights = weights.clamp(max=high)
+    elif correction.action == "clip":
+        weights = weights.clamp(low, high)
+    elif correction.action == "mask":
+        mask = ~(_outside(correction, x, ratio, log_probs, rollout_log_probs, advantages, cut) & _concerned(correction, x, advantages))
+    if correction.veto is not None:
+        vetoed = sum_per_sample((x.exp() < correction.veto).float(), token_counts) > 0
+        mask = mask & ~spread(vetoed, token_counts)
+    return weights, mask, ratio
+
+
+def _log_ratio(log_probs: Tensor, rollout_log_probs: Tensor) -> Tensor:
+    return (log_probs - rollout_log_probs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _at_level(level: str, x: Tensor, token_counts: Tensor) -> Tensor:
+    """[N] log of the token's ratio, of its sample's product, or of that product's geometric mean."""
+    if level == "token":
+        return x
+    per_sample = sum_per_sample(x, token_counts) if level == "sequence" else mean_per_sample(x, token_counts)
+    return spread(per_sample.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), token_counts)
+
+
+def _concerned(correction: Correction, x: Tensor, advantages: Tensor) -> Tensor:
+    """[N] bool: tokens that a mask may drop."""
+    if correction.applies_to == "negative":
+        return advantages < 0
+    if correction.applies_to == "outward":  # where PPO's clip could act
+        return ((advantages > 0) & (x > 0)) | ((advantages < 0) & (x < 0))
+    return torch.ones_like(x, dtype=torch.bool)
+
+
+def _outside(
+    correction: Correction, x: Tensor, ratio: Tensor, log_probs: Tensor, rollout_log_probs: Tensor, advantages: Tensor, cut: float
+) -> Tensor:
+    """[N] bool: the measure is out of bounds."""
+    if correction.measure == "second_moment":
+        return x.square() > cut  # in the precision in which the cut was found
+    if correction.measure == "probability":
+        change = (log_probs.exp() - rollout_log_probs.exp()).detach()
+        return torch.where(advantages > 0, change > correction.high, change < -correction.low)
+    return (ratio < correction.low) | (ratio > correction.high)

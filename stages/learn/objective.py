@@ -1,0 +1,274 @@
+"""From the log-probs of a micro-batch to its share of the loss and of the metrics. Pure: torch and the flags, no Megatron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from configs.corrections import Correction, correction_of
+from configs.schema import AlgorithmConfig
+from stages.learn.corrections import BatchStatistics, Corrected, compute_correction
+from stages.learn.diagnostics import NUM_SUMS, off_policy_metrics, off_policy_sums
+from stages.learn.losses import (
+    PolicyLoss,
+    TokenLogProbs,
+    apply_kl_to_advantages,
+    compute_approx_kl,
+    compute_cispo_loss,
+    compute_gspo_kl,
+    compute_policy_loss,
+    compute_sft_loss,
+    token_weights,
+)
+from stages.learn.reduce import spread
+
+# Sums over trained tokens, in this order, ahead of those of `diagnostics`; `loss` is already divided by the step's denominator.
+SUMS = ("loss", "count", "entropy", "kl_old_new", "ratio", "clipped", "kl_ref")
+MAXIMA = ("ratio_max", "mismatch")
+SFT_SUMS = ("loss", "count", "correct_probability")
+NUM_POLICY_SUMS = len(SUMS) + NUM_SUMS
+
+
+class TrainedTokens(Protocol):
+    """What the objective reads of a micro-batch. N trained tokens, S samples."""
+
+    @property
+    def targets(self) -> Tensor: ...  # [N]
+    @property
+    def advantages(self) -> Tensor: ...  # [N]
+    @property
+    def rollout_log_probs(self) -> Tensor: ...  # [N]
+    @property
+    def token_counts(self) -> Tensor: ...  # [S]
+    @property
+    def sample_lengths(self) -> Tensor: ...  # [S], prompt and response
+    @property
+    def staleness(self) -> Tensor: ...  # [S], policy versions
+
+
+class Outcome(NamedTuple):
+    loss: Tensor  # this micro-batch's share of the step's loss
+    sums: Tensor  # [k]
+    maxima: Tensor  # [m]
+    extra: dict[str, Tensor] = {}  # noqa: RUF012  # sums of a user's function, before the denominator
+
+
+class Extras(NamedTuple):
+    """What some options need beside the micro-batch."""
+
+    ref: Tensor | None = None  # [N] ref_log_probs
+    statistics: BatchStatistics | None = None  # of the whole optimizer step
+    tis_function: Callable[..., Any] | None = None  # --custom-tis-function-path
+    args: Any = None  # what user functions get
+
+
+def policy_objective(
+    now: TokenLogProbs,
+    old: Tensor | None,
+    batch: TrainedTokens,
+    config: AlgorithmConfig,
+    denominator: float,
+    extras: Extras = Extras(),  # noqa: B008  # immutable
+) -> Outcome:
+    """One micro-batch's share of the loss, with its sums and maxima.
+
+    Loss: sum over trained tokens of (weight * policy loss + kl_loss_coef * KL - entropy_coef * entropy) * token weight /
+    denominator, where the denominator counts samples, or tokens with calculate_per_token_loss, over all ranks of the optimizer
+    step. A correction's mask takes tokens out of the policy loss only.
+    `old` None: no update lies between the old policy and this one, so old = now, exactly. In the bypass PPO's ratio is against the
+    rollout policy itself, and kl_rollout_old and the weights compare it with `now`.
+    """
+    correction = correction_of(config)
+    proximal = now.log_probs.detach() if old is None else old
+    bypass = correction.ratio == "bypass"
+    anchor = batch.rollout_log_probs if bypass else proximal
+    numerator = now.log_probs.detach() if bypass else proximal
+    advantages = shaped_advantages(batch, proximal, extras.ref, config)
+    surrogate = _surrogate(now.log_probs, anchor, advantages, batch, config, correction)
+    statistics = extras.statistics or BatchStatistics()
+    corrected = compute_correction(correction, numerator, batch.rollout_log_probs, advantages, batch.token_counts, statistics)
+    policy = surrogate.loss * corrected.weights  # 0 where dropped
+    extra: dict[str, Tensor] = {}
+    mean_over_kept = correction.active and correction.mean_over == "kept"
+    if extras.tis_function is not None:
+        policy, mask, extra = _custom_tis(surrogate.loss, proximal, batch, config, extras)
+        corrected, mean_over_kept = corrected._replace(weights=mask.to(policy.dtype), mask=mask), True
+    per_token = config.calculate_per_token_loss
+    weights = token_weights(batch.token_counts, per_token=per_token, mask=corrected.mask if mean_over_kept else None)
+    side, kl_ref = _side_terms(now, anchor, batch, config, extras)
+    total = (policy * weights).sum() if side is None else (policy * weights).sum() + side
+    loss = total / denominator
+    with torch.no_grad():
+        sums, maxima = _diagnose(loss, now, proximal, anchor, surrogate, corrected, kl_ref, batch, config, correction)
+    return Outcome(loss, sums, maxima, extra)
+
+
+def shaped_advantages(batch: TrainedTokens, proximal: Tensor, ref: Tensor | None, config: AlgorithmConfig) -> Tensor:
+    """[N] advantages, less the KL to the reference with --kl-coef."""
+    if not config.kl_coef:
+        return batch.advantages
+    assert ref is not None
+    return apply_kl_to_advantages(batch.advantages, proximal, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type)
+
+
+def _side_terms(
+    now: TokenLogProbs, anchor: Tensor, batch: TrainedTokens, config: AlgorithmConfig, extras: Extras
+) -> tuple[Tensor | None, Tensor | None]:
+    """(KL loss less entropy bonus, summed; None without either), (the KL to the reference [N]; None without one)."""
+    assert now.entropy is not None
+    terms, kl_ref = [], None
+    if config.entropy_coef:
+        terms.append(-config.entropy_coef * now.entropy)
+    if extras.ref is not None:
+        importance = (now.log_probs - anchor).exp() if config.use_unbiased_kl else None
+        kl_ref = compute_approx_kl(now.log_probs, extras.ref, config.kl_loss_type, importance)
+        if config.use_kl_loss:
+            terms.append(config.kl_loss_coef * kl_ref)
+    weights = token_weights(batch.token_counts, per_token=config.calculate_per_token_loss)
+    return (torch.stack(terms).sum(0) * weights).sum() if terms else None, kl_ref
+
+
+def _surrogate(
+    log_probs: Tensor, anchor: Tensor, advantages: Tensor, batch: TrainedTokens, config: AlgorithmConfig, correction: Correction
+) -> PolicyLoss:
+    """The policy loss that --loss-type and --advantage-estimator choose, uncorrected."""
+    if config.loss_type == "sft_loss":
+        ratio = (log_probs - anchor).detach().exp()
+        return PolicyLoss(compute_sft_loss(log_probs), torch.zeros_like(ratio, dtype=torch.bool), ratio)
+    low, high = clip_range(batch, config)
+    if config.advantage_estimator == "cispo":
+        return compute_cispo_loss(log_probs, anchor, advantages, eps_clip=low, eps_clip_high=high)
+    eps = low if correction.ppo_clip else None
+    if config.advantage_estimator == "gspo":
+        kl = compute_gspo_kl(log_probs, anchor, batch.token_counts)
+        return compute_policy_loss(-kl, torch.zeros_like(kl), advantages, eps_clip=eps, eps_clip_high=high, eps_clip_c=config.eps_clip_c)
+    return compute_policy_loss(log_probs, anchor, advantages, eps_clip=eps, eps_clip_high=high, eps_clip_c=config.eps_clip_c)
+
+
+def clip_range(batch: TrainedTokens, config: AlgorithmConfig) -> tuple[Any, Any]:
+    """(eps_clip, eps_clip_high): numbers, or [N] where they shrink with staleness s: eps / (1 + staleness_clip_decay * s).
+
+    No paper's: PPO's range bounds one update's distance from the anchor, and a stale sample's anchor is already that many away.
+    """
+    high = config.eps_clip if config.eps_clip_high is None else config.eps_clip_high
+    if not config.staleness_clip_decay:
+        return config.eps_clip, high
+    shrink = spread(1.0 / (1.0 + config.staleness_clip_decay * batch.staleness.to(torch.float32)), batch.token_counts)
+    return config.eps_clip * shrink, high * shrink
+
+
+def _custom_tis(
+    policy: Tensor, proximal: Tensor, batch: TrainedTokens, config: AlgorithmConfig, extras: Extras
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """slime's --custom-tis-function-path: (policy loss [N], mask [N], metrics). Its lists hold trained tokens only, a sample each."""
+    assert extras.tis_function is not None
+    counts = batch.token_counts.tolist()
+    policy, masks, metrics = extras.tis_function(
+        extras.args,
+        pg_loss=policy,
+        train_log_probs=list(proximal.split(counts)),
+        rollout_log_probs=list(batch.rollout_log_probs.split(counts)),
+        loss_masks=[torch.ones_like(part) for part in proximal.split(counts)],
+        total_lengths=batch.sample_lengths.tolist(),
+        response_lengths=counts,
+    )
+    weights = token_weights(batch.token_counts, per_token=config.calculate_per_token_loss)
+    return policy, torch.cat(list(masks)) > 0, {k: (v.detach().float() * weights).sum() for k, v in metrics.items()}
+
+
+def _diagnose(
+    loss: Tensor,
+    now: TokenLogProbs,
+    proximal: Tensor,
+    anchor: Tensor,
+    surrogate: PolicyLoss,
+    corrected: Corrected,
+    kl_ref: Tensor | None,
+    batch: TrainedTokens,
+    config: AlgorithmConfig,
+    correction: Correction,
+) -> tuple[Tensor, Tensor]:
+    """(sums [NUM_POLICY_SUMS], maxima [2])."""
+    assert now.entropy is not None
+    log_ratio = proximal - batch.rollout_log_probs
+    ratio, truncated, applied = corrected.metrics["ratio"], corrected.metrics["truncated"], corrected.weights
+    if not correction.active:  # what --use-tis would do
+        applied = ratio.clamp(config.tis_clip_low, config.tis_clip)
+        truncated = (applied != ratio).float()
+    rows = [
+        torch.ones_like(log_ratio),
+        now.entropy,
+        compute_approx_kl(anchor, now.log_probs, "k3"),
+        surrogate.ratio,
+        surrogate.clipped.float(),
+        torch.zeros_like(log_ratio) if kl_ref is None else kl_ref,
+    ]
+    off = off_policy_sums(log_ratio, ratio, (~corrected.mask).float(), truncated, applied, batch.staleness, batch.token_counts)
+    maxima = torch.stack([surrogate.ratio.amax(), log_ratio.expm1().abs().amax()]) if len(log_ratio) else loss.new_zeros(2)
+    return torch.cat([loss.detach()[None], torch.stack(rows).sum(-1), off]), maxima.detach()
+
+
+def custom_objective(
+    function: Callable[..., Any], logits: Tensor, now: TokenLogProbs, old: Tensor | None, batch: TrainedTokens, denominator: float,
+    config: AlgorithmConfig, extras: Extras,
+) -> Outcome:  # fmt: skip
+    """--custom-loss-function-path: f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics), slime's signature.
+
+    logits: [1, N, V], rows of the trained tokens only, before the temperature. `batch` has slime's names, a list with a tensor a
+    sample each, trained tokens only: log_probs (old), rollout_log_probs, ref_log_probs (None without a reference), advantages,
+    loss_masks, and response_lengths, total_lengths; beside them targets [N], staleness [S] and, differentiable,
+    current_log_probs [N]. The reducer takes [N] and divides nothing by the number of samples: the learner does.
+    """
+    counts = batch.token_counts.tolist()
+    proximal = now.log_probs.detach() if old is None else old
+    ones = torch.ones_like(proximal)
+    weights = token_weights(batch.token_counts, per_token=config.calculate_per_token_loss)
+    given = {
+        "log_probs": list(proximal.split(counts)),
+        "rollout_log_probs": list(batch.rollout_log_probs.split(counts)),
+        "ref_log_probs": None if extras.ref is None else list(extras.ref.split(counts)),
+        "advantages": list(batch.advantages.split(counts)),
+        "loss_masks": list(ones.split(counts)),
+        "response_lengths": counts,
+        "total_lengths": batch.sample_lengths.tolist(),
+        "targets": batch.targets,
+        "staleness": batch.staleness,
+        "current_log_probs": now.log_probs,
+    }
+    loss, metrics = function(extras.args, given, logits, lambda values: (values * weights).sum())
+    loss = loss / denominator
+    with torch.no_grad():
+        ratio = (now.log_probs - proximal).exp()
+        surrogate = PolicyLoss(ratio, torch.zeros_like(ratio, dtype=torch.bool), ratio)
+        none = compute_correction(Correction(), proximal, batch.rollout_log_probs, batch.advantages, batch.token_counts)
+        kl_ref = None if extras.ref is None else compute_approx_kl(now.log_probs, extras.ref, config.kl_loss_type)
+        sums, maxima = _diagnose(loss, now, proximal, proximal, surrogate, none, kl_ref, batch, config, Correction())
+    return Outcome(loss, sums, maxima, {k: torch.as_tensor(v).detach().float().sum() for k, v in metrics.items()})
+
+
+def sft_objective(now: TokenLogProbs, denominator: float) -> Outcome:
+    """Mean cross entropy over all trained tokens of the step: loss share, SFT_SUMS, nothing in the maxima."""
+    loss = compute_sft_loss(now.log_probs).sum() / denominator
+    detached = now.log_probs.detach()
+    sums = torch.stack([loss.detach(), detached.new_tensor(float(len(detached))), detached.exp().sum()])
+    return Outcome(loss, sums, detached.new_zeros(len(MAXIMA)))
+
+
+def policy_metrics(sums: Tensor, maxima: Tensor, *, with_reference: bool = False) -> dict[str, float]:
+    """StepResult's metrics of one optimizer step from sums over all ranks. Means are over trained tokens."""
+    values = dict(zip(SUMS, sums[: len(SUMS)].double(), strict=True))
+    count = values["count"].clamp(min=1)
+    return {
+        "loss": float(values["loss"]),
+        "entropy": float(values["entropy"] / count),
+        "kl_old_new": float(values["kl_old_new"] / count),
+        **({"kl_ref": float(values["kl_ref"] / count)} if with_reference else {}),
+        "ratio_mean": float(values["ratio"] / count),
+        "ratio_max": float(maxima[0]),
+        "clip_fraction": float(values["clipped"] / count),
+        "num_loss_tokens": float(values["count"]),
+        **off_policy_metrics(sums[len(SUMS) :]),
+    }

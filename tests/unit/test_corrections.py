@@ -1,0 +1,192 @@
+"""Every correction against a loop in float64 that knows nothing of the table, and the identities of off-policy correction."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.corrections import PRESETS, Correction, correction_of
+from configs.schema import AlgorithmConfig
+from stages.learn.corrections import batch_evidence, batch_statistics, compute_correction
+from tests.unit.tokens import FakeTokens, make_samples, pack
+
+LENGTHS = [4, 1, 9, 6, 2, 12]
+Row = tuple[list[float], list[float], list[float]]  # a sample: log-ratios, probabilities (numerator's), advantages
+
+
+def rows_of(batch: FakeTokens) -> list[Row]:
+    """old over rollout, a sample a row."""
+    out, at = [], 0
+    for n in batch.token_counts.tolist():
+        old, rollout = batch.old[at : at + n].tolist(), batch.rollout_log_probs[at : at + n].tolist()
+        out.append(([a - b for a, b in zip(old, rollout, strict=True)], old, batch.advantages[at : at + n].tolist()))
+        at += n
+    return out
+
+
+def mean(x: list[float]) -> float:
+    return sum(x) / len(x)
+
+
+Loop = Callable[[list[float], int, list[float]], tuple[float, bool]]  # (log-ratios, place, advantages) -> (weight, kept)
+
+
+def token(x: list[float], t: int) -> float:
+    return math.exp(x[t])
+
+
+LOOPS: dict[str, Loop] = {
+    "none": lambda x, t, a: (1.0, True),
+    "tis": lambda x, t, a: (min(token(x, t), 2.0), True),
+    "seq-tis": lambda x, t, a: (min(math.exp(sum(x)), 2.0), True),
+    "icepop": lambda x, t, a: (token(x, t), 0.5 <= token(x, t) <= 5.0),
+    "mis": lambda x, t, a: (token(x, t), 0.5 <= token(x, t) <= 2.0),
+    "seq-mis": lambda x, t, a: (math.exp(sum(x)), 0.5 <= math.exp(sum(x)) <= 2.0),
+    "geo-rs": lambda x, t, a: (1.0, 0.999 <= math.exp(mean(x)) <= 1.001),
+    "opsm": lambda x, t, a: (1.0, not (a[t] < 0 and -mean(x) > 1e-4)),
+    "decoupled-ppo": lambda x, t, a: (token(x, t), token(x, t) <= 5.0),
+}
+
+
+def loop_m2po(rows: list[Row], threshold: float = 0.04) -> list[bool]:
+    """Drop the largest squares, one at a time, until the mean of the others is small enough."""
+    flat = [(x, a) for xs, _, advs in rows for x, a in zip(xs, advs, strict=True)]
+    alive = [i for i, (x, a) in enumerate(flat) if x * a > 0]
+    dropped = set()
+    while alive and mean([flat[i][0] ** 2 for i in alive]) > threshold:
+        worst = max(alive, key=lambda i: flat[i][0] ** 2)
+        alive.remove(worst)
+        dropped.add(worst)
+    return [i not in dropped for i in range(len(flat))]
+
+
+def loop_dppo(rows: list[Row]) -> list[bool]:
+    out = []
+    for xs, log_p, advs in rows:
+        for x, p, a in zip(xs, log_p, advs, strict=True):
+            change = math.exp(p) - math.exp(p - x)
+            out.append(not (change > 0.2 if a > 0 else change < -0.2))
+    return out
+
+
+@pytest.fixture(params=[0.0005, 0.3, 1.5])
+def batch(request: pytest.FixtureRequest) -> FakeTokens:
+    return pack(make_samples(LENGTHS, seed=4, spread=request.param), torch.float64)
+
+
+def applied(name_or: str | Correction, batch: FakeTokens) -> typing.Any:
+    correction = PRESETS[name_or].correction if isinstance(name_or, str) else name_or
+    return compute_correction(correction, batch.old, batch.rollout_log_probs, batch.advantages, batch.token_counts)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_presets(batch: FakeTokens, name: str) -> None:
+    got, at = applied(name, batch), 0
+    for x, _, advs in rows_of(batch):
+        for t in range(len(x)):
+            weight, kept = LOOPS[name](x, t, advs)
+            assert bool(got.mask[at]) == kept
+            assert got.weights[at].item() == pytest.approx(weight * kept, rel=1e-9)
+            at += 1
+
+
+def test_m2po(batch: FakeTokens) -> None:
+    got = applied("m2po", batch)
+    assert got.mask.tolist() == loop_m2po(rows_of(batch))
+    assert torch.equal(got.weights, got.mask.double())
+
+
+def test_m2po_of_one_hopeless_token() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    got = compute_correction(PRESETS["m2po"].correction, one, 0 * one, one, torch.tensor([1]))
+    assert got.mask.tolist() == [False]
+
+
+def test_dppo(batch: FakeTokens) -> None:
+    assert applied("dppo", batch).mask.tolist() == loop_dppo(rows_of(batch))
+
+
+def test_presets_do_something_when_far_off_policy() -> None:
+    """The loops would agree with a correction that never acts as well."""
+    far = pack(make_samples([30] * 10, seed=1, spread=1.5), torch.float64)
+    for name in set(PRESETS) - {"none"}:
+        got = applied(name, far)
+        assert not got.mask.all() or (got.weights != 1).any(), name
+        assert got.mask.any() or name in ("geo-rs", "seq-mis"), name
+
+
+def test_the_table_is_the_flag() -> None:
+    literal = typing.get_type_hints(AlgorithmConfig)["off_policy_correction"]
+    assert list(typing.get_args(literal)) == list(PRESETS)
+    assert all(p.source for p in PRESETS.values())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_on_policy_every_correction_is_the_identity(name: str, lengths: list[int], seed: int) -> None:
+    on = pack(make_samples(lengths, seed, spread=0.0))
+    for normalize in {False, PRESETS[name].correction.weighted}:
+        correction = dataclasses.replace(PRESETS[name].correction, batch_normalize=normalize, veto=1e-4)
+        got = applied(correction, on)
+        assert (got.weights == 1).all() and got.mask.all()
+
+
+@given(seed=st.integers(0, 99), level=st.sampled_from(["token", "sequence", "geometric"]), action=st.sampled_from(["truncate", "clip"]))
+def test_without_a_bound_it_is_plain_importance_sampling(seed: int, level: typing.Any, action: typing.Any) -> None:
+    batch = pack(make_samples([3, 5, 1], seed, spread=0.7), torch.float64)
+    got, at = applied(Correction(level=level, action=action, weighted=True), batch), 0
+    for x, _, _ in rows_of(batch):
+        for t in range(len(x)):
+            want = {"token": x[t], "sequence": sum(x), "geometric": mean(x)}[level]
+            assert got.weights[at].item() == pytest.approx(math.exp(want), rel=1e-6)
+            at += 1
+
+
+def test_veto_drops_the_whole_sample() -> None:
+    old, rollout = torch.zeros(5), torch.tensor([0.0, 12.0, 0.0, 0.1, 0.0])
+    got = compute_correction(Correction(veto=1e-4), old, rollout, torch.ones(5), torch.tensor([3, 2]))
+    assert got.mask.tolist() == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_batch_normalised_weights_have_mean_one(batch: FakeTokens, level: typing.Any) -> None:
+    correction = Correction(level=level, action="truncate", high=2.0, weighted=True, batch_normalize=True)
+    got, plain = applied(correction, batch), applied(dataclasses.replace(correction, batch_normalize=False), batch)
+    ends = batch.token_counts.cumsum(0) - 1
+    each = got.weights if level == "token" else got.weights[ends]
+    assert each.mean().item() == pytest.approx(1.0)
+    assert torch.allclose(got.weights / got.weights[0], plain.weights / plain.weights[0])
+
+
+@given(cut=st.integers(0, 6), seed=st.integers(0, 99), name=st.sampled_from(["m2po", "normalised", "seq-normalised"]))
+def test_statistics_do_not_depend_on_the_cut_into_micro_batches(cut: int, seed: int, name: str) -> None:
+    correction = PRESETS["m2po"].correction if name == "m2po" else PRESETS["seq-mis" if "seq" in name else "mis"].correction
+    correction = dataclasses.replace(correction, batch_normalize=name != "m2po")
+    samples = make_samples(LENGTHS, seed, spread=0.5)
+
+    def evidence(part: list[typing.Any]) -> typing.Any:
+        b = pack(part, torch.float64)
+        return batch_evidence(correction, b.old, b.rollout_log_probs, b.advantages, b.token_counts)
+
+    whole = batch_statistics(correction, [evidence(samples)])
+    parts = batch_statistics(correction, [evidence(p) for p in (samples[cut:], samples[:cut]) if p])
+    assert parts == pytest.approx(whole, rel=1e-12)
+
+
+def test_flags_become_the_correction() -> None:
+    assert correction_of(AlgorithmConfig()) == Correction()
+    assert not correction_of(AlgorithmConfig()).active
+    tis = correction_of(AlgorithmConfig(use_tis=True, tis_clip=3.0, tis_clip_low=0.1, tis_level="sequence", tis_mode="mask"))
+    assert tis == Correction(level="sequence", action="mask", low=0.1, high=3.0, weighted=True)
+    assert correction_of(AlgorithmConfig(use_rollout_logprobs=True)).ratio == "bypass"
+    clipped = correction_of(AlgorithmConfig(off_policy_correction="tis", correction_low=0.5, correction_high=4.0))
+    assert clipped == Correction(action="clip", low=0.5, high=4.0, weighted=True)
+    extra = correction_of(AlgorithmConfig(off_policy_correction="icepop", correction_veto_threshold=1e-4, correction_batch_normalize=True))
+    assert extra == dataclasses.replace(PRESETS["icepop"].correction, veto=1e-4, batch_normalize=True)
