@@ -9,9 +9,11 @@ Records (`t` is the kind):
     put      g, s, o, n, p, w        group g is complete: segment s, offset o, n bytes; priority p, oldest token version w
     gone     g                       its bytes were not there after a crash: it is generated again
     discard  g, why, again           group g gives its slot back; again: for another try of its prompt
-    consume  r, v, g: [...], x, at   rollout r, trained at version v, takes groups g for the first time and groups x again; chosen when
-                                     the journal had `at` records
+    consume  r, v, g, x, at, pr      rollout r, trained at version v, takes groups g for the first time and groups x again; chosen when
+                                     the journal had `at` records; with the probabilities pr, where they are not all 1
+    trained  r                       rollout r is trained on
     push     v                       the engines begin to be given version v
+    pushed   v                       every engine has it
     commit   r, name                 checkpoint `name` covers rollouts 0..r-1
     restore  r, name, v              a restart from checkpoint `name` (null: from the beginning) after r rollouts, at version v:
                                      what rollouts r and later consumed was lost with their weights

@@ -53,6 +53,15 @@ class Account:
         return self.place is not None and not self.consumed and self.discarded is None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What a rollout consumed, in order: groups for the first time, then replayed ones."""
+
+    policy_version: int
+    groups: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
 class Ledger:
     """Apply records in order; look at any time."""
 
@@ -62,7 +71,7 @@ class Ledger:
         self.num_records = 0  # that were applied
         self.num_restores = 0
         self.commits: list[tuple[int, str]] = []  # (rollouts covered, checkpoint)
-        self._by_rollout: dict[int, list[int]] = {}  # consumed by, and not void
+        self.takes: dict[int, Taken] = {}  # by rollout, those that hold
         self._known: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "open": lambda _: None,
             "admit": self._admit,
@@ -71,6 +80,8 @@ class Ledger:
             "discard": self._discard,
             "consume": self._consume,
             "push": self._push,
+            "trained": lambda _: None,
+            "pushed": lambda _: None,
             "commit": self._commit,
             "restore": self._restore,
         }
@@ -150,26 +161,27 @@ class Ledger:
             account = self.accounts[g]
             assert account.consumed, f"group {g} is replayed, and was never trained on"
             account.replayed.append((rollout, version))
-        self._by_rollout[rollout] = [*groups, *record.get("x", ())]
+        every = (*groups, *record.get("x", ()))
+        self.takes[rollout] = Taken(policy_version=version, groups=every, probabilities=tuple(record.get("pr", [1.0] * len(every))))
 
     def _push(self, record: Mapping[str, Any]) -> None:
         self.policy_version = max(self.policy_version, record["v"])
 
     def _commit(self, record: Mapping[str, Any]) -> None:
         self.commits.append((record["r"], record["name"]))
-        for rollout, groups in self._by_rollout.items():
-            for g in groups if rollout < record["r"] else ():
+        for rollout, taken in self.takes.items():
+            for g in taken.groups if rollout < record["r"] else ():
                 account = self.accounts[g]
                 account.committed_by = account.committed_by or record["name"]
 
     def _restore(self, record: Mapping[str, Any]) -> None:
         self.num_restores += 1
         self.policy_version = max(self.policy_version, record["v"])
-        for rollout, groups in self._by_rollout.items():  # a crash may have come between a checkpoint and its line here
-            for g in groups if rollout < record["r"] else ():
+        for rollout, taken in self.takes.items():  # a crash may have come between a checkpoint and its line here
+            for g in taken.groups if rollout < record["r"] else ():
                 self.accounts[g].committed_by = self.accounts[g].committed_by or record["name"]
-        for rollout in [r for r in self._by_rollout if r >= record["r"]]:
-            for g in self._by_rollout.pop(rollout):
+        for rollout in [r for r in self.takes if r >= record["r"]]:
+            for g in self.takes.pop(rollout).groups:
                 account = self.accounts[g]
                 account.consumed = [(r, v) for r, v in account.consumed if r != rollout]
                 account.replayed = [(r, v) for r, v in account.replayed if r != rollout]

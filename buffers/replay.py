@@ -92,7 +92,8 @@ class ReplayBuffer:
         self._trained_lengths, self._removed_lengths = Counter[int](), Counter[int]()
         for admission in clock.outstanding.values():
             self._scheduler.register(admission.group_index, admission.deadline)
-        clock.subscribe(lambda: _pulse(self._window))
+        self._noted = (clock.num_trained, clock.policy_version)  # in the journal
+        clock.subscribe(self._clock_moved)
 
     # -- the generating side ------------------------------------------------------------------------------------------
 
@@ -186,7 +187,7 @@ class ReplayBuffer:
         staleness = max((self._checked_staleness(g, rollout_id) for g in groups), default=0)
         self._journal.append({
             "t": "consume", "r": rollout_id, "v": version, "g": [p.group_index for p in fresh],
-            "x": [p.group_index for p in again], "at": at,
+            "x": [p.group_index for p in again], "at": at, **_probabilities((*fresh, *again)),
         })  # fmt: skip
         taken = [
             replace(group, probability=pick.probability, times_sampled=self._times_sampled(group.group_index) + 1)
@@ -296,6 +297,16 @@ class ReplayBuffer:
         finally:
             self._reading = frozenset()
 
+    def _clock_moved(self) -> None:
+        """For the journal, from which every admission can be derived again; then whoever waits to be admitted looks."""
+        if not self._closed:
+            for rollout_id in range(self._noted[0], self._clock.num_trained):
+                self._journal.append({"t": "trained", "r": rollout_id})
+            for version in range(self._noted[1] + 1, self._clock.policy_version + 1):
+                self._journal.append({"t": "pushed", "v": version})
+            self._noted = (self._clock.num_trained, self._clock.policy_version)
+        _pulse(self._window)
+
     def _times_sampled(self, group_index: int) -> int:
         return 0 if group_index in self._shelf else self._pool[group_index].times_sampled
 
@@ -395,6 +406,10 @@ class ReplayBuffer:
             yield
         finally:
             self._waits[what] += self._time.now() - start
+
+
+def _probabilities(picks: Sequence[Pick]) -> dict[str, list[float]]:
+    return {"pr": [p.probability for p in picks]} if any(p.probability != 1.0 for p in picks) else {}
 
 
 def _oldest_version(group: Group) -> int | None:

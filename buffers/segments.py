@@ -207,12 +207,12 @@ def _corrupt(path: Path, offset: int, what: str) -> BufferCorruption:
     return BufferCorruption(f"{path} at byte {offset}: {what}. The file was changed or the disk is faulty; this group cannot be trained on")
 
 
-def scan(path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(offset, batch) of everything in a segment file, verified. Raises BufferCorruption at the first damage; what a crash left half
-    written at the end counts as such: no journal line points there."""
+def scan(path: Path, start: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(offset, batch) of everything in a segment file from byte `start` (a message's first) on, verified. Raises BufferCorruption at the
+    first damage; what a crash left half written at the end counts as such: no journal line points there."""
     with pa.memory_map(str(path)) as mapped:
         size = mapped.size()
-        at = 0
+        at = start
         while at < size:
             mapped.seek(at)
             try:

@@ -29,7 +29,16 @@ class RunConfig:
     wandb_group: str | None = None  # Weights & Biases group
     use_tensorboard: bool = False  # also write TensorBoard events into RUN_DIR/tensorboard
     mock: bool = False  # simulated engines and learner: the whole pipeline in seconds, no model
+    debug_rollout_only: bool = False  # no learner: generate with the first weights, rollout by rollout
+    debug_train_only: bool = False  # no engines: train on --load-debug-rollout-data
+    save_debug_rollout_data: str | None = None  # file of every rollout that is taken, with {rollout_id} in its name
+    load_debug_rollout_data: str | None = None  # such files, or a run directory recorded with --keep-trajectories; means debug-train-only
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of RUN_DIR/run.log and the console
+
+    @property
+    def trains_on_records(self) -> bool:
+        """No engines: what is trained on comes from files."""
+        return self.debug_train_only or self.load_debug_rollout_data is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +270,14 @@ class Config:
     @property
     def num_engines(self) -> int:
         return self.cluster.rollout_num_gpus // self.cluster.rollout_num_gpus_per_engine
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Copies of the model that the learner's ranks make up."""
+        together = 1
+        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
+            together *= max(1, int(self.megatron.get(name) or 1))
+        return self.num_learner_ranks // together
 
     @property
     def num_learner_ranks(self) -> int:

@@ -130,7 +130,7 @@ def batches(config: Config) -> Iterator[str]:
         yield f"--num-steps-per-rollout {steps} does not divide the {said}. Use {_divisors(samples)}"
     if size and samples % size:
         yield f"--global-batch-size {size} does not divide the {said}. Use {_divisors(samples)}"
-    ranks = _data_parallel_size(config)
+    ranks = config.data_parallel_size
     per_step = size or samples // (steps or 1)
     if per_step < ranks and not config.run.mock:
         yield (
@@ -215,6 +215,31 @@ def rewards(config: Config) -> Iterator[str]:
         yield f"--rm-type {reward.rm_type} without --label-key: it compares with a label. Name the column that holds it"
 
 
+def debugging(config: Config) -> Iterator[str]:
+    run = config.run
+    if run.debug_rollout_only and run.trains_on_records:
+        yield "--debug-rollout-only with --debug-train-only (or --load-debug-rollout-data): nothing would be left to run. Drop one"
+    if run.debug_train_only and run.load_debug_rollout_data is None:
+        yield "--debug-train-only without --load-debug-rollout-data: there is nothing to train on. Name files with {rollout_id}, or a run"
+    if run.debug_rollout_only and run.load:
+        yield (
+            f"--debug-rollout-only with --load {run.load}: without a learner there is nothing to resume. To generate with a run's weights: "
+            f"--hf-checkpoint {run.load}/checkpoints/latest/hf"
+        )
+    saved, loaded = run.save_debug_rollout_data, run.load_debug_rollout_data
+    for flag, path in (("--save-debug-rollout-data", saved), ("--load-debug-rollout-data", loaded)):
+        if path is not None and "{rollout_id}" not in path and not (flag.startswith("--load") and _is_run(path)):
+            yield f"{flag} {path}: expected a file name with {{rollout_id}} in it" + (
+                ", or a run directory that has a buffer" if flag.startswith("--load") else ""
+            )
+
+
+def _is_run(path: str) -> bool:
+    from pathlib import Path
+
+    return (Path(path) / "buffer").is_dir()
+
+
 def evaluation(config: Config) -> Iterator[str]:
     words, interval = config.eval.eval_prompt_data, config.eval.eval_interval
     if interval and not words:
@@ -251,7 +276,7 @@ def functions(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    ranges, staleness, replay, batches, algorithm, devices, lengths, model_and_prompts, rewards, evaluation, functions,
+    ranges, staleness, replay, batches, algorithm, devices, lengths, model_and_prompts, rewards, debugging, evaluation, functions,
 )  # fmt: skip
 
 
@@ -259,10 +284,6 @@ def _model_parallel_sizes(config: Config) -> dict[str, int]:
     """Megatron's flags that split one copy of the model over ranks, with their sizes."""
     fields = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
     return {f"--{field.replace('_', '-')}": int(config.megatron.get(field) or 1) for field in fields}
-
-
-def _data_parallel_size(config: Config) -> int:
-    return config.num_learner_ranks // max(1, _product(_model_parallel_sizes(config).values()))
 
 
 def _product(numbers: Iterable[int]) -> int:

@@ -34,6 +34,10 @@ def _buffer(args: argparse.Namespace) -> None:
             lines = inspection.show_lines(run, args.group, args.sample)
         case "verify":
             lines = inspection.verify_lines(run)
+        case "replay":
+            from pipeline.build.rerun import replay_lines
+
+            lines = replay_lines(run)
         case "export":
             lines = iter([f"{inspection.export(run, Path(args.file))} samples written to {args.file}"])
         case _:
@@ -48,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write summary.json, reward.png and report.html again, from metrics.jsonl")
     report.add_argument("run_dir", nargs="+", metavar="RUN_DIR", help="a folder under runs/, finished or not")
     report.set_defaults(run=_report)
-    buffer = commands.add_parser("buffer", help="look into a run's replay buffer: list, ledger, show, verify, export")
+    buffer = commands.add_parser("buffer", help="look into a run's replay buffer: list, ledger, show, verify, replay, export")
     buffer.add_argument("run_dir", metavar="RUN_DIR", help="a folder under runs/, running, finished or crashed")
     actions = buffer.add_subparsers(dest="action", metavar="ACTION")
     listing = actions.add_parser("list", help="the groups that lie in the segments (default)")
@@ -60,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("group", type=int)
     show.add_argument("sample", type=int, nargs="?", default=0, help="its place in the group")
     actions.add_parser("verify", help="check every checksum")
+    actions.add_parser("replay", help="make its decisions and batches again from the journal, and compare")
     exporting = actions.add_parser("export", help="write the samples to FILE.parquet or FILE.jsonl")
     exporting.add_argument("file", metavar="FILE")
     return root

@@ -263,6 +263,10 @@ class RolloutClock:
         if used > self.policy_version:
             self._version_offset += used + 1 - self.policy_version
 
+    def renumber(self, rollout_id: int, version: int) -> None:
+        """The learner is at this version at this rollout, as a recorded run says; never at a lower one than it is by now."""
+        self._version_offset += max(0, version - self.version_at(rollout_id))
+
     def _knobs(self) -> dict[str, int]:
         return {
             "rollout_batch_size": self.batch_size,

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from pipeline.clock import RolloutClock
+from pipeline.digest import batch_digest
 from pipeline.metrics import BufferFill, Utilisation, eval_record, push_record, train_record
 from pipeline.timing import Clock
 from pipeline.types import EvalResult, Group, PushResult, StepResult, TrainBatch
@@ -93,7 +94,11 @@ class Recorder:
             reward_key=self._reward_key,
             lengths_trained=fill.trained_lengths,
             lengths_removed=fill.removed_lengths,
-            extra={"num_optimizer_steps": len(batch.steps), "groups_filtered": self._counts["groups_filtered"]},
+            extra={
+                "num_optimizer_steps": len(batch.steps),
+                "groups_filtered": self._counts["groups_filtered"],
+                "batch_digest": batch_digest(batch),
+            },
         )
         self._telemetry.emit(**record)
         self.engine("stats", **self._engine_counts())

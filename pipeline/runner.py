@@ -47,6 +47,8 @@ class Parts:
     transport: WeightTransport
     make_batch: Callable[[int, int, Sequence[Group]], TrainBatch]  # (rollout_id, policy_version, groups)
     save_batch: Callable[[TrainBatch], Path]  # what a refused step was given, for a post-mortem
+    save_rollout: Callable[[int, int, Sequence[Group]], None] | None  # (rollout_id, policy_version, groups), of every take
+    saves: bool  # are there weights to save?
     evaluator: Evaluates | None
     recorder: Recorder
     start: Callable[[], Awaitable[None]]  # engines and learner up, the learner's weights on every engine
@@ -126,7 +128,10 @@ class Runner:
             yield self._p.clock.num_trained
 
     async def take(self, rollout_id: int) -> list[Group]:
-        return await self._stop.or_result(lambda: self._p.buffer.take(rollout_id))
+        groups = await self._stop.or_result(lambda: self._p.buffer.take(rollout_id))
+        if self._p.save_rollout is not None:
+            self._p.save_rollout(rollout_id, self._p.clock.version_at(rollout_id), groups)
+        return groups
 
     def batch(self, rollout_id: int, groups: Sequence[Group]) -> TrainBatch:
         with self._p.recorder.trainer_busy():
@@ -191,6 +196,8 @@ class Runner:
     async def _save_now(self) -> None:
         """Between two steps only: the snapshot's weights and the driver's state are of the same instant."""
         p = self._p
+        if not p.saves:
+            return
         if p.clock.num_trained == 0:
             logger.warning("nothing is trained yet: no snapshot to save")
             return

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.errors import CheckpointError
 from pipeline.protocols import Learner
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 async def save_snapshot(folder: Path, num_trained: int, learner: Learner, state: Mapping[str, Any]) -> Path:

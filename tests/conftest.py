@@ -28,6 +28,11 @@ def run_entry(*flags: str, timeout: float = 120, **env: str) -> subprocess.Compl
     )
 
 
+def run_module(module: str, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """`python -m module words`, in the repository."""
+    return subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
 def read_metrics(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [r for r in rows if kind is None or r["kind"] == kind]

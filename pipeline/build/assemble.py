@@ -64,7 +64,6 @@ class Backend:
     generate: Generate
     learner: Learner
     transport: WeightTransport
-    num_dp_ranks: int
     engine_idle_seconds: Callable[[], Mapping[str, float]]
     watch_engines: Callable[[Callable[[str, str, str], None]], None]  # give it what is told (event, engine, reason)
     engine_counts: Callable[[], Mapping[str, int]]  # num_engines, num_healthy, num_running, num_restarts
@@ -79,20 +78,12 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         from pipeline.build.mock import mock_backend as make_backend
     else:
         from pipeline.build.real import real_backend as make_backend
-    backend = make_backend(site)
+    from pipeline.build.debug import half, recorded_buffer, saver
+
+    backend = half(make_backend(site), config.run)
     source = _prompts(site, backend.tokenizer)
     reward = build_reward(config.reward, site.args)
-    restored_from = site.snapshot.name if site.snapshot else None
-    buffer = ReplayBuffer(
-        site.run_dir.buffer,
-        config.async_,
-        site.clock,
-        ledger=site.ledger,
-        restored_from=restored_from,
-        priority=_priority(site),
-        user_filter=_user_filter(site),
-        seed=config.run.seed,
-    )
+    buffer = recorded_buffer(config, site.clock) if config.run.trains_on_records else _buffer(site)
     producer = Producer(
         source=source,
         generate=backend.generate,
@@ -140,8 +131,10 @@ def assemble(config: Config, *, started_at: float) -> Runner:
             buffer=buffer,
             learner=backend.learner,
             transport=backend.transport,
-            make_batch=_batcher(config, backend.num_dp_ranks),
+            make_batch=batcher(config),
             save_batch=lambda batch: save_batch(batch, site.run_dir.path),
+            save_rollout=saver(config),
+            saves=not config.run.debug_rollout_only,
             evaluator=_evaluator(config, backend, reward),
             recorder=recorder,
             start=backend.start,
@@ -154,19 +147,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
 def _site(config: Config) -> Site:
     snapshot, home = _resume_point(config.run.load)
     state = read_state(snapshot) if snapshot else None
-    clock = RolloutClock(
-        rollout_batch_size=config.num_fresh_groups,
-        async_buffer_size=config.async_.async_buffer_size,
-        update_weights_interval=config.async_.update_weights_interval,
-        num_rollout=config.run.num_rollout,
-        max_staleness=config.staleness_bound,
-        limiter=RateLimiter.rollouts(
-            fresh=config.num_fresh_groups,
-            samples_per_insert=config.async_.samples_of_a_group,
-            buffer_size=config.async_.async_buffer_size,
-            min_size_to_sample=config.async_.min_size_to_sample,
-        ),
-    )
+    clock = make_clock(config)
     if state is not None:
         clock.load_state_dict(state["clock"])
     ledger = None
@@ -190,6 +171,19 @@ def _site(config: Config) -> Site:
     )
 
 
+def _buffer(site: Site) -> ReplayBuffer:
+    return ReplayBuffer(
+        site.run_dir.buffer,
+        site.config.async_,
+        site.clock,
+        ledger=site.ledger,
+        restored_from=site.snapshot.name if site.snapshot else None,
+        priority=_priority(site),
+        user_filter=_user_filter(site),
+        seed=site.config.run.seed,
+    )
+
+
 def _priority(site: Site) -> Priority:
     spec = site.config.async_.buffer_priority_path
     if spec is None:
@@ -200,6 +194,24 @@ def _priority(site: Site) -> Priority:
 def _user_filter(site: Site) -> UserFilter | None:
     spec = site.config.async_.buffer_filter_path
     return UserFilter(spec, load_function(spec, "buffer_filter"), site.args) if spec else None
+
+
+def make_clock(config: Config) -> RolloutClock:
+    """At its beginning. Without a learner no push is ever due."""
+    rollouts = config.run.num_rollout
+    return RolloutClock(
+        rollout_batch_size=config.num_fresh_groups,
+        async_buffer_size=config.async_.async_buffer_size,
+        update_weights_interval=rollouts + 1 if config.run.debug_rollout_only else config.async_.update_weights_interval,
+        num_rollout=rollouts,
+        max_staleness=max(1, config.staleness_bound) if config.run.debug_rollout_only else config.staleness_bound,
+        limiter=RateLimiter.rollouts(
+            fresh=config.num_fresh_groups,
+            samples_per_insert=config.async_.samples_of_a_group,
+            buffer_size=config.async_.async_buffer_size,
+            min_size_to_sample=config.async_.min_size_to_sample,
+        ),
+    )
 
 
 def _resume_point(load: str | None) -> tuple[Path | None, RunDir | None]:
@@ -235,7 +247,7 @@ def _source(config: Config, spec: str, tokenizer: Tokenizer | None) -> Source:
     return build_source(spec, config.data, rollout.n_samples_per_prompt, rollout.rollout_max_prompt_len, tokenizer)
 
 
-def _batcher(config: Config, num_dp_ranks: int) -> Callable[[int, int, Sequence[Group]], TrainBatch]:
+def batcher(config: Config) -> Callable[[int, int, Sequence[Group]], TrainBatch]:
     algorithm = config.algorithm
 
     def batch(rollout_id: int, policy_version: int, groups: Sequence[Group]) -> TrainBatch:
@@ -250,7 +262,7 @@ def _batcher(config: Config, num_dp_ranks: int) -> Callable[[int, int, Sequence[
             samples,
             rollout_id=rollout_id,
             policy_version=policy_version,
-            num_dp_ranks=num_dp_ranks,
+            num_dp_ranks=config.data_parallel_size,
             num_steps_per_rollout=algorithm.num_steps_per_rollout,
             global_batch_size=algorithm.global_batch_size,
             max_tokens=algorithm.max_tokens_per_gpu,
@@ -260,7 +272,7 @@ def _batcher(config: Config, num_dp_ranks: int) -> Callable[[int, int, Sequence[
 
 
 def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | None:
-    if config.eval.eval_interval is None:
+    if config.eval.eval_interval is None or config.run.trains_on_records:
         return None
     datasets: dict[str, list[Sample]] = {}
     for name, spec in eval_datasets(config.eval.eval_prompt_data):

@@ -33,7 +33,8 @@ def mock_backend(site: Site) -> Backend:
     transport = MockTransport(pool, config.mock, clock=site.time)
 
     async def start() -> None:
-        await pool.start()
+        if not config.run.trains_on_records:
+            await pool.start()
         if site.snapshot is not None:
             await learner.load(site.snapshot)
 
@@ -47,7 +48,6 @@ def mock_backend(site: Site) -> Backend:
         generate=Taught(generate, client),
         learner=learner,
         transport=transport,
-        num_dp_ranks=config.num_learner_ranks,
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
         watch_engines=lambda tell: setattr(pool, "on_event", tell),
         engine_counts=lambda: counts_of(pool),

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,14 +46,16 @@ def real_backend(site: Site) -> Backend:
         current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
     )
     transport = make_transport(pool, learner, config.cluster, device=device)
-    num_dp_ranks = _data_parallel_size(config)
 
     async def start() -> None:
         """Engines and learner come up side by side; then the learner's weights are on every engine."""
+        run = config.run
         async with asyncio.TaskGroup() as both:
-            both.create_task(pool.start())
-            both.create_task(_bring_up(site, learner, tokenizer, num_dp_ranks))
-        if site.snapshot is None and config.warmup.sft_steps:
+            if not run.trains_on_records:
+                both.create_task(pool.start())
+            if not run.debug_rollout_only:
+                both.create_task(_bring_up(site, learner, tokenizer))
+        if site.snapshot is None and config.warmup.sft_steps and not (run.trains_on_records or run.debug_rollout_only):
             await transport.push(site.clock.policy_version)
 
     async def close() -> None:
@@ -73,7 +74,6 @@ def real_backend(site: Site) -> Backend:
         generate=generate,
         learner=learner,
         transport=transport,
-        num_dp_ranks=num_dp_ranks,
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
         watch_engines=lambda tell: setattr(pool, "on_event", tell),
         engine_counts=lambda: counts_of(pool),
@@ -83,7 +83,7 @@ def real_backend(site: Site) -> Backend:
     )
 
 
-async def _bring_up(site: Site, learner: LearnerGroup, tokenizer: Any, num_dp_ranks: int) -> None:
+async def _bring_up(site: Site, learner: LearnerGroup, tokenizer: Any) -> None:
     config = site.config
     await learner.start()
     if site.snapshot is not None:
@@ -94,7 +94,7 @@ async def _bring_up(site: Site, learner: LearnerGroup, tokenizer: Any, num_dp_ra
         spec = config.warmup.sft_data or config.data.prompt_data
         source = build_source(spec, config.data, 1, config.rollout.rollout_max_prompt_len, tokenizer, seed=config.data.rollout_seed + 1)
         pairs = sft_pairs(source, tokenizer)
-        await warm_up(learner, pairs, config.warmup, config.algorithm, num_dp_ranks, make_batch)
+        await warm_up(learner, pairs, config.warmup, config.algorithm, config.data_parallel_size, make_batch)
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -178,11 +178,3 @@ def _steps_per_rollout(config: Config) -> int:
         return config.algorithm.num_steps_per_rollout
     samples = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
     return max(1, samples // (config.algorithm.global_batch_size or samples))
-
-
-def _data_parallel_size(config: Config) -> int:
-    sizes: Mapping[str, Any] = config.megatron
-    model_parallel = 1
-    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
-        model_parallel *= int(sizes.get(name) or 1)
-    return config.num_learner_ranks // model_parallel

@@ -96,7 +96,7 @@ async def test_a_state_that_cannot_be_read(tmp_path: Path) -> None:
     path = await save(tmp_path, 2)
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**state, "state_version": 99}))
-    with pytest.raises(CheckpointError, match=r"state_version 99, this Slipstream reads 1"):
+    with pytest.raises(CheckpointError, match=r"state_version 99, this Slipstream reads 2"):
         read_state(path)
     (path / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):

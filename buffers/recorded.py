@@ -1,0 +1,79 @@
+"""--load-debug-rollout-data: a buffer that hands out what was recorded, to a learner without engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal, NoReturn
+
+from buffers.dump import Take
+from buffers.statistics import BufferStatistics
+from pipeline.clock import Admission, RolloutClock
+from pipeline.errors import DataError
+from pipeline.types import Group
+
+
+class RecordedBuffer:
+    """Implements `pipeline.protocols.Buffer`; nothing is ever admitted."""
+
+    def __init__(self, read: Callable[[int], Take], clock: RolloutClock) -> None:
+        self._read, self._clock = read, clock
+        self._num_taken = self._num_replayed = 0
+
+    async def admit(self) -> Admission:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    def recall(self, group_index: int) -> Literal["complete", "discarded"] | None:
+        return None
+
+    async def put(self, group: Group) -> None:
+        self._nothing_generates()
+
+    def discard(self, group_index: int, reason: str) -> None:
+        self._nothing_generates()
+
+    async def take(self, rollout_id: int) -> list[Group]:
+        """The recorded groups in the recorded order. Raises DataError when they are not as many as a rollout of this run takes."""
+        take = self._read(rollout_id)
+        fresh = sum(g.times_sampled == 1 for g in take.groups)
+        if fresh != self._clock.batch_size:
+            raise DataError(
+                f"--load-debug-rollout-data: rollout {rollout_id} has {fresh} groups that are trained on for the first time, this run "
+                f"takes {self._clock.batch_size}: set --rollout-batch-size (and --samples-per-insert) as in the recorded run"
+            )
+        self._clock.renumber(rollout_id, take.policy_version)
+        self._clock.consume(rollout_id, [self._clock.admit().group_index for _ in range(fresh)])
+        self._num_taken += fresh
+        self._num_replayed += len(take.groups) - fresh
+        return list(take.groups)
+
+    def pushing(self, policy_version: int) -> None: ...
+
+    def committed(self, num_trained: int, checkpoint: str) -> None: ...
+
+    def statistics(self) -> BufferStatistics:
+        return BufferStatistics(
+            num_generating=0,
+            num_ready=0,
+            num_replayable=0,
+            num_limited=0,
+            num_bytes=0,
+            num_segments=0,
+            num_put=0,
+            num_taken=self._num_taken,
+            num_replayed=self._num_replayed,
+            num_discarded={},
+            trained_lengths={},
+            removed_lengths={},
+            admit_wait_seconds=0.0,
+            put_wait_seconds=0.0,
+            take_wait_seconds=0.0,
+            staleness_max=0,
+            staleness_bound=self._clock.max_staleness,
+        )
+
+    def close(self) -> None: ...
+
+    def _nothing_generates(self) -> NoReturn:
+        raise AssertionError("nothing generates while recorded rollouts are trained on")
