@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -74,4 +73,4 @@ def test_losses_of_a_recorded_real_run_are_equal_to_the_bit(tmp_path: Path, noth
     assert digests(again) == digests(recorded)
     for name in ("loss", "grad_norm", "kl_rollout_old", "entropy"):
         assert [r[name] for r in now] == [r[name] for r in then], name
-    assert os.path.exists(again / "checkpoints" / "latest")
+    assert (again / "checkpoints" / "latest").exists()
