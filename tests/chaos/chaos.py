@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ REAL = (
 )  # fmt: skip
 
 
-def chaos(folder: Path, *, kills: int, real: bool, seed: int, num_rollout: int, say: Any = print) -> dict[str, Any]:
+def chaos(
+    folder: Path, *, kills: int, real: bool, seed: int, num_rollout: int, more: Sequence[str] = (), say: Any = print
+) -> dict[str, Any]:
     """Returns the ledger's totals with `kills` and `problems` (empty when all holds)."""
     rng = random.Random(seed)
     run = folder / "chaos"
-    flags = (*(REAL if real else MOCK), "--num-rollout", str(num_rollout), "--runs-dir", str(folder), "--name", "chaos")
+    flags = (*(REAL if real else MOCK), *more, "--num-rollout", str(num_rollout), "--runs-dir", str(folder), "--name", "chaos")
     done, before = 0, shared_memory()
     while True:
         journal = run / "buffer" / FILE_NAME
@@ -59,7 +62,11 @@ def chaos(folder: Path, *, kills: int, real: bool, seed: int, num_rollout: int, 
     for left in shared_memory() - before:  # semaphores of killed processes, which nobody else can remove
         left.unlink(missing_ok=True)
     records, _ = read_journal(run / "buffer" / FILE_NAME)
-    return {**Ledger(records).totals(), "kills": done, "problems": problems(run, records, num_rollout)}
+    return {
+        **Ledger(records).totals(),
+        "kills": done,
+        "problems": problems(run, records, num_rollout, fresh=2 if "--max-times-sampled" in more else 4),
+    }
 
 
 def shared_memory() -> set[Path]:
@@ -67,21 +74,26 @@ def shared_memory() -> set[Path]:
     return {file for file in Path("/dev/shm").glob("sem.*") if not mapped_by_others(file)}
 
 
-def problems(run: Path, records: list[dict[str, Any]], num_rollout: int) -> list[str]:
+def problems(run: Path, records: list[dict[str, Any]], num_rollout: int, fresh: int) -> list[str]:
     """What does not hold."""
     ledger = Ledger(records)
     totals, found = ledger.totals(), []
-    batch = 4
     if totals["lost"] or totals["duplicated"]:
         found.append(f"lost {totals['lost']}, duplicated {totals['duplicated']}")
-    if totals["trained"] != num_rollout * batch:
-        found.append(f"{totals['trained']} groups trained, expected {num_rollout * batch}")
+    if totals["trained"] != num_rollout * fresh:
+        found.append(f"{totals['trained']} groups trained, expected {num_rollout * fresh}")
     rollouts = sorted({r for a in ledger.accounts.values() for r, _ in a.consumed})
     if rollouts != list(range(num_rollout)):
         found.append(f"rollouts consumed: {rollouts}")
     twice = [g for g, a in ledger.accounts.items() if a.times_put > 1]
     if twice:
         found.append(f"groups {twice} were generated again although they were complete")
+    prompts = [a.prompt_index for a in ledger.accounts.values() if a.consumed]
+    if len(set(prompts)) != len(prompts):
+        found.append("a prompt was trained on under two groups")
+    answered = {a.prompt_index for a in ledger.accounts.values()}
+    if answered != set(range(len(answered))):
+        found.append("a prompt was skipped")
     pushes = [r["v"] for r in records if r["t"] == "push"]
     if pushes != sorted(set(pushes)):
         found.append(f"version numbers went back or were used twice: {pushes}")
