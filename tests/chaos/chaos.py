@@ -1,6 +1,6 @@
 """Kill a run with -9 at random instants, resume it, and look at its account in the end: nothing lost, nothing trained twice.
 
-    python -m tests.chaos.chaos --kills 200 [--real] [--seed 0]
+    python -m tests.chaos.chaos --kills 200 [--real] [--seed 0] [any flag of train_async.py]
 
 Every life of the run is killed after a random while: the driver, or one of its children (an engine, a learner rank, a scorer), or
 all at once. After enough kills the run may end. Prints one line a life, then the ledger's totals; exits 1 unless they hold.
@@ -163,11 +163,11 @@ def main() -> int:
     parser.add_argument("--real", action="store_true", help="SGLang and Megatron instead of the simulated parts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-rollout", type=int)
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="slipstream-chaos-") as folder:
         num_rollout = options.num_rollout or (12 if options.real else 15 * options.kills)
-        found = chaos(Path(folder), kills=options.kills, real=options.real, seed=options.seed, num_rollout=num_rollout)
+        found = chaos(Path(folder), kills=options.kills, real=options.real, seed=options.seed, num_rollout=num_rollout, more=more)
     print(json.dumps({**found, "seconds": round(time.monotonic() - began)}))
     return 1 if found["problems"] else 0
 

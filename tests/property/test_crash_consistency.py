@@ -123,6 +123,7 @@ def test_the_journal_cut_at_every_byte(recorded: Recorded, tmp_path: Path) -> No
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_the_segments_cut_at_every_byte(recorded: Recorded, tmp_path: Path) -> None:
     """As a power loss may, under durability `process`: lines whose bytes are gone."""
     (segment,) = recorded.folder.glob("segment-*.arrow")
