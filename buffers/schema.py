@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline.errors import ReplayBufferError
 from pipeline.types import Group, Sample, Status, VersionSpan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SHORT = 64  # characters
 _CODES = {(int, pa.int64().id): "q", (float, pa.float64().id): "d"}  # of array.array
 _NUMBER_IDS = (pa.int64().id, pa.float64().id)
@@ -41,7 +41,7 @@ _PLAIN = {
 }
 _OPTIONAL = {  # column -> field, of those that are often None in a whole group
     **{n: n for n in ("multimodal_inputs", "multimodal_train_inputs", "train_metadata", "spec_info")},
-    **{n: n for n in ("generate_function_path", "custom_rm_path", "session_id", "error")},
+    **{n: n for n in ("generate_function_path", "custom_rm_path", "session_id", "error", "teacher_log_probs")},
     "routed_experts": "rollout_routed_experts",
     "routed_experts_shape": "rollout_routed_experts",
 }
@@ -49,6 +49,7 @@ _ARRAYS: dict[str, np.dtype[Any]] = {
     "tokens": np.dtype(np.int64),
     "loss_mask": np.dtype(np.uint8),
     "rollout_log_probs": np.dtype(np.float32),
+    "teacher_log_probs": np.dtype(np.float32),
 }
 
 _ARROW = {dtype: pa.from_numpy_dtype(dtype) for dtype in (*_ARRAYS.values(), np.dtype(np.int32))}

@@ -213,6 +213,16 @@ class WarmupConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DistillConfig:
+    """On-policy distillation: every sampled token is compared with a teacher's opinion of it."""
+
+    use_opd: bool = False  # take the reverse KL to a teacher off the tokens' advantages; without a reward function it is all there is
+    opd_kl_coef: float = 1.0  # its weight
+    opd_teacher_load: str | None = None  # the teacher: a Hugging Face folder, as hf-checkpoint, served by one more engine
+    opd_teacher_url: str | None = None  # or an SGLang server that is there already, e.g. http://127.0.0.1:30000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
     """Evaluation, beside training."""
 
@@ -250,6 +260,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     mock: MockConfig = field(default_factory=MockConfig)
     sglang: Mapping[str, Any] = field(default_factory=dict)  # ServerArgs field -> value
@@ -284,7 +295,7 @@ class Config:
         return self.cluster.actor_num_nodes * self.cluster.actor_num_gpus_per_node
 
 
-SECTIONS = ("run", "model", "data", "rollout", "reward", "algorithm", "async_", "cluster", "optim", "warmup", "eval", "mock")
+SECTIONS = ("run", "model", "data", "rollout", "reward", "algorithm", "async_", "cluster", "optim", "warmup", "distill", "eval", "mock")
 
 
 def flat_args(config: Config) -> SimpleNamespace:

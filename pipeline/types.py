@@ -65,6 +65,7 @@ class Sample:
     weight_versions: list[VersionSpan] = field(default_factory=list)
     rollout_log_probs: list[float] | None = None
     rollout_routed_experts: Any = None
+    teacher_log_probs: list[float] | None = None  # on-policy distillation: the teacher's, of the response's tokens
     remove_sample: bool = False  # keep in the group (for reward normalisation), give it no loss
     generate_function_path: str | None = None
     custom_rm_path: str | None = None
