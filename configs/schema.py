@@ -279,6 +279,12 @@ class Config:
         return round(self.rollout.rollout_batch_size / self.async_.samples_of_a_group)
 
     @property
+    def has_scorer(self) -> bool:
+        """Is there a reward function?"""
+        procedural = (self.data.prompt_data or "").startswith("reasoning_gym:")
+        return bool(self.reward.rm_type or self.reward.custom_rm_path or procedural or self.run.mock)
+
+    @property
     def num_engines(self) -> int:
         return self.cluster.rollout_num_gpus // self.cluster.rollout_num_gpus_per_engine
 

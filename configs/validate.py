@@ -24,7 +24,7 @@ _AT_LEAST_1 = (
     "eval_max_response_len", "eval_max_prompts", "max_times_sampled", "samples_per_insert", "min_size_to_sample", "ref_update_interval",
 )  # fmt: skip
 _AT_LEAST_0 = (
-    "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
+    "opd_kl_coef", "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
     "lr_warmup_iters", "sft_steps", "sft_decay_steps", "entropy_coef", "tis_clip_low", "eval_temperature", "mock_length_sigma",
     "buffer_priority_exponent", "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds", "staleness_clip_decay", "kl_loss_coef",
     "kl_coef", "correction_low",
@@ -204,7 +204,7 @@ def rewards(config: Config) -> Iterator[str]:
         yield "--group-rm without --custom-rm-path: the built-in scorers take one sample. Name your function, or drop --group-rm"
     if config.run.mock or reward.custom_rm_path:
         return
-    if reward.rm_type is None and not procedural:
+    if reward.rm_type is None and not procedural and not config.distill.use_opd:
         yield (
             f"--prompt-data {data.prompt_data} says nothing of rewards: set --rm-type ({', '.join(own_flags()['rm-type'].choices)}) "
             "or --custom-rm-path"
@@ -213,6 +213,28 @@ def rewards(config: Config) -> Iterator[str]:
         yield f"--rm-type reasoning_gym with --prompt-data {data.prompt_data}: its scorers know only prompts of reasoning_gym:TASK"
     if reward.rm_type in ("math", "exact_match") and not procedural and data.label_key is None:
         yield f"--rm-type {reward.rm_type} without --label-key: it compares with a label. Name the column that holds it"
+
+
+def distillation(config: Config) -> Iterator[str]:
+    d = config.distill
+    given = {"--opd-teacher-load": d.opd_teacher_load, "--opd-teacher-url": d.opd_teacher_url}
+    named = [f"{flag} {value}" for flag, value in given.items() if value]
+    if not d.use_opd:
+        if named:
+            yield f"{named[0]} without --use-opd: no teacher is asked. Add --use-opd, or drop it"
+        return
+    if len(named) != 1:
+        yield f"--use-opd with {' and '.join(named) or 'no teacher'}: expected one of --opd-teacher-load FOLDER, --opd-teacher-url URL"
+    if d.opd_teacher_url and not d.opd_teacher_url.startswith(("http://", "https://")):
+        yield f"--opd-teacher-url {d.opd_teacher_url}: expected http://HOST:PORT of an SGLang server"
+    if d.opd_teacher_load:
+        yield from check_checkpoint(d.opd_teacher_load, "--opd-teacher-load")
+    if config.run.mock:
+        yield "--use-opd with --mock: simulated engines have no vocabulary that a teacher could share. Drop one"
+    if config.algorithm.advantage_estimator == "ppo":
+        yield "--use-opd with --advantage-estimator ppo: the critic would be taught returns without the teacher. Use grpo, say"
+    if config.eval.eval_interval and not config.has_scorer:
+        yield f"--eval-interval {config.eval.eval_interval} with --use-opd and no reward function: nothing can be measured. Set --rm-type"
 
 
 def debugging(config: Config) -> Iterator[str]:
@@ -276,7 +298,7 @@ def functions(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    ranges, staleness, replay, batches, algorithm, devices, lengths, model_and_prompts, rewards, debugging, evaluation, functions,
+    ranges, staleness, replay, batches, algorithm, devices, lengths, model_and_prompts, rewards, distillation, debugging, evaluation, functions,
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from stages.advantage import compute_advantages
 from stages.batch import make_batch
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
-from stages.reward import build_reward
+from stages.reward import Lease, RewardStage, TeacherStage, build_reward
 from stages.source import UserSource, build_source
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class Backend:
     start: Callable[[], Awaitable[None]]
     close: Callable[[], Awaitable[None]]
     kill_now: Callable[[], None]
+    teacher: Lease | None = None  # with --use-opd
 
 
 def assemble(config: Config, *, started_at: float) -> Runner:
@@ -82,7 +83,8 @@ def assemble(config: Config, *, started_at: float) -> Runner:
 
     backend = half(make_backend(site), config.run)
     source = _prompts(site, backend.tokenizer)
-    reward = build_reward(config.reward, site.args)
+    scorer = build_reward(config.reward, site.args)
+    reward = _with_teacher(config, scorer, backend.teacher)
     buffer = recorded_buffer(config, site.clock) if config.run.trains_on_records else _buffer(site)
     producer = Producer(
         source=source,
@@ -117,6 +119,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
             await backend.close()
         finally:
             await reward.close()
+            await scorer.close()
 
     def kill_now() -> None:
         backend.kill_now()
@@ -135,7 +138,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
             save_batch=lambda batch: save_batch(batch, site.run_dir.path),
             save_rollout=saver(config),
             saves=not config.run.debug_rollout_only,
-            evaluator=_evaluator(config, backend, reward),
+            evaluator=_evaluator(config, backend, scorer),
             recorder=recorder,
             start=backend.start,
             close=close,
@@ -269,6 +272,12 @@ def batcher(config: Config) -> Callable[[int, int, Sequence[Group]], TrainBatch]
         )
 
     return batch
+
+
+def _with_teacher(config: Config, scorer: RewardStage, lease: Lease | None) -> RewardStage | TeacherStage:
+    if lease is None:
+        return scorer
+    return TeacherStage(scorer, lease, scored=config.has_scorer, timeout_seconds=config.rollout.generate_timeout_seconds)
 
 
 def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | None:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from stages.generate.client import SGLangClient
 from stages.generate.generate import GenerateStage
 from stages.learn.settings import LearnerSettings
 from stages.publish import make_transport
+from stages.reward import Lease
 from stages.source import build_source, sft_pairs
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ def real_backend(site: Site) -> Backend:
         context_length=tokens_per_request(config.rollout, folder),
         current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
     )
+    teacher = _teacher(site, device)
     transport = make_transport(pool, learner, config.cluster, device=device)
 
     async def start() -> None:
@@ -53,13 +56,15 @@ def real_backend(site: Site) -> Backend:
         async with asyncio.TaskGroup() as both:
             if not run.trains_on_records:
                 both.create_task(pool.start())
+            if teacher is not None and not run.trains_on_records:
+                both.create_task(teacher.start())
             if not run.debug_rollout_only:
                 both.create_task(_bring_up(site, learner, tokenizer))
         if site.snapshot is None and config.warmup.sft_steps and not (run.trains_on_records or run.debug_rollout_only):
             await transport.push(site.clock.policy_version)
 
     async def close() -> None:
-        for part in (client, transport, pool, learner):
+        for part in (client, transport, pool, *([teacher] if teacher else []), learner):
             try:
                 await part.close()
             except Exception:
@@ -67,6 +72,8 @@ def real_backend(site: Site) -> Backend:
 
     def kill_now() -> None:
         pool.kill_now()
+        if teacher is not None:
+            teacher.kill_now()
         learner.kill_now()
 
     return Backend(
@@ -80,6 +87,7 @@ def real_backend(site: Site) -> Backend:
         start=start,
         close=close,
         kill_now=kill_now,
+        teacher=_lease_of(site.config.distill.opd_teacher_url, teacher),
     )
 
 
@@ -122,29 +130,55 @@ def _dtype(config: Config, device: str) -> Literal["float32", "bfloat16"]:
     return "bfloat16" if device == "cuda" else "float32"
 
 
+def _teacher(site: Site, device: str) -> SGLangPool | None:
+    """One more engine, behind the policy's."""
+    config, distill = site.config, site.config.distill
+    if not (distill.use_opd and distill.opd_teacher_load):
+        return None
+    folder = resolve_checkpoint(distill.opd_teacher_load, seed=config.run.seed)
+    spec = _engine_spec(site, config.num_engines, folder, device)
+    return _pool_of([Engine(dataclasses.replace(spec, log_path=site.run_dir.logs / "teacher.log"))], site)
+
+
+def _lease_of(url: str | None, teacher: SGLangPool | None) -> Lease | None:
+    if teacher is not None:
+        return teacher.lease
+    if url is None:
+        return None
+
+    @asynccontextmanager
+    async def lease() -> AsyncIterator[str]:
+        yield url.rstrip("/")
+
+    return lease
+
+
 def _pool(site: Site, model_path: Path, device: str) -> SGLangPool:
+    return _pool_of([Engine(_engine_spec(site, i, model_path, device)) for i in range(site.config.num_engines)], site)
+
+
+def _engine_spec(site: Site, index: int, model_path: Path, device: str) -> EngineSpec:
     config, cluster = site.config, site.config.cluster
     cores = tuple(sorted(os.sched_getaffinity(0)))
-    engines = [
-        Engine(
-            EngineSpec(
-                index=i,
-                model_path=model_path,
-                log_path=site.run_dir.logs / f"engine-{i}.log",
-                device=device,
-                dtype=_dtype(config, device),
-                tp_size=cluster.rollout_num_gpus_per_engine,
-                cuda_devices=engine_devices(i, cluster, os.environ.get("CUDA_VISIBLE_DEVICES")) if device == "cuda" else (),
-                threads=cluster.cpu_threads_per_engine,
-                cpus=engine_cpus(i, cluster, cores) if device == "cpu" else (),
-                concurrency=cluster.sglang_server_concurrency,
-                tokens_per_request=tokens_per_request(config.rollout, model_path),
-                seed=config.run.seed,
-                user=config.sglang,
-            )
-        )
-        for i in range(config.num_engines)
-    ]
+    return EngineSpec(
+        index=index,
+        model_path=model_path,
+        log_path=site.run_dir.logs / f"engine-{index}.log",
+        device=device,
+        dtype=_dtype(config, device),
+        tp_size=cluster.rollout_num_gpus_per_engine,
+        cuda_devices=engine_devices(index, cluster, os.environ.get("CUDA_VISIBLE_DEVICES")) if device == "cuda" else (),
+        threads=cluster.cpu_threads_per_engine,
+        cpus=engine_cpus(index, cluster, cores) if device == "cpu" else (),
+        concurrency=cluster.sglang_server_concurrency,
+        tokens_per_request=tokens_per_request(config.rollout, model_path),
+        seed=config.run.seed,
+        user=config.sglang,
+    )
+
+
+def _pool_of(engines: list[Engine], site: Site) -> SGLangPool:
+    cluster = site.config.cluster
     return SGLangPool(
         engines,
         concurrency=cluster.sglang_server_concurrency,
