@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
 
+Estimator = Literal["grpo", "gspo", "cispo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "dr_grpo"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
@@ -79,6 +81,10 @@ class RolloutConfig:
     generate_timeout_seconds: float = 600.0  # deadline of one request to an engine
     group_max_retries: int = 1  # times a group with a failed sample is generated again before it is given up
     dynamic_sampling_filter_path: str | None = None  # f(args, samples) -> keep?; "zero_std" drops groups with equal rewards
+    over_sampling_batch_size: int | None = None  # slime's; only rollout-batch-size here: every dropped group is replaced at once
+    rollout_sample_filter_path: str | None = None  # f(args, groups) -> None, sets sample.remove_sample when a rollout is taken
+    rollout_all_samples_process_path: str | None = None  # f(args, all_groups, data_source): also the groups that a filter dropped
+    mask_offpolicy_in_partial_rollout: bool = False  # no loss for tokens older than the newest version of their sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +104,15 @@ class RewardConfig:
 class AlgorithmConfig:
     """Advantages, loss and off-policy correction."""
 
-    advantage_estimator: Literal["grpo"] = "grpo"  # how rewards become advantages
+    advantage_estimator: Estimator = "grpo"  # how rewards become advantages
     grpo_std_normalization: bool = True  # divide by the group's standard deviation
+    rewards_normalization: bool = True  # compare rewards within their group; off: advantages are made of raw rewards
+    normalize_advantages: bool = False  # whiten advantages over all trained tokens of the rollout
+    gamma: float = 1.0  # discount a trained token (reinforce_plus_plus, ppo)
+    lambd: float = 1.0  # GAE's lambda (ppo)
+    custom_advantage_function_path: str | None = None  # f(args, rollout_data) -> None, sets rollout_data["advantages"]
+    custom_reward_post_process_path: str | None = None  # f(args, samples) -> (raw_rewards, rewards), instead of the group normalisation
+    custom_convert_samples_to_train_data_path: str | None = None  # f(args, samples) -> dict of lists: what is trained on
     eps_clip: float = 0.2  # PPO clip range, downwards
     eps_clip_high: float | None = None  # upwards; default: eps-clip
     use_tis: bool = False  # truncated importance sampling from rollout log-probs

@@ -8,6 +8,7 @@ from typing import Any
 from configs.flags import own_flags, words_of
 from configs.inputs import check_checkpoint, check_data
 from configs.schema import Config
+from configs.validate_advantages import advantages, sampling
 from pipeline.errors import ConfigError
 from pipeline.userfn import check_function
 
@@ -19,7 +20,7 @@ _AT_LEAST_1 = (
     "update_weights_interval", "buffer_max_bytes", "actor_num_nodes", "actor_num_gpus_per_node", "rollout_num_gpus",
     "rollout_num_gpus_per_engine", "sglang_server_concurrency", "cpu_threads_per_engine", "cpu_threads_per_actor",
     "update_weight_buffer_size", "lr_decay_iters", "sft_batch_size", "eval_interval", "n_samples_per_eval_prompt",
-    "eval_max_response_len", "eval_max_prompts",
+    "eval_max_response_len", "eval_max_prompts", "over_sampling_batch_size",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
@@ -41,6 +42,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "rollout_top_p": (lambda v: 0 < v <= 1, "a probability above 0, at most 1"),
     "rollout_top_k": (lambda v: v == -1 or v >= 1, "-1 (all) or at least 1"),
+    "gamma": (lambda v: 0 < v <= 1, "a discount above 0, at most 1"),
+    "lambd": (lambda v: 0 <= v <= 1, "between 0 (one step) and 1 (the whole return)"),
     "mock_failure_rate": (lambda v: 0 <= v <= 1, "a probability between 0 and 1"),
     "eps_clip": (lambda v: 0 < v < 1, "above 0 and below 1: the ratio is clipped to [1 - eps-clip, 1 + eps-clip-high]"),
 }
@@ -96,12 +99,6 @@ def batches(config: Config) -> Iterator[str]:
         yield (
             f"{per_step} samples an optimizer step for {ranks} data-parallel learner ranks (--actor-num-nodes x "
             "--actor-num-gpus-per-node): every rank needs one. Raise --rollout-batch-size or --global-batch-size, or take fewer ranks"
-        )
-    lone = rollout.n_samples_per_prompt == 1 and not rollout.custom_generate_function_path and not config.run.mock
-    if lone and algorithm.advantage_estimator == "grpo":
-        yield (
-            "--n-samples-per-prompt 1 with --advantage-estimator grpo: a sample is compared with the others of its prompt, alone its "
-            "advantage is always 0. Use 2 or more"
         )
 
 
@@ -205,6 +202,15 @@ def functions(config: Config) -> Iterator[str]:
         ("--custom-rm-path", config.reward.custom_rm_path, "reward_func"),
         ("--data-source-path", config.data.data_source_path, "RolloutDataSource"),
         ("--dynamic-sampling-filter-path", config.rollout.dynamic_sampling_filter_path, "keep"),
+        ("--rollout-sample-filter-path", config.rollout.rollout_sample_filter_path, "filter_samples"),
+        ("--rollout-all-samples-process-path", config.rollout.rollout_all_samples_process_path, "process_all_samples"),
+        ("--custom-reward-post-process-path", config.algorithm.custom_reward_post_process_path, "post_process_rewards"),
+        (
+            "--custom-convert-samples-to-train-data-path",
+            config.algorithm.custom_convert_samples_to_train_data_path,
+            "convert_samples_to_train_data",
+        ),
+        ("--custom-advantage-function-path", config.algorithm.custom_advantage_function_path, "compute_advantages"),
     )
     for flag, spec, default_name in named:
         if spec is None or (flag == "--dynamic-sampling-filter-path" and spec == "zero_std"):
@@ -216,7 +222,7 @@ def functions(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    ranges, staleness, batches, algorithm, devices, lengths, model_and_prompts, rewards, evaluation, functions,
+    ranges, staleness, batches, algorithm, advantages, sampling, devices, lengths, model_and_prompts, rewards, evaluation, functions,
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from buffers.ledger import Ledger
 from buffers.replay import ReplayBuffer
 from configs.resolve import dump_config
 from configs.schema import Config, flat_args
+from pipeline.build.batcher import Batcher
 from pipeline.clock import RolloutClock
 from pipeline.errors import CheckpointError
 from pipeline.producer import Producer
@@ -27,9 +28,7 @@ from pipeline.runner import Parts, Runner
 from pipeline.snapshot import find_snapshot, read_state
 from pipeline.telemetry import open_telemetry
 from pipeline.timing import MonotonicClock
-from pipeline.types import Group, Sample, TrainBatch
-from stages.advantage import compute_advantages
-from stages.batch import make_batch
+from pipeline.types import Sample, TrainBatch
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
 from stages.reward import build_reward
@@ -80,6 +79,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     reward = build_reward(config.reward, site.args)
     restored_from = site.snapshot.name if site.snapshot else None
     buffer = ReplayBuffer(site.run_dir.buffer, config.async_, site.clock, ledger=site.ledger, restored_from=restored_from)
+    batcher = Batcher(config, site.args, backend.num_dp_ranks, source)
     producer = Producer(
         source=source,
         generate=backend.generate,
@@ -88,6 +88,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         buffer=buffer,
         clock=site.clock,
         group_max_retries=config.rollout.group_max_retries,
+        dropped=batcher.dropped,
     )
     telemetry, finish = _telemetry(site)
     recorder = Recorder(
@@ -127,7 +128,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
             buffer=buffer,
             learner=backend.learner,
             transport=backend.transport,
-            make_batch=_batcher(config, backend.num_dp_ranks),
+            make_batch=batcher,
             save_batch=lambda batch: save_batch(batch, site.run_dir.path),
             evaluator=_evaluator(config, backend, reward),
             recorder=recorder,
@@ -202,30 +203,6 @@ def _prompts(site: Site, tokenizer: Tokenizer | None) -> Source:
 def _source(config: Config, spec: str, tokenizer: Tokenizer | None) -> Source:
     rollout = config.rollout
     return build_source(spec, config.data, rollout.n_samples_per_prompt, rollout.rollout_max_prompt_len, tokenizer)
-
-
-def _batcher(config: Config, num_dp_ranks: int) -> Callable[[int, int, Sequence[Group]], TrainBatch]:
-    algorithm = config.algorithm
-
-    def batch(rollout_id: int, policy_version: int, groups: Sequence[Group]) -> TrainBatch:
-        samples = compute_advantages(
-            groups,
-            estimator=algorithm.advantage_estimator,
-            std_normalization=algorithm.grpo_std_normalization,
-            policy_version=policy_version,
-            reward_key=config.reward.reward_key,
-        )
-        return make_batch(
-            samples,
-            rollout_id=rollout_id,
-            policy_version=policy_version,
-            num_dp_ranks=num_dp_ranks,
-            num_steps_per_rollout=algorithm.num_steps_per_rollout,
-            global_batch_size=algorithm.global_batch_size,
-            max_tokens=algorithm.max_tokens_per_gpu,
-        )
-
-    return batch
 
 
 def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | None:

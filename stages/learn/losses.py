@@ -161,14 +161,17 @@ def compute_ess_fraction(sum_weights: Tensor, sum_squares: Tensor, count: Tensor
     return sum_weights.square() / (count * sum_squares)
 
 
-def token_weights(token_counts: Tensor, *, per_token: bool) -> Tensor:
+def token_weights(token_counts: Tensor, *, per_token: bool, sample_weights: Tensor | None = None) -> Tensor:
     """[N] weight of every trained token in the loss sum, from `token_counts` [S] (trained tokens a sample, sum N).
 
     per_token False: 1 / count, so that the weighted sum is the sum over samples of each sample's mean (slime's
     sum_of_sample_mean; divide by the number of samples); True: 1 (divide by the number of tokens; DAPO, eq. 8).
+    `sample_weights` [S] multiply each sample's.
     """
     counts = token_counts.to(torch.int64)
     per_sample = torch.ones(len(counts), device=counts.device) if per_token else 1.0 / counts.clamp(min=1)
+    if sample_weights is not None:
+        per_sample = per_sample * sample_weights
     return per_sample.to(torch.float32).repeat_interleave(counts)
 
 

@@ -140,6 +140,8 @@ OUTSIDE = {
     "rollout_top_k": ["0", "-2"],
     "mock_failure_rate": ["-0.1", "1.1"],
     "eps_clip": ["0", "1"],
+    "gamma": ["0", "1.1"],
+    "lambd": ["-0.1", "1.1"],
     "rollout_temperature": ["0", "-1"],
 }
 

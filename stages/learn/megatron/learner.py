@@ -102,7 +102,7 @@ class MegatronRank:
 
     def _policy_step(self, step: OptimizerStep, micro_batches: Sequence[Prepared], where: str) -> dict[str, float]:
         config = self.settings.algorithm
-        denominator = float(max(1, step.num_loss_tokens if config.calculate_per_token_loss else step.num_samples))
+        denominator = float(step.num_loss_tokens if config.calculate_per_token_loss else step.num_samples) or 1.0
 
         def goal(now: Any, mb: PackedMicroBatch, old: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             return objective.policy_objective(now, old, mb, config, denominator)

@@ -57,7 +57,8 @@ def policy_objective(
     per_token = surrogate.loss * tis.weights if config.use_tis else surrogate.loss
     if config.entropy_coef:
         per_token = per_token - config.entropy_coef * now.entropy
-    weights = token_weights(batch.token_counts, per_token=config.calculate_per_token_loss)
+    per_token_loss = config.calculate_per_token_loss
+    weights = token_weights(batch.token_counts, per_token=per_token_loss, sample_weights=batch.weights_of_samples(per_token=per_token_loss))
     loss = (per_token * weights).sum() / denominator
     with torch.no_grad():
         sums = [
