@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
 
-Estimator = Literal["grpo", "gspo", "cispo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "dr_grpo"]
+Estimator = Literal["grpo", "gspo", "cispo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "dr_grpo", "ppo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +127,17 @@ class AlgorithmConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CriticConfig:
+    """The value model of --advantage-estimator ppo. It lives on the learner's ranks, and is saved and restored with the policy."""
+
+    critic_lr: float | None = None  # learning rate; default: lr
+    critic_lr_warmup_iters: int = 0  # optimizer steps of linear warm-up
+    critic_load: str | None = None  # start from this Hugging Face folder, or from a snapshot's critic; default: from the policy's weights
+    value_clip: float = 0.2  # a step's values are clipped to this range about the values at consumption
+    num_critic_only_steps: int = 0  # first rollouts from which only the critic learns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AsyncConfig:
     """The two knobs, and the bound."""
 
@@ -214,6 +225,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     async_: AsyncConfig = field(default_factory=AsyncConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -239,7 +251,7 @@ class Config:
         return self.cluster.actor_num_nodes * self.cluster.actor_num_gpus_per_node
 
 
-SECTIONS = ("run", "model", "data", "rollout", "reward", "algorithm", "async_", "cluster", "optim", "warmup", "eval", "mock")
+SECTIONS = ("run", "model", "data", "rollout", "reward", "algorithm", "critic", "async_", "cluster", "optim", "warmup", "eval", "mock")
 
 
 def flat_args(config: Config) -> SimpleNamespace:

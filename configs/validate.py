@@ -8,7 +8,7 @@ from typing import Any
 from configs.flags import own_flags, words_of
 from configs.inputs import check_checkpoint, check_data
 from configs.schema import Config
-from configs.validate_advantages import advantages, sampling
+from configs.validate_advantages import advantages, critic, sampling
 from pipeline.errors import ConfigError
 from pipeline.userfn import check_function
 
@@ -25,11 +25,11 @@ _AT_LEAST_1 = (
 _AT_LEAST_0 = (
     "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
     "lr_warmup_iters", "sft_steps", "sft_decay_steps", "entropy_coef", "tis_clip_low", "eval_temperature", "mock_length_sigma",
-    "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds",
+    "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds", "critic_lr_warmup_iters", "num_critic_only_steps",
 )  # fmt: skip
 _ABOVE_0 = (
     "rollout_temperature", "generate_timeout_seconds", "reward_timeout_seconds", "engine_start_timeout_seconds", "eps_clip",
-    "eps_clip_high", "tis_clip", "sft_lr", "mock_length_mean",
+    "eps_clip_high", "tis_clip", "sft_lr", "mock_length_mean", "critic_lr", "value_clip",
 )  # fmt: skip
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -222,7 +222,8 @@ def functions(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    ranges, staleness, batches, algorithm, advantages, sampling, devices, lengths, model_and_prompts, rewards, evaluation, functions,
+    ranges, staleness, batches, algorithm, advantages, critic, sampling, devices, lengths, model_and_prompts, rewards, evaluation,
+    functions,
 )  # fmt: skip
 
 

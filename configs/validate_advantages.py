@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 from configs.schema import Config
 
@@ -39,6 +41,31 @@ def advantages(config: Config) -> Iterator[str]:
             f"{a.custom_convert_samples_to_train_data_path}: the latter's dict holds the rewards, the former would never be used. "
             "Call it from there, and drop it here"
         )
+
+
+def critic(config: Config) -> Iterator[str]:
+    c, a = config.critic, config.algorithm
+    if a.advantage_estimator != "ppo":
+        for name, default in ((f.name, f.default) for f in dataclasses.fields(c)):
+            if getattr(c, name) != default:
+                flag = f"--{name.replace('_', '-')} {getattr(c, name)}"
+                yield f"{flag} with --advantage-estimator {a.advantage_estimator}: only ppo has a critic. Use ppo, or drop the flag"
+        return
+    if a.custom_advantage_function_path:
+        yield (
+            f"--custom-advantage-function-path {a.custom_advantage_function_path} with --advantage-estimator ppo: the critic makes the "
+            "advantages, in the learner, the function would never be asked. Use another estimator, or drop the function"
+        )
+    if c.num_critic_only_steps >= config.run.num_rollout:
+        yield (
+            f"--num-critic-only-steps {c.num_critic_only_steps} with --num-rollout {config.run.num_rollout}: the policy would never be "
+            "trained. Use fewer critic-only rollouts"
+        )
+    if c.critic_load and not Path(c.critic_load).is_dir():
+        yield f"--critic-load {c.critic_load}: no such folder; expected a Hugging Face model, a snapshot (rollout_NNNNNN) or its critic"
+    decay = config.optim.lr_decay_iters
+    if decay and c.critic_lr_warmup_iters >= decay:
+        yield f"--critic-lr-warmup-iters {c.critic_lr_warmup_iters} must be below --lr-decay-iters {decay}: both schedules end there"
 
 
 def _groups_of_one(config: Config) -> Iterator[str]:

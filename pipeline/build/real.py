@@ -160,6 +160,7 @@ def _settings(config: Config, folder: Path, device: Literal["cpu", "cuda"]) -> L
     return LearnerSettings(
         model=model,
         algorithm=config.algorithm,
+        critic=config.critic,
         optim=config.optim,
         cluster=config.cluster,
         megatron=config.megatron,

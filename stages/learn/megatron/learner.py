@@ -19,6 +19,7 @@ from pipeline.errors import LearnerError
 from pipeline.types import MicroBatch, OptimizerStep, TrainBatch
 from stages.learn.megatron import checkpoint, objective, parallel
 from stages.learn.megatron.build import Built, build
+from stages.learn.megatron.critic import Critic
 from stages.learn.megatron.packing import PackedMicroBatch, pack
 from stages.learn.settings import LearnerSettings
 
@@ -44,6 +45,7 @@ class MegatronRank:
         self.settings, self.rank, self.world_size, self._clock = settings, rank, world_size, clock
         try:
             self._built: Built = build(settings, rank=rank, world_size=world_size, store=store)
+            self._critic = Critic(settings, self._built) if settings.algorithm.advantage_estimator == "ppo" else None
         except BaseException:
             parallel.shutdown()
             raise
@@ -59,11 +61,12 @@ class MegatronRank:
         """
         started = self._clock()
         packed = [self._pack(s.per_rank) for s in batch.steps]
+        packed, critic_metrics, policy_step = self._criticise(batch, packed)
         prepared = [[(mb, None) for mb in packed[0]], *[self._with_old_log_probs(mbs) for mbs in packed[1:]]]
         results = []
         for number, (step, micro_batches) in enumerate(zip(batch.steps, prepared, strict=True), 1):
             where = f"rollout {batch.rollout_id}, optimizer step {number} of {len(batch.steps)}"
-            results.append(self._policy_step(step, micro_batches, where))
+            results.append(policy_step(step, micro_batches, where))
         metrics = {k: sum(r[k] for r in results) / len(results) for k in results[0]}
         metrics["ratio_max"] = max(r["ratio_max"] for r in results)
         for total in ("num_loss_tokens",):
@@ -71,7 +74,17 @@ class MegatronRank:
         every = (s for step in batch.steps for rank in step.per_rank for mb in rank for s in mb)
         metrics["num_tokens"] = float(sum(s.num_tokens for s in every))
         metrics["seconds"] = self._clock() - started
-        return metrics
+        return {**metrics, **critic_metrics}
+
+    def _criticise(
+        self, batch: TrainBatch, packed: list[list[PackedMicroBatch]]
+    ) -> tuple[list[list[PackedMicroBatch]], dict[str, float], Any]:
+        """With ppo: advantages from the critic, its own steps, and whether the policy steps or (--num-critic-only-steps) only looks on."""
+        if self._critic is None:
+            return packed, {}, self._policy_step
+        packed, targets = self._critic.estimate(packed)
+        metrics = self._critic.train(batch, packed, targets)
+        return packed, metrics, self._policy_look if self._critic.is_alone(batch.rollout_id) else self._policy_step
 
     def sft_step(self, step: OptimizerStep, lr: float) -> dict[str, float]:
         """One supervised step (mean cross entropy over the trained tokens) at learning rate `lr`, beside the schedule.
@@ -101,16 +114,33 @@ class MegatronRank:
         self._built.reset_optimizer()
 
     def _policy_step(self, step: OptimizerStep, micro_batches: Sequence[Prepared], where: str) -> dict[str, float]:
+        lr = self._built.lr
+        sums, maxima, norm = self._optimizer_step(micro_batches, self._policy_goal(step), len(objective.SUMS), where)
+        self._built.scheduler.step(increment=1)
+        return {**objective.policy_metrics(sums, maxima), "grad_norm": norm, "lr": lr}
+
+    def _policy_goal(self, step: OptimizerStep) -> Objective:
         config = self.settings.algorithm
         denominator = float(step.num_loss_tokens if config.calculate_per_token_loss else step.num_samples) or 1.0
 
         def goal(now: Any, mb: PackedMicroBatch, old: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             return objective.policy_objective(now, old, mb, config, denominator)
 
-        lr = self._built.lr
-        sums, maxima, norm = self._optimizer_step(micro_batches, goal, len(objective.SUMS), where)
-        self._built.scheduler.step(increment=1)
-        return {**objective.policy_metrics(sums, maxima), "grad_norm": norm, "lr": lr}
+        return goal
+
+    def _policy_look(self, step: OptimizerStep, micro_batches: Sequence[Prepared], where: str) -> dict[str, float]:
+        """The metrics of a policy step that is not taken."""
+        goal = self._policy_goal(step)
+
+        def keep(prepared: Prepared, logits: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
+            return goal(self._log_probs(logits, prepared[0], with_entropy=True), *prepared)[1:]
+
+        with torch.no_grad():
+            found = self._schedule(micro_batches, keep, forward_only=True)
+        like = (torch.zeros(len(objective.SUMS), device=self.device), torch.zeros(1, device=self.device))
+        sums = torch.stack([s for s, _ in found]).sum(0) if found else None
+        sums, maxima = parallel.reduce_metrics(sums, torch.stack([m for _, m in found]).amax(0) if found else None, like)
+        return {**objective.policy_metrics(sums, maxima), "grad_norm": 0.0, "lr": 0.0}
 
     def _optimizer_step(
         self, micro_batches: Sequence[Prepared], goal: Objective, num_sums: int, where: str
@@ -224,11 +254,15 @@ class MegatronRank:
     def save(self, path: Path) -> None:
         """Write `path`/torch_dist (weights, optimizer, schedule) and `path`/hf. Every rank calls it."""
         checkpoint.save(self._built, path / "torch_dist")
+        if self._critic is not None:
+            self._critic.save(path)
         self.export_hf(path / "hf")
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote under `path`. Raises CheckpointError on every rank when it is not there or does not fit."""
         checkpoint.load(self._built, path / "torch_dist")
+        if self._critic is not None:
+            self._critic.load(path)
 
     def close(self) -> None:
         """Leave the process groups. The object is of no use afterwards."""
