@@ -15,7 +15,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
-from tests.integration.two_ranks import LAYOUTS
+from tests.integration.two_ranks import ALGORITHMS, LAYOUTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -25,12 +25,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cases.make_model("qwen3", tmp_path_factory.mktemp("model") / "qwen3", tied=True)
 
 
+@pytest.fixture(scope="module", params=ALGORITHMS)
+def algorithm(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def single(model: Path) -> Iterator[Any]:
+def single(model: Path, algorithm: str) -> Iterator[Any]:
     """One rank after the same two rollouts, with what it measured."""
     from stages.learn.megatron import start_rank
 
-    rank = start_rank(cases.settings(model, use_tis=True))
+    rank = start_rank(cases.settings(model, **ALGORITHMS[algorithm]))
     steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
     metrics = [rank.step(cases.make_batch(*steps)) for _ in range(2)]
     weights = cases.weights_of(rank)
@@ -39,7 +44,7 @@ def single(model: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pair(model: Path, algorithm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the results of both ranks, for every layout."""
     from stages.learn.megatron import load
 
@@ -51,7 +56,9 @@ def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "tests.integration.two_ranks"]
     ranks = [
-        subprocess.Popen([*command, str(r), str(port), str(model), str(out)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(r), str(port), str(model), str(out), algorithm], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+        )
         for r in range(2)
     ]
     try:
@@ -100,10 +107,10 @@ def test_every_rank_refuses(pair: Path, layout: str) -> None:
     assert all("refused" in results(pair, layout, rank)["refused"] for rank in range(2))
 
 
-def test_checkpoint_of_two_ranks_loads_on_one(model: Path, pair: Path) -> None:
+def test_checkpoint_of_two_ranks_loads_on_one(model: Path, algorithm: str, pair: Path) -> None:
     from stages.learn.megatron import start_rank
 
-    rank = start_rank(cases.settings(model, use_tis=True, megatron={"use_distributed_optimizer": True}))
+    rank = start_rank(cases.settings(model, **ALGORITHMS[algorithm], megatron={"use_distributed_optimizer": True}))
     try:
         rank.load(pair / "dp2-distributed-optimizer")
         steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]

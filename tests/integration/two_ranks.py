@@ -1,6 +1,6 @@
 """Run by test_megatron_parallel in two processes: every layout of two ranks in turn, its results as JSON from rank 0.
 
-usage: two_ranks.py RANK PORT MODEL OUT
+usage: two_ranks.py RANK PORT MODEL OUT [ALGORITHM], a key of ALGORITHMS
 """
 
 from __future__ import annotations
@@ -17,8 +17,13 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "pp2": {"pipeline_model_parallel_size": 2},
 }
 
+ALGORITHMS: dict[str, dict[str, object]] = {
+    "tis": {"use_tis": True},
+    "ppo": {"advantage_estimator": "ppo", "gamma": 0.95, "lambd": 0.9, "normalize_advantages": True},
+}
 
-def main(rank: int, port: int, model: Path, out: Path) -> None:
+
+def main(rank: int, port: int, model: Path, out: Path, algorithm: str = "tis") -> None:
     from stages.learn.megatron import load
 
     load()
@@ -32,7 +37,8 @@ def main(rank: int, port: int, model: Path, out: Path) -> None:
     torch.set_num_threads(1)
     for name, flags in LAYOUTS.items():
         store = torch.distributed.PrefixStore(name, join_store("127.0.0.1", port, 2))
-        learner = MegatronRank(cases.settings(model, ranks=2, use_tis=True, megatron=flags), rank=rank, world_size=2, store=store)
+        settings = cases.settings(model, ranks=2, megatron=flags, **ALGORITHMS[algorithm])
+        learner = MegatronRank(settings, rank=rank, world_size=2, store=store)
         steps = [cases.make_step(part, ranks=learner.dp_size, micro_batches=2) for part in cases.halves()]
         metrics = [learner.step(cases.make_batch(*steps)) for _ in range(2)]
         learner.save(out / name)
@@ -50,4 +56,4 @@ def main(rank: int, port: int, model: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), *sys.argv[5:])
