@@ -10,6 +10,7 @@ from configs.families import PREFIXES, FlagFamily
 from configs.flags import ALIASES, NEGATIVES, Flag, own_flags, section_classes, words_of
 
 _LEFT = 34  # columns of the flags
+_WIDEST = 48  # columns of choices: more of them are listed behind the flag
 _PATHS = ("_path", "_dir", "_checkpoint", "_data", "save", "load")
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -27,7 +28,7 @@ def own_help(prog: str, families: Iterable[FlagFamily]) -> str:
         lines += ["", *textwrap.wrap((cls.__doc__ or section).strip(), width)]
         for flag in own_flags().values():
             if flag.section == section:
-                lines += _entry(_left(flag), flag.help + _default(flag), width)
+                lines += _entry(_left(flag), _right(flag), width)
     families = list(families)
     if families:
         lines += ["", "Other families"]
@@ -53,8 +54,16 @@ def family_help(family: FlagFamily, words: Sequence[str]) -> str:
 def _left(flag: Flag) -> str:
     if flag.kind is bool:
         return f"--{'[no-]' if flag.default else ''}{flag.name}"
-    value = "|".join(flag.choices) or ("PATH" if flag.field.endswith(_PATHS) else _METAVARS[flag.kind])
+    value = ("NAME" if _many_choices(flag) else "|".join(flag.choices)) or ("PATH" if flag.field.endswith(_PATHS) else _METAVARS[flag.kind])
     return f"--{flag.name} {value}{' ...' if flag.many else ''}"
+
+
+def _many_choices(flag: Flag) -> bool:
+    return len("|".join(flag.choices)) > _WIDEST
+
+
+def _right(flag: Flag) -> str:
+    return flag.help + (f": {', '.join(flag.choices)}" if _many_choices(flag) else "") + _default(flag)
 
 
 def _default(flag: Flag) -> str:
