@@ -243,7 +243,7 @@ def save_batch(batch: TrainBatch, folder: Path) -> Path:
     arrays: dict[str, np.ndarray] = {"rollout_id": np.asarray(batch.rollout_id), "policy_version": np.asarray(batch.policy_version)}
     for number, step in enumerate(batch.steps):
         samples = [s for rank in step.per_rank for micro_batch in rank for s in micro_batch]
-        for name in ("index", "group_index", "response_length", "reward", "staleness", "num_tokens"):
+        for name in ("index", "group_index", "response_length", "reward", "staleness", "num_tokens", "weight"):
             arrays[f"s{number}_{name}"] = np.asarray([getattr(s, name) for s in samples])
         for name in ("tokens", "loss_mask", "rollout_log_probs", "advantages"):
             arrays[f"s{number}_{name}"] = np.concatenate([getattr(s, name) for s in samples])
