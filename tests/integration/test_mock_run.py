@@ -116,7 +116,14 @@ def test_many_of_the_users_functions_at_once(tmp_path: Path, nothing_left_behind
         "custom-advantage-function-path": "advantages",
     }
     flags = [word for flag, name in paths.items() for word in (f"--{flag}", str(hooks / f"{name}.py"))]
-    flags += ["--mask-offpolicy-in-partial-rollout", "--normalize-advantages", "--over-sampling-batch-size", "4"]
+    flags += [
+        "--mask-offpolicy-in-partial-rollout",
+        "--normalize-advantages",
+        "--over-sampling-batch-size",
+        "4",
+        "--n-samples-per-prompt",
+        "2",
+    ]
     done = run_entry(
         *FAST, *flags, "--num-rollout", "6", "--async-buffer-size", "2", "--save", str(tmp_path / "save"), "--runs-dir", str(tmp_path),
         "--name", "h",
@@ -127,7 +134,7 @@ def test_many_of_the_users_functions_at_once(tmp_path: Path, nothing_left_behind
     log = (tmp_path / "h" / "run.log").read_text()
     taken = [int(line.split("this rollout took ")[1].split()[0]) for line in log.splitlines() if "this rollout took" in line]
     assert len(taken) == 6 and min(taken) >= 4 and sum(taken) > 6 * 4  # with those that the filter dropped
-    assert all(r["num_samples"] <= 4 * 4 * 2 for r in train) and max(r["num_samples"] for r in train) > 4 * 4  # fan-out
+    assert all(r["num_samples"] <= 4 * 2 * 2 for r in train) and max(r["num_samples"] for r in train) > 4 * 2  # fan-out
     assert (tmp_path / "save" / "data_source").is_dir()
 
 
