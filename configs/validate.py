@@ -9,6 +9,7 @@ from typing import Any
 from configs.flags import own_flags, words_of
 from configs.inputs import check_checkpoint, check_data
 from configs.schema import Config
+from configs.validate_advantages import advantages, critic, sampling
 from configs.validate_algorithm import algorithm
 from pipeline.errors import ConfigError
 from pipeline.userfn import check_function
@@ -22,16 +23,17 @@ _AT_LEAST_1 = (
     "rollout_num_gpus_per_engine", "sglang_server_concurrency", "cpu_threads_per_engine", "cpu_threads_per_actor",
     "update_weight_buffer_size", "lr_decay_iters", "sft_batch_size", "eval_interval", "n_samples_per_eval_prompt",
     "eval_max_response_len", "eval_max_prompts", "max_times_sampled", "samples_per_insert", "min_size_to_sample", "ref_update_interval",
+    "over_sampling_batch_size",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
     "lr_warmup_iters", "sft_steps", "sft_decay_steps", "entropy_coef", "tis_clip_low", "eval_temperature", "mock_length_sigma",
     "buffer_priority_exponent", "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds", "staleness_clip_decay", "kl_loss_coef",
-    "kl_coef", "correction_low",
+    "kl_coef", "correction_low", "critic_lr_warmup_iters", "num_critic_only_steps",
 )  # fmt: skip
 _ABOVE_0 = (
     "rollout_temperature", "generate_timeout_seconds", "reward_timeout_seconds", "engine_start_timeout_seconds", "eps_clip",
-    "eps_clip_high", "tis_clip", "sft_lr", "mock_length_mean", "correction_high", "true_on_policy_tolerance",
+    "eps_clip_high", "tis_clip", "sft_lr", "mock_length_mean", "correction_high", "true_on_policy_tolerance", "critic_lr", "value_clip",
 )  # fmt: skip
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -44,6 +46,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "rollout_top_p": (lambda v: 0 < v <= 1, "a probability above 0, at most 1"),
     "rollout_top_k": (lambda v: v == -1 or v >= 1, "-1 (all) or at least 1"),
+    "gamma": (lambda v: 0 < v <= 1, "a discount above 0, at most 1"),
+    "lambd": (lambda v: 0 <= v <= 1, "between 0 (one step) and 1 (the whole return)"),
     "mock_failure_rate": (lambda v: 0 <= v <= 1, "a probability between 0 and 1"),
     "eps_clip_c": (lambda v: v > 1, "above 1: it bounds the ratio of tokens with a negative advantage, e.g. 3"),
     "correction_veto_threshold": (lambda v: 0 < v < 1, "a ratio above 0 and below 1, e.g. 1e-4"),
@@ -136,12 +140,6 @@ def batches(config: Config) -> Iterator[str]:
         yield (
             f"{per_step} samples an optimizer step for {ranks} data-parallel learner ranks (--actor-num-nodes x "
             "--actor-num-gpus-per-node): every rank needs one. Raise --rollout-batch-size or --global-batch-size, or take fewer ranks"
-        )
-    lone = rollout.n_samples_per_prompt == 1 and not rollout.custom_generate_function_path and not config.run.mock
-    if lone and algorithm.advantage_estimator in ("grpo", "gspo", "cispo"):
-        yield (
-            f"--n-samples-per-prompt 1 with --advantage-estimator {algorithm.advantage_estimator}: a sample is compared with the others of "
-            "its prompt, alone its advantage is always 0. Use 2 or more"
         )
 
 
@@ -265,6 +263,15 @@ def functions(config: Config) -> Iterator[str]:
         ("--custom-loss-function-path", config.algorithm.custom_loss_function_path, "loss_function"),
         ("--custom-tis-function-path", config.algorithm.custom_tis_function_path, "tis_function"),
         ("--dynamic-sampling-filter-path", config.rollout.dynamic_sampling_filter_path, "keep"),
+        ("--rollout-sample-filter-path", config.rollout.rollout_sample_filter_path, "filter_samples"),
+        ("--rollout-all-samples-process-path", config.rollout.rollout_all_samples_process_path, "process_all_samples"),
+        ("--custom-reward-post-process-path", config.algorithm.custom_reward_post_process_path, "post_process_rewards"),
+        (
+            "--custom-convert-samples-to-train-data-path",
+            config.algorithm.custom_convert_samples_to_train_data_path,
+            "convert_samples_to_train_data",
+        ),
+        ("--custom-advantage-function-path", config.algorithm.custom_advantage_function_path, "compute_advantages"),
     )
     for flag, spec, default_name in named:
         if spec is None or (flag == "--dynamic-sampling-filter-path" and spec == "zero_std"):
@@ -276,7 +283,8 @@ def functions(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    ranges, staleness, replay, batches, algorithm, devices, lengths, model_and_prompts, rewards, debugging, evaluation, functions,
+    ranges, staleness, replay, batches, algorithm, advantages, critic, sampling, devices, lengths, model_and_prompts, rewards, debugging,
+    evaluation, functions,
 )  # fmt: skip
 
 

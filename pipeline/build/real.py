@@ -164,6 +164,7 @@ def _settings(config: Config, folder: Path, device: Literal["cpu", "cuda"]) -> L
     return LearnerSettings(
         model=model,
         algorithm=algorithm,
+        critic=config.critic,
         optim=config.optim,
         cluster=config.cluster,
         megatron=config.megatron,
