@@ -136,6 +136,33 @@ def test_the_policy_is_given_gae_of_the_critics_values(make_rank: Callable[..., 
     assert all((weights[name] - tensor).abs().max() < 1e-6 for name, tensor in plain.hf_weights())
 
 
+def test_the_reference_kl_is_in_the_rewards(folder: Path, make_rank: Callable[..., Any], tmp_path: Path) -> None:
+    """--kl-coef with ppo: token rewards less the KL of the policy at consumption to the reference, discounted along with them."""
+    gamma, coef = 0.9, 0.2
+    reference = cases.make_model("llama" if "llama" in folder.name else "qwen3", tmp_path / "ref", tied="llama" not in folder.name, seed=9)
+    policy, frozen = cases.load_hf(folder), cases.load_hf(reference)
+    made, shaped = samples(), []
+    for s in made:
+        with torch.no_grad():
+            kl = cases.token_log_probs(policy, s, 1.0) - cases.token_log_probs(frozen, s, 1.0)
+        advantages, running = np.zeros(s.response_length, np.float32), 0.0
+        for t in np.flatnonzero(s.loss_mask)[::-1]:
+            running = float(s.advantages[t]) - coef * float(kl[t]) + gamma * running
+            advantages[t] = running
+        shaped.append(dataclasses.replace(s, advantages=advantages))
+
+    def cut(of: list[Any]) -> Any:
+        return cases.make_batch(cases.make_step(of[:4], micro_batches=2), cases.make_step(of[4:]))
+
+    plain = make_rank(advantage_estimator="grpo", megatron={"adam_eps": 1e-4})  # else gradients of rounding size become full updates
+    want, weights = plain.step(cut(shaped)), cases.weights_of(plain)
+    ppo = make_rank(gamma=gamma, kl_coef=coef, ref_load=str(reference), megatron={"adam_eps": 1e-4})
+    got = ppo.step(cut(made))
+    assert got["loss"] == pytest.approx(want["loss"], abs=1e-5) and got["grad_norm"] == pytest.approx(want["grad_norm"], rel=1e-4)
+    assert all((weights[name] - tensor).abs().max() < 1e-5 for name, tensor in ppo.hf_weights())
+    assert abs(got["kl_ref"]) > 0.01  # k1 may be negative
+
+
 def test_the_value_loss_falls_on_a_fixed_batch(make_rank: Callable[..., Any]) -> None:
     rank = make_rank(CriticConfig(critic_lr=3e-3, value_clip=10.0))
     found = [rank.step(two_steps()) for _ in range(30)]
@@ -173,6 +200,18 @@ def test_critic_only_rollouts_leave_the_policy_alone(make_rank: Callable[..., An
         assert all(torch.equal(before[name], tensor) for name, tensor in rank.hf_weights())
     metrics = rank.step(two_steps(2))
     assert metrics["lr"] == 1e-3 and any(not torch.equal(before[name], tensor) for name, tensor in rank.hf_weights())
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"off_policy_correction": "m2po", "kl_coef": 0.1}, {"use_tis": True, "correction_batch_normalize": True}]
+)
+def test_a_critic_only_rollout_measures_what_a_policy_step_does(make_rank: Callable[..., Any], flags: dict[str, Any]) -> None:
+    one = cases.make_batch(cases.make_step(samples()[:4], micro_batches=2))
+    look = make_rank(CriticConfig(num_critic_only_steps=1), **flags).step(one)
+    taken = make_rank(**flags).step(one)
+    assert look.keys() == taken.keys()
+    for name in look.keys() - {"lr", "grad_norm", "seconds"}:
+        assert look[name] == pytest.approx(taken[name], abs=1e-6), name
 
 
 def test_whitened_advantages_do_not_depend_on_the_rewards_scale(make_rank: Callable[..., Any]) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.schema import AlgorithmConfig, Config, flat_args
+from buffers.priority import user_priority
+from buffers.userfilter import Choice, UserFilter
+from configs.schema import AlgorithmConfig, Config, ModelConfig, flat_args
 from configs.validate import functions
 from pipeline.timing import MonotonicClock
 from pipeline.types import Completion, Group, Sample, Status, VersionSpan
@@ -18,6 +20,8 @@ from pipeline.userfn import load_function
 from stages.advantage import compute_advantages, load_hooks
 from stages.engine.mock import MockTokenizer
 from stages.filter import build_all_samples_process, build_filter, build_sample_filter
+from stages.learn.goal import Goal
+from stages.learn.settings import LearnerSettings
 from stages.source import UserSource
 from tests.conftest import ROOT
 from tests.unit.test_advantage import make_sample
@@ -102,6 +106,31 @@ def test_advantages_grow_towards_the_end() -> None:
     rows = compute_advantages(groups([0.0, 1.0, 2.0]), policy_version=3, hooks=own(custom_advantage_function_path=hook("advantages")))
     np.testing.assert_allclose(rows[0].advantages, [-0.5, -1.0], rtol=1e-5)
     np.testing.assert_allclose(rows[2].advantages, np.linspace(0.5, 1.0, 4), rtol=1e-5)
+
+
+def test_buffer_filter_takes_the_newest_and_removes_what_was_cut_off() -> None:
+    def group(index: int, version: int, *statuses: Status) -> Group:
+        samples = [Sample(status=s, response_length=1, loss_mask=[1], weight_versions=[VersionSpan(version, 0, 1)]) for s in statuses]
+        return Group(group_index=index, deadline=9, admitted_version=version, samples=tuple(samples))
+
+    cut, whole = Status.TRUNCATED, Status.COMPLETED
+    choose = UserFilter("buffer_filter.py", load_function(hook("buffer_filter"), "buffer_filter"), ARGS)
+    got = choose(0, [group(0, 3, whole), group(1, 5, cut, cut), group(2, 4, cut, whole), group(3, 5, whole)], 2)
+    assert got == Choice(wanted=(3, 2), removed=(1,))
+
+
+def test_priority_is_largest_where_half_are_right() -> None:
+    priority = user_priority("priority.py", load_function(hook("priority"), "priority"), ARGS)
+    got = [priority(g) for g in groups([0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0])]
+    assert got == [0.0, 3 / 16, 1 / 4, 0.0]
+
+
+def test_loss_and_correction_are_found_by_their_default_names() -> None:
+    """What they do: test_example_custom_loss.py."""
+    config = AlgorithmConfig(
+        loss_type="custom_loss", custom_loss_function_path=hook("custom_loss"), custom_tis_function_path=hook("custom_loss")
+    )
+    assert Goal(LearnerSettings(model=ModelConfig(), algorithm=config)).has_extra_metrics
 
 
 def test_sample_filter_spares_groups_that_are_all_cut_off() -> None:
