@@ -90,7 +90,7 @@ def test_equal_samples_of_one_rollout_count_once(name: str, per_token: bool) -> 
     """Three times a third of a sample is that sample: in the loss, its side terms and what a correction knows of the step."""
     wide = {"correction_low": 0.7, "correction_high": 1.4} if name == "geo-rs" else {}  # else nothing is left
     config = AlgorithmConfig(**CONFIGS[name], **wide, calculate_per_token_loss=per_token)
-    samples, table = make_samples(LENGTHS, 5, spread=0.6), make_model(5)
+    samples, table = make_samples(LENGTHS, 6, spread=0.6), make_model(6)
     thrice = [dataclasses.replace(s, weight=1 / 3) for s in samples[:3] for _ in range(3)] + samples[3:]
     loss, grad, _, _ = step([samples], config, table, torch.float64)
     got = step([thrice[:4], thrice[4:]], config, table, torch.float64)

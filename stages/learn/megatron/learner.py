@@ -18,10 +18,10 @@ from torch import Tensor
 
 from pipeline.errors import LearnerError
 from pipeline.types import OptimizerStep, TrainBatch
-from stages.learn.corrections import BatchStatistics, batch_statistics
 from stages.learn.goal import Goal, Worst
 from stages.learn.losses import TokenLogProbs
 from stages.learn.megatron import checkpoint, parallel
+from stages.learn.megatron.ahead import Ahead
 from stages.learn.megatron.build import Built, build
 from stages.learn.megatron.critic import Critic
 from stages.learn.megatron.packing import PackedMicroBatch
@@ -70,6 +70,7 @@ class MegatronRank:
         try:
             self._goal = Goal(settings)
             self._reference = self._make_reference()
+            self._ahead = Ahead(self._passes, self._goal, self._reference)
         except BaseException:
             parallel.shutdown()
             raise
@@ -91,7 +92,7 @@ class MegatronRank:
         (those before it, of the same rollout, are) and weights, optimizer and schedule are as they were before it.
         """
         started = self._clock()
-        prepared = self._prepare([self._passes.pack(s.per_rank) for s in batch.steps])
+        prepared = self._ahead.prepare([self._passes.pack(s.per_rank) for s in batch.steps])
         prepared, critic_metrics = self._criticise(batch, prepared)
         alone = self._critic is not None and self._critic.is_alone(batch.rollout_id)
         results = []
@@ -166,7 +167,7 @@ class MegatronRank:
         goal, statistics = self._goal, None
         denominator = goal.denominator(step)
         if goal.correction.needs_statistics:
-            micro_batches, statistics = self._statistics(micro_batches, first)
+            micro_batches, statistics = self._ahead.statistics(micro_batches, first=first)
 
         def loss_of(logits: Tensor, now: TokenLogProbs, prepared: Prepared) -> Outcome:
             return goal.outcome(logits, now, prepared, denominator, statistics)
@@ -257,35 +258,6 @@ class MegatronRank:
             return found if non_loss_data else (outcome.loss * scale, found)
 
         return self._passes.run(micro_batches, loss_of, forward_only=forward_only)
-
-    # ---- log-probs ahead of the optimizer steps
-
-    def _prepare(self, steps: Sequence[Sequence[PackedMicroBatch]]) -> list[list[Prepared]]:
-        """Old log-probs under the weights at consumption, and the reference's.
-
-        At the first optimizer step the old ones are equal to the new: only what is made ahead of it needs the pass for them.
-        """
-        out = [[Prepared(mb) for mb in step] for step in steps]
-        if self._goal.needs_old:
-            for step in out if self._goal.needs_old_at_first else out[1:]:
-                step[:] = [p._replace(old=old) for p, old in zip(step, self._passes.log_probs_now(step), strict=True)]
-        if self._reference:
-            with self._reference.in_place():
-                for step in out:
-                    step[:] = [p._replace(ref=ref) for p, ref in zip(step, self._passes.log_probs_now(step), strict=True)]
-        return out
-
-    def _statistics(self, micro_batches: list[Prepared], first: bool) -> tuple[list[Prepared], BatchStatistics | None]:
-        """What a batch-wide correction must know of the step: from current log-probs, or the old ones (equal to them at first)."""
-        goal, bypass = self._goal, self._goal.correction.ratio == "bypass"
-        current = self._passes.log_probs_now(micro_batches) if bypass or first else [None] * len(micro_batches)
-        if not parallel.is_last_stage():
-            return micro_batches, None
-        if first:
-            micro_batches = [p._replace(old=now) for p, now in zip(micro_batches, current, strict=True)]
-        evidence = [goal.evidence(p, now) for p, now in zip(micro_batches, current, strict=True)]
-        every = [e for part in parallel.gather_over_data_ranks(evidence) for e in part]
-        return micro_batches, batch_statistics(goal.correction, every)
 
     # ---- weights and checkpoints
 
