@@ -86,6 +86,7 @@ def words(text: str) -> list[str]:
         "--custom-convert-samples-to-train-data-path mine.py:hook --rollout-all-samples-process-path mine.py:hook",
         "--advantage-estimator ppo --lambd 0.95 --gamma 0.99 --critic-lr 1e-5 --num-critic-only-steps 5 --critic-load model",
         "--advantage-estimator ppo --n-samples-per-prompt 1 --normalize-advantages",
+        "--advantage-estimator ppo --kl-coef 0.1 --kl-loss-type k3 --ref-load model",
         "--over-sampling-batch-size 8 --mask-offpolicy-in-partial-rollout",
     ],
 )
