@@ -57,6 +57,9 @@ class Tokens:
     sample_lengths: Tensor
     staleness: Tensor
 
+    def weights_of_samples(self, *, per_token: bool) -> Tensor:
+        return torch.ones(len(self.token_counts))
+
 
 class World:
     """All sequences, the prefix (row of logits) of each of their words, and their rewards."""

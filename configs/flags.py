@@ -18,7 +18,10 @@ from configs import schema
 
 # Older and slime's names: other spellings, and switches that turn one of ours off.
 ALIASES = {"tis-threshold": "tis-clip"}
-NEGATIVES = {"disable-grpo-std-normalization": "grpo-std-normalization"}
+NEGATIVES = {
+    "disable-grpo-std-normalization": "grpo-std-normalization",
+    "disable-rewards-normalization": "rewards-normalization",
+}
 _WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 
 

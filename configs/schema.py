@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
 
+Estimator = Literal["grpo", "gspo", "cispo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "dr_grpo", "ppo"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
@@ -88,6 +90,10 @@ class RolloutConfig:
     generate_timeout_seconds: float = 600.0  # deadline of one request to an engine
     group_max_retries: int = 1  # times a group with a failed sample is generated again before it is given up
     dynamic_sampling_filter_path: str | None = None  # f(args, samples) -> keep?; "zero_std" drops groups with equal rewards
+    over_sampling_batch_size: int | None = None  # slime's; only rollout-batch-size here: every dropped group is replaced at once
+    rollout_sample_filter_path: str | None = None  # f(args, groups) -> None, sets sample.remove_sample when a rollout is taken
+    rollout_all_samples_process_path: str | None = None  # f(args, all_groups, data_source): also the groups that a filter dropped
+    mask_offpolicy_in_partial_rollout: bool = False  # no loss for tokens older than the newest version of their sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +113,15 @@ class RewardConfig:
 class AlgorithmConfig:
     """Advantages, loss and off-policy correction."""
 
-    advantage_estimator: Literal["grpo", "gspo", "cispo"] = "grpo"  # how rewards become advantages; gspo, cispo: the loss's ratio too
+    advantage_estimator: Estimator = "grpo"  # how rewards become advantages; gspo, cispo: the loss's ratio too
     grpo_std_normalization: bool = True  # divide by the group's standard deviation
+    rewards_normalization: bool = True  # compare rewards within their group; off: advantages are made of raw rewards
+    normalize_advantages: bool = False  # whiten advantages over all trained tokens of the rollout
+    gamma: float = 1.0  # discount a trained token (reinforce_plus_plus, ppo)
+    lambd: float = 1.0  # GAE's lambda (ppo)
+    custom_advantage_function_path: str | None = None  # f(args, rollout_data) -> None, sets rollout_data["advantages"]
+    custom_reward_post_process_path: str | None = None  # f(args, samples) -> (raw_rewards, rewards), instead of the group normalisation
+    custom_convert_samples_to_train_data_path: str | None = None  # f(args, samples) -> dict of lists: what is trained on
     loss_type: Literal["policy_loss", "sft_loss", "custom_loss"] = "policy_loss"  # sft_loss: cross entropy of the trained tokens
     custom_loss_function_path: str | None = None  # f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics)
     eps_clip: float = 0.2  # PPO clip range, downwards
@@ -119,7 +132,7 @@ class AlgorithmConfig:
     kl_loss_coef: float = 0.0  # its weight
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"  # estimate of the KL, here and for kl-coef
     use_unbiased_kl: bool = False  # weight the KL loss by the importance ratio of its token
-    kl_coef: float = 0.0  # KL to the reference model taken off the tokens' advantages
+    kl_coef: float = 0.0  # KL to the reference model taken off the tokens' advantages; with ppo off their rewards
     ref_load: str | None = None  # Hugging Face folder of the reference model; default: the policy before the first rollout
     ref_update_interval: int | None = None  # copy the policy into the reference after every so many rollouts
     off_policy_correction: Literal[
@@ -144,6 +157,17 @@ class AlgorithmConfig:
     global_batch_size: int | None = None  # samples an optimizer step
     num_steps_per_rollout: int | None = None  # optimizer steps a rollout (the other way to say it)
     max_tokens_per_gpu: int = 4096  # token budget of a micro-batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticConfig:
+    """The value model of --advantage-estimator ppo. It lives on the learner's ranks, and is saved and restored with the policy."""
+
+    critic_lr: float | None = None  # learning rate; default: lr
+    critic_lr_warmup_iters: int = 0  # optimizer steps of linear warm-up
+    critic_load: str | None = None  # start from this Hugging Face folder, or from a snapshot's critic; default: from the policy's weights
+    value_clip: float = 0.2  # a step's values are clipped to this range about the values at consumption
+    num_critic_only_steps: int = 0  # first rollouts from which only the critic learns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +280,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     async_: AsyncConfig = field(default_factory=AsyncConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -301,7 +326,9 @@ class Config:
         return self.cluster.actor_num_nodes * self.cluster.actor_num_gpus_per_node
 
 
-SECTIONS = ("run", "model", "data", "rollout", "reward", "algorithm", "async_", "cluster", "optim", "warmup", "distill", "eval", "mock")
+SECTIONS = (
+    "run", "model", "data", "rollout", "reward", "algorithm", "critic", "async_", "cluster", "optim", "warmup", "distill", "eval", "mock",
+)  # fmt: skip
 
 
 def flat_args(config: Config) -> SimpleNamespace:

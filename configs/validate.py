@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from configs.flags import own_flags, words_of
 from configs.inputs import check_checkpoint, check_data
 from configs.schema import Config
+from configs.validate_advantages import advantages, critic, sampling
 from configs.validate_algorithm import algorithm
+from configs.validate_buffer import replay, staleness
+from configs.validate_modes import debugging, distillation
 from pipeline.errors import ConfigError
 from pipeline.userfn import check_function
 
@@ -22,16 +24,17 @@ _AT_LEAST_1 = (
     "rollout_num_gpus_per_engine", "sglang_server_concurrency", "cpu_threads_per_engine", "cpu_threads_per_actor",
     "update_weight_buffer_size", "lr_decay_iters", "sft_batch_size", "eval_interval", "n_samples_per_eval_prompt",
     "eval_max_response_len", "eval_max_prompts", "max_times_sampled", "samples_per_insert", "min_size_to_sample", "ref_update_interval",
+    "over_sampling_batch_size",
 )  # fmt: skip
 _AT_LEAST_0 = (
-    "opd_kl_coef", "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
+    "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
     "lr_warmup_iters", "sft_steps", "sft_decay_steps", "entropy_coef", "tis_clip_low", "eval_temperature", "mock_length_sigma",
     "buffer_priority_exponent", "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds", "staleness_clip_decay", "kl_loss_coef",
-    "kl_coef", "correction_low",
+    "kl_coef", "correction_low", "critic_lr_warmup_iters", "num_critic_only_steps", "opd_kl_coef",
 )  # fmt: skip
 _ABOVE_0 = (
     "rollout_temperature", "generate_timeout_seconds", "reward_timeout_seconds", "engine_start_timeout_seconds", "eps_clip",
-    "eps_clip_high", "tis_clip", "sft_lr", "mock_length_mean", "correction_high", "true_on_policy_tolerance",
+    "eps_clip_high", "tis_clip", "sft_lr", "mock_length_mean", "correction_high", "true_on_policy_tolerance", "critic_lr", "value_clip",
 )  # fmt: skip
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -44,6 +47,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "rollout_top_p": (lambda v: 0 < v <= 1, "a probability above 0, at most 1"),
     "rollout_top_k": (lambda v: v == -1 or v >= 1, "-1 (all) or at least 1"),
+    "gamma": (lambda v: 0 < v <= 1, "a discount above 0, at most 1"),
+    "lambd": (lambda v: 0 <= v <= 1, "between 0 (one step) and 1 (the whole return)"),
     "mock_failure_rate": (lambda v: 0 <= v <= 1, "a probability between 0 and 1"),
     "eps_clip_c": (lambda v: v > 1, "above 1: it bounds the ratio of tokens with a negative advantage, e.g. 3"),
     "correction_veto_threshold": (lambda v: 0 < v < 1, "a ratio above 0 and below 1, e.g. 1e-4"),
@@ -64,55 +69,6 @@ def ranges(config: Config) -> Iterator[str]:
         ok, expected = RANGES.get(flag.field, (lambda _: True, ""))
         if value is not None and not ok(value):
             yield f"--{flag.name} {' '.join(words_of(value))}: expected {expected}"
-
-
-def staleness(config: Config) -> Iterator[str]:
-    k, n, s = config.async_.async_buffer_size, config.async_.update_weights_interval, config.async_.max_staleness
-    if config.cluster.colocate and k > 0:
-        yield (
-            f"--colocate with --async-buffer-size {k}: learner and engines that share devices take turns, so nothing can be generated "
-            "ahead. Drop --colocate to overlap them, or set --async-buffer-size 0"
-        )
-    if s is not None and k > s * n:
-        yield (
-            f"--async-buffer-size {k} with --max-staleness {s} and --update-weights-interval {n}: {k} rollouts generated ahead are up to "
-            f"{-(-k // n)} versions old when trained on. Raise --max-staleness to {-(-k // n)}, or lower --async-buffer-size to {s * n}"
-        )
-
-
-def replay(config: Config) -> Iterator[str]:
-    a, groups = config.async_, config.rollout.rollout_batch_size
-    most, each = a.max_times_sampled, a.samples_of_a_group
-    if each > most:
-        yield (
-            f"--samples-per-insert {each:g} with --max-times-sampled {most}: a group cannot be trained on {each:g} times on average. "
-            f"Raise --max-times-sampled to {math.ceil(each)}"
-        )
-    elif groups % each or groups < each:
-        said = f"--samples-per-insert {a.samples_per_insert:g}" if a.samples_per_insert else f"--max-times-sampled {most}"
-        fits = ", ".join(f"{groups / fresh:g}" for fresh in range(groups, 0, -1) if groups / fresh <= most)
-        yield (
-            f"{said} with --rollout-batch-size {groups}: {groups / each:g} fresh groups a rollout, expected a whole number. "
-            f"With these two, --samples-per-insert may be {fits}"
-        )
-    if most > 1 and config.staleness_bound == 0:
-        yield (
-            f"--max-times-sampled {most} with --max-staleness 0: every later rollout has newer weights, nothing may be replayed. "
-            f"Raise --max-staleness, or push less often (--update-weights-interval {most})"
-        )
-    first = min(a.async_buffer_size + 1, config.run.num_rollout) * config.num_fresh_groups
-    if a.min_size_to_sample and a.min_size_to_sample > first:
-        yield (
-            f"--min-size-to-sample {a.min_size_to_sample}: with --async-buffer-size {a.async_buffer_size} only {first} groups are "
-            "generated before the first rollout is trained on. Lower it, or raise --async-buffer-size"
-        )
-    if a.buffer_priority_path and a.buffer_selector != "prioritized":
-        yield f"--buffer-priority-path with --buffer-selector {a.buffer_selector}: only prioritized asks for it. Drop one, or set that"
-    if a.stale_policy != "wait" and a.async_buffer_size == 0:
-        yield (
-            f"--stale-policy {a.stale_policy} with --async-buffer-size 0: a synchronous rollout consists of the groups it waits for. "
-            "Drop it, or set --async-buffer-size 1 or more"
-        )
 
 
 def batches(config: Config) -> Iterator[str]:
@@ -136,12 +92,6 @@ def batches(config: Config) -> Iterator[str]:
         yield (
             f"{per_step} samples an optimizer step for {ranks} data-parallel learner ranks (--actor-num-nodes x "
             "--actor-num-gpus-per-node): every rank needs one. Raise --rollout-batch-size or --global-batch-size, or take fewer ranks"
-        )
-    lone = rollout.n_samples_per_prompt == 1 and not rollout.custom_generate_function_path and not config.run.mock
-    if lone and algorithm.advantage_estimator in ("grpo", "gspo", "cispo"):
-        yield (
-            f"--n-samples-per-prompt 1 with --advantage-estimator {algorithm.advantage_estimator}: a sample is compared with the others of "
-            "its prompt, alone its advantage is always 0. Use 2 or more"
         )
 
 
@@ -215,53 +165,6 @@ def rewards(config: Config) -> Iterator[str]:
         yield f"--rm-type {reward.rm_type} without --label-key: it compares with a label. Name the column that holds it"
 
 
-def distillation(config: Config) -> Iterator[str]:
-    d = config.distill
-    given = {"--opd-teacher-load": d.opd_teacher_load, "--opd-teacher-url": d.opd_teacher_url}
-    named = [f"{flag} {value}" for flag, value in given.items() if value]
-    if not d.use_opd:
-        if named:
-            yield f"{named[0]} without --use-opd: no teacher is asked. Add --use-opd, or drop it"
-        return
-    if len(named) != 1:
-        yield f"--use-opd with {' and '.join(named) or 'no teacher'}: expected one of --opd-teacher-load FOLDER, --opd-teacher-url URL"
-    if d.opd_teacher_url and not d.opd_teacher_url.startswith(("http://", "https://")):
-        yield f"--opd-teacher-url {d.opd_teacher_url}: expected http://HOST:PORT of an SGLang server"
-    if d.opd_teacher_load:
-        yield from check_checkpoint(d.opd_teacher_load, "--opd-teacher-load")
-    if config.run.mock:
-        yield "--use-opd with --mock: simulated engines have no vocabulary that a teacher could share. Drop one"
-    if config.algorithm.advantage_estimator == "ppo":
-        yield "--use-opd with --advantage-estimator ppo: the critic would be taught returns without the teacher. Use grpo, say"
-    if config.eval.eval_interval and not config.has_scorer:
-        yield f"--eval-interval {config.eval.eval_interval} with --use-opd and no reward function: nothing can be measured. Set --rm-type"
-
-
-def debugging(config: Config) -> Iterator[str]:
-    run = config.run
-    if run.debug_rollout_only and run.trains_on_records:
-        yield "--debug-rollout-only with --debug-train-only (or --load-debug-rollout-data): nothing would be left to run. Drop one"
-    if run.debug_train_only and run.load_debug_rollout_data is None:
-        yield "--debug-train-only without --load-debug-rollout-data: there is nothing to train on. Name files with {rollout_id}, or a run"
-    if run.debug_rollout_only and run.load:
-        yield (
-            f"--debug-rollout-only with --load {run.load}: without a learner there is nothing to resume. To generate with a run's weights: "
-            f"--hf-checkpoint {run.load}/checkpoints/latest/hf"
-        )
-    saved, loaded = run.save_debug_rollout_data, run.load_debug_rollout_data
-    for flag, path in (("--save-debug-rollout-data", saved), ("--load-debug-rollout-data", loaded)):
-        if path is not None and "{rollout_id}" not in path and not (flag.startswith("--load") and _is_run(path)):
-            yield f"{flag} {path}: expected a file name with {{rollout_id}} in it" + (
-                ", or a run directory that has a buffer" if flag.startswith("--load") else ""
-            )
-
-
-def _is_run(path: str) -> bool:
-    from pathlib import Path
-
-    return (Path(path) / "buffer").is_dir()
-
-
 def evaluation(config: Config) -> Iterator[str]:
     words, interval = config.eval.eval_prompt_data, config.eval.eval_interval
     if interval and not words:
@@ -287,6 +190,15 @@ def functions(config: Config) -> Iterator[str]:
         ("--custom-loss-function-path", config.algorithm.custom_loss_function_path, "loss_function"),
         ("--custom-tis-function-path", config.algorithm.custom_tis_function_path, "tis_function"),
         ("--dynamic-sampling-filter-path", config.rollout.dynamic_sampling_filter_path, "keep"),
+        ("--rollout-sample-filter-path", config.rollout.rollout_sample_filter_path, "filter_samples"),
+        ("--rollout-all-samples-process-path", config.rollout.rollout_all_samples_process_path, "process_all_samples"),
+        ("--custom-reward-post-process-path", config.algorithm.custom_reward_post_process_path, "post_process_rewards"),
+        (
+            "--custom-convert-samples-to-train-data-path",
+            config.algorithm.custom_convert_samples_to_train_data_path,
+            "convert_samples_to_train_data",
+        ),
+        ("--custom-advantage-function-path", config.algorithm.custom_advantage_function_path, "compute_advantages"),
     )
     for flag, spec, default_name in named:
         if spec is None or (flag == "--dynamic-sampling-filter-path" and spec == "zero_std"):
@@ -298,7 +210,8 @@ def functions(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    ranges, staleness, replay, batches, algorithm, devices, lengths, model_and_prompts, rewards, distillation, debugging, evaluation, functions,
+    ranges, staleness, replay, batches, algorithm, advantages, critic, sampling, devices, lengths, model_and_prompts, rewards, distillation,
+    debugging, evaluation, functions,
 )  # fmt: skip
 
 

@@ -18,7 +18,9 @@ def batch_digest(batch: TrainBatch) -> str:
             for micro_batch in rank:
                 digest.update(f"micro-batch {len(micro_batch)}".encode())
                 for s in micro_batch:
-                    digest.update(f"{s.index} {s.group_index} {s.response_length} {s.reward!r} {s.staleness}".encode())
+                    digest.update(
+                        f"{s.index} {s.group_index} {s.response_length} {s.reward!r} {s.staleness} {s.weight!r} {s.norm_length}".encode()
+                    )
                     for array in (s.tokens, s.loss_mask, s.rollout_log_probs, s.advantages):
                         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -42,9 +42,12 @@ class Producer:
         buffer: Buffer,
         clock: RolloutClock,
         group_max_retries: int,
+        dropped: Callable[[list[Sample]], None] | None = None,
     ) -> None:
+        """`dropped` is given the samples of every group that `keep` turned down."""
         self._source, self._generate, self._reward, self._keep = source, generate, reward, keep
         self._buffer, self._clock, self._retries = buffer, clock, group_max_retries
+        self._dropped = dropped
         self._prompts: dict[int, list[Sample]] = {}  # by prompt index, of those not yet consumed: what a restart generates again
         self._resumed: list[Admission] = []  # admitted before a restart
         self._failures_in_a_row = 0
@@ -86,6 +89,8 @@ class Producer:
         verdict = self._keep(samples)
         if not verdict.keep:
             self.counts["groups_filtered"] += 1
+            if self._dropped is not None:
+                self._dropped(samples)
             self._give_back(admission, f"filtered: {verdict.reason or 'filter said no'}")
             return
         group = Group(

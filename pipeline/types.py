@@ -50,7 +50,7 @@ class Sample:
     Status: ClassVar[type[Status]] = Status  # slime writes Sample.Status.COMPLETED
 
     group_index: int | None = None
-    index: int | None = None  # unique over the whole run: group_index * n_samples_per_prompt + place in the group
+    index: int | None = None  # of the rollout, unique over the run: group_index * n_samples_per_prompt + place; fanned-out samples share it
     prompt: str | list[dict[str, Any]] = ""
     tokens: list[int] = field(default_factory=list)
     response: str = ""
@@ -166,9 +166,11 @@ class TrainSample:
     response_length: int
     loss_mask: np.ndarray  # [R] uint8
     rollout_log_probs: np.ndarray  # [R] float32
-    advantages: np.ndarray  # [R] float32
+    advantages: np.ndarray  # [R] float32; with ppo the token rewards, from which the critic makes them
     reward: float
     staleness: int  # max over trained tokens, in policy versions
+    weight: float = 1.0  # in means over samples: 1 / number of samples of the same rollout
+    norm_length: int | None = None  # divides the sum over its trained tokens instead of their number (Dr. GRPO's constant)
 
     @property
     def num_tokens(self) -> int:
@@ -183,8 +185,8 @@ class OptimizerStep:
     """One optimizer step: for every data-parallel rank its micro-batches (equally many on each rank)."""
 
     per_rank: tuple[tuple[MicroBatch, ...], ...]  # [dp_rank][micro_batch]
-    num_samples: int  # over all ranks: the denominator of the per-sample mean
-    num_loss_tokens: int  # over all ranks: the denominator of the per-token mean
+    num_samples: float  # over all ranks, by weight (so: rollouts): the denominator of the per-sample mean
+    num_loss_tokens: float  # over all ranks, by weight: the denominator of the per-token mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,16 +36,16 @@ def make_batch(
             "ranks: every rank needs one a step. Raise --rollout-batch-size or --n-samples-per-prompt, or lower --num-steps-per-rollout"
         )
     size, rest = divmod(len(trained), num_steps)
-    idle, idle_rest = divmod(len(samples) - len(trained), num_steps)
+    idle = [s.weight for s in samples if not s.loss_mask.any()]
     steps, start = [], 0
     for i in range(num_steps):
         end = start + size + (i < rest)
-        steps.append(_step(trained[start:end], idle + (i < idle_rest), num_dp_ranks, max_tokens))
+        steps.append(_step(trained[start:end], sum(idle[i::num_steps]), num_dp_ranks, max_tokens))
         start = end
     return TrainBatch(rollout_id=rollout_id, policy_version=policy_version, steps=tuple(steps))
 
 
-def _step(samples: Sequence[TrainSample], num_untrained: int, num_ranks: int, max_tokens: int) -> OptimizerStep:
+def _step(samples: Sequence[TrainSample], untrained_weight: float, num_ranks: int, max_tokens: int) -> OptimizerStep:
     shares = balance(samples, num_ranks)
     most_samples = min(len(share) for share in shares)  # no rank can be cut into more micro-batches than it has samples
     count = max(len(pack(share, max_tokens)) for share in shares)
@@ -53,8 +53,8 @@ def _step(samples: Sequence[TrainSample], num_untrained: int, num_ranks: int, ma
     cut = [_split(pack(share, max_tokens), count) for share in shares] if fits else _deal(samples, num_ranks, max_tokens)
     return OptimizerStep(
         per_rank=tuple(tuple(tuple(mb) for mb in rank) for rank in cut),
-        num_samples=len(samples) + num_untrained,
-        num_loss_tokens=sum(int(s.loss_mask.sum()) for s in samples),
+        num_samples=sum(s.weight for s in samples) + untrained_weight,
+        num_loss_tokens=sum(s.weight * int(s.loss_mask.sum()) for s in samples),
     )
 
 

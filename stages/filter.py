@@ -45,3 +45,34 @@ def build_filter(path: str | None, args: SimpleNamespace) -> Callable[[Sequence[
         return DynamicFilterOutput(keep=answer.keep, reason=answer.reason)
 
     return verdict
+
+
+def build_sample_filter(path: str | None, args: SimpleNamespace) -> Callable[[list[list[Sample]]], None] | None:
+    """`--rollout-sample-filter-path`: `(args, groups) -> None`, sets `remove_sample` on what shall have no loss.
+
+    A function that returns anything is refused with ConfigError: its author expects more than what happens.
+    """
+    if path is None:
+        return None
+    function = load_function(path, "filter_samples")
+
+    def apply(groups: list[list[Sample]]) -> None:
+        answer = function(args, groups)
+        if answer is not None:
+            raise ConfigError(
+                f"--rollout-sample-filter-path {path} answered {answer!r:.80}: expected None; set sample.remove_sample = True"
+            )
+
+    return apply
+
+
+def build_all_samples_process(path: str | None, args: SimpleNamespace, source: Any) -> Callable[[list[list[Sample]]], None] | None:
+    """`--rollout-all-samples-process-path`: `(args, all_groups, data_source)`; what it returns is not looked at.
+
+    `source`: the run's; a user's own (--data-source-path) is passed on as the user made it.
+    """
+    if path is None:
+        return None
+    function = load_function(path, "process_all_samples")
+    data_source = getattr(source, "user", source)
+    return lambda groups: function(args, groups, data_source)

@@ -19,6 +19,7 @@ from buffers.replay import ReplayBuffer
 from buffers.userfilter import UserFilter
 from configs.resolve import dump_config
 from configs.schema import Config, flat_args
+from pipeline.build.batcher import Batcher
 from pipeline.clock import RolloutClock
 from pipeline.errors import CheckpointError
 from pipeline.producer import Producer
@@ -30,10 +31,8 @@ from pipeline.runner import Parts, Runner
 from pipeline.snapshot import find_snapshot, read_state
 from pipeline.telemetry import open_telemetry
 from pipeline.timing import MonotonicClock
-from pipeline.types import Group, Sample, TrainBatch
+from pipeline.types import Sample, TrainBatch
 from pipeline.userfn import load_function
-from stages.advantage import compute_advantages
-from stages.batch import make_batch
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
 from stages.reward import Lease, RewardStage, TeacherStage, build_reward
@@ -86,6 +85,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     scorer = build_reward(config.reward, site.args)
     reward = _with_teacher(config, scorer, backend.teacher)
     buffer = recorded_buffer(config, site.clock) if config.run.trains_on_records else _buffer(site)
+    batcher = Batcher(config, site.args, source)
     producer = Producer(
         source=source,
         generate=backend.generate,
@@ -94,6 +94,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         buffer=buffer,
         clock=site.clock,
         group_max_retries=config.rollout.group_max_retries,
+        dropped=batcher.dropped,
     )
     telemetry, finish = _telemetry(site)
     recorder = Recorder(
@@ -134,7 +135,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
             buffer=buffer,
             learner=backend.learner,
             transport=backend.transport,
-            make_batch=batcher(config),
+            make_batch=batcher,
             save_batch=lambda batch: save_batch(batch, site.run_dir.path),
             save_rollout=saver(config),
             saves=not config.run.debug_rollout_only,
@@ -250,30 +251,6 @@ def _source(config: Config, spec: str, tokenizer: Tokenizer | None) -> Source:
     return build_source(spec, config.data, rollout.n_samples_per_prompt, rollout.rollout_max_prompt_len, tokenizer)
 
 
-def batcher(config: Config) -> Callable[[int, int, Sequence[Group]], TrainBatch]:
-    algorithm = config.algorithm
-
-    def batch(rollout_id: int, policy_version: int, groups: Sequence[Group]) -> TrainBatch:
-        samples = compute_advantages(
-            groups,
-            estimator=algorithm.advantage_estimator,
-            std_normalization=algorithm.grpo_std_normalization,
-            policy_version=policy_version,
-            reward_key=config.reward.reward_key,
-        )
-        return make_batch(
-            samples,
-            rollout_id=rollout_id,
-            policy_version=policy_version,
-            num_dp_ranks=config.data_parallel_size,
-            num_steps_per_rollout=algorithm.num_steps_per_rollout,
-            global_batch_size=algorithm.global_batch_size,
-            max_tokens=algorithm.max_tokens_per_gpu,
-        )
-
-    return batch
-
-
 def _with_teacher(config: Config, scorer: RewardStage, lease: Lease | None) -> RewardStage | TeacherStage:
     if lease is None:
         return scorer
@@ -318,7 +295,7 @@ def save_batch(batch: TrainBatch, folder: Path) -> Path:
     arrays: dict[str, np.ndarray] = {"rollout_id": np.asarray(batch.rollout_id), "policy_version": np.asarray(batch.policy_version)}
     for number, step in enumerate(batch.steps):
         samples = [s for rank in step.per_rank for micro_batch in rank for s in micro_batch]
-        for name in ("index", "group_index", "response_length", "reward", "staleness", "num_tokens"):
+        for name in ("index", "group_index", "response_length", "reward", "staleness", "num_tokens", "weight"):
             arrays[f"s{number}_{name}"] = np.asarray([getattr(s, name) for s in samples])
         for name in ("tokens", "loss_mask", "rollout_log_probs", "advantages"):
             arrays[f"s{number}_{name}"] = np.concatenate([getattr(s, name) for s in samples])

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -64,11 +65,12 @@ def real_backend(site: Site) -> Backend:
             await transport.push(site.clock.policy_version)
 
     async def close() -> None:
-        for part in (client, transport, pool, *([teacher] if teacher else []), learner):
+        closes = (client.close, transport.close, pool.close, *([teacher.close] if teacher else []), learner.close)
+        for close_part in closes:
             try:
-                await part.close()
+                await close_part()
             except Exception:
-                logger.exception("%s did not close", type(part).__name__)  # the others must still be closed
+                logger.exception("%s failed", close_part.__qualname__)  # the others must still be closed
 
     def kill_now() -> None:
         pool.kill_now()
@@ -198,6 +200,7 @@ def _settings(config: Config, folder: Path, device: Literal["cpu", "cuda"]) -> L
     return LearnerSettings(
         model=model,
         algorithm=algorithm,
+        critic=config.critic,
         optim=config.optim,
         cluster=config.cluster,
         megatron=config.megatron,

@@ -8,7 +8,9 @@ from buffers.dump import RecordedRun
 from buffers.journal import FILE_NAME, read_journal
 from buffers.rerun import Rerun
 from configs.loader import load_config
-from pipeline.build.assemble import batcher, make_clock
+from configs.schema import flat_args
+from pipeline.build.assemble import make_clock
+from pipeline.build.batcher import Batcher
 from pipeline.build.families import FAMILIES
 from pipeline.digest import batch_digest
 from pipeline.errors import DataError
@@ -28,7 +30,7 @@ def replay_lines(run: RunDir) -> Iterator[str]:
     wrong = list(rerun.differences)
     known = {r["rollout_id"]: r["batch_digest"] for r in current_records(read_records(run.metrics)) if r["kind"] == "train"}
     if config.async_.keep_trajectories:
-        recorded, make, equal = RecordedRun(run.buffer), batcher(config), 0
+        recorded, make, equal = RecordedRun(run.buffer), Batcher(config, flat_args(config), None), 0
         for rollout_id, digest in known.items():
             take = recorded.read(rollout_id)
             if batch_digest(make(rollout_id, take.policy_version, take.groups)) == digest:

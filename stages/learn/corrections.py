@@ -29,8 +29,9 @@ class Evidence(NamedTuple):
     """One micro-batch's part in `BatchStatistics`."""
 
     sum_weights: float
-    num_weights: int
+    num_weights: float
     second_moments: Tensor  # [M], of the tokens that M2PO looks at
+    moment_weights: Tensor  # [M], what each of them counts
 
 
 class Corrected(NamedTuple):
@@ -64,24 +65,33 @@ def compute_correction(
 
 
 def batch_evidence(
-    correction: Correction, log_probs: Tensor, rollout_log_probs: Tensor, advantages: Tensor, token_counts: Tensor
+    correction: Correction,
+    log_probs: Tensor,
+    rollout_log_probs: Tensor,
+    advantages: Tensor,
+    token_counts: Tensor,
+    sample_weights: Tensor | None = None,
 ) -> Evidence:
     """What one micro-batch says of the optimizer step. Shapes as in `compute_correction`.
 
-    Normalisation is over kept tokens at token level, over samples with a kept token at the others, where a sample has one weight.
+    Normalisation is over kept tokens at token level, over samples with a kept token at the others, where a sample has one weight;
+    each counts `sample_weights` [S] of its sample (None: 1), as it does in the loss.
     """
     nothing = torch.zeros(0)
     if not correction.needs_statistics:
-        return Evidence(0.0, 0, nothing)
+        return Evidence(0.0, 0.0, nothing, nothing)
     x = _log_ratio(log_probs, rollout_log_probs)
+    share = (torch.ones_like(token_counts) if sample_weights is None else sample_weights).double()
     if correction.measure == "second_moment":
-        return Evidence(0.0, 0, x[_concerned(correction, x, advantages)].square().cpu())
+        concerned = _concerned(correction, x, advantages)
+        return Evidence(0.0, 0.0, x[concerned].square().cpu(), spread(share, token_counts)[concerned].cpu())
     weights, mask, _ = _act(correction, log_probs, rollout_log_probs, advantages, token_counts, float("inf"))
     if correction.level == "token":
-        return Evidence(float(weights[mask].double().sum()), int(mask.sum()), nothing)
+        count = spread(share, token_counts) * mask
+        return Evidence(float((weights.double() * count).sum()), float(count.sum()), nothing, nothing)
     kept = sum_per_sample(mask.float(), token_counts)
     total = sum_per_sample(weights * mask, token_counts)[kept > 0] / kept[kept > 0]
-    return Evidence(float(total.double().sum()), len(total), nothing)
+    return Evidence(float((total.double() * share[kept > 0]).sum()), float(share[kept > 0].sum()), nothing, nothing)
 
 
 def batch_statistics(correction: Correction, evidence: Sequence[Evidence]) -> BatchStatistics:
@@ -90,8 +100,10 @@ def batch_statistics(correction: Correction, evidence: Sequence[Evidence]) -> Ba
     mean = sum(e.sum_weights for e in evidence) / num if num else 1.0
     if correction.measure != "second_moment":
         return BatchStatistics(mean_weight=mean)
-    moments = torch.cat([e.second_moments.double() for e in evidence]).sort().values
-    means = moments.cumsum(0) / torch.arange(1, len(moments) + 1, device=moments.device)
+    moments, order = torch.cat([e.second_moments.double() for e in evidence]).sort()
+    weights = torch.cat([e.moment_weights.double() for e in evidence])[order]
+    means = (moments * weights).cumsum(0) / weights.cumsum(0)
+    means = means[torch.searchsorted(moments, moments, right=True) - 1]  # equal ones are kept, or dropped, together
     keep = int((means <= correction.high).sum())  # the running mean of sorted values never falls
     return BatchStatistics(cut=float("inf") if keep == len(moments) else float(moments[keep - 1]) if keep else -1.0)
 

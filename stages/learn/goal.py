@@ -66,19 +66,26 @@ class Goal:
         return self.correction.ratio == "decoupled" or self.config.kl_coef > 0 or self.config.true_on_policy_mode
 
     @property
+    def needs_old_at_first(self) -> bool:
+        """The critic is given rewards less the KL to the reference, ahead of all optimizer steps."""
+        return self.config.advantage_estimator == "ppo" and self.config.kl_coef > 0
+
+    @property
     def has_extra_metrics(self) -> bool:
         return self._loss_function is not None or self._tis_function is not None
 
     def denominator(self, step: OptimizerStep) -> float:
-        return float(max(1, step.num_loss_tokens if self.config.calculate_per_token_loss else step.num_samples))
+        return float(step.num_loss_tokens if self.config.calculate_per_token_loss else step.num_samples) or 1.0
 
     def evidence(self, prepared: PreparedBatch, current: Tensor | None) -> Evidence:
         """A micro-batch's part in the step's statistics. `current`: the current policy's log-probs, where they differ from the old."""
         old = prepared.old if prepared.old is not None else current
         numerator = current if self.correction.ratio == "bypass" else old
         assert old is not None and numerator is not None
-        advantages = shaped_advantages(prepared.batch, old, prepared.ref, self.config)
-        return batch_evidence(self.correction, numerator, prepared.batch.rollout_log_probs, advantages, prepared.batch.token_counts)
+        batch = prepared.batch
+        advantages = shaped_advantages(batch, old, prepared.ref, self.config)
+        weights = batch.weights_of_samples(per_token=True)
+        return batch_evidence(self.correction, numerator, batch.rollout_log_probs, advantages, batch.token_counts, weights)
 
     def outcome(
         self, logits: Tensor, now: TokenLogProbs, prepared: PreparedBatch, denominator: float, statistics: BatchStatistics | None

@@ -47,6 +47,7 @@ class TrainedTokens(Protocol):
     def sample_lengths(self) -> Tensor: ...  # [S], prompt and response
     @property
     def staleness(self) -> Tensor: ...  # [S], policy versions
+    def weights_of_samples(self, *, per_token: bool) -> Tensor: ...  # [S], in the mean over tokens or over samples
 
 
 class Outcome(NamedTuple):
@@ -77,7 +78,7 @@ def policy_objective(
 
     Loss: sum over trained tokens of (weight * policy loss + kl_loss_coef * KL - entropy_coef * entropy) * token weight /
     denominator, where the denominator counts samples, or tokens with calculate_per_token_loss, over all ranks of the optimizer
-    step. A correction's mask takes tokens out of the policy loss only.
+    step. A correction's mask takes tokens out of the policy loss only. A sample's tokens are multiplied by its weight.
     `old` None: no update lies between the old policy and this one, so old = now, exactly. In the bypass PPO's ratio is against the
     rollout policy itself, and kl_rollout_old and the weights compare it with `now`.
     """
@@ -96,8 +97,9 @@ def policy_objective(
     if extras.tis_function is not None:
         policy, mask, extra = _custom_tis(surrogate.loss, proximal, batch, config, extras)
         corrected, mean_over_kept = corrected._replace(weights=mask.to(policy.dtype), mask=mask), True
-    per_token = config.calculate_per_token_loss
-    weights = token_weights(batch.token_counts, per_token=per_token, mask=corrected.mask if mean_over_kept else None)
+    # Dr. GRPO's sum over a sample is divided by a constant, however many of its tokens are kept.
+    mean_over_kept = mean_over_kept and config.advantage_estimator != "dr_grpo"
+    weights = loss_weights(batch, config, corrected.mask if mean_over_kept else None)
     side, kl_ref = _side_terms(now, anchor, batch, config, extras)
     total = (policy * weights).sum() if side is None else (policy * weights).sum() + side
     loss = total / denominator
@@ -106,12 +108,28 @@ def policy_objective(
     return Outcome(loss, sums, maxima, extra)
 
 
+def loss_weights(batch: TrainedTokens, config: AlgorithmConfig, mask: Tensor | None = None) -> Tensor:
+    """[N] weight of every trained token in the loss sum: its place in the mean, times its sample's weight."""
+    per_token = config.calculate_per_token_loss
+    share = batch.weights_of_samples(per_token=per_token)
+    return token_weights(batch.token_counts, per_token=per_token, mask=mask, sample_weights=share)
+
+
 def shaped_advantages(batch: TrainedTokens, proximal: Tensor, ref: Tensor | None, config: AlgorithmConfig) -> Tensor:
-    """[N] advantages, less the KL to the reference with --kl-coef."""
-    if not config.kl_coef:
+    """[N] advantages, less the KL to the reference with --kl-coef; with ppo that is in the rewards already."""
+    if not config.kl_coef or config.advantage_estimator == "ppo":
         return batch.advantages
     assert ref is not None
     return apply_kl_to_advantages(batch.advantages, proximal, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type)
+
+
+def penalised_rewards(batch: TrainedTokens, old: Tensor, ref: Tensor, config: AlgorithmConfig) -> Tensor:
+    """[N] ppo's token rewards (in the place of advantages, before the critic) less kl_coef * KL(old || reference) of every token.
+
+    So a token pays, through GAE, for all that follow it. Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5 and
+    appendix C; slime's get_advantages_and_returns.
+    """
+    return apply_kl_to_advantages(batch.advantages, old, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type)
 
 
 def _side_terms(
@@ -127,7 +145,7 @@ def _side_terms(
         kl_ref = compute_approx_kl(now.log_probs, extras.ref, config.kl_loss_type, importance)
         if config.use_kl_loss:
             terms.append(config.kl_loss_coef * kl_ref)
-    weights = token_weights(batch.token_counts, per_token=config.calculate_per_token_loss)
+    weights = loss_weights(batch, config)
     return (torch.stack(terms).sum(0) * weights).sum() if terms else None, kl_ref
 
 
@@ -175,7 +193,7 @@ def _custom_tis(
         total_lengths=batch.sample_lengths.tolist(),
         response_lengths=counts,
     )
-    weights = token_weights(batch.token_counts, per_token=config.calculate_per_token_loss)
+    weights = loss_weights(batch, config)
     return policy, torch.cat(list(masks)) > 0, {k: (v.detach().float() * weights).sum() for k, v in metrics.items()}
 
 
@@ -225,7 +243,7 @@ def custom_objective(
     counts = batch.token_counts.tolist()
     proximal = now.log_probs.detach() if old is None else old
     ones = torch.ones_like(proximal)
-    weights = token_weights(batch.token_counts, per_token=config.calculate_per_token_loss)
+    weights = loss_weights(batch, config)
     given = {
         "log_probs": list(proximal.split(counts)),
         "rollout_log_probs": list(batch.rollout_log_probs.split(counts)),

@@ -26,19 +26,21 @@ def spread(per_sample: Tensor, token_counts: Tensor) -> Tensor:
     return per_sample.repeat_interleave(token_counts)
 
 
-def token_weights(token_counts: Tensor, *, per_token: bool, mask: Tensor | None = None) -> Tensor:
+def token_weights(token_counts: Tensor, *, per_token: bool, mask: Tensor | None = None, sample_weights: Tensor | None = None) -> Tensor:
     """[N] weight of every trained token in the loss sum, from `token_counts` [S] (trained tokens a sample, sum N).
 
     per_token False: 1 / count, so that the weighted sum is the sum over samples of each sample's mean (slime's
     sum_of_sample_mean; divide by the number of samples); True: 1 (divide by the number of tokens; DAPO, arXiv:2503.14476, eq. 8).
-    With `mask` [N] dropped tokens weigh 0 and a sample's mean is over the others.
+    With `mask` [N] dropped tokens weigh 0 and a sample's mean is over the others. `sample_weights` [S] multiply each sample's.
     """
     counts = token_counts.to(torch.int64)
-    if mask is None:
-        per_sample = torch.ones(len(counts), device=counts.device) if per_token else 1.0 / counts.clamp(min=1)
-        return per_sample.to(torch.float32).repeat_interleave(counts)
-    kept = mask.to(torch.float32)
-    return kept if per_token else kept / spread(sum_per_sample(kept, counts).clamp(min=1.0), counts)
+    kept = torch.ones(int(counts.sum()), device=counts.device) if mask is None else mask.to(torch.float32)
+    per_sample = torch.ones(len(counts), device=counts.device)
+    if not per_token:
+        per_sample = per_sample / (counts.to(torch.float32) if mask is None else sum_per_sample(kept, counts)).clamp(min=1.0)
+    if sample_weights is not None:
+        per_sample = per_sample * sample_weights
+    return kept * spread(per_sample.to(torch.float32), counts)
 
 
 def sum_of_sample_mean(values: Tensor, token_counts: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.schema import AlgorithmConfig, ClusterConfig, ModelConfig, OptimConfig
+from configs.schema import AlgorithmConfig, ClusterConfig, CriticConfig, ModelConfig, OptimConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +15,7 @@ class LearnerSettings:
 
     model: ModelConfig
     algorithm: AlgorithmConfig
+    critic: CriticConfig = field(default_factory=CriticConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     megatron: Mapping[str, Any] = field(default_factory=dict)  # Megatron's flags by field name

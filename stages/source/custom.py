@@ -23,16 +23,16 @@ class UserSource:
     def __init__(self, spec: str, args: SimpleNamespace, n_samples_per_prompt: int) -> None:
         """Raises ConfigError when it cannot be imported, DataError when it is no data source."""
         self._spec, self._n, self._num_saves = spec, n_samples_per_prompt, 0
-        self._user: Any = load_function(spec, "RolloutDataSource")(args)
-        missing = [name for name in METHODS if not callable(getattr(self._user, name, None))]
+        self.user: Any = load_function(spec, "RolloutDataSource")(args)
+        missing = [name for name in METHODS if not callable(getattr(self.user, name, None))]
         if missing:
             raise DataError(
-                f"--data-source-path {spec}: {type(self._user).__name__} has no {', '.join(missing)}; expected {', '.join(METHODS)}"
+                f"--data-source-path {spec}: {type(self.user).__name__} has no {', '.join(missing)}; expected {', '.join(METHODS)}"
             )
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
         """Raises DataError unless they are `num_samples` groups of n_samples_per_prompt Samples each."""
-        groups = self._user.get_samples(num_samples)
+        groups = self.user.get_samples(num_samples)
         if not isinstance(groups, list) or len(groups) != num_samples:
             got = f"{len(groups)} of them" if isinstance(groups, list) else type(groups).__name__
             raise DataError(
@@ -48,11 +48,11 @@ class UserSource:
         return groups
 
     def add_samples(self, groups: list[list[Sample]]) -> None:
-        self._user.add_samples(groups)
+        self.user.add_samples(groups)
 
     def state_dict(self) -> dict[str, Any]:
         self._num_saves += 1
-        self._user.save(self._num_saves)
+        self.user.save(self._num_saves)
         return {"data_source_path": self._spec, "save": self._num_saves}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -62,4 +62,4 @@ class UserSource:
                 "resume with the same prompts, or start a new run"
             )
         self._num_saves = state["save"]
-        self._user.load(self._num_saves)
+        self.user.load(self._num_saves)

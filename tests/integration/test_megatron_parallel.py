@@ -16,7 +16,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
-from tests.integration.two_ranks import LAYOUTS, OPTIONS
+from tests.integration.two_ranks import ALGORITHMS, LAYOUTS, OPTIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -26,12 +26,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cases.make_model("qwen3", tmp_path_factory.mktemp("model") / "qwen3", tied=True)
 
 
+@pytest.fixture(scope="module", params=ALGORITHMS)
+def algorithm(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def single(model: Path) -> Iterator[Any]:
+def single(model: Path, algorithm: str) -> Iterator[Any]:
     """One rank after the same two rollouts, with what it measured."""
     from stages.learn.megatron import start_rank
 
-    rank = start_rank(cases.settings(model, use_tis=True))
+    rank = start_rank(cases.settings(model, **ALGORITHMS[algorithm]))
     steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
     metrics = [rank.step(cases.make_batch(*steps)) for _ in range(2)]
     weights = cases.weights_of(rank)
@@ -40,19 +45,28 @@ def single(model: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pair(model: Path, algorithm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the results of both ranks, for every layout."""
+    return run_pair(model, tmp_path_factory.mktemp("pair"), algorithm)
+
+
+@pytest.fixture(scope="module")
+def pair_of_options(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for every layout and option."""
+    return run_pair(model, tmp_path_factory.mktemp("options"), "options")
+
+
+def run_pair(model: Path, out: Path, what: str) -> Path:
     from stages.learn.megatron import load
 
     load()
     from stages.learn.megatron.parallel import serve_store
 
-    out = tmp_path_factory.mktemp("pair")
     store, port = serve_store(2)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "tests.integration.two_ranks"]
     ranks = [
-        subprocess.Popen([*command, str(r), str(port), str(model), str(out)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(r), str(port), str(model), str(out), what], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
         for r in range(2)
     ]
     try:
@@ -116,10 +130,10 @@ def single_options(model: Path) -> dict[str, list[dict[str, float]]]:
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_options_are_the_same_on_two_ranks(single_options: Any, pair: Path, layout: str, option: str) -> None:
+def test_options_are_the_same_on_two_ranks(single_options: Any, pair_of_options: Path, layout: str, option: str) -> None:
     """Loss, reference KL, batch-wide statistics, user functions; and resuming is exact, the reference included."""
     for rank in range(2):
-        result = results(pair, f"{layout}.{option}", rank)
+        result = results(pair_of_options, f"{layout}.{option}", rank)
         for got, want in zip(result["metrics"], single_options[option], strict=True):
             assert got.keys() == want.keys()
             for name in got.keys() - {"seconds"}:
@@ -131,7 +145,7 @@ def test_options_are_the_same_on_two_ranks(single_options: Any, pair: Path, layo
         assert single_options[option][0]["kl_ref"] != single_options[option][1]["kl_ref"]
 
 
-def test_every_rank_names_the_same_token(model: Path, pair: Path) -> None:
+def test_every_rank_names_the_same_token(model: Path, pair_of_options: Path) -> None:
     own = cases.load_hf(model)
     worst = {}
     with torch.no_grad():
@@ -141,15 +155,15 @@ def test_every_rank_names_the_same_token(model: Path, pair: Path) -> None:
             worst[s.index] = (float(trained.max()), int(trained.argmax()))
     sample = max(worst, key=lambda i: worst[i])
     for layout in LAYOUTS:
-        said = [results(pair, f"{layout}.on-policy", rank) for rank in range(2)]
+        said = [results(pair_of_options, f"{layout}.on-policy", rank) for rank in range(2)]
         assert said[0] == said[1]
         assert re.search(rf"trained token {worst[sample][1]} of sample {sample} .*refused", said[0]), (layout, said[0])
 
 
-def test_checkpoint_of_two_ranks_loads_on_one(model: Path, pair: Path) -> None:
+def test_checkpoint_of_two_ranks_loads_on_one(model: Path, algorithm: str, pair: Path) -> None:
     from stages.learn.megatron import start_rank
 
-    rank = start_rank(cases.settings(model, use_tis=True, megatron={"use_distributed_optimizer": True}))
+    rank = start_rank(cases.settings(model, **ALGORITHMS[algorithm], megatron={"use_distributed_optimizer": True}))
     try:
         rank.load(pair / "dp2-distributed-optimizer")
         steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]

@@ -139,3 +139,46 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_was(tmp_path: Path, number:
     assert [r["rollout_id"] for r in rows] == list(range(60))
     versions = [r["policy_version"] for r in rows]
     assert versions == sorted(versions)
+
+
+def test_many_of_the_users_functions_at_once(tmp_path: Path, nothing_left_behind: None) -> None:
+    hooks = ROOT / "examples" / "hooks"
+    paths = {
+        "custom-generate-function-path": "generate",
+        "data-source-path": "data_source",
+        "dynamic-sampling-filter-path": "dynamic_filter",
+        "rollout-sample-filter-path": "sample_filter",
+        "rollout-all-samples-process-path": "all_samples",
+        "custom-reward-post-process-path": "reward_post_process",
+        "custom-advantage-function-path": "advantages",
+    }
+    flags = [word for flag, name in paths.items() for word in (f"--{flag}", str(hooks / f"{name}.py"))]
+    flags += [
+        "--mask-offpolicy-in-partial-rollout",
+        "--normalize-advantages",
+        "--over-sampling-batch-size",
+        "4",
+        "--n-samples-per-prompt",
+        "2",
+    ]
+    done = run_entry(
+        *FAST, *flags, "--num-rollout", "6", "--async-buffer-size", "2", "--save", str(tmp_path / "save"), "--runs-dir", str(tmp_path),
+        "--name", "h",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    train = read_metrics(tmp_path / "h", "train")
+    assert [r["rollout_id"] for r in train] == list(range(6))
+    log = (tmp_path / "h" / "run.log").read_text()
+    taken = [int(line.split("this rollout took ")[1].split()[0]) for line in log.splitlines() if "this rollout took" in line]
+    assert len(taken) == 6 and min(taken) >= 4 and sum(taken) > 6 * 4  # with those that the filter dropped
+    assert all(r["num_samples"] <= 4 * 2 * 2 for r in train) and max(r["num_samples"] for r in train) > 4 * 2  # fan-out
+    assert (tmp_path / "save" / "data_source").is_dir()
+
+
+def test_a_function_that_answers_nonsense_stops_the_run_with_its_flag(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def post_process_rewards(args, samples): return None\n")
+    done = run_entry(
+        *FAST, "--num-rollout", "2", "--custom-reward-post-process-path", str(tmp_path / "mine.py"), "--runs-dir", str(tmp_path)
+    )
+    assert done.returncode == 2
+    assert "--custom-reward-post-process-path: the function returned NoneType" in done.stdout + done.stderr

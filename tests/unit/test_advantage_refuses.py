@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from configs.schema import AlgorithmConfig
 from pipeline.errors import DataError
 from pipeline.types import Group, Sample, Status, VersionSpan
 from stages.advantage import compute_advantages
@@ -41,5 +42,5 @@ def test_refused(changes: dict[str, object], says: str) -> None:
 @pytest.mark.parametrize("std_normalization", [True, False])
 def test_equal_rewards_give_exactly_zero(std_normalization: bool) -> None:
     samples = [sample(i, reward=0.1) for i in range(3)]  # the mean of three 0.1 is not 0.1
-    out = compute_advantages(group(*samples), std_normalization=std_normalization, policy_version=5)
+    out = compute_advantages(group(*samples), AlgorithmConfig(grpo_std_normalization=std_normalization), policy_version=5)
     assert all((s.advantages == 0).all() for s in out) and len(out) == 3

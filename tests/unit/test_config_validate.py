@@ -22,7 +22,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "empty").mkdir()
     for name in ("data.jsonl", "data.parquet", "data.csv", "shape.yaml"):
         (tmp_path / name).write_text("")
-    (tmp_path / "mine.py").write_text("import os\nasync def generate(args, sample, sampling_params): ...\ndef score(args, sample): ...\n")
+    (tmp_path / "mine.py").write_text(
+        "import os\nasync def generate(args, sample, sampling_params): ...\ndef score(args, sample): ...\ndef hook(args, x): ...\n"
+    )
     (tmp_path / "loss.py").write_text("def loss_function(args, batch, logits, reduce): ...\ndef tis_function(args, **kwargs): ...\n")
     (tmp_path / "broken.py").write_text("def score(:\n")
     return tmp_path
@@ -73,6 +75,19 @@ def words(text: str) -> list[str]:
         "--off-policy-correction opsm --correction-low 0.99",
         "--advantage-estimator gspo --off-policy-correction tis --staleness-clip-decay 0.5 --eps-clip-c 3",
         "--true-on-policy-mode --use-kl-loss",
+        "--advantage-estimator gspo --disable-grpo-std-normalization --normalize-advantages",
+        "--advantage-estimator dr_grpo --disable-grpo-std-normalization --calculate-per-token-loss",
+        "--advantage-estimator rloo",
+        "--disable-rewards-normalization --n-samples-per-prompt 1",
+        "--advantage-estimator reinforce_plus_plus --normalize-advantages --n-samples-per-prompt 1 --gamma 0.99",
+        "--advantage-estimator reinforce_plus_plus_baseline --normalize-advantages",
+        "--custom-advantage-function-path mine.py:hook --gamma 0.9 --n-samples-per-prompt 1",
+        "--custom-reward-post-process-path mine.py:hook --rollout-sample-filter-path mine.py:hook",
+        "--custom-convert-samples-to-train-data-path mine.py:hook --rollout-all-samples-process-path mine.py:hook",
+        "--advantage-estimator ppo --lambd 0.95 --gamma 0.99 --critic-lr 1e-5 --num-critic-only-steps 5 --critic-load model",
+        "--advantage-estimator ppo --n-samples-per-prompt 1 --normalize-advantages",
+        "--advantage-estimator ppo --kl-coef 0.1 --kl-loss-type k3 --ref-load model",
+        "--over-sampling-batch-size 8 --mask-offpolicy-in-partial-rollout",
     ],
 )
 def test_what_is_allowed(folder: Path, text: str) -> None:
@@ -95,6 +110,46 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--global-batch-size 128", ["--global-batch-size 128", "64"]),
         ("--num-steps-per-rollout 64 --actor-num-gpus-per-node 2", ["--actor-num-gpus-per-node", "1 samples", "2 data-parallel"]),
         ("--n-samples-per-prompt 1", ["--n-samples-per-prompt 1", "grpo", "always 0"]),
+        ("--n-samples-per-prompt 1 --advantage-estimator rloo", ["--n-samples-per-prompt 1", "rloo", "reinforce_plus_plus"]),
+        (
+            "--advantage-estimator rloo --disable-rewards-normalization",
+            ["--disable-rewards-normalization", "rloo", "by definition", "reinforce_plus_plus"],
+        ),
+        (
+            "--advantage-estimator reinforce_plus_plus --normalize-advantages --disable-rewards-normalization",
+            ["--disable-rewards-normalization", "raw rewards anyway"],
+        ),
+        ("--advantage-estimator rloo --disable-grpo-std-normalization", ["--disable-grpo-std-normalization", "rloo", "Drop"]),
+        ("--advantage-estimator reinforce_plus_plus", ["reinforce_plus_plus", "Add --normalize-advantages"]),
+        ("--advantage-estimator reinforce_plus_plus_baseline", ["reinforce_plus_plus_baseline", "Add --normalize-advantages"]),
+        ("--gamma 0.99", ["--gamma 0.99", "grpo", "discounted"]),
+        ("--lambd 0.95", ["--lambd 0.95", "grpo", "critic"]),
+        (
+            "--custom-convert-samples-to-train-data-path mine.py:hook --custom-reward-post-process-path mine.py:hook",
+            ["--custom-reward-post-process-path mine.py:hook", "--custom-convert-samples-to-train-data-path", "never be used"],
+        ),
+        ("--critic-lr 1e-5", ["--critic-lr 1e-05", "grpo", "only ppo has a critic"]),
+        ("--value-clip 0.5 --advantage-estimator rloo", ["--value-clip 0.5", "rloo", "only ppo"]),
+        ("--num-critic-only-steps 3", ["--num-critic-only-steps 3", "only ppo"]),
+        ("--critic-load model", ["--critic-load model", "only ppo"]),
+        ("--critic-lr-warmup-iters 3", ["--critic-lr-warmup-iters 3", "only ppo"]),
+        ("--advantage-estimator ppo --critic-load nowhere", ["--critic-load nowhere", "no such folder"]),
+        ("--advantage-estimator ppo --num-critic-only-steps 100", ["--num-critic-only-steps 100", "--num-rollout 100"]),
+        (
+            "--advantage-estimator ppo --critic-lr-warmup-iters 9 --lr-decay-iters 9",
+            ["--critic-lr-warmup-iters 9", "--lr-decay-iters 9"],
+        ),
+        (
+            "--advantage-estimator ppo --custom-advantage-function-path mine.py:hook",
+            ["--custom-advantage-function-path mine.py:hook", "ppo", "never be asked"],
+        ),
+        ("--advantage-estimator ppo --disable-rewards-normalization", ["--disable-rewards-normalization", "raw rewards anyway"]),
+        ("--over-sampling-batch-size 24", ["--over-sampling-batch-size 24", "--rollout-batch-size 8", "--async-buffer-size 2"]),
+        ("--rollout-sample-filter-path mine.py", ["--rollout-sample-filter-path", "filter_samples"]),
+        ("--rollout-all-samples-process-path mine.py", ["--rollout-all-samples-process-path", "process_all_samples"]),
+        ("--custom-reward-post-process-path mine.py", ["--custom-reward-post-process-path", "post_process_rewards"]),
+        ("--custom-convert-samples-to-train-data-path mine.py", ["--custom-convert-samples-to-train-data-path", "convert_samples"]),
+        ("--custom-advantage-function-path mine.py", ["--custom-advantage-function-path", "compute_advantages"]),
         ("--use-tis --use-rollout-logprobs", ["--use-tis", "--use-rollout-logprobs", "twice"]),
         ("--tis-clip-low 3", ["--tis-clip-low 3", "--tis-clip 2"]),
         ("--tis-level sequence", ["--tis-level", "--use-tis"]),
@@ -198,6 +253,8 @@ OUTSIDE = {
     "eps_clip": ["0", "1"],
     "eps_clip_c": ["1", "0.5"],
     "correction_veto_threshold": ["0", "1"],
+    "gamma": ["0", "1.1"],
+    "lambd": ["-0.1", "1.1"],
     "rollout_temperature": ["0", "-1"],
 }
 

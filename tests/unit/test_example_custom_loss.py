@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.schema import AlgorithmConfig
-from examples.custom_loss import loss_function, tis_function
+from examples.hooks.custom_loss import loss_function, tis_function
 from stages.learn.losses import compute_log_probs_from_logits
 from stages.learn.objective import Extras, custom_objective, policy_objective
 from tests.unit.tokens import make_model, make_samples, pack

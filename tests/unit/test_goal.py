@@ -50,4 +50,6 @@ def test_what_needs_log_probs_ahead() -> None:
     assert Goal(settings()).needs_old and not Goal(settings()).needs_reference
     assert not Goal(settings(use_rollout_logprobs=True)).needs_old
     assert Goal(settings(use_rollout_logprobs=True, kl_coef=0.1)).needs_old
+    assert Goal(settings(advantage_estimator="ppo", kl_coef=0.1)).needs_old_at_first
+    assert not Goal(settings(advantage_estimator="ppo")).needs_old_at_first and not Goal(settings(kl_coef=0.1)).needs_old_at_first
     assert Goal(settings(kl_coef=0.1)).needs_reference and Goal(settings(use_kl_loss=True)).needs_reference

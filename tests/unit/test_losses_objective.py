@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from configs.corrections import PRESETS, correction_of
 from configs.schema import AlgorithmConfig
 from stages.learn.corrections import batch_evidence, batch_statistics
 from stages.learn.losses import compute_log_probs_from_logits
-from stages.learn.objective import Extras, custom_objective, policy_metrics, policy_objective
+from stages.learn.objective import Extras, custom_objective, penalised_rewards, policy_metrics, policy_objective, shaped_advantages
 from tests.unit.tokens import FakeSample, FakeTokens, make_model, make_samples, pack
 
 LENGTHS = [4, 1, 9, 6, 2, 5, 3]
@@ -44,12 +45,14 @@ def step(
     """One optimizer step over micro-batches (of any ranks): (loss, gradient, sums, maxima)."""
     model = table.to(dtype, copy=True).requires_grad_()
     batches = [pack(p, dtype) for p in parts if p]
-    num_samples, num_tokens = sum(len(b.token_counts) for b in batches), sum(len(b.targets) for b in batches)
+    every = [s for p in parts for s in p]
+    num_samples, num_tokens = sum(s.weight for s in every), sum(s.weight * len(s.targets) for s in every)
     denominator = float(num_tokens if config.calculate_per_token_loss else num_samples)
     correction = correction_of(config)
     numerators = [torch.log_softmax(table.to(dtype), -1)[b.contexts, b.targets] if correction.ratio == "bypass" else b.old for b in batches]
     evidence = [
-        batch_evidence(correction, n, b.rollout_log_probs, b.advantages, b.token_counts) for n, b in zip(numerators, batches, strict=True)
+        batch_evidence(correction, n, b.rollout_log_probs, b.advantages, b.token_counts, b.sample_weights)
+        for n, b in zip(numerators, batches, strict=True)
     ]
     statistics = batch_statistics(correction, evidence)
     outcomes = []
@@ -79,6 +82,49 @@ def test_order_micro_batches_and_ranks_change_nothing(name: str, per_token: bool
     assert (other[1] - grad).abs().max() < 1e-6 * scale
     assert torch.allclose(other[2], sums, rtol=1e-5, atol=1e-5)
     assert torch.equal(other[3], maxima)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equal_samples_of_one_rollout_count_once(name: str, per_token: bool) -> None:
+    """Three times a third of a sample is that sample: in the loss, its side terms and what a correction knows of the step."""
+    wide = {"correction_low": 0.7, "correction_high": 1.4} if name == "geo-rs" else {}  # else nothing is left
+    config = AlgorithmConfig(**CONFIGS[name], **wide, calculate_per_token_loss=per_token)
+    samples, table = make_samples(LENGTHS, 6, spread=0.6), make_model(6)
+    thrice = [dataclasses.replace(s, weight=1 / 3) for s in samples[:3] for _ in range(3)] + samples[3:]
+    loss, grad, _, _ = step([samples], config, table, torch.float64)
+    got = step([thrice[:4], thrice[4:]], config, table, torch.float64)
+    unweighted = step([[dataclasses.replace(s, weight=1.0) for s in thrice]], config, table, torch.float64)
+    assert got[0] == pytest.approx(loss, abs=1e-7) and (got[1] - grad).abs().max() < 1e-6
+    assert (unweighted[1] - grad).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["mis", "icepop"])
+def test_dr_grpos_constant_divides_what_a_correction_keeps(name: str) -> None:
+    """The sum over the kept tokens of a sample over the constant, with either way of taking means."""
+    config = AlgorithmConfig(advantage_estimator="dr_grpo", off_policy_correction=name, correction_high=1.5)  # type: ignore[arg-type]
+    samples, table = [dataclasses.replace(s, norm_length=20) for s in make_samples(LENGTHS, 8, spread=0.5)], make_model(8)
+    total, dropped = 0.0, 0
+    log_p = torch.log_softmax(table.double(), -1)
+    for s in samples:
+        for c, t, rollout, old in zip(s.contexts, s.targets, s.rollout_log_probs, s.old, strict=True):
+            weight, ratio = math.exp(old - rollout), math.exp(float(log_p[c, t]) - old)
+            if 0.5 <= weight <= 1.5:
+                total += weight * max(-ratio * s.advantage, -min(max(ratio, 0.8), 1.2) * s.advantage) / 20
+            else:
+                dropped += 1
+    assert dropped > 3
+    assert step([samples], config, table)[0] == pytest.approx(total / len(samples), abs=1e-6)
+
+
+def test_ppos_penalty_is_in_the_rewards_once() -> None:
+    """Token rewards less kl_coef * KL(old || reference); the advantages that come back from the critic are left alone."""
+    config = AlgorithmConfig(advantage_estimator="ppo", kl_coef=0.3)
+    batch = pack(make_samples(LENGTHS, 2, spread=0.5), torch.float64)
+    got = penalised_rewards(batch, batch.old, batch.ref, config)
+    want = [a - 0.3 * (o - r) for a, o, r in zip(batch.advantages.tolist(), batch.old.tolist(), batch.ref.tolist(), strict=True)]
+    assert got.tolist() == pytest.approx(want)
+    assert shaped_advantages(batch, batch.old, batch.ref, config) is batch.advantages
 
 
 def loop_loss(samples: Sequence[FakeSample], table: Tensor, config: AlgorithmConfig) -> Tensor:

@@ -24,6 +24,11 @@ class FakeTokens:
     staleness: Tensor
     old: Tensor
     ref: Tensor
+    sample_weights: Tensor
+    mean_weights: Tensor
+
+    def weights_of_samples(self, *, per_token: bool) -> Tensor:
+        return self.sample_weights if per_token else self.mean_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,8 @@ class FakeSample:
     old: list[float]
     ref: list[float]
     staleness: int
+    weight: float = 1.0
+    norm_length: int | None = None
 
 
 def make_samples(lengths: Sequence[int], seed: int, spread: float) -> list[FakeSample]:
@@ -79,4 +86,6 @@ def pack(samples: Sequence[FakeSample], dtype: torch.dtype = torch.float32) -> F
         staleness=torch.tensor([s.staleness for s in samples]),
         old=flat("old"),
         ref=flat("ref"),
+        sample_weights=torch.tensor([s.weight for s in samples], dtype=dtype),
+        mean_weights=torch.tensor([s.weight * (len(s.targets) / s.norm_length if s.norm_length else 1.0) for s in samples], dtype=dtype),
     )

@@ -5,11 +5,12 @@ Every rank of a group calls the same methods in the same order; each works on it
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,15 +18,16 @@ from torch import Tensor
 
 from pipeline.errors import LearnerError
 from pipeline.types import OptimizerStep, TrainBatch
-from stages.learn.corrections import BatchStatistics, batch_statistics
 from stages.learn.goal import Goal, Worst
 from stages.learn.losses import TokenLogProbs
 from stages.learn.megatron import checkpoint, parallel
+from stages.learn.megatron.ahead import Ahead
 from stages.learn.megatron.build import Built, build
+from stages.learn.megatron.critic import Critic
 from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import Passes, Prepared
 from stages.learn.megatron.reference import Reference
-from stages.learn.objective import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome, sft_objective
+from stages.learn.objective import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome, penalised_rewards, sft_objective
 from stages.learn.settings import LearnerSettings
 
 
@@ -60,6 +62,7 @@ class MegatronRank:
         self.settings, self.rank, self.world_size, self._clock = settings, rank, world_size, clock
         try:
             self._built: Built = build(settings, rank=rank, world_size=world_size, store=store)
+            self._critic = Critic(settings, self._built) if settings.algorithm.advantage_estimator == "ppo" else None
         except BaseException:
             parallel.shutdown()
             raise
@@ -67,6 +70,7 @@ class MegatronRank:
         try:
             self._goal = Goal(settings)
             self._reference = self._make_reference()
+            self._ahead = Ahead(self._passes, self._goal, self._reference)
         except BaseException:
             parallel.shutdown()
             raise
@@ -88,11 +92,13 @@ class MegatronRank:
         (those before it, of the same rollout, are) and weights, optimizer and schedule are as they were before it.
         """
         started = self._clock()
-        prepared = self._prepare([self._passes.pack(s.per_rank) for s in batch.steps])
+        prepared = self._ahead.prepare([self._passes.pack(s.per_rank) for s in batch.steps])
+        prepared, critic_metrics = self._criticise(batch, prepared)
+        alone = self._critic is not None and self._critic.is_alone(batch.rollout_id)
         results = []
         for number, (step, micro_batches) in enumerate(zip(batch.steps, prepared, strict=True), 1):
             where = f"rollout {batch.rollout_id}, optimizer step {number} of {len(batch.steps)}"
-            results.append(self._policy_step(step, micro_batches, where, first=number == 1))
+            results.append(self._policy_step(step, micro_batches, where, first=number == 1, taken=not alone))
         interval = self.settings.algorithm.ref_update_interval
         if self._reference and interval and (batch.rollout_id + 1) % interval == 0:
             self._reference.copy_policy()
@@ -100,7 +106,24 @@ class MegatronRank:
         every = (s for step in batch.steps for rank in step.per_rank for mb in rank for s in mb)
         metrics["num_tokens"] = float(sum(s.num_tokens for s in every))
         metrics["seconds"] = self._clock() - started
-        return metrics
+        return {**metrics, **critic_metrics}
+
+    def _criticise(self, batch: TrainBatch, prepared: list[list[Prepared]]) -> tuple[list[list[Prepared]], dict[str, float]]:
+        """With ppo: the critic makes advantages of the token rewards, and takes its own steps."""
+        if self._critic is None:
+            return prepared, {}
+        rewarded = [[self._with_rewards(p) for p in step] for step in prepared]
+        packed, targets = self._critic.estimate(rewarded)
+        metrics = self._critic.train(batch, packed, targets)
+        filled = [[p._replace(batch=mb) for p, mb in zip(*pair, strict=True)] for pair in zip(prepared, packed, strict=True)]
+        return filled, metrics
+
+    def _with_rewards(self, prepared: Prepared) -> PackedMicroBatch:
+        """Token rewards, less the KL to the reference with --kl-coef. Only the last pipeline stage looks at them, and has both."""
+        mb, old, ref = prepared
+        if old is None or ref is None:
+            return mb
+        return dataclasses.replace(mb, advantages=penalised_rewards(mb, old, ref, self.settings.algorithm))
 
     def sft_step(self, step: OptimizerStep, lr: float) -> dict[str, float]:
         """One supervised step (mean cross entropy over the trained tokens) at learning rate `lr`, beside the schedule.
@@ -139,20 +162,33 @@ class MegatronRank:
         if self._reference and not self.settings.algorithm.ref_load:
             self._reference.copy_policy()
 
-    def _policy_step(self, step: OptimizerStep, micro_batches: list[Prepared], where: str, *, first: bool) -> dict[str, float]:
+    def _policy_step(self, step: OptimizerStep, micro_batches: list[Prepared], where: str, *, first: bool, taken: bool) -> dict[str, float]:
+        """`taken` False (--num-critic-only-steps): its metrics only, from forward passes."""
         goal, statistics = self._goal, None
         denominator = goal.denominator(step)
         if goal.correction.needs_statistics:
-            micro_batches, statistics = self._statistics(micro_batches, first)
+            micro_batches, statistics = self._ahead.statistics(micro_batches, first=first)
 
         def loss_of(logits: Tensor, now: TokenLogProbs, prepared: Prepared) -> Outcome:
             return goal.outcome(logits, now, prepared, denominator, statistics)
 
         goal.worst = Worst()
-        found = self._optimizer_step(micro_batches, loss_of, NUM_POLICY_SUMS, where, goal)
-        self._built.scheduler.step(increment=1)
+        if taken:
+            found = self._optimizer_step(micro_batches, loss_of, NUM_POLICY_SUMS, where, goal)
+            self._built.scheduler.step(increment=1)
+        else:
+            found = self._look(micro_batches, loss_of, where)
         extra = {k: v / denominator for k, v in found.extra.items()}
         return {**extra, **goal.metrics(found.sums, found.maxima), "grad_norm": found.grad_norm, "lr": found.lr}
+
+    def _look(self, micro_batches: Sequence[Prepared], objective: Objective, where: str) -> Found:
+        """What a policy step that is not taken measures."""
+        with torch.no_grad():
+            outcomes = self._run(micro_batches, objective, forward_only=True)
+        sums, maxima = self._reduced(outcomes, NUM_POLICY_SUMS)
+        if self._goal.off_policy(maxima):
+            raise self._not_on_policy(self._goal, where)
+        return Found(sums, maxima, self._extra_metrics(outcomes) if self._goal.has_extra_metrics else {}, 0.0, 0.0)
 
     def _optimizer_step(
         self, micro_batches: Sequence[Prepared], objective: Objective, num_sums: int, where: str, goal: Goal | None = None
@@ -163,10 +199,7 @@ class MegatronRank:
             model.zero_grad_buffer()
         built.optimizer.zero_grad()
         outcomes = self._run(micro_batches, objective)
-        sums = sum((o.sums for o in outcomes), start=torch.zeros(num_sums, device=self.device)) if outcomes else None
-        maxima = torch.stack([o.maxima for o in outcomes]).amax(0) if outcomes else None
-        like = (torch.zeros(num_sums, device=self.device), torch.zeros(len(MAXIMA), device=self.device))
-        sums, maxima = parallel.reduce_metrics(sums, maxima, like)
+        sums, maxima = self._reduced(outcomes, num_sums)
         overflow = built.optimizer.prepare_grads()
         norm = float(built.optimizer.get_grad_norm())
         loss, scale = float(sums[0]), goal.lr_scale(sums) if goal else 1.0
@@ -185,6 +218,13 @@ class MegatronRank:
             lr = built.lr
             built.optimizer.step_with_ready_grads()
         return Found(sums, maxima, extra, norm, lr)
+
+    def _reduced(self, outcomes: Sequence[Outcome], num_sums: int) -> tuple[Tensor, Tensor]:
+        """(sums, maxima) over micro-batches and ranks."""
+        sums = sum((o.sums for o in outcomes), start=torch.zeros(num_sums, device=self.device)) if outcomes else None
+        maxima = torch.stack([o.maxima for o in outcomes]).amax(0) if outcomes else None
+        like = (torch.zeros(num_sums, device=self.device), torch.zeros(len(MAXIMA), device=self.device))
+        return parallel.reduce_metrics(sums, maxima, like)
 
     def _not_on_policy(self, goal: Goal, where: str) -> LearnerError:
         """The same error on every rank."""
@@ -207,45 +247,17 @@ class MegatronRank:
                 total[name] = total.get(name, 0.0) + value
         return total
 
-    def _run(self, micro_batches: Sequence[Prepared], objective: Objective) -> list[Outcome]:
+    def _run(self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False) -> list[Outcome]:
         """Forward and backward over this rank's micro-batches; the outcome of each on the last pipeline stage, else nothing."""
         # Megatron divides the loss by the micro-batches and the gradients by the data-parallel size; ours are shares of a sum.
         scale = len(micro_batches) * parallel.data_parallel_size()
 
-        def loss_of(prepared: Prepared, logits: Tensor) -> tuple[Tensor, Outcome]:
+        def loss_of(prepared: Prepared, logits: Tensor, non_loss_data: bool = False) -> Any:
             outcome = objective(logits, self._passes.log_probs(logits, prepared.batch, with_entropy=True), prepared)
-            return outcome.loss * scale, outcome._replace(loss=outcome.loss.detach())
+            found = outcome._replace(loss=outcome.loss.detach())
+            return found if non_loss_data else (outcome.loss * scale, found)
 
-        return self._passes.run(micro_batches, loss_of, forward_only=False)
-
-    # ---- log-probs ahead of the optimizer steps
-
-    def _prepare(self, steps: Sequence[Sequence[PackedMicroBatch]]) -> list[list[Prepared]]:
-        """Old log-probs under the weights at consumption, and the reference's.
-
-        Only later optimizer steps need the pass for the old ones: at the first one they are equal to the new.
-        """
-        out = [[Prepared(mb) for mb in step] for step in steps]
-        if self._goal.needs_old:
-            for step in out[1:]:
-                step[:] = [p._replace(old=old) for p, old in zip(step, self._passes.log_probs_now(step), strict=True)]
-        if self._reference:
-            with self._reference.in_place():
-                for step in out:
-                    step[:] = [p._replace(ref=ref) for p, ref in zip(step, self._passes.log_probs_now(step), strict=True)]
-        return out
-
-    def _statistics(self, micro_batches: list[Prepared], first: bool) -> tuple[list[Prepared], BatchStatistics | None]:
-        """What a batch-wide correction must know of the step: from current log-probs, or the old ones (equal to them at first)."""
-        goal, bypass = self._goal, self._goal.correction.ratio == "bypass"
-        current = self._passes.log_probs_now(micro_batches) if bypass or first else [None] * len(micro_batches)
-        if not parallel.is_last_stage():
-            return micro_batches, None
-        if first:
-            micro_batches = [p._replace(old=now) for p, now in zip(micro_batches, current, strict=True)]
-        evidence = [goal.evidence(p, now) for p, now in zip(micro_batches, current, strict=True)]
-        every = [e for part in parallel.gather_over_data_ranks(evidence) for e in part]
-        return micro_batches, batch_statistics(goal.correction, every)
+        return self._passes.run(micro_batches, loss_of, forward_only=forward_only)
 
     # ---- weights and checkpoints
 
@@ -270,10 +282,12 @@ class MegatronRank:
         dist.barrier()
 
     def save(self, path: Path) -> None:
-        """Write `path`/torch_dist (weights, optimizer, schedule), `path`/reference and `path`/hf. Every rank calls it."""
+        """Write `path`/torch_dist (weights, optimizer, schedule), `path`/reference, `path`/critic and `path`/hf. Every rank calls it."""
         checkpoint.save(self._built, path / "torch_dist")
         if self._reference:
             self._reference.save(path / "reference")
+        if self._critic is not None:
+            self._critic.save(path)
         self.export_hf(path / "hf")
 
     def load(self, path: Path) -> None:
@@ -284,6 +298,8 @@ class MegatronRank:
         checkpoint.load(self._built, path / "torch_dist")
         if self._reference and (path / "reference").is_dir():
             self._reference.load(path / "reference")
+        if self._critic is not None:
+            self._critic.load(path)
 
     def close(self) -> None:
         """Leave the process groups. The object is of no use afterwards."""

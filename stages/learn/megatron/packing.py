@@ -29,7 +29,13 @@ class PackedMicroBatch:
     sample_lengths: Tensor  # [S] int64: prompt and response
     staleness: Tensor  # [S] int64, policy versions
     sample_indices: Tensor  # [S] int64: TrainSample.index
+    sample_weights: Tensor  # [S] float32: what each trained token weighs in a mean over tokens
+    mean_weights: Tensor  # [S] float32: what the mean over a sample's trained tokens weighs in a mean over samples
     num_tokens: int  # prompt and response, before packing
+
+    def weights_of_samples(self, *, per_token: bool) -> Tensor:
+        """[S] to go with losses.token_weights of the same `per_token`."""
+        return self.sample_weights if per_token else self.mean_weights
 
     @property
     def num_inputs(self) -> int:
@@ -73,6 +79,12 @@ def pack(samples: Sequence[TrainSample], device: torch.device, *, thd: bool, mul
         sample_lengths=torch.tensor([s.num_tokens for s in order], device=device),
         staleness=torch.tensor([s.staleness for s in order], device=device),
         sample_indices=torch.tensor([s.index for s in order], device=device),
+        sample_weights=torch.tensor([s.weight for s in order], dtype=torch.float32, device=device),
+        mean_weights=torch.tensor(
+            [s.weight * (int(m.sum()) / s.norm_length if s.norm_length else 1.0) for s, m in zip(order, masks, strict=True)],
+            dtype=torch.float32,
+            device=device,
+        ),
         num_tokens=sum(s.num_tokens for s in order),
     )
 

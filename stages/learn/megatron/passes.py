@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,13 @@ from stages.learn.losses import TokenLogProbs
 from stages.learn.megatron.build import Built
 from stages.learn.megatron.objective import log_probs_of
 from stages.learn.megatron.packing import PackedMicroBatch, pack
+
+
+class Packed(Protocol):
+    """A micro-batch, and whatever its last stage needs."""
+
+    @property
+    def batch(self) -> PackedMicroBatch: ...
 
 
 class Prepared(NamedTuple):
@@ -53,10 +60,10 @@ class Passes:
             found = self.run(micro_batches, keep, forward_only=True)
         return found or [None] * len(micro_batches)
 
-    def run(self, micro_batches: Sequence[Prepared], last_stage: Callable[..., Any], *, forward_only: bool) -> list[Any]:
-        """Megatron's schedule over the micro-batches; `last_stage(prepared, logits)` gives what is collected of each."""
+    def run(self, micro_batches: Sequence[Packed], last_stage: Callable[..., Any], *, forward_only: bool) -> list[Any]:
+        """Megatron's schedule over the micro-batches; `last_stage(micro_batch, output)` gives what is collected of each."""
 
-        def forward(source: Iterator[Prepared], model: Any) -> tuple[Tensor, Callable[..., Any]]:
+        def forward(source: Iterator[Packed], model: Any) -> tuple[Tensor, Callable[..., Any]]:
             prepared = next(source)
             mb = prepared.batch
             logits = model(mb.tokens, mb.positions, None, packed_seq_params=mb.packing, loss_mask=mb.rows)

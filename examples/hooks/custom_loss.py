@@ -1,7 +1,7 @@
 """A loss and an importance-sampling correction of one's own, with slime's signatures.
 
-    --loss-type custom_loss --custom-loss-function-path examples/custom_loss.py
-    --use-tis --custom-tis-function-path examples/custom_loss.py
+    --loss-type custom_loss --custom-loss-function-path examples/hooks/custom_loss.py
+    --use-tis --custom-tis-function-path examples/hooks/custom_loss.py
 
 Both run on the learner's ranks and see trained tokens only. `args` has the learner's flags. Metrics come back as means.
 """

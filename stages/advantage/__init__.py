@@ -1,0 +1,7 @@
+"""From raw rewards to advantages, at consumption. Pure numpy."""
+
+from stages.advantage.compute import compute_advantages
+from stages.advantage.custom import AdvantageHooks, load_hooks
+from stages.advantage.offpolicy import mask_offpolicy_tokens
+
+__all__ = ["AdvantageHooks", "compute_advantages", "load_hooks", "mask_offpolicy_tokens"]

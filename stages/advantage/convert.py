@@ -1,0 +1,64 @@
+"""Samples as the learner takes them, and what must never get there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.types import Sample, TrainSample
+
+
+def to_train_sample(sample: Sample, *, reward: float, weight: float, policy_version: int) -> TrainSample:
+    """The row of one sample, advantages still 0. A sample with `remove_sample`, or without a trained token, has a mask of zeros."""
+    mask = loss_mask_of(sample)
+    if sample.remove_sample or not mask.any():
+        return _untrained(sample, reward, weight)
+    return _trained(sample, mask, reward, weight, policy_version)
+
+
+def loss_mask_of(sample: Sample) -> np.ndarray:
+    if sample.loss_mask is None:
+        return np.ones(sample.response_length, dtype=np.uint8)
+    return np.asarray(sample.loss_mask, dtype=np.uint8)
+
+
+def _untrained(sample: Sample, reward: float, weight: float) -> TrainSample:
+    """Whatever the sample's arrays are: they are not looked at."""
+    n = min(sample.response_length, len(sample.tokens))
+    return TrainSample(
+        index=sample.index if sample.index is not None else -1,
+        group_index=sample.group_index if sample.group_index is not None else -1,
+        tokens=np.asarray(sample.tokens, dtype=np.int64),
+        response_length=n,
+        loss_mask=np.zeros(n, dtype=np.uint8),
+        rollout_log_probs=np.zeros(n, dtype=np.float32),
+        advantages=np.zeros(n, dtype=np.float32),
+        reward=reward,
+        staleness=0,
+        weight=weight,
+    )
+
+
+def _trained(sample: Sample, mask: np.ndarray, reward: float, weight: float, policy_version: int) -> TrainSample:
+    log_probs = np.asarray(sample.rollout_log_probs if sample.rollout_log_probs is not None else [], dtype=np.float32)
+    n = sample.response_length
+    if len(sample.tokens) < n:
+        raise DataError(f"sample {sample.index}: {len(sample.tokens)} tokens for a response of {n}: prompt and response are expected")
+    for name, length in (("loss_mask", len(mask)), ("rollout_log_probs", len(log_probs))):
+        if length != n:
+            raise DataError(f"sample {sample.index}: {name} has {length} entries for a response of {n} tokens: one each is expected")
+    oldest = sample.oldest_version()
+    if oldest is not None and oldest > policy_version:
+        raise DataError(f"sample {sample.index}: its tokens are of version {oldest}, newer than the learner's {policy_version}")
+    return TrainSample(
+        index=sample.index if sample.index is not None else -1,
+        group_index=sample.group_index if sample.group_index is not None else -1,
+        tokens=np.asarray(sample.tokens, dtype=np.int64),
+        response_length=n,
+        loss_mask=mask,
+        rollout_log_probs=log_probs,
+        advantages=np.zeros(n, dtype=np.float32),
+        reward=reward,
+        staleness=policy_version - oldest if oldest is not None else 0,
+        weight=weight,
+    )
