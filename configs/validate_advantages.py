@@ -73,7 +73,13 @@ def _groups_of_one(config: Config) -> Iterator[str]:
     users = rollout.custom_generate_function_path or any(
         (a.custom_reward_post_process_path, a.custom_advantage_function_path, a.custom_convert_samples_to_train_data_path)
     )
-    if rollout.n_samples_per_prompt > 1 or users or config.run.mock or a.advantage_estimator not in _WITHIN_GROUPS:
+    if (
+        rollout.n_samples_per_prompt > 1
+        or users
+        or config.run.mock
+        or config.distill.use_opd
+        or a.advantage_estimator not in _WITHIN_GROUPS
+    ):
         return
     if a.rewards_normalization:
         yield (

@@ -26,6 +26,8 @@ def distillation(config: Config) -> Iterator[str]:
         yield "--use-opd with --mock: simulated engines have no vocabulary that a teacher could share. Drop one"
     if config.algorithm.advantage_estimator == "ppo":
         yield "--use-opd with --advantage-estimator ppo: the critic would be taught returns without the teacher. Use grpo, say"
+    if config.algorithm.custom_convert_samples_to_train_data_path:
+        yield "--use-opd with --custom-convert-samples-to-train-data-path: its rows cannot be matched with the teacher's answers. Drop one"
     if config.eval.eval_interval and not config.has_scorer:
         yield f"--eval-interval {config.eval.eval_interval} with --use-opd and no reward function: nothing can be measured. Set --rm-type"
 

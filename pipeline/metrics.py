@@ -164,6 +164,7 @@ def train_record(
         "rollout_id": rollout_id,
         "policy_version": policy_version,
         **_rewards(groups, reward_key),
+        **_teacher(samples),
         "loss": result.metrics.get("loss"),
         "grad_norm": result.metrics.get("grad_norm"),
         "ess_fraction": result.metrics.get("ess_fraction"),
@@ -198,6 +199,17 @@ def _rewards(groups: Sequence[Group], key: str | None) -> Record:
     variance = math.fsum((r - mean) ** 2 for r in rewards) / len(rewards)
     flat = sum(1 for group in by_group if group and max(group) == min(group))
     return {"reward_mean": mean, "reward_std": math.sqrt(variance), "zero_std_fraction": flat / len(by_group)}
+
+
+def _teacher(samples: Sequence[Sample]) -> Record:
+    """`opd_kl`: reverse KL to the teacher, nats a trained token, estimated from the tokens that were sampled (k1)."""
+    total = count = 0.0
+    for sample in filter(is_trained, samples):
+        if sample.teacher_log_probs is not None and sample.rollout_log_probs is not None:
+            mask = np.ones(sample.response_length) if sample.loss_mask is None else np.asarray(sample.loss_mask)
+            total += float((mask * (np.asarray(sample.rollout_log_probs) - np.asarray(sample.teacher_log_probs))).sum())
+            count += float(mask.sum())
+    return {"opd_kl": total / count} if count else {}
 
 
 def _lengths(samples: Sequence[Sample]) -> Record:

@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.schema import Config
 from pipeline.types import Group, Sample, TrainBatch
-from stages.advantage import compute_advantages, load_hooks, mask_offpolicy_tokens
+from stages.advantage import apply_opd, compute_advantages, load_hooks, mask_offpolicy_tokens
 from stages.batch import make_batch
 from stages.filter import build_all_samples_process, build_sample_filter
 
@@ -46,6 +46,8 @@ class Batcher:
             max_response_len=rollout.rollout_max_response_len,
             hooks=self._hooks,
         )
+        if self._config.distill.use_opd:
+            samples = apply_opd(samples, [s for group in lists for s in group], self._config.distill.opd_kl_coef)
         return make_batch(
             samples,
             rollout_id=rollout_id,

@@ -93,9 +93,11 @@ class TeacherStage:
 def _last(answer: Any, wanted: list[int]) -> list[float]:
     entries = (answer.get("meta_info") or {}).get("input_token_logprobs") if isinstance(answer, dict) else None
     found = (entries or [])[-len(wanted) :]
-    if [entry[1] for entry in found] != wanted or any(entry[0] is None for entry in found):
+    # SGLang writes 0 for the vocabulary's last id (it may be an image's placeholder there); the log-prob beside it is right.
+    ids_fit = len(found) == len(wanted) and all(entry[1] in (token, 0) for entry, token in zip(found, wanted, strict=True))
+    if not ids_fit or any(entry[0] is None for entry in found):
         raise RewardError(
-            f"the teacher answered with log-probs of {len(found)} tokens that are not the {len(wanted)} asked for: "
+            f"the teacher was asked for log-probs of the {len(wanted)} tokens {str(wanted)[:80]}, and answered {str(found)[:80]}: "
             "is it an SGLang server with the policy's vocabulary?"
         )
     return [float(entry[0]) for entry in found]

@@ -89,9 +89,9 @@ async def test_failed_and_known_samples_are_not_asked_about() -> None:
     ("teacher", "words"),
     [
         (Teacher(status=500), "answered 500"),
-        (Teacher(answer={"meta_info": {}}), "not the 2 asked for"),
+        (Teacher(answer={"meta_info": {}}), "log-probs of the 2 tokens [3, 4], and answered []"),
         (Teacher(answer={"meta_info": {"input_token_logprobs": [[-1.0, 9, None], [-1.0, 4, None]]}}), "the policy's vocabulary"),
-        (Teacher(answer=[1]), "not the 2 asked for"),
+        (Teacher(answer=[1]), "and answered []"),
     ],
 )
 async def test_an_answer_of_no_use_fails_the_sample_with_its_reason(teacher: Teacher, words: str) -> None:
