@@ -2,8 +2,8 @@
 
     python -m benchmarks.catalogue [--rollouts 40] [--only ppo,tis]
 
-Not a contest: one seed, one learning rate for all, few rollouts. It shows that each runs and learns. Prints the mean reward of the first and
-the last five rollouts, writes results/catalogue.json.
+Not a contest: one seed, one learning rate for all, few rollouts. It shows that each runs and learns. Prints the mean reward of the
+first and the last five rollouts, writes results/catalogue.json.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def keep(name: str, figures: Mapping[str, Any]) -> Path:
 
 
 def train(*flags: str) -> dict[str, Any]:
-    """One run of train_async.py in a temporary folder: {"summary": ..., "train": [records]}. Raises CalledProcessError with its output."""
+    """One run of train_async.py in a temporary folder: {"summary": ..., "train": [records], "eval": [records]}. Raises CalledProcessError with its output."""
     with tempfile.TemporaryDirectory(prefix="slipstream-bench-") as folder:
         command = [sys.executable, str(ROOT / "train_async.py"), *flags, "--runs-dir", folder, "--name", "b"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -48,7 +48,10 @@ def train(*flags: str) -> dict[str, Any]:
             done.check_returncode()
         run = Path(folder) / "b"
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return {"summary": json.loads((run / "summary.json").read_text()), "train": [r for r in rows if r["kind"] == "train"]}
+        return {
+            "summary": json.loads((run / "summary.json").read_text()),
+            **{kind: [r for r in rows if r["kind"] == kind] for kind in ("train", "eval")},
+        }
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
