@@ -39,7 +39,8 @@ def keep(name: str, figures: Mapping[str, Any]) -> Path:
 
 
 def train(*flags: str) -> dict[str, Any]:
-    """One run of train_async.py in a temporary folder: {"summary": ..., "train": [records], "eval": [records]}. Raises CalledProcessError with its output."""
+    """One run of train_async.py in a temporary folder: {"summary": ..., "train": [records], "eval": [records]}. Raises
+    CalledProcessError with its output."""
     with tempfile.TemporaryDirectory(prefix="slipstream-bench-") as folder:
         command = [sys.executable, str(ROOT / "train_async.py"), *flags, "--runs-dir", folder, "--name", "b"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

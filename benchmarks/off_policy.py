@@ -6,8 +6,8 @@ One warmed-up model for all; then for every seed each method trains on the same 
 rollouts behind, uncorrected or corrected. The first rollout waits until all K + 1 are generated and groups are taken in the order of
 their completion, so that the learner is always about K versions ahead of what it trains on (the mean staleness is in the table).
 `uncorrected` clips against log-probs recomputed at consumption and pretends they were the rollout's. Prints the table, with standard errors
-over seeds: `final` is the trained policy on held-out prompts, 16 samples each; `last` and `mean` are rewards of the last ten rollouts and of
-all, which stale policies generated. Writes results/off_policy.json and off_policy.png.
+over seeds: `final` is the trained policy on held-out prompts, 16 samples each; `last` and `mean` are rewards of the last ten rollouts and
+of all, which stale policies generated. Writes results/off_policy.json and off_policy.png.
 """
 
 from __future__ import annotations
