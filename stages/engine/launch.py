@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import aiohttp
 
 from pipeline.errors import EngineError
+from pipeline.ports import free_port, is_free
 from stages.engine.scratch import Scratch
 from stages.engine.spec import EngineSpec
 
 logger = logging.getLogger(__name__)
 
-PORTS = range(20000, 32000)  # below the ports that the kernel gives to outgoing connections
 POLL_SECONDS = 0.2
 PROBE_SECONDS = 5.0  # deadline of a question that costs the server nothing
 GENERATE_PROBE_SECONDS = 30.0  # SGLang itself waits 20 s for a sign of life of its scheduler
@@ -29,34 +27,15 @@ END_SECONDS = 10.0  # for killed processes to be gone
 END_POLL_SECONDS = 0.02
 TAIL_LINES = 25
 
+IN_USE = "address already in use"
 HINTS = (
     (r"unrecognized arguments|invalid choice|invalid \w+ value|expected .* argument", "check the --sglang-* flags"),
     (r"CUDA out of memory|OutOfMemoryError|Not enough memory", "lower --sglang-mem-fraction-static, or use a smaller model"),
-    (r"address already in use", "another program took the port; start again, or set --sglang-port"),
+    (IN_USE, "another program took the port; start again, or set --sglang-port"),
     (r"No module named|ImportError|undefined symbol", "the installation is not the pinned one: run `make setup` (or `make setup-gpu`)"),
     (r"does not appear to have a file|No such file or directory|Unrecognized model|safetensors", "check the folder --hf-checkpoint names"),
     (r"No space left on device", "free disk space in /dev/shm, the temporary folder or the run directory"),
 )
-
-
-def free_port(taken: Sequence[int] = (), rng: random.Random | None = None) -> int:
-    """A port of 127.0.0.1 on which nothing listens now. Raises EngineError when a thousand tries find none."""
-    rng = rng or random.Random()
-    for _ in range(1000):
-        port = rng.choice(PORTS)
-        if port not in taken and _is_free(port):
-            return port
-    raise EngineError(f"no free port found between {PORTS.start} and {PORTS.stop}: what listens there? (ss -ltn)")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 class Engine:
@@ -81,8 +60,18 @@ class Engine:
 
     async def start(self, weight_version: int, timeout_seconds: float) -> None:
         """Start the server and return when it takes requests. Raises EngineError with the end of its log."""
+        try:
+            await self._start(weight_version, timeout_seconds)
+        except EngineError as error:
+            # Inside ports (rendezvous of its ranks, sockets between its processes) are chosen anew at every start.
+            if not re.search(IN_USE, str(error), re.IGNORECASE) or not is_free(self.port):
+                raise
+            logger.warning("%s: a port that it chose was taken a moment later; it starts again", self.name)
+            await self._start(weight_version, timeout_seconds)
+
+    async def _start(self, weight_version: int, timeout_seconds: float) -> None:
         await self.stop()
-        if not _is_free(self.port):
+        if not is_free(self.port):
             raise EngineError(f"{self.name}: port {self.port} is taken by another program")
         self._spawn(weight_version)
         try:
@@ -149,7 +138,7 @@ class Engine:
     def _spawn(self, weight_version: int) -> None:
         self._scratch = Scratch()
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
-        command = self.spec.command(self.port, weight_version)
+        command = self.spec.command(self.port, weight_version, free_port([self.port]))
         with self.spec.log_path.open("ab") as log:
             self._log_start = log.tell()
             log.write((" ".join(command) + "\n").encode())

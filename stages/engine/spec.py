@@ -22,7 +22,7 @@ CONTEXT_FALLBACK = 2048  # tokens a request may need, where neither flags nor co
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One engine. `port` and the weight version are given at start."""
+    """One engine. Ports and the weight version are given at start."""
 
     index: int
     model_path: Path
@@ -38,12 +38,16 @@ class EngineSpec:
     seed: int = 1234
     user: Mapping[str, Any] = field(default_factory=dict)  # --sglang-* values: they win over everything here
 
-    def server_args(self, port: int, weight_version: int) -> dict[str, Any]:
-        """ServerArgs field -> value. On a GPU, SGLang's own defaults stay on for all that is not named."""
+    def server_args(self, port: int, weight_version: int, inner_port: int) -> dict[str, Any]:
+        """ServerArgs field -> value. `inner_port`: where its own ranks meet.
+
+        On a GPU, SGLang's own defaults stay on for all that is not named.
+        """
         args: dict[str, Any] = {
             "model_path": str(self.model_path),
             "host": "127.0.0.1",
             "port": port,
+            "nccl_port": inner_port,  # SGLang would ask for one among those of outgoing connections, and bind it seconds later
             "tp_size": self.tp_size,
             "dtype": self.dtype,
             "random_seed": self.seed + self.index,  # engines of one seed would sample alike
@@ -52,7 +56,10 @@ class EngineSpec:
         }
         if self.device == "cpu":
             args |= self._cpu_args()
-        return args | {server_arg(name).field: value for name, value in self.user.items()}
+        user = {server_arg(name).field: value for name, value in self.user.items()}
+        if int(user.get("dp_size") or 1) > 1:
+            del args["nccl_port"]  # one a replica: SGLang's to choose
+        return args | user
 
     def _cpu_args(self) -> dict[str, Any]:
         running = min(self.concurrency, MAX_RUNNING)
@@ -67,12 +74,12 @@ class EngineSpec:
             "disable_overlap_schedule": True,  # nothing to overlap with, and version labels are exact without it
         }
 
-    def command(self, port: int, weight_version: int) -> list[str]:
+    def command(self, port: int, weight_version: int, inner_port: int) -> list[str]:
         """The whole command line; see serve.py for the first words."""
         cpus = ",".join(map(str, self.cpus)) or "-"
         wrapper = [sys.executable, str(Path(__file__).with_name("serve.py")), str(os.getpid()), cpus]
         server = [sys.executable, "-m", "sglang.launch_server"]
-        return [*wrapper, *server, *to_command_line(self.server_args(port, weight_version))]
+        return [*wrapper, *server, *to_command_line(self.server_args(port, weight_version, inner_port))]
 
     def environment(self, base: Mapping[str, str], scratch: Path) -> dict[str, str]:
         """`scratch` takes the sockets and temporary files that SGLang never removes."""

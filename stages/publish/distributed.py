@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import socket
 import uuid
 from collections.abc import Awaitable, Callable
 
 from configs.schema import ClusterConfig
 from pipeline.errors import SlipstreamError, WeightSyncError
+from pipeline.ports import free_port
 from pipeline.protocols import WeightSender
 from pipeline.timing import Clock
 from stages.publish.buckets import TensorMeta
@@ -58,7 +58,7 @@ class DistributedTransport(RollingTransport):
         if control.endpoint in self._groups:
             return
         name = f"slipstream-weights-{uuid.uuid4().hex}"
-        port, world = _free_port(), 1 + self._cluster.rollout_num_gpus_per_engine
+        port, world = free_port(), 1 + self._cluster.rollout_num_gpus_per_engine
         self._groups[control.endpoint] = name
         try:
             await _together(
@@ -108,10 +108,3 @@ def _num_bytes(meta: TensorMeta) -> int:
 
     _, dtype, shape = meta
     return math.prod(shape) * getattr(torch, dtype).itemsize
-
-
-def _free_port() -> int:
-    """A port that is free on this machine now. With the learner on another node, the odds are the same as anywhere."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

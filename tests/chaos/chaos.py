@@ -2,8 +2,9 @@
 
     python -m tests.chaos.chaos --kills 200 [--real] [--seed 0] [any flag of train_async.py]
 
-Every life of the run is killed after a random while: the driver, or one of its children (an engine, a learner rank, a scorer), or
-all at once. After enough kills the run may end. Prints one line a life, then the ledger's totals; exits 1 unless they hold.
+Every life of the run is killed after a random while (one in four while it starts): the driver, or one of its children (an engine, a
+learner rank, a scorer), or all at once. After enough kills the run may end. Prints one line a life, then the ledger's totals; exits 1
+unless they hold.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,9 +47,11 @@ def chaos(
     done, before = 0, shared_memory()
     while True:
         journal = run / "buffer" / FILE_NAME
+        if not journal.exists():  # killed before it had promised anything
+            shutil.rmtree(run, ignore_errors=True)
         load = ("--load", str(run)) if journal.exists() else ()
         process = subprocess.Popen(entry_command(*flags, *load), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        victim = _kill_somebody(process, rng, 60.0 if real else 2.0) if done < kills else None
+        victim = _kill_somebody(process, rng, 60.0 if real else 2.0, run) if done < kills else None
         _, err = process.communicate(timeout=900)
         if victim is not None:
             done += 1
@@ -104,10 +108,16 @@ def problems(run: Path, records: list[dict[str, Any]], num_rollout: int, fresh: 
     return found
 
 
-def _kill_somebody(process: subprocess.Popen[str], rng: random.Random, longest: float) -> str | None:
-    """After a random while. None when the run ended before."""
+def _kill_somebody(process: subprocess.Popen[str], rng: random.Random, longest: float, run: Path) -> str | None:
+    """After a random while: one time in four of its start, else of the first change it makes to the journal, however slow the machine.
+    None when the run ended before."""
+    journal = run / "buffer" / FILE_NAME
+    before = _size(journal)
+    early = rng.random() < 0.25
+    while not early and process.poll() is None and _size(journal) == before:
+        time.sleep(0.01)
     try:
-        process.wait(timeout=rng.uniform(0.2, longest))
+        process.wait(timeout=rng.uniform(0.1, longest))
         return None
     except subprocess.TimeoutExpired:
         pass
@@ -133,6 +143,10 @@ def _kill_somebody(process: subprocess.Popen[str], rng: random.Random, longest: 
             continue
     psutil.wait_procs(children, timeout=30)
     return name
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else -1
 
 
 def _name(process: psutil.Process) -> str:

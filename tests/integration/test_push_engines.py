@@ -16,7 +16,8 @@ import torch
 
 from configs.schema import RolloutConfig
 from pipeline.errors import WeightSyncError
-from stages.engine.launch import Engine, free_port
+from pipeline.ports import free_port
+from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
 from stages.generate.client import SGLangClient
 from stages.publish.control import EngineControl

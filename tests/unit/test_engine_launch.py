@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import EngineError
+from pipeline.ports import free_port
 from stages.engine import launch
-from stages.engine.launch import Engine, free_port
+from stages.engine.launch import Engine
 from stages.engine.scratch import Scratch
 from stages.engine.spec import EngineSpec
 
@@ -46,7 +47,7 @@ class ScriptSpec(EngineSpec):
     script: str = SERVER
     mark: Path = Path("unset")
 
-    def command(self, port: int, weight_version: int) -> list[str]:
+    def command(self, port: int, weight_version: int, inner_port: int) -> list[str]:
         return [sys.executable, str(SERVE), str(os.getpid()), "-", sys.executable, "-c", self.script, str(port), str(self.mark)]
 
     def environment(self, base: dict[str, str], scratch: Path) -> dict[str, str]:  # type: ignore[override]
@@ -158,6 +159,26 @@ async def test_a_cancelled_start_leaves_no_process(spec: ScriptSpec) -> None:
         await start
     assert not engine.alive
     assert gone(int(spec.mark.read_text().split()[0]))
+
+
+async def test_an_inner_port_that_was_taken_a_moment_later_costs_one_more_start(spec: ScriptSpec) -> None:
+    fails_once = """
+        import pathlib, sys
+        tried = pathlib.Path(sys.argv[2] + ".tried")
+        if not tried.exists():
+            tried.touch()
+            sys.exit("The server socket has failed to listen: EADDRINUSE, message: address already in use")
+    """
+    engine = Engine(replaced(spec, textwrap.dedent(fails_once) + SERVER))
+    await engine.start(0, 30.0)
+    try:
+        assert await engine.healthy(deep=False)
+    finally:
+        await engine.stop()
+    always = 'import sys; sys.exit("address already in use")'
+    with pytest.raises(EngineError, match="another program took the port"):
+        await Engine(replaced(spec, always)).start(0, 30.0)
+    assert spec.log_path.read_text().count('sys.exit("address already in use")') == 2
 
 
 async def test_a_taken_port_is_named(spec: ScriptSpec) -> None:

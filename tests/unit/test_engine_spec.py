@@ -25,13 +25,13 @@ def make(model: Path, **kwargs: Any) -> EngineSpec:
 
 
 def option(spec: EngineSpec, name: str) -> str | None:
-    words = spec.command(30000, 7)
+    words = spec.command(30000, 7, 30001)
     return words[words.index(name) + 1] if name in words else None
 
 
 def test_on_a_cpu_memory_is_bounded_and_labels_are_exact(model: Path) -> None:
     spec = make(model, concurrency=16, tokens_per_request=100)
-    words = spec.command(30000, 7)
+    words = spec.command(30000, 7, 30001)
     assert option(spec, "--max-total-tokens") == "1600"
     assert option(spec, "--device") == "cpu" and option(spec, "--attention-backend") == "torch_native"
     assert option(spec, "--weight-version") == "7" and option(spec, "--port") == "30000" and option(spec, "--host") == "127.0.0.1"
@@ -42,21 +42,23 @@ def test_on_a_cpu_memory_is_bounded_and_labels_are_exact(model: Path) -> None:
 
 
 def test_on_a_gpu_sglangs_own_choices_stay(model: Path) -> None:
-    words = make(model, device="cuda", dtype="bfloat16", tp_size=2).command(30000, 0)
+    words = make(model, device="cuda", dtype="bfloat16", tp_size=2).command(30000, 0, 30001)
     flags = {word for word in words if word.startswith("--")}
     assert flags == {
-        "--model-path", "--host", "--port", "--tp-size", "--dtype", "--random-seed", "--weight-version", "--log-level-http",
+        "--model-path", "--host", "--port", "--nccl-port", "--tp-size", "--dtype", "--random-seed", "--weight-version", "--log-level-http",
     }  # fmt: skip
 
 
 def test_the_users_flags_win(model: Path) -> None:
     user = {"max_total_tokens": 512, "disable_overlap_schedule": False, "tensor_parallel_size": "2", "lora_paths": ["a", "b"]}
     spec = make(model, user=user)
-    words = spec.command(30000, 0)
+    words = spec.command(30000, 0, 30001)
     assert option(spec, "--max-total-tokens") == "512" and option(spec, "--tp-size") == "2"
     assert "--disable-overlap-schedule" not in words
     at = words.index("--lora-paths")
     assert words[at + 1 : at + 3] == ["a", "b"]
+    assert option(make(model), "--nccl-port") == "30001" and option(make(model, user={"nccl_port": 29999}), "--nccl-port") == "29999"
+    assert option(make(model, user={"data_parallel_size": 2}), "--nccl-port") is None
 
 
 def test_engines_do_not_share_a_sampling_seed(model: Path) -> None:

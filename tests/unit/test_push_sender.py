@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import WeightSyncError
+from pipeline.ports import free_port
 from stages.publish.buckets import flatten, split, unflatten
 from stages.publish.sender import BroadcastSender
 
@@ -100,11 +101,9 @@ def peer(port: int, rounds: int) -> subprocess.Popen[str]:
 
 
 def test_a_group_carries_buckets_and_survives_the_death_of_its_peer() -> None:
-    from stages.publish.distributed import _free_port
-
     sender = BroadcastSender(lambda: iter([("w", torch.arange(4.0))]), lambda path: None, CPU, timeout_seconds=30.0)
     assert sender.prepare(1 << 20) == [[("w", "float32", [4])]]
-    port = _free_port()
+    port = free_port()
     other = peer(port, 1)
     sender.join("g", "127.0.0.1", port, 2, "gloo")
     sender.broadcast("g", 0)
@@ -116,7 +115,7 @@ def test_a_group_carries_buckets_and_survives_the_death_of_its_peer() -> None:
         for _ in range(100):  # the first may still fit into the socket
             sender.broadcast("g", 0)
     sender.leave("g")
-    again = peer(port := _free_port(), 1)
+    again = peer(port := free_port(), 1)
     sender.join("g", "127.0.0.1", port, 2, "gloo")  # the engine is back
     sender.broadcast("g", 0)
     assert again.communicate(timeout=60)[0].strip() == "[0.0, 1.0, 2.0, 3.0]"
