@@ -74,6 +74,11 @@ class Goal:
     def has_extra_metrics(self) -> bool:
         return self._loss_function is not None or self._tis_function is not None
 
+    @property
+    def wants_logits(self) -> bool:
+        """Of all trained tokens of a micro-batch, in its order; other objectives look at log-probs only."""
+        return self._loss_function is not None
+
     def denominator(self, step: OptimizerStep) -> float:
         return float(step.num_loss_tokens if self.config.calculate_per_token_loss else step.num_samples) or 1.0
 

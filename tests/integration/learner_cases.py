@@ -26,7 +26,7 @@ _SHAPE = {
 }
 
 
-def make_model(kind: str, path: Path, *, tied: bool, seed: int = 0) -> Path:
+def make_model(kind: str, path: Path, *, tied: bool, seed: int = 0, num_layers: int = 2) -> Path:
     """A tiny model of random weights, saved as transformers saves it."""
     import compat
 
@@ -34,11 +34,12 @@ def make_model(kind: str, path: Path, *, tied: bool, seed: int = 0) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
+    shape = {**_SHAPE, "num_hidden_layers": num_layers}
     model: Any
     if kind == "qwen3":  # head_dim is not hidden_size / heads, as in the published models
-        model = Qwen3ForCausalLM(Qwen3Config(**_SHAPE, head_dim=32, tie_word_embeddings=tied))
+        model = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=32, tie_word_embeddings=tied))
     else:
-        model = LlamaForCausalLM(LlamaConfig(**_SHAPE, tie_word_embeddings=tied))
+        model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied))
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.mul_(1 + 0.3 * torch.randn_like(p)) if "norm" in name else p.mul_(4.0)  # so that attention and norms matter
@@ -158,10 +159,10 @@ def reference_loss(
 def hf_gradients(rank: Any) -> dict[str, torch.Tensor]:
     """The reduced gradients of the last step, by Hugging Face name and layout (one rank, no clipping)."""
     bridge, model = rank._built.bridge, rank._built.models[0]
-    names = bridge._weight_name_mapping_mcore_local_to_global(model)
+    names = bridge.names(model)
     out = {}
     for name, p in model.named_parameters():
-        out.update(zip(*bridge._weight_to_hf_format(names[name], p.main_grad), strict=True))
+        out.update(bridge.to_hf(names[name], p.main_grad))
     return out
 
 

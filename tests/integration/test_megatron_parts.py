@@ -133,6 +133,69 @@ def test_packing(multiple_of: int, thd: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("thd", [False, True])
+@pytest.mark.parametrize("multiple_of", [1, 8])
+def test_packing_over_context_parallel_ranks(multiple_of: int, thd: bool) -> None:
+    """Every trained token is predicted once, on one rank, from the token before it; all ranks know all targets."""
+    import torch
+
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.context import Share
+    from stages.learn.megatron.packing import pack
+
+    samples = cases.make_samples(cases.LENGTHS)
+    places = [(s, t) for s in samples for t in range(s.response_length)]
+    ranks = [pack(cases.numbered(samples), torch.device("cpu"), thd=thd, multiple_of=multiple_of, share=Share(3, r)) for r in range(3)]
+    assert len({p.num_inputs for p in ranks}) == 1 and ranks[0].num_inputs % multiple_of == 0
+    owned = []
+    for packed in ranks:
+        assert torch.equal(packed.targets, ranks[0].targets) and packed.own is not None
+        owned += packed.own.tolist()
+        for row, k in zip(packed.rows.tolist(), packed.own.tolist(), strict=True):
+            s, t = places[int(packed.rollout_log_probs[k])]
+            at = s.num_tokens - s.response_length + t
+            assert (packed.tokens[0, row], packed.positions[0, row], packed.targets[k]) == (s.tokens[at - 1], at - 1, s.tokens[at])
+    assert sorted(owned) == list(range(len(places)))
+    assert min(len(p.rows) for p in ranks) > len(places) / 6  # chunks from both ends: nobody is left without work
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_packs_for_transformer_engine() -> None:
+    """Its documented contract: int32 ends of whole sequences that divide by 2 c, and of each sequence slices r and 2c - 1 - r on rank r."""
+    import torch
+
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.context import Share
+    from stages.learn.megatron.packing import pack
+
+    samples = cases.make_samples(cases.LENGTHS)
+    alone = pack(samples, torch.device("cpu"), thd=True, multiple_of=8)
+    packing = alone.packing
+    assert packing.qkv_format == "thd" and packing.cu_seqlens_q is packing.cu_seqlens_kv and packing.cu_seqlens_q_padded is None
+    ends = packing.cu_seqlens_q
+    assert ends.dtype == torch.int32 and ends[0] == 0 and ends[-1] == alone.num_inputs
+    inputs = sorted(s.num_tokens - 1 for s in samples)
+    assert sorted(ends.diff().tolist()) == sorted([*inputs, -sum(inputs) % 8])
+    assert packing.max_seqlen_q == packing.max_seqlen_kv == max(inputs) and isinstance(packing.max_seqlen_q, int)
+    parts = [pack(samples, torch.device("cpu"), thd=True, multiple_of=8, share=Share(2, r)) for r in range(2)]
+    ends = parts[0].packing.cu_seqlens_q
+    assert torch.equal(ends, parts[1].packing.cu_seqlens_q) and (ends.diff() % 4 == 0).all()
+    assert ends[-1] == sum(p.num_inputs for p in parts) and parts[0].num_inputs % 8 == 0
+    assert parts[0].packing.max_seqlen_q == ends.diff().max()
+    for s in range(len(samples)):
+        start, length = int(ends[s]) // 2, int(ends[s + 1] - ends[s])
+        slices = [p.positions[0, start : start + length // 2].chunk(2) for p in parts]
+        whole = torch.cat([slices[0][0], slices[1][0], slices[1][1], slices[0][1]])
+        assert torch.equal(whole, torch.arange(length))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_what_carries_no_loss_is_not_predicted() -> None:
     import torch
 

@@ -5,6 +5,9 @@ the right needs no mask under causal attention: a real token never sees a later 
 
 Samples of a group begin with the same prompt. It is packed once, and the samples' tails attend to it and to themselves: the
 same numbers from fewer tokens (Liu et al. 2025, "Prefix Grouper: Efficient GRPO Training through Shared-Prefix Forward").
+
+Under context parallelism a rank holds two chunks of every sequence (context.py). A chunk is such a tail as well: it attends to all
+that comes before it, on whatever rank, and to itself.
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state as mpu
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
@@ -37,7 +43,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class TailBlock:
-    """Packed tokens [start, end): `num` tails, padded to `length`, each after a prefix packed elsewhere, padded to `prefix`."""
+    """Packed tokens [start, end): `num` tails, padded to `length`, each after a prefix that lies elsewhere, padded to `prefix`."""
 
     start: int
     end: int
@@ -45,22 +51,25 @@ class TailBlock:
     length: int
     prefix: int
     index: Tensor | None  # as in Block
-    keys: Tensor  # [num * (prefix + length)]: where in the pack each key and value lies; anywhere, where there is none
+    keys: Tensor  # [num * (prefix + length)]: where each key and value lies; anywhere, where there is none
     mask: Tensor  # [num, 1, length, prefix + length]: True where a query may look
 
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """One sample's tokens after the prompt that it shares. Counts and places in the pack."""
+    """Tokens of one sample side by side in the pack, and all they may look at: what comes before them, then themselves."""
 
-    prefix_start: int
-    prefix: int
     start: int
     length: int
+    keys: np.ndarray  # [prefix + length] int64: places in the pack, or in all ranks' packs end to end under context parallelism
+
+    @property
+    def prefix(self) -> int:
+        return len(self.keys) - self.length
 
     @property
     def work(self) -> int:
-        return self.length * (self.prefix + self.length)
+        return self.length * len(self.keys)
 
 
 @dataclass
@@ -113,8 +122,8 @@ def _tail_block(part: Sequence[Tail], device: torch.device) -> TailBlock:
     mask = torch.zeros(num, 1, length, prefix + length, dtype=torch.bool)
     mask[..., prefix:] = torch.ones(length, length, dtype=torch.bool).tril()
     for i, t in enumerate(part):
-        keys[i, : t.prefix] = torch.arange(t.prefix_start, t.prefix_start + t.prefix)
-        keys[i, prefix : prefix + t.length] = torch.arange(t.start, t.start + t.length)
+        places = torch.from_numpy(t.keys)
+        keys[i, : t.prefix], keys[i, prefix : prefix + t.length] = places[: t.prefix], places[t.prefix :]
         mask[i, ..., : t.prefix] = True
     index = None
     if any(t.length != length for t in part):
@@ -155,6 +164,8 @@ class _Collect(torch.autograd.Function):
 class SdpaCoreAttention(MegatronModule):
     """Causal attention of packed sequences: [t, 1, heads, dim] -> [t, 1, heads * dim] (this tensor-parallel rank's heads)."""
 
+    cp_group: Any = None
+
     def __init__(
         self,
         config: Any,
@@ -169,7 +180,7 @@ class SdpaCoreAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         if config.context_parallel_size > 1:
-            raise NotImplementedError("--context-parallel-size > 1 needs TransformerEngine's attention")
+            self.cp_group = mpu.get_context_parallel_group()
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
 
     def forward(
@@ -182,13 +193,20 @@ class SdpaCoreAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSequences | None = None,
     ) -> Tensor:
-        """query: [t, 1, heads, dim]; key, value: [t, 1, kv_heads, dim]; returns [t, 1, heads * dim]."""
+        """query: [t, 1, heads, dim]; key, value: [t, 1, kv_heads, dim]; returns [t, 1, heads * dim].
+
+        Under context parallelism keys and values of all ranks are gathered first; their gradients are summed back.
+        """
+        if self.cp_group is not None:
+            assert packed_seq_params is not None and not packed_seq_params.blocks
+            both = gather_from_sequence_parallel_region(torch.cat([key, value], -1), group=self.cp_group)
+            key, value = both.split([key.shape[-1], value.shape[-1]], -1)
         blocks = packed_seq_params.blocks if packed_seq_params else (Block(0, len(query), 1, len(query), None),)
         parts = [self._attend(b, query[b.start : b.end], key[b.start : b.end], value[b.start : b.end]) for b in blocks]
         if packed_seq_params:
             parts += [self._attend_after_prefix(b, query[b.start : b.end], key, value) for b in packed_seq_params.tails]
             if packed_seq_params.pad:
-                parts.append(query.new_zeros(packed_seq_params.pad, parts[0].shape[1]))
+                parts.append(query.new_zeros(packed_seq_params.pad, query.shape[2] * value.shape[-1]))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(len(query), 1, -1)
 
     def _attend(self, block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from stages.learn.losses import token_weights
 from stages.learn.megatron import build as building
 from stages.learn.megatron import checkpoint, compat, parallel
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
+from stages.learn.megatron.context import whole
 from stages.learn.megatron.flags import convert, owned_by
 from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import Passes
@@ -91,7 +92,7 @@ class Critic:
         found = [compute_gae(mb.advantages, v, mb.token_counts, gamma=a.gamma, lambd=a.lambd) for mb, v in zip(flat, values, strict=True)]
         advantages = [g.advantages for g in found]
         if a.normalize_advantages:
-            advantages = whiten_over_ranks(advantages, mpu.get_data_parallel_group(with_context_parallel=True))
+            advantages = whiten_over_ranks(advantages, mpu.get_data_parallel_group())
         filled = iter([dataclasses.replace(mb, advantages=x) for mb, x in zip(flat, advantages, strict=True)])
         targets = iter([Targets(v, g.returns) for v, g in zip(values, found, strict=True)])
         return [[next(filled) for _ in step] for step in steps], [[next(targets) for _ in step] for step in steps]
@@ -108,7 +109,7 @@ class Critic:
 
     def _values(self, micro_batches: Sequence[PackedMicroBatch]) -> list[Tensor]:
         def keep(judged: Judged, out: Tensor, non_loss_data: bool = True) -> Tensor:
-            return out[0, :, 0].float()
+            return _values_of(out, judged.batch)
 
         with torch.no_grad():
             return self._passes.run([Judged(mb) for mb in micro_batches], keep, forward_only=True)
@@ -116,11 +117,11 @@ class Critic:
     def _step(self, step: OptimizerStep, micro_batches: Sequence[Judged], where: str) -> dict[str, float]:
         built, per_token = self._built, self._algorithm.calculate_per_token_loss
         denominator = float(step.num_loss_tokens if per_token else step.num_samples) or 1.0
-        scale = len(micro_batches) * parallel.data_parallel_size()  # Megatron divides by both
+        scale = len(micro_batches) * built.dp_size  # Megatron divides by both
 
         def loss_of(judged: Judged, out: Tensor) -> tuple[Tensor, Tensor]:
             assert judged.targets is not None
-            values, clip = out[0, :, 0].float(), self._config.value_clip
+            values, clip = _values_of(out, judged.batch), self._config.value_clip
             loss, sums = _objective(values, judged.batch, judged.targets, self._algorithm, clip, denominator)
             return loss * scale, sums
 
@@ -150,6 +151,11 @@ class Critic:
 
     def load(self, path: Path) -> None:
         checkpoint.load(self._built, path / FOLDER)
+
+
+def _values_of(out: Tensor, mb: PackedMicroBatch) -> Tensor:
+    """[1, n, 1] of this rank's trained tokens -> [N] of all of the micro-batch's."""
+    return whole(out[0, :, 0].float(), mb.own, len(mb.targets))
 
 
 def _build(settings: LearnerSettings, policy: building.Built) -> building.Built:

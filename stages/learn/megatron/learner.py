@@ -23,6 +23,7 @@ from stages.learn.losses import TokenLogProbs
 from stages.learn.megatron import checkpoint, parallel
 from stages.learn.megatron.ahead import Ahead
 from stages.learn.megatron.build import Built, build
+from stages.learn.megatron.context import whole
 from stages.learn.megatron.critic import Critic
 from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import Passes, Prepared
@@ -170,6 +171,8 @@ class MegatronRank:
             micro_batches, statistics = self._ahead.statistics(micro_batches, first=first)
 
         def loss_of(logits: Tensor, now: TokenLogProbs, prepared: Prepared) -> Outcome:
+            if goal.wants_logits:
+                logits = whole(logits[0], prepared.batch.own, len(prepared.batch.targets))[None]
             return goal.outcome(logits, now, prepared, denominator, statistics)
 
         goal.worst = Worst()
@@ -250,7 +253,8 @@ class MegatronRank:
     def _run(self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False) -> list[Outcome]:
         """Forward and backward over this rank's micro-batches; the outcome of each on the last pipeline stage, else nothing."""
         # Megatron divides the loss by the micro-batches and the gradients by the data-parallel size; ours are shares of a sum.
-        scale = len(micro_batches) * parallel.data_parallel_size()
+        # (The context-parallel size is in both: the schedule multiplies by it.)
+        scale = len(micro_batches) * self._built.dp_size
 
         def loss_of(prepared: Prepared, logits: Tensor, non_loss_data: bool = False) -> Any:
             outcome = objective(logits, self._passes.log_probs(logits, prepared.batch, with_entropy=True), prepared)

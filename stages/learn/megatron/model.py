@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from megatron.core import parallel_state as mpu
@@ -17,8 +18,11 @@ class PolicyModel(GPTModel):
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, *args: Any, packed_seq_params: Any = None, **kwargs: Any) -> Any:
         """The rotary table indexed by position: one lookup for the whole pack instead of a slice a sequence and layer."""
-        out = super()._preprocess(input_ids, position_ids, *args, packed_seq_params=packed_seq_params, **kwargs)
-        if packed_seq_params is None or packed_seq_params.qkv_format == "thd":
+        local = packed_seq_params is not None and packed_seq_params.qkv_format != "thd"
+        # Named thd here, Megatron makes the table of whole sequences under context parallelism too.
+        asked = dataclasses.replace(packed_seq_params, qkv_format="thd") if local else packed_seq_params
+        out = super()._preprocess(input_ids, position_ids, *args, packed_seq_params=asked, **kwargs)
+        if not local or out[1] is None:
             return out
         return (out[0], out[1][position_ids[0]], *out[2:])
 

@@ -10,11 +10,12 @@ from stages.learn.megatron.packing import PackedMicroBatch
 
 
 def log_probs_of(logits: Tensor, batch: PackedMicroBatch, *, temperature: float, vocab_shard: int, with_entropy: bool) -> TokenLogProbs:
-    """logits: [1, N, words of this TP rank]; `vocab_shard`: words a rank with padding, the stride between ranks' first words."""
+    """Of the n tokens that this rank predicts. logits: [1, n, words of this TP rank]; `vocab_shard`: words a rank with padding, the
+    stride between ranks' first words."""
     split = mpu.get_tensor_model_parallel_world_size() > 1
     return compute_log_probs_from_logits(
         logits[0],
-        batch.targets,
+        batch.targets if batch.own is None else batch.targets[batch.own],
         temperature=temperature,
         with_entropy=with_entropy,
         group=mpu.get_tensor_model_parallel_group() if split else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,16 +13,21 @@ from torch import Tensor
 from pipeline.errors import LearnerError
 from pipeline.types import TrainSample
 from stages.learn.megatron.attention import PackedSequences, Tail, cut_blocks, cut_tails
+from stages.learn.megatron.context import Layout, Share, lay_out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedMicroBatch:
-    """t input tokens, N trained tokens, S samples. The inputs of a sample are all but its last token; a shared prompt is there once."""
+    """t input tokens, N trained tokens, S samples. The inputs of a sample are all but its last token; a shared prompt is there once.
+
+    Under context parallelism t and n are this rank's; N and S are the micro-batch's, the same on all ranks that share it.
+    """
 
     tokens: Tensor  # [1, t] int64
     positions: Tensor  # [1, t] int64, from 0 in every sample
     packing: PackedSequences
-    rows: Tensor  # [N] int64: places in t whose next token is trained; samples that share a prompt share its last place
+    rows: Tensor  # [n] int64: places in t whose next token is trained; samples that share a prompt share its last place
+    own: Tensor | None  # [n] int64: which of the N those are, where context-parallel ranks share the samples; None: n = N, in order
     targets: Tensor  # [N] int64: that next token
     advantages: Tensor  # [N] float32
     rollout_log_probs: Tensor  # [N] float32
@@ -42,36 +48,58 @@ class PackedMicroBatch:
         return self.tokens.shape[1]
 
 
-def pack(samples: Sequence[TrainSample], device: torch.device, *, thd: bool, multiple_of: int = 1) -> PackedMicroBatch:
-    """Pack samples. `thd`: mark for TransformerEngine's packed attention; else cut blocks for the local one, in which samples of
-    a group share their prompt's tokens.
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One sequence of the pack: its tokens from `start` on, in `room` places, attend to each other and to the prefix ahead."""
 
-    `multiple_of`: pad the tokens to such a multiple with a sequence of its own (sequence parallelism splits evenly).
+    start: int
+    tokens: np.ndarray
+    room: int  # with padding
+    prefix_start: int
+    prefix: int  # 0: none, a sequence of its own
+
+
+def pack(
+    samples: Sequence[TrainSample],
+    device: torch.device,
+    *,
+    thd: bool,
+    multiple_of: int = 1,
+    share: Share = Share(),  # noqa: B008  # immutable
+) -> PackedMicroBatch:
+    """Pack samples, and take this rank's share of the pack. `thd`: mark for TransformerEngine's packed attention; else cut blocks for
+    the local one, in which samples of a group share their prompt's tokens.
+
+    `multiple_of`: pad the tokens to such a multiple with a sequence of its own (sequence parallelism splits evenly). Under context
+    parallelism every sequence is padded (`Share.unit`); tokens that pad are behind all others of their sequence, so none looks at them.
     Raises LearnerError for a sample whose first token would have to be predicted, or whose arrays disagree.
     """
     for s in samples:
         _check(s)
     families = [[s] for s in samples] if thd else _families(samples)
     families.sort(key=lambda f: (-len(f), -_stem(f).size))
-    stems = [_stem(family) for family in families]
-    starts = np.cumsum([0, *(len(stem) for stem in stems)])
-    tails = _tails(families, starts)
     order = [s for family in families for s in family]
-    num_inputs = int(starts[-1]) + sum(t.length for _, t in tails)
-    pad = -num_inputs % multiple_of
-    lengths = [len(stem) for stem in stems]
+    segments, rows = _segments(families, share.unit)
+    total = sum(segment.room for segment in segments)
+    pad = -total % math.lcm(share.unit, share.size * multiple_of)
+    layout = lay_out([segment.room for segment in segments], pad, share, by_sequence=thd)
+    tokens, positions = np.zeros((2, total + pad), np.int64)
+    for segment in segments:
+        places = slice(segment.start, segment.start + segment.room)
+        tokens[places][: len(segment.tokens)], positions[places] = segment.tokens, np.arange(segment.room) + segment.prefix
+    held = layout.held[share.rank]
+    mine = layout.rank[rows] == share.rank
     masks = [np.asarray(s.loss_mask, dtype=bool) for s in order]
-    inputs = [*stems, *(s.tokens[t.prefix : -1] for s, t in tails), np.zeros(pad, np.int64)]
-    positions = [*(np.arange(n) for n in lengths), *(np.arange(t.length) + t.prefix for _, t in tails), np.zeros(pad, np.int64)]
 
     def flat(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(device=device, dtype=dtype)
 
     return PackedMicroBatch(
-        tokens=flat(inputs, torch.int64)[None],
-        positions=flat(positions, torch.int64)[None],
-        packing=_packing(lengths, [t for _, t in tails], pad, device, thd),
-        rows=flat(_rows(families, starts, tails), torch.int64),
+        tokens=flat([tokens[held]], torch.int64)[None],
+        positions=flat([positions[held]], torch.int64)[None],
+        packing=_packing(segments, layout, pad, device, thd),
+        rows=flat([layout.local[rows[mine]]], torch.int64),
+        own=None if share.size == 1 else flat([np.flatnonzero(mine)], torch.int64),
         targets=flat([s.tokens[s.num_tokens - s.response_length :][m] for s, m in zip(order, masks, strict=True)], torch.int64),
         advantages=flat([s.advantages[m] for s, m in zip(order, masks, strict=True)], torch.float32),
         rollout_log_probs=flat([s.rollout_log_probs[m] for s, m in zip(order, masks, strict=True)], torch.float32),
@@ -104,27 +132,32 @@ def _stem(family: Sequence[TrainSample]) -> np.ndarray:
     return s.tokens[:-1] if len(family) == 1 else s.tokens[: s.num_tokens - s.response_length]
 
 
-def _tails(families: Sequence[Sequence[TrainSample]], starts: np.ndarray) -> list[tuple[TrainSample, Tail]]:
-    """Every sample that shares its prompt, end to end behind the stems, like beside like."""
-    sharing = [(s, int(start)) for family, start in zip(families, starts[:-1], strict=True) if len(family) > 1 for s in family]
+def _segments(families: Sequence[Sequence[TrainSample]], unit: int) -> tuple[list[Segment], np.ndarray]:
+    """The sequences of the pack: stems, then the tails of samples that share their prompt, like beside like.
+
+    And the places [N] whose next token is trained, sample by sample. The first response token is predicted at the prompt's end.
+    """
+    segments: list[Segment] = []
+
+    def add(tokens: np.ndarray, prefix_start: int = 0, prefix: int = 0) -> Segment:
+        start = segments[-1].start + segments[-1].room if segments else 0
+        segments.append(Segment(start, tokens, -(-len(tokens) // unit) * unit, prefix_start, prefix))
+        return segments[-1]
+
+    stems = [add(_stem(family)).start for family in families]
+    sharing = [(s, start) for family, start in zip(families, stems, strict=True) if len(family) > 1 for s in family]
     sharing.sort(key=lambda x: (-(x[0].num_tokens - x[0].response_length).bit_length(), -x[0].response_length))
-    tails, at = [], int(starts[-1])
+    behind = {}
     for s, start in sharing:
-        tails.append((s, Tail(start, s.num_tokens - s.response_length, at, s.response_length - 1)))
-        at += s.response_length - 1
-    return tails
-
-
-def _rows(families: Sequence[Sequence[TrainSample]], starts: np.ndarray, tails: Sequence[tuple[TrainSample, Tail]]) -> list[np.ndarray]:
-    """For every sample: the places whose next token is trained. The first response token is predicted at the prompt's end."""
-    behind = {id(s): tail.start - 1 for s, tail in tails}
+        prompt = s.num_tokens - s.response_length
+        behind[id(s)] = add(s.tokens[prompt:-1], start, prompt).start - 1
     rows = []
-    for family, start in zip(families, starts[:-1], strict=True):
+    for family, start in zip(families, stems, strict=True):
         for s in family:
             trained = np.flatnonzero(s.loss_mask)
-            end_of_prompt = int(start) + s.num_tokens - s.response_length - 1
+            end_of_prompt = start + s.num_tokens - s.response_length - 1
             rows.append(np.where(trained == 0, end_of_prompt, trained + behind.get(id(s), end_of_prompt)))
-    return rows
+    return [s for s in segments if s.room], np.concatenate(rows)
 
 
 def _check(s: TrainSample) -> None:
@@ -135,15 +168,26 @@ def _check(s: TrainSample) -> None:
         raise LearnerError(f"sample {s.index}: {s.num_tokens} tokens, {s.response_length} of them response: needs a prompt token ahead")
 
 
-def _packing(lengths: list[int], tails: Sequence[Tail], pad: int, device: torch.device, thd: bool) -> PackedSequences:
-    """`pad` tokens at the end are a sequence of their own."""
-    top = max([*lengths, pad, *(t.prefix + t.length for t in tails)])
-    if not thd:
-        # Rounded up, so that the rotary table that Megatron caches by length is made for a few lengths only.
-        top = -(-top // 64) * 64
-        blocks = cut_blocks(lengths, device)
-        cut = cut_tails([t for t in tails if t.length], device)
-        return PackedSequences(qkv_format="sbhd", max_seqlen_q=top, max_seqlen_kv=top, blocks=blocks, tails=cut, pad=pad)
-    cumulative = torch.from_numpy(np.cumsum([0, *lengths, *([pad] if pad else [])])).to(device=device, dtype=torch.int32)
-    ends = {"cu_seqlens_q": cumulative, "cu_seqlens_kv": cumulative, "max_seqlen_q": top, "max_seqlen_kv": top}
-    return PackedSequences(qkv_format="thd", **ends)
+def _packing(segments: Sequence[Segment], layout: Layout, pad: int, device: torch.device, thd: bool) -> PackedSequences:
+    """`pad` tokens of the whole pack, at its end, are a sequence of their own."""
+    top = max([pad, *(s.prefix + s.room for s in segments)])
+    if thd:
+        # Lengths of whole sequences with their padding: TransformerEngine divides by the context-parallel size itself.
+        ends = np.cumsum([0, *(s.room for s in segments), *([pad] if pad else [])])
+        cumulative = torch.from_numpy(ends).to(device=device, dtype=torch.int32)
+        both = {"cu_seqlens_q": cumulative, "cu_seqlens_kv": cumulative, "max_seqlen_q": top, "max_seqlen_kv": top}
+        return PackedSequences(qkv_format="thd", **both)
+    # Rounded up, so that the rotary table that Megatron caches by length is made for a few lengths only.
+    top = -(-top // 64) * 64
+    num_ranks = len(layout.held)
+    shared = num_ranks > 1
+    blocks = () if shared else cut_blocks([s.room for s in segments if not s.prefix], device)
+    places = layout.gathered
+    tails = []
+    for chunk in layout.chunks:
+        s = segments[chunk.sequence]
+        if shared or s.prefix:
+            seen = np.arange(s.prefix_start, s.prefix_start + s.prefix), np.arange(s.start, s.start + chunk.offset + chunk.length)
+            tails.append(Tail(chunk.place, chunk.length, places[np.concatenate(seen)]))
+    cut = cut_tails(tails, device)
+    return PackedSequences(qkv_format="sbhd", max_seqlen_q=top, max_seqlen_kv=top, blocks=blocks, tails=cut, pad=pad // num_ranks)

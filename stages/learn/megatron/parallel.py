@@ -72,16 +72,13 @@ def shutdown() -> None:
             dist.destroy_process_group()
 
 
-def data_parallel_size() -> int:
-    return mpu.get_data_parallel_world_size(with_context_parallel=True)
-
-
 def reduce_metrics(sums: Tensor | None, maxima: Tensor | None, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Sums and maxima over the data-parallel ranks, given to every pipeline stage.
 
-    Only the last stage has values; the others pass None and learn the shapes from `like`.
+    Only the last stage has values; the others pass None and learn the shapes from `like`. Context-parallel ranks have the same values
+    each (of whole samples), which count once.
     """
-    group = mpu.get_data_parallel_group(with_context_parallel=True)
+    group = mpu.get_data_parallel_group()
     sums, maxima = (like[0] if sums is None else sums), (like[1] if maxima is None else maxima)
     dist.all_reduce(sums, group=group)
     dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=group)
@@ -101,7 +98,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 def gather_over_data_ranks(value: Any) -> list[Any]:
     """`value` (small, picklable) of every data-parallel rank of this pipeline stage."""
-    group = mpu.get_data_parallel_group(with_context_parallel=True)
+    group = mpu.get_data_parallel_group()
     out: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(out, value, group=group)
     return out
@@ -119,5 +116,5 @@ def is_last_stage() -> bool:
 
 
 def reports() -> bool:
-    """One rank of every model copy says what was found: the first tensor rank of the last pipeline stage."""
-    return is_last_stage() and mpu.get_tensor_model_parallel_rank() == 0
+    """One rank of every model copy says what was found: the first tensor and context rank of the last pipeline stage."""
+    return is_last_stage() and mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0

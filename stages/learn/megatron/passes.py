@@ -12,6 +12,7 @@ from pipeline.errors import LearnerError
 from pipeline.types import MicroBatch
 from stages.learn.losses import TokenLogProbs
 from stages.learn.megatron.build import Built
+from stages.learn.megatron.context import Share, whole
 from stages.learn.megatron.objective import log_probs_of
 from stages.learn.megatron.packing import PackedMicroBatch, pack
 
@@ -43,12 +44,18 @@ class Passes:
             raise LearnerError(f"the batch is cut for {len(per_rank)} data-parallel ranks, the learner has {built.dp_size}")
         if not per_rank[built.dp_rank]:
             raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
-        return [pack(mb, built.device, thd=built.thd, multiple_of=built.token_multiple) for mb in per_rank[built.dp_rank]]
+        share = Share.of_this_rank()
+        return [pack(mb, built.device, thd=built.thd, multiple_of=built.token_multiple, share=share) for mb in per_rank[built.dp_rank]]
 
     def log_probs(self, logits: Tensor, mb: PackedMicroBatch, *, with_entropy: bool) -> TokenLogProbs:
         shard = self._built.vocab_shard
         temperature = self._temperature
-        return log_probs_of(logits, mb, temperature=temperature, vocab_shard=shard, with_entropy=with_entropy)
+        found = log_probs_of(logits, mb, temperature=temperature, vocab_shard=shard, with_entropy=with_entropy)
+        if mb.own is None:
+            return found
+        # Whole samples on every context-parallel rank: means and ratios over a sample are then what they are on one.
+        columns = [c for c in found if c is not None]
+        return TokenLogProbs(*whole(torch.stack(columns, -1), mb.own, len(mb.targets)).unbind(-1), *([None] * (2 - len(columns))))
 
     def log_probs_now(self, micro_batches: Sequence[Prepared]) -> list[Tensor | None]:
         """Log-probs under the weights that the model has now, without gradients. None for each on stages before the last."""
