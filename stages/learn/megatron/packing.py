@@ -13,6 +13,8 @@ from pipeline.errors import LearnerError
 from pipeline.types import TrainSample
 from stages.learn.megatron.attention import PackedSequences, Tail, cut_blocks, cut_tails
 
+FREE = -1  # in the place of an expert: nobody knows, so the router chooses
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedMicroBatch:
@@ -32,6 +34,7 @@ class PackedMicroBatch:
     sample_weights: Tensor  # [S] float32: what each trained token weighs in a mean over tokens
     mean_weights: Tensor  # [S] float32: what the mean over a sample's trained tokens weighs in a mean over samples
     num_tokens: int  # prompt and response, before packing
+    routed_experts: Tensor | None = None  # [t, layers with experts, top-k] int16 on the host, FREE where unknown: to be replayed
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
         """[S] to go with losses.token_weights of the same `per_token`."""
@@ -42,11 +45,14 @@ class PackedMicroBatch:
         return self.tokens.shape[1]
 
 
-def pack(samples: Sequence[TrainSample], device: torch.device, *, thd: bool, multiple_of: int = 1) -> PackedMicroBatch:
+def pack(
+    samples: Sequence[TrainSample], device: torch.device, *, thd: bool, multiple_of: int = 1, expert_layers: Sequence[int] = ()
+) -> PackedMicroBatch:
     """Pack samples. `thd`: mark for TransformerEngine's packed attention; else cut blocks for the local one, in which samples of
     a group share their prompt's tokens.
 
     `multiple_of`: pad the tokens to such a multiple with a sequence of its own (sequence parallelism splits evenly).
+    `expert_layers`: layers of the samples' routed experts to pack, where they have some.
     Raises LearnerError for a sample whose first token would have to be predicted, or whose arrays disagree.
     """
     for s in samples:
@@ -86,15 +92,41 @@ def pack(samples: Sequence[TrainSample], device: torch.device, *, thd: bool, mul
             device=device,
         ),
         num_tokens=sum(s.num_tokens for s in order),
+        routed_experts=_experts(families, [t for _, t in tails], [s for s, _ in tails], pad, expert_layers) if expert_layers else None,
     )
 
 
+def _experts(
+    families: Sequence[Sequence[TrainSample]], tails: Sequence[Tail], tailed: Sequence[TrainSample], pad: int, layers: Sequence[int]
+) -> Tensor | None:
+    """[t, layers, top-k] in packed order. Raises LearnerError when some samples have experts and some have none."""
+    with_experts = [s for family in families for s in family if s.routed_experts is not None]
+    if not with_experts:
+        return None
+    if without := [s.index for family in families for s in family if s.routed_experts is None]:
+        raise LearnerError(f"samples {without[:5]} have no routed experts, sample {with_experts[0].index} has: all or none are expected")
+
+    def cut(s: TrainSample, start: int, end: int) -> np.ndarray:
+        assert s.routed_experts is not None
+        out = np.full((end - start, len(layers), s.routed_experts.shape[2]), FREE, np.int16)
+        known = s.routed_experts[start:end, list(layers)]
+        out[: len(known)] = known
+        return out
+
+    parts = [cut(family[0], 0, len(_stem(family))) for family in families]
+    parts += [cut(s, t.prefix, s.num_tokens - 1) for s, t in zip(tailed, tails, strict=True)]
+    return torch.from_numpy(np.concatenate([*parts, np.full((pad, *parts[0].shape[1:]), FREE, np.int16)]))
+
+
 def _families(samples: Sequence[TrainSample]) -> list[list[TrainSample]]:
-    """Samples of one group with the very same prompt."""
-    found: dict[tuple[int, bytes], list[TrainSample]] = {}
+    """Samples of one group with the very same prompt, and the same routed experts on it: equal prompts of two requests need
+    not have gone the same way."""
+    found: dict[tuple[int, bytes, bytes], list[TrainSample]] = {}
     for s in samples:
-        prompt = np.ascontiguousarray(s.tokens[: s.num_tokens - s.response_length], dtype=np.int64)
-        found.setdefault((s.group_index, prompt.tobytes()), []).append(s)
+        length = s.num_tokens - s.response_length
+        prompt = np.ascontiguousarray(s.tokens[:length], dtype=np.int64)
+        route = b"" if s.routed_experts is None else s.routed_experts[:length].astype(np.int16).tobytes()
+        found.setdefault((s.group_index, prompt.tobytes(), route), []).append(s)
     return list(found.values())
 
 
