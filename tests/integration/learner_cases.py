@@ -158,10 +158,10 @@ def reference_loss(
 def hf_gradients(rank: Any) -> dict[str, torch.Tensor]:
     """The reduced gradients of the last step, by Hugging Face name and layout (one rank, no clipping)."""
     bridge, model = rank._built.bridge, rank._built.models[0]
-    names = bridge._weight_name_mapping_mcore_local_to_global(model)
+    names = bridge.names(model)
     out = {}
     for name, p in model.named_parameters():
-        out.update(zip(*bridge._weight_to_hf_format(names[name], p.main_grad), strict=True))
+        out.update(bridge.to_hf(names[name], p.main_grad))
     return out
 
 

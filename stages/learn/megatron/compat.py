@@ -2,7 +2,7 @@
 
 Megatron writes `device="cuda"` and `torch.cuda.current_device()` in places that a CPU run passes too. `install()` gives those
 Megatron modules (and mbridge's helpers), and nobody else, a view of torch in which "cuda" means the CPU; torch itself stays
-as it is. Five more spots need a word of their own, each explained below. With a CUDA device `install()` does nothing.
+as it is. Seven more spots need a word of their own, each explained below. With a CUDA device `install()` does nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _MODULES = (
     "megatron.core.distributed.distributed_data_parallel",
     "megatron.core.distributed.param_and_grad_buffer",
     "megatron.core.models.common.embeddings.rotary_pos_embedding",
+    "megatron.core.models.common.embeddings.yarn_rotary_pos_embedding",
     "megatron.core.models.common.language_module.language_module",
     "megatron.core.optimizer.clip_grads",
     "megatron.core.optimizer.distrib_optimizer",
@@ -41,6 +42,9 @@ _MODULES = (
     "megatron.core.transformer.attention",
     "megatron.core.transformer.mlp",
     "megatron.core.transformer.module",
+    "megatron.core.transformer.moe.moe_utils",
+    "megatron.core.transformer.moe.router",
+    "megatron.core.transformer.moe.token_dispatcher",
     "megatron.core.utils",
     "mbridge.core.util",
 )
@@ -92,6 +96,8 @@ def install() -> bool:
     _patch_clipping(torch)
     _patch_distributed_optimizer(torch)
     _patch_checkpoint_writer()
+    _patch_experts(torch)
+    _patch_uneven_collectives(torch)
     _installed = True
     return True
 
@@ -135,6 +141,7 @@ def _cpu_view(torch: Any) -> _View:
         return None
 
     cuda = _View(torch.cuda, current_device=lambda: cpu, synchronize=nothing, empty_cache=nothing, manual_seed=torch.manual_seed)
+    cuda.__dict__["Stream"] = nothing  # the token dispatcher keeps one; _patch_experts says why it is never used
     cuda.__dict__["get_rng_state"] = lambda device=None: torch.get_rng_state()
     return _View(torch, cuda=cuda, **{name: on_cpu(getattr(torch, name)) for name in _FACTORIES})
 
@@ -194,3 +201,51 @@ def _patch_checkpoint_writer() -> None:
     """A synchronous save needs no multiprocessing manager (three seconds, and a child that outlives a killed parent)."""
     writer: Any = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
     writer._results_queue = queue.Queue()
+
+
+def _patch_experts(torch: Any) -> None:
+    """Routers name a TransformerEngine function that is not there; dispatchers copy the expert counts to the host on a side stream.
+
+    The counts are on the host: what is left of the copy is that all_to_all wants its splits as numbers, not as tensors. And MLA's
+    module believes that TransformerEngine is there, then asks whether a layer is of a class that is not.
+    """
+    utils: Any = importlib.import_module("megatron.core.transformer.moe.moe_utils")
+    if not hasattr(utils, "te_general_gemm"):
+        utils.te_general_gemm = None
+    cls: Any = importlib.import_module("megatron.core.transformer.moe.token_dispatcher").MoEAlltoAllTokenDispatcher
+
+    def splits_as_numbers(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
+        if not self.drop_and_pad and point == self.cuda_dtoh_point:
+            for name in ("input_splits", "output_splits", "output_splits_tp"):
+                value = getattr(self, name)
+                if torch.is_tensor(value):
+                    setattr(self, name, value.numpy())
+        return tokens_per_expert
+
+    cls._maybe_dtoh_and_synchronize = splits_as_numbers
+    vars(importlib.import_module("megatron.core.transformer.multi_latent_attention"))["HAVE_TE"] = False
+
+
+def _patch_uneven_collectives(torch: Any) -> None:
+    """Experts split over tensor ranks exchange as many tokens as each has; gloo wants equal shapes, so they are padded."""
+    mappings: Any = importlib.import_module("megatron.core.tensor_parallel.mappings")
+    gather, reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+
+    def padded(x: Any, length: int) -> Any:
+        return torch.cat([x, x.new_zeros(length - x.shape[0], *x.shape[1:])])
+
+    def gather_uneven(input_: Any, group: Any, output_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if output_split_sizes is None or group.size() == 1:
+            return gather(input_, group, None, use_global_buffer)
+        longest = max(output_split_sizes)
+        parts = gather(padded(input_, longest), group).split(longest) if longest else ()
+        return torch.cat([p[:n] for p, n in zip(parts, output_split_sizes, strict=True)]) if parts else input_
+
+    def reduce_scatter_uneven(input_: Any, group: Any, input_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if input_split_sizes is None or group.size() == 1:
+            return reduce_scatter(input_, group, None, use_global_buffer)
+        longest = max(input_split_sizes)
+        parts = [padded(p, longest) for p in input_.split(input_split_sizes)]
+        return reduce_scatter(torch.cat(parts), group)[: input_split_sizes[group.rank()]] if longest else input_
+
+    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather_uneven, reduce_scatter_uneven
