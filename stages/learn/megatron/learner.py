@@ -102,7 +102,12 @@ class MegatronRank:
         (those before it, of the same rollout, are) and weights, optimizer and schedule are as they were before it.
         """
         started = self._clock()
-        prepared = self._ahead.prepare([self._passes.pack(s.per_rank) for s in batch.steps])
+        packed = [self._passes.pack(s.per_rank) for s in batch.steps]
+        if self.settings.algorithm.use_rollout_routing_replay and any(mb.routed_experts is None for step in packed for mb in step):
+            raise LearnerError(
+                f"rollout {batch.rollout_id} has samples with no routed experts: --use-rollout-routing-replay needs them all"
+            )
+        prepared = self._ahead.prepare(packed)
         prepared, critic_metrics = self._criticise(batch, prepared)
         alone = self._critic is not None and self._critic.is_alone(batch.rollout_id)
         results = []
