@@ -2,8 +2,8 @@
 
 What a learner reads in bulk (tokens, loss mask, log-probs) lies in LargeList columns in the learner's own dtypes and comes back
 as read-only numpy views of the batch's memory; free-form fields are JSON strings; the rest are plain columns.
-Exact both ways, except: log-probs are float32 (as engines send them), routed experts int32 numpy arrays, and
-JSON knows neither tuples nor keys that are no strings.
+Exact both ways, except: log-probs are float32 (as engines send them), routed experts numpy arrays of the smallest type that
+holds the group's (`narrow_experts`), and JSON knows neither tuples nor keys that are no strings.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ReplayBufferError
-from pipeline.types import Group, Sample, Status, VersionSpan
+from pipeline.types import Group, Sample, Status, VersionSpan, narrow_experts
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SHORT = 64  # characters
 _CODES = {(int, pa.int64().id): "q", (float, pa.float64().id): "d"}  # of array.array
 _NUMBER_IDS = (pa.int64().id, pa.float64().id)
@@ -52,7 +52,8 @@ _ARRAYS: dict[str, np.dtype[Any]] = {
     "teacher_log_probs": np.dtype(np.float32),
 }
 
-_ARROW = {dtype: pa.from_numpy_dtype(dtype) for dtype in (*_ARRAYS.values(), np.dtype(np.int32))}
+_ARROW = {dtype: pa.from_numpy_dtype(dtype) for dtype in _ARRAYS.values()}
+_EXPERT_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.int16), 4: np.dtype(np.int32)}  # by bytes an expert
 
 SCHEMA = pa.schema(
     [
@@ -66,7 +67,7 @@ SCHEMA = pa.schema(
         pa.field("reward_parts", pa.large_string()),  # ... or a dict of them, as JSON
         *(pa.field(name, pa.large_list(pa.from_numpy_dtype(dtype))) for name, dtype in _ARRAYS.items()),
         pa.field("weight_versions", pa.large_list(_SPAN)),
-        pa.field("routed_experts", pa.large_list(pa.int32())),  # flattened
+        pa.field("routed_experts", pa.large_list(pa.uint8())),  # bytes: the shape says how many make a number (_EXPERT_DTYPES)
         pa.field("routed_experts_shape", pa.list_(pa.int64())),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
@@ -110,7 +111,7 @@ def from_batch(batch: pa.RecordBatch) -> Group:
     columns["weight_versions"] = [[VersionSpan(*s) for s in rows] for rows in spans]
     shapes = _pylist(stored["routed_experts_shape"])
     experts = _views(stored["routed_experts"])
-    columns["rollout_routed_experts"] = [None if e is None else e.reshape(s) for e, s in zip(experts, shapes, strict=True)]
+    columns["rollout_routed_experts"] = [None if e is None else _shaped(e, s) for e, s in zip(experts, shapes, strict=True)]
     parts = columns.pop("reward_parts")
     columns["reward"] = [r if p is None else _decode_json(p) for r, p in zip(columns["reward"], parts, strict=True)]
     samples = tuple(Sample(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
@@ -177,9 +178,9 @@ def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sampl
         case "weight_versions":
             return _spans([s.weight_versions for s in samples])
         case "routed_experts":
-            return _large_list([_experts(s) for s in samples], np.dtype(np.int32))
+            return _experts(samples)
         case "routed_experts_shape":
-            return pa.array([None if (e := _experts(s)) is None else list(np.shape(e)) for s in samples], dtype)
+            return pa.array([None if (e := s.rollout_routed_experts) is None else list(np.shape(e)) for s in samples], dtype)
     return _array([getattr(s, name) for s in samples], dtype)
 
 
@@ -236,8 +237,24 @@ def _views(column: pa.LargeListArray) -> list[np.ndarray | None]:
     return [numbers[a:b] if ok else None for a, b, ok in zip(bounds[:-1], bounds[1:], valid, strict=True)]
 
 
-def _experts(sample: Sample) -> Any:
-    return sample.rollout_routed_experts
+def _experts(samples: Sequence[Sample]) -> pa.LargeListArray:
+    """The bytes of every sample's experts. Of one type in a group, so that each begins where its numbers may begin."""
+    rows = [None if (e := s.rollout_routed_experts) is None else _integers(e) for s in samples]
+    dtype = max((r.dtype for r in rows if r is not None), key=lambda d: d.itemsize)
+    return _large_list([None if r is None else r.astype(dtype, copy=False).reshape(-1).view(np.uint8) for r in rows], _ARRAYS["loss_mask"])
+
+
+def _integers(experts: Any) -> np.ndarray:
+    array = np.asarray(experts)
+    whole = array if array.dtype.kind in "iu" else array.astype(np.int64)
+    if not np.array_equal(whole, array):
+        raise ValueError(f"{array.dtype} values are not whole numbers")
+    return np.ascontiguousarray(narrow_experts(whole))
+
+
+def _shaped(data: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    count = int(np.prod(shape))
+    return data.view(_EXPERT_DTYPES[data.size // count if count else 1]).reshape(shape)
 
 
 def _to_json(value: Any) -> str | None:
@@ -267,5 +284,5 @@ def _expected(name: str) -> str:
     if name in _JSON or name == "reward_parts":
         return "what JSON can say"
     if name in _ARRAYS or name == "routed_experts":
-        return f"numbers of dtype {_ARRAYS.get(name, 'int32')}"
+        return f"numbers of dtype {_ARRAYS.get(name, 'int32 at most')}"
     return f"a value of Arrow type {SCHEMA.field(name).type}"

@@ -157,6 +157,8 @@ class AlgorithmConfig:
     global_batch_size: int | None = None  # samples an optimizer step
     num_steps_per_rollout: int | None = None  # optimizer steps a rollout (the other way to say it)
     max_tokens_per_gpu: int = 4096  # token budget of a micro-batch
+    use_rollout_routing_replay: bool = False  # MoE, R3: the learner takes the experts that the engine took, token by token
+    use_routing_replay: bool = False  # MoE, R2: later optimizer steps take the experts that the policy took at consumption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

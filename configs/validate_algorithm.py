@@ -15,6 +15,7 @@ def algorithm(config: Config) -> Iterator[str]:
     yield from _truncation(a)
     yield from _corrections(a)
     yield from _on_policy(a, config.async_.async_buffer_size)
+    yield from _routing(config)
 
 
 def _losses(a: AlgorithmConfig) -> Iterator[str]:
@@ -144,4 +145,25 @@ def _on_policy(a: AlgorithmConfig, async_buffer_size: int) -> Iterator[str]:
         yield (
             "--true-on-policy-mode with an off-policy correction (--use-tis, --off-policy-correction, --staleness-clip-decay, "
             "--ess-lr-scaling, ...): it refuses every token that could need one. Drop one of the two"
+        )
+
+
+def _routing(config: Config) -> Iterator[str]:
+    """Replay of routed experts. Whether the model has experts is known where its folder is: at build."""
+    a = config.algorithm
+    if not (a.use_rollout_routing_replay or a.use_routing_replay):
+        return
+    flag = "--use-rollout-routing-replay" if a.use_rollout_routing_replay else "--use-routing-replay"
+    context = int(config.megatron.get("context_parallel_size") or 1)
+    if context > 1:
+        yield f"{flag} with --context-parallel-size {context}: tokens that are split over ranks are not replayed. Drop one of the two"
+    if str(config.megatron.get("moe_router_fusion")).lower() in ("true", "1"):
+        yield f"{flag} with --moe-router-fusion: the fused router takes no experts from outside. Drop one of the two"
+    if config.run.mock and a.use_rollout_routing_replay:
+        yield f"{flag} with --mock: mock engines have no experts. Drop one of the two"
+    has_old_pass = correction_of(a).ratio == "decoupled" or a.kl_coef > 0 or a.true_on_policy_mode  # as in stages/learn/goal.py
+    if not (a.use_rollout_routing_replay or has_old_pass):
+        yield (
+            f"{flag} replays the experts of the pass for the old log-probs, which --use-rollout-logprobs (or a correction with the rollout "
+            "policy in its ratio) leaves out: replay the engine's, --use-rollout-routing-replay, or drop one of the two"
         )

@@ -50,9 +50,12 @@ class EnginePool(Protocol):
 class EngineClient(Protocol):
     """Token ids in, token ids out."""
 
-    async def generate(self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None) -> Completion:
+    async def generate(
+        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None, known_experts: int = 0
+    ) -> Completion:
         """One completion. `sampling_params` are SGLang's (temperature, top_p, top_k, max_new_tokens, stop,
-        stop_token_ids, ...). Retries with back-off inside; raises EngineError when the limit is reached."""
+        stop_token_ids, ...). Retries with back-off inside; raises EngineError when the limit is reached.
+        Where routed experts are asked for, those of the first `known_experts` tokens are left out."""
 
 
 class Tokenizer(Protocol):

@@ -14,6 +14,15 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 
+def narrow_experts(experts: np.ndarray) -> np.ndarray:
+    """The same numbers in the smallest of uint8, int16 and int32 that holds them: they are most of a rollout's bytes."""
+    low, high = (int(experts.min()), int(experts.max())) if experts.size else (0, 0)
+    for dtype in (np.uint8, np.int16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return experts.astype(dtype, copy=False)
+    raise ValueError(f"experts {low} to {high}: expected 32-bit numbers")
+
+
 class VersionSpan(NamedTuple):
     """Response tokens [start, end) were sampled by the weights of policy `version` (indices into the response)."""
 
@@ -45,6 +54,9 @@ class Sample:
 
     Samples that come out of the replay buffer hold read-only numpy arrays instead of lists in `tokens` (int64), `loss_mask`
     (uint8) and `rollout_log_probs` (float32): views of the mapped segment file, nothing is copied.
+
+    `rollout_routed_experts` [n, layers, top-k] (uint8, int16 or int32): the experts that the engine's routers chose as token i passed
+    through, for the n <= len(tokens) - 1 tokens that did. Layers without experts hold zeros.
     """
 
     Status: ClassVar[type[Status]] = Status  # slime writes Sample.Status.COMPLETED
@@ -64,7 +76,7 @@ class Sample:
     multimodal_train_inputs: dict[str, Any] | None = None
     weight_versions: list[VersionSpan] = field(default_factory=list)
     rollout_log_probs: list[float] | None = None
-    rollout_routed_experts: Any = None
+    rollout_routed_experts: Any = None  # [n, layers, top-k], see above
     teacher_log_probs: list[float] | None = None  # on-policy distillation: the teacher's, of the response's tokens
     remove_sample: bool = False  # keep in the group (for reward normalisation), give it no loss
     generate_function_path: str | None = None
@@ -119,6 +131,18 @@ class Sample:
         self.tokens = [*self.tokens, *token_ids]
         self.response_length = at + n
 
+    def add_routed_experts(self, experts: np.ndarray, start: int = 0) -> None:
+        """Join what an answer says of tokens start, start + 1, ... (experts: [m, layers, top-k]) to what is known.
+
+        What is known stays: it is of the pass that sampled the tokens from there on, while a later turn's answer may say
+        how newer weights, or another engine, read them again as a prefix. Raises ValueError where a gap would be left.
+        """
+        have = self.rollout_routed_experts
+        known = 0 if have is None else len(have)
+        if start > known:
+            raise ValueError(f"routed experts of tokens from {start} on, but none of tokens {known} to {start - 1}")
+        self.rollout_routed_experts = experts if have is None else np.concatenate([have, experts[known - start :]])
+
     def oldest_version(self) -> int | None:
         """The oldest policy version among the trained tokens (None without any)."""
         if self.loss_mask is None:
@@ -171,6 +195,7 @@ class TrainSample:
     staleness: int  # max over trained tokens, in policy versions
     weight: float = 1.0  # in means over samples: 1 / number of samples of the same rollout
     norm_length: int | None = None  # divides the sum over its trained tokens instead of their number (Dr. GRPO's constant)
+    routed_experts: np.ndarray | None = None  # [n, layers, top-k], n <= T - 1: Sample.rollout_routed_experts, to be replayed
 
     @property
     def num_tokens(self) -> int:
@@ -231,6 +256,8 @@ class Completion:
     finish_reason: str  # "stop" | "length" | "abort"
     text: str = ""
     cached_tokens: int = 0
+    routed_experts: np.ndarray | None = None  # [m, layers, top-k] of the tokens of prompt and answer from `experts_start` on, but the last
+    experts_start: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

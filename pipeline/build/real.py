@@ -20,7 +20,7 @@ from pipeline.warmup import warm_up
 from stages.batch import make_batch
 from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
-from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, tokens_per_request
+from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, experts_shape, tokens_per_request
 from stages.generate.client import SGLangClient
 from stages.generate.generate import GenerateStage
 from stages.learn.settings import LearnerSettings
@@ -38,7 +38,12 @@ def real_backend(site: Site) -> Backend:
     device = _device(config)
     pool = _pool(site, site.snapshot / "hf" if site.snapshot else folder, device)
     learner = LearnerGroup(_settings(config, folder, device))
-    client = SGLangClient(pool, config.rollout, boundary_is_old=device == "cuda" and not config.sglang.get("disable_overlap_schedule"))
+    client = SGLangClient(
+        pool,
+        config.rollout,
+        boundary_is_old=device == "cuda" and not config.sglang.get("disable_overlap_schedule"),
+        experts_shape=experts_shape(folder) if config.algorithm.use_rollout_routing_replay else None,
+    )
     generate = GenerateStage(
         client,
         tokenizer,
@@ -156,7 +161,9 @@ def _lease_of(url: str | None, teacher: SGLangPool | None) -> Lease | None:
 
 
 def _pool(site: Site, model_path: Path, device: str) -> SGLangPool:
-    return _pool_of([Engine(_engine_spec(site, i, model_path, device)) for i in range(site.config.num_engines)], site)
+    replays = site.config.algorithm.use_rollout_routing_replay
+    specs = [_engine_spec(site, i, model_path, device) for i in range(site.config.num_engines)]
+    return _pool_of([Engine(dataclasses.replace(spec, returns_experts=replays)) for spec in specs], site)
 
 
 def _engine_spec(site: Site, index: int, model_path: Path, device: str) -> EngineSpec:

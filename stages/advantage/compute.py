@@ -57,7 +57,7 @@ def _rows(
         raw, rewards = users_rewards(hooks.post_process_rewards, samples)
     weights = [w for group in groups for w in rollout_weights(rollout_ids(group.samples)).tolist()]
     rows = [
-        to_train_sample(s, reward=r, weight=w, policy_version=policy_version)
+        to_train_sample(s, reward=r, weight=w, policy_version=policy_version, with_experts=config.use_rollout_routing_replay)
         for s, r, w in zip(samples, raw.tolist(), weights, strict=True)
     ]
     return (rows, rewards) if hooks.convert_samples is None else users_rows(hooks.convert_samples, samples, rows)

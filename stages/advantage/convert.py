@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.types import Sample, TrainSample
+from pipeline.types import Sample, TrainSample, narrow_experts
 
 
-def to_train_sample(sample: Sample, *, reward: float, weight: float, policy_version: int) -> TrainSample:
-    """The row of one sample, advantages still 0. A sample with `remove_sample`, or without a trained token, has a mask of zeros."""
+def to_train_sample(sample: Sample, *, reward: float, weight: float, policy_version: int, with_experts: bool = False) -> TrainSample:
+    """The row of one sample, advantages still 0. A sample with `remove_sample`, or without a trained token, has a mask of zeros.
+
+    `with_experts`: the engine's routed experts go along, to be replayed. Raises DataError for what contradicts itself.
+    """
     mask = loss_mask_of(sample)
     if sample.remove_sample or not mask.any():
         return _untrained(sample, reward, weight)
-    return _trained(sample, mask, reward, weight, policy_version)
+    row = _trained(sample, mask, reward, weight, policy_version)
+    return dataclasses.replace(row, routed_experts=_experts(sample, mask)) if with_experts else row
 
 
 def loss_mask_of(sample: Sample) -> np.ndarray:
@@ -62,3 +68,16 @@ def _trained(sample: Sample, mask: np.ndarray, reward: float, weight: float, pol
         staleness=policy_version - oldest if oldest is not None else 0,
         weight=weight,
     )
+
+
+def _experts(sample: Sample, mask: np.ndarray) -> np.ndarray:
+    """Those of every token from which a trained one was sampled must be there."""
+    needed = sample.prompt_length + int(np.flatnonzero(mask)[-1])
+    experts = None if sample.rollout_routed_experts is None else np.asarray(sample.rollout_routed_experts)
+    if experts is None or experts.ndim != 3 or not needed <= len(experts) < len(sample.tokens):
+        found = "no" if experts is None else f"{experts.shape}"
+        raise DataError(
+            f"sample {sample.index}: {found} rollout_routed_experts for {len(sample.tokens)} tokens; --use-rollout-routing-replay needs "
+            f"[{len(sample.tokens) - 1}, layers, top-k]: generate with the flag on, or take --use-routing-replay, which needs none"
+        )
+    return narrow_experts(experts)

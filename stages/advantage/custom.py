@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.schema import AlgorithmConfig
 from pipeline.errors import DataError
-from pipeline.types import Sample, Status, TrainSample
+from pipeline.types import Sample, Status, TrainSample, narrow_experts
 from pipeline.userfn import load_function
 
 _REQUIRED = ("tokens", "response_lengths", "rewards", "loss_masks", "rollout_log_probs")
@@ -122,7 +122,22 @@ def _row(flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, raw: f
         reward=raw,
         staleness=origin.staleness,
         weight=1.0 / siblings,
+        routed_experts=_experts(flag, data, i, origin, tokens),
     )
+
+
+def _experts(flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, tokens: np.ndarray) -> np.ndarray | None:
+    """The dict's, as in slime, else those of the row's sample where it has the same tokens."""
+    if origin.routed_experts is None:
+        return None
+    if "rollout_routed_experts" in data:
+        experts = np.asarray(data["rollout_routed_experts"][i])
+        if experts.ndim != 3 or len(experts) >= len(tokens):
+            raise DataError(f"{flag}: row {i}: rollout_routed_experts {experts.shape} for {len(tokens)} tokens: one a token but the last")
+        return narrow_experts(experts)
+    if not np.array_equal(tokens, origin.tokens):
+        raise DataError(f"{flag}: row {i} has other tokens than its sample, and no rollout_routed_experts to replay for them: add the key")
+    return origin.routed_experts
 
 
 def users_advantages(function: Callable[[dict[str, Any]], Any], rows: Sequence[TrainSample], rewards: np.ndarray) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from compat import ROOT, engine_environment
 from configs.schema import ClusterConfig, RolloutConfig
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from stages.engine.flags import server_arg, to_command_line
 
 KV_BYTES = 1 << 30  # bound of one engine's KV pool on a CPU: SGLang's own guess there is most of the memory
@@ -36,6 +36,7 @@ class EngineSpec:
     concurrency: int = 512  # requests in flight at most
     tokens_per_request: int = CONTEXT_FALLBACK  # KV a request may need
     seed: int = 1234
+    returns_experts: bool = False  # writes down where every token was routed, for requests that ask
     user: Mapping[str, Any] = field(default_factory=dict)  # --sglang-* values: they win over everything here
 
     def server_args(self, port: int, weight_version: int, inner_port: int) -> dict[str, Any]:
@@ -54,6 +55,8 @@ class EngineSpec:
             "weight_version": str(weight_version),
             "log_level_http": "warning",
         }
+        if self.returns_experts:
+            args["enable_return_routed_experts"] = True
         if self.device == "cpu":
             args |= self._cpu_args()
         user = {server_arg(name).field: value for name, value in self.user.items()}
@@ -104,6 +107,15 @@ def kv_bytes_per_token(model_path: Path) -> int:
     heads = int(shape.get("num_attention_heads", 1))
     head_dim = int(shape.get("head_dim") or int(shape.get("hidden_size", 1)) // heads)
     return 2 * 4 * head_dim * int(shape.get("num_key_value_heads") or heads) * int(shape.get("num_hidden_layers", 1))
+
+
+def experts_shape(model_path: Path) -> tuple[int, int]:
+    """(layers, experts a token) of a mixture of experts, from config.json. Raises ConfigError for a model that is none."""
+    shape = _model_config(model_path)
+    top_k = shape.get("num_experts_per_tok")
+    if not top_k or not any(shape.get(n) for n in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise ConfigError(f"--use-rollout-routing-replay: {model_path} ({shape.get('model_type')}) has no experts. Drop the flag")
+    return int(shape["num_hidden_layers"]), int(top_k)
 
 
 def tokens_per_request(rollout: RolloutConfig, model_path: Path) -> int:

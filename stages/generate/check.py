@@ -13,12 +13,12 @@ TRAINABLE = (Status.COMPLETED, Status.TRUNCATED)
 HOW = "append with sample.append_response_tokens(...) or through stages.generate.session.open_session"
 
 
-def check_sample(sample: Sample, *, fallback_version: int | None) -> None:
+def check_sample(sample: Sample, *, fallback_version: int | None, needs_experts: bool = False) -> None:
     """Raises GenerateError with the rule that `sample` breaks (or its own error, if it has failed); fills in what may be left out.
 
     Left out may be the loss mask (then every response token is trained) and, where `fallback_version` is known, the
     version spans: ported functions have none. The fallback is the oldest version served when the function was called,
-    so staleness is over-estimated, never under-estimated.
+    so staleness is over-estimated, never under-estimated. `needs_experts`: routed experts are to be replayed.
     """
     if sample.status is Status.PENDING:
         raise GenerateError("the function returned a PENDING sample: set sample.status to COMPLETED, TRUNCATED, ABORTED or FAILED")
@@ -43,6 +43,22 @@ def check_sample(sample: Sample, *, fallback_version: int | None) -> None:
     if fallback_version is not None and not any(isinstance(s, tuple) for s in sample.weight_versions):
         sample.weight_versions = [VersionSpan(fallback_version, 0, n)]
     _check_spans(sample, n)
+    if needs_experts:
+        _check_experts(sample)
+
+
+def _check_experts(sample: Sample) -> None:
+    """Known for every token from which a trained one was sampled, and for none that the engine has not seen."""
+    experts = sample.rollout_routed_experts
+    assert sample.loss_mask is not None
+    needed = sample.prompt_length + max((i for i, mask in enumerate(sample.loss_mask) if mask), default=-sample.prompt_length)
+    shape = None if experts is None else tuple(getattr(experts, "shape", ()))
+    if shape is None or len(shape) != 3 or not needed <= shape[0] < len(sample.tokens):
+        raise GenerateError(
+            f"rollout_routed_experts {'is None' if shape is None else f'has shape {shape}'} for {len(sample.tokens)} tokens: "
+            f"--use-rollout-routing-replay needs [{len(sample.tokens) - 1}, layers, top-k]; keep them with "
+            "sample.add_routed_experts(completion.routed_experts, completion.experts_start), or through open_session"
+        )
 
 
 def _check_spans(sample: Sample, n: int) -> None:

@@ -9,22 +9,24 @@ request then runs on new weights over cached KV of the old ones. Its answer betr
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import aiohttp
+import numpy as np
 import orjson
 from yarl import URL
 
 from configs.schema import RolloutConfig
 from pipeline.errors import EngineError
 from pipeline.protocols import EnginePool
-from pipeline.types import Completion, VersionSpan
+from pipeline.types import Completion, VersionSpan, narrow_experts
 
 BACKOFF_SECONDS = 0.25  # before the first retry; doubles with every further one
 BACKOFF_MAX_SECONDS = 15.0
@@ -72,15 +74,18 @@ class SGLangClient:
         rollout: RolloutConfig,
         *,
         boundary_is_old: bool = False,
+        experts_shape: tuple[int, int] | None = None,
         connection_limit: int = 0,
         sleep: Sleep = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        """`connection_limit` 0: as many as there are requests (leases of the pool bound them)."""
+        """`experts_shape`: (layers, experts a token) of the model, to have the routed experts with every answer (engines need
+        --enable-return-routed-experts). `connection_limit` 0: as many as there are requests (leases of the pool bound them)."""
         self._pool = pool
         self._max_retries = rollout.generate_max_retries
         self._timeout_seconds = rollout.generate_timeout_seconds
         self._boundary_is_old = boundary_is_old
+        self._experts_shape = experts_shape
         self._connection_limit = connection_limit
         self._sleep = sleep
         self._rng = rng or random.Random()
@@ -106,12 +111,14 @@ class SGLangClient:
             await self._session.close()
             self._session = None
 
-    async def generate(self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None) -> Completion:
+    async def generate(
+        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None, known_experts: int = 0
+    ) -> Completion:
         """See `EngineClient`. Raises EngineError when an engine refuses the request (4xx) or the retries are used up."""
         failures, fresh_key = 0, False
         while True:
             try:
-                return await self._attempt(input_ids, sampling_params, session_id, fresh_key)
+                return await self._attempt(input_ids, sampling_params, session_id, fresh_key, known_experts)
             except _StaleKVError as error:
                 if fresh_key:
                     raise EngineError(
@@ -132,7 +139,9 @@ class SGLangClient:
         ceiling = min(BACKOFF_SECONDS * 2 ** (failures - 1), BACKOFF_MAX_SECONDS)
         return ceiling * (0.5 + 0.5 * self._rng.random())
 
-    async def _attempt(self, input_ids: Sequence[int], params: Mapping[str, Any], session_id: str | None, fresh_key: bool) -> Completion:
+    async def _attempt(
+        self, input_ids: Sequence[int], params: Mapping[str, Any], session_id: str | None, fresh_key: bool, known_experts: int
+    ) -> Completion:
         rid = f"{self._rid_prefix}-{next(self._rids)}"
         endpoint = ""
         try:
@@ -145,6 +154,8 @@ class SGLangClient:
                     "return_logprob": True,
                     "extra_key": f"{version}/{rid}" if fresh_key else str(version),
                 }
+                if self._experts_shape is not None:
+                    request |= {"return_routed_experts": True, "routed_experts_start_len": known_experts}
                 body = await self._post(endpoint, rid, orjson.dumps(request))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if not endpoint:  # not a request's failure, but the pool's
@@ -153,7 +164,8 @@ class SGLangClient:
             await self._pool.report_failure(endpoint, error)
             what = f"no answer in {self._timeout_seconds:g} s" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
             raise _TransientError(f"{endpoint}: {what}") from error
-        completion = parse_completion(body, endpoint, boundary_is_old=self._boundary_is_old)
+        wanted = None if self._experts_shape is None else ExpertsWanted(known_experts, len(input_ids), *self._experts_shape)
+        completion = parse_completion(body, endpoint, boundary_is_old=self._boundary_is_old, experts=wanted)
         self._count(input_ids, completion)
         if completion.finish_reason == "abort":
             raise _TransientError(f"{endpoint} aborted request {rid}")
@@ -214,7 +226,16 @@ def open_http_session(connection_limit: int = 0) -> aiohttp.ClientSession:
     )
 
 
-def parse_completion(body: bytes, endpoint: str, *, boundary_is_old: bool = False) -> Completion:
+class ExpertsWanted(NamedTuple):
+    """What an answer must say of its routed experts."""
+
+    start: int  # the first token, of prompt and answer, whose experts were asked for
+    num_inputs: int
+    num_layers: int
+    top_k: int
+
+
+def parse_completion(body: bytes, endpoint: str, *, boundary_is_old: bool = False, experts: ExpertsWanted | None = None) -> Completion:
     """SGLang's answer to a non-streamed /generate. Raises EngineError when something that training needs is not in it."""
     try:
         answer = orjson.loads(body)
@@ -226,19 +247,37 @@ def parse_completion(body: bytes, endpoint: str, *, boundary_is_old: bool = Fals
             spans = tuple([VersionSpan(int(label["version"]), label["start"], label["end"]) for label in labels])
         else:
             spans = (VersionSpan(int(meta["weight_version"]), 0, len(token_ids)),) if token_ids else ()
+        reason = meta["finish_reason"]["type"]
+        wanted = experts if reason != "abort" else None
         return Completion(
             token_ids=token_ids,
             log_probs=log_probs,
             spans=shift_boundaries(spans) if boundary_is_old and len(spans) > 1 else spans,
-            finish_reason=meta["finish_reason"]["type"],
+            finish_reason=reason,
             text=answer.get("text") or "",
             cached_tokens=meta.get("cached_tokens") or 0,
+            routed_experts=None if wanted is None else _routed_experts(meta.get("routed_experts"), endpoint, wanted, len(token_ids)),
+            experts_start=0 if wanted is None else wanted.start,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         said = body[:300].decode(errors="replace")
         raise EngineError(
             f"{endpoint} gave an answer without usable log-probs or versions ({type(error).__name__}: {error}): {said}"
         ) from error
+
+
+def _routed_experts(text: str | None, endpoint: str, wanted: ExpertsWanted, num_sampled: int) -> np.ndarray:
+    """[tokens, layers, top-k], which SGLang sends as base64 of int32: of all tokens but the last, which no router has seen."""
+    if text is None:
+        raise EngineError(
+            f"{endpoint} gave an answer without routed experts: --use-rollout-routing-replay needs engines that run with "
+            "--enable-return-routed-experts, and a model with experts"
+        )
+    shape = (wanted.num_inputs + num_sampled - 1 - wanted.start, wanted.num_layers, wanted.top_k)
+    try:
+        return narrow_experts(np.frombuffer(base64.b64decode(text, validate=True), np.int32).reshape(shape))
+    except (TypeError, ValueError) as error:  # binascii.Error is a ValueError
+        raise EngineError(f"{endpoint} gave routed experts that are not {shape} [tokens, layers, top-k] numbers: {error}") from error
 
 
 def shift_boundaries(spans: Sequence[VersionSpan]) -> tuple[VersionSpan, ...]:

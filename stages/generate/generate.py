@@ -57,6 +57,7 @@ class GenerateStage:
         self._args = SimpleNamespace(**{**(vars(args) if args is not None else {}), **extra})
         self._train_params = default_sampling_params(rollout)
         self._eval_params = {**self._train_params, **_eval_overrides(evaluation)}
+        self._needs_experts = bool(getattr(args, "use_rollout_routing_replay", False))
         self._functions: dict[str, CustomGenerate] = {}
         path = rollout.custom_generate_function_path
         self._custom = self._load(path) if path else None
@@ -80,7 +81,7 @@ class GenerateStage:
             made = await custom.one(self._args, sample, params, evaluation)
         except Exception as error:  # CancelledError is not an Exception: it passes
             return [_failed(sample, error)]
-        return [_checked(s, sample, version) for s in made]
+        return [self._checked(s, sample, version, evaluation) for s in made]
 
     async def _whole_group(self, custom: CustomGenerate, samples: list[Sample], evaluation: bool) -> list[Sample]:
         version = self._current_version() if self._current_version else None
@@ -91,7 +92,17 @@ class GenerateStage:
         except Exception as error:
             return [_failed(sample, error) for sample in samples]
         origins = samples if len(made) == len(samples) else [samples[0]] * len(made)
-        return [_checked(s, origin, version) for s, origin in zip(made, origins, strict=True)]
+        return [self._checked(s, origin, version, evaluation) for s, origin in zip(made, origins, strict=True)]
+
+    def _checked(self, sample: Sample, origin: Sample, fallback_version: int | None, evaluation: bool) -> Sample:
+        """`sample` as a custom function made it of `origin`: numbered like it where the function made a new one, and valid or FAILED."""
+        sample.group_index = origin.group_index if sample.group_index is None else sample.group_index
+        sample.index = origin.index if sample.index is None else sample.index
+        try:
+            check_sample(sample, fallback_version=fallback_version, needs_experts=self._needs_experts and not evaluation)
+        except GenerateError as error:
+            return _failed(sample, error)
+        return sample
 
     def _prepare(self, sample: Sample, evaluation: bool) -> dict[str, Any]:
         """Encode the prompt where the source has not, and give this sample the response budget its prompt leaves."""
@@ -140,6 +151,8 @@ def default_sampling_params(rollout: RolloutConfig) -> dict[str, Any]:
 def fill(sample: Sample, completion: Completion, tokenizer: Tokenizer) -> Sample:
     """Put a single-turn answer into its sample."""
     sample.append_response_tokens(completion.token_ids, log_probs=completion.log_probs, spans=completion.spans)
+    if completion.routed_experts is not None:
+        sample.add_routed_experts(completion.routed_experts, completion.experts_start)
     sample.response = completion.text or tokenizer.decode(completion.token_ids, skip_special_tokens=True)
     sample.status = Status.TRUNCATED if completion.finish_reason == "length" else Status.COMPLETED
     return sample
@@ -160,17 +173,6 @@ def _fresh(sample: Sample, *, deep: bool) -> Sample:
     for name in _FIELDS:
         setattr(out, name, getattr(sample, name))
     return out
-
-
-def _checked(sample: Sample, origin: Sample, fallback_version: int | None) -> Sample:
-    """`sample` as a custom function made it of `origin`: numbered like it where the function made a new one, and valid or FAILED."""
-    sample.group_index = origin.group_index if sample.group_index is None else sample.group_index
-    sample.index = origin.index if sample.index is None else sample.index
-    try:
-        check_sample(sample, fallback_version=fallback_version)
-    except GenerateError as error:
-        return _failed(sample, error)
-    return sample
 
 
 def _failed(sample: Sample, error: Exception) -> Sample:

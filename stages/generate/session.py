@@ -79,10 +79,14 @@ class Session:
         params = {**self._params, **overrides}
         params["max_new_tokens"] = min(params["max_new_tokens"], self.remaining)
         started = self._clock.now()
-        turn = await self._client.generate(self.sample.tokens, params, session_id=self.sample.session_id)
+        have = self.sample.rollout_routed_experts
+        known = {} if have is None else {"known_experts": len(have)}
+        turn = await self._client.generate(self.sample.tokens, params, session_id=self.sample.session_id, **known)
         self.engine_seconds += self._clock.now() - started
         self.turns += 1
         self.sample.append_response_tokens(turn.token_ids, log_probs=turn.log_probs, spans=turn.spans)
+        if turn.routed_experts is not None:
+            self.sample.add_routed_experts(turn.routed_experts, turn.experts_start)
         self._last_cut = turn.finish_reason == "length"
         if self._last_cut and (self.remaining < 1 or len(turn.token_ids) < params["max_new_tokens"]):
             self.truncated = True  # by the budget, or by a limit of the engine's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,8 @@ def words(text: str) -> list[str]:
         "--advantage-estimator ppo --n-samples-per-prompt 1 --normalize-advantages",
         "--advantage-estimator ppo --kl-coef 0.1 --kl-loss-type k3 --ref-load model",
         "--over-sampling-batch-size 8 --mask-offpolicy-in-partial-rollout",
+        "--use-rollout-routing-replay --use-rollout-logprobs --use-routing-replay",
+        "--use-routing-replay --num-steps-per-rollout 2",
     ],
 )
 def test_what_is_allowed(folder: Path, text: str) -> None:
@@ -220,6 +223,8 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--stale-policy drop", ["--stale-policy drop", "--async-buffer-size"]),
         ("--buffer-filter-path mine.py", ["--buffer-filter-path", "buffer_filter"]),
         ("--eval-interval 5", ["--eval-interval 5", "--eval-prompt-data"]),
+        ("--use-routing-replay --use-rollout-logprobs", ["--use-routing-replay", "--use-rollout-logprobs"]),
+        ("--use-rollout-routing-replay --mock", ["--use-rollout-routing-replay", "--mock"]),
         ("--eval-prompt-data data.jsonl", ["--eval-interval"]),
         ("--eval-interval 5 --eval-prompt-data a data.jsonl b", ["pairs", "3 words"]),
         ("--eval-interval 5 --eval-prompt-data a data.jsonl a data.jsonl", ["a twice"]),
@@ -236,6 +241,14 @@ def test_what_is_refused(folder: Path, text: str, parts: list[str]) -> None:
 
 def megatron(**values: int) -> Config:
     return Config(run=load_config(["--mock"]).run, megatron=values)
+
+
+@pytest.mark.parametrize(("name", "value"), [("moe_router_fusion", 1), ("context_parallel_size", 2)])
+def test_what_cannot_replay_experts_is_refused(name: str, value: int) -> None:
+    flags = dataclasses.replace(Config().algorithm, use_routing_replay=True)
+    with pytest.raises(ConfigError, match=f"--use-routing-replay with --{name.replace('_', '-')}"):
+        validate(dataclasses.replace(megatron(**{name: value}), algorithm=flags))
+    validate(dataclasses.replace(megatron(**{name: 0}), algorithm=flags))
 
 
 def test_model_parallel_sizes_must_fit_the_learner_ranks() -> None:

@@ -26,11 +26,12 @@ class Ahead:
         out = [[Prepared(mb) for mb in step] for step in steps]
         if self._goal.needs_old:
             for step in out if self._goal.needs_old_at_first else out[1:]:
-                step[:] = [p._replace(old=old) for p, old in zip(step, self._passes.log_probs_now(step), strict=True)]
+                step[:] = self._passes.with_old(step)
         if self._reference:
             with self._reference.in_place():
                 for step in out:
-                    step[:] = [p._replace(ref=ref) for p, ref in zip(step, self._passes.log_probs_now(step), strict=True)]
+                    found = self._passes.log_probs_now(step, routing="free")
+                    step[:] = [p._replace(ref=ref) for p, ref in zip(step, found, strict=True)]
         return out
 
     def statistics(self, micro_batches: list[Prepared], *, first: bool) -> tuple[list[Prepared], BatchStatistics | None]:

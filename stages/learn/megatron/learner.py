@@ -28,6 +28,7 @@ from stages.learn.megatron.critic import Critic
 from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import Passes, Prepared
 from stages.learn.megatron.reference import Reference
+from stages.learn.megatron.routing import Routing
 from stages.learn.objective import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome, penalised_rewards, sft_objective
 from stages.learn.settings import LearnerSettings
 
@@ -67,14 +68,23 @@ class MegatronRank:
         except BaseException:
             parallel.shutdown()
             raise
-        self.device, self._passes = self._built.device, Passes(self._built, settings.temperature)
+        self.device = self._built.device
+        self._routing: Routing | None = None
         try:
+            self._routing = self._make_routing()
+            self._passes = Passes(self._built, settings.temperature, self._routing)
             self._goal = Goal(settings)
             self._reference = self._make_reference()
             self._ahead = Ahead(self._passes, self._goal, self._reference)
         except BaseException:
             parallel.shutdown()
             raise
+
+    def _make_routing(self) -> Routing | None:
+        algorithm, built = self.settings.algorithm, self._built
+        if not (algorithm.use_rollout_routing_replay or algorithm.use_routing_replay):
+            return None
+        return Routing(built.models, built.ddp, built.bridge.config, algorithm, built.device)
 
     def _make_reference(self) -> Reference | None:
         if not self._goal.needs_reference:
@@ -93,7 +103,12 @@ class MegatronRank:
         (those before it, of the same rollout, are) and weights, optimizer and schedule are as they were before it.
         """
         started = self._clock()
-        prepared = self._ahead.prepare([self._passes.pack(s.per_rank) for s in batch.steps])
+        packed = [self._passes.pack(s.per_rank) for s in batch.steps]
+        if self.settings.algorithm.use_rollout_routing_replay and any(mb.routed_experts is None for step in packed for mb in step):
+            raise LearnerError(
+                f"rollout {batch.rollout_id} has samples with no routed experts: --use-rollout-routing-replay needs them all"
+            )
+        prepared = self._ahead.prepare(packed)
         prepared, critic_metrics = self._criticise(batch, prepared)
         alone = self._critic is not None and self._critic.is_alone(batch.rollout_id)
         results = []
@@ -182,6 +197,8 @@ class MegatronRank:
         else:
             found = self._look(micro_batches, loss_of, where)
         extra = {k: v / denominator for k, v in found.extra.items()}
+        mismatch = self._routing.take_mismatch() if self._routing else None
+        extra |= {} if mismatch is None else {"routing_mismatch": mismatch}
         return {**extra, **goal.metrics(found.sums, found.maxima), "grad_norm": found.grad_norm, "lr": found.lr}
 
     def _look(self, micro_batches: Sequence[Prepared], objective: Objective, where: str) -> Found:

@@ -15,6 +15,8 @@ from pipeline.types import TrainSample
 from stages.learn.megatron.attention import PackedSequences, Tail, cut_blocks, cut_tails
 from stages.learn.megatron.context import Layout, Share, lay_out
 
+FREE = -1  # in the place of an expert: nobody knows, so the router chooses
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedMicroBatch:
@@ -38,6 +40,7 @@ class PackedMicroBatch:
     sample_weights: Tensor  # [S] float32: what each trained token weighs in a mean over tokens
     mean_weights: Tensor  # [S] float32: what the mean over a sample's trained tokens weighs in a mean over samples
     num_tokens: int  # prompt and response, before packing
+    routed_experts: Tensor | None = None  # [t, layers with experts, top-k] int16 on the host, FREE where unknown: to be replayed
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
         """[S] to go with losses.token_weights of the same `per_token`."""
@@ -54,6 +57,7 @@ class Segment:
 
     start: int
     tokens: np.ndarray
+    sample: TrainSample  # whose tokens they are, from `prefix` on; of several that share them, one
     room: int  # with padding
     prefix_start: int
     prefix: int  # 0: none, a sequence of its own
@@ -66,12 +70,14 @@ def pack(
     thd: bool,
     multiple_of: int = 1,
     share: Share = Share(),  # noqa: B008  # immutable
+    expert_layers: Sequence[int] = (),
 ) -> PackedMicroBatch:
     """Pack samples, and take this rank's share of the pack. `thd`: mark for TransformerEngine's packed attention; else cut blocks for
     the local one, in which samples of a group share their prompt's tokens.
 
     `multiple_of`: pad the tokens to such a multiple with a sequence of its own (sequence parallelism splits evenly). Under context
     parallelism every sequence is padded (`Share.unit`); tokens that pad are behind all others of their sequence, so none looks at them.
+    `expert_layers`: layers of the samples' routed experts to pack, where they have some.
     Raises LearnerError for a sample whose first token would have to be predicted, or whose arrays disagree.
     """
     for s in samples:
@@ -114,15 +120,38 @@ def pack(
             device=device,
         ),
         num_tokens=sum(s.num_tokens for s in order),
+        routed_experts=_experts(samples, segments, pad, held, expert_layers) if expert_layers else None,
     )
 
 
+def _experts(
+    samples: Sequence[TrainSample], segments: Sequence[Segment], pad: int, held: np.ndarray, layers: Sequence[int]
+) -> Tensor | None:
+    """[t, layers, top-k], of the places that this rank holds. Raises LearnerError when some samples have experts and some have none."""
+    with_experts = [s for s in samples if s.routed_experts is not None]
+    if not with_experts:
+        return None
+    if without := [s.index for s in samples if s.routed_experts is None]:
+        raise LearnerError(f"samples {without[:5]} have no routed experts, sample {with_experts[0].index} has: all or none are expected")
+    total = sum(segment.room for segment in segments) + pad
+    assert with_experts[0].routed_experts is not None
+    out = np.full((total, len(layers), with_experts[0].routed_experts.shape[2]), FREE, np.int16)
+    for segment in segments:
+        assert segment.sample.routed_experts is not None
+        known = segment.sample.routed_experts[segment.prefix : segment.prefix + len(segment.tokens), list(layers)]
+        out[segment.start : segment.start + len(known)] = known
+    return torch.from_numpy(out[held])
+
+
 def _families(samples: Sequence[TrainSample]) -> list[list[TrainSample]]:
-    """Samples of one group with the very same prompt."""
-    found: dict[tuple[int, bytes], list[TrainSample]] = {}
+    """Samples of one group with the very same prompt, and the same routed experts on it: equal prompts of two requests need
+    not have gone the same way."""
+    found: dict[tuple[int, bytes, bytes], list[TrainSample]] = {}
     for s in samples:
-        prompt = np.ascontiguousarray(s.tokens[: s.num_tokens - s.response_length], dtype=np.int64)
-        found.setdefault((s.group_index, prompt.tobytes()), []).append(s)
+        length = s.num_tokens - s.response_length
+        prompt = np.ascontiguousarray(s.tokens[:length], dtype=np.int64)
+        route = b"" if s.routed_experts is None else s.routed_experts[:length].astype(np.int16).tobytes()
+        found.setdefault((s.group_index, prompt.tobytes(), route), []).append(s)
     return list(found.values())
 
 
@@ -139,18 +168,18 @@ def _segments(families: Sequence[Sequence[TrainSample]], unit: int) -> tuple[lis
     """
     segments: list[Segment] = []
 
-    def add(tokens: np.ndarray, prefix_start: int = 0, prefix: int = 0) -> Segment:
+    def add(sample: TrainSample, tokens: np.ndarray, prefix_start: int = 0, prefix: int = 0) -> Segment:
         start = segments[-1].start + segments[-1].room if segments else 0
-        segments.append(Segment(start, tokens, -(-len(tokens) // unit) * unit, prefix_start, prefix))
+        segments.append(Segment(start, tokens, sample, -(-len(tokens) // unit) * unit, prefix_start, prefix))
         return segments[-1]
 
-    stems = [add(_stem(family)).start for family in families]
+    stems = [add(family[0], _stem(family)).start for family in families]
     sharing = [(s, start) for family, start in zip(families, stems, strict=True) if len(family) > 1 for s in family]
     sharing.sort(key=lambda x: (-(x[0].num_tokens - x[0].response_length).bit_length(), -x[0].response_length))
     behind = {}
     for s, start in sharing:
         prompt = s.num_tokens - s.response_length
-        behind[id(s)] = add(s.tokens[prompt:-1], start, prompt).start - 1
+        behind[id(s)] = add(s, s.tokens[prompt:-1], start, prompt).start - 1
     rows = []
     for family, start in zip(families, stems, strict=True):
         for s in family:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +17,7 @@ from stages.learn.megatron.build import Built
 from stages.learn.megatron.context import Share, whole
 from stages.learn.megatron.objective import log_probs_of
 from stages.learn.megatron.packing import PackedMicroBatch, pack
+from stages.learn.megatron.routing import Mode, Routing
 
 
 class Packed(Protocol):
@@ -35,17 +38,27 @@ class Prepared(NamedTuple):
 class Passes:
     """This rank's forward and backward passes."""
 
-    def __init__(self, built: Built, temperature: float) -> None:
-        self._built, self._temperature = built, temperature
+    def __init__(self, built: Built, temperature: float, routing: Routing | None = None) -> None:
+        """`routing`: where routed experts are replayed."""
+        self._built, self._temperature, self._routing = built, temperature, routing
 
     def pack(self, per_rank: tuple[tuple[MicroBatch, ...], ...]) -> list[PackedMicroBatch]:
-        built = self._built
+        built, routing = self._built, self._routing
         if len(per_rank) != built.dp_size:
             raise LearnerError(f"the batch is cut for {len(per_rank)} data-parallel ranks, the learner has {built.dp_size}")
         if not per_rank[built.dp_rank]:
             raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
-        share = Share.of_this_rank()
-        return [pack(mb, built.device, thd=built.thd, multiple_of=built.token_multiple, share=share) for mb in per_rank[built.dp_rank]]
+        own = per_rank[built.dp_rank]
+        layers: Sequence[int] = ()
+        if routing is not None:
+            for sample in (s for mb in own for s in mb):
+                routing.check(sample)
+            layers = routing.layers
+        share, multiple = Share.of_this_rank(), built.token_multiple
+        packed = [pack(mb, built.device, thd=built.thd, multiple_of=multiple, share=share, expert_layers=layers) for mb in own]
+        if routing is None:
+            return packed
+        return [dataclasses.replace(mb, routed_experts=routing.own_tokens(mb)) for mb in packed]
 
     def log_probs(self, logits: Tensor, mb: PackedMicroBatch, *, with_entropy: bool) -> TokenLogProbs:
         shard = self._built.vocab_shard
@@ -57,34 +70,55 @@ class Passes:
         columns = [c for c in found if c is not None]
         return TokenLogProbs(*whole(torch.stack(columns, -1), mb.own, len(mb.targets)).unbind(-1), *([None] * (2 - len(columns))))
 
-    def log_probs_now(self, micro_batches: Sequence[Prepared]) -> list[Tensor | None]:
+    def with_old(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
+        """With the old log-probs, under the weights that the model has now; for R2 with the experts, too, that they went through."""
+        records = self._routing is not None and self._routing.records
+        old = self.log_probs_now(micro_batches, routing="record" if records else "replay")
+        out = [p._replace(old=o) for p, o in zip(micro_batches, old, strict=True)]
+        if self._routing is None or not records:
+            return out
+        took = [self._routing.take_recorded(p.batch) for p in micro_batches]
+        return [p._replace(batch=dataclasses.replace(p.batch, routed_experts=t)) for p, t in zip(out, took, strict=True)]
+
+    def log_probs_now(self, micro_batches: Sequence[Prepared], *, routing: Mode = "replay") -> list[Tensor | None]:
         """Log-probs under the weights that the model has now, without gradients. None for each on stages before the last."""
 
         def keep(prepared: Prepared, logits: Tensor, non_loss_data: bool = True) -> Tensor:
             return self.log_probs(logits, prepared.batch, with_entropy=False).log_probs
 
         with torch.no_grad():
-            found = self.run(micro_batches, keep, forward_only=True)
+            found = self.run(micro_batches, keep, forward_only=True, routing=routing)
         return found or [None] * len(micro_batches)
 
-    def run(self, micro_batches: Sequence[Packed], last_stage: Callable[..., Any], *, forward_only: bool) -> list[Any]:
-        """Megatron's schedule over the micro-batches; `last_stage(micro_batch, output)` gives what is collected of each."""
+    def run(
+        self, micro_batches: Sequence[Packed], last_stage: Callable[..., Any], *, forward_only: bool, routing: Mode = "replay"
+    ) -> list[Any]:
+        """Megatron's schedule over the micro-batches; `last_stage(micro_batch, output)` gives what is collected of each.
+
+        `routing`: "replay" where the micro-batches have routed experts to replay, "free" not even then, "record" for `with_old`.
+        """
 
         def forward(source: Iterator[Packed], model: Any) -> tuple[Tensor, Callable[..., Any]]:
             prepared = next(source)
             mb = prepared.batch
-            logits = model(mb.tokens, mb.positions, None, packed_seq_params=mb.packing, loss_mask=mb.rows)
+            replay = self._routing
+            with replay.around(model, mb, routing, forward_only=forward_only) if replay else contextlib.nullcontext():
+                logits = model(mb.tokens, mb.positions, None, packed_seq_params=mb.packing, loss_mask=mb.rows)
             return logits, lambda out, **kwargs: last_stage(prepared, out, **kwargs)
 
         models = self._built.ddp
         longest = max(p.batch.num_inputs for p in micro_batches)
-        return self._built.forward_backward(
-            forward_step_func=forward,
-            data_iterator=[iter(micro_batches) for _ in models],
-            model=list(models),
-            num_microbatches=len(micro_batches),
-            seq_length=longest,
-            micro_batch_size=1,
-            forward_only=forward_only,
-            collect_non_loss_data=forward_only,
-        )
+        try:
+            return self._built.forward_backward(
+                forward_step_func=forward,
+                data_iterator=[iter(micro_batches) for _ in models],
+                model=list(models),
+                num_microbatches=len(micro_batches),
+                seq_length=longest,
+                micro_batch_size=1,
+                forward_only=forward_only,
+                collect_non_loss_data=forward_only,
+            )
+        finally:
+            if self._routing is not None:
+                self._routing.finish()
