@@ -176,6 +176,12 @@ class TrainSample:
     def num_tokens(self) -> int:
         return len(self.tokens)
 
+    @property
+    def prompt_key(self) -> tuple[int, bytes]:
+        """Samples of equal keys share their prompt: of one group, with the very same tokens ahead of the response."""
+        prompt = np.ascontiguousarray(self.tokens[: self.num_tokens - self.response_length], dtype=np.int64)
+        return self.group_index, prompt.tobytes()
+
 
 MicroBatch = tuple[TrainSample, ...]
 

@@ -66,7 +66,7 @@ class MegatronRank:
         except BaseException:
             parallel.shutdown()
             raise
-        self.device, self._passes = self._built.device, Passes(self._built, settings.temperature)
+        self.device, self._passes = self._built.device, self._make_passes()
         try:
             self._goal = Goal(settings)
             self._reference = self._make_reference()
@@ -74,6 +74,11 @@ class MegatronRank:
         except BaseException:
             parallel.shutdown()
             raise
+
+    def _make_passes(self) -> Passes:
+        a = self.settings.algorithm
+        own_logits = a.custom_loss_function_path is None
+        return Passes(self._built, self.settings.temperature, chunk_size=a.log_probs_chunk_size, own_logits=own_logits)
 
     def _make_reference(self) -> Reference | None:
         if not self._goal.needs_reference:

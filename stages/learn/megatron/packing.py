@@ -93,8 +93,7 @@ def _families(samples: Sequence[TrainSample]) -> list[list[TrainSample]]:
     """Samples of one group with the very same prompt."""
     found: dict[tuple[int, bytes], list[TrainSample]] = {}
     for s in samples:
-        prompt = np.ascontiguousarray(s.tokens[: s.num_tokens - s.response_length], dtype=np.int64)
-        found.setdefault((s.group_index, prompt.tobytes()), []).append(s)
+        found.setdefault(s.prompt_key, []).append(s)
     return list(found.values())
 
 

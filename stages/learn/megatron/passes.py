@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import LearnerError
 from pipeline.types import MicroBatch
-from stages.learn.losses import TokenLogProbs
+from stages.learn.losses import CHUNK_SIZE, TokenLogProbs
 from stages.learn.megatron.build import Built
 from stages.learn.megatron.objective import log_probs_of
 from stages.learn.megatron.packing import PackedMicroBatch, pack
@@ -34,8 +34,12 @@ class Prepared(NamedTuple):
 class Passes:
     """This rank's forward and backward passes."""
 
-    def __init__(self, built: Built, temperature: float) -> None:
+    def __init__(self, built: Built, temperature: float, *, chunk_size: int = CHUNK_SIZE, own_logits: bool = False) -> None:
+        """`own_logits`: nobody but `log_probs` looks at the logits. They stay in the model's type, and their gradient takes their place."""
         self._built, self._temperature = built, temperature
+        self._chunk_size, self._own_logits = chunk_size, own_logits
+        half = built.bridge.config.bf16 or built.bridge.config.fp16
+        self._options = {"fp32_output": False} if own_logits and half else {}  # of Float16Module
 
     def pack(self, per_rank: tuple[tuple[MicroBatch, ...], ...]) -> list[PackedMicroBatch]:
         built = self._built
@@ -48,7 +52,15 @@ class Passes:
     def log_probs(self, logits: Tensor, mb: PackedMicroBatch, *, with_entropy: bool) -> TokenLogProbs:
         shard = self._built.vocab_shard
         temperature = self._temperature
-        return log_probs_of(logits, mb, temperature=temperature, vocab_shard=shard, with_entropy=with_entropy)
+        return log_probs_of(
+            logits,
+            mb,
+            temperature=temperature,
+            vocab_shard=shard,
+            with_entropy=with_entropy,
+            chunk_size=self._chunk_size,
+            overwrite_logits=self._own_logits,
+        )
 
     def log_probs_now(self, micro_batches: Sequence[Prepared]) -> list[Tensor | None]:
         """Log-probs under the weights that the model has now, without gradients. None for each on stages before the last."""
@@ -66,7 +78,7 @@ class Passes:
         def forward(source: Iterator[Packed], model: Any) -> tuple[Tensor, Callable[..., Any]]:
             prepared = next(source)
             mb = prepared.batch
-            logits = model(mb.tokens, mb.positions, None, packed_seq_params=mb.packing, loss_mask=mb.rows)
+            logits = model(mb.tokens, mb.positions, None, packed_seq_params=mb.packing, loss_mask=mb.rows, **self._options)
             return logits, lambda out, **kwargs: last_stage(prepared, out, **kwargs)
 
         models = self._built.ddp
