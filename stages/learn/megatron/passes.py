@@ -39,6 +39,7 @@ class Passes:
         self._built, self._temperature = built, temperature
         self._chunk_size, self._own_logits = chunk_size, own_logits
         half = built.bridge.config.bf16 or built.bridge.config.fp16
+        self.tokens_forward_only = self.tokens_trained = 0  # that went through, since the start
         self._options = {"fp32_output": False} if own_logits and half else {}  # of Float16Module
 
     def pack(self, per_rank: tuple[tuple[MicroBatch, ...], ...]) -> list[PackedMicroBatch]:
@@ -81,6 +82,9 @@ class Passes:
             logits = model(mb.tokens, mb.positions, None, packed_seq_params=mb.packing, loss_mask=mb.rows, **self._options)
             return logits, lambda out, **kwargs: last_stage(prepared, out, **kwargs)
 
+        passed = sum(p.batch.num_tokens for p in micro_batches)
+        self.tokens_forward_only += passed if forward_only else 0
+        self.tokens_trained += 0 if forward_only else passed
         models = self._built.ddp
         longest = max(p.batch.num_inputs for p in micro_batches)
         return self._built.forward_backward(
