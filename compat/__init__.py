@@ -4,6 +4,8 @@
   are then undeclared and `import torchvision` fails. Does nothing where `_C.so` loads.
 - `inert_triton`: SGLang decorates Triton kernels at import, and none runs on its CPU path. Does nothing where Triton is installed.
 - `cudart`: SGLang pins host buffers through `torch.cuda.cudart()` even with `--device cpu`. Does nothing where CUDA is available.
+- `seeds`: SGLang heeds a request's own `sampling_seed` only with --enable-deterministic-inference, and that only with a few attention
+  kernels. Adds torch_native to them, with which a request's noise is its own (its batch's rounding is not).
 - `site/sgl_kernel`: SGLang imports names of its CUDA kernel wheel that it does not call on the dense torch_native path. Gives the
   real sgl_kernel where one is installed.
 
@@ -40,12 +42,14 @@ def install_engine() -> None:
     """`install()` and what SGLang needs on a CPU. For engine processes: an inert Triton may confuse others. Idempotent."""
     from compat.cudart import fill_in_cudart
     from compat.inert_triton import InertTritonFinder
+    from compat.seeds import allow_seeds
 
     install()
     if installed_version("sglang") != TESTED_SGLANG:  # the hook below says so when sglang is imported
         _add(ImportHook("sglang", "sglang", TESTED_SGLANG, lambda: None))
         return
     _add(ImportHook("sglang", "sglang", TESTED_SGLANG, fill_in_cudart))
+    _add(ImportHook("sglang.srt.server_args", "sglang", TESTED_SGLANG, allow_seeds))
     if not any(isinstance(finder, InertTritonFinder) for finder in sys.meta_path):
         sys.meta_path.append(InertTritonFinder())  # last: a real Triton wins
 

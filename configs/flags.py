@@ -82,6 +82,8 @@ def parse_value(flag: Flag, values: Sequence[str]) -> Any:
     """The value of `flag` from its words. Raises ValueError whose text says what was expected."""
     if flag.kind is bool:
         word = values[0].lower() if len(values) == 1 else "" if values else "true"
+        if flag.optional and word == "none":
+            return None
         if word not in ("true", "false"):
             raise ValueError(f"is a switch: expected no value (off: --no-{flag.name}){_hint_of_dash(values)}")
         return word == "true"

@@ -159,6 +159,16 @@ class AlgorithmConfig:
     max_tokens_per_gpu: int = 4096  # token budget of a micro-batch
     use_rollout_routing_replay: bool = False  # MoE, R3: the learner takes the experts that the engine took, token by token
     use_routing_replay: bool = False  # MoE, R2: later optimizer steps take the experts that the policy took at consumption
+    use_dynamic_batch_size: bool | None = None  # micro-batches by that budget; default: unless micro-batch-size is given
+    micro_batch_size: int | None = None  # samples a micro-batch instead, whatever their lengths
+    log_probs_max_tokens_per_gpu: int | None = None  # token budget of passes without gradients; default: max-tokens-per-gpu
+    log_probs_chunk_size: int = 512  # rows of logits taken through the softmax at once; -1: all of a micro-batch
+    balance_data: bool = True  # data-parallel ranks get equal work, by operations; off: samples are dealt out in turn
+
+    @property
+    def samples_of_a_micro_batch(self) -> int | None:
+        """None: as many as the token budget takes."""
+        return self.micro_batch_size or (1 if self.use_dynamic_batch_size is False else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +226,9 @@ class ClusterConfig:
     update_weight_buffer_size: int = 512 << 20  # bytes a bucket of the distributed transport
     weight_update_mode: Literal["in_place", "retract"] = "in_place"  # keep, or recompute, the KV of running requests
     ray_address: str | None = None  # an existing cluster; default: start one on this machine
+    offload: bool = False  # both of the next two
+    offload_train: bool | None = None  # learner's weights, gradients, optimizer leave the device between steps; default: colocate on GPU
+    offload_rollout: bool | None = None  # engines' weights and KV leave the device while the learner trains; default: colocate on GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

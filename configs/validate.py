@@ -11,6 +11,7 @@ from configs.schema import Config
 from configs.validate_advantages import advantages, critic, sampling
 from configs.validate_algorithm import algorithm
 from configs.validate_buffer import replay, staleness
+from configs.validate_memory import memory
 from configs.validate_modes import debugging, distillation
 from pipeline.errors import ConfigError
 from pipeline.userfn import check_function
@@ -24,7 +25,7 @@ _AT_LEAST_1 = (
     "rollout_num_gpus_per_engine", "sglang_server_concurrency", "cpu_threads_per_engine", "cpu_threads_per_actor",
     "update_weight_buffer_size", "lr_decay_iters", "sft_batch_size", "eval_interval", "n_samples_per_eval_prompt",
     "eval_max_response_len", "eval_max_prompts", "max_times_sampled", "samples_per_insert", "min_size_to_sample", "ref_update_interval",
-    "over_sampling_batch_size",
+    "over_sampling_batch_size", "micro_batch_size", "log_probs_max_tokens_per_gpu",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
@@ -52,6 +53,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "mock_failure_rate": (lambda v: 0 <= v <= 1, "a probability between 0 and 1"),
     "eps_clip_c": (lambda v: v > 1, "above 1: it bounds the ratio of tokens with a negative advantage, e.g. 3"),
     "correction_veto_threshold": (lambda v: 0 < v < 1, "a ratio above 0 and below 1, e.g. 1e-4"),
+    "log_probs_chunk_size": (lambda v: v == -1 or v >= 1, "-1 (a whole micro-batch) or at least 1 row"),
     "eps_clip": (lambda v: 0 < v < 1, "above 0 and below 1: the ratio is clipped to [1 - eps-clip, 1 + eps-clip-high]"),
 }
 
@@ -211,7 +213,7 @@ def functions(config: Config) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     ranges, staleness, replay, batches, algorithm, advantages, critic, sampling, devices, lengths, model_and_prompts, rewards, distillation,
-    debugging, evaluation, functions,
+    debugging, evaluation, memory, functions,
 )  # fmt: skip
 
 

@@ -201,6 +201,14 @@ class TrainSample:
     def num_tokens(self) -> int:
         return len(self.tokens)
 
+    @property
+    def prompt_key(self) -> tuple[int, bytes, bytes]:
+        """Samples of equal keys share their prompt: of one group, with the very same tokens ahead of the response, and the same
+        routed experts on them (equal prompts of two requests need not have gone the same way)."""
+        length = self.num_tokens - self.response_length
+        route = b"" if self.routed_experts is None else self.routed_experts[:length].astype(np.int16).tobytes()
+        return self.group_index, np.ascontiguousarray(self.tokens[:length], dtype=np.int64).tobytes(), route
+
 
 MicroBatch = tuple[TrainSample, ...]
 
@@ -228,8 +236,10 @@ class StepResult:
     """What the learner says of one rollout: scalars, means over its optimizer steps.
 
     Always there: loss, grad_norm, lr, entropy, kl_rollout_old, kl_rollout_old_k1, kl_old_new, ratio_mean, ratio_max, clip_fraction,
-    masked_fraction, tis_mean, tis_clip_fraction, ess_fraction, rollout_ratio_p01, _p50, _p99, num_tokens, seconds; with a reference
-    kl_ref. Those of the behaviour policy are there by staleness too, as ess_fraction/staleness_2-3 (0, 1, 2-3, 4-7, 8+).
+    masked_fraction, tis_mean, tis_clip_fraction, ess_fraction, rollout_ratio_p01, _p50, _p99, train_rollout_logprob_abs_diff (mean)
+    and _max, num_tokens, seconds; with a reference kl_ref. A learner with a model adds peak_memory_bytes (the rank with the most),
+    tokens_per_second_per_device, model_tflops (a device), and mfu on a GPU whose peak is known.
+    Those of the behaviour policy are there by staleness too, as ess_fraction/staleness_2-3 (0, 1, 2-3, 4-7, 8+).
     """
 
     metrics: Mapping[str, float]

@@ -1,20 +1,25 @@
 """From the samples of a rollout to optimizer steps of micro-batches, balanced over data-parallel ranks. Pure.
 
 Nothing is truncated: a sample longer than the token budget gets a micro-batch of its own. Every rank gets equally many
-micro-batches (their gradients meet in collectives).
+micro-batches (their gradients meet in collectives). Samples of one prompt go together where that costs nothing: a micro-batch
+that holds them is given their prompt once.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.errors import DataError
+from pipeline.flops import TOKENS, Cost
 from pipeline.types import OptimizerStep, TrainBatch, TrainSample
+
+Samples = Sequence[TrainSample]
+Packer = Callable[[Samples], list[list[TrainSample]]]  # samples to micro-batches
 
 
 def make_batch(
-    samples: Sequence[TrainSample],
+    samples: Samples,
     *,
     rollout_id: int,
     policy_version: int,
@@ -22,9 +27,14 @@ def make_batch(
     num_steps_per_rollout: int | None = None,
     global_batch_size: int | None = None,
     max_tokens: int,
+    micro_batch_size: int | None = None,
+    cost: Cost = TOKENS,
+    balanced: bool = True,
 ) -> TrainBatch:
     """`num_steps_per_rollout` optimizer steps (or steps of `global_batch_size` samples; default one), samples in the given order.
 
+    A micro-batch has at most `max_tokens` tokens, or `micro_batch_size` samples where that is given. `cost`: what ranks are balanced
+    by; not `balanced`: samples are dealt out to the ranks in turn.
     Samples without a trained token are in no micro-batch; they count, evenly over the steps, in `num_samples`.
     Raises DataError when a step has fewer trained samples than there are ranks.
     """
@@ -37,20 +47,25 @@ def make_batch(
         )
     size, rest = divmod(len(trained), num_steps)
     idle = [s.weight for s in samples if not s.loss_mask.any()]
+
+    def packer(part: Samples) -> list[list[TrainSample]]:
+        return pack(part, max_tokens) if micro_batch_size is None else count_out(part, micro_batch_size, cost)
+
     steps, start = [], 0
     for i in range(num_steps):
         end = start + size + (i < rest)
-        steps.append(_step(trained[start:end], sum(idle[i::num_steps]), num_dp_ranks, max_tokens))
+        steps.append(_step(trained[start:end], sum(idle[i::num_steps]), num_dp_ranks, packer, cost, balanced))
         start = end
     return TrainBatch(rollout_id=rollout_id, policy_version=policy_version, steps=tuple(steps))
 
 
-def _step(samples: Sequence[TrainSample], untrained_weight: float, num_ranks: int, max_tokens: int) -> OptimizerStep:
-    shares = balance(samples, num_ranks)
+def _step(samples: Samples, untrained_weight: float, num_ranks: int, packer: Packer, cost: Cost, balanced: bool) -> OptimizerStep:
+    shares = balance(samples, num_ranks, cost) if balanced else [list(samples[r::num_ranks]) for r in range(num_ranks)]
     most_samples = min(len(share) for share in shares)  # no rank can be cut into more micro-batches than it has samples
-    count = max(len(pack(share, max_tokens)) for share in shares)
+    packs = [packer(share) for share in shares]
+    count = max(map(len, packs))
     fits = count <= most_samples  # else one rank has few long samples, another many short ones: micro-batches first, ranks second
-    cut = [_split(pack(share, max_tokens), count) for share in shares] if fits else _deal(samples, num_ranks, max_tokens)
+    cut = [_split(bins, count, cost) for bins in packs] if fits else _deal(samples, num_ranks, packer, cost)
     return OptimizerStep(
         per_rank=tuple(tuple(tuple(mb) for mb in rank) for rank in cut),
         num_samples=sum(s.weight for s in samples) + untrained_weight,
@@ -58,52 +73,121 @@ def _step(samples: Sequence[TrainSample], untrained_weight: float, num_ranks: in
     )
 
 
-def balance(samples: Sequence[TrainSample], num_bins: int) -> list[list[TrainSample]]:
-    """Longest processing time first: the next longest sample goes to the least loaded bin, at most 4/3 of the optimum
-    (Graham 1969, "Bounds on multiprocessing timing anomalies"). Every bin gets a sample where there are enough; deterministic.
+# --- ranks --------------------------------------------------------------------------------------------------------
+
+
+def balance(samples: Samples, num_bins: int, cost: Cost = TOKENS) -> list[list[TrainSample]]:
+    """Longest processing time first: the next most costly goes to the least loaded bin, at most 4/3 of the optimum (Graham 1969,
+    "Bounds on multiprocessing timing anomalies"). Every bin gets a sample where there are enough; deterministic.
+
+    Dealt out are samples; or, where that leaves the most loaded bin with no more work, all samples of a prompt at once, which are
+    cheaper together.
     """
+    single = _longest_first([[s] for s in samples], num_bins, cost)
+    families = _families(samples)
+    if num_bins == 1 or len(families) < num_bins or len(families) == len(samples):
+        return single
+    together = _longest_first(families, num_bins, cost)
+    return min(together, single, key=lambda bins: max(map(cost.of_micro_batch, bins)))
+
+
+def _longest_first(units: Sequence[Samples], num_bins: int, cost: Cost) -> list[list[TrainSample]]:
+    """Deals out units whole."""
     bins: list[list[TrainSample]] = [[] for _ in range(num_bins)]
-    loads = [(0, 0, i) for i in range(num_bins)]  # (tokens, samples, bin)
-    for sample in sorted(samples, key=lambda s: (-s.num_tokens, s.index)):
-        tokens, count, i = heapq.heappop(loads)
-        bins[i].append(sample)
-        heapq.heappush(loads, (tokens + sample.num_tokens, count + 1, i))
+    loads = [(0.0, 0, i) for i in range(num_bins)]  # (cost, samples, bin)
+    weighed = [(cost.of_micro_batch(unit), unit) for unit in units]
+    for weight, unit in sorted(weighed, key=lambda w: (-w[0], w[1][0].index)):
+        load, count, i = heapq.heappop(loads)
+        bins[i].extend(unit)
+        heapq.heappush(loads, (load + weight, count + len(unit), i))
     return bins
 
 
-def pack(samples: Sequence[TrainSample], max_tokens: int) -> list[list[TrainSample]]:
-    """First-fit decreasing bin packing (Johnson 1973): few micro-batches of at most `max_tokens` tokens."""
+def _families(samples: Samples) -> list[list[TrainSample]]:
+    """Samples by the prompt that they share, in order of appearance."""
+    found: dict[tuple[int, bytes, bytes], list[TrainSample]] = {}
+    for s in samples:
+        found.setdefault(s.prompt_key, []).append(s)
+    return list(found.values())
+
+
+# --- micro-batches ------------------------------------------------------------------------------------------------
+
+
+def pack(samples: Samples, max_tokens: int) -> list[list[TrainSample]]:
+    """First-fit decreasing bin packing (Johnson 1973): few micro-batches of at most `max_tokens` tokens.
+
+    What is packed are all samples of a prompt at once; or one by one, each beside its siblings if there is room; or one by one.
+    The first of the three that takes no more micro-batches than the others. Of no two are both half empty, in any of the three.
+    """
+    single = sorted(([s] for s in samples), key=_unit_order)
+    families = sorted((sorted(f, key=lambda s: (-s.num_tokens, s.index)) for f in _families(samples)), key=_unit_order)
+    alone = _first_fit(single, max_tokens)
+    if len(alone) == 1 or len(families) == len(samples):
+        return alone
+    pieces = [piece for f in families for piece in (_first_fit([[s] for s in f], max_tokens) if _tokens(f) > max_tokens else [f])]
+    return min(_first_fit(sorted(pieces, key=_unit_order), max_tokens), _beside_siblings(families, max_tokens), alone, key=len)
+
+
+def _first_fit(units: Sequence[Samples], max_tokens: int) -> list[list[TrainSample]]:
+    """Each unit, whole, into the first bin with room for it."""
     bins: list[list[TrainSample]] = []
     room: list[int] = []
-    for sample in sorted(samples, key=lambda s: (-s.num_tokens, s.index)):
-        place = next((i for i, left in enumerate(room) if sample.num_tokens <= left), None)
-        if place is None:
-            bins.append([sample])
-            room.append(max_tokens - sample.num_tokens)
-        else:
-            bins[place].append(sample)
-            room[place] -= sample.num_tokens
+    for unit in units:
+        place = next((i for i, left in enumerate(room) if _tokens(unit) <= left), len(bins))
+        _put(unit, place, bins, room, max_tokens)
     return bins
 
 
-def _split(bins: list[list[TrainSample]], count: int) -> list[list[TrainSample]]:
+def _beside_siblings(families: Sequence[Samples], max_tokens: int) -> list[list[TrainSample]]:
+    """Each sample into the first bin with room for it, those with a sibling ahead of the others."""
+    bins: list[list[TrainSample]] = []
+    room: list[int] = []
+    for family in families:
+        homes: list[int] = []
+        for sample in family:
+            place = next((i for i in (*homes, *range(len(bins))) if sample.num_tokens <= room[i]), len(bins))
+            homes.append(place)
+            _put([sample], place, bins, room, max_tokens)
+    return bins
+
+
+def _put(unit: Samples, place: int, bins: list[list[TrainSample]], room: list[int], max_tokens: int) -> None:
+    if place == len(bins):
+        bins.append([])
+        room.append(max_tokens)
+    bins[place].extend(unit)
+    room[place] -= _tokens(unit)
+
+
+def _unit_order(unit: Samples) -> tuple[int, int]:
+    return -_tokens(unit), unit[0].index
+
+
+def count_out(samples: Samples, micro_batch_size: int, cost: Cost = TOKENS) -> list[list[TrainSample]]:
+    """Micro-batches of `micro_batch_size` samples, the last may have fewer: prompt by prompt, so that siblings are together."""
+    order = [s for family in sorted(_families(samples), key=lambda f: -max(map(cost.of, f))) for s in family]
+    return [order[i : i + micro_batch_size] for i in range(0, len(order), micro_batch_size)]
+
+
+def _split(bins: list[list[TrainSample]], count: int, cost: Cost) -> list[list[TrainSample]]:
     """Halve the fullest micro-batches until there are `count`; there must be as many samples."""
     while len(bins) < count:
         fullest = max((i for i, b in enumerate(bins) if len(b) > 1), key=lambda i: _tokens(bins[i]))
-        bins += balance(bins.pop(fullest), 2)
+        bins += balance(bins.pop(fullest), 2, cost)
     return bins
 
 
-def _deal(samples: Sequence[TrainSample], num_ranks: int, max_tokens: int) -> list[list[list[TrainSample]]]:
+def _deal(samples: Samples, num_ranks: int, packer: Packer, cost: Cost) -> list[list[list[TrainSample]]]:
     """Pack over all ranks, make the number a multiple of the ranks, deal the micro-batches out, equally many to each.
 
     Where samples do not divide by the ranks there may be no such number of micro-batches within the budget (three long
     samples on two ranks): then the smallest are merged over it, as few and as small as can be.
     """
-    bins = pack(samples, max_tokens)
+    bins = packer(samples)
     count = -(-len(bins) // num_ranks)
     if count * num_ranks <= len(samples):
-        bins = _split(bins, count * num_ranks)
+        bins = _split(bins, count * num_ranks, cost)
     else:
         count = len(samples) // num_ranks
         while len(bins) > count * num_ranks:
@@ -111,10 +195,14 @@ def _deal(samples: Sequence[TrainSample], num_ranks: int, max_tokens: int) -> li
             last = bins.pop()
             bins[-1] = bins[-1] + last
     cut: list[list[list[TrainSample]]] = [[] for _ in range(num_ranks)]
-    for micro_batch in sorted(bins, key=_tokens, reverse=True):  # longest first, to the least loaded rank that has room
-        min((rank for rank in cut if len(rank) < count), key=lambda rank: sum(map(_tokens, rank))).append(micro_batch)
+    loads = [0.0] * num_ranks
+    weighed = sorted(((cost.of_micro_batch(mb), mb) for mb in bins), key=lambda w: w[0], reverse=True)
+    for weight, micro_batch in weighed:  # most costly first, to the least loaded rank that has room
+        rank = min((r for r in range(num_ranks) if len(cut[r]) < count), key=lambda r: loads[r])
+        cut[rank].append(micro_batch)
+        loads[rank] += weight
     return cut
 
 
-def _tokens(samples: Sequence[TrainSample]) -> int:
+def _tokens(samples: Samples) -> int:
     return sum(s.num_tokens for s in samples)

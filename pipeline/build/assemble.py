@@ -22,6 +22,7 @@ from configs.schema import Config, flat_args
 from pipeline.build.batcher import Batcher
 from pipeline.clock import RolloutClock
 from pipeline.errors import CheckpointError
+from pipeline.flops import TOKENS, Cost
 from pipeline.producer import Producer
 from pipeline.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
 from pipeline.ratelimit import RateLimiter
@@ -70,6 +71,7 @@ class Backend:
     close: Callable[[], Awaitable[None]]
     kill_now: Callable[[], None]
     teacher: Lease | None = None  # with --use-opd
+    cost: Cost = TOKENS  # of a sample, in the model that is trained
 
 
 def assemble(config: Config, *, started_at: float) -> Runner:
@@ -85,7 +87,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     scorer = build_reward(config.reward, site.args)
     reward = _with_teacher(config, scorer, backend.teacher)
     buffer = recorded_buffer(config, site.clock) if config.run.trains_on_records else _buffer(site)
-    batcher = Batcher(config, site.args, source)
+    batcher = Batcher(config, site.args, source, backend.cost)
     producer = Producer(
         source=source,
         generate=backend.generate,

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from configs.schema import Config
+from pipeline.flops import TOKENS, Cost
 from pipeline.types import Group, Sample, TrainBatch
 from stages.advantage import apply_opd, compute_advantages, load_hooks, mask_offpolicy_tokens
 from stages.batch import make_batch
@@ -16,8 +17,9 @@ from stages.filter import build_all_samples_process, build_sample_filter
 class Batcher:
     """Called once a rollout, when the learner takes it. Raises ConfigError when a user's function cannot be loaded."""
 
-    def __init__(self, config: Config, args: SimpleNamespace, source: Any) -> None:
-        self._config = config
+    def __init__(self, config: Config, args: SimpleNamespace, source: Any, cost: Cost = TOKENS) -> None:
+        """`cost`: of the model, by which ranks are balanced."""
+        self._config, self._cost = config, cost
         self._hooks = load_hooks(config.algorithm, args)
         self._filter = build_sample_filter(config.rollout.rollout_sample_filter_path, args)
         self._process = build_all_samples_process(config.rollout.rollout_all_samples_process_path, args, source)
@@ -56,4 +58,7 @@ class Batcher:
             num_steps_per_rollout=algorithm.num_steps_per_rollout,
             global_batch_size=algorithm.global_batch_size,
             max_tokens=algorithm.max_tokens_per_gpu,
+            micro_batch_size=algorithm.samples_of_a_micro_batch,
+            cost=self._cost,
+            balanced=algorithm.balance_data,
         )

@@ -8,6 +8,8 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from configs.schema import Config
 from pipeline.build.assemble import Backend, Site
 from pipeline.build.counts import counts_of
 from pipeline.cluster import LearnerGroup
+from pipeline.flops import read_cost
 from pipeline.models import resolve_checkpoint
 from pipeline.warmup import warm_up
 from stages.batch import make_batch
@@ -95,6 +98,7 @@ def real_backend(site: Site) -> Backend:
         close=close,
         kill_now=kill_now,
         teacher=_lease_of(site.config.distill.opd_teacher_url, teacher),
+        cost=read_cost(folder, shares_prompts=device == "cpu" or find_spec("transformer_engine") is None),
     )
 
 
@@ -109,7 +113,8 @@ async def _bring_up(site: Site, learner: LearnerGroup, tokenizer: Any) -> None:
         spec = config.warmup.sft_data or config.data.prompt_data
         source = build_source(spec, config.data, 1, config.rollout.rollout_max_prompt_len, tokenizer, seed=config.data.rollout_seed + 1)
         pairs = sft_pairs(source, tokenizer)
-        await warm_up(learner, pairs, config.warmup, config.algorithm, config.data_parallel_size, make_batch)
+        cut = partial(make_batch, micro_batch_size=config.algorithm.samples_of_a_micro_batch)
+        await warm_up(learner, pairs, config.warmup, config.algorithm, config.data_parallel_size, cut)
 
 
 def _tokenizer(folder: Path) -> Any:

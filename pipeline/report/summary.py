@@ -95,7 +95,22 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "trainer_idle_fraction": weighted(train, "trainer_idle_fraction"),
         "wall_seconds": wall_seconds if wall_seconds is not None else max(values(everything, "wall_seconds"), default=0.0),
         "seconds_to_reward_0_9": seconds_to_reward(train),
+        **_learner(train),
     }
+
+
+def _learner(train: Sequence[Row]) -> dict[str, Any]:
+    """What a learner with a model says of itself: memory at its peak, its pace, and how far it is from the engines on the same weights."""
+    on_policy = [row for row in train if row.get("staleness_max") == 0]
+    found = {
+        "peak_memory_bytes": max(values(train, "peak_memory_bytes"), default=None),
+        "tokens_per_second_per_device_p50": median(values(train, "tokens_per_second_per_device")),
+        "model_tflops_p50": median(values(train, "model_tflops")),
+        "mfu_p50": median(values(train, "mfu")),
+        "on_policy_logprob_abs_diff_mean": mean(values(on_policy, "train_rollout_logprob_abs_diff")),
+        "on_policy_logprob_abs_diff_max": max(values(on_policy, "train_rollout_logprob_abs_diff_max"), default=None),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def write_summary(run_dir: str | Path, *, wall_seconds: float | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ _EDGES = (1, 2, 4, 8)
 BIN_WIDTH = 0.02
 _HALF = 256
 NUM_BINS = 2 * _HALF + 1
-QUANTITIES = ("count", "weight", "weight_squared", "k1", "k3", "masked", "truncated", "applied")
+QUANTITIES = ("count", "weight", "weight_squared", "k1", "k3", "masked", "truncated", "applied", "abs_diff")
 NUM_SUMS = len(BUCKETS) * (len(QUANTITIES) + NUM_BINS)
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
@@ -43,7 +43,7 @@ def off_policy_sums(
     bucket = spread(torch.bucketize(staleness, edges, right=True), token_counts)
     x = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     k3 = torch.expm1(x) - x  # KL(rollout || old): the tokens are the rollout policy's
-    rows = torch.stack([torch.ones_like(x), ratio, ratio.square(), -x, k3, masked, truncated, applied])
+    rows = torch.stack([torch.ones_like(x), ratio, ratio.square(), -x, k3, masked, truncated, applied, log_ratio.abs()])
     table = rows.new_zeros(len(QUANTITIES), len(BUCKETS)).index_add(1, bucket, rows)
     place = (x.nan_to_num() / BIN_WIDTH).round().clamp(-_HALF, _HALF).long() + _HALF
     histogram = torch.bincount(bucket * NUM_BINS + place, minlength=len(BUCKETS) * NUM_BINS)
@@ -81,6 +81,7 @@ def _metrics_of(sums: Tensor, histogram: Tensor, suffix: str) -> dict[str, float
         "masked_fraction": float(values["masked"] / count),
         "tis_clip_fraction": float(values["truncated"] / count),
         "tis_mean": float(values["applied"] / count),
+        "train_rollout_logprob_abs_diff": float(values["abs_diff"] / count),
         **{f"rollout_ratio_{name}": _quantile(histogram, q) for name, q in QUANTILES.items()},
     }
     return {k + suffix: v for k, v in metrics.items()}

@@ -24,7 +24,7 @@ __all__ = [
     "compute_sft_loss", "compute_tis_weights", "sum_of_sample_mean", "sum_of_tokens", "token_weights",
 ]  # fmt: skip
 
-_ROWS = 512  # rows of logits handled at once: keeps temporaries of [rows, V] in cache-sized pieces
+CHUNK_SIZE = 512  # rows of logits handled at once: what is made beside the logits does not grow with the batch
 
 
 class TokenLogProbs(NamedTuple):
@@ -33,56 +33,87 @@ class TokenLogProbs(NamedTuple):
 
 
 class _LogProbs(torch.autograd.Function):
-    """log softmax at the target and entropy, both differentiable, with one [N, V] buffer kept for the backward pass.
+    """log softmax at the target and entropy, both differentiable, with nothing of size [N, V] made in the forward pass.
 
-    With a process group each rank holds V columns from `start` on; maxima and sums run over the group.
+    The softmax is computed again in the backward pass, `chunk` rows at a time. With a process group each rank holds V columns from
+    `start` on; maxima and sums run over the group.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, group: Any, start: int, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        x = logits.float()
-        top = x.amax(-1, keepdim=True)
-        if group is not None:
-            dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-        # The one full-size buffer: shifted logits, turned into log-probs in place below.
-        log_p = x - top if logits.dtype == torch.float32 else x.sub_(top)
-        sums = torch.empty(2, len(x), dtype=torch.float32, device=x.device)
-        for at in range(0, len(x), _ROWS):
-            piece = log_p[at : at + _ROWS]
-            exp = piece.exp()
-            sums[0, at : at + _ROWS] = exp.sum(-1)
-            # sum(exp * shifted): the entropy is log(sum exp) - sum(exp * shifted) / sum(exp)
-            sums[1, at : at + _ROWS] = torch.linalg.vecdot(exp, piece) if with_entropy else 0.0
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        group: Any,
+        start: int,
+        with_entropy: bool,
+        temperature: float,
+        chunk: int,
+        overwrite: bool,
+    ) -> tuple[Tensor, Tensor]:
+        n, words = logits.shape
         local = targets - start
-        mine = (local >= 0) & (local < x.shape[-1])
-        index = local.clamp(0, x.shape[-1] - 1)
-        picked = log_p.gather(-1, index[:, None])[:, 0].masked_fill(~mine, 0.0)
+        mine = (local >= 0) & (local < words)
+        index = local.clamp(0, max(words - 1, 0))
+        top = _maxima(logits, group) / temperature
+        # Rows of sums: of exp(z), of exp(z) * z, and z at the target, where z = logits / temperature - top.
+        sums = torch.zeros(3, n, dtype=torch.float32, device=logits.device)
+        for at in range(0, n, chunk):
+            rows = slice(at, at + chunk)
+            z = _scaled(logits[rows], temperature).sub_(top[rows, None])
+            sums[2, rows] = z.gather(-1, index[rows, None])[:, 0].masked_fill_(~mine[rows], 0.0) if words else 0.0
+            if with_entropy:
+                exp = z.exp()
+                sums[1, rows] = torch.linalg.vecdot(exp, z)
+            else:
+                exp = z.exp_()
+            sums[0, rows] = exp.sum(-1)
         if group is not None:
-            packed = torch.cat([sums, picked[None]])
-            dist.all_reduce(packed, group=group)
-            sums, picked = packed[:2], packed[2]
+            dist.all_reduce(sums, group=group)
         log_sum = sums[0].log()
         entropy = log_sum - sums[1] / sums[0]
-        log_p -= log_sum[:, None]
-        ctx.save_for_backward(log_p, index, mine, entropy)
-        ctx.with_entropy, ctx.dtype = with_entropy, logits.dtype
-        return picked - log_sum, entropy
+        ctx.save_for_backward(logits, index, mine, top + log_sum, entropy)
+        ctx.temperature, ctx.chunk, ctx.overwrite = temperature, chunk, overwrite
+        ctx.set_materialize_grads(False)
+        return sums[2] - log_sum, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        log_p, index, mine, entropy = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, index, mine, log_total, entropy = ctx.saved_tensors
         g_log_prob, g_entropy = grads
-        # d log p_t / d x = onehot(t) - p;   d H / d x = -p (log p + H). Written over the saved buffer: a second backward is not possible.
-        for at in range(0, len(log_p), _ROWS):
-            rows = slice(at, at + _ROWS)
-            piece = log_p[rows]
-            if ctx.with_entropy:
-                scale = torch.addcmul(g_log_prob[rows, None], g_entropy[rows, None], piece + entropy[rows, None])
-                piece.exp_().mul_(scale.neg_())
+        nothing = (None,) * 7
+        if g_log_prob is None and g_entropy is None:
+            return None, *nothing
+        out = logits.detach() if ctx.overwrite else torch.empty_like(logits)
+        picked = torch.zeros_like(entropy) if g_log_prob is None else g_log_prob
+        at_target = picked * mine / ctx.temperature
+        # d log p_t / d z = onehot(t) - p;   d H / d z = -p (log p + H);   z = logits / temperature
+        for at in range(0, len(logits), ctx.chunk):
+            rows = slice(at, at + ctx.chunk)
+            log_p = _scaled(logits[rows], ctx.temperature).sub_(log_total[rows, None])
+            if g_entropy is None:
+                piece = log_p.exp_().mul_(picked[rows, None] / -ctx.temperature)
             else:
-                piece.exp_().mul_(-g_log_prob[rows, None])
-        log_p.scatter_add_(-1, index[:, None], (g_log_prob * mine)[:, None])
-        return log_p.to(ctx.dtype), None, None, None, None
+                weight = torch.addcmul(picked[rows, None], g_entropy[rows, None], log_p + entropy[rows, None])
+                piece = log_p.exp_().mul_(weight.div_(-ctx.temperature))
+            if logits.shape[1]:
+                piece.scatter_add_(-1, index[rows, None], at_target[rows, None])
+            out[rows] = piece
+        return out, *nothing
+
+
+def _scaled(rows: Tensor, temperature: float) -> Tensor:
+    """A float32 copy, divided by the temperature."""
+    return rows.float() / temperature if temperature != 1.0 else rows.to(torch.float32, copy=True)
+
+
+def _maxima(logits: Tensor, group: Any) -> Tensor:
+    """[N] float32: the largest of each row, over all ranks of the group."""
+    padding_only = logits.shape[1] == 0
+    top = logits.new_full((len(logits),), -torch.inf, dtype=torch.float32) if padding_only else logits.detach().amax(-1).float()
+    if group is not None:
+        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    return top
 
 
 def compute_log_probs_from_logits(
@@ -93,15 +124,20 @@ def compute_log_probs_from_logits(
     with_entropy: bool = True,
     group: Any = None,
     vocab_start: int = 0,
+    chunk_size: int = CHUNK_SIZE,
+    overwrite_logits: bool = False,
 ) -> TokenLogProbs:
     """Log-probabilities of `targets` under softmax(logits / temperature), and the entropy of each row.
 
     logits: [N, V], any float type (computed in float32); targets: [N] int64 in the whole vocabulary. `group` and
     `vocab_start`: the tensor-parallel group over which V is split and the first entry of this rank. Entropy is in nats,
-    None without `with_entropy`. Both results are differentiable, once.
+    None without `with_entropy`. Both results are differentiable.
+    `chunk_size`: rows taken through the softmax at once (-1: all), forwards and backwards: beside the logits and their gradient, memory
+    goes with it, not with N. `overwrite_logits`: the backward pass writes that gradient over the logits, which must then be needed by
+    nobody else, and can run once.
     """
-    scaled = logits if temperature == 1.0 else logits / temperature
-    log_probs, entropy = _LogProbs.apply(scaled, targets, group, vocab_start, with_entropy)
+    chunk = chunk_size if chunk_size > 0 else max(1, len(logits))
+    log_probs, entropy = _LogProbs.apply(logits, targets, group, vocab_start, with_entropy, temperature, chunk, overwrite_logits)
     return TokenLogProbs(log_probs, entropy if with_entropy else None)
 
 

@@ -27,7 +27,7 @@ from stages.learn.reduce import spread
 
 # Sums over trained tokens, in this order, ahead of those of `diagnostics`; `loss` is already divided by the step's denominator.
 SUMS = ("loss", "count", "entropy", "kl_old_new", "ratio", "clipped", "kl_ref")
-MAXIMA = ("ratio_max", "mismatch")
+MAXIMA = ("ratio_max", "mismatch", "logprob_abs_diff")  # of them the second: |old / rollout - 1|, the third: |log old - log rollout|
 SFT_SUMS = ("loss", "count", "correct_probability")
 NUM_POLICY_SUMS = len(SUMS) + NUM_SUMS
 
@@ -209,7 +209,7 @@ def _diagnose(
     config: AlgorithmConfig,
     correction: Correction,
 ) -> tuple[Tensor, Tensor]:
-    """(sums [NUM_POLICY_SUMS], maxima [2])."""
+    """(sums [NUM_POLICY_SUMS], maxima [len(MAXIMA)])."""
     assert now.entropy is not None
     log_ratio = proximal - batch.rollout_log_probs
     ratio, truncated, applied = corrected.metrics["ratio"], corrected.metrics["truncated"], corrected.weights
@@ -225,7 +225,8 @@ def _diagnose(
         torch.zeros_like(log_ratio) if kl_ref is None else kl_ref,
     ]
     off = off_policy_sums(log_ratio, ratio, (~corrected.mask).float(), truncated, applied, batch.staleness, batch.token_counts)
-    maxima = torch.stack([surrogate.ratio.amax(), log_ratio.expm1().abs().amax()]) if len(log_ratio) else loss.new_zeros(2)
+    apart = (surrogate.ratio, log_ratio.expm1().abs(), log_ratio.abs())
+    maxima = torch.stack([x.amax() for x in apart]) if len(log_ratio) else loss.new_zeros(len(MAXIMA))
     return torch.cat([loss.detach()[None], torch.stack(rows).sum(-1), off]), maxima.detach()
 
 
@@ -286,6 +287,7 @@ def policy_metrics(sums: Tensor, maxima: Tensor, *, with_reference: bool = False
         **({"kl_ref": float(values["kl_ref"] / count)} if with_reference else {}),
         "ratio_mean": float(values["ratio"] / count),
         "ratio_max": float(maxima[0]),
+        "train_rollout_logprob_abs_diff_max": float(maxima[2]),
         "clip_fraction": float(values["clipped"] / count),
         "num_loss_tokens": float(values["count"]),
         **off_policy_metrics(sums[len(SUMS) :]),

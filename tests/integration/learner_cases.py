@@ -15,6 +15,7 @@ from pipeline.types import OptimizerStep, TrainBatch, TrainSample
 from stages.learn.settings import LearnerSettings
 
 VOCAB = 101
+MEASURED = frozenset({"seconds", "tokens_per_second_per_device", "model_tflops", "peak_memory_bytes"})  # metrics that no two runs share
 _SHAPE = {
     "vocab_size": VOCAB,
     "hidden_size": 64,

@@ -60,7 +60,7 @@ async def test_two_actors_train_as_one_process(model: Path, group: LearnerGroup,
     rank.close()
     for i in range(2):
         got = (await group.step(cases.make_batch(*steps(2), rollout_id=i))).metrics
-        for name in want[i].keys() - {"seconds"}:
+        for name in want[i].keys() - cases.MEASURED:
             assert got[name] == pytest.approx(want[i][name], rel=1e-4, abs=1e-5), name
     await group.export_hf(tmp_path / "hf")
     exported = load_file(tmp_path / "hf" / "model.safetensors")
@@ -96,7 +96,7 @@ async def test_save_load_and_bad_folder(group: LearnerGroup, tmp_path: Path) -> 
         await group.load(tmp_path / "nowhere")
     await group.load(tmp_path / "1")
     got = (await group.step(cases.make_batch(*steps(2)))).metrics
-    assert {k: v for k, v in got.items() if k != "seconds"} == {k: v for k, v in want.items() if k != "seconds"}
+    assert {k: v for k, v in got.items() if k not in cases.MEASURED} == {k: v for k, v in want.items() if k not in cases.MEASURED}
 
 
 async def test_prepare_names_every_tensor_once(model: Path, group: LearnerGroup) -> None:

@@ -61,7 +61,7 @@ def batch(rollout_id: int = 0) -> Any:
 
 
 def without_time(metrics: dict[str, float]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if k != "seconds"}
+    return {k: v for k, v in metrics.items() if k not in cases.MEASURED}
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -37,7 +37,7 @@ def batch(rollout_id: int) -> Any:
 
 
 def without_time(metrics: dict[str, float]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if k != "seconds"}
+    return {k: v for k, v in metrics.items() if k not in cases.MEASURED}
 
 
 def test_fresh_export_is_bit_exact(folder: Path, rank: Any, tmp_path: Path) -> None:

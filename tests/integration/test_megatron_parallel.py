@@ -91,7 +91,7 @@ def test_two_ranks_train_as_one(single: Any, pair: Path, layout: str) -> None:
     for rank in range(2):
         for got, want in zip(results(pair, layout, rank)["metrics"], metrics, strict=True):
             assert got.keys() == want.keys()
-            for name in got.keys() - {"seconds"}:
+            for name in got.keys() - cases.MEASURED:
                 assert got[name] == pytest.approx(want[name], rel=1e-4, abs=1e-5), (layout, rank, name)
     exported = load_file(pair / layout / "hf" / "model.safetensors")
     assert exported.keys() == weights.keys()
@@ -105,7 +105,7 @@ def test_two_ranks_train_as_one(single: Any, pair: Path, layout: str) -> None:
 def test_resume_is_exact(pair: Path, layout: str) -> None:
     for rank in range(2):
         result = results(pair, layout, rank)
-        after, resumed = ({k: v for k, v in result[x].items() if k != "seconds"} for x in ("after", "resumed"))
+        after, resumed = ({k: v for k, v in result[x].items() if k not in cases.MEASURED} for x in ("after", "resumed"))
         assert after == resumed
         assert after["loss"] != result["metrics"][-1]["loss"]
 
@@ -136,10 +136,10 @@ def test_options_are_the_same_on_two_ranks(single_options: Any, pair_of_options:
         result = results(pair_of_options, f"{layout}.{option}", rank)
         for got, want in zip(result["metrics"], single_options[option], strict=True):
             assert got.keys() == want.keys()
-            for name in got.keys() - {"seconds"}:
+            for name in got.keys() - cases.MEASURED:
                 rel = 0.021 if "rollout_ratio" in name else 1e-3  # a quantile may be of the next bin
                 assert got[name] == pytest.approx(want[name], rel=rel, abs=2e-5), (layout, rank, name)
-        after, resumed = ({k: v for k, v in result[x].items() if k != "seconds"} for x in ("after", "resumed"))
+        after, resumed = ({k: v for k, v in result[x].items() if k not in cases.MEASURED} for x in ("after", "resumed"))
         assert after == resumed
     if "kl_ref" in single_options[option][1]:
         assert single_options[option][0]["kl_ref"] != single_options[option][1]["kl_ref"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
+from pipeline.flops import Cost
 from pipeline.types import TrainBatch, TrainSample
-from stages.batch import balance, make_batch, pack
+from stages.batch import balance, count_out, make_batch, pack
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 
@@ -38,7 +40,22 @@ def make_samples(lengths: list[int], fan_out: bool = False) -> list[TrainSample]
     return samples
 
 
-def cut(samples: list[TrainSample], ranks: int, max_tokens: int, **kwargs: int | None) -> TrainBatch:
+def make_groups(groups: list[tuple[int, list[int]]]) -> list[TrainSample]:
+    """(prompt length, response lengths) a group; told apart by their first token behind the prompt, which is their place."""
+    samples: list[TrainSample] = []
+    for number, (prompt, responses) in enumerate(groups):
+        for n in responses:
+            base = make_samples([2 * n])[0]
+            tokens = np.concatenate([np.full(prompt, -1 - number), np.full(n, len(samples))])
+            samples.append(dataclasses.replace(base, index=len(samples), group_index=number, tokens=tokens))
+    return samples
+
+
+def place(s: TrainSample) -> int:
+    return int(s.tokens[-1])
+
+
+def cut(samples: list[TrainSample], ranks: int, max_tokens: int, **kwargs: Any) -> TrainBatch:
     return make_batch(samples, rollout_id=3, policy_version=2, num_dp_ranks=ranks, max_tokens=max_tokens, **kwargs)
 
 
@@ -131,3 +148,85 @@ def test_samples_of_one_fan_out_that_share_an_index_are_told_apart() -> None:
     samples = [dataclasses.replace(s, index=0) for s in make_samples(lengths)]
     (step,) = layout(cut(samples, 3, 12))
     assert sorted(i for rank in step for mb in rank for i in mb) == list(range(6))
+
+
+GROUPS = st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(1, 20), min_size=1, max_size=6)), min_size=1, max_size=10)
+COSTS = st.builds(Cost, linear=st.floats(1, 10), attention=st.floats(0, 1), head=st.floats(0, 5), shares_prompts=st.booleans())
+
+
+def first_fit_decreasing(sizes: list[int], room: int) -> int:
+    """The number of bins, as the text-book has it."""
+    bins: list[int] = []
+    for size in sorted(sizes, reverse=True):
+        i = next((i for i, used in enumerate(bins) if used + size <= room), None)
+        if i is None:
+            bins.append(size)
+        else:
+            bins[i] += size
+    return len(bins)
+
+
+@settings(max_examples=200, deadline=None)
+@given(GROUPS, st.integers(1, 80))
+def test_siblings_together_cost_no_micro_batch(groups: list[tuple[int, list[int]]], max_tokens: int) -> None:
+    samples = make_groups(groups)
+    bins = pack(samples, max_tokens)
+    assert sorted(place(s) for b in bins for s in b) == list(range(len(samples)))
+    assert all(len(b) == 1 or sum(s.num_tokens for s in b) <= max_tokens for b in bins)
+    assert len(bins) <= first_fit_decreasing([s.num_tokens for s in samples], max_tokens)
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 20), st.integers(1, 20))
+def test_equal_groups_that_fit_are_never_cut(num_groups: int, size: int, prompt: int, response: int) -> None:
+    """The common case: a micro-batch of whole groups, so every prompt is packed once."""
+    samples = make_groups([(prompt, [response] * size)] * num_groups)
+    bins = pack(samples, 2 * size * (prompt + response))
+    assert len(bins) == -(-num_groups // 2)
+    homes = {(s.group_index, i) for i, b in enumerate(bins) for s in b}
+    assert len(homes) == num_groups
+
+
+@settings(max_examples=200, deadline=None)
+@given(GROUPS, st.integers(1, 4), COSTS)
+def test_balance_is_within_the_most_costly_and_no_worse_than_sample_by_sample(
+    groups: list[tuple[int, list[int]]], num_bins: int, cost: Cost
+) -> None:
+    samples = make_groups(groups)
+    bins = balance(samples, num_bins, cost)
+    assert sorted(place(s) for b in bins for s in b) == list(range(len(samples)))
+    assert all(bins) or len(samples) < num_bins
+    worst = max(map(cost.of_micro_batch, bins))
+    alone = [0.0] * num_bins
+    for weight in sorted(map(cost.of, samples), reverse=True):
+        alone[alone.index(min(alone))] += weight
+    assert worst <= max(alone) * (1 + 1e-9)
+    mean = sum(map(cost.of, samples)) / num_bins
+    assert worst <= (mean + max(map(cost.of, samples))) * (1 + 1e-9)
+
+
+def test_work_is_balanced_by_operations_not_by_tokens() -> None:
+    """One sample of 1000 tokens looks at as many pairs as a hundred of 100: by tokens it would be given as many again for company."""
+    samples = make_samples([1000] + [100] * 20)
+    quadratic = Cost(linear=1.0, attention=1.0)
+    by_tokens, by_work = balance(samples, 2), balance(samples, 2, quadratic)
+    assert sorted(map(len, by_tokens)) == [6, 15]
+    assert sorted(map(len, by_work)) == [1, 20]
+
+
+@settings(max_examples=100, deadline=None)
+@given(GROUPS, st.integers(1, 4), st.integers(1, 5))
+def test_static_micro_batches(groups: list[tuple[int, list[int]]], ranks: int, size: int) -> None:
+    samples = make_groups(groups)
+    assume(len(samples) >= ranks)
+    assert [len(b) for b in count_out(samples, size)][:-1] == [size] * (-(-len(samples) // size) - 1)
+    (step,) = cut(samples, ranks, 1, micro_batch_size=size).steps
+    sizes = [[len(mb) for mb in rank] for rank in step.per_rank]
+    assert sum(map(sum, sizes)) == len(samples) and len({len(rank) for rank in sizes}) == 1
+    over = [n for rank in sizes for n in rank if n > size]
+    assert len(over) <= len(samples) % ranks
+
+
+@given(st.lists(st.integers(1, 40), min_size=4, max_size=20), st.integers(1, 4))
+def test_unbalanced_is_in_turn(lengths: list[int], ranks: int) -> None:
+    (step,) = layout(cut(make_samples(lengths), ranks, 10_000, balanced=False))
+    assert [sorted(i for mb in rank for i in mb) for rank in step] == [list(range(r, len(lengths), ranks)) for r in range(ranks)]

@@ -43,6 +43,10 @@ def words(text: str) -> list[str]:
     [
         "",
         "--colocate",
+        "--colocate --offload-train",
+        "--micro-batch-size 4 --no-use-dynamic-batch-size",
+        "--use-dynamic-batch-size --max-tokens-per-gpu 9000 --log-probs-max-tokens-per-gpu 9000 --balance-data",
+        "--no-use-dynamic-batch-size --no-balance-data --log-probs-chunk-size -1",
         "--async-buffer-size 4 --update-weights-interval 2 --max-staleness 2",
         "--async-buffer-size 3 --update-weights-interval 2",
         "--num-steps-per-rollout 4 --global-batch-size 16",
@@ -105,6 +109,13 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
     ("text", "parts"),
     [
         ("--async-buffer-size 2 --colocate", ["--colocate", "--async-buffer-size 2", "--async-buffer-size 0", "turns"]),
+        ("--offload-rollout", ["--offload-rollout", "--colocate"]),
+        (
+            "--micro-batch-size 2 --use-dynamic-batch-size",
+            ["--micro-batch-size 2", "--use-dynamic-batch-size", "4096"],
+        ),
+        ("--micro-batch-size 2 --log-probs-max-tokens-per-gpu 8192", ["--log-probs-max-tokens-per-gpu 8192", "--micro-batch-size"]),
+        ("--log-probs-max-tokens-per-gpu 100", ["--log-probs-max-tokens-per-gpu 100", "--max-tokens-per-gpu 4096"]),
         ("--async-buffer-size 3 --max-staleness 1", ["--async-buffer-size 3", "--max-staleness to 3", "to 1"]),
         ("--async-buffer-size 3 --max-staleness 0 --update-weights-interval 9", ["--max-staleness 0", "--max-staleness to 1", "to 0"]),
         ("--num-steps-per-rollout 4 --global-batch-size 32", ["--num-steps-per-rollout 4", "--global-batch-size 32", "64", "16"]),
@@ -269,6 +280,7 @@ OUTSIDE = {
     "gamma": ["0", "1.1"],
     "lambd": ["-0.1", "1.1"],
     "rollout_temperature": ["0", "-1"],
+    "log_probs_chunk_size": ["0", "-2"],
 }
 
 

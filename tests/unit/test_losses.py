@@ -18,6 +18,7 @@ from stages.learn.losses import (
     sum_of_tokens,
     token_weights,
 )
+from tests.unit.peak_memory import peak_bytes
 
 N, V = 1100, 7  # more rows than one piece of the chunked kernels
 
@@ -69,6 +70,45 @@ def test_log_probs_gradients_without_entropy(generator: torch.Generator) -> None
     torch.log_softmax(twin, -1).gather(-1, targets[:, None]).square().sum().backward()
     assert logits.grad is not None and twin.grad is not None
     assert (logits.grad - twin.grad).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, N - 1, N, -1])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_chunks_change_nothing(generator: torch.Generator, chunk_size: int, overwrite: bool) -> None:
+    data = torch.randn(N, V, generator=generator) * 3
+    targets = torch.randint(V, (N,), generator=generator)
+    a, b = torch.randn(2, N, generator=generator)
+    found = []
+    for options in ({}, {"chunk_size": chunk_size, "overwrite_logits": overwrite}):
+        leaf = data.clone().requires_grad_()
+        got = compute_log_probs_from_logits(leaf * 1.0, targets, temperature=0.8, **options)
+        assert got.entropy is not None
+        (got.log_probs * a + got.entropy * b).sum().backward()
+        assert leaf.grad is not None
+        found.append((got.log_probs.detach(), got.entropy.detach(), leaf.grad))
+    for x, y in zip(*found, strict=True):
+        assert (x - y).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_does_not_go_with_the_batch(dtype: torch.dtype) -> None:
+    """Beside the logits: a few chunks of float32 rows, however many rows there are. Their gradient takes the logits' place."""
+    words, chunk = 4096, 32
+
+    def extra(rows: int) -> int:
+        logits = torch.zeros(rows, words, dtype=dtype).requires_grad_() * 1  # not a leaf: it may be overwritten
+        targets = torch.zeros(rows, dtype=torch.int64)
+
+        def both_ways() -> None:
+            got = compute_log_probs_from_logits(logits, targets, chunk_size=chunk, overwrite_logits=True)
+            assert got.entropy is not None
+            torch.autograd.grad((got.log_probs + got.entropy).sum(), logits)
+
+        return peak_bytes(both_ways)
+
+    few, many = extra(256), extra(2048)
+    assert few < 6 * chunk * words * 4
+    assert many - few < (2048 - 256) * 64  # some numbers a row, no vocabulary
 
 
 def test_extreme_logits_stay_finite() -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import LearnerError
+from pipeline.flops import read_cost
 from pipeline.types import OptimizerStep, TrainBatch
 from stages.learn.goal import Goal, Worst
 from stages.learn.losses import TokenLogProbs
@@ -29,6 +30,7 @@ from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import Passes, Prepared
 from stages.learn.megatron.reference import Reference
 from stages.learn.megatron.routing import Routing
+from stages.learn.meter import StepMeter
 from stages.learn.objective import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome, penalised_rewards, sft_objective
 from stages.learn.settings import LearnerSettings
 
@@ -43,6 +45,7 @@ class Found(NamedTuple):
     lr: float
 
 
+LARGEST = ("ratio_max", "train_rollout_logprob_abs_diff_max")  # of metrics, over optimizer steps
 Objective = Callable[[Tensor, TokenLogProbs, Prepared], Outcome]
 
 
@@ -61,7 +64,7 @@ class MegatronRank:
         store: dist.Store | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.settings, self.rank, self.world_size, self._clock = settings, rank, world_size, clock
+        self.settings, self.rank, self.world_size = settings, rank, world_size
         try:
             self._built: Built = build(settings, rank=rank, world_size=world_size, store=store)
             self._critic = Critic(settings, self._built) if settings.algorithm.advantage_estimator == "ppo" else None
@@ -72,10 +75,12 @@ class MegatronRank:
         self._routing: Routing | None = None
         try:
             self._routing = self._make_routing()
-            self._passes = Passes(self._built, settings.temperature, self._routing)
+            self._passes = self._make_passes()
             self._goal = Goal(settings)
             self._reference = self._make_reference()
             self._ahead = Ahead(self._passes, self._goal, self._reference)
+            cost = read_cost(self._built.hf_folder, shares_prompts=not self._built.thd)
+            self._meter = StepMeter(self.device, cost, world_size, clock)
         except BaseException:
             parallel.shutdown()
             raise
@@ -85,6 +90,11 @@ class MegatronRank:
         if not (algorithm.use_rollout_routing_replay or algorithm.use_routing_replay):
             return None
         return Routing(built.models, built.ddp, built.bridge.config, algorithm, built.device)
+
+    def _make_passes(self) -> Passes:
+        a = self.settings.algorithm
+        own = a.custom_loss_function_path is None
+        return Passes(self._built, self.settings.temperature, self._routing, chunk_size=a.log_probs_chunk_size, own_logits=own)
 
     def _make_reference(self) -> Reference | None:
         if not self._goal.needs_reference:
@@ -102,7 +112,8 @@ class MegatronRank:
         Raises LearnerError on every rank when a loss or gradient is not finite: that optimizer step is not applied
         (those before it, of the same rollout, are) and weights, optimizer and schedule are as they were before it.
         """
-        started = self._clock()
+        self._meter.restart()
+        looked, trained = self._passes.tokens_forward_only, self._passes.tokens_trained
         packed = [self._passes.pack(s.per_rank) for s in batch.steps]
         if self.settings.algorithm.use_rollout_routing_replay and any(mb.routed_experts is None for step in packed for mb in step):
             raise LearnerError(
@@ -118,11 +129,10 @@ class MegatronRank:
         interval = self.settings.algorithm.ref_update_interval
         if self._reference and interval and (batch.rollout_id + 1) % interval == 0:
             self._reference.copy_policy()
-        metrics = _over_steps(results)
-        every = (s for step in batch.steps for rank in step.per_rank for mb in rank for s in mb)
-        metrics["num_tokens"] = float(sum(s.num_tokens for s in every))
-        metrics["seconds"] = self._clock() - started
-        return {**metrics, **critic_metrics}
+        looked, trained = self._passes.tokens_forward_only - looked, self._passes.tokens_trained - trained
+        spent = self._meter.metrics(batch, extra_passes=looked / max(trained, 1))
+        spent["peak_memory_bytes"] = parallel.largest(self._meter.peak_bytes, self.device)
+        return {**_over_steps(results), **spent, **critic_metrics}
 
     def _criticise(self, batch: TrainBatch, prepared: list[list[Prepared]]) -> tuple[list[list[Prepared]], dict[str, float]]:
         """With ppo: the critic makes advantages of the token rewards, and takes its own steps."""
@@ -332,4 +342,5 @@ def _over_steps(results: Sequence[dict[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for r in results for name in r)
     values = {name: [r[name] for r in results if name in r] for name in names}
     metrics = {name: sum(v) / len(v) for name, v in values.items()}
-    return {**metrics, "ratio_max": max(values["ratio_max"]), "num_loss_tokens": sum(values["num_loss_tokens"])}
+    metrics.update({name: max(v) for name, v in values.items() if name in LARGEST})
+    return {**metrics, "num_loss_tokens": sum(values["num_loss_tokens"])}

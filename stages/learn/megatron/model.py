@@ -39,4 +39,5 @@ class PolicyModel(GPTModel):
         logits, _ = self.output_layer(hidden_states, weight=weight)
         shard = logits.shape[-1]
         words = max(0, min(shard, self.num_words - mpu.get_tensor_model_parallel_rank() * shard))
-        return logits.transpose(0, 1)[..., :words]
+        logits = logits.transpose(0, 1)
+        return logits if words == shard else logits[..., :words]  # a slice costs the backward pass a copy

@@ -144,14 +144,10 @@ def _experts(
 
 
 def _families(samples: Sequence[TrainSample]) -> list[list[TrainSample]]:
-    """Samples of one group with the very same prompt, and the same routed experts on it: equal prompts of two requests need
-    not have gone the same way."""
+    """Samples that share their prompt."""
     found: dict[tuple[int, bytes, bytes], list[TrainSample]] = {}
     for s in samples:
-        length = s.num_tokens - s.response_length
-        prompt = np.ascontiguousarray(s.tokens[:length], dtype=np.int64)
-        route = b"" if s.routed_experts is None else s.routed_experts[:length].astype(np.int16).tobytes()
-        found.setdefault((s.group_index, prompt.tobytes(), route), []).append(s)
+        found.setdefault(s.prompt_key, []).append(s)
     return list(found.values())
 
 

@@ -96,6 +96,13 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(value.item() > 0)
 
 
+def largest(value: float, device: torch.device) -> float:
+    """Over every rank."""
+    out = torch.tensor([float(value)], dtype=torch.float64, device=device)
+    dist.all_reduce(out, op=dist.ReduceOp.MAX)
+    return float(out.item())
+
+
 def gather_over_data_ranks(value: Any) -> list[Any]:
     """`value` (small, picklable) of every data-parallel rank of this pipeline stage."""
     group = mpu.get_data_parallel_group()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import LearnerError
 from pipeline.types import MicroBatch
-from stages.learn.losses import TokenLogProbs
+from stages.learn.losses import CHUNK_SIZE, TokenLogProbs
 from stages.learn.megatron.build import Built
 from stages.learn.megatron.context import Share, whole
 from stages.learn.megatron.objective import log_probs_of
@@ -38,9 +38,22 @@ class Prepared(NamedTuple):
 class Passes:
     """This rank's forward and backward passes."""
 
-    def __init__(self, built: Built, temperature: float, routing: Routing | None = None) -> None:
-        """`routing`: where routed experts are replayed."""
+    def __init__(
+        self,
+        built: Built,
+        temperature: float,
+        routing: Routing | None = None,
+        *,
+        chunk_size: int = CHUNK_SIZE,
+        own_logits: bool = False,
+    ) -> None:
+        """`routing`: where routed experts are replayed. `own_logits`: nobody but `log_probs` looks at the logits. They stay in the
+        model's type, and their gradient takes their place."""
         self._built, self._temperature, self._routing = built, temperature, routing
+        self._chunk_size, self._own_logits = chunk_size, own_logits
+        half = built.bridge.config.bf16 or built.bridge.config.fp16
+        self.tokens_forward_only = self.tokens_trained = 0  # that went through, since the start
+        self._options = {"fp32_output": False} if own_logits and half else {}  # of Float16Module
 
     def pack(self, per_rank: tuple[tuple[MicroBatch, ...], ...]) -> list[PackedMicroBatch]:
         built, routing = self._built, self._routing
@@ -63,7 +76,15 @@ class Passes:
     def log_probs(self, logits: Tensor, mb: PackedMicroBatch, *, with_entropy: bool) -> TokenLogProbs:
         shard = self._built.vocab_shard
         temperature = self._temperature
-        found = log_probs_of(logits, mb, temperature=temperature, vocab_shard=shard, with_entropy=with_entropy)
+        found = log_probs_of(
+            logits,
+            mb,
+            temperature=temperature,
+            vocab_shard=shard,
+            with_entropy=with_entropy,
+            chunk_size=self._chunk_size,
+            overwrite_logits=self._own_logits,
+        )
         if mb.own is None:
             return found
         # Whole samples on every context-parallel rank: means and ratios over a sample are then what they are on one.
@@ -103,9 +124,12 @@ class Passes:
             mb = prepared.batch
             replay = self._routing
             with replay.around(model, mb, routing, forward_only=forward_only) if replay else contextlib.nullcontext():
-                logits = model(mb.tokens, mb.positions, None, packed_seq_params=mb.packing, loss_mask=mb.rows)
+                logits = model(mb.tokens, mb.positions, None, packed_seq_params=mb.packing, loss_mask=mb.rows, **self._options)
             return logits, lambda out, **kwargs: last_stage(prepared, out, **kwargs)
 
+        passed = sum(p.batch.num_tokens for p in micro_batches)
+        self.tokens_forward_only += passed if forward_only else 0
+        self.tokens_trained += 0 if forward_only else passed
         models = self._built.ddp
         longest = max(p.batch.num_inputs for p in micro_batches)
         try:
