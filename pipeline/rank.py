@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import os
 import socket
@@ -17,6 +18,11 @@ def own_address() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("198.51.100.1", 9))  # any address outside: the kernel picks the interface that leads there
         return str(probe.getsockname()[0])
+
+
+def _backend(settings: LearnerSettings) -> Any:
+    """The package of --train-backend: `load()` does the slow imports, `start_rank()` makes the rank."""
+    return importlib.import_module(f"stages.learn.{settings.model.train_backend}")
 
 
 class RankActor:
@@ -35,9 +41,7 @@ class RankActor:
 
     def warm_up(self) -> None:
         """The imports, which take most of the start: all ranks do them at the same time."""
-        from stages.learn.megatron import load
-
-        load()
+        _backend(self._settings).load()
         import torch
 
         if not torch.cuda.is_available():
@@ -45,20 +49,19 @@ class RankActor:
 
     def serve_store(self) -> tuple[str, int]:
         """Rank 0: where the ranks meet. Loopback when they are all on this machine."""
-        from stages.learn.megatron.parallel import serve_store
+        from stages.learn.rendezvous import serve_store
 
         host = "127.0.0.1" if self._settings.cluster.actor_num_nodes == 1 else own_address()
         self._store, port = serve_store(self._settings.num_ranks, host)
         return host, port
 
     def build(self, address: tuple[str, int] | None) -> None:
-        from stages.learn.megatron import start_rank
-        from stages.learn.megatron.parallel import join_store
+        from stages.learn.rendezvous import join_store
 
         world = self._settings.num_ranks
         if address is not None and self._store is None:
             self._store = join_store(*address, world)
-        self._rank = start_rank(self._settings, rank=self._number, world_size=world, store=self._store)
+        self._rank = _backend(self._settings).start_rank(self._settings, rank=self._number, world_size=world, store=self._store)
 
     def _make_sender(self) -> Any:
         from stages.publish.sender import BroadcastSender

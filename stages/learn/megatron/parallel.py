@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,23 +13,9 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from stages.learn.rendezvous import TIMEOUT, any_rank, gather_over_world, init_process_group, join_store, largest, serve_store  # noqa: F401
 
 _SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-_TIMEOUT = timedelta(minutes=30)  # of one collective: longer than any step; a dead peer is noticed at once, by its closed socket
-
-
-def serve_store(world_size: int, host: str = "127.0.0.1") -> tuple[dist.Store, int]:
-    """Rank 0's rendezvous store and its port. It listens on `host` only (torch by itself listens on every interface)."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.bind((host, 0))
-    listener.listen()
-    port = listener.getsockname()[1]
-    fd = listener.detach()  # the store owns it from here
-    return dist.TCPStore(host, port, world_size, True, _TIMEOUT, wait_for_workers=False, master_listen_fd=fd), port
-
-
-def join_store(host: str, port: int, world_size: int) -> dist.Store:
-    return dist.TCPStore(host, port, world_size, False, _TIMEOUT)
 
 
 def check_sizes(values: Mapping[str, Any], world_size: int) -> int:
@@ -48,17 +31,14 @@ def check_sizes(values: Mapping[str, Any], world_size: int) -> int:
 def initialize(values: Mapping[str, Any], *, rank: int, world_size: int, store: dist.Store | None, device: torch.device, seed: int) -> None:
     """The default process group (gloo on CPU, NCCL on CUDA) and Megatron's groups. `store` None: a world of one."""
     check_sizes(values, world_size)
-    if device.type == "cpu":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    backend = "gloo" if device.type == "cpu" else "nccl"
-    dist.init_process_group(backend, store=store or dist.HashStore(), rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    init_process_group(device, rank=rank, world_size=world_size, store=store)
     mpu.initialize_model_parallel(
         *(int(values.get(name, 1)) for name in _SIZES[:2]),
         virtual_pipeline_model_parallel_size=values.get("virtual_pipeline_model_parallel_size"),
         context_parallel_size=int(values.get("context_parallel_size", 1)),
         expert_model_parallel_size=int(values.get("expert_model_parallel_size", 1)),
         expert_tensor_parallel_size=values.get("expert_tensor_parallel_size"),
-        distributed_timeout_minutes=int(_TIMEOUT.total_seconds() // 60),
+        distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
     )
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     torch.manual_seed(seed)
@@ -89,32 +69,11 @@ def reduce_metrics(sums: Tensor | None, maxima: Tensor | None, like: tuple[Tenso
     return sums, maxima
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank when it is true on one."""
-    value = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item() > 0)
-
-
-def largest(value: float, device: torch.device) -> float:
-    """Over every rank."""
-    out = torch.tensor([float(value)], dtype=torch.float64, device=device)
-    dist.all_reduce(out, op=dist.ReduceOp.MAX)
-    return float(out.item())
-
-
 def gather_over_data_ranks(value: Any) -> list[Any]:
     """`value` (small, picklable) of every data-parallel rank of this pipeline stage."""
     group = mpu.get_data_parallel_group()
     out: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(out, value, group=group)
-    return out
-
-
-def gather_over_world(value: Any) -> list[Any]:
-    """`value` (small, picklable) of every rank."""
-    out: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(out, value)
     return out
 
 

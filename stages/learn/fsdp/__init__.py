@@ -1,0 +1,24 @@
+"""The learner on torch's FSDP2 over the Hugging Face model. Importing this package imports no torch; `load` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.learn.fsdp.learner import FSDPRank
+    from stages.learn.settings import LearnerSettings
+
+
+def load() -> type[FSDPRank]:
+    """Import torch and transformers, which takes seconds."""
+    import compat
+
+    compat.install()
+    from stages.learn.fsdp.learner import FSDPRank
+
+    return FSDPRank
+
+
+def start_rank(settings: LearnerSettings, **kwargs: Any) -> FSDPRank:
+    """A FSDPRank in this process; `kwargs` are its constructor's."""
+    return load()(settings, **kwargs)

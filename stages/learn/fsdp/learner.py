@@ -1,0 +1,207 @@
+"""One learner rank on the Hugging Face model: shards of weights, gradients and optimizer; passes over packed micro-batches."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import ConfigError, LearnerError
+from pipeline.types import OptimizerStep
+from stages.learn import rendezvous
+from stages.learn.ahead import Prepared
+from stages.learn.fsdp import checkpoint
+from stages.learn.fsdp.attention import attention_arguments
+from stages.learn.fsdp.model import build_model
+from stages.learn.fsdp.optim import Optimizer
+from stages.learn.fsdp.packing import MicroBatch, pack
+from stages.learn.fsdp.reference import Reference
+from stages.learn.fsdp.weights import exported, whole_state
+from stages.learn.hf_folder import export_hf
+from stages.learn.losses import TokenLogProbs, compute_log_probs_from_logits
+from stages.learn.objective import Outcome
+from stages.learn.rank import LearnerRank, Objective
+from stages.learn.settings import LearnerSettings
+
+FOLDER = "fsdp"  # in a snapshot, beside hf
+
+
+class FSDPRank(LearnerRank):
+    """One process's part of the learner. Initialises the process group; only one may live in a process at a time.
+
+    Raises ConfigError for flags that contradict each other, CheckpointError for a model folder that cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        store: dist.Store | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.device = _device(settings)
+        if not settings.model.hf_checkpoint:
+            raise ConfigError("--hf-checkpoint is not given: the folder of the model to train")
+        self._folder = Path(settings.model.hf_checkpoint)
+        self._dtype = _dtype(settings.model.dtype, self.device)
+        torch.manual_seed(settings.seed)
+        rendezvous.init_process_group(self.device, rank=rank, world_size=world_size, store=store)
+        try:
+            super().__init__(settings, clock=clock)
+            checkpointing = settings.model.gradient_checkpointing
+            self._model, self._attention = build_model(
+                self._folder, device=self.device, dtype=self._dtype, gradient_checkpointing=checkpointing
+            )
+            self._optimizer = Optimizer(self._model, settings)
+            if self._goal.needs_reference:
+                self._reference = self._kept = Reference(self._model, settings.algorithm.ref_load)
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- passes
+
+    def _pack(self, step: OptimizerStep) -> list[MicroBatch]:
+        if len(step.per_rank) != self.world_size:
+            raise LearnerError(f"the batch is cut for {len(step.per_rank)} data-parallel ranks, the learner has {self.world_size}")
+        if not step.per_rank[self.rank]:
+            raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
+        return [pack(samples, self.device) for samples in step.per_rank[self.rank]]
+
+    def _logits(self, batch: MicroBatch) -> Tensor:
+        """[1, N, V] of the trained tokens only."""
+        how = attention_arguments(self._attention, batch.packing)
+        out = self._model(input_ids=batch.tokens, position_ids=batch.positions, logits_to_keep=batch.rows, use_cache=False, **how)
+        logits: Tensor = out.logits
+        return logits
+
+    def _log_probs(self, logits: Tensor, batch: MicroBatch, *, with_entropy: bool) -> TokenLogProbs:
+        return compute_log_probs_from_logits(
+            logits.squeeze(0), batch.targets, temperature=self.settings.temperature, with_entropy=with_entropy
+        )
+
+    def _log_probs_now(self, micro_batches: Sequence[Prepared]) -> list[Tensor]:
+        with self._without_gradients():
+            return [self._log_probs(self._logits(p.batch), p.batch, with_entropy=False).log_probs for p in micro_batches]
+
+    @contextlib.contextmanager
+    def _without_gradients(self) -> Iterator[None]:
+        """FSDP keeps the root's gathered weights for a backward pass, which never comes: let them go, others may be put in."""
+        with torch.no_grad():
+            try:
+                yield
+            finally:
+                self._model.reshard()
+
+    def _run(self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False) -> list[Outcome]:
+        outcomes = []
+        with self._without_gradients() if forward_only else contextlib.nullcontext():
+            for prepared in micro_batches:
+                logits = self._logits(prepared.batch)
+                outcome = objective(logits, self._log_probs(logits, prepared.batch, with_entropy=True), prepared)
+                if not forward_only:
+                    (outcome.loss * self.world_size).backward()  # FSDP takes the mean over ranks; ours are shares of a sum
+                outcomes.append(outcome._replace(loss=outcome.loss.detach()))
+        return outcomes
+
+    # ---- the optimizer
+
+    def _zero_grad(self) -> None:
+        self._optimizer.zero_grad()
+
+    def _grad_norm(self) -> float:
+        return self._optimizer.grad_norm()
+
+    def _update(self, grad_norm: float, lr: float) -> None:
+        self._optimizer.update(grad_norm, lr)
+
+    @property
+    def _lr(self) -> float:
+        return self._optimizer.lr
+
+    def _advance_schedule(self) -> None:
+        self._optimizer.num_steps += 1
+
+    def reset_optimizer(self) -> None:
+        """Forget Adam's moments and start the schedule anew: what a warm-up leaves must not shape the first rollouts.
+
+        The reference, unless it has a folder of its own, is the policy as it is now.
+        """
+        self._optimizer.reset()
+        if self._reference and not self.settings.algorithm.ref_load:
+            self._reference.copy_policy()
+
+    # ---- weights and checkpoints
+
+    @property
+    def dp_rank(self) -> int:
+        return self.rank
+
+    @property
+    def dp_size(self) -> int:
+        return self.world_size
+
+    def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, whole tensor) of all weights in --dtype, gathered one at a time; every rank iterates to the end.
+
+        Tensors may share memory with the model: copy what must outlive the next step.
+        """
+        for name, tensor in self._state().items():
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            yield from exported(self._model, name, whole.to(self._dtype) if whole.is_floating_point() else whole)
+
+    def export_hf(self, path: Path) -> None:
+        """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files. Every rank calls it."""
+        export_hf(self.hf_weights(), self._folder, path, write=self.rank == 0)
+        dist.barrier()
+
+    def save(self, path: Path) -> None:
+        """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and `path`/hf. Every rank calls it."""
+        tensors = {**{f"model.{n}": t for n, t in self._state().items()}, **self._optimizer.tensors()}
+        checkpoint.save(path / FOLDER, tensors, self._optimizer.counts())
+        if self._reference:
+            self._kept.save(path / "reference")
+        self.export_hf(path / "hf")
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote under `path`, with any number of ranks. Raises CheckpointError on every rank when it is not there or
+        does not fit.
+
+        A run that had no reference leaves ours as it was built: --ref-load, or --hf-checkpoint.
+        """
+        tensors = {**{f"model.{n}": t for n, t in self._state().items()}, **self._optimizer.tensors()}
+        self._optimizer.load_counts(checkpoint.load(path / FOLDER, tensors))
+        if self._reference and (path / "reference").is_dir():
+            self._kept.load(path / "reference")
+
+    def _state(self) -> dict[str, Any]:
+        """Parameters (sharded) and the buffers that checkpoints have, by the model's names; they share its memory."""
+        return whole_state(self._model)
+
+    def close(self) -> None:
+        """Leave the process group. The object is of no use afterwards."""
+        if dist.is_initialized():
+            with contextlib.suppress(RuntimeError):  # a peer that died first has closed the sockets
+                dist.destroy_process_group()
+
+
+def _device(settings: LearnerSettings) -> torch.device:
+    asked, there = settings.model.device, torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise ConfigError("--device cuda: this process sees no CUDA device")
+    return torch.device("cuda", torch.cuda.current_device()) if there and asked != "cpu" else torch.device("cpu")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return getattr(torch, name)

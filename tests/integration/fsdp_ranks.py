@@ -1,0 +1,57 @@
+"""Run by test_fsdp in two processes: trained with, saved, resumed, refused; what each rank found as JSON.
+
+usage: fsdp_ranks.py RANK PORT MODEL SAVED OUT. SAVED: a snapshot that one rank wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ALGORITHM: dict[str, Any] = {
+    "off_policy_correction": "m2po", "use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k3", "ref_update_interval": 2,
+}  # fmt: skip
+
+
+def main(rank: int, port: int, model: Path, saved: Path, out: Path) -> None:
+    from stages.learn.fsdp import load
+
+    load()
+    import torch
+
+    torch.set_num_threads(1)
+    from stages.learn.fsdp import start_rank
+    from stages.learn.rendezvous import join_store
+    from tests.integration import learner_cases as cases
+    from tests.integration.test_fsdp import settings_of
+
+    store = join_store("127.0.0.1", port, 2)
+    learner = start_rank(settings_of("fsdp", model, ranks=2, **ALGORITHM), rank=rank, world_size=2, store=store)
+    steps = [cases.make_step(part, ranks=2, micro_batches=2) for part in cases.halves()]
+    found: dict[str, Any] = {"trained": [learner.step(cases.make_batch(*steps, rollout_id=i)) for i in range(2)]}
+    learner.save(out / "pair")
+    found["after"] = learner.step(cases.make_batch(*steps, rollout_id=2))
+    learner.load(out / "pair")
+    found["resumed"] = learner.step(cases.make_batch(*steps, rollout_id=2))
+    found["refused"] = refusal(learner, cases.make_batch(cases.make_step(cases.poisoned(), ranks=2, micro_batches=2)))
+    found["miscut"] = refusal(learner, cases.make_batch(cases.make_step(cases.halves()[0])))
+    learner.load(saved)
+    found["from_one"] = learner.step(cases.make_batch(*steps, rollout_id=2))
+    (out / f"{rank}.json").write_text(json.dumps(found))
+    learner.close()
+
+
+def refusal(learner: Any, batch: Any) -> str:
+    from pipeline.errors import LearnerError
+
+    try:
+        learner.step(batch)
+    except LearnerError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:6]))
