@@ -74,7 +74,7 @@ def two_rollouts(rank: Any) -> tuple[list[dict[str, float]], dict[str, torch.Ten
 
 def close_to(a: dict[str, float], b: dict[str, float]) -> None:
     assert a.keys() == b.keys()
-    for name in a.keys() - {"seconds"}:
+    for name in a.keys() - cases.MEASURED:
         assert a[name] == pytest.approx(b[name], rel=2e-5, abs=1e-5), name
 
 
@@ -138,7 +138,7 @@ def test_two_ranks_train_as_one(pair: Any) -> None:
 def test_checkpoints_resume_exactly_and_fit_any_number_of_ranks(pair: Any) -> None:
     single, two, _ = pair
     for found in two:
-        after, resumed = ({k: v for k, v in found[x].items() if k != "seconds"} for x in ("after", "resumed"))
+        after, resumed = ({k: v for k, v in found[x].items() if k not in cases.MEASURED} for x in ("after", "resumed"))
         assert after == resumed and after["loss"] != found["trained"][-1]["loss"]
         close_to(found["from_one"], single["third"])
     close_to(single["from_two"], single["third"])
@@ -147,8 +147,8 @@ def test_checkpoints_resume_exactly_and_fit_any_number_of_ranks(pair: Any) -> No
 def test_gradient_checkpointing_changes_no_bit(folders: dict[str, Path], start: Callable[..., Any]) -> None:
     plain, weights = two_rollouts(start("fsdp", folders["qwen3"], use_tis=True))
     saving, again = two_rollouts(start("fsdp", folders["qwen3"], use_tis=True, gradient_checkpointing=True))
-    assert [{k: v for k, v in m.items() if k != "seconds"} for m in saving] == [
-        {k: v for k, v in m.items() if k != "seconds"} for m in plain
+    assert [{k: v for k, v in m.items() if k not in cases.MEASURED} for m in saving] == [
+        {k: v for k, v in m.items() if k not in cases.MEASURED} for m in plain
     ]
     assert all(torch.equal(again[key], weights[key]) for key in weights)
 
