@@ -18,7 +18,7 @@ class PolicyModel(GPTModel):
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, *args: Any, packed_seq_params: Any = None, **kwargs: Any) -> Any:
         """The rotary table indexed by position: one lookup for the whole pack instead of a slice a sequence and layer."""
         out = super()._preprocess(input_ids, position_ids, *args, packed_seq_params=packed_seq_params, **kwargs)
-        if packed_seq_params is None or packed_seq_params.qkv_format == "thd":
+        if packed_seq_params is None or packed_seq_params.qkv_format == "thd" or out[1] is None:  # latent attention has its own
             return out
         return (out[0], out[1][position_ids[0]], *out[2:])
 

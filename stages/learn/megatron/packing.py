@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ def pack(
     return PackedMicroBatch(
         tokens=flat(inputs, torch.int64)[None],
         positions=flat(positions, torch.int64)[None],
-        packing=_packing(lengths, [t for _, t in tails], pad, device, thd),
+        packing=dataclasses.replace(_packing(lengths, [t for _, t in tails], pad, device, thd), positions=flat(positions, torch.int64)),
         rows=flat(_rows(families, starts, tails), torch.int64),
         targets=flat([s.tokens[s.num_tokens - s.response_length :][m] for s, m in zip(order, masks, strict=True)], torch.int64),
         advantages=flat([s.advantages[m] for s, m in zip(order, masks, strict=True)], torch.float32),
