@@ -182,3 +182,10 @@ def poisoned() -> list[TrainSample]:
     samples = make_samples(LENGTHS)
     samples[0].advantages[0] = float("nan")
     return samples
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a Hugging Face folder, under the names that they have there."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}

@@ -17,8 +17,8 @@ from tests.integration import learner_cases as cases
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
 
 
-def make_moe(path: Path, *, seed: int = 0) -> Path:
-    """A Qwen3-MoE of random weights, saved as transformers saves it."""
+def make_moe(path: Path, *, seed: int = 0, num_experts: int = EXPERTS, loudness: float = 1.0) -> Path:
+    """A Qwen3-MoE of random weights, saved as transformers saves it. `loudness`: how much of what it says comes from experts."""
     import compat
 
     compat.install()
@@ -26,11 +26,11 @@ def make_moe(path: Path, *, seed: int = 0) -> Path:
 
     torch.manual_seed(seed)
     shape: dict[str, Any] = {**cases._SHAPE, "num_hidden_layers": LAYERS, "head_dim": 32, "moe_intermediate_size": 48}
-    shape |= {"num_experts": EXPERTS, "num_experts_per_tok": TOP_K, "norm_topk_prob": True, "tie_word_embeddings": False}
+    shape |= {"num_experts": num_experts, "num_experts_per_tok": TOP_K, "norm_topk_prob": True, "tie_word_embeddings": False}
     model: Any = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape))
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.mul_(1 + 0.3 * torch.randn_like(p)) if "norm" in name else p.mul_(4.0)
+            p.mul_(1 + 0.3 * torch.randn_like(p)) if "norm" in name else p.mul_(4.0 * loudness if "down_proj" in name else 4.0)
     model.save_pretrained(path)
     (path / "tokenizer_config.json").write_text("{}")
     return path

@@ -79,6 +79,7 @@ class PackedSequences(PackedSeqParams):
     blocks: tuple[Block, ...] = ()
     tails: tuple[TailBlock, ...] = ()
     pad: int = 0  # tokens at the end that nobody looks at; they attend to nothing
+    positions: Tensor | None = None  # [t], for attention that makes its own rotary tables
 
 
 def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...]:

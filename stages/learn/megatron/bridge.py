@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mbridge.core.bridge import _MODEL_REGISTRY
 from mbridge.core.llm_bridge import LLMBridge
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError
 from stages.learn.megatron.families import HABITS, head_dim, rope_of, shape_of
+from stages.learn.megatron.mappings import family_class
 from stages.learn.megatron.model import PolicyModel
 from stages.learn.megatron.names import agreed_names
 from stages.learn.megatron.spec import layer_spec
@@ -111,7 +111,7 @@ class _Bridge(LLMBridge):
         self.padded_vocab_size = args["vocab_size"] = -(-self.vocab_size // multiple) * multiple
         model = PolicyModel(
             config=self.config,
-            transformer_layer_spec=layer_spec(self.config, use_te=self.use_te, vp_stage=stage),
+            transformer_layer_spec=layer_spec(self.config, self.hf_config.model_type, use_te=self.use_te, vp_stage=stage),
             pre_process=first,
             post_process=last,
             share_embeddings_and_output_weights=self.hf_config.tie_word_embeddings,
@@ -154,5 +154,5 @@ def make_bridge(path: Path, dtype: torch.dtype, fields: Mapping[str, Any]) -> An
         raise CheckpointError(f"{path}: {error}") from error
     hf.head_dim = head_dim(hf)
     _check_flags(path, shape, fields)
-    family = _MODEL_REGISTRY[hf.model_type]
+    family = family_class(hf.model_type)
     return type(f"Policy{family.__name__}", (_Bridge, family), {})(hf, dtype, fields)
