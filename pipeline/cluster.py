@@ -174,6 +174,13 @@ class LearnerGroup:
         """Forget Adam's moments and start the schedule anew (after a warm-up)."""
         await self._all("call", "reset_optimizer")
 
+    async def offload(self) -> None:
+        """Every rank gives its device up, until the next step."""
+        await self._all("call", "offload")
+
+    async def onload(self) -> None:
+        await self._all("call", "onload")
+
     async def save(self, path: Path) -> None:
         await self._all("call", "save", _absolute(path))
 

@@ -6,12 +6,12 @@ import asyncio
 import dataclasses
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from configs.schema import Config
 from pipeline.build.assemble import Backend, Site
@@ -19,9 +19,11 @@ from pipeline.build.counts import counts_of
 from pipeline.cluster import LearnerGroup
 from pipeline.flops import read_cost
 from pipeline.models import resolve_checkpoint
+from pipeline.turns import TurnTaking
 from pipeline.warmup import warm_up
 from stages.batch import make_batch
 from stages.engine.launch import Engine
+from stages.engine.memory import EngineMemory
 from stages.engine.pool import SGLangPool
 from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, experts_shape, tokens_per_request
 from stages.generate.client import SGLangClient
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def real_backend(site: Site) -> Backend:
-    config = site.config
+    config, share = site.config, _sharing(site.config)
     folder = resolve_checkpoint(config.model.hf_checkpoint or "", seed=config.run.seed)
     tokenizer = _tokenizer(folder)
     device = _device(config)
@@ -57,18 +59,28 @@ def real_backend(site: Site) -> Backend:
         current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
     )
     teacher = _teacher(site, device)
+    engines = EngineMemory(pool) if share.rollout and not (config.run.trains_on_records or config.run.debug_rollout_only) else None
     transport = make_transport(pool, learner, config.cluster, device=device)
 
     async def start() -> None:
         """Engines and learner come up side by side; then the learner's weights are on every engine."""
-        run = config.run
+        run, up = config.run, asyncio.Event()
+
+        async def bring_up() -> None:
+            await _bring_up(site, learner, tokenizer)
+            if share.train:
+                await learner.offload()
+            up.set()
+
+        if run.debug_rollout_only:
+            up.set()
         async with asyncio.TaskGroup() as both:
             if not run.trains_on_records:
-                both.create_task(pool.start())
+                both.create_task(pool.start() if not share.train else _after(up, pool.start))
             if teacher is not None and not run.trains_on_records:
                 both.create_task(teacher.start())
             if not run.debug_rollout_only:
-                both.create_task(_bring_up(site, learner, tokenizer))
+                both.create_task(bring_up())
         if site.snapshot is None and config.warmup.sft_steps and not (run.trains_on_records or run.debug_rollout_only):
             await transport.push(site.clock.policy_version)
 
@@ -89,7 +101,7 @@ def real_backend(site: Site) -> Backend:
     return Backend(
         tokenizer=tokenizer,
         generate=generate,
-        learner=learner,
+        learner=TurnTaking(learner, leaves=learner if share.train else None, engines=engines, clock=site.time) if any(share) else learner,
         transport=transport,
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
         watch_engines=lambda tell: setattr(pool, "on_event", tell),
@@ -115,6 +127,30 @@ async def _bring_up(site: Site, learner: LearnerGroup, tokenizer: Any) -> None:
         pairs = sft_pairs(source, tokenizer)
         cut = partial(make_batch, micro_batch_size=config.algorithm.samples_of_a_micro_batch)
         await warm_up(learner, pairs, config.warmup, config.algorithm, config.data_parallel_size, cut)
+
+
+class Sharing(NamedTuple):
+    """Who leaves the devices that learner and engines share."""
+
+    train: bool
+    rollout: bool
+
+
+def _sharing(config: Config) -> Sharing:
+    """By the flags; without them both do under --colocate on GPUs, as in slime."""
+    c = config.cluster
+    default = c.offload or (c.colocate and _device(config) == "cuda")
+    train = default if c.offload_train is None else c.offload_train
+    rollout = default if c.offload_rollout is None else c.offload_rollout
+    if rollout and _device(config) == "cpu":
+        logger.warning("--offload-rollout: SGLang has no memory saver on a CPU, the engines keep theirs")
+    return Sharing(train, rollout)
+
+
+async def _after(ready: asyncio.Event, begin: Callable[[], Awaitable[None]]) -> None:
+    """Engines measure what is free on a device when they start: the learner must have left it."""
+    await ready.wait()
+    await begin()
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -187,8 +223,16 @@ def _engine_spec(site: Site, index: int, model_path: Path, device: str) -> Engin
         concurrency=cluster.sglang_server_concurrency,
         tokens_per_request=tokens_per_request(config.rollout, model_path),
         seed=config.run.seed,
-        user=config.sglang,
+        user={**_asked(config, device), **config.sglang},
     )
+
+
+def _asked(config: Config, device: str) -> dict[str, Any]:
+    """SGLang's options that follow from flags of ours; the user's own --sglang-* go over them."""
+    out: dict[str, Any] = {}
+    if device == "cuda" and _sharing(config).rollout:
+        out["enable_memory_saver"] = True
+    return out
 
 
 def _pool_of(engines: list[Engine], site: Site) -> SGLangPool:

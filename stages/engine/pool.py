@@ -114,6 +114,7 @@ class SGLangPool:
                 yield slot.engine.endpoint
         finally:
             slot.in_flight -= 1
+            slot.emptied.set()
             self._hand_out()
 
     async def report_failure(self, endpoint: str, error: Exception) -> None:
@@ -140,6 +141,13 @@ class SGLangPool:
         if version is not None:
             slot.version = version
         self._hand_out()
+
+    async def drained(self, endpoint: str) -> None:
+        """Waits until no request is in flight at this engine; behind `begin_push` it stays so."""
+        slot = self._slots[endpoint]
+        while slot.in_flight:
+            slot.emptied.clear()
+            await slot.emptied.wait()
 
     async def settled(self, endpoint: str) -> bool:
         """Waits while the engine is being restarted. True when it is up, False when it is lost for good."""
@@ -206,6 +214,7 @@ class SGLangPool:
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
                 future.result().in_flight -= 1
+                future.result().emptied.set()
                 self._hand_out()
             raise
 

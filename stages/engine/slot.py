@@ -53,4 +53,5 @@ class Slot:
     restarts: int = 0
     lost: EngineError | None = None  # why it will not come back
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # up or lost
+    emptied: asyncio.Event = field(default_factory=asyncio.Event)  # no request is in flight
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -36,7 +36,7 @@ compat.install(); compat.install_engine(); compat.install_engine()
 names = [type(f).__name__ for f in sys.meta_path]
 print(names.count("ImportHook"), names.count("InertTritonFinder"), "torch" in sys.modules)
 """
-    assert python(code) == "2 1 False"
+    assert python(code) == "4 1 False"
 
 
 def test_triton_kernels_can_be_declared_and_not_run() -> None:

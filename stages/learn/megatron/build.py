@@ -157,9 +157,12 @@ def _wrap(config: Any, models: list[PolicyModel], given: Mapping[str, Any], devi
 
 def _make_optimizer(ddp: list[DistributedDataParallel], dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
     base = {"optimizer": "adam", "bf16": dtype is torch.bfloat16, "params_dtype": dtype, **DEFAULTS}
+    on_cpu = next(ddp[0].parameters()).device.type == "cpu"
+    if on_cpu:  # an optimizer that is there already has nowhere to be offloaded to
+        given = {name: value for name, value in given.items() if name != "optimizer_cpu_offload"}
     with compat.cuda_methods():
         optimizer = get_megatron_optimizer(OptimizerConfig(**{**base, **given}), ddp)
-    if next(ddp[0].parameters()).device.type == "cpu":
+    if on_cpu:
         for chained in getattr(optimizer, "chained_optimizers", [optimizer]):
             _use_fused_adam(chained.optimizer)
     return optimizer

@@ -71,12 +71,12 @@ class Critic:
 
     def __init__(self, settings: LearnerSettings, policy: building.Built) -> None:
         self._algorithm, self._config = settings.algorithm, settings.critic
-        self._built = _build(settings, policy)
-        self._passes = Passes(self._built, settings.temperature)
+        self.built = _build(settings, policy)
+        self._passes = Passes(self.built, settings.temperature)
         load = settings.critic.critic_load
         if load is not None and not (Path(load) / "config.json").is_file():
             path = Path(load)
-            checkpoint.load(self._built, path / FOLDER if (path / FOLDER).is_dir() else path)
+            checkpoint.load(self.built, path / FOLDER if (path / FOLDER).is_dir() else path)
 
     def is_alone(self, rollout_id: int) -> bool:
         """Does only the critic learn from this rollout?"""
@@ -115,7 +115,7 @@ class Critic:
             return self._passes.run([Judged(mb) for mb in micro_batches], keep, forward_only=True)
 
     def _step(self, step: OptimizerStep, micro_batches: Sequence[Judged], where: str) -> dict[str, float]:
-        built, per_token = self._built, self._algorithm.calculate_per_token_loss
+        built, per_token = self.built, self._algorithm.calculate_per_token_loss
         denominator = float(step.num_loss_tokens if per_token else step.num_samples) or 1.0
         scale = len(micro_batches) * built.dp_size  # Megatron divides by both
 
@@ -147,10 +147,10 @@ class Critic:
 
     def save(self, path: Path) -> None:
         """Write `path`/critic: weights, optimizer, schedule. Every rank calls it."""
-        checkpoint.save(self._built, path / FOLDER)
+        checkpoint.save(self.built, path / FOLDER)
 
     def load(self, path: Path) -> None:
-        checkpoint.load(self._built, path / FOLDER)
+        checkpoint.load(self.built, path / FOLDER)
 
 
 def _values_of(out: Tensor, mb: PackedMicroBatch) -> Tensor:

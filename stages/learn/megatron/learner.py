@@ -26,6 +26,7 @@ from stages.learn.megatron.ahead import Ahead
 from stages.learn.megatron.build import Built, build
 from stages.learn.megatron.context import whole
 from stages.learn.megatron.critic import Critic
+from stages.learn.megatron.offload import Offload
 from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import Passes, Prepared
 from stages.learn.megatron.reference import Reference
@@ -81,6 +82,7 @@ class MegatronRank:
             self._ahead = Ahead(self._passes, self._goal, self._reference)
             cost = read_cost(self._built.hf_folder, shares_prompts=not self._built.thd)
             self._meter = StepMeter(self.device, cost, world_size, clock)
+            self._offload = Offload([self._built, *([self._critic.built] if self._critic is not None else [])])
         except BaseException:
             parallel.shutdown()
             raise
@@ -112,6 +114,7 @@ class MegatronRank:
         Raises LearnerError on every rank when a loss or gradient is not finite: that optimizer step is not applied
         (those before it, of the same rollout, are) and weights, optimizer and schedule are as they were before it.
         """
+        self._offload.back()
         self._meter.restart()
         looked, trained = self._passes.tokens_forward_only, self._passes.tokens_trained
         packed = [self._passes.pack(s.per_rank) for s in batch.steps]
@@ -156,6 +159,7 @@ class MegatronRank:
 
         Metrics: loss, grad_norm, lr, token_probability (mean), num_loss_tokens. Call `reset_optimizer` before the first rollout.
         """
+        self._offload.back()
         denominator = float(max(1, step.num_loss_tokens))
         groups = self._built.optimizer.param_groups
         rates = [g["lr"] for g in groups]
@@ -305,32 +309,55 @@ class MegatronRank:
 
         Tensors may share memory with the model: copy what must outlive the next step.
         """
-        return self._built.bridge.hf_weights(self._built.models)
+        if not self._offload.is_out:
+            return self._built.bridge.hf_weights(self._built.models)
+        return self._lent_weights()
+
+    def _lent_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Copies: what they are made from is gone again when the last is taken."""
+        with self._offload.weights_present():
+            for name, tensor in self._built.bridge.hf_weights(self._built.models):
+                yield name, tensor.clone()
+
+    # ---- the device
+
+    def offload(self) -> None:
+        """Leave the device: weights, gradients and optimizer state (and the critic's) go to the host. Pushes and saves still work."""
+        self._offload.out()
+
+    def onload(self) -> None:
+        """The opposite, ahead of a step."""
+        self._offload.back()
+
+    # ---- checkpoints
 
     def export_hf(self, path: Path) -> None:
         """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files. Every rank calls it."""
-        checkpoint.export_hf(self.hf_weights(), self._built.hf_folder, path, write=self.rank == 0)
+        with self._offload.weights_present():
+            checkpoint.export_hf(self._built.bridge.hf_weights(self._built.models), self._built.hf_folder, path, write=self.rank == 0)
         dist.barrier()
 
     def save(self, path: Path) -> None:
         """Write `path`/torch_dist (weights, optimizer, schedule), `path`/reference, `path`/critic and `path`/hf. Every rank calls it."""
-        checkpoint.save(self._built, path / "torch_dist")
-        if self._reference:
-            self._reference.save(path / "reference")
-        if self._critic is not None:
-            self._critic.save(path)
-        self.export_hf(path / "hf")
+        with self._offload.present():
+            checkpoint.save(self._built, path / "torch_dist")
+            if self._reference:
+                self._reference.save(path / "reference")
+            if self._critic is not None:
+                self._critic.save(path)
+            self.export_hf(path / "hf")
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote under `path`. Raises CheckpointError on every rank when it is not there or does not fit.
 
         A run that had no reference leaves ours as it was built: --ref-load, or --hf-checkpoint.
         """
-        checkpoint.load(self._built, path / "torch_dist")
-        if self._reference and (path / "reference").is_dir():
-            self._reference.load(path / "reference")
-        if self._critic is not None:
-            self._critic.load(path)
+        with self._offload.present():
+            checkpoint.load(self._built, path / "torch_dist")
+            if self._reference and (path / "reference").is_dir():
+                self._reference.load(path / "reference")
+            if self._critic is not None:
+                self._critic.load(path)
 
     def close(self) -> None:
         """Leave the process groups. The object is of no use afterwards."""

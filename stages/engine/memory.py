@@ -1,0 +1,78 @@
+"""Engines that share their devices with the learner: their weights and KV leave while it trains.
+
+SGLang needs --enable-memory-saver for that (the torch-memory-saver package, CUDA only); without it the calls are answered and nothing
+is freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import aiohttp
+
+from pipeline.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+MOVE_SECONDS = 180.0  # deadline of one release or resume
+
+
+class Gated(Protocol):
+    """What is asked of the pool (stages/engine/pool.py)."""
+
+    @property
+    def endpoints(self) -> Sequence[str]: ...
+    def begin_push(self, endpoint: str) -> None: ...
+    def end_push(self, endpoint: str, version: int | None) -> None: ...
+    async def drained(self, endpoint: str) -> None: ...
+    def is_up(self, endpoint: str) -> bool: ...
+    def condemn(self, endpoint: str, reason: str) -> None: ...
+
+
+class EngineMemory:
+    """Release and resume over all engines of a pool, side by side."""
+
+    def __init__(self, pool: Gated) -> None:
+        self._pool = pool
+        self._released: set[str] = set()
+
+    async def release(self) -> None:
+        """No new requests; those in flight (an evaluation's, say) are waited for; then the memory is given up. An engine that will
+        not is ended and started again."""
+        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+            for endpoint in self._pool.endpoints:
+                group.create_task(self._release(session, endpoint))
+
+    async def resume(self) -> None:
+        """The memory is taken back, with the weights of before; requests go on."""
+        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+            for endpoint in self._pool.endpoints:
+                group.create_task(self._resume(session, endpoint))
+
+    async def _release(self, session: aiohttp.ClientSession, endpoint: str) -> None:
+        self._pool.begin_push(endpoint)
+        await self._pool.drained(endpoint)
+        if await self._move(session, endpoint, "release_memory_occupation"):
+            self._released.add(endpoint)
+
+    async def _resume(self, session: aiohttp.ClientSession, endpoint: str) -> None:
+        if endpoint in self._released:
+            self._released.discard(endpoint)
+            await self._move(session, endpoint, "resume_memory_occupation")
+        self._pool.end_push(endpoint, None)
+
+    async def _move(self, session: aiohttp.ClientSession, endpoint: str, path: str) -> bool:
+        if not self._pool.is_up(endpoint):
+            return False  # it is being started again, with all its memory
+        try:
+            timeout = aiohttp.ClientTimeout(total=MOVE_SECONDS)
+            async with session.post(f"{endpoint}/{path}", json={}, timeout=timeout) as response:
+                if response.status == 200:
+                    return True
+                raise EngineError(f"{endpoint}/{path} answered {response.status}: {(await response.text())[:300]}")
+        except (aiohttp.ClientError, OSError, TimeoutError, EngineError) as error:
+            self._pool.condemn(endpoint, f"{path} failed ({type(error).__name__}: {error})")
+            return False
