@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,18 @@ def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...
     return tuple(blocks)
 
 
-class _Spread(torch.autograd.Function):
+class Places(Protocol):
+    """What says where packed tokens go in a padded block."""
+
+    @property
+    def num(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def index(self) -> Tensor | None: ...
+
+
+class Spread(torch.autograd.Function):
     """[t, d] rows to their places in [size, d], zeros elsewhere. Places are distinct, so the backward is a plain gather."""
 
     @staticmethod
@@ -59,8 +70,8 @@ class _Spread(torch.autograd.Function):
         return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
 
 
-class _Collect(torch.autograd.Function):
-    """The rows at distinct places: the inverse of _Spread."""
+class Collect(torch.autograd.Function):
+    """The rows at distinct places: the inverse of Spread."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
@@ -79,12 +90,15 @@ def attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Bl
 
     Every sample attends to itself, causally; with `window` a token sees itself and the `window` - 1 before it.
     """
-    parts = [_attend(b, query[b.start : b.end], key[b.start : b.end], value[b.start : b.end], scale, window) for b in blocks]
+    parts = [
+        attend_block(b, query[b.start : b.end], key[b.start : b.end], value[b.start : b.end], scale=scale, window=window) for b in blocks
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _attend(block: Block, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-    q, k, v = (_batched(block, x) for x in (query, key, value))
+def attend_block(block: Block, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None = None) -> Tensor:
+    """As attend_blocks, of the one block's tokens."""
+    q, k, v = (batched(block, x) for x in (query, key, value))
     mask = None
     if window is not None and window < block.length:
         ones = torch.ones(block.length, block.length, dtype=torch.bool, device=q.device)
@@ -92,13 +106,13 @@ def _attend(block: Block, query: Tensor, key: Tensor, value: Tensor, scale: floa
     gqa = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=gqa)
     rows = out.transpose(1, 2).reshape(block.num * block.length, -1)
-    return (rows if block.index is None else _Collect.apply(rows, block.index)).view(len(query), -1, v.shape[-1])
+    return (rows if block.index is None else Collect.apply(rows, block.index)).view(len(query), -1, v.shape[-1])
 
 
-def _batched(block: Block, x: Tensor) -> Tensor:
-    """[tokens, heads, dim] -> [num, heads, length, dim]"""
+def batched(block: Places, x: Tensor) -> Tensor:
+    """[tokens, heads, dim] (or [tokens, 1, heads, dim]) -> [num, heads, length, dim]"""
     heads, dim = x.shape[-2:]
     rows = x.reshape(len(x), heads * dim)
     if block.index is not None:
-        rows = _Spread.apply(rows, block.index, block.num * block.length)
+        rows = Spread.apply(rows, block.index, block.num * block.length)
     return rows.view(block.num, block.length, heads, dim).transpose(1, 2)

@@ -1,16 +1,15 @@
 """A learner rank's algorithm, the same whatever holds the weights: rollouts to optimizer steps, refusals, metrics.
 
 A backend fills in the passes, the gradients and the update. Every rank calls the same methods in the same order, each on its own
-share of the batch; data parallelism only (every rank has whole samples).
+share of the batch.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +17,14 @@ from torch import Tensor
 from pipeline.errors import LearnerError
 from pipeline.types import OptimizerStep, TrainBatch
 from stages.learn import rendezvous
-from stages.learn.ahead import Ahead, Lends, Prepared
+from stages.learn.ahead import Ahead, Lends, Looks, Prepared
 from stages.learn.goal import Goal, Worst
 from stages.learn.losses import TokenLogProbs
+from stages.learn.meter import StepMeter
 from stages.learn.objective import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome, sft_objective
 from stages.learn.settings import LearnerSettings
 
+LARGEST = ("ratio_max", "train_rollout_logprob_abs_diff_max")  # of metrics, over optimizer steps
 Objective = Callable[[Tensor, TokenLogProbs, Prepared], Outcome]
 
 
@@ -37,22 +38,21 @@ class Found(NamedTuple):
     lr: float
 
 
-class KeepsReference(Lends, ABC):
+class KeepsReference(Lends, Protocol):
     """The frozen model that the KL is against."""
 
-    @abstractmethod
     def copy_policy(self) -> None: ...
 
 
 class LearnerRank(ABC):
-    """Raises ConfigError for a user function that cannot be loaded."""
+    """A backend's constructor calls `_begin` when its model stands."""
 
     device: torch.device
+    settings: LearnerSettings
 
-    def __init__(self, settings: LearnerSettings, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.settings, self._clock = settings, clock
-        self._goal = Goal(settings)
-        self._reference: KeepsReference | None = None  # the backend's, where goal.needs_reference
+    def _begin(self, goal: Goal, looks: Looks, reference: KeepsReference | None, meter: StepMeter) -> None:
+        self._goal, self._reference, self._meter = goal, reference, meter
+        self._ahead = Ahead(looks, goal, reference)
 
     # ---- what a backend does
 
@@ -61,12 +61,9 @@ class LearnerRank(ABC):
         """This rank's micro-batches (Trained, and the model's inputs). Raises LearnerError when the batch is cut for other ranks."""
 
     @abstractmethod
-    def _log_probs_now(self, micro_batches: Sequence[Prepared]) -> list[Tensor]:
-        """Log-probs under the weights that the model has now, without gradients."""
-
-    @abstractmethod
     def _run(self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False) -> list[Outcome]:
-        """Forward and backward over this rank's micro-batches. Gradients are summed over micro-batches and ranks."""
+        """Forward and backward over this rank's micro-batches; an outcome of each, or nothing where this rank sees no log-probs.
+        Gradients are summed over micro-batches and ranks."""
 
     @abstractmethod
     def _zero_grad(self) -> None: ...
@@ -76,16 +73,41 @@ class LearnerRank(ABC):
         """Of the whole gradient, the same on every rank. Not finite when any of it is not."""
 
     @abstractmethod
-    def _update(self, grad_norm: float, lr: float) -> None:
-        """Clip (`grad_norm` as found) and take the optimizer step."""
-
-    @property
-    @abstractmethod
-    def _lr(self) -> float:
-        """The schedule's, of the next step."""
+    def _update(self, grad_norm: float, *, lr: float | None, scale: float) -> float:
+        """Clip (`grad_norm` as found) and take the optimizer step, at `lr` or the schedule's times `scale`; returns that."""
 
     @abstractmethod
     def _advance_schedule(self) -> None: ...
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Adam's moments go, the schedule begins anew."""
+
+    @property
+    @abstractmethod
+    def _tokens_passed(self) -> tuple[int, int]:
+        """(through passes without gradients, through training passes), since the start."""
+
+    # ---- what a backend may do otherwise
+
+    def onload(self) -> None:  # noqa: B027  # there is nothing to do where nothing ever leaves
+        """Be on the device, ahead of a step."""
+
+    def _reports(self) -> bool:
+        """Is this the rank, of those that share samples, that says what was found?"""
+        return True
+
+    def _reduce(self, sums: Tensor | None, maxima: Tensor | None, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Over ranks. None where this rank saw nothing; `like` has the shapes."""
+        return rendezvous.sum_and_max(*(x if x is not None else y for x, y in zip((sums, maxima), like, strict=True)))
+
+    def _criticise(self, batch: TrainBatch, prepared: list[list[Prepared]]) -> tuple[list[list[Prepared]], dict[str, float], bool]:
+        """(micro-batches with a critic's advantages, its metrics, does the policy learn from this rollout?)."""
+        return prepared, {}, True
+
+    def _own_metrics(self) -> dict[str, float]:
+        """Of the optimizer step that was just taken."""
+        return {}
 
     # ---- training
 
@@ -95,33 +117,35 @@ class LearnerRank(ABC):
         Raises LearnerError on every rank when a loss or gradient is not finite: that optimizer step is not applied
         (those before it, of the same rollout, are) and weights, optimizer and schedule are as they were before it.
         """
-        started = self._clock()
-        ahead = Ahead(self._goal, self._reference, self._log_probs_now, rendezvous.gather_over_world)
-        prepared = ahead.prepare([self._pack(s) for s in batch.steps])
+        self.onload()
+        self._meter.restart()
+        before = self._tokens_passed
+        prepared = self._ahead.prepare([self._pack(s) for s in batch.steps])
+        prepared, critic_metrics, learns = self._criticise(batch, prepared)
         results = []
         for number, (step, micro_batches) in enumerate(zip(batch.steps, prepared, strict=True), 1):
             where = f"rollout {batch.rollout_id}, optimizer step {number} of {len(batch.steps)}"
-            results.append(self._policy_step(ahead, step, micro_batches, where, first=number == 1))
+            results.append(self._policy_step(step, micro_batches, where, first=number == 1, taken=learns))
         interval = self.settings.algorithm.ref_update_interval
         if self._reference and interval and (batch.rollout_id + 1) % interval == 0:
             self._reference.copy_policy()
-        metrics = over_steps(results)
-        every = (s for step in batch.steps for rank in step.per_rank for mb in rank for s in mb)
-        metrics["num_tokens"] = float(sum(s.num_tokens for s in every))
-        metrics["seconds"] = self._clock() - started
-        return metrics
+        looked, trained = (now - then for now, then in zip(self._tokens_passed, before, strict=True))
+        spent = self._meter.metrics(batch, extra_passes=looked / max(trained, 1))
+        spent["peak_memory_bytes"] = rendezvous.largest(self._meter.peak_bytes, self.device)
+        return {**over_steps(results), **spent, **critic_metrics}
 
     def sft_step(self, step: OptimizerStep, lr: float) -> dict[str, float]:
         """One supervised step (mean cross entropy over the trained tokens) at learning rate `lr`, beside the schedule.
 
         Metrics: loss, grad_norm, lr, token_probability (mean), num_loss_tokens. Call `reset_optimizer` before the first rollout.
         """
+        self.onload()
         denominator = float(max(1, step.num_loss_tokens))
 
         def goal(_logits: Tensor, now: TokenLogProbs, _prepared: Prepared) -> Outcome:
             return sft_objective(now, denominator)
 
-        found = self._optimizer_step([Prepared(mb) for mb in self._pack(step)], goal, len(SFT_SUMS), "supervised step", lr)
+        found = self._optimizer_step([Prepared(mb) for mb in self._pack(step)], goal, len(SFT_SUMS), "supervised step", lr=lr)
         loss, count, probability = found.sums.tolist()
         return {
             "loss": loss,
@@ -131,32 +155,57 @@ class LearnerRank(ABC):
             "num_loss_tokens": count,
         }
 
-    def _policy_step(
-        self, ahead: Ahead, step: OptimizerStep, micro_batches: list[Prepared], where: str, *, first: bool
-    ) -> dict[str, float]:
+    def reset_optimizer(self) -> None:
+        """Forget Adam's moments and start the schedule anew: what a warm-up leaves must not shape the first rollouts.
+
+        The reference, unless it has a folder of its own, is the policy as it is now.
+        """
+        self._forget()
+        if self._reference and not self.settings.algorithm.ref_load:
+            self._reference.copy_policy()
+
+    def _policy_step(self, step: OptimizerStep, micro_batches: list[Prepared], where: str, *, first: bool, taken: bool) -> dict[str, float]:
+        """`taken` False (--num-critic-only-steps): its metrics only, from forward passes."""
         goal, statistics = self._goal, None
         denominator = goal.denominator(step)
         if goal.correction.needs_statistics:
-            micro_batches, statistics = ahead.statistics(micro_batches, first=first)
+            micro_batches, statistics = self._ahead.statistics(micro_batches, first=first)
 
         def loss_of(logits: Tensor, now: TokenLogProbs, prepared: Prepared) -> Outcome:
             return goal.outcome(logits, now, prepared, denominator, statistics)
 
         goal.worst = Worst()
-        found = self._optimizer_step(micro_batches, loss_of, NUM_POLICY_SUMS, where, self._lr, goal)
-        self._advance_schedule()
+        if taken:
+            found = self._optimizer_step(micro_batches, loss_of, NUM_POLICY_SUMS, where, goal)
+            self._advance_schedule()
+        else:
+            found = self._look(micro_batches, loss_of, where)
         extra = {k: v / denominator for k, v in found.extra.items()}
-        return {**extra, **goal.metrics(found.sums, found.maxima), "grad_norm": found.grad_norm, "lr": found.lr}
+        measured = {"grad_norm": found.grad_norm, "lr": found.lr}
+        return {**extra, **self._own_metrics(), **goal.metrics(found.sums, found.maxima), **measured}
+
+    def _look(self, micro_batches: Sequence[Prepared], objective: Objective, where: str) -> Found:
+        """What a policy step that is not taken measures."""
+        with torch.no_grad():
+            outcomes = self._run(micro_batches, objective, forward_only=True)
+        sums, maxima = self._reduced(outcomes, NUM_POLICY_SUMS)
+        if self._goal.off_policy(maxima):
+            raise self._not_on_policy(self._goal, where)
+        return Found(sums, maxima, self._sum_by_name(outcomes) if self._goal.has_extra_metrics else {}, 0.0, 0.0)
 
     def _optimizer_step(
-        self, micro_batches: Sequence[Prepared], objective: Objective, num_sums: int, where: str, lr: float, goal: Goal | None = None
+        self,
+        micro_batches: Sequence[Prepared],
+        objective: Objective,
+        num_sums: int,
+        where: str,
+        goal: Goal | None = None,
+        lr: float | None = None,
     ) -> Found:
         """Forward, backward, reduce, check, clip, update. `goal`: what checks and scales a policy step."""
         self._zero_grad()
         outcomes = self._run(micro_batches, objective)
-        sums = sum((o.sums for o in outcomes), start=torch.zeros(num_sums, device=self.device))
-        maxima = torch.stack([o.maxima for o in outcomes]).amax(0) if outcomes else torch.zeros(len(MAXIMA), device=self.device)
-        sums, maxima = rendezvous.sum_and_max(sums, maxima)
+        sums, maxima = self._reduced(outcomes, num_sums)
         norm = self._grad_norm()
         loss, scale = float(sums[0]), goal.lr_scale(sums) if goal else 1.0
         if rendezvous.any_rank(not all(map(math.isfinite, (norm, loss, scale))), self.device):
@@ -167,33 +216,36 @@ class LearnerRank(ABC):
             )
         if goal and goal.off_policy(maxima):
             self._zero_grad()
-            raise not_on_policy(goal, where)
-        extra = sum_by_name(outcomes) if goal and goal.has_extra_metrics else {}
-        self._update(norm, lr * scale)
-        return Found(sums, maxima, extra, norm, lr * scale)
+            raise self._not_on_policy(goal, where)
+        extra = self._sum_by_name(outcomes) if goal and goal.has_extra_metrics else {}
+        return Found(sums, maxima, extra, norm, self._update(norm, lr=lr, scale=scale))
 
+    def _reduced(self, outcomes: Sequence[Outcome], num_sums: int) -> tuple[Tensor, Tensor]:
+        """(sums, maxima) over micro-batches and ranks."""
+        sums = sum((o.sums for o in outcomes), start=torch.zeros(num_sums, device=self.device)) if outcomes else None
+        maxima = torch.stack([o.maxima for o in outcomes]).amax(0) if outcomes else None
+        return self._reduce(sums, maxima, (torch.zeros(num_sums, device=self.device), torch.zeros(len(MAXIMA), device=self.device)))
 
-def not_on_policy(goal: Goal, where: str) -> LearnerError:
-    """The same error on every rank."""
-    worst = max(Worst(*w) for w in rendezvous.gather_over_world(tuple(goal.worst)))
-    return LearnerError(
-        f"{where}: --true-on-policy-mode, but the ratio old/rollout is {worst.mismatch:.3g} from 1 (--true-on-policy-tolerance "
-        f"{goal.config.true_on_policy_tolerance:g}) at {worst.token}. The step was refused. Engine and learner must have the same "
-        "weights, dtype and kernels: see --dtype and the engines' attention flags, or drop the mode and correct instead (--use-tis)"
-    )
+    def _not_on_policy(self, goal: Goal, where: str) -> LearnerError:
+        """The same error on every rank."""
+        worst = max(Worst(*w) for w in rendezvous.gather_over_world(tuple(goal.worst) if self._reports() else (0.0, "")))
+        return LearnerError(
+            f"{where}: --true-on-policy-mode, but the ratio old/rollout is {worst.mismatch:.3g} from 1 (--true-on-policy-tolerance "
+            f"{goal.config.true_on_policy_tolerance:g}) at {worst.token}. The step was refused. Engine and learner must have the same "
+            "weights, dtype and kernels: see --dtype and the engines' attention flags, or drop the mode and correct instead (--use-tis)"
+        )
 
-
-def sum_by_name(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Sums of what a user's function reported, over micro-batches and ranks."""
-    own: dict[str, float] = {}
-    for outcome in outcomes:
-        for name, value in outcome.extra.items():
-            own[name] = own.get(name, 0.0) + float(value)
-    total: dict[str, float] = {}
-    for part in rendezvous.gather_over_world(own):
-        for name, value in part.items():
-            total[name] = total.get(name, 0.0) + value
-    return total
+    def _sum_by_name(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Sums of what a user's function reported, over micro-batches and ranks."""
+        own: dict[str, float] = {}
+        for outcome in outcomes if self._reports() else ():
+            for name, value in outcome.extra.items():
+                own[name] = own.get(name, 0.0) + float(value)
+        total: dict[str, float] = {}
+        for part in rendezvous.gather_over_world(own):
+            for name, value in part.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
 
 def over_steps(results: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -201,4 +253,5 @@ def over_steps(results: Sequence[dict[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for r in results for name in r)
     values = {name: [r[name] for r in results if name in r] for name in names}
     metrics = {name: sum(v) / len(v) for name, v in values.items()}
-    return {**metrics, "ratio_max": max(values["ratio_max"]), "num_loss_tokens": sum(values["num_loss_tokens"])}
+    metrics.update({name: max(v) for name, v in values.items() if name in LARGEST})
+    return {**metrics, "num_loss_tokens": sum(values["num_loss_tokens"])}

@@ -31,7 +31,7 @@ def main(rank: int, port: int, root: Path) -> None:
     start = load()
     from safetensors.torch import load_file
 
-    from stages.learn.megatron.parallel import join_store
+    from stages.learn.rendezvous import join_store
 
     store = join_store("127.0.0.1", port, 2)
     torch.set_num_threads(1)

@@ -86,7 +86,7 @@ def train(learner: Any) -> dict[str, Any]:
 
 def log_probs_by_sample(learner: Any) -> dict[int, list[float]]:
     """Of the trained tokens, under the weights as they are now; nothing on stages before the last."""
-    from stages.learn.megatron.passes import Prepared
+    from stages.learn.ahead import Prepared
     from tests.integration import learner_cases as cases
 
     step = cases.make_step(cases.make_samples(cases.LENGTHS, 7), ranks=learner.dp_size, micro_batches=2)
@@ -107,7 +107,7 @@ def main(process: int, port: int, models: Path, out: Path, names: list[str]) -> 
 
     torch.set_num_threads(1)
     from stages.learn.megatron.learner import MegatronRank
-    from stages.learn.megatron.parallel import join_store
+    from stages.learn.rendezvous import join_store
     from tests.integration import learner_cases as cases
 
     two = 0

@@ -70,7 +70,7 @@ def found_by_two_ranks(root: Path, folders: dict[str, Path]) -> dict[str, list[s
     from stages.learn.megatron import load
 
     load()
-    from stages.learn.megatron.parallel import serve_store
+    from stages.learn.rendezvous import serve_store
 
     store, port = serve_store(2)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}

@@ -40,7 +40,7 @@ def run_ranks(models: Path, out: Path, *names: str) -> None:
     from stages.learn.megatron import load
 
     load()
-    from stages.learn.megatron.parallel import serve_store
+    from stages.learn.rendezvous import serve_store
 
     store, port = serve_store(layouts.WORLD)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}

@@ -60,7 +60,7 @@ def run_pair(model: Path, out: Path, what: str) -> Path:
     from stages.learn.megatron import load
 
     load()
-    from stages.learn.megatron.parallel import serve_store
+    from stages.learn.rendezvous import serve_store
 
     store, port = serve_store(2)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}

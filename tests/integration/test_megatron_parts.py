@@ -222,7 +222,8 @@ def test_blocks_of_similar_length_are_exact(lengths: list[int]) -> None:
     from stages.learn.megatron import load
 
     load()
-    from stages.learn.megatron.attention import MAX_PADDING, PackedSequences, SdpaCoreAttention, cut_blocks
+    from stages.learn.blocks import MAX_PADDING, cut_blocks
+    from stages.learn.megatron.attention import PackedSequences, SdpaCoreAttention
 
     config = type("Config", (), {"context_parallel_size": 1, "kv_channels": 8})()
     attention = SdpaCoreAttention.__new__(SdpaCoreAttention)

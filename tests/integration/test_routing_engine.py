@@ -89,7 +89,7 @@ def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def distance(rank: Any, samples: list[TrainSample]) -> float:
     """Mean |learner's - engine's log-prob| over the trained tokens."""
-    from stages.learn.megatron.passes import Prepared
+    from stages.learn.ahead import Prepared
 
     packed = rank._passes.pack(((tuple(samples),),))
     (found,) = rank._passes.log_probs_now([Prepared(p) for p in packed])

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import ConfigError, LearnerError
+from pipeline.flops import read_cost
 from pipeline.types import OptimizerStep
 from stages.learn import rendezvous
 from stages.learn.ahead import Prepared
@@ -23,8 +24,10 @@ from stages.learn.fsdp.optim import Optimizer
 from stages.learn.fsdp.packing import MicroBatch, pack
 from stages.learn.fsdp.reference import Reference
 from stages.learn.fsdp.weights import exported, whole_state
+from stages.learn.goal import Goal
 from stages.learn.hf_folder import export_hf
 from stages.learn.losses import TokenLogProbs, compute_log_probs_from_logits
+from stages.learn.meter import StepMeter
 from stages.learn.objective import Outcome
 from stages.learn.rank import LearnerRank, Objective
 from stages.learn.settings import LearnerSettings
@@ -33,7 +36,8 @@ FOLDER = "fsdp"  # in a snapshot, beside hf
 
 
 class FSDPRank(LearnerRank):
-    """One process's part of the learner. Initialises the process group; only one may live in a process at a time.
+    """One process's part of the learner, its own `stages.learn.ahead.Looks`. Initialises the process group; only one may live in a
+    process at a time.
 
     Raises ConfigError for flags that contradict each other, CheckpointError for a model folder that cannot be used.
     """
@@ -47,7 +51,8 @@ class FSDPRank(LearnerRank):
         store: dist.Store | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.rank, self.world_size = rank, world_size
+        self.settings, self.rank, self.world_size = settings, rank, world_size
+        self._num_looked = self._num_trained = 0  # tokens
         self.device = _device(settings)
         if not settings.model.hf_checkpoint:
             raise ConfigError("--hf-checkpoint is not given: the folder of the model to train")
@@ -56,14 +61,15 @@ class FSDPRank(LearnerRank):
         torch.manual_seed(settings.seed)
         rendezvous.init_process_group(self.device, rank=rank, world_size=world_size, store=store)
         try:
-            super().__init__(settings, clock=clock)
+            goal = Goal(settings)
             checkpointing = settings.model.gradient_checkpointing
             self._model, self._attention = build_model(
                 self._folder, device=self.device, dtype=self._dtype, gradient_checkpointing=checkpointing
             )
             self._optimizer = Optimizer(self._model, settings)
-            if self._goal.needs_reference:
-                self._reference = self._kept = Reference(self._model, settings.algorithm.ref_load)
+            self._kept = Reference(self._model, settings.algorithm.ref_load) if goal.needs_reference else None
+            cost = read_cost(self._folder, shares_prompts=False)
+            self._begin(goal, self, self._kept, StepMeter(self.device, cost, world_size, clock))
         except BaseException:
             self.close()
             raise
@@ -89,9 +95,28 @@ class FSDPRank(LearnerRank):
             logits.squeeze(0), batch.targets, temperature=self.settings.temperature, with_entropy=with_entropy
         )
 
-    def _log_probs_now(self, micro_batches: Sequence[Prepared]) -> list[Tensor]:
+    @property
+    def sees(self) -> bool:
+        return True
+
+    def log_probs_now(self, micro_batches: Sequence[Prepared]) -> list[Tensor]:
+        """Log-probs under the weights that the model has now, without gradients."""
+        self._num_looked += sum(p.batch.num_tokens for p in micro_batches)
         with self._without_gradients():
             return [self._log_probs(self._logits(p.batch), p.batch, with_entropy=False).log_probs for p in micro_batches]
+
+    def with_old(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
+        return [p._replace(old=old) for p, old in zip(micro_batches, self.log_probs_now(micro_batches), strict=True)]
+
+    def with_reference(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
+        return [p._replace(ref=ref) for p, ref in zip(micro_batches, self.log_probs_now(micro_batches), strict=True)]
+
+    def gather(self, value: Any) -> list[Any]:
+        return rendezvous.gather_over_world(value)
+
+    @property
+    def _tokens_passed(self) -> tuple[int, int]:
+        return self._num_looked, self._num_trained
 
     @contextlib.contextmanager
     def _without_gradients(self) -> Iterator[None]:
@@ -104,6 +129,9 @@ class FSDPRank(LearnerRank):
 
     def _run(self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False) -> list[Outcome]:
         outcomes = []
+        passed = sum(p.batch.num_tokens for p in micro_batches)
+        self._num_looked += passed if forward_only else 0
+        self._num_trained += 0 if forward_only else passed
         with self._without_gradients() if forward_only else contextlib.nullcontext():
             for prepared in micro_batches:
                 logits = self._logits(prepared.batch)
@@ -121,24 +149,16 @@ class FSDPRank(LearnerRank):
     def _grad_norm(self) -> float:
         return self._optimizer.grad_norm()
 
-    def _update(self, grad_norm: float, lr: float) -> None:
-        self._optimizer.update(grad_norm, lr)
-
-    @property
-    def _lr(self) -> float:
-        return self._optimizer.lr
+    def _update(self, grad_norm: float, *, lr: float | None, scale: float) -> float:
+        used = (self._optimizer.lr if lr is None else lr) * scale
+        self._optimizer.update(grad_norm, used)
+        return used
 
     def _advance_schedule(self) -> None:
         self._optimizer.num_steps += 1
 
-    def reset_optimizer(self) -> None:
-        """Forget Adam's moments and start the schedule anew: what a warm-up leaves must not shape the first rollouts.
-
-        The reference, unless it has a folder of its own, is the policy as it is now.
-        """
+    def _forget(self) -> None:
         self._optimizer.reset()
-        if self._reference and not self.settings.algorithm.ref_load:
-            self._reference.copy_policy()
 
     # ---- weights and checkpoints
 
@@ -168,7 +188,7 @@ class FSDPRank(LearnerRank):
         """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and `path`/hf. Every rank calls it."""
         tensors = {**{f"model.{n}": t for n, t in self._state().items()}, **self._optimizer.tensors()}
         checkpoint.save(path / FOLDER, tensors, self._optimizer.counts())
-        if self._reference:
+        if self._kept:
             self._kept.save(path / "reference")
         self.export_hf(path / "hf")
 
@@ -180,7 +200,7 @@ class FSDPRank(LearnerRank):
         """
         tensors = {**{f"model.{n}": t for n, t in self._state().items()}, **self._optimizer.tensors()}
         self._optimizer.load_counts(checkpoint.load(path / FOLDER, tensors))
-        if self._reference and (path / "reference").is_dir():
+        if self._kept and (path / "reference").is_dir():
             self._kept.load(path / "reference")
 
     def _state(self) -> dict[str, Any]:

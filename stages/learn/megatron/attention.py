@@ -27,18 +27,7 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-MAX_PADDING = 0.25  # a block may pad this share of its attention work (which goes with the square of the length)
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Packed tokens [start, end): `num` sequences, padded to `length`. `index` [end - start]: their places in [num * length]."""
-
-    start: int
-    end: int
-    num: int
-    length: int
-    index: Tensor | None  # None: all of equal length, nothing to pad
+from stages.learn.blocks import MAX_PADDING, Block, Collect, attend_block, batched
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +71,6 @@ class PackedSequences(PackedSeqParams):
     positions: Tensor | None = None  # [t], for attention that makes its own rotary tables
 
 
-def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...]:
-    """Blocks over sequences packed in this order; they are few when `lengths` are sorted, and any order is right."""
-    blocks, first, start = [], 0, 0
-    while first < len(lengths):
-        last, top, work = first + 1, lengths[first], lengths[first] ** 2
-        while last < len(lengths):
-            new_top, new_work = max(top, lengths[last]), work + lengths[last] ** 2
-            if new_work < (1 - MAX_PADDING) * (last + 1 - first) * new_top**2:
-                break
-            last, top, work = last + 1, new_top, new_work
-        part = lengths[first:last]
-        index = None
-        if min(part) != top:
-            index = torch.cat([torch.arange(n, device=device) + i * top for i, n in enumerate(part)])
-        blocks.append(Block(start, start + sum(part), len(part), top, index))
-        first, start = last, start + sum(part)
-    return tuple(blocks)
-
-
 def cut_tails(tails: Sequence[Tail], device: torch.device) -> tuple[TailBlock, ...]:
     """Blocks over tails packed in this order, end to end; few when they are sorted by prefix and length."""
     blocks, first = [], 0
@@ -132,34 +102,6 @@ def _tail_block(part: Sequence[Tail], device: torch.device) -> TailBlock:
     start = part[0].start
     end = part[-1].start + part[-1].length
     return TailBlock(start, end, num, length, prefix, index, keys.view(-1).to(device), mask.to(device))
-
-
-class _Spread(torch.autograd.Function):
-    """[t, d] rows to their places in [size, d], zeros elsewhere. Places are distinct, so the backward is a plain gather."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(index)
-        return rows.new_zeros(size, rows.shape[1]).index_copy_(0, index, rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
-
-
-class _Collect(torch.autograd.Function):
-    """The rows at distinct places: the inverse of _Spread."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.size = rows.shape[0]
-        return rows.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grads[0]
-        return grad.new_zeros(ctx.size, grad.shape[1]).index_copy_(0, ctx.saved_tensors[0], grad), None
 
 
 class SdpaCoreAttention(MegatronModule):
@@ -203,36 +145,22 @@ class SdpaCoreAttention(MegatronModule):
             both = gather_from_sequence_parallel_region(torch.cat([key, value], -1), group=self.cp_group)
             key, value = both.split([key.shape[-1], value.shape[-1]], -1)
         blocks = packed_seq_params.blocks if packed_seq_params else (Block(0, len(query), 1, len(query), None),)
-        parts = [self._attend(b, query[b.start : b.end], key[b.start : b.end], value[b.start : b.end]) for b in blocks]
+        q, k, v = query[:, 0], key[:, 0], value[:, 0]
+        parts = [attend_block(b, q[b.start : b.end], k[b.start : b.end], v[b.start : b.end], scale=self.scale).flatten(1) for b in blocks]
         if packed_seq_params:
             parts += [self._attend_after_prefix(b, query[b.start : b.end], key, value) for b in packed_seq_params.tails]
             if packed_seq_params.pad:
                 parts.append(query.new_zeros(packed_seq_params.pad, query.shape[2] * value.shape[-1]))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(len(query), 1, -1)
 
-    def _attend(self, block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = (self._batched(block, x) for x in (query, key, value))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1])
-        rows = out.transpose(1, 2).reshape(block.num * block.length, -1)
-        return rows if block.index is None else _Collect.apply(rows, block.index)
-
     def _attend_after_prefix(self, block: TailBlock, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q = self._batched(block, query)
+        q = batched(block, query)
         k, v = (x[:, 0].index_select(0, block.keys).view(block.num, -1, *x.shape[-2:]).transpose(1, 2) for x in (key, value))
         if q.shape[1] != k.shape[1]:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=block.mask, scale=self.scale)
         rows = out.transpose(1, 2).reshape(block.num * block.length, -1)
-        return rows if block.index is None else _Collect.apply(rows, block.index)
-
-    @staticmethod
-    def _batched(block: Block | TailBlock, x: Tensor) -> Tensor:
-        """[tokens, 1, heads, dim] -> [num, heads, length, dim]"""
-        heads, dim = x.shape[-2:]
-        rows = x.reshape(len(x), heads * dim)
-        if block.index is not None:
-            rows = _Spread.apply(rows, block.index, block.num * block.length)
-        return rows.view(block.num, block.length, heads, dim).transpose(1, 2)
+        return rows if block.index is None else Collect.apply(rows, block.index)
 
 
 class RMSNorm(torch.nn.RMSNorm):

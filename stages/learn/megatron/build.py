@@ -51,18 +51,25 @@ class Built:
     def lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
-    @contextlib.contextmanager
-    def scaled_lr(self, scale: float) -> Iterator[None]:
+    def scaled_lr(self, scale: float) -> contextlib.AbstractContextManager[None]:
         """The schedule's learning rates times `scale` inside."""
+        return self._rates(lambda group: group["lr"] * scale)
+
+    def at_lr(self, lr: float) -> contextlib.AbstractContextManager[None]:
+        """`lr` instead of the schedule's inside."""
+        return self._rates(lambda group: lr * group.get("lr_mult", 1.0))
+
+    @contextlib.contextmanager
+    def _rates(self, rate: Callable[[dict[str, Any]], float]) -> Iterator[None]:
         groups = self.optimizer.param_groups
-        rates = [g["lr"] for g in groups]
+        kept = [g["lr"] for g in groups]
         try:
             for group in groups:
-                group["lr"] *= scale
+                group["lr"] = rate(group)
             yield
         finally:
-            for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate
+            for group, lr in zip(groups, kept, strict=True):
+                group["lr"] = lr
 
     @property
     def torch_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from configs.schema import AlgorithmConfig
 from pipeline.errors import CheckpointError, LearnerError
 from pipeline.types import OptimizerStep, TrainBatch
+from stages.learn import rendezvous
 from stages.learn.critic import compute_gae, compute_value_loss, whiten_over_ranks
 from stages.learn.losses import token_weights
 from stages.learn.megatron import build as building
@@ -133,7 +134,7 @@ class Critic:
         sums, _ = parallel.reduce_metrics(sum(found, start=zeros.clone()) if found else None, None, (zeros, zeros[:1].clone()))
         overflow = built.optimizer.prepare_grads()
         norm = float(built.optimizer.get_grad_norm())
-        if parallel.any_rank(bool(overflow) or not (math.isfinite(norm) and math.isfinite(float(sums[0]))), built.device):
+        if rendezvous.any_rank(bool(overflow) or not (math.isfinite(norm) and math.isfinite(float(sums[0]))), built.device):
             built.optimizer.zero_grad()
             raise LearnerError(
                 f"{where}: value loss {float(sums[0])}, gradient norm {norm}: not finite. The step was refused, the critic is as before "

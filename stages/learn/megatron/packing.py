@@ -13,14 +13,16 @@ from torch import Tensor
 
 from pipeline.errors import LearnerError
 from pipeline.types import TrainSample
-from stages.learn.megatron.attention import PackedSequences, Tail, cut_blocks, cut_tails
+from stages.learn.blocks import cut_blocks
+from stages.learn.megatron.attention import PackedSequences, Tail, cut_tails
 from stages.learn.megatron.context import Layout, Share, lay_out
+from stages.learn.trained import Trained, check_sample, trained_fields
 
 FREE = -1  # in the place of an expert: nobody knows, so the router chooses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackedMicroBatch:
+class PackedMicroBatch(Trained):
     """t input tokens, N trained tokens, S samples. The inputs of a sample are all but its last token; a shared prompt is there once.
 
     Under context parallelism t and n are this rank's; N and S are the micro-batch's, the same on all ranks that share it.
@@ -31,21 +33,7 @@ class PackedMicroBatch:
     packing: PackedSequences
     rows: Tensor  # [n] int64: places in t whose next token is trained; samples that share a prompt share its last place
     own: Tensor | None  # [n] int64: which of the N those are, where context-parallel ranks share the samples; None: n = N, in order
-    targets: Tensor  # [N] int64: that next token
-    advantages: Tensor  # [N] float32
-    rollout_log_probs: Tensor  # [N] float32
-    token_counts: Tensor  # [S] int64: trained tokens a sample
-    sample_lengths: Tensor  # [S] int64: prompt and response
-    staleness: Tensor  # [S] int64, policy versions
-    sample_indices: Tensor  # [S] int64: TrainSample.index
-    sample_weights: Tensor  # [S] float32: what each trained token weighs in a mean over tokens
-    mean_weights: Tensor  # [S] float32: what the mean over a sample's trained tokens weighs in a mean over samples
-    num_tokens: int  # prompt and response, before packing
     routed_experts: Tensor | None = None  # [t, layers with experts, top-k] int16 on the host, FREE where unknown: to be replayed
-
-    def weights_of_samples(self, *, per_token: bool) -> Tensor:
-        """[S] to go with losses.token_weights of the same `per_token`."""
-        return self.sample_weights if per_token else self.mean_weights
 
     @property
     def num_inputs(self) -> int:
@@ -82,7 +70,7 @@ def pack(
     Raises LearnerError for a sample whose first token would have to be predicted, or whose arrays disagree.
     """
     for s in samples:
-        _check(s)
+        check_sample(s)
     families = [[s] for s in samples] if thd else _families(samples)
     families.sort(key=lambda f: (-len(f), -_stem(f).size))
     order = [s for family in families for s in family]
@@ -96,7 +84,6 @@ def pack(
         tokens[places][: len(segment.tokens)], positions[places] = segment.tokens, np.arange(segment.room) + segment.prefix
     held = layout.held[share.rank]
     mine = layout.rank[rows] == share.rank
-    masks = [np.asarray(s.loss_mask, dtype=bool) for s in order]
 
     def flat(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(device=device, dtype=dtype)
@@ -107,21 +94,8 @@ def pack(
         packing=dataclasses.replace(_packing(segments, layout, pad, device, thd), positions=flat([positions[held]], torch.int64)),
         rows=flat([layout.local[rows[mine]]], torch.int64),
         own=None if share.size == 1 else flat([np.flatnonzero(mine)], torch.int64),
-        targets=flat([s.tokens[s.num_tokens - s.response_length :][m] for s, m in zip(order, masks, strict=True)], torch.int64),
-        advantages=flat([s.advantages[m] for s, m in zip(order, masks, strict=True)], torch.float32),
-        rollout_log_probs=flat([s.rollout_log_probs[m] for s, m in zip(order, masks, strict=True)], torch.float32),
-        token_counts=torch.tensor([int(m.sum()) for m in masks], device=device),
-        sample_lengths=torch.tensor([s.num_tokens for s in order], device=device),
-        staleness=torch.tensor([s.staleness for s in order], device=device),
-        sample_indices=torch.tensor([s.index for s in order], device=device),
-        sample_weights=torch.tensor([s.weight for s in order], dtype=torch.float32, device=device),
-        mean_weights=torch.tensor(
-            [s.weight * (int(m.sum()) / s.norm_length if s.norm_length else 1.0) for s, m in zip(order, masks, strict=True)],
-            dtype=torch.float32,
-            device=device,
-        ),
-        num_tokens=sum(s.num_tokens for s in order),
         routed_experts=_experts(samples, segments, pad, held, expert_layers) if expert_layers else None,
+        **trained_fields(order, device),
     )
 
 
@@ -184,14 +158,6 @@ def _segments(families: Sequence[Sequence[TrainSample]], unit: int) -> tuple[lis
             end_of_prompt = start + s.num_tokens - s.response_length - 1
             rows.append(np.where(trained == 0, end_of_prompt, trained + behind.get(id(s), end_of_prompt)))
     return [s for s in segments if s.room], np.concatenate(rows)
-
-
-def _check(s: TrainSample) -> None:
-    lengths = {len(s.loss_mask), len(s.advantages), len(s.rollout_log_probs)}
-    if lengths != {s.response_length}:
-        raise LearnerError(f"sample {s.index}: response of {s.response_length} tokens, but arrays of {sorted(lengths)}")
-    if s.num_tokens < 2 or s.response_length >= s.num_tokens:
-        raise LearnerError(f"sample {s.index}: {s.num_tokens} tokens, {s.response_length} of them response: needs a prompt token ahead")
 
 
 def _packing(segments: Sequence[Segment], layout: Layout, pad: int, device: torch.device, thd: bool) -> PackedSequences:

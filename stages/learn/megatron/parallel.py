@@ -13,7 +13,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from stages.learn.rendezvous import TIMEOUT, any_rank, gather_over_world, init_process_group, join_store, largest, serve_store  # noqa: F401
+from stages.learn.rendezvous import TIMEOUT, init_process_group
 
 _SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import LearnerError
 from pipeline.types import MicroBatch
+from stages.learn.ahead import Prepared
 from stages.learn.losses import CHUNK_SIZE, TokenLogProbs
+from stages.learn.megatron import parallel
 from stages.learn.megatron.build import Built
 from stages.learn.megatron.context import Share, whole
 from stages.learn.megatron.objective import log_probs_of
@@ -27,16 +29,8 @@ class Packed(Protocol):
     def batch(self) -> PackedMicroBatch: ...
 
 
-class Prepared(NamedTuple):
-    """A micro-batch with what was computed ahead of its optimizer step (on the last pipeline stage; others have None)."""
-
-    batch: PackedMicroBatch
-    old: Tensor | None = None  # old log-probs; None: equal to the new ones
-    ref: Tensor | None = None
-
-
 class Passes:
-    """This rank's forward and backward passes."""
+    """This rank's forward and backward passes. Implements `stages.learn.ahead.Looks`."""
 
     def __init__(
         self,
@@ -100,6 +94,18 @@ class Passes:
             return out
         took = [self._routing.take_recorded(p.batch) for p in micro_batches]
         return [p._replace(batch=dataclasses.replace(p.batch, routed_experts=t)) for p, t in zip(out, took, strict=True)]
+
+    def with_reference(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
+        """With the log-probs of the reference, whose weights are in the model now. It routes freely."""
+        found = self.log_probs_now(micro_batches, routing="free")
+        return [p._replace(ref=ref) for p, ref in zip(micro_batches, found, strict=True)]
+
+    @property
+    def sees(self) -> bool:
+        return parallel.is_last_stage()
+
+    def gather(self, value: Any) -> list[Any]:
+        return parallel.gather_over_data_ranks(value)
 
     def log_probs_now(self, micro_batches: Sequence[Prepared], *, routing: Mode = "replay") -> list[Tensor | None]:
         """Log-probs under the weights that the model has now, without gradients. None for each on stages before the last."""
