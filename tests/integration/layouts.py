@@ -5,8 +5,11 @@ Cases of two ranks run on two pairs of processes side by side. usage: layouts.py
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import sys
+import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,39 @@ CASES: dict[str, Case] = {
 }
 
 
+EP2: dict[str, object] = {"expert_model_parallel_size": 2}
+ETP1: dict[str, object] = {"expert_tensor_parallel_size": 1}
+ETP2: dict[str, object] = {"tensor_model_parallel_size": 1, "expert_tensor_parallel_size": 2}
+ALLGATHER: dict[str, object] = {"moe_token_dispatcher_type": "allgather"}
+CASES |= {
+    "pp2-ep2": Case(ranks=4, flags={**PP2, **EP2}, model="experts"),
+    "ep2": Case(ranks=2, flags={**EP2, **DISTRIBUTED}, model="experts"),
+    "ep2-allgather": Case(ranks=2, flags={**EP2, **ALLGATHER}, model="experts"),
+    "tp2-sp-ep2": Case(ranks=2, flags={**TP2, **SP, **EP2, **ETP1}, model="experts"),
+    "etp2": Case(ranks=2, flags=ETP2, model="experts"),
+    "cp2-ep2": Case(ranks=2, flags={**CP2, **EP2}, objective="gspo", model="experts"),
+}
+
+
+def make_models(folder: Path) -> None:
+    """dense: four layers, so that two virtual stages of two ranks have one each; experts: two layers, four experts."""
+    import torch
+
+    from tests.integration import learner_cases as cases
+
+    cases.make_model("qwen3", folder / "dense", tied=True, num_layers=4)
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(1)
+    shape = {**cases._SHAPE, "head_dim": 32, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, norm_topk_prob=True, tie_word_embeddings=False))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.mul_(1 + 0.3 * torch.randn_like(p)) if "norm" in name else p.mul_(4.0)
+    model.save_pretrained(folder / "experts")
+    (folder / "experts" / "tokenizer_config.json").write_text("{}")
+
+
 def from_logits(args: Any, batch: dict[str, Any], logits: Any, sum_of_sample_mean: Any) -> Any:
     """A loss on the logits themselves."""
     import torch
@@ -106,9 +142,7 @@ def main(process: int, port: int, models: Path, out: Path, names: list[str]) -> 
     import torch
 
     torch.set_num_threads(1)
-    from stages.learn.megatron.learner import MegatronRank
     from stages.learn.rendezvous import join_store
-    from tests.integration import learner_cases as cases
 
     two = 0
     for name in names or list(CASES):
@@ -117,16 +151,31 @@ def main(process: int, port: int, models: Path, out: Path, names: list[str]) -> 
             two += 1
             if process // 2 != two % 2:
                 continue
-        rank = process % case.ranks
         store = torch.distributed.PrefixStore(name, join_store("127.0.0.1", port, WORLD))
-        flags = {**OPTIMIZER, **case.flags}
-        settings = cases.settings(models / case.model, ranks=case.ranks, megatron=flags, **OBJECTIVES[case.objective])
-        learner = MegatronRank(settings, rank=rank, world_size=case.ranks, store=store)
+        rank, started = process % case.ranks, time.perf_counter()
+        faulthandler.dump_traceback_later(300, exit=True)  # a collective that not all ranks reached
+        try:
+            result = run(case, rank, store, models, out / name)
+        except Exception:  # of this case only; its other ranks see their peer leave
+            result = {"error": traceback.format_exc()}
+        result["seconds"] = time.perf_counter() - started
+        (out / f"{name}.{rank}.json").write_text(json.dumps(result))
+
+
+def run(case: Case, rank: int, store: Any, models: Path, folder: Path) -> dict[str, Any]:
+    from stages.learn.megatron.learner import MegatronRank
+    from tests.integration import learner_cases as cases
+
+    flags = {**OPTIMIZER, **case.flags}
+    settings = cases.settings(models / case.model, ranks=case.ranks, megatron=flags, **OBJECTIVES[case.objective])
+    learner = MegatronRank(settings, rank=rank, world_size=case.ranks, store=store)
+    try:
         result = train(learner)
         result["checksum"] = sum(float(w.double().square().sum()) for _, w in learner.hf_weights())
-        learner.export_hf(out / name)
+        learner.export_hf(folder)
+        return result
+    finally:
         learner.close()
-        (out / f"{name}.{rank}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

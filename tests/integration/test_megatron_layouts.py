@@ -24,7 +24,7 @@ TOLERANCE = 1e-5  # fp32, of losses, norms, log-probs; a weight moves by about 6
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    cases.make_model("qwen3", folder / "dense", tied=True, num_layers=4)
+    layouts.make_models(folder)
     return folder
 
 
@@ -75,7 +75,10 @@ def single(models: Path) -> Any:
 
 
 def results(found: Path, name: str) -> list[Any]:
-    return [json.loads((found / f"{name}.{rank}.json").read_text()) for rank in range(layouts.CASES[name].ranks)]
+    ranks = [json.loads((found / f"{name}.{rank}.json").read_text()) for rank in range(layouts.CASES[name].ranks)]
+    errors = [rank["error"] for rank in ranks if "error" in rank]
+    assert not errors, "\n".join(errors)[-4000:]
+    return ranks
 
 
 @pytest.mark.parametrize("name", layouts.CASES)

@@ -42,14 +42,17 @@ class PackedMicroBatch(Trained):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One sequence of the pack: its tokens from `start` on, in `room` places, attend to each other and to the prefix ahead."""
+    """One sequence of the pack: tokens [first, last) of a sample, in `room` places from `start` on.
+
+    With `first` > 0 they attend, beside each other, to the tokens before them, which are packed once from `prefix_start` on.
+    """
 
     start: int
-    tokens: np.ndarray
-    sample: TrainSample  # whose tokens they are, from `prefix` on; of several that share them, one
+    sample: TrainSample
+    first: int
+    last: int
     room: int  # with padding
-    prefix_start: int
-    prefix: int  # 0: none, a sequence of its own
+    prefix_start: int = 0
 
 
 def pack(
@@ -72,7 +75,7 @@ def pack(
     for s in samples:
         check_sample(s)
     families = [[s] for s in samples] if thd else _families(samples)
-    families.sort(key=lambda f: (-len(f), -_stem(f).size))
+    families.sort(key=lambda f: (-len(f), -_stem_length(f)))
     order = [s for family in families for s in family]
     segments, rows = _segments(families, share.unit)
     total = sum(segment.room for segment in segments)
@@ -80,8 +83,9 @@ def pack(
     layout = lay_out([segment.room for segment in segments], pad, share, by_sequence=thd)
     tokens, positions = np.zeros((2, total + pad), np.int64)
     for segment in segments:
-        places = slice(segment.start, segment.start + segment.room)
-        tokens[places][: len(segment.tokens)], positions[places] = segment.tokens, np.arange(segment.room) + segment.prefix
+        start, first, last = segment.start, segment.first, segment.last
+        tokens[start : start + last - first] = segment.sample.tokens[first:last]
+        positions[start : start + segment.room] = np.arange(segment.room) + first
     held = layout.held[share.rank]
     mine = layout.rank[rows] == share.rank
 
@@ -113,7 +117,7 @@ def _experts(
     out = np.full((total, len(layers), with_experts[0].routed_experts.shape[2]), FREE, np.int16)
     for segment in segments:
         assert segment.sample.routed_experts is not None
-        known = segment.sample.routed_experts[segment.prefix : segment.prefix + len(segment.tokens), list(layers)]
+        known = segment.sample.routed_experts[segment.first : segment.last, list(layers)]
         out[segment.start : segment.start + len(known)] = known
     return torch.from_numpy(out[held])
 
@@ -126,10 +130,10 @@ def _families(samples: Sequence[TrainSample]) -> list[list[TrainSample]]:
     return list(found.values())
 
 
-def _stem(family: Sequence[TrainSample]) -> np.ndarray:
-    """What is packed once: the prompt of several samples, or all inputs of a single one."""
+def _stem_length(family: Sequence[TrainSample]) -> int:
+    """Of what is packed once: the prompt of several samples, or all inputs of a single one."""
     s = family[0]
-    return s.tokens[:-1] if len(family) == 1 else s.tokens[: s.num_tokens - s.response_length]
+    return s.num_tokens - 1 if len(family) == 1 else s.num_tokens - s.response_length
 
 
 def _segments(families: Sequence[Sequence[TrainSample]], unit: int) -> tuple[list[Segment], np.ndarray]:
@@ -139,30 +143,27 @@ def _segments(families: Sequence[Sequence[TrainSample]], unit: int) -> tuple[lis
     """
     segments: list[Segment] = []
 
-    def add(sample: TrainSample, tokens: np.ndarray, prefix_start: int = 0, prefix: int = 0) -> Segment:
+    def add(sample: TrainSample, first: int, last: int, prefix_start: int = 0) -> Segment:
         start = segments[-1].start + segments[-1].room if segments else 0
-        segments.append(Segment(start, tokens, sample, -(-len(tokens) // unit) * unit, prefix_start, prefix))
+        segments.append(Segment(start, sample, first, last, -(-(last - first) // unit) * unit, prefix_start))
         return segments[-1]
 
-    stems = [add(family[0], _stem(family)).start for family in families]
+    stems = [add(family[0], 0, _stem_length(family)).start for family in families]
     sharing = [(s, start) for family, start in zip(families, stems, strict=True) if len(family) > 1 for s in family]
     sharing.sort(key=lambda x: (-(x[0].num_tokens - x[0].response_length).bit_length(), -x[0].response_length))
-    behind = {}
-    for s, start in sharing:
-        prompt = s.num_tokens - s.response_length
-        behind[id(s)] = add(s, s.tokens[prompt:-1], start, prompt).start - 1
+    behind = {id(s): add(s, s.num_tokens - s.response_length, s.num_tokens - 1, start).start - 1 for s, start in sharing}
     rows = []
     for family, start in zip(families, stems, strict=True):
         for s in family:
             trained = np.flatnonzero(s.loss_mask)
             end_of_prompt = start + s.num_tokens - s.response_length - 1
             rows.append(np.where(trained == 0, end_of_prompt, trained + behind.get(id(s), end_of_prompt)))
-    return [s for s in segments if s.room], np.concatenate(rows)
+    return [segment for segment in segments if segment.room], np.concatenate(rows)
 
 
 def _packing(segments: Sequence[Segment], layout: Layout, pad: int, device: torch.device, thd: bool) -> PackedSequences:
     """`pad` tokens of the whole pack, at its end, are a sequence of their own."""
-    top = max([pad, *(s.prefix + s.room for s in segments)])
+    top = max([pad, *(s.first + s.room for s in segments)])
     if thd:
         # Lengths of whole sequences with their padding: TransformerEngine divides by the context-parallel size itself.
         ends = np.cumsum([0, *(s.room for s in segments), *([pad] if pad else [])])
@@ -173,13 +174,13 @@ def _packing(segments: Sequence[Segment], layout: Layout, pad: int, device: torc
     top = -(-top // 64) * 64
     num_ranks = len(layout.held)
     shared = num_ranks > 1
-    blocks = () if shared else cut_blocks([s.room for s in segments if not s.prefix], device)
+    blocks = () if shared else cut_blocks([s.room for s in segments if not s.first], device)
     places = layout.gathered
     tails = []
     for chunk in layout.chunks:
         s = segments[chunk.sequence]
-        if shared or s.prefix:
-            seen = np.arange(s.prefix_start, s.prefix_start + s.prefix), np.arange(s.start, s.start + chunk.offset + chunk.length)
+        if shared or s.first:
+            seen = np.arange(s.prefix_start, s.prefix_start + s.first), np.arange(s.start, s.start + chunk.offset + chunk.length)
             tails.append(Tail(chunk.place, chunk.length, places[np.concatenate(seen)]))
     cut = cut_tails(tails, device)
     return PackedSequences(qkv_format="sbhd", max_seqlen_q=top, max_seqlen_kv=top, blocks=blocks, tails=cut, pad=pad // num_ranks)
