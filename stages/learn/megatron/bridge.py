@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from megatron.core import parallel_state as mpu
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError
-from stages.learn.megatron.families import HABITS, head_dim, rope_of, shape_of
+from stages.learn.megatron.families import HABITS, SAME_AS, head_dim, rope_of, shape_of
 from stages.learn.megatron.mappings import family_class
 from stages.learn.megatron.model import PolicyModel
+from stages.learn.megatron.modelflags import split_flags
 from stages.learn.megatron.names import agreed_names
 from stages.learn.megatron.spec import layer_spec
 from stages.learn.megatron.weights import gather_hf_weights, load_hf_weights
@@ -63,6 +66,9 @@ class _Bridge(LLMBridge):
         }
         if "num_moe_experts" in shape and mpu.get_tensor_model_parallel_world_size() > 1 and not self.extra_args["sequence_parallel"]:
             raise ConfigError("--sequence-parallel false: experts under --tensor-model-parallel-size > 1 need it; drop the flag")
+        if unknown := sorted(set(self._fields) - set(inspect.signature(self.TransformerConfigClass).parameters)):
+            flags = ", ".join("--" + name.replace("_", "-") for name in unknown)
+            raise ConfigError(f"{flags}: only for multi-latent attention, which {self.hf_config.model_type} has not; drop the flag")
         return self._build_base_config()
 
     def _get_gptmodel_args(self) -> dict[str, Any]:
@@ -128,31 +134,33 @@ class _Bridge(LLMBridge):
         return gather_hf_weights(self, models)
 
 
-def _check_flags(path: Path, shape: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    wrong = {name: (fields[name], shape[name]) for name in shape if name in fields and fields[name] != shape[name]}
-    if wrong:
-        said = "; ".join(f"--{name.replace('_', '-')} {given}, but {path} has {has}" for name, (given, has) in wrong.items())
-        raise ConfigError(f"{said}: drop the flag{'s' if len(wrong) > 1 else ''}, or give the checkpoint that was meant")
-
-
-def make_bridge(path: Path, dtype: torch.dtype, fields: Mapping[str, Any]) -> Any:
-    """The bridge for the Hugging Face folder `path`; `fields`: TransformerConfig fields that go over the checkpoint's.
-
-    Model-parallel state must be initialised. Raises CheckpointError for a folder or family that cannot be used.
-    """
+def read_hf_config(path: Path) -> Any:
+    """transformers' configuration of the folder `path`. Raises CheckpointError for a folder or family that cannot be used."""
     from transformers import AutoConfig
 
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: not a Hugging Face model folder (no config.json)")
     try:
-        hf = AutoConfig.from_pretrained(path)
-    except (ValueError, OSError, KeyError) as error:
+        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kind = SAME_AS.get(raw.get("model_type"))
+        hf = AutoConfig.for_model(**{**raw, "model_type": kind}) if kind else AutoConfig.from_pretrained(path)
+    except (ValueError, OSError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}/config.json: {error}") from error
     try:
-        shape = shape_of(hf)
+        shape_of(hf)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     hf.head_dim = head_dim(hf)
-    _check_flags(path, shape, fields)
+    return hf
+
+
+def make_bridge(path: Path, dtype: torch.dtype, fields: Mapping[str, Any]) -> Any:
+    """The bridge for the Hugging Face folder `path`; `fields`: what the user gave, by flags.model_fields.
+
+    Model-parallel state must be initialised. Raises CheckpointError for a folder or family that cannot be used, ConfigError for
+    flags that contradict its config.json.
+    """
+    hf = read_hf_config(path)
+    open_fields = split_flags(hf, fields, str(path))
     family = family_class(hf.model_type)
-    return type(f"Policy{family.__name__}", (_Bridge, family), {})(hf, dtype, fields)
+    return type(f"Policy{family.__name__}", (_Bridge, family), {})(hf, dtype, open_fields)

@@ -21,7 +21,7 @@ from configs.schema import OptimConfig
 from pipeline.errors import ConfigError
 from stages.learn.megatron import compat, parallel
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
-from stages.learn.megatron.flags import convert, owned_by
+from stages.learn.megatron.flags import convert, model_fields, owned_by
 from stages.learn.megatron.model import PolicyModel
 from stages.learn.settings import LearnerSettings
 
@@ -111,7 +111,7 @@ def build(settings: LearnerSettings, *, rank: int, world_size: int, store: dist.
     hf_folder = Path(settings.model.hf_checkpoint)
     dtype = _dtype(settings.model.dtype, device)
     parallel.initialize(values, rank=rank, world_size=world_size, store=store, device=device, seed=settings.seed)
-    bridge = make_bridge(hf_folder, dtype, owned_by("TransformerConfig", values))
+    bridge = make_bridge(hf_folder, dtype, model_fields(values))
     with compat.cuda_methods():
         models = bridge.build()
     load_hf_weights(bridge, models, hf_folder)
