@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from stages.learn.megatron.weights import gather_hf_weights, load_hf_weights
 
 __all__ = ["load_hf_weights", "make_bridge"]
 
+logger = logging.getLogger(__name__)
 # Kernels of apex and TransformerEngine, and torch.compile'd fusions, which the local spec goes without.
 _LOCAL = {
     "apply_rope_fusion": False,
@@ -33,6 +35,7 @@ _LOCAL = {
     "gradient_accumulation_fusion": False,
     "masked_softmax_fusion": False,
     "moe_grouped_gemm": False,
+    "moe_permute_fusion": False,
     "persist_layer_norm": False,
 }
 
@@ -54,7 +57,11 @@ class _Bridge(LLMBridge):
     def _build_config(self) -> Any:
         shape = shape_of(self.hf_config)
         shape["activation_func"] = getattr(torch.nn.functional, shape["activation_func"])
-        given = {**(HABITS if shape.get("num_moe_experts") else {}), **({} if self.use_te else _LOCAL), **self._fields, **shape}
+        given = {**(HABITS if shape.get("num_moe_experts") else {}), **self._fields, **shape}
+        if not self.use_te:
+            if absent := sorted(name for name in _LOCAL if self._fields.get(name)):
+                logger.warning("without TransformerEngine there is no %s: off", ", ".join("--" + n.replace("_", "-") for n in absent))
+            given.update(_LOCAL)
         self.extra_args: dict[str, Any] = {
             "attention_dropout": 0.0,  # the engine samples without it
             # Megatron trains experts under tensor parallelism only so.
