@@ -183,3 +183,19 @@ def test_missing_and_misshapen_tensors_are_listed(folders: dict[str, Path], tmp_
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=rf"missing {expert}, model.layers.1.mlp.gate.e_score_correction_bias"):
         start_rank(cases.settings(tmp_path))
+
+
+def test_expert_biases_stay_float32(folders: dict[str, Path]) -> None:
+    """In a bfloat16 model too: rounded, they would choose other experts than the engine's."""
+    from stages.learn.megatron import start_rank
+
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    stored = checkpoint(folders["glm4_moe"])[name]
+    rank = start_rank(cases.settings(folders["glm4_moe"], dtype="bfloat16"))
+    try:
+        assert torch.equal(cases.weights_of(rank)[name], stored)
+        rank.step(cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS))))
+        assert torch.equal(cases.weights_of(rank)[name], stored)
+    finally:
+        rank.close()
+    assert not torch.equal(stored, stored.bfloat16().float())

@@ -61,15 +61,13 @@ def _not_from_text(cls: Any, name: str) -> bool:
         ("recompute_modules", "core_attn mlp", ["core_attn", "mlp"]),
         ("moe_layer_freq", "[0,1]", [0, 1]),
         ("moe_layer_freq", "2", 2),
-        ("moe_layer_freq", "([0]*1+[1]*2)", [0, 1, 1]),
-        ("moe_router_load_balancing_type", "none", "none"),
-        ("moe_router_load_balancing_type", "aux_loss, seq_aux_loss", ["aux_loss", "seq_aux_loss"]),
-        ("q_lora_rank", "none", None),
-        ("norm_epsilon", "1e-5", 1e-5),
         ("params_dtype", "bf16", "bfloat16"),
         ("attention_backend", "fused", "fused"),
         ("recompute_num_layers", "none", None),
         ("optimizer", "sgd", "sgd"),
+        ("moe_layer_freq", "([0]*1+[1]*2)", [0, 1, 1]),
+        ("q_lora_rank", "none", None),
+        ("norm_epsilon", "1e-5", 1e-5),
     ],
 )
 def test_values_are_converted(name: str, text: str, value: Any) -> None:

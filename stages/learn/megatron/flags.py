@@ -189,20 +189,14 @@ def _parse_scalar(kind: str, given: Any) -> tuple[bool, Any]:
 def _parse_union(head: str, items: list[ast.expr], given: Any) -> tuple[bool, Any]:
     if head == "Optional" and (given is None or str(given).lower() in ("none", "null")):
         return True, None
-    # Text fits everything, so a plain string is the last alternative tried; but one word is no list of one.
-    word = isinstance(given, str) and not set(given.strip()) & set("[(, ")
-    order = ["str", "list"] if word else ["list", "str"]
-    for item in sorted(items, key=lambda i: order.index(kind) if (kind := _kind(i)) in order else -1):
+    # Text fits everything, so a plain string is the last alternative tried; but a single word is no list of one where it may be text.
+    if isinstance(given, str) and any(ast.unparse(i) == "str" for i in items) and given.replace("_", "").isalnum():
+        items = [i for i in items if ast.unparse(i).split("[")[0].split(".")[-1].lower() not in ("list", "tuple")]
+    for item in sorted(items, key=lambda i: ast.unparse(i) == "str"):
         ok, value = _parse(item, given)
         if ok:
             return True, value
     return False, None
-
-
-def _kind(node: ast.expr) -> str:
-    """list for any list or tuple, else the annotation's source."""
-    head = ast.unparse(node.value if isinstance(node, ast.Subscript) else node).split(".")[-1].lower()
-    return "list" if head in ("list", "tuple") else head
 
 
 def _parse_list(items: list[ast.expr], given: Any) -> tuple[bool, Any]:
