@@ -71,12 +71,17 @@ class _Bridge(LLMBridge):
             "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
             **given,
         }
-        if "num_moe_experts" in shape and mpu.get_tensor_model_parallel_world_size() > 1 and not self.extra_args["sequence_parallel"]:
-            raise ConfigError("--sequence-parallel false: experts under --tensor-model-parallel-size > 1 need it; drop the flag")
+        self._check_layout(shape)
         if unknown := sorted(set(self._fields) - set(inspect.signature(self.TransformerConfigClass).parameters)):
             flags = ", ".join("--" + name.replace("_", "-") for name in unknown)
             raise ConfigError(f"{flags}: only for multi-latent attention, which {self.hf_config.model_type} has not; drop the flag")
         return self._build_base_config()
+
+    def _check_layout(self, shape: Mapping[str, Any]) -> None:
+        if shape.get("num_moe_experts") and mpu.get_tensor_model_parallel_world_size() > 1 and not self.extra_args["sequence_parallel"]:
+            raise ConfigError("--sequence-parallel false: experts under --tensor-model-parallel-size > 1 need it; drop the flag")
+        if shape["multi_latent_attention"] and not self.use_te and mpu.get_context_parallel_world_size() > 1:
+            raise ConfigError("--context-parallel-size > 1: multi-latent attention needs TransformerEngine for it; drop the flag")
 
     def _get_gptmodel_args(self) -> dict[str, Any]:
         hf = self.hf_config
