@@ -35,6 +35,10 @@ _LATENT = {
     "kv_lora_rank": 16,
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 8,
+    # Not in transformers' class; SGLang asks for them, and published configs have them.
+    "moe_layer_freq": 1,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
     "v_head_dim": 24,
 }
 _YARN = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 64, "beta_fast": 32}

@@ -65,6 +65,9 @@ def _not_from_text(cls: Any, name: str) -> bool:
         ("attention_backend", "fused", "fused"),
         ("recompute_num_layers", "none", None),
         ("optimizer", "sgd", "sgd"),
+        ("moe_layer_freq", "([0]*1+[1]*2)", [0, 1, 1]),
+        ("q_lora_rank", "none", None),
+        ("norm_epsilon", "1e-5", 1e-5),
     ],
 )
 def test_values_are_converted(name: str, text: str, value: Any) -> None:

@@ -21,8 +21,9 @@ from configs.schema import OptimConfig
 from pipeline.errors import ConfigError
 from stages.learn.megatron import compat, parallel
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
-from stages.learn.megatron.flags import convert, owned_by
+from stages.learn.megatron.flags import convert, model_fields, owned_by
 from stages.learn.megatron.model import PolicyModel
+from stages.learn.megatron.names import expert_biases
 from stages.learn.settings import LearnerSettings
 
 DEFAULTS = {"lr": 1e-6, "min_lr": 0.0, "weight_decay": 0.0, "clip_grad": 1.0}  # slime's lr and clipping; the rest is Megatron's
@@ -118,7 +119,7 @@ def build(settings: LearnerSettings, *, rank: int, world_size: int, store: dist.
     hf_folder = Path(settings.model.hf_checkpoint)
     dtype = _dtype(settings.model.dtype, device)
     parallel.initialize(values, rank=rank, world_size=world_size, store=store, device=device, seed=settings.seed)
-    bridge = make_bridge(hf_folder, dtype, owned_by("TransformerConfig", values))
+    bridge = make_bridge(hf_folder, dtype, model_fields(values))
     with compat.cuda_methods():
         models = bridge.build()
     load_hf_weights(bridge, models, hf_folder)
@@ -158,7 +159,10 @@ def _wrap(config: Any, models: list[PolicyModel], given: Mapping[str, Any], devi
     ddp_config = DistributedDataParallelConfig(**{"grad_reduce_in_fp32": True, **given})
     modules = [m.to(device) for m in models]
     if config.bf16 or config.fp16:
+        biases = [b for m in models for b in expert_biases(m)]
         modules = [Float16Module(config, m) for m in modules]
+        for bias, kept in zip((b for m in models for b in expert_biases(m)), biases, strict=True):
+            bias.data = kept  # Megatron computes with it in float32 again, but only after it was rounded
     return [DistributedDataParallel(config, ddp_config, m, disable_bucketing=i > 0) for i, m in enumerate(modules)]
 
 

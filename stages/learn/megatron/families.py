@@ -132,6 +132,7 @@ _SHAPES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "deepseek_v3": _deepseek_v3,
 }
 MODEL_TYPES = tuple(_SHAPES)
+SAME_AS = {"kimi_k2": "deepseek_v3"}  # model types that transformers does not know, and the one whose modelling code theirs is
 
 
 def shape_of(hf: Any) -> dict[str, Any]:
