@@ -178,7 +178,9 @@ def _parse_scalar(kind: str, given: Any) -> tuple[bool, Any]:
 def _parse_union(head: str, items: list[ast.expr], given: Any) -> tuple[bool, Any]:
     if head == "Optional" and (given is None or str(given).lower() in ("none", "null")):
         return True, None
-    # Text fits everything, so a plain string is the last alternative tried.
+    # Text fits everything, so a plain string is the last alternative tried; but a single word is no list of one where it may be text.
+    if isinstance(given, str) and any(ast.unparse(i) == "str" for i in items) and given.replace("_", "").isalnum():
+        items = [i for i in items if ast.unparse(i).split("[")[0].split(".")[-1].lower() not in ("list", "tuple")]
     for item in sorted(items, key=lambda i: ast.unparse(i) == "str"):
         ok, value = _parse(item, given)
         if ok:

@@ -22,6 +22,7 @@ from stages.learn.goal import Goal, Worst
 from stages.learn.losses import TokenLogProbs
 from stages.learn.megatron import checkpoint, parallel
 from stages.learn.megatron.ahead import Ahead
+from stages.learn.megatron.balance import Balance
 from stages.learn.megatron.build import Built, build
 from stages.learn.megatron.critic import Critic
 from stages.learn.megatron.packing import PackedMicroBatch
@@ -70,6 +71,7 @@ class MegatronRank:
         self.device = self._built.device
         self._routing: Routing | None = None
         try:
+            self._balance = Balance(self._built.models, self._built.bridge.config)
             self._routing = self._make_routing()
             self._passes = Passes(self._built, settings.temperature, self._routing)
             self._goal = Goal(settings)
@@ -154,8 +156,10 @@ class MegatronRank:
         def goal(_logits: Tensor, now: TokenLogProbs, _prepared: Prepared) -> Outcome:
             return sft_objective(now, denominator)
 
+        micro_batches = [Prepared(mb) for mb in self._passes.pack(step.per_rank)]
         try:
-            found = self._optimizer_step([Prepared(mb) for mb in self._passes.pack(step.per_rank)], goal, len(SFT_SUMS), "supervised step")
+            with self._balance.restored_on_error():
+                found = self._optimizer_step(micro_batches, goal, len(SFT_SUMS), "supervised step")
         finally:
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
@@ -188,14 +192,19 @@ class MegatronRank:
             return goal.outcome(logits, now, prepared, denominator, statistics)
 
         goal.worst = Worst()
+        if self._routing:
+            self._routing.reset_mismatch()
         if taken:
-            found = self._optimizer_step(micro_batches, loss_of, NUM_POLICY_SUMS, where, goal)
+            with self._balance.restored_on_error():
+                found = self._optimizer_step(micro_batches, loss_of, NUM_POLICY_SUMS, where, goal)
             self._built.scheduler.step(increment=1)
         else:
             found = self._look(micro_batches, loss_of, where)
         extra = {k: v / denominator for k, v in found.extra.items()}
-        mismatch = self._routing.take_mismatch() if self._routing else None
-        extra |= {} if mismatch is None else {"routing_mismatch": mismatch}
+        if taken:
+            extra |= self._balance.metrics(len(micro_batches))
+        if self._routing and (mismatch := self._routing.take_mismatch()) is not None:
+            extra["routing_mismatch"] = mismatch
         return {**extra, **goal.metrics(found.sums, found.maxima), "grad_norm": found.grad_norm, "lr": found.lr}
 
     def _look(self, micro_batches: Sequence[Prepared], objective: Objective, where: str) -> Found:
