@@ -229,7 +229,8 @@ class StepResult:
 
     Always there: loss, grad_norm, lr, entropy, kl_rollout_old, kl_rollout_old_k1, kl_old_new, ratio_mean, ratio_max, clip_fraction,
     masked_fraction, tis_mean, tis_clip_fraction, ess_fraction, rollout_ratio_p01, _p50, _p99, num_tokens, seconds; with a reference
-    kl_ref. Those of the behaviour policy are there by staleness too, as ess_fraction/staleness_2-3 (0, 1, 2-3, 4-7, 8+).
+    kl_ref, with replayed experts routing_mismatch, with auxiliary losses moe_*. Those of the behaviour policy are there by staleness
+    too, as ess_fraction/staleness_2-3 (0, 1, 2-3, 4-7, 8+).
     """
 
     metrics: Mapping[str, float]
