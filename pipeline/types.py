@@ -237,9 +237,10 @@ class StepResult:
 
     Always there: loss, grad_norm, lr, entropy, kl_rollout_old, kl_rollout_old_k1, kl_old_new, ratio_mean, ratio_max, clip_fraction,
     masked_fraction, tis_mean, tis_clip_fraction, ess_fraction, rollout_ratio_p01, _p50, _p99, train_rollout_logprob_abs_diff (mean)
-    and _max, num_tokens, seconds; with a reference kl_ref. A learner with a model adds peak_memory_bytes (the rank with the most),
-    tokens_per_second_per_device, model_tflops (a device), and mfu on a GPU whose peak is known.
-    Those of the behaviour policy are there by staleness too, as ess_fraction/staleness_2-3 (0, 1, 2-3, 4-7, 8+).
+    and _max, num_tokens, seconds; with a reference kl_ref, with replayed experts routing_mismatch, with auxiliary losses moe_*. A
+    learner with a model adds peak_memory_bytes (the rank with the most), tokens_per_second_per_device, model_tflops (a device), and
+    mfu on a GPU whose peak is known. Those of the behaviour policy are there by staleness too, as ess_fraction/staleness_2-3 (0, 1,
+    2-3, 4-7, 8+).
     """
 
     metrics: Mapping[str, float]

@@ -105,8 +105,8 @@ class LearnerRank(ABC):
         """(micro-batches with a critic's advantages, its metrics, does the policy learn from this rollout?)."""
         return prepared, {}, True
 
-    def _own_metrics(self) -> dict[str, float]:
-        """Of the optimizer step that was just taken."""
+    def _own_metrics(self, num_micro_batches: int, *, taken: bool) -> dict[str, float]:
+        """Of the policy's step that was just taken, or only looked at."""
         return {}
 
     # ---- training
@@ -182,7 +182,7 @@ class LearnerRank(ABC):
             found = self._look(micro_batches, loss_of, where)
         extra = {k: v / denominator for k, v in found.extra.items()}
         measured = {"grad_norm": found.grad_norm, "lr": found.lr}
-        return {**extra, **self._own_metrics(), **goal.metrics(found.sums, found.maxima), **measured}
+        return {**extra, **self._own_metrics(len(micro_batches), taken=taken), **goal.metrics(found.sums, found.maxima), **measured}
 
     def _look(self, micro_batches: Sequence[Prepared], objective: Objective, where: str) -> Found:
         """What a policy step that is not taken measures."""

@@ -36,26 +36,27 @@ def make_moe(path: Path, *, seed: int = 0, num_experts: int = EXPERTS, loudness:
     return path
 
 
-def with_random_experts(samples: Sequence[TrainSample], seed: int = 0) -> list[TrainSample]:
+def with_random_experts(samples: Sequence[TrainSample], seed: int = 0, *, num_layers: int = LAYERS) -> list[TrainSample]:
     """Experts drawn at random: far from what any router would take. Equal prompts of a group have equal ones."""
     rng = np.random.default_rng(seed)
     prompts: dict[tuple[int, int], np.ndarray] = {}
     out = []
     for s in samples:
         length = s.num_tokens - s.response_length
-        prompt = prompts.setdefault((s.group_index, length), _draw(rng, length))
-        out.append(dataclasses.replace(s, routed_experts=np.concatenate([prompt, _draw(rng, s.response_length - 1)])))
+        prompt = prompts.setdefault((s.group_index, length), _draw(rng, length, num_layers))
+        out.append(dataclasses.replace(s, routed_experts=np.concatenate([prompt, _draw(rng, s.response_length - 1, num_layers)])))
     return out
 
 
-def _draw(rng: np.random.Generator, num_tokens: int) -> np.ndarray:
-    return rng.random((num_tokens, LAYERS, EXPERTS)).argsort(-1)[..., :TOP_K].astype(np.uint8)
+def _draw(rng: np.random.Generator, num_tokens: int, num_layers: int) -> np.ndarray:
+    return rng.random((num_tokens, num_layers, EXPERTS)).argsort(-1)[..., :TOP_K].astype(np.uint8)
 
 
 class RoutedModel:
     """transformers' model, whose routers take the samples' experts where they have some, and write down what they took.
 
-    Written as the formula reads: the weights of the experts are the softmax over all, of those chosen, made to add up to one.
+    Written as the formulas read: what an expert weighs is the softmax over all (its sigmoid, for DeepSeek's kind), of those chosen,
+    made to add up to one where the model does so.
     """
 
     def __init__(self, path: Path, samples: Sequence[TrainSample] = ()) -> None:
@@ -64,15 +65,19 @@ class RoutedModel:
         self._now: np.ndarray | None = None
         self._took: list[torch.Tensor] = []
         self._own: list[torch.Tensor] = []
+        self.scores: list[torch.Tensor] = []  # [T, experts] a layer of the last pass
         for i, layer in enumerate(self.model.model.layers):
-            layer.mlp.gate.forward = lambda hidden, gate=layer.mlp.gate, i=i: self._route(gate, i, hidden)
+            if hasattr(layer.mlp, "route_tokens_to_experts"):
+                layer.mlp.route_tokens_to_experts = lambda logits, moe=layer.mlp, i=i: self._route_by_bias(moe, i, logits)
+            elif hasattr(layer.mlp, "gate"):
+                layer.mlp.gate.forward = lambda hidden, gate=layer.mlp.gate, i=i: self._route(gate, i, hidden)
 
     def force(self, samples: Sequence[TrainSample]) -> None:
         self._experts = {s.tokens.tobytes(): s.routed_experts for s in samples if s.routed_experts is not None}
 
     def __call__(self, ids: torch.Tensor) -> Any:
         self._now, self._took = self._experts.get(ids[0].numpy().tobytes()), []
-        self._own = []
+        self._own, self.scores = [], []
         return self.model(ids)
 
     def took(self, sample: TrainSample) -> np.ndarray:
@@ -88,12 +93,23 @@ class RoutedModel:
     def _route(self, gate: Any, layer: int, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = F.linear(hidden.reshape(-1, gate.hidden_dim), gate.weight)
         scores = torch.softmax(logits, -1)
-        experts = scores.topk(TOP_K).indices
-        self._own.append(experts.clone())
+        self.scores.append(scores)
+        experts = self._choose(scores.topk(TOP_K).indices, layer)
+        chosen = scores.gather(1, experts)
+        return logits, chosen / chosen.sum(-1, keepdim=True) if gate.norm_topk_prob else chosen, experts
+
+    def _route_by_bias(self, moe: Any, layer: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = logits.sigmoid()
+        experts = self._choose(type(moe).route_tokens_to_experts(moe, logits)[0], layer)
+        chosen = scores.gather(1, experts)
+        return experts, moe.routed_scaling_factor * chosen / chosen.sum(-1, keepdim=True)
+
+    def _choose(self, own: torch.Tensor, layer: int) -> torch.Tensor:
+        experts = own.clone()
         if self._now is not None:
             forced = torch.from_numpy(self._now[:, layer].astype(np.int64))
             known = (forced >= 0).all(-1)
             experts[: len(forced)][known] = forced[known]
+        self._own.append(own)
         self._took.append(experts)
-        chosen = scores.gather(1, experts)
-        return logits, chosen / chosen.sum(-1, keepdim=True), experts
+        return experts

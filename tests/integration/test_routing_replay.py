@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, LearnerError
 from pipeline.types import TrainSample
 from tests.integration import learner_cases as cases
 from tests.integration import routing_cases as routing
+from tests.integration.family_cases import make_family
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -82,6 +83,28 @@ def test_the_engines_experts_are_taken_forwards_and_backwards(
     )
     assert metrics["grad_norm"] == pytest.approx(sum(g.square().sum() for g in want.values()).sqrt().item(), rel=1e-5)
     assert 0.5 < metrics["routing_mismatch"] < 0.95  # random experts: 3 of 4 are not the router's
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "qwen3_moe-dense-first"])
+def test_other_routers_and_dense_layers_first(make_rank: Callable[..., Any], tmp_path: Path, family: str) -> None:
+    """Sigmoid scores, a bias that only chooses, groups of experts: experts from outside overrule all of it."""
+    model = make_family(family, tmp_path / family)
+    drawn = routing.with_random_experts(cases.make_samples(cases.LENGTHS), num_layers=2)
+    samples = [dataclasses.replace(s, routed_experts=s.routed_experts % (8 if family != "qwen3_moe-dense-first" else 4)) for s in drawn]
+    for s in samples:
+        s.routed_experts[..., 1] += s.routed_experts[..., 0] == s.routed_experts[..., 1]
+        s.routed_experts[:, 0] = 0
+    if family == "qwen3_moe-dense-first":
+        samples = [dataclasses.replace(s, routed_experts=s.routed_experts % 4) for s in samples]
+    metrics = make_rank(model, megatron=PLAIN, use_rollout_routing_replay=True).step(cases.make_batch(cases.make_step(samples)))
+    reference = routing.RoutedModel(model, samples)
+    old = [cases.token_log_probs(reference, s, 1.0).detach() for s in samples]
+    loss = cases.reference_loss(reference, samples, old, AlgorithmConfig())
+    loss.backward()
+    assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    grads = [p.grad for p in reference.model.parameters() if p.grad is not None]
+    assert metrics["grad_norm"] == pytest.approx(sum(g.square().sum() for g in grads).sqrt().item(), rel=1e-4)
+    assert metrics["routing_mismatch"] > 0.3
 
 
 def test_without_the_flag_the_same_rows_route_freely(folder: Path, make_rank: Callable[..., Any]) -> None:

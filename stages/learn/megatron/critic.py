@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from stages.learn.critic import compute_gae, compute_value_loss, whiten_over_ran
 from stages.learn.losses import token_weights
 from stages.learn.megatron import build as building
 from stages.learn.megatron import checkpoint, compat, parallel
+from stages.learn.megatron.balance import Balance
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
 from stages.learn.megatron.context import whole
 from stages.learn.megatron.flags import convert, model_fields, owned_by
@@ -74,6 +75,7 @@ class Critic:
         self._algorithm, self._config = settings.algorithm, settings.critic
         self.built = _build(settings, policy)
         self._passes = Passes(self.built, settings.temperature)
+        self._balance = Balance(self.built.models, self.built.bridge.config)
         load = settings.critic.critic_load
         if load is not None and not (Path(load) / "config.json").is_file():
             path = Path(load)
@@ -129,6 +131,12 @@ class Critic:
         for model in built.ddp:
             model.zero_grad_buffer()
         built.optimizer.zero_grad()
+        with self._balance.restored_on_error():
+            return self._apply(micro_batches, loss_of, where)
+
+    def _apply(self, micro_batches: Sequence[Judged], loss_of: Callable[..., Any], where: str) -> dict[str, float]:
+        """Forward, backward, reduce, check, clip, update."""
+        built = self.built
         found = self._passes.run(micro_batches, loss_of, forward_only=False)
         zeros = torch.zeros(len(_SUMS), device=built.device)
         sums, _ = parallel.reduce_metrics(sum(found, start=zeros.clone()) if found else None, None, (zeros, zeros[:1].clone()))

@@ -18,6 +18,7 @@ from pipeline.types import OptimizerStep, TrainBatch
 from stages.learn.ahead import Prepared
 from stages.learn.goal import Goal
 from stages.learn.megatron import checkpoint, parallel
+from stages.learn.megatron.balance import Balance
 from stages.learn.megatron.build import Built, build
 from stages.learn.megatron.context import whole
 from stages.learn.megatron.critic import Critic
@@ -28,7 +29,7 @@ from stages.learn.megatron.reference import Reference
 from stages.learn.megatron.routing import Routing
 from stages.learn.meter import StepMeter
 from stages.learn.objective import Outcome, penalised_rewards
-from stages.learn.rank import LearnerRank, Objective
+from stages.learn.rank import Found, LearnerRank, Objective
 from stages.learn.settings import LearnerSettings
 
 
@@ -52,6 +53,7 @@ class MegatronRank(LearnerRank):
             self._built: Built = build(settings, rank=rank, world_size=world_size, store=store)
             self._critic = Critic(settings, self._built) if settings.algorithm.advantage_estimator == "ppo" else None
             self.device = self._built.device
+            self._balance = Balance(self._built.models, self._built.bridge.config)
             self._routing = self._make_routing()
             self._passes = self._make_passes()
             goal = Goal(settings)
@@ -116,11 +118,21 @@ class MegatronRank(LearnerRank):
     def _tokens_passed(self) -> tuple[int, int]:
         return self._passes.tokens_forward_only, self._passes.tokens_trained
 
-    def _own_metrics(self) -> dict[str, float]:
+    def _policy_step(self, step: OptimizerStep, micro_batches: list[Prepared], where: str, *, first: bool, taken: bool) -> dict[str, float]:
+        if self._routing:
+            self._routing.reset_mismatch()
+        return super()._policy_step(step, micro_batches, where, first=first, taken=taken)
+
+    def _own_metrics(self, num_micro_batches: int, *, taken: bool) -> dict[str, float]:
+        found = self._balance.metrics(num_micro_batches) if taken else {}
         mismatch = self._routing.take_mismatch() if self._routing else None
-        return {} if mismatch is None else {"routing_mismatch": mismatch}
+        return found if mismatch is None else {**found, "routing_mismatch": mismatch}
 
     # ---- the optimizer
+
+    def _optimizer_step(self, *args: Any, **kwargs: Any) -> Found:
+        with self._balance.restored_on_error():
+            return super()._optimizer_step(*args, **kwargs)
 
     def _zero_grad(self) -> None:
         for model in self._built.ddp:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.learn.megatron import checkpoint
+from stages.learn.megatron.balance import expert_biases
 from stages.learn.megatron.bridge import load_hf_weights
 
 
@@ -23,7 +24,7 @@ class Reference:
 
     def __init__(self, built: Any) -> None:
         self._built = built
-        self._parameters: list[torch.nn.Parameter] = [p for m in built.models for p in m.parameters()]
+        self._parameters: list[Tensor] = [*(p for m in built.models for p in m.parameters()), *expert_biases(built.models)]
         self._tensors: list[Tensor] = [torch.empty_like(p, device="cpu", requires_grad=False) for p in self._parameters]
         self.copy_policy()
 

@@ -172,17 +172,16 @@ class Routing:
         self._kept = [m for m in self._kept if m is not mb]
         return torch.cat([parts[key] for key in self._seats if key in parts], 1) if parts else None
 
+    def reset_mismatch(self) -> None:
+        """A step that was refused may have left counts behind."""
+        self._mismatch.zero_()
+
     def take_mismatch(self) -> float | None:
         """Share of the replayed choices, since the last call and over all ranks, that the routers would not have made. None: no replay."""
         dist.all_reduce(self._mismatch)
         differing, total = self._mismatch.tolist()
         self._mismatch.zero_()
         return differing / total if total else None
-
-
-def expert_biases(models: Sequence[torch.nn.Module]) -> list[Tensor]:
-    """The biases of --moe-router-enable-expert-bias: weights that no gradient moves, so Megatron keeps them as buffers."""
-    return [buffer for model in models for name, buffer in model.named_buffers() if name.endswith("router.expert_bias")]
 
 
 def _routers(model: Any) -> list[tuple[int, Any]]:
