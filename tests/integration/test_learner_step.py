@@ -247,3 +247,22 @@ def test_bad_input_is_named(folders: dict[Any, Path], make_rank: Callable[..., A
         rank.step(cases.make_batch(cases.make_step([sample, sample], ranks=2)))
     with pytest.raises(LearnerError, match="prompt token"):
         rank.step(cases.make_batch(cases.make_step([dataclasses.replace(sample, tokens=sample.tokens[-3:])])))
+
+
+def test_deterministic_mode_repeats_itself_to_the_bit(folders: dict[Any, Path], make_rank: Callable[..., Any]) -> None:
+    """And changes nothing where kernels are deterministic anyhow. User functions find their generators seeded."""
+    import random
+
+    batch, found = cases.make_batch(*(cases.make_step(part) for part in cases.halves())), []
+    try:
+        for mode in ({"deterministic_mode": "true"}, {"deterministic_mode": "true"}, {}):
+            rank = make_rank(folders["qwen3", True], megatron=mode, use_tis=True)
+            assert torch.are_deterministic_algorithms_enabled() == bool(mode)
+            drawn = (random.random(), torch.rand(()).item())
+            found.append((drawn, {k: v for k, v in rank.step(batch).items() if k not in cases.MEASURED}, cases.weights_of(rank)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    (drawn, metrics, weights), *others = found
+    for again, same, tensors in others:
+        assert again == drawn and same == metrics
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in weights.items())
