@@ -186,7 +186,8 @@ def test_a_function_that_answers_nonsense_stops_the_run_with_its_flag(tmp_path: 
 
 def test_a_synchronous_run_repeats_itself(tmp_path: Path) -> None:
     """Same seed, same run, whatever the timing: --deterministic-mode with K = 0. Another seed is another run."""
-    rows, extra = {}, ("--mock-failure-rate", "0.1", "--dynamic-sampling-filter-path", "zero_std")
+    rows, trouble = {}, ("--mock-failure-rate", "0.1", "--dynamic-sampling-filter-path", "zero_std")
+    extra = (*trouble, "--num-steps-per-rollout", "4", "--buffer-selector", "lifo")
     for name, seed, pace in (("a", "7", "0.00005"), ("b", "7", "0.0004"), ("c", "8", "0.00005")):
         flags = ("--num-rollout", "4", "--async-buffer-size", "0", "--deterministic-mode", "--runs-dir", str(tmp_path), "--name", name)
         done = run_entry(*FAST, *extra, *flags, "--seed", seed, "--mock-seconds-per-token", pace, "--group-max-retries", "3")
