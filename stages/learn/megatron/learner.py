@@ -29,6 +29,7 @@ from stages.learn.megatron.offload import Offload
 from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import Passes, Prepared
 from stages.learn.megatron.reference import Reference
+from stages.learn.megatron.wide import WideLogProbs
 from stages.learn.meter import StepMeter
 from stages.learn.objective import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome, penalised_rewards, sft_objective
 from stages.learn.settings import LearnerSettings
@@ -74,7 +75,9 @@ class MegatronRank:
         try:
             self._goal = Goal(settings)
             self._reference = self._make_reference()
-            self._ahead = Ahead(self._passes, self._goal, self._reference)
+            wide = settings.algorithm.log_probs_max_tokens_per_gpu
+            joined = WideLogProbs(self._passes, wide, self.device) if wide else None
+            self._ahead = Ahead(self._passes, self._goal, self._reference, joined)
             cost = read_cost(self._built.hf_folder, shares_prompts=not self._built.thd)
             self._meter = StepMeter(self.device, cost, world_size, clock)
             self._offload = Offload([self._built, *([self._critic.built] if self._critic is not None else [])])
@@ -106,7 +109,9 @@ class MegatronRank:
         self._offload.back()
         self._meter.restart()
         looked, trained = self._passes.tokens_forward_only, self._passes.tokens_trained
-        prepared = self._ahead.prepare([self._passes.pack(s.per_rank) for s in batch.steps])
+        prepared = self._ahead.prepare(
+            [self._passes.pack(s.per_rank) for s in batch.steps], [s.per_rank[self.dp_rank] for s in batch.steps]
+        )
         prepared, critic_metrics = self._criticise(batch, prepared)
         alone = self._critic is not None and self._critic.is_alone(batch.rollout_id)
         results = []

@@ -32,6 +32,7 @@ class PackedMicroBatch:
     sample_weights: Tensor  # [S] float32: what each trained token weighs in a mean over tokens
     mean_weights: Tensor  # [S] float32: what the mean over a sample's trained tokens weighs in a mean over samples
     num_tokens: int  # prompt and response, before packing
+    places: tuple[int, ...] = ()  # [S]: which of the samples given to `pack` this one is
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
         """[S] to go with losses.token_weights of the same `per_token`."""
@@ -51,6 +52,7 @@ def pack(samples: Sequence[TrainSample], device: torch.device, *, thd: bool, mul
     """
     for s in samples:
         _check(s)
+    place = {id(s): i for i, s in enumerate(samples)}
     families = [[s] for s in samples] if thd else _families(samples)
     families.sort(key=lambda f: (-len(f), -_stem(f).size))
     stems = [_stem(family) for family in families]
@@ -86,6 +88,7 @@ def pack(samples: Sequence[TrainSample], device: torch.device, *, thd: bool, mul
             device=device,
         ),
         num_tokens=sum(s.num_tokens for s in order),
+        places=tuple(place[id(s)] for s in order),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import LearnerError
-from pipeline.types import MicroBatch
+from pipeline.types import MicroBatch, TrainSample
 from stages.learn.losses import CHUNK_SIZE, TokenLogProbs
 from stages.learn.megatron.build import Built
 from stages.learn.megatron.objective import log_probs_of
@@ -48,7 +48,11 @@ class Passes:
             raise LearnerError(f"the batch is cut for {len(per_rank)} data-parallel ranks, the learner has {built.dp_size}")
         if not per_rank[built.dp_rank]:
             raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
-        return [pack(mb, built.device, thd=built.thd, multiple_of=built.token_multiple) for mb in per_rank[built.dp_rank]]
+        return [self.pack_one(mb) for mb in per_rank[built.dp_rank]]
+
+    def pack_one(self, samples: Sequence[TrainSample]) -> PackedMicroBatch:
+        built = self._built
+        return pack(samples, built.device, thd=built.thd, multiple_of=built.token_multiple)
 
     def log_probs(self, logits: Tensor, mb: PackedMicroBatch, *, with_entropy: bool) -> TokenLogProbs:
         shard = self._built.vocab_shard
