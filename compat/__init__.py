@@ -42,7 +42,7 @@ def install_engine() -> None:
     """`install()` and what SGLang needs on a CPU. For engine processes: an inert Triton may confuse others. Idempotent."""
     from compat.cudart import fill_in_cudart
     from compat.inert_triton import InertTritonFinder
-    from compat.seeds import allow_seeds, without_invariant_kernels
+    from compat.seeds import allow_seeds, hash_in_torch, without_invariant_kernels
 
     install()
     if installed_version("sglang") != TESTED_SGLANG:  # the hook below says so when sglang is imported
@@ -50,6 +50,7 @@ def install_engine() -> None:
         return
     _add(ImportHook("sglang", "sglang", TESTED_SGLANG, fill_in_cudart))
     _add(ImportHook("sglang.srt.server_args", "sglang", TESTED_SGLANG, allow_seeds))
+    _add(ImportHook("sglang.srt.layers.sampler", "sglang", TESTED_SGLANG, hash_in_torch))
     _add(ImportHook("sglang.srt.model_executor.model_runner", "sglang", TESTED_SGLANG, without_invariant_kernels))
     if not any(isinstance(finder, InertTritonFinder) for finder in sys.meta_path):
         sys.meta_path.append(InertTritonFinder())  # last: a real Triton wins

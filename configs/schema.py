@@ -316,6 +316,17 @@ class Config:
         return math.ceil((self.async_.async_buffer_size + self.async_.max_times_sampled - 1) / self.async_.update_weights_interval)
 
     @property
+    def deterministic(self) -> bool:
+        """--deterministic-mode, Megatron's flag: here it holds for engines and driver too."""
+        return str(self.megatron.get("deterministic_mode")).lower() == "true"
+
+    @property
+    def seeds_requests(self) -> bool:
+        """Does every request carry a seed of its own? Engines heed it in their deterministic mode only."""
+        own = self.sglang.get("enable_deterministic_inference")
+        return self.deterministic if own is None else str(own).lower() == "true"
+
+    @property
     def num_fresh_groups(self) -> int:
         """Groups of a rollout that no rollout before it was trained on; the rest are replayed."""
         return round(self.rollout.rollout_batch_size / self.async_.samples_of_a_group)

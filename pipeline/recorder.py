@@ -62,6 +62,7 @@ class Recorder:
         self._engine_counts = engine_counts
         self._engine_idle_seconds, self._reward_key, self._on_finish = engine_idle_seconds, reward_key, on_finish
         self._utilisation = Utilisation(time, engine_idle_seconds)
+        self._compared = False
 
     @property
     def wall_seconds(self) -> float:
@@ -101,7 +102,17 @@ class Recorder:
             },
         )
         self._telemetry.emit(**record)
+        self._compare(record)
         self.engine("stats", **self._engine_counts())
+
+    def _compare(self, record: Mapping[str, Any]) -> None:
+        """Says once how far learner and engines are apart, at the first rollout that the learner's own weights have sampled."""
+        mean, most = (record.get(f"train_rollout_logprob_abs_diff{suffix}") for suffix in ("", "_max"))
+        if self._compared or record["staleness_max"] > 0 or mean is None or most is None:
+            return
+        self._compared = True
+        said = "are equal, bit for bit" if most == 0 else f"differ by {mean:.2g} on average, {most:.2g} at most"
+        logger.info("log-probs of engines and learner, on the same weights, %s (%d tokens)", said, record["num_loss_tokens"])
 
     def pushed(self, rollout_id: int, result: PushResult) -> None:
         self._telemetry.emit(**push_record(result, rollout_id=rollout_id), wall_seconds=self.wall_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,6 +77,15 @@ class Backend:
 
 def assemble(config: Config, *, started_at: float) -> Runner:
     site = _site(config)
+    if config.deterministic:
+        random.seed(config.run.seed)
+        np.random.seed(config.run.seed % 2**32)
+        if config.async_.async_buffer_size:
+            logger.warning(
+                "--deterministic-mode with --async-buffer-size %d: kernels and seeds are fixed, but which weights sample a token is a "
+                "matter of time. Only --async-buffer-size 0 repeats itself",
+                config.async_.async_buffer_size,
+            )
     if config.run.mock:
         from pipeline.build.mock import mock_backend as make_backend
     else:

@@ -31,6 +31,8 @@ class Batcher:
 
     def __call__(self, rollout_id: int, policy_version: int, groups: Sequence[Group]) -> TrainBatch:
         rollout, algorithm = self._config.rollout, self._config.algorithm
+        if self._config.deterministic:  # not in the order in which they happened to be ready
+            groups = sorted(groups, key=lambda group: group.group_index)
         lists = [list(group.samples) for group in groups]
         if self._filter is not None:
             self._filter(lists)

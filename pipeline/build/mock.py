@@ -28,6 +28,7 @@ def mock_backend(site: Site) -> Backend:
         site.args,
         evaluation=config.eval,
         current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
+        sampling_seed=config.run.seed if config.seeds_requests else None,
     )
     learner = MockLearner(config.mock, clock=site.time)
     transport = MockTransport(pool, config.mock, clock=site.time)

@@ -57,6 +57,7 @@ def real_backend(site: Site) -> Backend:
         evaluation=config.eval,
         context_length=tokens_per_request(config.rollout, folder),
         current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
+        sampling_seed=config.run.seed if config.seeds_requests else None,
     )
     teacher = _teacher(site, device)
     engines = EngineMemory(pool) if share.rollout and not (config.run.trains_on_records or config.run.debug_rollout_only) else None
@@ -230,6 +231,8 @@ def _engine_spec(site: Site, index: int, model_path: Path, device: str) -> Engin
 def _asked(config: Config, device: str) -> dict[str, Any]:
     """SGLang's options that follow from flags of ours; the user's own --sglang-* go over them."""
     out: dict[str, Any] = {}
+    if config.seeds_requests:
+        out["enable_deterministic_inference"] = True
     if device == "cuda" and _sharing(config).rollout:
         out["enable_memory_saver"] = True
     return out

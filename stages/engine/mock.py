@@ -174,12 +174,14 @@ class MockEngineClient:
         self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None, known_experts: int = 0
     ) -> Completion:
         """See `EngineClient`. A share of `mock_failure_rate` of all requests fails, after the time it would have taken."""
-        wanted = max(1, round(self._rng.lognormvariate(self._mu, self._config.mock_length_sigma)))
+        seed = sampling_params.get("sampling_seed")
+        rng = self._rng if seed is None else random.Random(seed)
+        wanted = max(1, round(rng.lognormvariate(self._mu, self._config.mock_length_sigma)))
         limit = int(sampling_params["max_new_tokens"])
-        fails = self._rng.random() < self._config.mock_failure_rate
+        fails = rng.random() < self._config.mock_failure_rate
         async with self._pool.lease(session_id) as endpoint:
             engine = self._pool.engines[endpoint]
-            answer = self._answer(input_ids, self._pool.version_of(endpoint))
+            answer = self._answer(input_ids, self._pool.version_of(endpoint), rng)
             wanted = max(wanted, len(answer))
             spans = await engine.sample(min(wanted, limit), self._config.mock_seconds_per_token)
         if fails:
@@ -187,15 +189,15 @@ class MockEngineClient:
         ids = ([MockTokenizer.THINK] * (wanted - len(answer)) + answer)[:limit]
         return Completion(
             token_ids=tuple(ids),
-            log_probs=tuple([-0.5 * self._rng.random() for _ in ids]),
+            log_probs=tuple([-0.5 * rng.random() for _ in ids]),
             spans=spans,
             finish_reason="stop" if wanted <= limit else "length",
             text=self._tokenizer.decode(ids),
         )
 
-    def _answer(self, input_ids: Sequence[int], version: int) -> list[int]:
+    def _answer(self, input_ids: Sequence[int], version: int, rng: random.Random) -> list[int]:
         label = self._answers.get(_key(input_ids), WRONG_ANSWER)
-        return self._tokenizer.encode(label if self._rng.random() < skill(version) else WRONG_ANSWER)
+        return self._tokenizer.encode(label if rng.random() < skill(version) else WRONG_ANSWER)
 
     def _encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
         if isinstance(prompt, str):

@@ -39,6 +39,12 @@ class EngineSpec:
     returns_experts: bool = False  # writes down where every token was routed, for requests that ask
     user: Mapping[str, Any] = field(default_factory=dict)  # --sglang-* values: they win over everything here
 
+    @property
+    def seeded(self) -> bool:
+        """Does it heed the `sampling_seed` of a request?"""
+        asked = {server_arg(name).field: value for name, value in self.user.items()}.get("enable_deterministic_inference")
+        return str(asked).lower() in ("true", "1")
+
     def server_args(self, port: int, weight_version: int, inner_port: int) -> dict[str, Any]:
         """ServerArgs field -> value. `inner_port`: where its own ranks meet.
 
@@ -95,6 +101,8 @@ class EngineSpec:
                 out["CUDA_VISIBLE_DEVICES"] = ",".join(self.cuda_devices)
             return out
         out |= {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(self.threads)}
+        if self.seeded:
+            out.setdefault("TORCHDYNAMO_DISABLE", "1")  # SGLang would compile its sampler, which takes longer than it ever saves here
         if self.tp_size > 1:  # SGLang wants as many entries as ranks, or one NUMA node a rank
             cores = self.cpus or tuple(sorted(os.sched_getaffinity(0)))
             out.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(str(cores[rank % len(cores)]) for rank in range(self.tp_size)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -39,15 +40,17 @@ class GenerateStage:
         context_length: int | None = None,
         current_version: Callable[[], int] | None = None,
         clock: Clock | None = None,
+        sampling_seed: int | None = None,
     ) -> None:
         """`args`: `configs.schema.flat_args(config)`. `context_length`: tokens of prompt + response that the engines take.
+        `sampling_seed`: give every sample's requests a `sampling_seed` made of this and its index: the same answers in any order and batch.
         `current_version`: the oldest policy version any engine serves; stamps samples of custom functions without spans.
         Raises ConfigError when the custom function cannot be loaded or has no known signature.
         """
         self._client = client
         self._tokenizer = tokenizer
         self._context_length = min((n for n in (rollout.rollout_max_context_len, context_length) if n), default=None)
-        self._current_version = current_version
+        self._current_version, self._sampling_seed = current_version, sampling_seed
         extra = {
             "engine_client": client,
             "tokenizer": tokenizer,
@@ -109,6 +112,8 @@ class GenerateStage:
         if not sample.tokens:
             sample.tokens = self._encode(sample.prompt)
         params = self._eval_params if evaluation else self._train_params
+        if self._sampling_seed is not None:
+            params = {**params, "sampling_seed": seed_of(self._sampling_seed, sample.index or 0, evaluation)}
         if self._context_length is None:
             return params
         room = self._context_length - len(sample.tokens)
@@ -128,6 +133,12 @@ class GenerateStage:
         if path not in self._functions:
             self._functions[path] = wrap(load_function(path, "generate"), path)
         return self._functions[path]
+
+
+def seed_of(seed: int, index: int, evaluation: bool) -> int:
+    """63 bits for one sample. SGLang draws a token's noise from this and the token's place, so turns of a session differ by themselves."""
+    text = f"{seed}/{'eval' if evaluation else 'train'}/{index}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 def default_sampling_params(rollout: RolloutConfig) -> dict[str, Any]:

@@ -55,8 +55,6 @@ class MockLearner:
             "rollout_ratio_p50": 1.0,
             "rollout_ratio_p99": math.exp(2.3 * drift),
             "ess_fraction": math.exp(-(drift**2)),
-            "train_rollout_logprob_abs_diff": drift,
-            "train_rollout_logprob_abs_diff_max": 3 * drift,
             "num_tokens": float(sum(s.num_tokens for s in samples)),
             "seconds": seconds,
         }

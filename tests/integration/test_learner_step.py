@@ -247,3 +247,41 @@ def test_bad_input_is_named(folders: dict[Any, Path], make_rank: Callable[..., A
         rank.step(cases.make_batch(cases.make_step([sample, sample], ranks=2)))
     with pytest.raises(LearnerError, match="prompt token"):
         rank.step(cases.make_batch(cases.make_step([dataclasses.replace(sample, tokens=sample.tokens[-3:])])))
+
+
+def test_deterministic_mode_repeats_itself_to_the_bit(folders: dict[Any, Path], make_rank: Callable[..., Any]) -> None:
+    """And changes nothing where kernels are deterministic anyhow. User functions find their generators seeded."""
+    import random
+
+    batch, found = cases.make_batch(*(cases.make_step(part) for part in cases.halves())), []
+    try:
+        for mode in ({"deterministic_mode": "true"}, {"deterministic_mode": "true"}, {}):
+            rank = make_rank(folders["qwen3", True], megatron=mode, use_tis=True)
+            assert torch.are_deterministic_algorithms_enabled() == bool(mode)
+            drawn = (random.random(), torch.rand(()).item())
+            found.append((drawn, {k: v for k, v in rank.step(batch).items() if k not in cases.MEASURED}, cases.weights_of(rank)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    (drawn, metrics, weights), *others = found
+    for again, same, tensors in others:
+        assert again == drawn and same == metrics
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("budget", [1, 90, 10_000])
+def test_wider_passes_without_gradients_change_nothing(folders: dict[Any, Path], make_rank: Callable[..., Any], budget: int) -> None:
+    """Old and reference log-probs from a step's micro-batches joined up to the budget, for each where it belongs."""
+    samples = cases.make_samples([*cases.LENGTHS, *cases.LENGTHS], seed=3)
+    batch = cases.make_batch(*(cases.make_step(samples[i::2], micro_batches=5) for i in range(2)))
+    flags = {"use_tis": True, "use_kl_loss": True, "kl_loss_coef": 0.1, "megatron": {"lr": 1e-2}}
+    plain = make_rank(folders["qwen3", True], **flags).step(batch)
+    passes: list[int] = []
+    rank = make_rank(folders["qwen3", True], log_probs_max_tokens_per_gpu=budget, **flags)
+    run = rank._passes.run
+    rank._passes.run = lambda mbs, *args, forward_only: passes.append(len(mbs) * forward_only) or run(mbs, *args, forward_only=forward_only)
+    wide = rank.step(batch)
+    assert (
+        sum(passes) == {1: 15, 90: sum(passes), 10_000: 3}[budget] and 3 <= sum(passes) <= 15
+    )  # old of the second step, reference of both
+    for name in plain.keys() - cases.MEASURED:
+        assert wide[name] == pytest.approx(plain[name], abs=1e-5, rel=1e-4), name

@@ -182,3 +182,18 @@ def test_a_function_that_answers_nonsense_stops_the_run_with_its_flag(tmp_path: 
     )
     assert done.returncode == 2
     assert "--custom-reward-post-process-path: the function returned NoneType" in done.stdout + done.stderr
+
+
+def test_a_synchronous_run_repeats_itself(tmp_path: Path) -> None:
+    """Same seed, same run, whatever the timing: --deterministic-mode with K = 0. Another seed is another run."""
+    rows, trouble = {}, ("--mock-failure-rate", "0.1", "--dynamic-sampling-filter-path", "zero_std")
+    extra = (*trouble, "--num-steps-per-rollout", "4", "--buffer-selector", "lifo")
+    for name, seed, pace in (("a", "7", "0.00005"), ("b", "7", "0.0004"), ("c", "8", "0.00005")):
+        flags = ("--num-rollout", "4", "--async-buffer-size", "0", "--deterministic-mode", "--runs-dir", str(tmp_path), "--name", name)
+        done = run_entry(*FAST, *extra, *flags, "--seed", seed, "--mock-seconds-per-token", pace, "--group-max-retries", "3")
+        assert done.returncode == 0, done.stdout + done.stderr
+        timed = ("seconds", "time", "idle", "per_second", "bytes", "samples_generated", "samples_failed")
+        rows[name] = [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in read_metrics(tmp_path / name, "train")]
+    assert rows["a"] == rows["b"]
+    assert all(row["batch_digest"] for row in rows["a"])
+    assert [row["batch_digest"] for row in rows["a"]] != [row["batch_digest"] for row in rows["c"]]

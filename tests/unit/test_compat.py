@@ -36,7 +36,7 @@ compat.install(); compat.install_engine(); compat.install_engine()
 names = [type(f).__name__ for f in sys.meta_path]
 print(names.count("ImportHook"), names.count("InertTritonFinder"), "torch" in sys.modules)
 """
-    assert python(code) == "4 1 False"
+    assert python(code) == "5 1 False"
 
 
 def test_triton_kernels_can_be_declared_and_not_run() -> None:
@@ -114,3 +114,30 @@ def test_a_piece_is_not_applied_to_another_version() -> None:
 def test_engine_environment_keeps_what_was_there() -> None:
     out = engine_environment({"PYTHONPATH": "/a:/b", "X": "y"})
     assert out["PYTHONPATH"].split(":") == [str(SITE), str(ROOT), "/a", "/b"] and out["X"] == "y"
+
+
+def test_the_noise_of_seeded_requests_is_murmur3s() -> None:
+    """Against the algorithm as published, on 16 bytes at a time."""
+    import struct
+
+    import torch
+
+    from compat.seeds import murmur_hash32
+
+    def published(data: bytes) -> int:
+        h, mask = 0, 0xFFFFFFFF
+        for (k,) in struct.iter_unpack("<I", data):
+            k = (k * 0xCC9E2D51) & mask
+            k = ((k << 15 | k >> 17) & mask) * 0x1B873593 & mask
+            h ^= k
+            h = ((h << 13 | h >> 19) & mask) * 5 + 0xE6546B64 & mask
+        h ^= len(data)
+        h = (h ^ h >> 16) * 0x85EBCA6B & mask
+        h = (h ^ h >> 13) * 0xC2B2AE35 & mask
+        return h ^ h >> 16
+
+    assert published(b"testtest") != published(b"testtesu") and published(b"aaaa") == 2129582471
+    seeds, positions = torch.tensor([5, -7, 2**40 + 3]), torch.tensor([0, 9, 100])
+    got = murmur_hash32(seeds.to(torch.uint64), positions, torch.arange(4))
+    want = [[published(struct.pack("<qII", s, p, c)) for c in range(4)] for s, p in zip(seeds.tolist(), positions.tolist(), strict=True)]
+    assert got.tolist() == want

@@ -249,3 +249,18 @@ def test_a_callable_object_is_a_function_too() -> None:
             return sample
 
     assert not wrap(Agent(), "agent").takes_list
+
+
+async def test_every_sample_has_a_seed_of_its_own_that_no_order_changes() -> None:
+    async def seeds(order: list[int], evaluation: bool = False, seed: int | None = 5) -> dict[int, Any]:
+        client = FakeEngineClient("x")
+        stage = GenerateStage(client, MockTokenizer(), RolloutConfig(), sampling_seed=seed)
+        await stage([sample(index=i, tokens=[i]) for i in order], evaluation=evaluation)
+        return {ids[0]: params.get("sampling_seed") for ids, params, _ in client.asked}
+
+    first = await seeds([0, 1, 2, 3])
+    assert first == await seeds([3, 1, 0, 2])
+    assert len(set(first.values())) == 4 and all(0 <= s < 2**63 for s in first.values())
+    assert not set(first.values()) & set((await seeds([0, 1, 2, 3], evaluation=True)).values())
+    assert not set(first.values()) & set((await seeds([0, 1, 2, 3], seed=6)).values())
+    assert set((await seeds([0, 1], seed=None)).values()) == {None}

@@ -19,6 +19,7 @@ from megatron.core.transformer.module import Float16Module
 
 from configs.schema import OptimConfig
 from pipeline.errors import ConfigError
+from stages.learn.determinism import seed_everything, use_deterministic_kernels
 from stages.learn.megatron import compat, parallel
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
 from stages.learn.megatron.flags import convert, model_fields, owned_by
@@ -118,6 +119,8 @@ def build(settings: LearnerSettings, *, rank: int, world_size: int, store: dist.
         raise ConfigError("--hf-checkpoint is not given: the folder of the model to train")
     hf_folder = Path(settings.model.hf_checkpoint)
     dtype = _dtype(settings.model.dtype, device)
+    use_deterministic_kernels(bool(values.get("deterministic_mode")))
+    seed_everything(settings.seed)
     parallel.initialize(values, rank=rank, world_size=world_size, store=store, device=device, seed=settings.seed)
     bridge = make_bridge(hf_folder, dtype, model_fields(values))
     with compat.cuda_methods():

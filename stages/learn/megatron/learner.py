@@ -74,8 +74,14 @@ class MegatronRank(LearnerRank):
 
     def _make_passes(self) -> Passes:
         a = self.settings.algorithm
-        own = a.custom_loss_function_path is None
-        return Passes(self._built, self.settings.temperature, self._routing, chunk_size=a.log_probs_chunk_size, own_logits=own)
+        return Passes(
+            self._built,
+            self.settings.temperature,
+            self._routing,
+            chunk_size=a.log_probs_chunk_size,
+            own_logits=a.custom_loss_function_path is None,
+            max_tokens_ahead=a.log_probs_max_tokens_per_gpu,
+        )
 
     def _make_reference(self, goal: Goal) -> Reference | None:
         if not goal.needs_reference:

@@ -33,6 +33,7 @@ class PackedMicroBatch(Trained):
     packing: PackedSequences
     rows: Tensor  # [n] int64: places in t whose next token is trained; samples that share a prompt share its last place
     own: Tensor | None  # [n] int64: which of the N those are, where context-parallel ranks share the samples; None: n = N, in order
+    samples: tuple[TrainSample, ...]  # S, in packed order
     routed_experts: Tensor | None = None  # [t, layers with experts, top-k] int16 on the host, FREE where unknown: to be replayed
 
     @property
@@ -98,6 +99,7 @@ def pack(
         packing=dataclasses.replace(_packing(segments, layout, pad, device, thd), positions=flat([positions[held]], torch.int64)),
         rows=flat([layout.local[rows[mine]]], torch.int64),
         own=None if share.size == 1 else flat([np.flatnonzero(mine)], torch.int64),
+        samples=tuple(order),
         routed_experts=_experts(samples, segments, pad, held, expert_layers) if expert_layers else None,
         **trained_fields(order, device),
     )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import LearnerError
-from pipeline.types import MicroBatch
+from pipeline.types import MicroBatch, TrainSample
+from stages.learn import rendezvous
 from stages.learn.ahead import Prepared
 from stages.learn.losses import CHUNK_SIZE, TokenLogProbs
 from stages.learn.megatron import parallel
@@ -20,6 +21,7 @@ from stages.learn.megatron.context import Share, whole
 from stages.learn.megatron.objective import log_probs_of
 from stages.learn.megatron.packing import PackedMicroBatch, pack
 from stages.learn.megatron.routing import Mode, Routing
+from stages.learn.megatron.wide import apart, divide, join
 
 
 class Packed(Protocol):
@@ -40,32 +42,35 @@ class Passes:
         *,
         chunk_size: int = CHUNK_SIZE,
         own_logits: bool = False,
+        max_tokens_ahead: int | None = None,
     ) -> None:
         """`routing`: where routed experts are replayed. `own_logits`: nobody but `log_probs` looks at the logits. They stay in the
-        model's type, and their gradient takes their place."""
+        model's type, and their gradient takes their place. `max_tokens_ahead`: of a micro-batch without gradients; None: as in a step.
+        """
         self._built, self._temperature, self._routing = built, temperature, routing
-        self._chunk_size, self._own_logits = chunk_size, own_logits
+        self._chunk_size, self._own_logits, self._max_tokens_ahead = chunk_size, own_logits, max_tokens_ahead
         half = built.bridge.config.bf16 or built.bridge.config.fp16
         self.tokens_forward_only = self.tokens_trained = 0  # that went through, since the start
         self._options = {"fp32_output": False} if own_logits and half else {}  # of Float16Module
 
     def pack(self, per_rank: tuple[tuple[MicroBatch, ...], ...]) -> list[PackedMicroBatch]:
-        built, routing = self._built, self._routing
+        built = self._built
         if len(per_rank) != built.dp_size:
             raise LearnerError(f"the batch is cut for {len(per_rank)} data-parallel ranks, the learner has {built.dp_size}")
         if not per_rank[built.dp_rank]:
             raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
-        own = per_rank[built.dp_rank]
-        layers: Sequence[int] = ()
+        return [self.pack_one(mb) for mb in per_rank[built.dp_rank]]
+
+    def pack_one(self, samples: Sequence[TrainSample]) -> PackedMicroBatch:
+        """Raises LearnerError for samples that do not fit the model, or contradict themselves."""
+        built, routing = self._built, self._routing
         if routing is not None:
-            for sample in (s for mb in own for s in mb):
+            for sample in samples:
                 routing.check(sample)
-            layers = routing.layers
+        layers = routing.layers if routing is not None else ()
         share, multiple = Share.of_this_rank(), built.token_multiple
-        packed = [pack(mb, built.device, thd=built.thd, multiple_of=multiple, share=share, expert_layers=layers) for mb in own]
-        if routing is None:
-            return packed
-        return [dataclasses.replace(mb, routed_experts=routing.own_tokens(mb)) for mb in packed]
+        packed = pack(samples, built.device, thd=built.thd, multiple_of=multiple, share=share, expert_layers=layers)
+        return packed if routing is None else dataclasses.replace(packed, routed_experts=routing.own_tokens(packed))
 
     def log_probs(self, logits: Tensor, mb: PackedMicroBatch, *, with_entropy: bool) -> TokenLogProbs:
         shard = self._built.vocab_shard
@@ -88,7 +93,7 @@ class Passes:
     def with_old(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
         """With the old log-probs, under the weights that the model has now; for R2 with the experts, too, that they went through."""
         records = self._routing is not None and self._routing.records
-        old = self.log_probs_now(micro_batches, routing="record" if records else "replay")
+        old = self.log_probs_now(micro_batches, routing="record") if records else self._ahead(micro_batches, "replay")
         out = [p._replace(old=o) for p, o in zip(micro_batches, old, strict=True)]
         if self._routing is None or not records:
             return out
@@ -97,8 +102,19 @@ class Passes:
 
     def with_reference(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
         """With the log-probs of the reference, whose weights are in the model now. It routes freely."""
-        found = self.log_probs_now(micro_batches, routing="free")
+        found = self._ahead(micro_batches, "free")
         return [p._replace(ref=ref) for p, ref in zip(micro_batches, found, strict=True)]
+
+    def _ahead(self, micro_batches: Sequence[Prepared], routing: Mode) -> list[Tensor | None]:
+        """Log-probs now, through fewer and larger micro-batches where --log-probs-max-tokens-per-gpu allows."""
+        packed = [p.batch for p in micro_batches]
+        if self._max_tokens_ahead is None:
+            return self.log_probs_now(micro_batches, routing=routing)
+        runs = join([mb.num_tokens for mb in packed], self._max_tokens_ahead)
+        runs = divide(runs, int(rendezvous.largest(len(runs), self._built.device)))  # ranks must go through the model equally often
+        wide = [self.pack_one([s for i in run for s in packed[i].samples]) for run in runs]
+        found = self.log_probs_now([Prepared(mb) for mb in wide], routing=routing)
+        return apart([mb.samples for mb in packed], runs, wide, found)
 
     @property
     def sees(self) -> bool:
