@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError
 from stages.learn.megatron.attention import RMSNorm, SdpaCoreAttention
+from stages.learn.megatron.hf_check import check_hf_weights
 from stages.learn.megatron.model import PolicyModel
 
 MODEL_TYPES = ("qwen2", "qwen3", "llama")
@@ -88,6 +89,24 @@ class _Bridge(LLMBridge):
         elif ".pre_mlp_layernorm." in name:
             name = name.replace(".pre_mlp_layernorm.", ".mlp.linear_fc1.layer_norm_")
         return super()._weight_name_mapping_mcore_to_hf(name)
+
+    def names(self, model: torch.nn.Module) -> dict[str, str]:
+        """A chunk's own name of each weight -> the name that all ranks agree on."""
+        agreed = self._weight_name_mapping_mcore_local_to_global(model)
+        return {name: agreed[name] for name, _ in model.named_parameters()}
+
+    def hf_names(self, agreed: str) -> list[str]:
+        """What the weight of this agreed name is called in a Hugging Face folder; several are fused in Megatron."""
+        return list(self._weight_name_mapping_mcore_to_hf(agreed))
+
+    def to_megatron(self, agreed: str, tensors: list[Tensor]) -> Tensor:
+        """Whole Hugging Face tensors, in the order of `hf_names`, as one whole tensor in Megatron's layout."""
+        whole: Tensor = self._weight_to_mcore_format(agreed, tensors)
+        return whole
+
+    def to_hf(self, agreed: str, whole: Tensor) -> list[tuple[str, Tensor]]:
+        """The inverse of `to_megatron`, with the names."""
+        return list(zip(*self._weight_to_hf_format(agreed, whole), strict=True))
 
     def build(self) -> list[PolicyModel]:
         """This rank's model chunks (one, or one a virtual pipeline stage), weights not yet loaded."""
@@ -224,6 +243,7 @@ def make_bridge(path: Path, dtype: torch.dtype, fields: Mapping[str, Any]) -> An
 
 def load_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path) -> None:
     """Fill `models` from the safetensors under `path`. Raises CheckpointError when a weight is missing or of another shape."""
+    check_hf_weights(bridge, models, path)
     try:
         bridge.load_weights(list(models), str(path))
     except (ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
