@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from configs.flags import own_flags, words_of
-from configs.inputs import check_checkpoint, check_data
+from configs.inputs import check_checkpoint, check_data, check_weights
 from configs.schema import Config
 from configs.validate_advantages import advantages, critic, sampling
 from configs.validate_algorithm import algorithm
 from configs.validate_buffer import replay, staleness
 from configs.validate_modes import debugging, distillation
+from configs.validate_saving import saving
 from pipeline.errors import ConfigError
 from pipeline.userfn import check_function
 
@@ -139,7 +140,9 @@ def model_and_prompts(config: Config) -> Iterator[str]:
     if config.warmup.sft_data:
         yield from check_data("--sft-data", config.warmup.sft_data)
     if config.algorithm.ref_load:
-        yield from check_checkpoint(config.algorithm.ref_load, "--ref-load")
+        yield from check_weights(config.algorithm.ref_load, "--ref-load", hf=True)
+    if config.model.initial_megatron_checkpoint:
+        yield from check_weights(config.model.initial_megatron_checkpoint, "--initial-megatron-checkpoint", hf=False)
     if config.run.load:
         from pathlib import Path
 
@@ -211,7 +214,7 @@ def functions(config: Config) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     ranges, staleness, replay, batches, algorithm, advantages, critic, sampling, devices, lengths, model_and_prompts, rewards, distillation,
-    debugging, evaluation, functions,
+    debugging, evaluation, functions, saving,
 )  # fmt: skip
 
 

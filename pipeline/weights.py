@@ -43,6 +43,15 @@ def find_weights(path: Path, flag: str) -> Weights:
     )
 
 
+def find_torch_dist(path: Path, flag: str) -> Path:
+    """The torch_dist folder that `path` means. Raises CheckpointError, for other formats too."""
+    weights = find_weights(path, flag)
+    if weights.format != "torch_dist":
+        what = "a Hugging Face folder" if weights.format == "hf" else "of Megatron's older `torch` format"
+        raise CheckpointError(f"{flag} {path} is {what}: expected torch_dist (python -m pipeline convert makes one)")
+    return weights.folder
+
+
 def _candidates(path: Path, flag: str) -> Iterator[Path]:
     yield path
     yield path / "torch_dist"

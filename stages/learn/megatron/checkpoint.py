@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from pipeline.errors import CheckpointError
-from stages.learn.hf_folder import write_hf_folder
-from stages.learn.megatron import compat
+from stages.learn.hf_folder import make_durable, write_hf_folder
+from stages.learn.megatron import compat, parallel, sharded, torch_dist
 
 
 def _model_meta() -> dict[str, Any]:
@@ -49,37 +49,63 @@ def _state(built: Any, *, loading: bool) -> dict[str, Any]:
     return state
 
 
-def save(built: Any, path: Path) -> None:
-    """Write weights, optimizer and schedule under `path`; every rank calls it. An older checkpoint there is replaced."""
+Write = Callable[[dict[str, Any], Path], Any]  # what becomes of a sharded state: write_now, or async_save.torch_dist_job
+
+
+def save(built: Any, path: Path, *, optimizer: bool = True, write: Write | None = None) -> Any:
+    """Write weights and, with `optimizer`, optimizer and schedule under `path`; every rank calls it. An older checkpoint there is
+    replaced."""
     with compat.cuda_methods():
-        _write(_state(built, loading=False), path)
+        return _write(_state(built, loading=False) if optimizer else _model_state(built.models), path, write)
 
 
-def save_models(models: Sequence[Any], path: Path) -> None:
+def save_models(models: Sequence[Any], path: Path, *, write: Write | None = None) -> Any:
     """Write weights alone, as `save` does."""
     with compat.cuda_methods():
-        _write(_model_state(models), path)
+        return _write(_model_state(models), path, write)
 
 
-def _write(state: dict[str, Any], path: Path) -> None:
+def _write(state: dict[str, Any], path: Path, write: Write | None) -> Any:
     if dist.get_rank() == 0:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     dist.barrier()
+    return (write or write_now)(state, path)
+
+
+def write_now(state: dict[str, Any], path: Path) -> None:
+    """Returns when it is on the disk, on every rank."""
     dist_checkpointing.save(state, str(path))
+    if dist.get_rank() == 0:
+        make_durable(path)
     dist.barrier()
 
 
-def load(built: Any, path: Path) -> None:
-    """Read what `save` wrote. Raises CheckpointError when `path` is no such checkpoint, or one of another model."""
+def load(built: Any, path: Path, *, optimizer: bool = True) -> None:
+    """Read what `save` wrote; without `optimizer` weights alone. Raises CheckpointError when `path` is no such checkpoint, or one of
+    another model."""
+    if not optimizer:
+        load_models(built.models, path)
+        built.optimizer.reload_model_params()
+        return
     with _explained(path, "this model and optimizer"), compat.cuda_methods():
+        if "scheduler" not in torch_dist.read_common(path):
+            raise CheckpointError(f"{path} holds no optimizer (--no-save-optim): --no-load-optim goes on with a fresh one")
         _restore(built, dist_checkpointing.load(_state(built, loading=True), str(path)))
 
 
 def load_models(models: Sequence[Any], path: Path) -> None:
-    """Read what `save_models` wrote. Raises CheckpointError as `load` does."""
-    with _explained(path, "this model"), compat.cuda_methods():
-        _restore_models(models, dist_checkpointing.load(_model_state(models), str(path)))
+    """The weights of any torch_dist checkpoint of this model, whatever layout and layer spec it was saved with. Raises CheckpointError
+    that lists what is missing or of another shape; nothing is loaded then."""
+    with _explained(path, "this model"), compat.cuda_methods(), torch_dist.Reader(path) as held:
+        entries = [sharded.fitted_all(model, held) for model in models]
+        found = sharded.compare([e for part in entries for e in part.values()], held, num_words=models[0].num_words, whole=False)
+        if every := [text for text in parallel.gather_over_world(str(found)) if text]:
+            raise CheckpointError(f"{path} does not fit this model: {every[0]}")
+        loaded = dist_checkpointing.load(dict(zip(_keys(models), entries, strict=True)), str(path))
+        for key, model in zip(_keys(models), models, strict=True):
+            # Not strict: `_extra_state`, which is not loaded; all weights are there.
+            model.load_state_dict(loaded[key], strict=False)
 
 
 @contextlib.contextmanager
@@ -87,6 +113,7 @@ def _explained(path: Path, target: str) -> Iterator[None]:
     if not (path / "metadata.json").is_file():
         raise CheckpointError(f"{path}: no torch_dist checkpoint (metadata.json is missing); expected what --save wrote")
     try:
+        torch_dist.read_metadata(path)  # refuses a pickle that names what it should not, before Megatron reads it
         yield
     except (CheckpointException, CheckpointingException, KeyError, ValueError, RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be loaded into {target}: {error}") from error

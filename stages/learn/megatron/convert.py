@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from pipeline.errors import CheckpointError
 from pipeline.weights import TRACKER, Weights
 from stages.learn.hf_folder import Stored, main_dtype, make_durable, read_headers, write_hf_folder
 from stages.learn.megatron import hf_check, legacy, sharded, torch_dist
-from stages.learn.megatron.skeleton import Skeleton, Weight, sharded_entries, skeleton
+from stages.learn.megatron.skeleton import Skeleton, Weight, skeleton
 
 RELEASE = "release"  # what Megatron-LM calls a checkpoint that is no iteration of a training run
 
@@ -97,8 +97,9 @@ class TorchDist:
         return self._reader.dtype(key)
 
     def compare(self, skeleton: Skeleton) -> sharded.Mismatch:
-        self._entries = sharded_entries(skeleton, self._reader)
-        return sharded.compare(self._entries.values(), self._reader, whole=True)
+        entries = sharded.fitted_all(skeleton.model, self._reader)
+        self._entries = {weight.own: entries[weight.own] for weight in skeleton.weights}
+        return sharded.compare(self._entries.values(), self._reader, num_words=skeleton.bridge.vocab_size, whole=True)
 
     def read(self, weight: Weight) -> Tensor:
         entry = self._entries[weight.own]
@@ -168,7 +169,3 @@ class _Tensors:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
-
-
-def names_of(weights: Iterable[Weight]) -> list[str]:
-    return [name for weight in weights for name, _ in weight.hf]

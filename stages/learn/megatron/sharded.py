@@ -62,6 +62,20 @@ def fitted(entry: Any, held: Holds) -> Any:
     return entry
 
 
+def fitted_all(model: Any, held: Holds) -> dict[str, Any]:
+    """Own name -> description under which the checkpoint holds it: stacked over layers, or layer by layer; whichever has more of it."""
+    best: dict[str, Any] = {}
+    most = -1
+    for by_layer in (False, True):
+        entries = {name: fitted(entry, held) for name, entry in describe(model, by_layer=by_layer).items()}
+        every = [p.key in held.tensors for entry in entries.values() for p in pieces(entry)]
+        if sum(every) > most:
+            best, most = entries, sum(every)
+        if all(every):
+            break
+    return best
+
+
 class Mismatch:
     """What does not fit between a model and a checkpoint. Empty (false) when all does."""
 
@@ -78,8 +92,9 @@ class Mismatch:
         return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in parts if names)
 
 
-def compare(entries: Iterable[Any], held: Holds, *, whole: bool) -> Mismatch:
-    """Fitted `entries` against the checkpoint. `whole`: they are all of the model, so that what is left over is surplus."""
+def compare(entries: Iterable[Any], held: Holds, *, num_words: int, whole: bool) -> Mismatch:
+    """Fitted `entries` against the checkpoint. `num_words`: of the vocabulary without padding. `whole`: they are all of the model, so
+    that what is left over is surplus."""
     found, used = Mismatch(), set[str]()
     for piece in (p for entry in entries for p in pieces(entry)):
         if piece.key in used:
@@ -87,17 +102,17 @@ def compare(entries: Iterable[Any], held: Holds, *, whole: bool) -> Mismatch:
         used.add(piece.key)
         if piece.key not in held.tensors:
             found.missing.append(piece.key)
-        elif not _fits(piece, held.shape(piece.key)):
+        elif not _fits(piece, held.shape(piece.key), num_words):
             found.wrong.append(f"{piece.key} is {list(held.shape(piece.key))}, expected {list(piece.global_shape)}")
     if whole:
         found.surplus = [k for k in held.tensors if k not in used and not k.startswith(_NOT_WEIGHTS)]
     return found
 
 
-def _fits(piece: Any, shape: tuple[int, ...]) -> bool:
+def _fits(piece: Any, shape: tuple[int, ...], num_words: int) -> bool:
     want = tuple(piece.global_shape)
     if piece.allow_shape_mismatch:  # the vocabulary, padded differently
-        return len(shape) == len(want) and shape[0] >= want[0] and shape[1:] == want[1:]
+        return len(shape) == len(want) and shape[0] >= num_words and shape[1:] == want[1:]
     return shape == want
 
 

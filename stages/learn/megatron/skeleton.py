@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from stages.learn.megatron import compat, parallel, sharded
+from stages.learn.megatron import compat, parallel
 from stages.learn.megatron.bridge import make_bridge
 
 
@@ -62,21 +62,3 @@ def _weights(bridge: Any, model: Any) -> Iterator[Weight]:
             raise AssertionError(f"{agreed}: {twice} is made of another weight already")
         seen.update(name for name, _ in hf)
         yield Weight(own=own, agreed=agreed, like=tensors[own], hf=hf)
-
-
-def sharded_entries(skeleton: Skeleton, held: sharded.Holds) -> dict[str, Any]:
-    """Own name -> description under which the torch_dist checkpoint holds it: stacked over layers, or layer by layer."""
-    stacked = {w.own: e for w, e in _described(skeleton, by_layer=False)}
-    if all(p.key in held.tensors for e in stacked.values() for p in sharded.pieces(sharded.fitted(e, held))):
-        return {own: sharded.fitted(e, held) for own, e in stacked.items()}
-    single = {w.own: e for w, e in _described(skeleton, by_layer=True)}
-    fits = {own: sharded.fitted(e, held) for own, e in single.items()}
-    by_layer = sum(p.key in held.tensors for e in fits.values() for p in sharded.pieces(e))
-    together = {own: sharded.fitted(e, held) for own, e in stacked.items()}
-    return fits if by_layer > sum(p.key in held.tensors for e in together.values() for p in sharded.pieces(e)) else together
-
-
-def _described(skeleton: Skeleton, *, by_layer: bool) -> Iterator[tuple[Weight, Any]]:
-    entries = sharded.describe(skeleton.model, by_layer=by_layer)
-    for weight in skeleton.weights:
-        yield weight, entries[weight.own]
