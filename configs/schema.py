@@ -36,6 +36,11 @@ class RunConfig:
     save_debug_rollout_data: str | None = None  # file of every rollout that is taken, with {rollout_id} in its name
     load_debug_rollout_data: str | None = None  # such files, or a run directory recorded with --keep-trajectories; means debug-train-only
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of RUN_DIR/run.log and the console
+    ckpt_format: Literal["torch_dist"] = "torch_dist"  # of checkpoints; others are read by `python -m pipeline convert`
+    async_save: bool = False  # write checkpoints while training goes on, from one more copy of the learner's state in host memory
+    save_optim: bool = True  # checkpoints hold optimizer and schedule
+    load_optim: bool = True  # restore them with --load; else both begin anew
+    save_hf: str | None = "{checkpoint}/hf"  # Hugging Face folder of every save; {checkpoint}, {rollout_id} are filled in; none: no folder
 
     @property
     def trains_on_records(self) -> bool:
@@ -52,6 +57,7 @@ class ModelConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
     train_backend: Literal["megatron", "fsdp"] = "megatron"  # the learner: Megatron-core, or the Hugging Face model under FSDP2
     gradient_checkpointing: bool = False  # with train-backend fsdp: compute activations again in the backward pass instead of keeping them
+    initial_megatron_checkpoint: str | None = None  # begin with these torch_dist weights instead of hf-checkpoint's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +141,7 @@ class AlgorithmConfig:
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"  # estimate of the KL, here and for kl-coef
     use_unbiased_kl: bool = False  # weight the KL loss by the importance ratio of its token
     kl_coef: float = 0.0  # KL to the reference model taken off the tokens' advantages; with ppo off their rewards
-    ref_load: str | None = None  # Hugging Face folder of the reference model; default: the policy before the first rollout
+    ref_load: str | None = None  # the reference model, a Hugging Face or torch_dist folder; default: the policy before the first rollout
     ref_update_interval: int | None = None  # copy the policy into the reference after every so many rollouts
     off_policy_correction: Literal[
         "none", "tis", "seq-tis", "icepop", "mis", "seq-mis", "geo-rs", "opsm", "decoupled-ppo", "m2po", "dppo"

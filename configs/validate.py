@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from configs.flags import own_flags, words_of
-from configs.inputs import check_checkpoint, check_data
+from configs.inputs import check_checkpoint, check_data, check_weights
 from configs.schema import Config
 from configs.validate_advantages import advantages, critic, sampling
 from configs.validate_algorithm import algorithm
@@ -14,6 +14,7 @@ from configs.validate_backend import backend
 from configs.validate_buffer import replay, staleness
 from configs.validate_memory import memory
 from configs.validate_modes import debugging, distillation
+from configs.validate_saving import saving
 from pipeline.errors import ConfigError
 from pipeline.userfn import check_function
 
@@ -142,7 +143,9 @@ def model_and_prompts(config: Config) -> Iterator[str]:
     if config.warmup.sft_data:
         yield from check_data("--sft-data", config.warmup.sft_data)
     if config.algorithm.ref_load:
-        yield from check_checkpoint(config.algorithm.ref_load, "--ref-load")
+        yield from check_weights(config.algorithm.ref_load, "--ref-load", hf=True)
+    if config.model.initial_megatron_checkpoint:
+        yield from check_weights(config.model.initial_megatron_checkpoint, "--initial-megatron-checkpoint", hf=False)
     if config.run.load:
         from pathlib import Path
 
@@ -214,7 +217,7 @@ def functions(config: Config) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     ranges, staleness, replay, batches, algorithm, advantages, critic, sampling, devices, lengths, model_and_prompts, rewards, distillation,
-    debugging, evaluation, memory, functions, backend,
+    debugging, evaluation, memory, functions, backend, saving,
 )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ _INSTEAD = {
 _ONLY_MEGATRON = {
     "algorithm": ("use_routing_replay", "use_rollout_routing_replay"),
     "cluster": ("offload", "offload_train"),
+    "run": ("async_save",),
+    "model": ("initial_megatron_checkpoint",),
 }
 
 
@@ -45,6 +47,9 @@ def backend(config: Config) -> Iterator[str]:
             "--train-backend fsdp with --advantage-estimator ppo: it has no critic yet. Train with --train-backend megatron, or use an "
             "estimator without a critic (grpo, gspo, cispo, rloo, reinforce_plus_plus, dr_grpo)"
         )
+    for name in ("save_optim", "load_optim"):
+        if not getattr(config.run, name):
+            yield f"--train-backend fsdp does not know --no-{name.replace('_', '-')}. Drop it, or train with --train-backend megatron"
     for section, names in _ONLY_MEGATRON.items():
         for name in names:
             if getattr(getattr(config, section), name, None):

@@ -67,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("replay", help="make its decisions and batches again from the journal, and compare")
     exporting = actions.add_parser("export", help="write the samples to FILE.parquet or FILE.jsonl")
     exporting.add_argument("file", metavar="FILE")
+    from pipeline.build.convert import add_parser
+
+    add_parser(commands)
     return root
 
 

@@ -49,6 +49,7 @@ class LearnerGroup:
         self._pids: list[int] = []
         self._folder: Path | None = None
         self._broken: str | None = None
+        self._saving = False  # has a save begun that is not finished?
 
     # ---- life
 
@@ -181,8 +182,19 @@ class LearnerGroup:
     async def onload(self) -> None:
         await self._all("call", "onload")
 
-    async def save(self, path: Path) -> None:
-        await self._all("call", "save", _absolute(path))
+    async def save(self, path: Path, hf: Path | None) -> None:
+        target = _absolute(hf) if hf is not None else None
+        if self._settings.async_save:
+            await self._all("call", "begin_save", _absolute(path), target)
+            self._saving = True
+            return
+        await self._all("call", "save", _absolute(path), target)
+
+    async def saved(self, *, wait: bool) -> bool:
+        if self._saving and (wait or all(await self._all("call", "save_written"))):
+            self._saving = False
+            await self._all("call", "finish_save")
+        return not self._saving
 
     async def load(self, path: Path) -> None:
         await self._all("call", "load", _absolute(path))

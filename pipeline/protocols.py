@@ -109,8 +109,12 @@ class Learner(Protocol):
     async def step(self, batch: TrainBatch) -> StepResult:
         """Train on one rollout. Raises LearnerError and leaves the weights as they were on a non-finite loss."""
 
-    async def save(self, path: Path) -> None:
-        """Write `path`/torch_dist (all ranks) and `path`/hf (safetensors + tokenizer)."""
+    async def save(self, path: Path, hf: Path | None) -> None:
+        """Write `path`/torch_dist (all ranks) and the Hugging Face folder `hf` (safetensors + tokenizer). May return before it is
+        written, when what is written is fixed; `saved` must have been true before the next one."""
+
+    async def saved(self, *, wait: bool) -> bool:
+        """Is everything that `save` began on the disk, of every rank? With `wait`, when it is. Raises when it could not be written."""
 
     async def load(self, path: Path) -> None:
         """Read what `save` wrote under `path`: weights, optimizer, schedule."""

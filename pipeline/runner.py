@@ -22,7 +22,7 @@ from pipeline.producer import Producer
 from pipeline.protocols import Buffer, Learner, WeightTransport
 from pipeline.recorder import Recorder
 from pipeline.shutdown import Stop, StopRequested
-from pipeline.snapshot import save_snapshot
+from pipeline.snapshot import Pending, begin_snapshot, commit_snapshot
 from pipeline.types import EvalResult, Group, PushResult, StepResult, TrainBatch
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Runner:
         self._evaluations: set[asyncio.Task[None]] = set()
         self._eval_order = asyncio.Lock()
         self._saved: int | None = None  # rollouts trained at the last snapshot
+        self._pending: Pending | None = None  # one that the learner may still be writing
         self.interrupted_by: int | None = None  # signal number
 
     # -- the life of a run --------------------------------------------------------------------------------------------
@@ -88,13 +89,21 @@ class Runner:
         try:
             if stopped:
                 self.interrupted_by = self._stop.signal_number
-                await self._save_now()
+                await self._save_now(wait=True)
             elif error is not None:
                 for cause in leaves(error):  # the terminal is told at the very end, when it is free again
                     logger.error("the run ends with %s: %s", type(cause).__name__, cause, exc_info=cause, extra={"file_only": True})
+                await self._commit_what_is_left()
         finally:
             await self._close()
         return stopped
+
+    async def _commit_what_is_left(self) -> None:
+        """A run that fails while a snapshot is being written keeps that snapshot, if its learner lives."""
+        try:
+            await self._commit(wait=True)
+        except SlipstreamError as e:
+            logger.warning("the snapshot under way is lost: %s", e)
 
     async def _close(self) -> None:
         """Shielded: a cancelled run still leaves no process behind."""
@@ -189,11 +198,13 @@ class Runner:
         self._p.recorder.evaluated(results)
 
     async def save(self, rollout_id: int) -> None:
+        """Where one is due. With --async-save it is committed at a later rollout's call, and the last one before this returns."""
         interval, done = self._p.config.run.save_interval, rollout_id + 1
+        await self._commit(wait=False)
         if self._p.clock.finished or (interval and done % interval == 0):
-            await self._save_now()
+            await self._save_now(wait=self._p.clock.finished)
 
-    async def _save_now(self) -> None:
+    async def _save_now(self, *, wait: bool) -> None:
         """Between two steps only: the snapshot's weights and the driver's state are of the same instant."""
         p = self._p
         if not p.saves:
@@ -202,13 +213,27 @@ class Runner:
             logger.warning("nothing is trained yet: no snapshot to save")
             return
         if p.clock.num_trained == self._saved:
+            await self._commit(wait=wait)
             return
         state: dict[str, Any] = {"clock": p.clock.state_dict(), "producer": p.producer.state_dict(), "recorder": p.recorder.state_dict()}
+        await self._commit(wait=True)
         with p.recorder.trainer_busy():
-            path = await save_snapshot(p.checkpoints, p.clock.num_trained, p.learner, state)
-        p.buffer.committed(p.clock.num_trained, path.name)
+            self._pending = await begin_snapshot(p.checkpoints, p.clock.num_trained, p.learner, state, p.config.run.save_hf)
         self._saved = p.clock.num_trained
-        logger.info("saved %s", path)
+        await self._commit(wait=wait)
+
+    async def _commit(self, *, wait: bool) -> None:
+        """Put the snapshot that was begun in force, if all of it is on the disk (with `wait`: when it is)."""
+        pending = self._pending
+        if pending is None:
+            return
+        with self._p.recorder.trainer_busy():
+            if not await self._p.learner.saved(wait=wait):
+                return
+            commit_snapshot(pending)
+        self._pending = None
+        self._p.buffer.committed(pending.num_trained, pending.path.name)
+        logger.info("saved %s", pending.path)
 
 
 def leaves(error: BaseException) -> list[BaseException]:

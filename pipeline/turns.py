@@ -65,9 +65,12 @@ class TurnTaking:
             taken = self._clock.now() - in_between
         return StepResult(metrics={**result.metrics, "turn_seconds": self._clock.now() - began - taken})
 
-    async def save(self, path: Path) -> None:
+    async def save(self, path: Path, hf: Path | None) -> None:
         async with self._turn():
-            await self._learner.save(path)
+            await self._learner.save(path, hf)
+
+    async def saved(self, *, wait: bool) -> bool:
+        return await self._learner.saved(wait=wait)
 
     async def load(self, path: Path) -> None:
         await self._learner.load(path)

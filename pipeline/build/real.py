@@ -17,10 +17,12 @@ from configs.schema import Config
 from pipeline.build.assemble import Backend, Site
 from pipeline.build.counts import counts_of
 from pipeline.cluster import LearnerGroup
+from pipeline.errors import CheckpointError
 from pipeline.flops import read_cost
 from pipeline.models import resolve_checkpoint
 from pipeline.turns import TurnTaking
 from pipeline.warmup import warm_up
+from pipeline.weights import find_torch_dist
 from stages.batch import make_batch
 from stages.engine.launch import Engine
 from stages.engine.memory import EngineMemory
@@ -41,7 +43,8 @@ def real_backend(site: Site) -> Backend:
     folder = resolve_checkpoint(config.model.hf_checkpoint or "", seed=config.run.seed)
     tokenizer = _tokenizer(folder)
     device = _device(config)
-    pool = _pool(site, site.snapshot / "hf" if site.snapshot else folder, device)
+    served = _first_weights(site, folder)
+    pool = _pool(site, served or folder, device)
     learner = LearnerGroup(_settings(config, folder, device))
     client = SGLangClient(
         pool,
@@ -82,7 +85,8 @@ def real_backend(site: Site) -> Backend:
                 both.create_task(teacher.start())
             if not run.debug_rollout_only:
                 both.create_task(bring_up())
-        if site.snapshot is None and config.warmup.sft_steps and not (run.trains_on_records or run.debug_rollout_only):
+        warmed_up = site.snapshot is None and config.warmup.sft_steps
+        if (served is None or warmed_up) and not (run.trains_on_records or run.debug_rollout_only):
             await transport.push(site.clock.policy_version)
 
     async def close() -> None:
@@ -152,6 +156,20 @@ async def _after(ready: asyncio.Event, begin: Callable[[], Awaitable[None]]) -> 
     """Engines measure what is free on a device when they start: the learner must have left it."""
     await ready.wait()
     await begin()
+
+
+def _first_weights(site: Site, folder: Path) -> Path | None:
+    """The Hugging Face folder of the weights that the learner begins with; None when there is none: they are pushed then."""
+    if site.snapshot is not None:
+        found = site.snapshot / "hf" if (site.snapshot / "hf").is_dir() else None
+    else:
+        found = folder if site.config.model.initial_megatron_checkpoint is None else None
+    if found is None and site.config.run.debug_rollout_only:
+        raise CheckpointError(
+            f"--debug-rollout-only: engines read Hugging Face folders, and {site.snapshot or '--initial-megatron-checkpoint'} has none: "
+            "convert it (python -m pipeline convert torch-dist-to-hf) and give the folder as --hf-checkpoint"
+        )
+    return found
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -252,10 +270,12 @@ def _pool_of(engines: list[Engine], site: Site) -> SGLangPool:
 
 def _settings(config: Config, folder: Path, device: Literal["cpu", "cuda"]) -> LearnerSettings:
     model = dataclasses.replace(config.model, hf_checkpoint=str(folder.absolute()), device=device, dtype=_dtype(config, device))
+    if model.initial_megatron_checkpoint:
+        initial = find_torch_dist(Path(model.initial_megatron_checkpoint), "--initial-megatron-checkpoint")
+        model = dataclasses.replace(model, initial_megatron_checkpoint=str(initial.absolute()))
     algorithm = config.algorithm
     if algorithm.ref_load:
-        reference = resolve_checkpoint(algorithm.ref_load, seed=config.run.seed).absolute()
-        algorithm = dataclasses.replace(algorithm, ref_load=str(reference))
+        algorithm = dataclasses.replace(algorithm, ref_load=str(_reference(algorithm.ref_load, config.run.seed).absolute()))
     return LearnerSettings(
         model=model,
         algorithm=algorithm,
@@ -266,7 +286,17 @@ def _settings(config: Config, folder: Path, device: Literal["cpu", "cuda"]) -> L
         num_optimizer_steps=config.run.num_rollout * _steps_per_rollout(config),
         temperature=config.rollout.rollout_temperature,
         seed=config.run.seed,
+        async_save=config.run.async_save,
+        save_optim=config.run.save_optim,
+        load_optim=config.run.load_optim,
     )
+
+
+def _reference(spec: str, seed: int) -> Path:
+    """--ref-load's folder: torch_dist, or anything that --hf-checkpoint takes."""
+    if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
+        return find_torch_dist(Path(spec), "--ref-load")
+    return resolve_checkpoint(spec, seed=seed)
 
 
 def _steps_per_rollout(config: Config) -> int:

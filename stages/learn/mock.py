@@ -59,10 +59,13 @@ class MockLearner:
             "seconds": seconds,
         }
 
-    async def save(self, path: Path) -> None:
-        for name in ("torch_dist", "hf"):
-            (path / name).mkdir(parents=True, exist_ok=True)
+    async def save(self, path: Path, hf: Path | None) -> None:
+        for folder in (path / "torch_dist", *([hf] if hf else [])):
+            folder.mkdir(parents=True, exist_ok=True)
         (path / "torch_dist" / STATE_FILE).write_text(json.dumps({"num_steps": self.num_steps}), encoding="utf-8")
+
+    async def saved(self, *, wait: bool) -> bool:
+        return True
 
     async def load(self, path: Path) -> None:
         """Raises CheckpointError when `path` was not written by a mock run."""

@@ -22,6 +22,9 @@ class LearnerSettings:
     num_optimizer_steps: int = 1  # of the whole run: where the learning-rate schedule ends
     temperature: float = 1.0  # that the engine samples with: log-probs are of softmax(logits / temperature)
     seed: int = 1234
+    async_save: bool = False  # snapshots are written while training goes on
+    save_optim: bool = True  # snapshots hold optimizer and schedule
+    load_optim: bool = True  # and are restored with them
 
     @property
     def num_ranks(self) -> int:

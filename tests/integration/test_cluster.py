@@ -79,18 +79,18 @@ async def test_the_event_loop_is_free_during_a_step(group: LearnerGroup) -> None
 
 
 async def test_refusal_leaves_all_ranks_usable(group: LearnerGroup, tmp_path: Path) -> None:
-    await group.save(tmp_path / "before")
+    await group.save(tmp_path / "before", tmp_path / "before" / "hf")
     bad = cases.make_batch(cases.make_step(cases.poisoned(), ranks=2), rollout_id=9)
     with pytest.raises(LearnerError, match=r"rollout 9.*refused"):
         await group.step(bad)
-    await group.save(tmp_path / "after")
+    await group.save(tmp_path / "after", tmp_path / "after" / "hf")
     first, second = ((tmp_path / x / "hf" / "model.safetensors").read_bytes() for x in ("before", "after"))
     assert first == second
     assert (await group.step(cases.make_batch(*steps(2)))).metrics["grad_norm"] > 0
 
 
 async def test_save_load_and_bad_folder(group: LearnerGroup, tmp_path: Path) -> None:
-    await group.save(tmp_path / "1")
+    await group.save(tmp_path / "1", tmp_path / "1" / "hf")
     want = (await group.step(cases.make_batch(*steps(2)))).metrics
     with pytest.raises(CheckpointError, match="nowhere"):
         await group.load(tmp_path / "nowhere")
@@ -122,7 +122,7 @@ async def test_a_dead_rank_is_reported_and_nothing_is_left(group: LearnerGroup) 
     with pytest.raises(LearnerError, match=r"learner rank 1 \(pid \d+\) died"):
         await group.step(cases.make_batch(*steps(2)))
     with pytest.raises(LearnerError, match="rank 1 failed earlier"):
-        await group.save(Path("anywhere"))
+        await group.save(Path("anywhere"), None)
     await group.close()
     await group.close()
     assert not folder.exists()

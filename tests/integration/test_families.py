@@ -177,11 +177,11 @@ def test_missing_and_misshapen_tensors_are_listed(folders: dict[str, Path], tmp_
     (tmp_path / "config.json").write_text((folders["deepseek_v3"] / "config.json").read_text())
     tensors[expert] = tensors[expert][:-1].contiguous()
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=rf"wrong shapes: {expert} \[\[63, 32\]\]"):
+    with pytest.raises(CheckpointError, match=rf"1 of another shape: {expert} is \[63, 32\], expected \[64, 32\]"):
         start_rank(cases.settings(tmp_path))
     del tensors[expert], tensors["model.layers.1.mlp.gate.e_score_correction_bias"]
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=rf"missing {expert}, model.layers.1.mlp.gate.e_score_correction_bias"):
+    with pytest.raises(CheckpointError, match=rf"2 missing: .*{expert}"):
         start_rank(cases.settings(tmp_path))
 
 

@@ -86,9 +86,9 @@ def test_exported_folder_is_transformers_own(rank: Any, tmp_path: Path) -> None:
 
 
 def test_large_models_are_written_in_shards(rank: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.learn.megatron import checkpoint
+    from stages.learn import hf_folder
 
-    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(hf_folder, "MAX_SHARD_BYTES", 100_000)
     rank.export_hf(tmp_path / "hf")
     assert len(list((tmp_path / "hf").glob("model-*-of-*.safetensors"))) > 1
     model = cases.load_hf(tmp_path / "hf")

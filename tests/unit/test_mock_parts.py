@@ -212,7 +212,7 @@ async def test_the_learner_reports_counts_and_resumes(tmp_path: Path) -> None:
         fresh, stale = (await learner.step(batch(0))).metrics, (await learner.step(batch(4))).metrics
         assert time.now() == 6.0 and fresh["seconds"] == 3.0 and fresh["num_tokens"] == 12
         assert fresh["kl_rollout_old"] == 0.0 < stale["kl_rollout_old"] and stale["ess_fraction"] < fresh["ess_fraction"] == 1.0
-        await learner.save(tmp_path)
+        await learner.save(tmp_path, None)
         again = MockLearner(MockConfig())
         await again.load(tmp_path)
         assert again.num_steps == learner.num_steps == 4

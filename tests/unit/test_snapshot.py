@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import CheckpointError
-from pipeline.snapshot import find_snapshot, read_state, save_snapshot
+from pipeline.snapshot import begin_snapshot, commit_snapshot, find_snapshot, read_state
 from pipeline.types import StepResult, TrainBatch
 
 
@@ -19,11 +19,15 @@ class FakeLearner:
     def __init__(self, weights: str = "w", crash: bool = False) -> None:
         self.weights, self.crash = weights, crash
 
-    async def save(self, path: Path) -> None:
+    async def save(self, path: Path, hf: Path | None) -> None:
+        self.hf = hf
         (path / "torch_dist").mkdir()
         if self.crash:
             raise KeyboardInterrupt
         (path / "torch_dist" / "weights").write_text(self.weights)
+
+    async def saved(self, *, wait: bool) -> bool:
+        return True
 
     async def step(self, batch: TrainBatch) -> StepResult:
         raise NotImplementedError
@@ -36,12 +40,14 @@ class FakeLearner:
 
 
 async def save(folder: Path, num_trained: int, weights: str = "w", **state: Any) -> Path:
-    return await save_snapshot(folder, num_trained, FakeLearner(weights), state)
+    pending = await begin_snapshot(folder, num_trained, FakeLearner(weights), state)
+    commit_snapshot(pending)
+    return pending.path
 
 
 async def crash(folder: Path, num_trained: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        await save_snapshot(folder, num_trained, FakeLearner(crash=True), {})
+        await begin_snapshot(folder, num_trained, FakeLearner(crash=True), {})
 
 
 async def test_a_snapshot_is_found_by_run_folder_or_name(tmp_path: Path) -> None:
@@ -62,6 +68,21 @@ async def test_a_torn_snapshot_is_refused_by_name_and_the_one_before_is_in_force
     again = await save(tmp_path, 4, weights="new")  # a resumed run gets there again
     assert again.name == "rollout_000004" and (again / "torch_dist" / "weights").read_text() == "new"
     assert find_snapshot(str(tmp_path)) == again
+
+
+async def test_until_it_is_committed_the_one_before_is_in_force(tmp_path: Path) -> None:
+    good = await save(tmp_path, 2)
+    pending = await begin_snapshot(tmp_path, 4, FakeLearner("late"), {"clock": {"a": 1}}, "{checkpoint}/hf")
+    assert find_snapshot(str(tmp_path)) == good
+    commit_snapshot(pending)
+    assert find_snapshot(str(tmp_path)) == pending.path and read_state(pending.path)["clock"] == {"a": 1}
+
+
+@pytest.mark.parametrize(("template", "want"), [("{checkpoint}/hf", "rollout_000004/hf"), ("hf/{rollout_id}", "hf/3"), (None, None)])
+async def test_save_hf_names_the_folder(tmp_path: Path, template: str | None, want: str | None) -> None:
+    learner = FakeLearner()
+    await begin_snapshot(tmp_path, 4, learner, {}, template if template is None or "checkpoint" in template else f"{tmp_path}/{template}")
+    assert learner.hf == (want and tmp_path / want)
 
 
 async def test_a_crash_between_the_marker_and_the_link_leaves_both_loadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from stages.learn.fsdp.packing import MicroBatch, pack
 from stages.learn.fsdp.reference import Reference
 from stages.learn.fsdp.weights import exported, whole_state
 from stages.learn.goal import Goal
-from stages.learn.hf_folder import export_hf
+from stages.learn.hf_folder import write_hf_folder
 from stages.learn.losses import TokenLogProbs, compute_log_probs_from_logits
 from stages.learn.meter import StepMeter
 from stages.learn.objective import Outcome
@@ -181,16 +182,22 @@ class FSDPRank(LearnerRank):
 
     def export_hf(self, path: Path) -> None:
         """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files. Every rank calls it."""
-        export_hf(self.hf_weights(), self._folder, path, write=self.rank == 0)
+        if self.rank == 0:
+            write_hf_folder(self.hf_weights(), self._folder, path)
+        else:
+            for _ in self.hf_weights():  # gathered over all ranks
+                pass
         dist.barrier()
 
-    def save(self, path: Path) -> None:
-        """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and `path`/hf. Every rank calls it."""
+    def save(self, path: Path, hf: Path | EllipsisType | None = ...) -> None:
+        """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and the Hugging Face folder `hf` (default `path`/hf). Every
+        rank calls it."""
         tensors = {**{f"model.{n}": t for n, t in self._state().items()}, **self._optimizer.tensors()}
         checkpoint.save(path / FOLDER, tensors, self._optimizer.counts())
         if self._kept:
             self._kept.save(path / "reference")
-        self.export_hf(path / "hf")
+        if hf is not None:
+            self.export_hf(path / "hf" if isinstance(hf, EllipsisType) else hf)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote under `path`, with any number of ranks. Raises CheckpointError on every rank when it is not there or

@@ -19,8 +19,9 @@ from megatron.core.transformer.module import Float16Module
 
 from configs.schema import OptimConfig
 from pipeline.errors import ConfigError
+from pipeline.weights import find_torch_dist
 from stages.learn.determinism import seed_everything, use_deterministic_kernels
-from stages.learn.megatron import compat, parallel
+from stages.learn.megatron import checkpoint, compat, parallel
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
 from stages.learn.megatron.flags import convert, model_fields, owned_by
 from stages.learn.megatron.model import PolicyModel
@@ -125,7 +126,7 @@ def build(settings: LearnerSettings, *, rank: int, world_size: int, store: dist.
     bridge = make_bridge(hf_folder, dtype, model_fields(values))
     with compat.cuda_methods():
         models = bridge.build()
-    load_hf_weights(bridge, models, hf_folder)
+    load_first_weights(bridge, models, hf_folder, settings)
     ddp = _wrap(bridge.config, models, owned_by("DistributedDataParallelConfig", values), device)
     optimizer = _make_optimizer(ddp, dtype, owned_by("OptimizerConfig", values))
     _connect(bridge.config, ddp, optimizer)
@@ -149,6 +150,15 @@ def build(settings: LearnerSettings, *, rank: int, world_size: int, store: dist.
         dp_rank=mpu.get_data_parallel_rank(),
         dp_size=mpu.get_data_parallel_world_size(),
     )
+
+
+def load_first_weights(bridge: Any, models: list[PolicyModel], hf_folder: Path, settings: LearnerSettings) -> None:
+    """What training begins with: --initial-megatron-checkpoint, or the Hugging Face folder. Raises CheckpointError."""
+    initial = settings.model.initial_megatron_checkpoint
+    if initial is None:
+        load_hf_weights(bridge, models, hf_folder)
+        return
+    checkpoint.load_models(models, find_torch_dist(Path(initial), "--initial-megatron-checkpoint"))
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,13 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core import parallel_state as mpu
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from pipeline.errors import CheckpointError
-from stages.learn.megatron import compat
-
-MAX_SHARD_BYTES = 5 << 30
-_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".index.json")
+from stages.learn import rendezvous
+from stages.learn.hf_folder import make_durable, write_hf_folder
+from stages.learn.megatron import compat, sharded, torch_dist
 
 
 def _model_meta() -> dict[str, Any]:
@@ -53,37 +50,63 @@ def _state(built: Any, *, loading: bool) -> dict[str, Any]:
     return state
 
 
-def save(built: Any, path: Path) -> None:
-    """Write weights, optimizer and schedule under `path`; every rank calls it. An older checkpoint there is replaced."""
+Write = Callable[[dict[str, Any], Path], Any]  # what becomes of a sharded state: write_now, or async_save.torch_dist_job
+
+
+def save(built: Any, path: Path, *, optimizer: bool = True, write: Write | None = None) -> Any:
+    """Write weights and, with `optimizer`, optimizer and schedule under `path`; every rank calls it. An older checkpoint there is
+    replaced."""
     with compat.cuda_methods():
-        _write(_state(built, loading=False), path)
+        return _write(_state(built, loading=False) if optimizer else _model_state(built.models), path, write)
 
 
-def save_models(models: Sequence[Any], path: Path) -> None:
+def save_models(models: Sequence[Any], path: Path, *, write: Write | None = None) -> Any:
     """Write weights alone, as `save` does."""
     with compat.cuda_methods():
-        _write(_model_state(models), path)
+        return _write(_model_state(models), path, write)
 
 
-def _write(state: dict[str, Any], path: Path) -> None:
+def _write(state: dict[str, Any], path: Path, write: Write | None) -> Any:
     if dist.get_rank() == 0:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     dist.barrier()
+    return (write or write_now)(state, path)
+
+
+def write_now(state: dict[str, Any], path: Path) -> None:
+    """Returns when it is on the disk, on every rank."""
     dist_checkpointing.save(state, str(path))
+    if dist.get_rank() == 0:
+        make_durable(path)
     dist.barrier()
 
 
-def load(built: Any, path: Path) -> None:
-    """Read what `save` wrote. Raises CheckpointError when `path` is no such checkpoint, or one of another model."""
+def load(built: Any, path: Path, *, optimizer: bool = True) -> None:
+    """Read what `save` wrote; without `optimizer` weights alone. Raises CheckpointError when `path` is no such checkpoint, or one of
+    another model."""
+    if not optimizer:
+        load_models(built.models, path)
+        built.optimizer.reload_model_params()
+        return
     with _explained(path, "this model and optimizer"), compat.cuda_methods():
+        if "scheduler" not in torch_dist.read_common(path):
+            raise CheckpointError(f"{path} holds no optimizer (--no-save-optim): --no-load-optim goes on with a fresh one")
         _restore(built, dist_checkpointing.load(_state(built, loading=True), str(path)))
 
 
 def load_models(models: Sequence[Any], path: Path) -> None:
-    """Read what `save_models` wrote. Raises CheckpointError as `load` does."""
-    with _explained(path, "this model"), compat.cuda_methods():
-        _restore_models(models, dist_checkpointing.load(_model_state(models), str(path)))
+    """The weights of any torch_dist checkpoint of this model, whatever layout and layer spec it was saved with. Raises CheckpointError
+    that lists what is missing or of another shape; nothing is loaded then."""
+    with _explained(path, "this model"), compat.cuda_methods(), torch_dist.Reader(path) as held:
+        entries = [sharded.fitted_all(model, held) for model in models]
+        found = sharded.compare([e for part in entries for e in part.values()], held, num_words=models[0].num_words, whole=False)
+        if every := [text for text in rendezvous.gather_over_world(str(found)) if text]:
+            raise CheckpointError(f"{path} does not fit this model: {every[0]}")
+        loaded = dist_checkpointing.load(dict(zip(_keys(models), entries, strict=True)), str(path))
+        for key, model in zip(_keys(models), models, strict=True):
+            # Not strict: `_extra_state`, which is not loaded; all weights are there.
+            model.load_state_dict(loaded[key], strict=False)
 
 
 @contextlib.contextmanager
@@ -91,6 +114,7 @@ def _explained(path: Path, target: str) -> Iterator[None]:
     if not (path / "metadata.json").is_file():
         raise CheckpointError(f"{path}: no torch_dist checkpoint (metadata.json is missing); expected what --save wrote")
     try:
+        torch_dist.read_metadata(path)  # refuses a pickle that names what it should not, before Megatron reads it
         yield
     except (CheckpointException, CheckpointingException, KeyError, ValueError, RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be loaded into {target}: {error}") from error
@@ -112,43 +136,8 @@ def export_hf(weights: Iterator[tuple[str, Tensor]], source: Path, path: Path, *
 
     All ranks iterate `weights` to the end; only the one with `write` touches the disk. The folder appears whole or not at all.
     """
-    if not write:
+    if write:
+        write_hf_folder(weights, source, path)
+    else:
         for _ in weights:
             pass
-        return
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    dtype = _write_shards(weights, part)
-    for file in source.iterdir():
-        if file.is_file() and not file.name.endswith(_WEIGHTS):
-            shutil.copy2(file, part / file.name)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config.pop("torch_dtype", None)
-    config["dtype"] = str(dtype).removeprefix("torch.")  # else a reader would cast to what the original was stored in
-    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(path, ignore_errors=True)
-    part.rename(path)
-
-
-def _write_shards(weights: Iterator[tuple[str, Tensor]], folder: Path) -> torch.dtype:
-    shards: list[dict[str, Tensor]] = [{}]
-    num_bytes, total = 0, 0
-    for name, tensor in weights:
-        size = tensor.numel() * tensor.element_size()
-        if num_bytes + size > MAX_SHARD_BYTES and shards[-1]:
-            shards.append({})
-            num_bytes = 0
-        # A copy: halves of a fused weight share memory, which safetensors refuses.
-        shards[-1][name] = tensor.to("cpu", copy=True).contiguous()
-        num_bytes, total = num_bytes + size, total + size
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-    else:
-        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-        for file, shard in zip(names, shards, strict=True):
-            save_file(shard, folder / file, metadata={"format": "pt"})
-        where = {key: file for file, shard in zip(names, shards, strict=True) for key in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-    return next(iter(shards[0].values())).dtype

@@ -154,12 +154,12 @@ class Critic:
         built.scheduler.step(increment=1)
         return {**_metrics(sums), "critic_grad_norm": norm, "critic_lr": lr}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, optimizer: bool = True, write: checkpoint.Write | None = None) -> Any:
         """Write `path`/critic: weights, optimizer, schedule. Every rank calls it."""
-        checkpoint.save(self.built, path / FOLDER)
+        return checkpoint.save(self.built, path / FOLDER, optimizer=optimizer, write=write)
 
-    def load(self, path: Path) -> None:
-        checkpoint.load(self.built, path / FOLDER)
+    def load(self, path: Path, *, optimizer: bool = True) -> None:
+        checkpoint.load(self.built, path / FOLDER, optimizer=optimizer)
 
 
 def _values_of(out: Tensor, mb: PackedMicroBatch) -> Tensor:
@@ -178,7 +178,10 @@ def _build(settings: LearnerSettings, policy: building.Built) -> building.Built:
     bridge = make_bridge(folder, dtype, model_fields(values))
     with compat.cuda_methods():
         models = bridge.build()
-    load_hf_weights(bridge, models, folder)
+    if load is None:
+        building.load_first_weights(bridge, models, folder, settings)
+    else:
+        load_hf_weights(bridge, models, folder)
     share = 1.0 / bridge.config.tensor_model_parallel_size if bridge.config.sequence_parallel else 1.0
     for model in models:
         model.share_embeddings_and_output_weights = False

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from pipeline.types import OptimizerStep, TrainBatch
 from stages.learn.ahead import Prepared
 from stages.learn.goal import Goal
 from stages.learn.megatron import checkpoint, parallel
+from stages.learn.megatron.async_save import Saves, hf_job, torch_dist_job
 from stages.learn.megatron.balance import Balance
 from stages.learn.megatron.build import Built, build
 from stages.learn.megatron.context import whole
@@ -62,6 +64,7 @@ class MegatronRank(LearnerRank):
             self._kept = self._make_reference(goal)
             self._begin(goal, self._passes, self._kept, meter)
             self._offload = Offload([self._built, *([self._critic.built] if self._critic is not None else [])])
+            self._saves = Saves()
         except BaseException:
             parallel.shutdown()
             raise
@@ -88,7 +91,7 @@ class MegatronRank(LearnerRank):
             return None
         reference = Reference(self._built)
         if self.settings.algorithm.ref_load:
-            reference.load_hf(Path(self.settings.algorithm.ref_load))
+            reference.load_weights(Path(self.settings.algorithm.ref_load))
         return reference
 
     # ---- passes
@@ -226,27 +229,57 @@ class MegatronRank(LearnerRank):
             checkpoint.export_hf(self._built.bridge.hf_weights(self._built.models), self._built.hf_folder, path, write=self.rank == 0)
         dist.barrier()
 
-    def save(self, path: Path) -> None:
-        """Write `path`/torch_dist (weights, optimizer, schedule), `path`/reference, `path`/critic and `path`/hf. Every rank calls it."""
+    def save(self, path: Path, hf: Path | EllipsisType | None = ...) -> None:
+        """Write `path`/torch_dist (weights, optimizer, schedule), `path`/reference and `path`/critic. Every rank calls it.
+
+        Also the Hugging Face folder `hf` (default `path`/hf). Returns when all of it is on the disk. --no-save-optim leaves optimizer
+        and schedule out.
+        """
         with self._offload.present():
-            checkpoint.save(self._built, path / "torch_dist")
-            if self._kept:
-                self._kept.save(path / "reference")
-            if self._critic is not None:
-                self._critic.save(path)
-            self.export_hf(path / "hf")
+            self._save(path, None)
+            if hf is not None:
+                self.export_hf(path / "hf" if isinstance(hf, EllipsisType) else hf)
+
+    def begin_save(self, path: Path, hf: Path | None) -> None:
+        """Copy all that `save` writes, and the weights for the Hugging Face folder `hf`; a thread writes. Every rank calls it.
+
+        What was begun before must have been finished.
+        """
+        with self._offload.present():
+            jobs = self._save(path, torch_dist_job)
+            if hf is not None:
+                jobs.append(hf_job(self.hf_weights(), self._built.hf_folder, hf, write=self.rank == 0))
+        self._saves.begin(jobs)
+
+    def save_written(self) -> bool:
+        """Has this rank's thread ended? Does not wait."""
+        return self._saves.written()
+
+    def finish_save(self) -> None:
+        """Wait for the thread and make it a checkpoint, on the disk. Every rank calls it. Raises CheckpointError on all when one failed."""
+        self._saves.finish()
+
+    def _save(self, path: Path, write: checkpoint.Write | None) -> list[Any]:
+        optimizer = self.settings.save_optim
+        jobs = [checkpoint.save(self._built, path / "torch_dist", optimizer=optimizer, write=write)]
+        if self._kept:
+            jobs.append(self._kept.save(path / "reference", write=write))
+        if self._critic is not None:
+            jobs.append(self._critic.save(path, optimizer=optimizer, write=write))
+        return jobs
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote under `path`. Raises CheckpointError on every rank when it is not there or does not fit.
 
         A run that had no reference leaves ours as it was built: --ref-load, or --hf-checkpoint.
         """
+        optimizer = self.settings.load_optim
         with self._offload.present():
-            checkpoint.load(self._built, path / "torch_dist")
+            checkpoint.load(self._built, path / "torch_dist", optimizer=optimizer)
             if self._kept and (path / "reference").is_dir():
                 self._kept.load(path / "reference")
             if self._critic is not None:
-                self._critic.load(path)
+                self._critic.load(path, optimizer=optimizer)
 
     def close(self) -> None:
         """Leave the process groups. The object is of no use afterwards."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.weights import find_torch_dist, find_weights
 from stages.learn.megatron import checkpoint
 from stages.learn.megatron.balance import expert_biases
 from stages.learn.megatron.bridge import load_hf_weights
@@ -63,15 +64,19 @@ class Reference:
             for ddp in overlapped:
                 ddp.enable_forward_pre_hook()
 
-    def load_hf(self, folder: Path) -> None:
-        """The weights of a Hugging Face folder of the policy's shape. Raises CheckpointError."""
-        with self.in_place(write=True):
-            load_hf_weights(self._built.bridge, self._built.models, folder)
+    def load_weights(self, path: Path) -> None:
+        """--ref-load: a Hugging Face or torch_dist folder of the policy's shape. Raises CheckpointError."""
+        weights = find_weights(path, "--ref-load")
+        if weights.format == "hf":
+            with self.in_place(write=True):
+                load_hf_weights(self._built.bridge, self._built.models, weights.folder)
+        else:
+            self.load(find_torch_dist(path, "--ref-load"))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, write: checkpoint.Write | None = None) -> Any:
         """Every rank calls it."""
         with self.in_place():
-            checkpoint.save_models(self._built.models, path)
+            return checkpoint.save_models(self._built.models, path, write=write)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote. Raises CheckpointError."""

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
+from stages.learn.hf_folder import listed
+from stages.learn.megatron.hf_check import check_hf_weights
 from stages.learn.megatron.names import expert_of, is_expert, weights_of
-
-_SHOWN = 8  # names in an error message
 
 
 class HfFolder:
@@ -68,11 +68,10 @@ def load_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path) 
 
     Every rank reads what it needs by itself. Nothing is written when a tensor is missing; a wrong shape shows while loading.
     """
+    check_hf_weights(bridge, models, path)
     try:
         folder = HfFolder(path)
         wanted = [(bridge.hf_names(agreed), agreed, weights_of(m)[own]) for m in models for own, agreed in bridge.names(m).items()]
-        if missing := sorted({n for names, _, _ in wanted for n in names if n not in folder}):
-            raise CheckpointError(f"{path}: the safetensors do not fit config.json: missing {_listed(missing)}")
         wrong = []
         for hf_names, agreed, target in wanted:
             whole = bridge.to_megatron(agreed, [folder[n] for n in hf_names])
@@ -84,12 +83,7 @@ def load_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path) 
     except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: the safetensors do not fit config.json: {error}") from error
     if wrong:
-        raise CheckpointError(f"{path}: the safetensors do not fit config.json: wrong shapes: {_listed(wrong)}")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+        raise CheckpointError(f"{path}: the safetensors do not fit config.json: wrong shapes: {listed(wrong)}")
 
 
 def gather_hf_weights(bridge: Any, models: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
