@@ -3,8 +3,8 @@
     python benchmarks/packing.py [--model tiny] [--groups 16] [--samples-per-group 8]
 
 Lengths are lognormal, as responses are. Four ways, interleaved: padded (one sample a row, rows to the longest of their batch, a plain
-Hugging Face loop), padded but sorted by length, packed, and packed with the prompt of a group once. The learner does the last; for the third
-every sample is told to be of another group. Work is counted too: tokens that each way puts through the model.
+Hugging Face loop), padded but sorted by length, packed, and packed with the prompt of a group once. The learner does the last; for the
+third every sample is told to be of another group. Work is counted too: tokens that each way puts through the model.
 """
 
 from __future__ import annotations
