@@ -161,6 +161,10 @@ def _buffer(view: RunView, train: Mapping[str, Any], out: Table) -> None:
 
 def _speed(view: RunView, train: Mapping[str, Any], out: Table) -> None:
     rest = f" · a rollout in {seconds(train.get('interval_seconds'))}, its step {seconds(train.get('step_seconds'))}"
+    if train.get("peak_memory_bytes"):
+        rest += f" · learner's peak {train['peak_memory_bytes'] / 2**30:.1f} GiB"
+    if train.get("mfu"):
+        rest += f" · MFU {percent(train['mfu'])}"
     out.add_row("speed", _text(f"{number(train.get('tokens_per_second'))} tokens/s", (rest, "dim")))
 
 
