@@ -23,4 +23,6 @@ def batch_digest(batch: TrainBatch) -> str:
                     )
                     for array in (s.tokens, s.loss_mask, s.rollout_log_probs, s.advantages):
                         digest.update(np.ascontiguousarray(array).tobytes())
+                    if s.routed_experts is not None:
+                        digest.update(f"experts {s.routed_experts.shape}".encode() + np.ascontiguousarray(s.routed_experts).tobytes())
     return digest.hexdigest()

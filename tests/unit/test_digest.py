@@ -42,6 +42,7 @@ CHANGES: dict[str, Any] = {
     "reward": 2.0,
     "staleness": 2,
     "norm_length": 9,
+    "routed_experts": np.zeros((4, 1, 2), np.int16),
 }
 
 

@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "docs" / "algorithms.md").read_text()
 ROWS = {cells[1].strip().strip("`"): [c.strip() for c in cells[1:-1]] for line in PAGE.splitlines() if len(cells := line.split("|")) > 3}
 ELSEWHERE = ("global-batch-size", "num-steps-per-rollout", "max-tokens-per-gpu")  # how a rollout is cut, not what is learnt from it
+MORE = ("custom-functions.md", "performance.md", "moe.md")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -27,8 +28,8 @@ def test_every_correction_has_its_bounds(name: str) -> None:
 def test_every_estimator_and_flag_is_there() -> None:
     assert [name for name in typing.get_args(Estimator) if name not in ROWS] == []
     flags = [f.name for f in own_flags().values() if f.section == "algorithm" and f.name not in ELSEWHERE]
-    functions = (ROOT / "docs" / "custom-functions.md").read_text()
-    missing = [f for f in flags if f"--{f}" not in PAGE + functions and f"--disable-{f}" not in PAGE]
+    more = "".join((ROOT / "docs" / name).read_text() for name in MORE)
+    missing = [f for f in flags if f"--{f}" not in PAGE + more and f"--disable-{f}" not in PAGE and f"--no-{f}" not in more]
     assert missing == []
 
 

@@ -246,7 +246,7 @@ def test_a_dense_model_has_no_experts(tmp_path: Path, config: dict[str, Any], sh
 
 def test_engines_write_them_down_only_when_asked() -> None:
     spec = EngineSpec(index=0, model_path=Path("m"), log_path=Path("l"), device="cuda", dtype="bfloat16")
-    assert "enable_return_routed_experts" not in spec.server_args(1, 0)
-    args = dataclasses.replace(spec, returns_experts=True).server_args(1, 0)
+    assert "enable_return_routed_experts" not in spec.server_args(1, 0, 2)
+    args = dataclasses.replace(spec, returns_experts=True).server_args(1, 0, 2)
     assert args["enable_return_routed_experts"] is True
-    assert "--enable-return-routed-experts" in dataclasses.replace(spec, returns_experts=True).command(1, 0)
+    assert "--enable-return-routed-experts" in dataclasses.replace(spec, returns_experts=True).command(1, 0, 2)

@@ -49,7 +49,7 @@ async def test_a_step_and_a_save_are_turns() -> None:
     assert both.log == ["release", "onload", "step", "offload", "resume"]
     assert result.metrics == {"loss": 0.5, "turn_seconds": 4.0}
     both.log.clear()
-    await turns(both).save(Path("x"))
+    await turns(both).save(Path("x"), None)
     assert both.log == ["release", "onload", "save", "offload", "resume"]
 
 
