@@ -17,7 +17,6 @@ from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, ge
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from stages.learn.megatron import parallel
 
 # --moe-router-load-balancing-type -> Megatron's name of what it adds, from which ours is made
 _LOSSES = {"aux_loss": "load_balancing_loss", "seq_aux_loss": "seq_load_balancing_loss", "global_aux_loss": "global_load_balancing_loss"}
@@ -69,7 +68,7 @@ class Balance:
 
 def _losses_of(config: Any) -> list[tuple[str, int]]:
     """(Megatron's name, ranks over whose sum the mean is taken: each computes the whole of its own data) of what flags add."""
-    copies = parallel.data_parallel_size() // mpu.get_context_parallel_world_size()
+    copies = mpu.get_data_parallel_world_size()
     kinds, rates = config.moe_router_load_balancing_type, config.moe_aux_loss_coeff
     pairs = zip(kinds, rates, strict=True) if isinstance(kinds, list) else [(kinds, rates)]
     out = [(_LOSSES[kind], 1 if kind == "global_aux_loss" else copies) for kind, rate in pairs if rate and kind in _LOSSES]
