@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -237,3 +238,31 @@ def test_a_dense_model_is_refused(make_rank: Callable[..., Any], tmp_path: Path,
     model = cases.make_model("qwen3", tmp_path / "dense", tied=True)
     with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')}: the model has no experts"):
         make_rank(model, **{flag: True})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("cuda_graph_impl", "local"), ("moe_router_load_balancing_type", "sinkhorn"), ("moe_router_fusion", True)],
+)
+def test_routers_that_cannot_be_told_are_refused(name: str, value: Any) -> None:
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.routing import _check_config
+
+    fine = {"num_moe_experts": 8, "moe_router_fusion": False, "cuda_graph_impl": "none", "moe_router_load_balancing_type": "none"}
+    fine |= {"context_parallel_size": 1}
+    _check_config(SimpleNamespace(**fine), "--use-routing-replay")
+    with pytest.raises(ConfigError, match=f"--use-routing-replay with --{name.replace('_', '-')}"):
+        _check_config(SimpleNamespace(**{**fine, name: value}), "--use-routing-replay")
+
+
+def test_the_critic_routes_freely(folder: Path, make_rank: Callable[..., Any]) -> None:
+    """It has routers of its own, which the policy's experts do not reach."""
+    rank = make_rank(use_rollout_routing_replay=True, advantage_estimator="ppo", megatron={"lr": 0.0})
+    samples, plain = samples_with_experts(), cases.make_samples(cases.LENGTHS)
+    torch.nn.init.normal_(rank._critic._built.models[0].output_layer.weight)
+    values = [rank._critic._values(rank._passes.pack(((tuple(s),),)))[0] for s in (samples, plain)]
+    assert torch.equal(*values) and values[0].abs().max() > 0.1
+    metrics = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
+    assert metrics["routing_mismatch"] > 0.5 and metrics["value_loss"] > 0

@@ -94,8 +94,7 @@ class Routing:
             id(chunk): [_take_seat(router) for _, router in _routers(model)] for chunk, model in zip(chunks, models, strict=True)
         }
         self.layers = [layer for model in models for layer, _ in _routers(model)]  # this rank's with experts, from 0 over the whole model
-        self._recorded: dict[int, dict[int, Tensor]] = {}  # micro-batch -> chunk -> [own tokens, layers of the chunk, top-k]
-        self._kept: list[PackedMicroBatch] = []  # whose ids are the keys above
+        self._recorded: dict[int, dict[int, Tensor]] = {}  # id of a micro-batch -> of a chunk -> [own tokens, its layers, top-k]
 
     def check(self, sample: TrainSample) -> None:
         """Raises LearnerError for experts that the model does not have. `sample.routed_experts`: [n, layers, top-k]."""
@@ -135,7 +134,6 @@ class Routing:
         if mode == "record" and seats:
             found = [s.recorded for s in seats if s.recorded is not None]
             self._recorded.setdefault(id(mb), {})[id(chunk)] = torch.stack(found, 1).cpu()
-            self._kept.append(mb)
         recomputes = (
             mode == "replay" and mb.routed_experts is not None and not forward_only and self._config.recompute_granularity is not None
         )
@@ -167,9 +165,8 @@ class Routing:
                 seat.awaiting.clear()
 
     def take_recorded(self, mb: PackedMicroBatch) -> Tensor | None:
-        """[own tokens, own layers, top-k] int16 of the last recording run; None on a rank without experts."""
+        """[own tokens, own layers, top-k] int16 of a recording run, whose micro-batches still live; None on a rank without experts."""
         parts = self._recorded.pop(id(mb), {})
-        self._kept = [m for m in self._kept if m is not mb]
         return torch.cat([parts[key] for key in self._seats if key in parts], 1) if parts else None
 
     def reset_mismatch(self) -> None:
@@ -205,6 +202,10 @@ def _check_config(config: Any, flag: str) -> None:
     if config.moe_router_fusion:
         raise ConfigError(
             f"{flag} with --moe-router-fusion: the fused router picks its experts where nobody can tell it. Drop one of the two"
+        )
+    if config.cuda_graph_impl != "none":
+        raise ConfigError(
+            f"{flag} with --cuda-graph-impl {config.cuda_graph_impl}: a graph asks nobody for its experts. Drop one of the two"
         )
     if "sinkhorn" in config.moe_router_load_balancing_type:
         raise ConfigError(
