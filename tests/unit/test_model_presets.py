@@ -143,3 +143,11 @@ def _experts(f: dict[str, Any]) -> int:
     bias = num if f.get("moe_router_enable_expert_bias") else 0
     shared = f.get("moe_shared_expert_intermediate_size", 0)
     return int(num * hidden + bias + 3 * hidden * (num * f["moe_ffn_hidden_size"] + shared))
+
+
+def test_the_page_on_models_has_every_preset_and_figure() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    for name, published in PUBLISHED.items():
+        family, dash, size = name.rpartition("-") if f"`{name}`" not in page else (name, "", "")
+        assert f"`{name}`" in page or (f"`{family}-" in page and f"`{dash}{size}`" in page) or f"`-{name.split('-', 1)[1]}`" in page, name
+        assert published.count is None or str(published.count - published.beyond) in page, name
