@@ -15,6 +15,7 @@ from stages.learn.megatron.build import Built
 from stages.learn.megatron.context import Share, whole
 from stages.learn.megatron.objective import log_probs_of
 from stages.learn.megatron.packing import PackedMicroBatch, pack
+from stages.learn.megatron.virtual import in_multiples
 
 
 class Packed(Protocol):
@@ -44,6 +45,8 @@ class Passes:
             raise LearnerError(f"the batch is cut for {len(per_rank)} data-parallel ranks, the learner has {built.dp_size}")
         if not per_rank[built.dp_rank]:
             raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
+        if len(built.ddp) > 1:
+            per_rank = in_multiples(per_rank, built.bridge.config.microbatch_group_size_per_vp_stage)
         share = Share.of_this_rank()
         return [pack(mb, built.device, thd=built.thd, multiple_of=built.token_multiple, share=share) for mb in per_rank[built.dp_rank]]
 
