@@ -46,6 +46,8 @@ CP2: dict[str, object] = {"context_parallel_size": 2}
 SP: dict[str, object] = {"sequence_parallel": True}
 VPP2: dict[str, object] = {"virtual_pipeline_model_parallel_size": 2}
 DISTRIBUTED: dict[str, object] = {"use_distributed_optimizer": True}
+SELECTIVE: dict[str, object] = {"recompute_granularity": "selective"}
+BLOCK: dict[str, object] = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
 FULL: dict[str, object] = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 CASES: dict[str, Case] = {
@@ -63,9 +65,9 @@ CASES: dict[str, Case] = {
     "cp2-gspo": Case(ranks=2, flags=CP2, objective="gspo"),
     "cp2-ppo": Case(ranks=2, flags=CP2, objective="ppo"),
     "cp2-custom": Case(ranks=2, flags=CP2, objective="custom"),
-    "cp2-recompute": Case(ranks=2, flags={**CP2, **FULL}),
+    "cp2-recompute": Case(ranks=2, flags={**CP2, **SELECTIVE}),
     "tp2-sp-recompute": Case(ranks=2, flags={**TP2, **SP, **FULL}),
-    "pp2-vpp2-recompute": Case(ranks=2, flags={**PP2, **VPP2, **FULL}, objective="gspo"),
+    "pp2-vpp2-recompute": Case(ranks=2, flags={**PP2, **VPP2, **BLOCK}, objective="gspo"),
 }
 
 
