@@ -243,9 +243,17 @@ class ClusterConfig:
 class OptimConfig:
     """What slime names beside Megatron's own optimizer flags (--lr, --clip-grad, --adam-beta2 ... are Megatron's)."""
 
-    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"  # schedule after the warm-up
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "constant"  # schedule after the warm-up
     lr_warmup_iters: int = 0  # optimizer steps of linear warm-up
     lr_decay_iters: int | None = None  # default: all steps of the run
+    lr_warmup_fraction: float | None = None  # the warm-up as a share of lr-decay-iters, instead of lr-warmup-iters
+    lr_warmup_init: float = 0.0  # learning rate that the warm-up starts from
+    lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "exponential"  # of WSD's last phase
+    lr_wsd_decay_iters: int | None = None  # optimizer steps of that phase, the end of lr-decay-iters
+    start_weight_decay: float | None = None  # weight decay at the first step; default: weight-decay
+    end_weight_decay: float | None = None  # and at the last of lr-decay-iters; default: weight-decay
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = "constant"  # from the one to the other
+    num_layers_per_virtual_pipeline_stage: int | None = None  # the other way to say virtual-pipeline-model-parallel-size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from configs.validate_backend import backend
 from configs.validate_buffer import replay, staleness
 from configs.validate_memory import memory
 from configs.validate_modes import debugging, distillation
+from configs.validate_parallel import parallelism, schedule
 from configs.validate_saving import saving
 from pipeline.errors import ConfigError
 from pipeline.userfn import check_function
@@ -27,13 +28,15 @@ _AT_LEAST_1 = (
     "rollout_num_gpus_per_engine", "sglang_server_concurrency", "cpu_threads_per_engine", "cpu_threads_per_actor",
     "update_weight_buffer_size", "lr_decay_iters", "sft_batch_size", "eval_interval", "n_samples_per_eval_prompt",
     "eval_max_response_len", "eval_max_prompts", "max_times_sampled", "samples_per_insert", "min_size_to_sample", "ref_update_interval",
-    "over_sampling_batch_size", "micro_batch_size", "log_probs_max_tokens_per_gpu",
+    "over_sampling_batch_size", "micro_batch_size", "log_probs_max_tokens_per_gpu", "lr_wsd_decay_iters",
+    "num_layers_per_virtual_pipeline_stage",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "rollout_seed", "generate_max_retries", "group_max_retries", "async_buffer_size", "max_staleness", "engine_restarts",
     "lr_warmup_iters", "sft_steps", "sft_decay_steps", "entropy_coef", "tis_clip_low", "eval_temperature", "mock_length_sigma",
     "buffer_priority_exponent", "mock_seconds_per_token", "mock_step_seconds", "mock_push_seconds", "staleness_clip_decay", "kl_loss_coef",
     "kl_coef", "correction_low", "critic_lr_warmup_iters", "num_critic_only_steps", "opd_kl_coef",
+    "lr_warmup_init", "start_weight_decay", "end_weight_decay",
 )  # fmt: skip
 _ABOVE_0 = (
     "rollout_temperature", "generate_timeout_seconds", "reward_timeout_seconds", "engine_start_timeout_seconds", "eps_clip",
@@ -50,6 +53,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "rollout_top_p": (lambda v: 0 < v <= 1, "a probability above 0, at most 1"),
     "rollout_top_k": (lambda v: v == -1 or v >= 1, "-1 (all) or at least 1"),
+    "lr_warmup_fraction": (lambda v: 0 <= v < 1, "a share of --lr-decay-iters: at least 0, below 1"),
     "gamma": (lambda v: 0 < v <= 1, "a discount above 0, at most 1"),
     "lambd": (lambda v: 0 <= v <= 1, "between 0 (one step) and 1 (the whole return)"),
     "mock_failure_rate": (lambda v: 0 <= v <= 1, "a probability between 0 and 1"),
@@ -216,8 +220,8 @@ def functions(config: Config) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    ranges, staleness, replay, batches, algorithm, advantages, critic, sampling, devices, lengths, model_and_prompts, rewards, distillation,
-    debugging, evaluation, memory, functions, backend, saving,
+    ranges, staleness, replay, batches, algorithm, advantages, critic, sampling, devices, parallelism, schedule, lengths,
+    model_and_prompts, rewards, distillation, debugging, evaluation, memory, functions, backend, saving,
 )  # fmt: skip
 
 

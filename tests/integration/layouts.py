@@ -33,6 +33,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     ranks: int
+    micro_batches: int = 2
+    optim: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, object] = field(default_factory=dict)
     objective: str = "token-mean"
     model: str = "dense"
@@ -44,6 +46,8 @@ CP2: dict[str, object] = {"context_parallel_size": 2}
 SP: dict[str, object] = {"sequence_parallel": True}
 VPP2: dict[str, object] = {"virtual_pipeline_model_parallel_size": 2}
 DISTRIBUTED: dict[str, object] = {"use_distributed_optimizer": True}
+SELECTIVE: dict[str, object] = {"recompute_granularity": "selective"}
+BLOCK: dict[str, object] = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
 FULL: dict[str, object] = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 CASES: dict[str, Case] = {
@@ -54,26 +58,27 @@ CASES: dict[str, Case] = {
     "tp2-sp": Case(ranks=2, flags={**TP2, **SP}, objective="gspo"),
     "pp2": Case(ranks=2, flags=PP2),
     "pp2-vpp2": Case(ranks=2, flags={**PP2, **VPP2}),
+    # The other way to say it; three micro-batches, which the learner makes four.
+    "pp2-vpp2-by-layers": Case(ranks=2, flags=PP2, optim={"num_layers_per_virtual_pipeline_stage": 1}, micro_batches=3),
     "dp2": Case(ranks=2, flags=DISTRIBUTED),
     "cp2": Case(ranks=2, flags=CP2),
     "cp2-gspo": Case(ranks=2, flags=CP2, objective="gspo"),
     "cp2-ppo": Case(ranks=2, flags=CP2, objective="ppo"),
     "cp2-custom": Case(ranks=2, flags=CP2, objective="custom"),
-    "cp2-recompute": Case(ranks=2, flags={**CP2, **FULL}),
+    "cp2-recompute": Case(ranks=2, flags={**CP2, **SELECTIVE}),
     "tp2-sp-recompute": Case(ranks=2, flags={**TP2, **SP, **FULL}),
-    "pp2-vpp2-recompute": Case(ranks=2, flags={**PP2, **VPP2, **FULL}, objective="gspo"),
+    "pp2-vpp2-recompute": Case(ranks=2, flags={**PP2, **VPP2, **BLOCK}, objective="gspo"),
 }
 
 
 EP2: dict[str, object] = {"expert_model_parallel_size": 2}
 ETP1: dict[str, object] = {"expert_tensor_parallel_size": 1}
 ETP2: dict[str, object] = {"tensor_model_parallel_size": 1, "expert_tensor_parallel_size": 2}
-ALLGATHER: dict[str, object] = {"moe_token_dispatcher_type": "allgather"}
 CASES |= {
     "pp2-ep2": Case(ranks=4, flags={**PP2, **EP2}, model="experts"),
     "ep2": Case(ranks=2, flags={**EP2, **DISTRIBUTED}, model="experts"),
-    "ep2-allgather": Case(ranks=2, flags={**EP2, **ALLGATHER}, model="experts"),
     "tp2-sp-ep2": Case(ranks=2, flags={**TP2, **SP, **EP2, **ETP1}, model="experts"),
+    "tp2-sp-etp1": Case(ranks=2, flags={**TP2, **SP, **ETP1}, model="experts"),
     "etp2": Case(ranks=2, flags=ETP2, model="experts"),
     "cp2-ep2": Case(ranks=2, flags={**CP2, **EP2}, objective="gspo", model="experts"),
 }
@@ -108,14 +113,14 @@ def from_logits(args: Any, batch: dict[str, Any], logits: Any, sum_of_sample_mea
     return sum_of_sample_mean(0.1 * margin - log_probs * torch.cat(batch["advantages"])), {"margin": margin.sum()}
 
 
-def train(learner: Any) -> dict[str, Any]:
+def train(learner: Any, micro_batches: int = 2) -> dict[str, Any]:
     """Three rollouts of two optimizer steps; the last one's metrics are of weights that all the others made."""
     from tests.integration import learner_cases as cases
 
     metrics = []
     for seed in range(3):
         samples = cases.make_samples(cases.LENGTHS, seed)
-        parts = [cases.make_step(part, ranks=learner.dp_size, micro_batches=2) for part in (samples[:4], samples[4:])]
+        parts = [cases.make_step(part, ranks=learner.dp_size, micro_batches=micro_batches) for part in (samples[:4], samples[4:])]
         metrics.append(learner.step(cases.make_batch(*parts, rollout_id=seed)))
     return {"metrics": metrics, "log_probs": log_probs_by_sample(learner)}
 
@@ -167,10 +172,14 @@ def run(case: Case, rank: int, store: Any, models: Path, folder: Path) -> dict[s
     from tests.integration import learner_cases as cases
 
     flags = {**OPTIMIZER, **case.flags}
-    settings = cases.settings(models / case.model, ranks=case.ranks, megatron=flags, **OBJECTIVES[case.objective])
+    from configs.schema import OptimConfig
+
+    settings = cases.settings(
+        models / case.model, ranks=case.ranks, megatron=flags, optim=OptimConfig(**case.optim), **OBJECTIVES[case.objective]
+    )
     learner = MegatronRank(settings, rank=rank, world_size=case.ranks, store=store)
     try:
-        result = train(learner)
+        result = train(learner, case.micro_batches)
         result["checksum"] = sum(float(w.double().square().sum()) for _, w in learner.hf_weights())
         learner.export_hf(folder)
         return result

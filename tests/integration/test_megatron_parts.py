@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -278,3 +279,69 @@ def test_only_megatron_sees_cpu_as_cuda() -> None:
     with compat.cuda_methods():
         assert torch.zeros(1).cuda().type() == "torch.cuda.FloatTensor"
     assert torch.zeros(1).type() == "torch.FloatTensor"
+
+
+def _expected_lr(style: str, t: int) -> float:
+    """The published shapes: warm-up 3 steps from 1e-4 to 1e-3, decay to 1e-5 by step 10, WSD's last phase 4 steps."""
+    top, low, first, warmup, end, phase = 1e-3, 1e-5, 1e-4, 3, 10, 4
+    if t <= warmup:
+        return first + (top - first) * t / warmup
+    if style == "constant":
+        return top
+    if t > end:
+        return low
+    if style == "inverse-square-root":
+        return max(low, top * math.sqrt(warmup / t))
+    done = (t - warmup) / (end - warmup)
+    if style.startswith("WSD"):
+        done = max(0.0, (t - (end - phase)) / phase)
+    shapes = {
+        "linear": 1 - done,
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "exponential": 2 * 0.5**done - 1,
+        "minus_sqrt": 1 - math.sqrt(done),
+    }
+    return low + (top - low) * shapes[style.removeprefix("WSD-")]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "style",
+    ["constant", "linear", "cosine", "inverse-square-root", "WSD-linear", "WSD-cosine", "WSD-exponential", "WSD-minus_sqrt"],
+)
+def test_learning_rate_and_weight_decay_schedules(style: str) -> None:
+    from types import SimpleNamespace
+
+    from configs.schema import OptimConfig
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.build import _make_scheduler
+
+    group: dict[str, float] = {}
+    optimizer = SimpleNamespace(param_groups=[group], config=SimpleNamespace(lr=1e-3, min_lr=1e-5, weight_decay=0.3))
+    name, _, phase = style.partition("-") if style.startswith("WSD") else (style, "", "")
+    wsd: Any = {"lr_wsd_decay_iters": 4, "lr_wsd_decay_style": phase} if phase else {}
+    wd: Any = {"start_weight_decay": 0.1, "end_weight_decay": 0.2, "weight_decay_incr_style": "linear"} if phase else {}
+    optim = OptimConfig(lr_decay_style=name, lr_warmup_fraction=0.3, lr_warmup_init=1e-4, **wsd, **wd)  # type: ignore[arg-type]
+    scheduler = _make_scheduler(optimizer, optim, 10)
+    for t in range(13):
+        assert group["lr"] == pytest.approx(_expected_lr(style, t), rel=1e-9), t
+        assert group["weight_decay"] == pytest.approx(0.1 + 0.1 * min(t, 10) / 10 if wd else 0.3)
+        scheduler.step(increment=1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_latent_attention_is_not_split_over_context_ranks() -> None:
+    from types import SimpleNamespace
+
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.attention import SdpaCoreAttention
+
+    config = SimpleNamespace(context_parallel_size=2, multi_latent_attention=True, kv_channels=8)
+    with pytest.raises(ConfigError, match="--context-parallel-size 2 with latent attention"):
+        SdpaCoreAttention(config, 1, None, "self")

@@ -67,8 +67,6 @@ class _Bridge(LLMBridge):
             # Megatron trains experts under tensor parallelism only so.
             "sequence_parallel": "num_moe_experts" in shape and mpu.get_tensor_model_parallel_world_size() > 1,
             "transformer_impl": "transformer_engine" if self.use_te else "local",
-            # What pipeline stages send each other differs from micro-batch to micro-batch; the allgather dispatcher rules that out.
-            "variable_seq_lengths": mpu.get_pipeline_model_parallel_world_size() > 1,
             "use_cpu_initialization": not torch.cuda.is_available(),
             "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
             **given,

@@ -26,6 +26,7 @@ from stages.learn.megatron.bridge import load_hf_weights, make_bridge
 from stages.learn.megatron.flags import convert, model_fields, owned_by
 from stages.learn.megatron.model import PolicyModel
 from stages.learn.megatron.names import expert_biases
+from stages.learn.megatron.virtual import resolve_virtual
 from stages.learn.settings import LearnerSettings
 
 DEFAULTS = {"lr": 1e-6, "min_lr": 0.0, "weight_decay": 0.0, "clip_grad": 1.0}  # slime's lr and clipping; the rest is Megatron's
@@ -119,6 +120,7 @@ def build(settings: LearnerSettings, *, rank: int, world_size: int, store: dist.
     if not settings.model.hf_checkpoint:
         raise ConfigError("--hf-checkpoint is not given: the folder of the model to train")
     hf_folder = Path(settings.model.hf_checkpoint)
+    values = resolve_virtual(values, settings.optim.num_layers_per_virtual_pipeline_stage, hf_folder)
     dtype = _dtype(settings.model.dtype, device)
     use_deterministic_kernels(bool(values.get("deterministic_mode")))
     seed_everything(settings.seed)
@@ -171,12 +173,22 @@ def _wrap(config: Any, models: list[PolicyModel], given: Mapping[str, Any], devi
     """Gradient buffers and reduction. Sums are in float32 whatever the weights are, unless a flag says otherwise."""
     ddp_config = DistributedDataParallelConfig(**{"grad_reduce_in_fp32": True, **given})
     modules = [m.to(device) for m in models]
+    if config.num_moe_experts and config.expert_tensor_parallel_size != config.tensor_model_parallel_size:
+        _mark_experts(modules)
     if config.bf16 or config.fp16:
         biases = [b for m in models for b in expert_biases(m)]
         modules = [Float16Module(config, m) for m in modules]
         for bias, kept in zip((b for m in models for b in expert_biases(m)), biases, strict=True):
             bias.data = kept  # Megatron computes with it in float32 again, but only after it was rounded
     return [DistributedDataParallel(config, ddp_config, m, disable_bucketing=i > 0) for i, m in enumerate(modules)]
+
+
+def _mark_experts(models: list[PolicyModel]) -> None:
+    """Experts that are cut otherwise than the other layers are reduced over ranks of their own. Megatron-core 0.16.1 marks them so
+    only with --expert-model-parallel-size > 1, and else adds up gradients of different shards."""
+    for name, p in (x for model in models for x in model.named_parameters()):
+        if ".mlp.experts." in name:
+            p.allreduce = False
 
 
 def _make_optimizer(ddp: list[DistributedDataParallel], dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
@@ -213,21 +225,27 @@ def _connect(config: Any, ddp: list[DistributedDataParallel], optimizer: Any) ->
 def _make_scheduler(optimizer: Any, optim: OptimConfig, num_steps: int) -> OptimizerParamScheduler:
     """Counted in optimizer steps. A resumed run keeps its place and takes shape and rates from today's flags."""
     decay = optim.lr_decay_iters or max(num_steps, optim.lr_warmup_iters + 1)
-    if optim.lr_warmup_iters >= decay:
-        raise ConfigError(f"--lr-warmup-iters {optim.lr_warmup_iters} must be below --lr-decay-iters {decay}")
+    warmup = optim.lr_warmup_iters if optim.lr_warmup_fraction is None else int(optim.lr_warmup_fraction * decay)
+    if warmup >= decay:
+        raise ConfigError(f"--lr-warmup-iters {warmup} must be below --lr-decay-iters {decay}")
+    if (optim.lr_wsd_decay_iters or 0) > decay:
+        raise ConfigError(f"--lr-wsd-decay-iters {optim.lr_wsd_decay_iters} is above the {decay} steps of the schedule, whose end it is")
     config = optimizer.config
+    constant = optim.weight_decay_incr_style == "constant"
     return OptimizerParamScheduler(
         optimizer,
-        init_lr=0.0,
+        init_lr=optim.lr_warmup_init,
         max_lr=config.lr,
         min_lr=config.min_lr,
-        lr_warmup_steps=optim.lr_warmup_iters,
+        lr_warmup_steps=warmup,
         lr_decay_steps=decay,
         lr_decay_style=optim.lr_decay_style,
-        start_wd=config.weight_decay,
-        end_wd=config.weight_decay,
+        start_wd=config.weight_decay if constant else optim.start_weight_decay,
+        end_wd=config.weight_decay if constant else optim.end_weight_decay,
         wd_incr_steps=decay,
-        wd_incr_style="constant",
+        wd_incr_style=optim.weight_decay_incr_style,
+        wsd_decay_steps=optim.lr_wsd_decay_iters,
+        lr_wsd_decay_style=optim.lr_wsd_decay_style,
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )

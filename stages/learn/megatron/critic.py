@@ -191,7 +191,8 @@ def _build(settings: LearnerSettings, policy: building.Built) -> building.Built:
     rate = {} if settings.critic.critic_lr is None else {"lr": settings.critic.critic_lr}
     optimizer = building._make_optimizer(ddp, dtype, {**owned_by("OptimizerConfig", values), **rate})
     building._connect(bridge.config, ddp, optimizer)
-    optim = dataclasses.replace(settings.optim, lr_warmup_iters=settings.critic.critic_lr_warmup_iters)
+    warmup = settings.critic.critic_lr_warmup_iters
+    optim = dataclasses.replace(settings.optim, lr_warmup_iters=warmup, lr_warmup_fraction=None, lr_warmup_init=0.0)
 
     def make_scheduler() -> Any:
         return building._make_scheduler(optimizer, optim, settings.num_optimizer_steps)

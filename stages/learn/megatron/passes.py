@@ -21,6 +21,7 @@ from stages.learn.megatron.context import Share, whole
 from stages.learn.megatron.objective import log_probs_of
 from stages.learn.megatron.packing import PackedMicroBatch, pack
 from stages.learn.megatron.routing import Mode, Routing
+from stages.learn.megatron.virtual import in_multiples
 from stages.learn.megatron.wide import apart, divide, join
 
 
@@ -59,6 +60,8 @@ class Passes:
             raise LearnerError(f"the batch is cut for {len(per_rank)} data-parallel ranks, the learner has {built.dp_size}")
         if not per_rank[built.dp_rank]:
             raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
+        if len(built.ddp) > 1:
+            per_rank = in_multiples(per_rank, built.bridge.config.microbatch_group_size_per_vp_stage)
         return [self.pack_one(mb) for mb in per_rank[built.dp_rank]]
 
     def pack_one(self, samples: Sequence[TrainSample]) -> PackedMicroBatch:
@@ -111,7 +114,9 @@ class Passes:
         if self._max_tokens_ahead is None:
             return self.log_probs_now(micro_batches, routing=routing)
         runs = join([mb.num_tokens for mb in packed], self._max_tokens_ahead)
-        runs = divide(runs, int(rendezvous.largest(len(runs), self._built.device)))  # ranks must go through the model equally often
+        group = self._built.bridge.config.microbatch_group_size_per_vp_stage if len(self._built.ddp) > 1 else 1
+        most = int(rendezvous.largest(len(runs), self._built.device))  # ranks must go through the model equally often
+        runs = divide(runs, -(-most // group) * group)
         wide = [self.pack_one([s for i in run for s in packed[i].samples]) for run in runs]
         found = self.log_probs_now([Prepared(mb) for mb in wide], routing=routing)
         return apart([mb.samples for mb in packed], runs, wide, found)
