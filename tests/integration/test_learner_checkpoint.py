@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from configs.schema import OptimConfig
 from pipeline.errors import CheckpointError
 from tests.integration import learner_cases as cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+SCHEDULE = OptimConfig(lr_decay_style="cosine", lr_warmup_iters=3)  # of which every step has a learning rate of its own
 
 
 @pytest.fixture(scope="module", params=[("qwen3", True), ("llama", False)], ids=["qwen3-tied", "llama"])
@@ -26,7 +30,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def rank(folder: Path) -> Iterator[Any]:
     from stages.learn.megatron import start_rank
 
-    rank = start_rank(cases.settings(folder, use_tis=True))
+    rank = start_rank(cases.settings(folder, use_tis=True, optim=SCHEDULE))
     yield rank
     rank.close()
 
@@ -54,13 +58,13 @@ def test_resumed_run_takes_the_same_step(folder: Path, rank: Any, tmp_path: Path
 
     rank.step(batch(0))
     rank.save(tmp_path / "1")
-    want = rank.step(batch(1))
+    want = [without_time(rank.step(batch(i))) for i in (1, 2)]
     weights = cases.weights_of(rank)
     rank.close()
-    resumed = start_rank(cases.settings(folder, use_tis=True))  # a fresh process would do the same
+    resumed = start_rank(cases.settings(folder, use_tis=True, optim=SCHEDULE))  # a fresh process would do the same
     try:
         resumed.load(tmp_path / "1")
-        assert without_time(resumed.step(batch(1))) == without_time(want)
+        assert [without_time(resumed.step(batch(i))) for i in (1, 2)] == want
         assert all(torch.equal(weights[name], tensor) for name, tensor in resumed.hf_weights())
     finally:
         resumed.close()
@@ -94,6 +98,20 @@ def test_large_models_are_written_in_shards(rank: Any, tmp_path: Path, monkeypat
     model = cases.load_hf(tmp_path / "hf")
     own = dict(rank.hf_weights())
     assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
+
+
+def test_resumed_from_a_save_beside_training(folder: Path, rank: Any, tmp_path: Path) -> None:
+    """The next step is taken while the bytes may still be on their way; a save at once after it waits for nothing of the first."""
+    rank.step(batch(0))
+    rank.begin_save(tmp_path / "1", tmp_path / "1" / "hf")
+    want = without_time(rank.step(batch(1)))
+    rank.finish_save()
+    rank.begin_save(tmp_path / "2", None)
+    rank.finish_save()
+    assert rank.save_written() and not (tmp_path / "2" / "hf").exists()
+    rank.load(tmp_path / "1")
+    assert all(torch.equal(p, dict(rank.hf_weights())[name]) for name, p in cases.load_hf(tmp_path / "1" / "hf").named_parameters())
+    assert without_time(rank.step(batch(1))) == want
 
 
 def test_an_older_checkpoint_is_replaced(rank: Any, tmp_path: Path) -> None:

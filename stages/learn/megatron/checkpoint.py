@@ -92,7 +92,17 @@ def load(built: Any, path: Path, *, optimizer: bool = True) -> None:
     with _explained(path, "this model and optimizer"), compat.cuda_methods():
         if "scheduler" not in torch_dist.read_common(path):
             raise CheckpointError(f"{path} holds no optimizer (--no-save-optim): --no-load-optim goes on with a fresh one")
+        _check_optimizer(built, path)
         _restore(built, dist_checkpointing.load(_state(built, loading=True), str(path)))
+
+
+def _check_optimizer(built: Any, path: Path) -> None:
+    """Megatron's distributed optimizer keeps its float32 weights with its state; the others do not, or elsewhere."""
+    with torch_dist.Reader(path) as held:
+        saved = any(".state.param." in key for key in held.tensors)
+    if saved != built.ddp[0].ddp_config.use_distributed_optimizer:
+        said = [f"{'with' if flag else 'without'} --use-distributed-optimizer" for flag in (saved, not saved)]
+        raise CheckpointError(f"{path} was saved {said[0]}, this run is {said[1]}: use the same, or a fresh optimizer with --no-load-optim")
 
 
 def load_models(models: Sequence[Any], path: Path) -> None:
@@ -128,6 +138,7 @@ def _restore(built: Any, state: dict[str, Any]) -> None:
         if any(isinstance(e, dict) and "exp_avg" in e for e in entries.values()):
             entries.setdefault("common_step", torch.zeros(()))  # Megatron leaves out a step count of zero
     built.optimizer.load_state_dict(optimizer)
+    built.scheduler.num_steps = 0  # Megatron adds the saved steps to those taken
     built.scheduler.load_state_dict(state["scheduler"])
 
 
