@@ -10,7 +10,7 @@ from configs.inputs import check_checkpoint, check_data
 from configs.schema import Config
 from configs.validate_advantages import advantages, critic, sampling
 from configs.validate_algorithm import algorithm
-from configs.validate_backend import backend
+from configs.validate_backend import backend, media
 from configs.validate_buffer import replay, staleness
 from configs.validate_modes import debugging, distillation
 from pipeline.errors import ConfigError
@@ -212,7 +212,7 @@ def functions(config: Config) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     ranges, staleness, replay, batches, algorithm, advantages, critic, sampling, devices, lengths, model_and_prompts, rewards, distillation,
-    debugging, evaluation, functions, backend,
+    debugging, evaluation, functions, backend, media,
 )  # fmt: skip
 
 

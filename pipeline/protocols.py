@@ -50,9 +50,12 @@ class EnginePool(Protocol):
 class EngineClient(Protocol):
     """Token ids in, token ids out."""
 
-    async def generate(self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None) -> Completion:
+    async def generate(
+        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None, images: Sequence[str] = ()
+    ) -> Completion:
         """One completion. `sampling_params` are SGLang's (temperature, top_p, top_k, max_new_tokens, stop,
-        stop_token_ids, ...). Retries with back-off inside; raises EngineError when the limit is reached."""
+        stop_token_ids, ...). Retries with back-off inside; raises EngineError when the limit is reached.
+        `images`: data-URLs, one for every placeholder token in `input_ids`, in order."""
 
 
 class Tokenizer(Protocol):

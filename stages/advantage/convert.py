@@ -61,4 +61,15 @@ def _trained(sample: Sample, mask: np.ndarray, reward: float, weight: float, pol
         reward=reward,
         staleness=policy_version - oldest if oldest is not None else 0,
         weight=weight,
+        multimodal=_multimodal(sample),
     )
+
+
+def _multimodal(sample: Sample) -> dict[str, np.ndarray] | None:
+    """Raises DataError for what is no array of numbers."""
+    if not sample.multimodal_train_inputs:
+        return None
+    out = {name: np.asarray(value) for name, value in sample.multimodal_train_inputs.items() if value is not None}
+    if wrong := [name for name, value in out.items() if value.dtype.kind not in "biuf"]:
+        raise DataError(f"sample {sample.index}: multimodal_train_inputs[{wrong[0]!r}] is no array of numbers")
+    return out or None

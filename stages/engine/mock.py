@@ -170,7 +170,9 @@ class MockEngineClient:
             ids = sample.tokens or self._encode(sample.prompt)
             self._answers[_key(ids)] = str(sample.label if sample.label is not None else "")
 
-    async def generate(self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None) -> Completion:
+    async def generate(
+        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None, images: Sequence[str] = ()
+    ) -> Completion:
         """See `EngineClient`. A share of `mock_failure_rate` of all requests fails, after the time it would have taken."""
         wanted = max(1, round(self._rng.lognormvariate(self._mu, self._config.mock_length_sigma)))
         limit = int(sampling_params["max_new_tokens"])

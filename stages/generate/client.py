@@ -106,12 +106,14 @@ class SGLangClient:
             await self._session.close()
             self._session = None
 
-    async def generate(self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None) -> Completion:
+    async def generate(
+        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None, images: Sequence[str] = ()
+    ) -> Completion:
         """See `EngineClient`. Raises EngineError when an engine refuses the request (4xx) or the retries are used up."""
         failures, fresh_key = 0, False
         while True:
             try:
-                return await self._attempt(input_ids, sampling_params, session_id, fresh_key)
+                return await self._attempt(input_ids, sampling_params, session_id, fresh_key, images)
             except _StaleKVError as error:
                 if fresh_key:
                     raise EngineError(
@@ -132,7 +134,9 @@ class SGLangClient:
         ceiling = min(BACKOFF_SECONDS * 2 ** (failures - 1), BACKOFF_MAX_SECONDS)
         return ceiling * (0.5 + 0.5 * self._rng.random())
 
-    async def _attempt(self, input_ids: Sequence[int], params: Mapping[str, Any], session_id: str | None, fresh_key: bool) -> Completion:
+    async def _attempt(
+        self, input_ids: Sequence[int], params: Mapping[str, Any], session_id: str | None, fresh_key: bool, images: Sequence[str]
+    ) -> Completion:
         rid = f"{self._rid_prefix}-{next(self._rids)}"
         endpoint = ""
         try:
@@ -145,6 +149,8 @@ class SGLangClient:
                     "return_logprob": True,
                     "extra_key": f"{version}/{rid}" if fresh_key else str(version),
                 }
+                if images:
+                    request["image_data"] = list(images)
                 body = await self._post(endpoint, rid, orjson.dumps(request))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if not endpoint:  # not a request's failure, but the pool's

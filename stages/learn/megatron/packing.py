@@ -131,6 +131,8 @@ def _check(s: TrainSample) -> None:
     lengths = {len(s.loss_mask), len(s.advantages), len(s.rollout_log_probs)}
     if lengths != {s.response_length}:
         raise LearnerError(f"sample {s.index}: response of {s.response_length} tokens, but arrays of {sorted(lengths)}")
+    if s.multimodal:
+        raise LearnerError(f"sample {s.index} has multimodal_train_inputs ({', '.join(s.multimodal)}): use --train-backend fsdp for them")
     if s.num_tokens < 2 or s.response_length >= s.num_tokens:
         raise LearnerError(f"sample {s.index}: {s.num_tokens} tokens, {s.response_length} of them response: needs a prompt token ahead")
 
