@@ -38,7 +38,11 @@ def media(config: Config) -> Iterator[str]:
         return
     if not config.data.apply_chat_template:
         yield f"--multimodal-keys {given} without --apply-chat-template: the model's template says where images go. Add it"
-    if config.model.train_backend != "fsdp" and not (config.run.mock or config.run.debug_rollout_only):
+    if config.run.mock:
+        yield f"--multimodal-keys {given} with --mock: simulated engines see nothing. Drop one"
+    if config.distill.use_opd:
+        yield f"--multimodal-keys {given} with --use-opd: the teacher would be asked without the images. Drop one"
+    if config.model.train_backend != "fsdp" and not config.run.debug_rollout_only:
         yield f"--multimodal-keys {given} with --train-backend megatron: its models do not see. Use --train-backend fsdp"
     if config.warmup.sft_steps:
         yield f"--multimodal-keys {given} with --sft-steps {config.warmup.sft_steps}: the warm-up takes text only. Drop one"
