@@ -2,6 +2,7 @@
 
 What a learner reads in bulk (tokens, loss mask, log-probs) lies in LargeList columns in the learner's own dtypes and comes back
 as read-only numpy views of the batch's memory; free-form fields are JSON strings; the rest are plain columns.
+Arrays of numbers in multimodal_train_inputs are their dtype, shape and bytes; images in multimodal_inputs are data-URLs.
 Exact both ways, except: log-probs are float32 (as engines send them), routed experts numpy arrays of the smallest type that
 holds the group's (`narrow_experts`), and JSON knows neither tuples nor keys that are no strings.
 """
@@ -18,7 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from buffers.media import MEDIA, join_media, media_column, rest_of_media
 from pipeline.errors import ReplayBufferError
+from pipeline.media import is_pil_image, to_data_url
 from pipeline.types import Group, Sample, Status, VersionSpan, narrow_experts
 
 SCHEMA_VERSION = 3
@@ -42,6 +45,7 @@ _PLAIN = {
 _OPTIONAL = {  # column -> field, of those that are often None in a whole group
     **{n: n for n in ("multimodal_inputs", "multimodal_train_inputs", "train_metadata", "spec_info")},
     **{n: n for n in ("generate_function_path", "custom_rm_path", "session_id", "error", "teacher_log_probs")},
+    "multimodal_arrays": "multimodal_train_inputs",
     "routed_experts": "rollout_routed_experts",
     "routed_experts_shape": "rollout_routed_experts",
 }
@@ -69,6 +73,7 @@ SCHEMA = pa.schema(
         pa.field("weight_versions", pa.large_list(_SPAN)),
         pa.field("routed_experts", pa.large_list(pa.uint8())),  # bytes: the shape says how many make a number (_EXPERT_DTYPES)
         pa.field("routed_experts_shape", pa.list_(pa.int64())),
+        pa.field("multimodal_arrays", MEDIA),  # the arrays of multimodal_train_inputs; what else it has is JSON, above
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
@@ -108,6 +113,7 @@ def from_batch(batch: pa.RecordBatch) -> Group:
     for name in _ARRAYS:
         columns[name] = _views(stored[name])
     spans = [[] if s is None else s.reshape(-1, 3).tolist() for s in _views(stored["weight_versions"])]
+    columns["multimodal_train_inputs"] = join_media(columns["multimodal_train_inputs"], stored["multimodal_arrays"])
     columns["weight_versions"] = [[VersionSpan(*s) for s in rows] for rows in spans]
     shapes = _pylist(stored["routed_experts_shape"])
     experts = _views(stored["routed_experts"])
@@ -164,6 +170,10 @@ def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sampl
         return _array([getattr(group, name)] * len(samples), dtype)
     if name in _ARRAYS:
         return _large_list([getattr(s, name) for s in samples], _ARRAYS[name])
+    if name == "multimodal_train_inputs":
+        return _array([_to_json(rest_of_media(s.multimodal_train_inputs)) for s in samples], dtype)
+    if name == "multimodal_arrays":
+        return media_column([s.multimodal_train_inputs for s in samples])
     if name in _JSON:
         return _array(_jsons([getattr(s, name) for s in samples]), dtype)
     match name:
@@ -273,6 +283,8 @@ def _plain(value: Any) -> Any:
     """What json cannot say but numpy can."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    if is_pil_image(value):
+        return to_data_url(value)
     raise TypeError(f"{type(value).__name__} {value!r:.80} is not JSON")
 
 

@@ -6,6 +6,7 @@ where slime has the thing. The comment behind a field is its help text. Cross-fi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -75,6 +76,12 @@ class DataConfig:
     rollout_shuffle: bool = True  # shuffle prompts, differently every epoch
     rollout_seed: int = 42  # of the shuffle and of procedural tasks
     skip_bad_rows: bool = False  # skip (and count) malformed rows instead of stopping
+    multimodal_keys: str | None = None  # columns with media, as JSON: '{"image": "images"}'; prompts say <image> where one goes
+
+    @property
+    def image_key(self) -> str | None:
+        """The column with images, of well-formed multimodal keys."""
+        return None if self.multimodal_keys is None else str(json.loads(self.multimodal_keys)["image"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

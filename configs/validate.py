@@ -10,7 +10,7 @@ from configs.inputs import check_checkpoint, check_data, check_weights
 from configs.schema import Config
 from configs.validate_advantages import advantages, critic, sampling
 from configs.validate_algorithm import algorithm
-from configs.validate_backend import backend
+from configs.validate_backend import backend, media
 from configs.validate_buffer import replay, staleness
 from configs.validate_memory import memory
 from configs.validate_modes import debugging, distillation
@@ -221,7 +221,7 @@ def functions(config: Config) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     ranges, staleness, replay, batches, algorithm, advantages, critic, sampling, devices, parallelism, schedule, lengths,
-    model_and_prompts, rewards, distillation, debugging, evaluation, memory, functions, backend, saving,
+    model_and_prompts, rewards, distillation, debugging, evaluation, memory, functions, backend, media, saving,
 )  # fmt: skip
 
 

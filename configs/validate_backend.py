@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from configs.schema import Config
@@ -24,6 +25,29 @@ _ONLY_MEGATRON = {
     "run": ("async_save",),
     "model": ("initial_megatron_checkpoint",),
 }
+
+
+def media(config: Config) -> Iterator[str]:
+    given = config.data.multimodal_keys
+    if given is None:
+        return
+    try:
+        keys = json.loads(given)
+    except ValueError:
+        keys = None
+    if not isinstance(keys, dict) or list(keys) != ["image"] or not isinstance(keys["image"], str):
+        yield f'--multimodal-keys {given}: expected JSON with the column of the images, e.g. \'{{"image": "images"}}\' (no video, no audio)'
+        return
+    if not config.data.apply_chat_template:
+        yield f"--multimodal-keys {given} without --apply-chat-template: the model's template says where images go. Add it"
+    if config.run.mock:
+        yield f"--multimodal-keys {given} with --mock: simulated engines see nothing. Drop one"
+    if config.distill.use_opd:
+        yield f"--multimodal-keys {given} with --use-opd: the teacher would be asked without the images. Drop one"
+    if config.model.train_backend != "fsdp" and not config.run.debug_rollout_only:
+        yield f"--multimodal-keys {given} with --train-backend megatron: its models do not see. Use --train-backend fsdp"
+    if config.warmup.sft_steps:
+        yield f"--multimodal-keys {given} with --sft-steps {config.warmup.sft_steps}: the warm-up takes text only. Drop one"
 
 
 def backend(config: Config) -> Iterator[str]:

@@ -25,4 +25,6 @@ def batch_digest(batch: TrainBatch) -> str:
                         digest.update(np.ascontiguousarray(array).tobytes())
                     if s.routed_experts is not None:
                         digest.update(f"experts {s.routed_experts.shape}".encode() + np.ascontiguousarray(s.routed_experts).tobytes())
+                    for name, array in sorted((s.multimodal or {}).items()):
+                        digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
+from pipeline.vision import MARKS, save_processor, sees, vision_tokens
 
 RECIPE = 4  # raise when the code below would make another model from the same input
 
@@ -127,31 +128,35 @@ def _build_tiny(shape: Mapping[str, Any], seed: int, out: Path) -> None:
 
     compat.install()
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    shape = dict(shape)
-    words = shape.pop("words", [])
+    shape, looks = dict(shape), sees(shape)
+    words, image = shape.pop("words", []), shape.pop("image", {})
     if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
         raise CheckpointError(f"words: expected a list of strings that each get a token, got {words!r}")
-    tokenizer = byte_tokenizer(int(shape.get("max_position_embeddings", 2048)), words)
+    text = {**shape, **shape.get("text_config", {})}
+    tokenizer = byte_tokenizer(int(text.get("max_position_embeddings", 2048)), words, MARKS if looks else ())
     eos, pad = tokenizer.convert_tokens_to_ids(IM_END), tokenizer.pad_token_id
+    known = {"vocab_size": len(tokenizer), "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": None, "dtype": "float32"}
+    full = {**shape, "text_config": {**shape["text_config"], **known}, **vision_tokens(tokenizer)} if looks else {**shape, **known}
     try:
-        config = AutoConfig.for_model(
-            **{**shape, "vocab_size": len(tokenizer), "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": None, "dtype": "float32"}
-        )
+        config = AutoConfig.for_model(**full)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            maker: Any = AutoModelForImageTextToText if looks else AutoModelForCausalLM
+            model = maker.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"no model can be built of this shape: {error}. Given: {dict(shape)}") from error
     model.generation_config.eos_token_id = eos
     model.generation_config.pad_token_id = pad
     model.save_pretrained(out)
+    if looks:
+        save_processor(shape, image, tokenizer, out)
     tokenizer.save_pretrained(out)
 
 
-def byte_tokenizer(model_max_length: int, words: Sequence[str] = ()) -> Any:
-    """A fast tokenizer in which id b is the byte b (0..255), followed by pad, end of text, ChatML's two marks, and `words`.
+def byte_tokenizer(model_max_length: int, words: Sequence[str] = (), marks: Sequence[str] = ()) -> Any:
+    """A fast tokenizer in which id b is the byte b (0..255); pad, end of text, ChatML's two and more `marks`, `words` follow.
 
     Each of `words` is one token wherever it occurs, its spaces included: a prompt's fixed phrases need not cost a token a byte.
     decode(encode(text)) == text for any text without those marks; bytes that are no UTF-8 decode to U+FFFD.
@@ -162,13 +167,13 @@ def byte_tokenizer(model_max_length: int, words: Sequence[str] = ()) -> Any:
     backend = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_alphabet())}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([PAD, EOS, IM_START, IM_END])
+    backend.add_special_tokens([PAD, EOS, IM_START, IM_END, *marks])
     backend.add_tokens([AddedToken(word, normalized=False) for word in words])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
         eos_token=IM_END,
-        extra_special_tokens=[EOS, IM_START],
+        extra_special_tokens=[EOS, IM_START, *marks],
         clean_up_tokenization_spaces=False,
         model_max_length=model_max_length,
     )

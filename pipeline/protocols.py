@@ -51,11 +51,18 @@ class EngineClient(Protocol):
     """Token ids in, token ids out."""
 
     async def generate(
-        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None, known_experts: int = 0
+        self,
+        input_ids: Sequence[int],
+        sampling_params: Mapping[str, Any],
+        *,
+        session_id: str | None = None,
+        known_experts: int = 0,
+        images: Sequence[str] = (),
     ) -> Completion:
         """One completion. `sampling_params` are SGLang's (temperature, top_p, top_k, max_new_tokens, stop,
         stop_token_ids, ...). Retries with back-off inside; raises EngineError when the limit is reached.
-        Where routed experts are asked for, those of the first `known_experts` tokens are left out."""
+        Where routed experts are asked for, those of the first `known_experts` tokens are left out.
+        `images`: data-URLs, one for every placeholder token in `input_ids`, in order."""
 
 
 class Tokenizer(Protocol):

@@ -196,6 +196,7 @@ class TrainSample:
     weight: float = 1.0  # in means over samples: 1 / number of samples of the same rollout
     norm_length: int | None = None  # divides the sum over its trained tokens instead of their number (Dr. GRPO's constant)
     routed_experts: np.ndarray | None = None  # [n, layers, top-k], n <= T - 1: Sample.rollout_routed_experts, to be replayed
+    multimodal: Mapping[str, np.ndarray] | None = None  # Sample.multimodal_train_inputs: model arguments such as pixel_values
 
     @property
     def num_tokens(self) -> int:

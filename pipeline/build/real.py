@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,6 +31,7 @@ from stages.engine.pool import SGLangPool
 from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, experts_shape, tokens_per_request
 from stages.generate.client import SGLangClient
 from stages.generate.generate import GenerateStage
+from stages.generate.vision import Vision
 from stages.learn.settings import LearnerSettings
 from stages.publish import make_transport
 from stages.reward import Lease
@@ -59,6 +61,7 @@ def real_backend(site: Site) -> Backend:
         site.args,
         evaluation=config.eval,
         context_length=tokens_per_request(config.rollout, folder),
+        vision=_vision(folder),
         current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
         sampling_seed=config.run.seed if config.seeds_requests else None,
     )
@@ -179,6 +182,13 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder))
+
+
+def _vision(folder: Path) -> Vision | None:
+    """The image processor of a model that sees."""
+    if "vision_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        return None
+    return Vision.of_folder(folder)
 
 
 def _device(config: Config) -> Literal["cpu", "cuda"]:

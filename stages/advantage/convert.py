@@ -67,6 +67,7 @@ def _trained(sample: Sample, mask: np.ndarray, reward: float, weight: float, pol
         reward=reward,
         staleness=policy_version - oldest if oldest is not None else 0,
         weight=weight,
+        multimodal=_multimodal(sample),
     )
 
 
@@ -81,3 +82,13 @@ def _experts(sample: Sample, mask: np.ndarray) -> np.ndarray:
             f"[{len(sample.tokens) - 1}, layers, top-k]: generate with the flag on, or take --use-routing-replay, which needs none"
         )
     return narrow_experts(experts)
+
+
+def _multimodal(sample: Sample) -> dict[str, np.ndarray] | None:
+    """Raises DataError for what is no array of numbers."""
+    if not sample.multimodal_train_inputs:
+        return None
+    out = {name: np.asarray(value) for name, value in sample.multimodal_train_inputs.items() if value is not None}
+    if wrong := [name for name, value in out.items() if value.dtype.kind not in "biuf"]:
+        raise DataError(f"sample {sample.index}: multimodal_train_inputs[{wrong[0]!r}] is no array of numbers")
+    return out or None

@@ -115,6 +115,7 @@ def _row(flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, raw: f
         index=origin.index,
         group_index=origin.group_index,
         tokens=tokens,
+        multimodal=data["multimodal_train_inputs"][i] if "multimodal_train_inputs" in data else origin.multimodal,
         response_length=n,
         loss_mask=mask,
         rollout_log_probs=log_probs,

@@ -171,7 +171,13 @@ class MockEngineClient:
             self._answers[_key(ids)] = str(sample.label if sample.label is not None else "")
 
     async def generate(
-        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None, known_experts: int = 0
+        self,
+        input_ids: Sequence[int],
+        sampling_params: Mapping[str, Any],
+        *,
+        session_id: str | None = None,
+        known_experts: int = 0,
+        images: Sequence[str] = (),
     ) -> Completion:
         """See `EngineClient`. A share of `mock_failure_rate` of all requests fails, after the time it would have taken."""
         seed = sampling_params.get("sampling_seed")

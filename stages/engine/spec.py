@@ -101,8 +101,8 @@ class EngineSpec:
                 out["CUDA_VISIBLE_DEVICES"] = ",".join(self.cuda_devices)
             return out
         out |= {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(self.threads)}
-        # SGLang compiles its seeded sampler, which takes longer than it ever saves here, and the choice of experts of GLM-4.5's kind,
-        # which on a CPU fails at its own assertion.
+        # SGLang compiles parts of vision towers, which needs Triton; its seeded sampler, which takes longer than it ever saves here; and
+        # the choice of experts of GLM-4.5's kind, which on a CPU fails at its own assertion.
         out.setdefault("TORCHDYNAMO_DISABLE", "1")
         if self.tp_size > 1:  # SGLang wants as many entries as ranks, or one NUMA node a rank
             cores = self.cpus or tuple(sorted(os.sched_getaffinity(0)))

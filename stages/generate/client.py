@@ -112,13 +112,19 @@ class SGLangClient:
             self._session = None
 
     async def generate(
-        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None, known_experts: int = 0
+        self,
+        input_ids: Sequence[int],
+        sampling_params: Mapping[str, Any],
+        *,
+        session_id: str | None = None,
+        known_experts: int = 0,
+        images: Sequence[str] = (),
     ) -> Completion:
         """See `EngineClient`. Raises EngineError when an engine refuses the request (4xx) or the retries are used up."""
         failures, fresh_key = 0, False
         while True:
             try:
-                return await self._attempt(input_ids, sampling_params, session_id, fresh_key, known_experts)
+                return await self._attempt(input_ids, sampling_params, session_id, fresh_key, known_experts, images)
             except _StaleKVError as error:
                 if fresh_key:
                     raise EngineError(
@@ -140,7 +146,13 @@ class SGLangClient:
         return ceiling * (0.5 + 0.5 * self._rng.random())
 
     async def _attempt(
-        self, input_ids: Sequence[int], params: Mapping[str, Any], session_id: str | None, fresh_key: bool, known_experts: int
+        self,
+        input_ids: Sequence[int],
+        params: Mapping[str, Any],
+        session_id: str | None,
+        fresh_key: bool,
+        known_experts: int,
+        images: Sequence[str],
     ) -> Completion:
         rid = f"{self._rid_prefix}-{next(self._rids)}"
         endpoint = ""
@@ -156,6 +168,8 @@ class SGLangClient:
                 }
                 if self._experts_shape is not None:
                     request |= {"return_routed_experts": True, "routed_experts_start_len": known_experts}
+                if images:
+                    request["image_data"] = list(images)
                 body = await self._post(endpoint, rid, orjson.dumps(request))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if not endpoint:  # not a request's failure, but the pool's

@@ -18,6 +18,7 @@ from pipeline.types import Completion, Sample, Status
 from pipeline.userfn import load_function
 from stages.generate.check import check_sample
 from stages.generate.custom import CustomGenerate, wrap
+from stages.generate.vision import Vision, engine_request, has_images
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Sample))
 
@@ -26,7 +27,8 @@ class GenerateStage:
     """Implements `Generate`. The samples it is given stay as they are: it returns filled copies, so that a group that
     failed can be generated again from the same prompts.
 
-    Custom functions find in `args` every flag, and beside them `engine_client`, `tokenizer`, `context_length`, `clock`.
+    Custom functions find in `args` every flag, and beside them `engine_client`, `tokenizer`, `context_length`, `clock`,
+    `vision` (None, or the model's image processor).
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class GenerateStage:
         current_version: Callable[[], int] | None = None,
         clock: Clock | None = None,
         sampling_seed: int | None = None,
+        vision: Vision | None = None,
     ) -> None:
         """`args`: `configs.schema.flat_args(config)`. `context_length`: tokens of prompt + response that the engines take.
         `sampling_seed`: give every sample's requests a `sampling_seed` made of this and its index: the same answers in any order and batch.
@@ -56,7 +59,9 @@ class GenerateStage:
             "tokenizer": tokenizer,
             "context_length": self._context_length,
             "clock": clock or MonotonicClock(),
+            "vision": vision,
         }
+        self._vision = vision
         self._args = SimpleNamespace(**{**(vars(args) if args is not None else {}), **extra})
         self._train_params = default_sampling_params(rollout)
         self._eval_params = {**self._train_params, **_eval_overrides(evaluation)}
@@ -79,12 +84,19 @@ class GenerateStage:
             params = self._prepare(sample, evaluation)
             custom = self._load(sample.generate_function_path) if sample.generate_function_path else self._custom
             if custom is None:
-                return [fill(sample, await self._client.generate(sample.tokens, params, session_id=sample.session_id), self._tokenizer)]
+                return [await self._single_turn(sample, params)]
             version = self._current_version() if self._current_version else None
             made = await custom.one(self._args, sample, params, evaluation)
         except Exception as error:  # CancelledError is not an Exception: it passes
             return [_failed(sample, error)]
         return [self._checked(s, sample, version, evaluation) for s in made]
+
+    async def _single_turn(self, sample: Sample, params: dict[str, Any]) -> Sample:
+        ids, images = engine_request(sample, self._vision)
+        answer = await self._client.generate(ids, params, session_id=sample.session_id, **images)
+        if self._vision is not None:
+            self._vision.check_answer(answer.token_ids)
+        return fill(sample, answer, self._tokenizer)
 
     async def _whole_group(self, custom: CustomGenerate, samples: list[Sample], evaluation: bool) -> list[Sample]:
         version = self._current_version() if self._current_version else None
@@ -109,7 +121,10 @@ class GenerateStage:
 
     def _prepare(self, sample: Sample, evaluation: bool) -> dict[str, Any]:
         """Encode the prompt where the source has not, and give this sample the response budget its prompt leaves."""
-        if not sample.tokens:
+        if has_images(sample) and self._vision is not None:
+            if sample.multimodal_train_inputs is None:
+                self._vision.prepare(sample)
+        elif not sample.tokens:
             sample.tokens = self._encode(sample.prompt)
         params = self._eval_params if evaluation else self._train_params
         if self._sampling_seed is not None:

@@ -22,6 +22,7 @@ from pipeline.errors import GenerateError
 from pipeline.protocols import EngineClient, Tokenizer
 from pipeline.timing import Clock, MonotonicClock
 from pipeline.types import Completion, Sample, Status
+from stages.generate.vision import Vision, engine_request
 
 
 class Session:
@@ -40,6 +41,7 @@ class Session:
         max_turns: int,
         context_length: int | None = None,
         clock: Clock | None = None,
+        vision: Vision | None = None,
     ) -> None:
         self.sample = sample
         self.turns = 0
@@ -52,6 +54,7 @@ class Session:
         self._context_length = context_length
         self._last_cut = False  # the last turn ended at its length limit
         self._clock = clock or MonotonicClock()
+        self._vision = vision
         if sample.session_id is None:
             sample.session_id = uuid.uuid4().hex  # keeps all turns on the engine that holds their KV
 
@@ -80,8 +83,11 @@ class Session:
         params["max_new_tokens"] = min(params["max_new_tokens"], self.remaining)
         started = self._clock.now()
         have = self.sample.rollout_routed_experts
-        known = {} if have is None else {"known_experts": len(have)}
-        turn = await self._client.generate(self.sample.tokens, params, session_id=self.sample.session_id, **known)
+        known: dict[str, Any] = {} if have is None else {"known_experts": len(have)}
+        ids, images = engine_request(self.sample, self._vision)
+        turn = await self._client.generate(ids, params, session_id=self.sample.session_id, **known, **images)
+        if self._vision is not None:
+            self._vision.check_answer(turn.token_ids)
         self.engine_seconds += self._clock.now() - started
         self.turns += 1
         self.sample.append_response_tokens(turn.token_ids, log_probs=turn.log_probs, spans=turn.spans)
@@ -131,6 +137,7 @@ async def open_session(args: Any, sample: Sample, sampling_params: Mapping[str, 
         max_turns=args.max_turns,
         context_length=args.context_length,
         clock=args.clock,
+        vision=getattr(args, "vision", None),
     )
     started = args.clock.now()
     yield session

@@ -10,6 +10,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.protocols import Tokenizer
 from stages.source.rows import Messages, Row
 
+IMAGE = "<image>"
+
 Renderer = Callable[[Row], tuple[str | Messages, list[int]]]
 
 
@@ -22,6 +24,8 @@ def build_renderer(config: DataConfig, tokenizer: Tokenizer | None) -> Renderer:
 
     def messages_of(row: Row) -> Messages:
         messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
+        if row.images:
+            messages = _with_images(row, messages)
         if config.system_prompt and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": config.system_prompt})
         return messages
@@ -42,6 +46,39 @@ def build_renderer(config: DataConfig, tokenizer: Tokenizer | None) -> Renderer:
         return (text if config.apply_chat_template else messages), list(tokenizer.encode(text, add_special_tokens=False))
 
     return render
+
+
+def _with_images(row: Row, messages: Messages) -> Messages:
+    """Contents as lists of text and images: an image at every <image>; where there is none, ahead of the first user's text."""
+    marks = sum(_text_of(m).count(IMAGE) for m in messages) + sum(_parts_of(m) for m in messages)
+    if marks not in (0, len(row.images)):
+        raise DataError(
+            f"{row.where}: {marks} places for images ({IMAGE} in the text, or parts of type image), but {len(row.images)} images"
+        )
+    out, missing = [], len(row.images) if marks == 0 else 0
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            pieces = content.split(IMAGE)
+            parts: list[dict[str, Any]] = [{"type": "text", "text": pieces[0]}]
+            for piece in pieces[1:]:
+                parts += [{"type": "image"}, {"type": "text", "text": piece}]
+            content = [p for p in parts if p["type"] == "image" or p["text"]]
+        if missing and message["role"] == "user":
+            content, missing = [*[{"type": "image"}] * missing, *content], 0
+        out.append({**message, "content": content})
+    if missing:
+        raise DataError(f"{row.where}: {missing} images, but no user message to show them in")
+    return out
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    return message["content"] if isinstance(message["content"], str) else ""
+
+
+def _parts_of(message: dict[str, Any]) -> int:
+    content = message["content"]
+    return sum(isinstance(p, dict) and p.get("type") == "image" for p in content) if isinstance(content, list) else 0
 
 
 def _apply(tokenizer: Tokenizer, row: Row, messages: Messages) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from configs.schema import DataConfig
 from pipeline.errors import DataError
+from pipeline.media import to_data_url
 
 Messages = list[dict[str, Any]]
 
@@ -26,6 +27,7 @@ class Row:
     label: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tools: list[Any] | None = None
+    images: tuple[str, ...] = ()  # data-URLs
 
 
 class Rows(Protocol):
@@ -62,13 +64,13 @@ class FileRows:
         digest = hashlib.blake2b(digest_size=8)
         for raw in (_read_jsonl if path.suffix == ".jsonl" else _read_parquet)(path, self._slice):
             try:
-                self._rows.append(check_row(raw, config))
+                self._rows.append(check_row(raw, config, path.parent))
             except DataError:
                 if not config.skip_bad_rows:
                     raise
                 self.num_bad_rows += 1
             else:
-                digest.update(repr((self._rows[-1].prompt, self._rows[-1].label)).encode())
+                digest.update(repr((self._rows[-1].prompt, self._rows[-1].label, *self._rows[-1].images)).encode())
         if not self._rows:
             raise DataError(
                 f"{spec!r} holds no prompts" + (f" ({self.num_bad_rows} malformed rows were skipped)" if self.num_bad_rows else "")
@@ -139,7 +141,7 @@ def _read_parquet(path: Path, part: slice) -> Iterator[_Raw]:
             number += 1
 
 
-def check_row(raw: _Raw, config: DataConfig) -> Row:
+def check_row(raw: _Raw, config: DataConfig, folder: Path | None = None) -> Row:
     """A well-formed row, or DataError naming where, what was found, and what was expected."""
     if raw.error:
         raise DataError(f"{raw.where} {raw.error}; expected {_expected(config)} (--skip-bad-rows skips and counts such rows)")
@@ -161,7 +163,19 @@ def check_row(raw: _Raw, config: DataConfig) -> Row:
         label=label,
         metadata=_parsed(raw.where, config.metadata_key, row.get(config.metadata_key), dict) or {},
         tools=_parsed(raw.where, config.tool_key, row.get(config.tool_key), list),
+        images=_images(raw.where, config.image_key, row, folder),
     )
+
+
+def _images(where: str, key: str | None, row: Mapping[str, Any], folder: Path | None) -> tuple[str, ...]:
+    """Files are looked for beside the prompt file."""
+    if key is None or row.get(key) is None:
+        return ()
+    given = row[key] if isinstance(row[key], list | tuple) else [row[key]]
+    try:
+        return tuple(to_data_url(image, folder) for image in given)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{where}: {key!r}: {error}") from error
 
 
 def _check_prompt(where: str, key: str, prompt: Any) -> str | Messages:

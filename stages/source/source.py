@@ -146,7 +146,8 @@ class PromptSource:
             metadata.setdefault("tools", copy.deepcopy(row.tools))
         return Sample(
             prompt=copy.deepcopy(prompt),
-            tokens=list(tokens),
+            tokens=[] if row.images else list(tokens),  # an image is as many tokens as its processor says, when it is generated from
+            multimodal_inputs={"images": list(row.images)} if row.images else None,
             label=copy.deepcopy(row.label),
             metadata=metadata,  # a data file must not name code to run: function paths come from flags and user functions only
         )

@@ -43,6 +43,7 @@ CHANGES: dict[str, Any] = {
     "staleness": 2,
     "norm_length": 9,
     "routed_experts": np.zeros((4, 1, 2), np.int16),
+    "multimodal": {"pixel_values": np.ones((4, 3), np.float32)},
 }
 
 

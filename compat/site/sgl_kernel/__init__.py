@@ -18,6 +18,13 @@ NAMES = (
     "fill_bonus_tokens_cpu",
     "verify_tree_greedy_cpu",
 )
+# Looked up in torch.ops while the Qwen-VL processor is imported, for other models of its file.
+OPERATORS = (
+    "fused_qk_gemma_rmsnorm_cpu",
+    "fused_qk_gemma_rmsnorm_with_gate_cpu",
+    "fused_qkvzba_split_reshape_cat_contiguous_cpu",
+    "fused_sigmoid_mul_cpu",
+)
 
 
 def _missing(name):
@@ -35,3 +42,8 @@ if _real is not None and _real.loader is not None:
     _real.loader.exec_module(_module)
 else:
     globals().update({name: _missing(name) for name in NAMES})
+    import torch
+
+    _operators = torch.library.Library("sgl_kernel", "FRAGMENT")
+    for _name in OPERATORS:  # without an implementation, a call is refused
+        _operators.define(f"{_name}(Tensor x) -> Tensor")

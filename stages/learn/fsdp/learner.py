@@ -24,6 +24,7 @@ from stages.learn.fsdp.model import build_model
 from stages.learn.fsdp.optim import Optimizer
 from stages.learn.fsdp.packing import MicroBatch, pack
 from stages.learn.fsdp.reference import Reference
+from stages.learn.fsdp.vision import Vision, has_images
 from stages.learn.fsdp.weights import exported, whole_state
 from stages.learn.goal import Goal
 from stages.learn.hf_folder import write_hf_folder
@@ -67,6 +68,7 @@ class FSDPRank(LearnerRank):
             self._model, self._attention = build_model(
                 self._folder, device=self.device, dtype=self._dtype, gradient_checkpointing=checkpointing
             )
+            self._vision = Vision(self._model) if getattr(self._model.config, "vision_config", None) is not None else None
             self._optimizer = Optimizer(self._model, settings)
             self._kept = Reference(self._model, settings.algorithm.ref_load) if goal.needs_reference else None
             cost = read_cost(self._folder, shares_prompts=False)
@@ -82,12 +84,20 @@ class FSDPRank(LearnerRank):
             raise LearnerError(f"the batch is cut for {len(step.per_rank)} data-parallel ranks, the learner has {self.world_size}")
         if not step.per_rank[self.rank]:
             raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
-        return [pack(samples, self.device) for samples in step.per_rank[self.rank]]
+        mine, vision = step.per_rank[self.rank], self._vision
+        if vision is None:
+            if has_images(step):
+                raise LearnerError("samples with multimodal_train_inputs, but the model does not see (no vision_config in its config.json)")
+            return [pack(samples, self.device) for samples in mine]
+        if has_images(step):
+            mine = tuple(mb if any(s.multimodal for s in mb) else (*mb, vision.blank()) for mb in mine)
+        return [pack(samples, self.device, vision.positions) for samples in mine]
 
     def _logits(self, batch: MicroBatch) -> Tensor:
         """[1, N, V] of the trained tokens only."""
         how = attention_arguments(self._attention, batch.packing)
-        out = self._model(input_ids=batch.tokens, position_ids=batch.positions, logits_to_keep=batch.rows, use_cache=False, **how)
+        what = {"input_ids": batch.tokens, "position_ids": batch.positions, "logits_to_keep": batch.rows, **batch.media}
+        out = self._model(**what, use_cache=False, **how)
         logits: Tensor = out.logits
         return logits
 

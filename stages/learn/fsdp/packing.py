@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.errors import LearnerError
 from pipeline.types import TrainSample
 from stages.learn.blocks import Block, cut_blocks
 from stages.learn.trained import Trained, trained_fields
@@ -28,13 +29,16 @@ class MicroBatch(Trained):
     """t input tokens: of every sample all but its last."""
 
     tokens: Tensor  # [1, t] int64
-    positions: Tensor  # [1, t] int64, from 0 in every sample
+    positions: Tensor  # [1, t] int64, from 0 in every sample; [3, 1, t] for a model that sees
     rows: Tensor  # [N] int64: places in t whose next token is trained
     packing: Packing
+    media: Mapping[str, Tensor]  # pixel_values ...: of all samples, end to end
 
 
-def pack(samples: Sequence[TrainSample], device: torch.device) -> MicroBatch:
-    """Raises LearnerError as trained_fields does."""
+def pack(
+    samples: Sequence[TrainSample], device: torch.device, positions_of: Callable[[TrainSample], np.ndarray] | None = None
+) -> MicroBatch:
+    """`positions_of` a sample's inputs, [3, T - 1], where the model sees. Raises LearnerError as trained_fields does."""
     order = sorted(samples, key=lambda s: -s.num_tokens)
     fields = trained_fields(order, device)
     lengths = [s.num_tokens - 1 for s in order]
@@ -47,12 +51,29 @@ def pack(samples: Sequence[TrainSample], device: torch.device) -> MicroBatch:
 
     return MicroBatch(
         tokens=flat([s.tokens[:-1] for s in order])[None],
-        positions=flat([np.arange(n) for n in lengths])[None],
+        positions=_positions(order, positions_of).to(device),
         rows=flat(rows),
         packing=Packing(
             blocks=cut_blocks(lengths, device),
             ends=torch.from_numpy(starts).to(device=device, dtype=torch.int32),
             longest=max(lengths),
         ),
+        media=_media(order, device),
         **fields,
     )
+
+
+def _positions(order: Sequence[TrainSample], positions_of: Callable[[TrainSample], np.ndarray] | None) -> Tensor:
+    if positions_of is None:
+        return torch.from_numpy(np.concatenate([np.arange(s.num_tokens - 1) for s in order]))[None]
+    return torch.from_numpy(np.concatenate([positions_of(s) for s in order], axis=1))[:, None]
+
+
+def _media(order: Sequence[TrainSample], device: torch.device) -> dict[str, Tensor]:
+    """Raises LearnerError where samples have different sets of inputs."""
+    seen = [s for s in order if s.multimodal]
+    names = [set(s.multimodal or ()) for s in seen]
+    if any(n != names[0] for n in names):
+        raise LearnerError(f"samples of one micro-batch have different multimodal_train_inputs: {', '.join(sorted(map(str, names)))}")
+    parts = {name: [np.asarray((s.multimodal or {})[name]) for s in seen] for name in (sorted(names[0]) if names else ())}
+    return {name: torch.from_numpy(np.concatenate(arrays)).to(device) for name, arrays in parts.items()}

@@ -75,6 +75,10 @@ def pack(
     """
     for s in samples:
         check_sample(s)
+        if s.multimodal:
+            raise LearnerError(
+                f"sample {s.index} has multimodal_train_inputs ({', '.join(s.multimodal)}): use --train-backend fsdp for them"
+            )
     families = [[s] for s in samples] if thd else _families(samples)
     families.sort(key=lambda f: (-len(f), -_stem_length(f)))
     order = [s for family in families for s in family]
