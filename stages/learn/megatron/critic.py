@@ -146,6 +146,7 @@ class Critic:
 
     def save(self, path: Path) -> None:
         """Write `path`/critic: weights, optimizer, schedule. Every rank calls it."""
+        self.built.finish_param_gather()
         checkpoint.save(self.built, path / FOLDER)
 
     def load(self, path: Path) -> None:

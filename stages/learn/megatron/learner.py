@@ -294,6 +294,7 @@ class MegatronRank:
         Tensors may share memory with the model: copy what must outlive the next step.
         """
         if not self._offload.is_out:
+            self._built.finish_param_gather()
             return self._built.bridge.hf_weights(self._built.models)
         return self._lent_weights()
 
@@ -318,12 +319,15 @@ class MegatronRank:
     def export_hf(self, path: Path) -> None:
         """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files. Every rank calls it."""
         with self._offload.weights_present():
+            if not self._offload.is_out:
+                self._built.finish_param_gather()
             checkpoint.export_hf(self._built.bridge.hf_weights(self._built.models), self._built.hf_folder, path, write=self.rank == 0)
         dist.barrier()
 
     def save(self, path: Path) -> None:
         """Write `path`/torch_dist (weights, optimizer, schedule), `path`/reference, `path`/critic and `path`/hf. Every rank calls it."""
         with self._offload.present():
+            self._built.finish_param_gather()
             checkpoint.save(self._built, path / "torch_dist")
             if self._reference:
                 self._reference.save(path / "reference")
