@@ -11,6 +11,7 @@ num_floating_point_operations halves it, as done here).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Cost:
     linear: float = 1.0  # for each token
     attention: float = 0.0  # for each pair of a token and one that it looks at
     head: float = 0.0  # for each trained token
-    shares_prompts: bool = False  # samples with the same `prompt_key` in one micro-batch are given their prompt once
+    shares_prompts: bool = False  # samples with the same `family` in one micro-batch are given their prompt once
 
     def of(self, sample: TrainSample) -> float:
         """One sample alone (its last token, which is no input, counted as one)."""
@@ -56,14 +57,8 @@ class Cost:
 
     def saved(self, samples: Sequence[TrainSample]) -> float:
         """What shared prompts save in one micro-batch."""
-        seen: set[tuple[int, bytes, bytes]] = set()
-        saved = 0.0
-        for s in samples:
-            key = s.prompt_key
-            if key in seen:
-                saved += self._of_tokens(s.num_tokens - s.response_length)
-            seen.add(key)
-        return saved
+        sizes = Counter(s.family for s in samples)
+        return sum((count - 1) * self._of_tokens(length) for (_, length), count in sizes.items())
 
     def _of_tokens(self, n: int) -> float:
         return self.linear * n + self.attention * _pairs(n)

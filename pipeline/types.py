@@ -203,6 +203,11 @@ class TrainSample:
         return len(self.tokens)
 
     @property
+    def family(self) -> tuple[int, int]:
+        """Samples of equal ones may share their prompt: of one group, and as long. Cheap; `prompt_key` is sure."""
+        return self.group_index, self.num_tokens - self.response_length
+
+    @property
     def prompt_key(self) -> tuple[int, bytes, bytes]:
         """Samples of equal keys share their prompt: of one group, with the very same tokens ahead of the response, and the same
         routed experts on them (equal prompts of two requests need not have gone the same way)."""

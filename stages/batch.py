@@ -49,7 +49,7 @@ def make_batch(
     idle = [s.weight for s in samples if not s.loss_mask.any()]
 
     def packer(part: Samples) -> list[list[TrainSample]]:
-        return pack(part, max_tokens) if micro_batch_size is None else count_out(part, micro_batch_size, cost)
+        return pack(part, max_tokens, cost) if micro_batch_size is None else count_out(part, micro_batch_size, cost)
 
     steps, start = [], 0
     for i in range(num_steps):
@@ -105,20 +105,21 @@ def _longest_first(units: Sequence[Samples], num_bins: int, cost: Cost) -> list[
 
 def _families(samples: Samples) -> list[list[TrainSample]]:
     """Samples by the prompt that they share, in order of appearance."""
-    found: dict[tuple[int, bytes, bytes], list[TrainSample]] = {}
+    found: dict[tuple[int, int], list[TrainSample]] = {}
     for s in samples:
-        found.setdefault(s.prompt_key, []).append(s)
+        found.setdefault(s.family, []).append(s)
     return list(found.values())
 
 
 # --- micro-batches ------------------------------------------------------------------------------------------------
 
 
-def pack(samples: Samples, max_tokens: int) -> list[list[TrainSample]]:
+def pack(samples: Samples, max_tokens: int, cost: Cost = TOKENS) -> list[list[TrainSample]]:
     """First-fit decreasing bin packing (Johnson 1973): few micro-batches of at most `max_tokens` tokens.
 
     What is packed are all samples of a prompt at once; or one by one, each beside its siblings if there is room; or one by one.
-    The first of the three that takes no more micro-batches than the others. Of no two are both half empty, in any of the three.
+    The first of the three that costs no more than the others where prompts are shared, that takes no more micro-batches where they
+    are not. Of no two micro-batches are both half empty, in any of the three.
     """
     single = sorted(([s] for s in samples), key=_unit_order)
     families = sorted((sorted(f, key=lambda s: (-s.num_tokens, s.index)) for f in _families(samples)), key=_unit_order)
@@ -126,7 +127,8 @@ def pack(samples: Samples, max_tokens: int) -> list[list[TrainSample]]:
     if len(alone) == 1 or len(families) == len(samples):
         return alone
     pieces = [piece for f in families for piece in (_first_fit([[s] for s in f], max_tokens) if _tokens(f) > max_tokens else [f])]
-    return min(_first_fit(sorted(pieces, key=_unit_order), max_tokens), _beside_siblings(families, max_tokens), alone, key=len)
+    ways = (_first_fit(sorted(pieces, key=_unit_order), max_tokens), _beside_siblings(families, max_tokens), alone)
+    return min(ways, key=lambda bins: sum(map(cost.of_micro_batch, bins)) if cost.shares_prompts else len(bins))
 
 
 def _first_fit(units: Sequence[Samples], max_tokens: int) -> list[list[TrainSample]]:
@@ -134,7 +136,8 @@ def _first_fit(units: Sequence[Samples], max_tokens: int) -> list[list[TrainSamp
     bins: list[list[TrainSample]] = []
     room: list[int] = []
     for unit in units:
-        place = next((i for i, left in enumerate(room) if _tokens(unit) <= left), len(bins))
+        size = _tokens(unit)
+        place = next((i for i, left in enumerate(room) if size <= left), len(bins))
         _put(unit, place, bins, room, max_tokens)
     return bins
 

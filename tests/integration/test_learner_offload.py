@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -97,3 +102,29 @@ def test_an_optimizer_that_is_on_the_cpu_already(make_rank: Callable[..., Any]) 
     hybrid = {"optimizer_cpu_offload": "true", "optimizer_offload_fraction": "1.0", "overlap_cpu_optimizer_d2h_h2d": "true"}
     assert owned_by("OptimizerConfig", hybrid) == {k: 1.0 if "fraction" in k else True for k in hybrid}  # what a GPU run is given
     assert [make_rank(megatron=hybrid).step(batch)["loss"]] == losses[:1]
+
+
+def test_two_ranks_whose_collectives_overlap(folder: Path, tmp_path: Path) -> None:
+    """A gather of parameters that is still under way when the device is given up is finished first."""
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.parallel import serve_store
+
+    store, port = serve_store(2)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "tests.integration.offload_ranks"]
+    ranks = [
+        subprocess.Popen([*command, str(r), str(port), str(folder), str(tmp_path)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]
+    try:
+        errors = [r.communicate(timeout=300)[1] for r in ranks]
+    finally:
+        for r in ranks:
+            r.kill()
+        del store
+    assert [r.returncode for r in ranks] == [0, 0], "\n".join(errors)[-4000:]
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["stays"] == found["leaves"]

@@ -176,6 +176,27 @@ def test_siblings_together_cost_no_micro_batch(groups: list[tuple[int, list[int]
     assert len(bins) <= first_fit_decreasing([s.num_tokens for s in samples], max_tokens)
 
 
+@settings(max_examples=200, deadline=None)
+@given(GROUPS, st.integers(1, 80), st.floats(0, 1))
+def test_shared_prompts_are_packed_for_the_least_work(groups: list[tuple[int, list[int]]], max_tokens: int, attention: float) -> None:
+    cost = Cost(attention=attention, shares_prompts=True)
+    samples = make_groups(groups)
+    bins = pack(samples, max_tokens, cost)
+    assert sorted(place(s) for b in bins for s in b) == list(range(len(samples)))
+    assert all(len(b) == 1 or sum(s.num_tokens for s in b) <= max_tokens for b in bins)
+    assert sum(map(cost.of_micro_batch, bins)) <= sum(map(cost.of_micro_batch, pack(samples, max_tokens))) * (1 + 1e-9)
+    full = [sum(s.num_tokens for s in b) for b in bins]
+    assert sum(2 * n <= max_tokens for n in full) <= 1
+
+
+def test_long_tailed_groups_are_kept_together_at_the_price_of_a_few_micro_batches() -> None:
+    rng = np.random.default_rng(0)
+    samples = make_groups([(40, [int(n) for n in np.clip(rng.lognormal(3.5, 1.0, 8), 2, 300)]) for _ in range(32)])
+    shared, alone = pack(samples, 1000, Cost(shares_prompts=True)), pack(samples, 1000)
+    prompts = [len({(s.group_index, i) for i, b in enumerate(bins) for s in b}) for bins in (shared, alone)]
+    assert prompts[0] <= 36 < 50 <= prompts[1] and len(alone) < len(shared) <= 1.5 * len(alone)
+
+
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 20), st.integers(1, 20))
 def test_equal_groups_that_fit_are_never_cut(num_groups: int, size: int, prompt: int, response: int) -> None:
     """The common case: a micro-batch of whole groups, so every prompt is packed once."""

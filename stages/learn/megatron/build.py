@@ -75,6 +75,12 @@ class Built:
             for group, lr in zip(groups, kept, strict=True):
                 group["lr"] = lr
 
+    def finish_param_gather(self) -> None:
+        """With --overlap-param-gather the weights are whole only after the next forward pass has begun: make them so now."""
+        for ddp in self.ddp:
+            if ddp.ddp_config.overlap_param_gather:
+                ddp.start_param_sync(force_sync=True)
+
     @property
     def torch_optimizers(self) -> list[torch.optim.Optimizer]:
         chained = getattr(self.optimizer, "chained_optimizers", [self.optimizer])

@@ -156,6 +156,7 @@ class Critic:
 
     def save(self, path: Path, *, optimizer: bool = True, write: checkpoint.Write | None = None) -> Any:
         """Write `path`/critic: weights, optimizer, schedule. Every rank calls it."""
+        self.built.finish_param_gather()
         return checkpoint.save(self.built, path / FOLDER, optimizer=optimizer, write=write)
 
     def load(self, path: Path, *, optimizer: bool = True) -> None:

@@ -202,6 +202,7 @@ class MegatronRank(LearnerRank):
         Tensors may share memory with the model: copy what must outlive the next step.
         """
         if not self._offload.is_out:
+            self._built.finish_param_gather()
             return self._built.bridge.hf_weights(self._built.models)
         return self._lent_weights()
 
@@ -226,6 +227,8 @@ class MegatronRank(LearnerRank):
     def export_hf(self, path: Path) -> None:
         """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files. Every rank calls it."""
         with self._offload.weights_present():
+            if not self._offload.is_out:
+                self._built.finish_param_gather()
             checkpoint.export_hf(self._built.bridge.hf_weights(self._built.models), self._built.hf_folder, path, write=self.rank == 0)
         dist.barrier()
 
@@ -260,6 +263,7 @@ class MegatronRank(LearnerRank):
         self._saves.finish()
 
     def _save(self, path: Path, write: checkpoint.Write | None) -> list[Any]:
+        self._built.finish_param_gather()
         optimizer = self.settings.save_optim
         jobs = [checkpoint.save(self._built, path / "torch_dist", optimizer=optimizer, write=write)]
         if self._kept:

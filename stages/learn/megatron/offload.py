@@ -45,9 +45,7 @@ class Offload:
             return
         seen: set[int] = set()
         for built in self._builts:
-            for ddp in built.ddp:
-                if ddp.ddp_config.overlap_param_gather:  # else the next forward pass would write into what is not there
-                    ddp.start_param_sync(force_sync=True)
+            built.finish_param_gather()  # else the next forward pass would write into what is not there
             built.optimizer.zero_grad()
         gradients = [self._leave(t, seen, keep=False) for t in self._gradients()]
         self._weights = _found(self._leave(p, seen) for p in self._parameters())
