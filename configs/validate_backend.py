@@ -18,10 +18,11 @@ _INSTEAD = {
     "bf16": "--dtype bfloat16",
     "use_distributed_optimizer": "nothing: FSDP shards weights, gradients and optimizer anyway",
 }
-# Flags of ours that only the Megatron learner has, as far as this version has them.
-_ONLY_MEGATRON = {
-    "algorithm": ("use_routing_replay", "use_rollout_routing_replay"),
-    "cluster": ("offload", "offload_train"),
+# Flags of ours that only the Megatron learner has, as far as this version has them, by the value that asks for nothing.
+_ONLY_MEGATRON: dict[str, dict[str, bool | None]] = {
+    "algorithm": {"use_routing_replay": False, "use_rollout_routing_replay": False},
+    "cluster": {"offload": False, "offload_train": False},
+    "run": {"async_save": False, "initial_megatron_checkpoint": None, "save_optim": True, "load_optim": True},
 }
 
 
@@ -70,6 +71,8 @@ def backend(config: Config) -> Iterator[str]:
             "estimator without a critic (grpo, gspo, cispo, rloo, reinforce_plus_plus, dr_grpo)"
         )
     for section, names in _ONLY_MEGATRON.items():
-        for name in names:
-            if getattr(getattr(config, section), name, None):
-                yield f"--train-backend fsdp does not know --{name.replace('_', '-')}. Drop it, or train with --train-backend megatron"
+        for name, nothing in names.items():
+            value = getattr(getattr(config, section), name, nothing)
+            if value not in (nothing, None):
+                flag = f"--{'no-' if nothing is True else ''}{name.replace('_', '-')}"
+                yield f"--train-backend fsdp does not know {flag}. Drop it, or train with --train-backend megatron"

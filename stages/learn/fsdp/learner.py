@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from pipeline.errors import ConfigError, LearnerError
 from pipeline.types import OptimizerStep
 from stages.learn import rendezvous
 from stages.learn.ahead import Prepared
+from stages.learn.export import export_hf
 from stages.learn.fsdp import checkpoint
 from stages.learn.fsdp.attention import attention_arguments
 from stages.learn.fsdp.model import build_model
@@ -24,7 +26,6 @@ from stages.learn.fsdp.packing import MicroBatch, pack
 from stages.learn.fsdp.reference import Reference
 from stages.learn.fsdp.vision import Vision, has_images
 from stages.learn.fsdp.weights import exported, whole_state
-from stages.learn.hf_folder import export_hf
 from stages.learn.losses import TokenLogProbs, compute_log_probs_from_logits
 from stages.learn.objective import Outcome
 from stages.learn.rank import LearnerRank, Objective
@@ -174,13 +175,15 @@ class FSDPRank(LearnerRank):
         export_hf(self.hf_weights(), self._folder, path, write=self.rank == 0)
         dist.barrier()
 
-    def save(self, path: Path) -> None:
-        """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and `path`/hf. Every rank calls it."""
+    def save(self, path: Path, hf: Path | EllipsisType | None = ...) -> None:
+        """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and the Hugging Face folder `hf` (default `path`/hf; None:
+        no such folder). Every rank calls it."""
         tensors = {**{f"model.{n}": t for n, t in self._state().items()}, **self._optimizer.tensors()}
         checkpoint.save(path / FOLDER, tensors, self._optimizer.counts())
         if self._reference:
             self._kept.save(path / "reference")
-        self.export_hf(path / "hf")
+        if hf is not None:
+            self.export_hf(path / "hf" if isinstance(hf, EllipsisType) else hf)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote under `path`, with any number of ranks. Raises CheckpointError on every rank when it is not there or
