@@ -18,12 +18,12 @@ _INSTEAD = {
     "bf16": "--dtype bfloat16",
     "use_distributed_optimizer": "nothing: FSDP shards weights, gradients and optimizer anyway",
 }
-# Flags of ours that only the Megatron learner has, as far as this version has them.
-_ONLY_MEGATRON = {
-    "algorithm": ("use_routing_replay", "use_rollout_routing_replay"),
-    "cluster": ("offload", "offload_train"),
-    "run": ("async_save",),
-    "model": ("initial_megatron_checkpoint",),
+# Flags of ours that only the Megatron learner has, as far as this version has them, by the value that asks for nothing.
+_ONLY_MEGATRON: dict[str, dict[str, bool | None]] = {
+    "algorithm": {"use_routing_replay": False, "use_rollout_routing_replay": False},
+    "cluster": {"offload": False, "offload_train": False},
+    "model": {"initial_megatron_checkpoint": None},
+    "run": {"async_save": False, "save_optim": True, "load_optim": True},
 }
 
 
@@ -71,10 +71,9 @@ def backend(config: Config) -> Iterator[str]:
             "--train-backend fsdp with --advantage-estimator ppo: it has no critic yet. Train with --train-backend megatron, or use an "
             "estimator without a critic (grpo, gspo, cispo, rloo, reinforce_plus_plus, dr_grpo)"
         )
-    for name in ("save_optim", "load_optim"):
-        if not getattr(config.run, name):
-            yield f"--train-backend fsdp does not know --no-{name.replace('_', '-')}. Drop it, or train with --train-backend megatron"
     for section, names in _ONLY_MEGATRON.items():
-        for name in names:
-            if getattr(getattr(config, section), name, None):
-                yield f"--train-backend fsdp does not know --{name.replace('_', '-')}. Drop it, or train with --train-backend megatron"
+        for name, nothing in names.items():
+            value = getattr(getattr(config, section), name, nothing)
+            if value not in (nothing, None):
+                flag = f"--{'no-' if nothing is True else ''}{name.replace('_', '-')}"
+                yield f"--train-backend fsdp does not know {flag}. Drop it, or train with --train-backend megatron"

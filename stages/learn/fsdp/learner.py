@@ -200,8 +200,8 @@ class FSDPRank(LearnerRank):
         dist.barrier()
 
     def save(self, path: Path, hf: Path | EllipsisType | None = ...) -> None:
-        """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and the Hugging Face folder `hf` (default `path`/hf). Every
-        rank calls it."""
+        """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and the Hugging Face folder `hf` (default `path`/hf; None:
+        no such folder). Every rank calls it."""
         tensors = {**{f"model.{n}": t for n, t in self._state().items()}, **self._optimizer.tensors()}
         checkpoint.save(path / FOLDER, tensors, self._optimizer.counts())
         if self._kept:
