@@ -1,0 +1,182 @@
+"""Hugging Face folders: what their safetensors hold, and writing one as its weights arrive."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.errors import CheckpointError
+
+MAX_SHARD_BYTES = 5 << 30
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".index.json")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """One tensor as a file's header describes it."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name for it, e.g. BF16
+    num_bytes: int
+
+
+def read_headers(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the folder's safetensors by name; reads headers only. Raises CheckpointError for broken or absent files."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        where = _json(index).get("weight_map", {})
+        found = {name: _header(folder / file) for name, file in {f: f for f in where.values()}.items()}
+        if lost := [n for n, file in where.items() if n not in found[file]]:
+            raise CheckpointError(f"{index} lists {listed(lost)}, which the files do not hold: complete the download")
+        return {name: found[file][name] for name, file in where.items()}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder}: no safetensors in it; expected a Hugging Face folder (convert others with save_pretrained)")
+    return {name: stored for file in files for name, stored in _header(file).items()}
+
+
+def _header(file: Path) -> dict[str, Stored]:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as f:
+            length = struct.unpack("<Q", f.read(8))[0]
+            if length > size:
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(f.read(length))
+        header.pop("__metadata__", None)
+        if header and 8 + length + max(entry["data_offsets"][1] for entry in header.values()) > size:
+            raise ValueError(f"cut off: {size} bytes are less than its header says")
+    except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: not a whole safetensors file ({error}): complete the download") from error
+    return {
+        name: Stored(
+            file=file.name,
+            shape=tuple(entry["shape"]),
+            dtype=entry["dtype"],
+            num_bytes=entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+    }
+
+
+def main_dtype(headers: Mapping[str, Stored]) -> torch.dtype:
+    """The floating-point type that most bytes are in (a router's bias may be wider than the rest). Raises CheckpointError for none."""
+    count: Counter[str] = Counter()
+    for stored in headers.values():
+        count[stored.dtype] += stored.num_bytes
+    for name, _ in count.most_common(1):
+        if name in _DTYPES:
+            return _DTYPES[name]
+    raise CheckpointError(f"weights of type {', '.join(count) or 'none'}: expected {', '.join(_DTYPES)}; dequantise the checkpoint first")
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """`a, b, c and 4 more`."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def write_hf_folder(weights: Iterable[tuple[str, Tensor]], source: Path, path: Path, *, max_shard_bytes: int | None = None) -> int:
+    """Write `weights` as safetensors into the folder `path`, with everything but weights copied from the folder `source`.
+
+    Holds one shard of at most `max_shard_bytes` (default: MAX_SHARD_BYTES; or one larger tensor) in memory. What is written is on the
+    disk, and `path` appears whole or not at all; one that was there is replaced. The tensors must keep their values until this
+    returns. Returns the bytes of the weights.
+    """
+    if not (source / "config.json").is_file():
+        raise CheckpointError(f"{source}: not a Hugging Face model folder (no config.json)")
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        dtype, total = _write_shards(weights, part, max_shard_bytes or MAX_SHARD_BYTES)
+        for file in source.iterdir():
+            if file.is_file() and not file.name.endswith(_WEIGHTS):
+                shutil.copy2(file, part / file.name)
+        config = _json(source / "config.json")
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(dtype).removeprefix("torch.")  # else a reader would cast to what the original was stored in
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        make_durable(part)
+        shutil.rmtree(path, ignore_errors=True)
+        part.rename(path)
+        make_durable(path.parent, files=False)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return total
+
+
+def _write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> tuple[torch.dtype, int]:
+    """(the dtype of most bytes, bytes) of what was written. Files get their final names when it is known how many there are."""
+    shard: dict[str, Tensor] = {}
+    names: list[list[str]] = []
+    num_bytes, count = 0, Counter[torch.dtype]()
+
+    def flush() -> None:
+        nonlocal num_bytes
+        save_file(shard, folder / f"{len(names)}.shard", metadata={"format": "pt"})
+        names.append(list(shard))
+        shard.clear()
+        num_bytes = 0
+
+    for name, tensor in weights:
+        size = tensor.numel() * tensor.element_size()
+        if shard and num_bytes + size > max_shard_bytes:
+            flush()
+        shard[name] = _own(tensor)
+        num_bytes += size
+        count[tensor.dtype] += size
+    flush()
+    if len(names) == 1:
+        (folder / "0.shard").rename(folder / "model.safetensors")
+    else:
+        where = {}
+        for i, keys in enumerate(names):
+            file = f"model-{i + 1:05d}-of-{len(names):05d}.safetensors"
+            (folder / f"{i}.shard").rename(folder / file)
+            where.update(dict.fromkeys(keys, file))
+        index = {"metadata": {"total_size": count.total()}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    return count.most_common(1)[0][0], count.total()
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, and alone in its memory: safetensors refuses halves of a fused weight that share theirs."""
+    tensor = tensor.detach()
+    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    if tensor.device.type == "cpu" and alone and tensor.is_contiguous():
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+
+
+def make_durable(folder: Path, *, files: bool = True) -> None:
+    """Return when `folder`, and with `files` everything in it, is on the disk and not only in the page cache."""
+    for path in [folder, *(folder.rglob("*") if files else ())]:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        out: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    return out
