@@ -151,3 +151,20 @@ def test_the_page_on_models_has_every_preset_and_figure() -> None:
         family, dash, size = name.rpartition("-") if f"`{name}`" not in page else (name, "", "")
         assert f"`{name}`" in page or (f"`{family}-" in page and f"`{dash}{size}`" in page) or f"`-{name.split('-', 1)[1]}`" in page, name
         assert published.count is None or str(published.count - published.beyond) in page, name
+
+
+@pytest.mark.slow
+def test_transformers_counts_the_same() -> None:
+    """The model that transformers makes of the published fields, without memory for it."""
+    import compat
+
+    compat.install()
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    for name in PUBLISHED:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(hf_config(name), dtype=torch.bfloat16)
+        biases = sum(b.numel() for key, b in model.named_buffers() if key.endswith("e_score_correction_bias"))
+        counted = sum(p.numel() for p in model.parameters()) + biases
+        assert counted == num_parameters(flags_of(name)), name
