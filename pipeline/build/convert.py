@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         trust = getattr(args, "trust_pickle", False)
         done = convert.to_hf(weights, origin, output, dtype=dtype, max_shard_bytes=size, trust_pickle=trust)
     rate = done.num_bytes / max(done.seconds, 1e-9) / 1e9
-    print(f"{output}: {done.num_weights} weights, {done.num_bytes / 1e9:.3f} GB in {done.seconds:.1f} s ({rate:.2f} GB/s)")
+    print(f"{output}: {done.num_weights} weights, {done.num_bytes / 1e9:.3f} GB in {done.seconds:.2f} s ({rate:.2f} GB/s)")
 
 
 def _origin(spec: str) -> Path:
