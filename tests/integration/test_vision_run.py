@@ -21,9 +21,7 @@ def test_engines_see_what_the_learner_trains_on(tmp_path: Path, nothing_left_beh
     assert made.returncode == 0, made.stderr
     flags = ("--prompt-data", str(data), "--runs-dir", str(tmp_path), "--name", "v", "--keep-trajectories")
     reward = tmp_path / "reward.py"
-    reward.write_text(
-        "async def reward_func(args, sample):\n    return float(sum(sample.tokens[-2:]) % 2)\n"
-    )
+    reward.write_text("async def reward_func(args, sample):\n    return float(sum(sample.tokens[-2:]) % 2)\n")
     done = run_entry(*PRESET, *SHORT, *flags, "--custom-rm-path", str(reward), "--num-rollout", "3", timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     train = read_metrics(run, "train")
