@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import typing
 
 import pytest
@@ -14,7 +15,8 @@ from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "algorithms.md").read_text()
 ROWS = {cells[1].strip().strip("`"): [c.strip() for c in cells[1:-1]] for line in PAGE.splitlines() if len(cells := line.split("|")) > 3}
-ELSEWHERE = ("global-batch-size", "num-steps-per-rollout", "max-tokens-per-gpu")  # how a rollout is cut, not what is learnt from it
+CUT = ("global-batch-size", "num-steps-per-rollout")  # how a rollout is cut, not what is learnt from it
+ELSEWHERE = {*CUT, *re.findall(r"--([a-z-]+)", (ROOT / "docs" / "performance.md").read_text())} - {"true-on-policy-mode"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
