@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "docs" / "algorithms.md").read_text()
 ROWS = {cells[1].strip().strip("`"): [c.strip() for c in cells[1:-1]] for line in PAGE.splitlines() if len(cells := line.split("|")) > 3}
 CUT = ("global-batch-size", "num-steps-per-rollout")  # how a rollout is cut, not what is learnt from it
-ELSEWHERE = {*CUT, *re.findall(r"--([a-z-]+)", (ROOT / "docs" / "performance.md").read_text())} - {"true-on-policy-mode"}
+ELSEWHERE = {*CUT, *re.findall(r"--(?:no-)?([a-z-]+)", (ROOT / "docs" / "performance.md").read_text())} - {"true-on-policy-mode"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
