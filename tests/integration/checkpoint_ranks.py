@@ -45,7 +45,7 @@ def make(rank: int, port: int, model: Path, name: str, flags: dict[str, object])
     import torch
 
     from stages.learn.megatron.learner import MegatronRank
-    from stages.learn.megatron.parallel import join_store
+    from stages.learn.rendezvous import join_store
     from tests.integration import learner_cases as cases
 
     store = torch.distributed.PrefixStore(name, join_store("127.0.0.1", port, 4))

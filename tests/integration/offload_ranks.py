@@ -20,7 +20,7 @@ def main(rank: int, port: int, model: Path, out: Path) -> None:
     import torch
 
     from stages.learn.megatron.learner import MegatronRank
-    from stages.learn.megatron.parallel import join_store
+    from stages.learn.rendezvous import join_store
     from tests.integration import learner_cases as cases
 
     torch.set_num_threads(1)

@@ -38,7 +38,7 @@ def main(rank: int, port: int, model: Path, out: Path) -> None:
     start = load()
     import torch
 
-    from stages.learn.megatron.parallel import join_store
+    from stages.learn.rendezvous import join_store
     from tests.integration import learner_cases as cases
 
     torch.set_num_threads(1)

@@ -56,7 +56,7 @@ def one_rank(model: Path, flags: dict[str, object]) -> Any:
 @pytest.fixture(scope="module")
 def four(model: Path, out: Path, alone: dict[str, Any]) -> Path:
     """What four ranks made of it."""
-    from stages.learn.megatron.parallel import serve_store
+    from stages.learn.rendezvous import serve_store
 
     store, port = serve_store(4)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}

@@ -109,7 +109,7 @@ def test_two_ranks_whose_collectives_overlap(folder: Path, tmp_path: Path) -> No
     from stages.learn.megatron import load
 
     load()
-    from stages.learn.megatron.parallel import serve_store
+    from stages.learn.rendezvous import serve_store
 
     store, port = serve_store(2)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}

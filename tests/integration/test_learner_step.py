@@ -278,7 +278,12 @@ def test_wider_passes_without_gradients_change_nothing(folders: dict[Any, Path],
     passes: list[int] = []
     rank = make_rank(folders["qwen3", True], log_probs_max_tokens_per_gpu=budget, **flags)
     run = rank._passes.run
-    rank._passes.run = lambda mbs, *args, forward_only: passes.append(len(mbs) * forward_only) or run(mbs, *args, forward_only=forward_only)
+
+    def counted(mbs: Any, *args: Any, forward_only: bool, **kwargs: Any) -> Any:
+        passes.append(len(mbs) * forward_only)
+        return run(mbs, *args, forward_only=forward_only, **kwargs)
+
+    rank._passes.run = counted
     wide = rank.step(batch)
     assert (
         sum(passes) == {1: 15, 90: sum(passes), 10_000: 3}[budget] and 3 <= sum(passes) <= 15

@@ -318,6 +318,7 @@ def test_learning_rate_and_weight_decay_schedules(style: str) -> None:
 
     load()
     from stages.learn.megatron.build import _make_scheduler
+    from stages.learn.schedule import make_schedule
 
     group: dict[str, float] = {}
     optimizer = SimpleNamespace(param_groups=[group], config=SimpleNamespace(lr=1e-3, min_lr=1e-5, weight_decay=0.3))
@@ -326,7 +327,9 @@ def test_learning_rate_and_weight_decay_schedules(style: str) -> None:
     wd: Any = {"start_weight_decay": 0.1, "end_weight_decay": 0.2, "weight_decay_incr_style": "linear"} if phase else {}
     optim = OptimConfig(lr_decay_style=name, lr_warmup_fraction=0.3, lr_warmup_init=1e-4, **wsd, **wd)  # type: ignore[arg-type]
     scheduler = _make_scheduler(optimizer, optim, 10)
+    ours = make_schedule(optim, lr=1e-3, min_lr=1e-5, num_steps=10, weight_decay=0.3)  # the FSDP learner's
     for t in range(13):
+        assert (ours.rate(t), ours.weight_decay(t)) == pytest.approx((group["lr"], group["weight_decay"]), rel=1e-12)
         assert group["lr"] == pytest.approx(_expected_lr(style, t), rel=1e-9), t
         assert group["weight_decay"] == pytest.approx(0.1 + 0.1 * min(t, 10) / 10 if wd else 0.3)
         scheduler.step(increment=1)

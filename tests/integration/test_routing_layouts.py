@@ -29,7 +29,7 @@ def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
     from stages.learn.megatron import load
 
     load()
-    from stages.learn.megatron.parallel import serve_store
+    from stages.learn.rendezvous import serve_store
 
     out = tmp_path_factory.mktemp("pair")
     store, port = serve_store(2)

@@ -33,8 +33,13 @@ class Optimizer:
         betas = (given["adam_beta1"], given["adam_beta2"])
         self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=given["lr"], betas=betas, eps=given["adam_eps"], fused=True)
         self.schedule: Schedule = make_schedule(
-            settings.optim, lr=given["lr"], min_lr=given["min_lr"], num_steps=settings.num_optimizer_steps
+            settings.optim,
+            lr=given["lr"],
+            min_lr=given["min_lr"],
+            num_steps=settings.num_optimizer_steps,
+            weight_decay=given["weight_decay"],
         )
+        self._decayed = set(decayed)
         self.num_steps = 0  # of the schedule
 
     @property
@@ -62,6 +67,8 @@ class Optimizer:
             torch._foreach_mul_(local, scale)
         for group in self.adam.param_groups:
             group["lr"] = lr
+            if group["params"][0] in self._decayed:
+                group["weight_decay"] = self.schedule.weight_decay(self.num_steps)
         self.adam.step()
 
     def _local_grads(self) -> list[Tensor]:

@@ -27,6 +27,7 @@ from stages.learn.megatron.flags import convert, model_fields, owned_by
 from stages.learn.megatron.model import PolicyModel
 from stages.learn.megatron.names import expert_biases
 from stages.learn.megatron.virtual import resolve_virtual
+from stages.learn.schedule import warmup_and_decay
 from stages.learn.settings import LearnerSettings
 
 DEFAULTS = {"lr": 1e-6, "min_lr": 0.0, "weight_decay": 0.0, "clip_grad": 1.0}  # slime's lr and clipping; the rest is Megatron's
@@ -230,12 +231,7 @@ def _connect(config: Any, ddp: list[DistributedDataParallel], optimizer: Any) ->
 
 def _make_scheduler(optimizer: Any, optim: OptimConfig, num_steps: int) -> OptimizerParamScheduler:
     """Counted in optimizer steps. A resumed run keeps its place and takes shape and rates from today's flags."""
-    decay = optim.lr_decay_iters or max(num_steps, optim.lr_warmup_iters + 1)
-    warmup = optim.lr_warmup_iters if optim.lr_warmup_fraction is None else int(optim.lr_warmup_fraction * decay)
-    if warmup >= decay:
-        raise ConfigError(f"--lr-warmup-iters {warmup} must be below --lr-decay-iters {decay}")
-    if (optim.lr_wsd_decay_iters or 0) > decay:
-        raise ConfigError(f"--lr-wsd-decay-iters {optim.lr_wsd_decay_iters} is above the {decay} steps of the schedule, whose end it is")
+    warmup, decay = warmup_and_decay(optim, num_steps)
     config = optimizer.config
     constant = optim.weight_decay_incr_style == "constant"
     return OptimizerParamScheduler(
