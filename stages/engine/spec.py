@@ -85,6 +85,8 @@ class EngineSpec:
                 out["CUDA_VISIBLE_DEVICES"] = ",".join(self.cuda_devices)
             return out
         out |= {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(self.threads)}
+        # SGLang compiles the choice of experts of GLM-4.5's kind, and on a CPU the compiled one fails at its own assertion.
+        out.setdefault("TORCHDYNAMO_DISABLE", "1")
         if self.tp_size > 1:  # SGLang wants as many entries as ranks, or one NUMA node a rank
             cores = self.cpus or tuple(sorted(os.sched_getaffinity(0)))
             out.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(str(cores[rank % len(cores)]) for rank in range(self.tp_size)))

@@ -67,7 +67,7 @@ def test_the_stubs_reach_an_engine_only_on_a_cpu(model: Path) -> None:
     base = {"PATH": "/bin", "PYTHONPATH": "/somewhere"}
     cpu = make(model).environment(base, model)
     assert any(part.endswith("compat/site") for part in cpu["PYTHONPATH"].split(":")) and "/somewhere" in cpu["PYTHONPATH"]
-    assert cpu["SGLANG_USE_CPU_ENGINE"] == "1" and cpu["OMP_NUM_THREADS"] == "1"
+    assert cpu["SGLANG_USE_CPU_ENGINE"] == "1" and cpu["OMP_NUM_THREADS"] == "1" and cpu["TORCHDYNAMO_DISABLE"] == "1"
     gpu = make(model, device="cuda", cuda_devices=("2", "3")).environment(base, model)
     assert "compat/site" not in gpu["PYTHONPATH"] and "SGLANG_USE_CPU_ENGINE" not in gpu
     assert gpu["CUDA_VISIBLE_DEVICES"] == "2,3"

@@ -27,8 +27,6 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from pipeline.errors import ConfigError
-
 MAX_PADDING = 0.25  # a block may pad this share of its attention work (which goes with the square of the length)
 
 
@@ -81,6 +79,7 @@ class PackedSequences(PackedSeqParams):
     blocks: tuple[Block, ...] = ()
     tails: tuple[TailBlock, ...] = ()
     pad: int = 0  # tokens at the end that nobody looks at; they attend to nothing
+    positions: Tensor | None = None  # [t], for attention that makes its own rotary tables
 
 
 def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...]:
@@ -182,11 +181,6 @@ class SdpaCoreAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         if config.context_parallel_size > 1:
-            if config.multi_latent_attention:
-                raise ConfigError(
-                    f"--context-parallel-size {config.context_parallel_size} with latent attention needs TransformerEngine: Megatron turns "
-                    "its positions inside the layer, for another cut of the sequences. Use tensor or pipeline parallelism here"
-                )
             self.cp_group = mpu.get_context_parallel_group()
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
 

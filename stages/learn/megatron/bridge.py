@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from mbridge.core.bridge import _MODEL_REGISTRY
 from mbridge.core.llm_bridge import LLMBridge
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError
-from stages.learn.megatron.families import HABITS, head_dim, rope_of, shape_of
+from stages.learn.megatron.families import HABITS, SAME_AS, head_dim, rope_of, shape_of
+from stages.learn.megatron.mappings import family_class
 from stages.learn.megatron.model import PolicyModel
+from stages.learn.megatron.modelflags import split_flags
 from stages.learn.megatron.names import agreed_names
 from stages.learn.megatron.spec import layer_spec
 from stages.learn.megatron.weights import gather_hf_weights, load_hf_weights
 
 __all__ = ["load_hf_weights", "make_bridge"]
 
+logger = logging.getLogger(__name__)
 # Kernels of apex and TransformerEngine, and torch.compile'd fusions, which the local spec goes without.
 _LOCAL = {
     "apply_rope_fusion": False,
@@ -30,6 +35,7 @@ _LOCAL = {
     "gradient_accumulation_fusion": False,
     "masked_softmax_fusion": False,
     "moe_grouped_gemm": False,
+    "moe_permute_fusion": False,
     "persist_layer_norm": False,
 }
 
@@ -51,7 +57,11 @@ class _Bridge(LLMBridge):
     def _build_config(self) -> Any:
         shape = shape_of(self.hf_config)
         shape["activation_func"] = getattr(torch.nn.functional, shape["activation_func"])
-        given = {**(HABITS if shape.get("num_moe_experts") else {}), **({} if self.use_te else _LOCAL), **self._fields, **shape}
+        given = {**(HABITS if shape.get("num_moe_experts") else {}), **self._fields, **shape}
+        if not self.use_te:
+            if absent := sorted(name for name in _LOCAL if self._fields.get(name)):
+                logger.warning("without TransformerEngine there is no %s: off", ", ".join("--" + n.replace("_", "-") for n in absent))
+            given.update(_LOCAL)
         self.extra_args: dict[str, Any] = {
             "attention_dropout": 0.0,  # the engine samples without it
             # Megatron trains experts under tensor parallelism only so.
@@ -61,9 +71,17 @@ class _Bridge(LLMBridge):
             "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
             **given,
         }
-        if "num_moe_experts" in shape and mpu.get_tensor_model_parallel_world_size() > 1 and not self.extra_args["sequence_parallel"]:
-            raise ConfigError("--sequence-parallel false: experts under --tensor-model-parallel-size > 1 need it; drop the flag")
+        self._check_layout(shape)
+        if unknown := sorted(set(self._fields) - set(inspect.signature(self.TransformerConfigClass).parameters)):
+            flags = ", ".join("--" + name.replace("_", "-") for name in unknown)
+            raise ConfigError(f"{flags}: only for multi-latent attention, which {self.hf_config.model_type} has not; drop the flag")
         return self._build_base_config()
+
+    def _check_layout(self, shape: Mapping[str, Any]) -> None:
+        if shape.get("num_moe_experts") and mpu.get_tensor_model_parallel_world_size() > 1 and not self.extra_args["sequence_parallel"]:
+            raise ConfigError("--sequence-parallel false: experts under --tensor-model-parallel-size > 1 need it; drop the flag")
+        if shape["multi_latent_attention"] and not self.use_te and mpu.get_context_parallel_world_size() > 1:
+            raise ConfigError("--context-parallel-size > 1: multi-latent attention needs TransformerEngine for it; drop the flag")
 
     def _get_gptmodel_args(self) -> dict[str, Any]:
         hf = self.hf_config
@@ -111,7 +129,7 @@ class _Bridge(LLMBridge):
         self.padded_vocab_size = args["vocab_size"] = -(-self.vocab_size // multiple) * multiple
         model = PolicyModel(
             config=self.config,
-            transformer_layer_spec=layer_spec(self.config, use_te=self.use_te, vp_stage=stage),
+            transformer_layer_spec=layer_spec(self.config, self.hf_config.model_type, use_te=self.use_te, vp_stage=stage),
             pre_process=first,
             post_process=last,
             share_embeddings_and_output_weights=self.hf_config.tie_word_embeddings,
@@ -128,31 +146,33 @@ class _Bridge(LLMBridge):
         return gather_hf_weights(self, models)
 
 
-def _check_flags(path: Path, shape: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    wrong = {name: (fields[name], shape[name]) for name in shape if name in fields and fields[name] != shape[name]}
-    if wrong:
-        said = "; ".join(f"--{name.replace('_', '-')} {given}, but {path} has {has}" for name, (given, has) in wrong.items())
-        raise ConfigError(f"{said}: drop the flag{'s' if len(wrong) > 1 else ''}, or give the checkpoint that was meant")
-
-
-def make_bridge(path: Path, dtype: torch.dtype, fields: Mapping[str, Any]) -> Any:
-    """The bridge for the Hugging Face folder `path`; `fields`: TransformerConfig fields that go over the checkpoint's.
-
-    Model-parallel state must be initialised. Raises CheckpointError for a folder or family that cannot be used.
-    """
+def read_hf_config(path: Path) -> Any:
+    """transformers' configuration of the folder `path`. Raises CheckpointError for a folder or family that cannot be used."""
     from transformers import AutoConfig
 
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: not a Hugging Face model folder (no config.json)")
     try:
-        hf = AutoConfig.from_pretrained(path)
-    except (ValueError, OSError, KeyError) as error:
+        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kind = SAME_AS.get(raw.get("model_type"))
+        hf = AutoConfig.for_model(**{**raw, "model_type": kind}) if kind else AutoConfig.from_pretrained(path)
+    except (ValueError, OSError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}/config.json: {error}") from error
     try:
-        shape = shape_of(hf)
+        shape_of(hf)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     hf.head_dim = head_dim(hf)
-    _check_flags(path, shape, fields)
-    family = _MODEL_REGISTRY[hf.model_type]
-    return type(f"Policy{family.__name__}", (_Bridge, family), {})(hf, dtype, fields)
+    return hf
+
+
+def make_bridge(path: Path, dtype: torch.dtype, fields: Mapping[str, Any]) -> Any:
+    """The bridge for the Hugging Face folder `path`; `fields`: what the user gave, by flags.model_fields.
+
+    Model-parallel state must be initialised. Raises CheckpointError for a folder or family that cannot be used, ConfigError for
+    flags that contradict its config.json.
+    """
+    hf = read_hf_config(path)
+    open_fields = split_flags(hf, fields, str(path))
+    family = family_class(hf.model_type)
+    return type(f"Policy{family.__name__}", (_Bridge, family), {})(hf, dtype, open_fields)

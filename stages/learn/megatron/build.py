@@ -21,8 +21,9 @@ from configs.schema import OptimConfig
 from pipeline.errors import ConfigError
 from stages.learn.megatron import compat, parallel
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
-from stages.learn.megatron.flags import convert, owned_by
+from stages.learn.megatron.flags import convert, model_fields, owned_by
 from stages.learn.megatron.model import PolicyModel
+from stages.learn.megatron.names import expert_biases
 from stages.learn.megatron.virtual import resolve_virtual
 from stages.learn.settings import LearnerSettings
 
@@ -113,7 +114,7 @@ def build(settings: LearnerSettings, *, rank: int, world_size: int, store: dist.
     values = resolve_virtual(values, settings.optim.num_layers_per_virtual_pipeline_stage, hf_folder)
     dtype = _dtype(settings.model.dtype, device)
     parallel.initialize(values, rank=rank, world_size=world_size, store=store, device=device, seed=settings.seed)
-    bridge = make_bridge(hf_folder, dtype, owned_by("TransformerConfig", values))
+    bridge = make_bridge(hf_folder, dtype, model_fields(values))
     with compat.cuda_methods():
         models = bridge.build()
     load_hf_weights(bridge, models, hf_folder)
@@ -155,7 +156,10 @@ def _wrap(config: Any, models: list[PolicyModel], given: Mapping[str, Any], devi
     if config.num_moe_experts and config.expert_tensor_parallel_size != config.tensor_model_parallel_size:
         _mark_experts(modules)
     if config.bf16 or config.fp16:
+        biases = [b for m in models for b in expert_biases(m)]
         modules = [Float16Module(config, m) for m in modules]
+        for bias, kept in zip((b for m in models for b in expert_biases(m)), biases, strict=True):
+            bias.data = kept  # Megatron computes with it in float32 again, but only after it was rounded
     return [DistributedDataParallel(config, ddp_config, m, disable_bucketing=i > 0) for i, m in enumerate(modules)]
 
 

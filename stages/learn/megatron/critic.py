@@ -25,7 +25,7 @@ from stages.learn.megatron import build as building
 from stages.learn.megatron import checkpoint, compat, parallel
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
 from stages.learn.megatron.context import whole
-from stages.learn.megatron.flags import convert, owned_by
+from stages.learn.megatron.flags import convert, model_fields, owned_by
 from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import Passes
 from stages.learn.settings import LearnerSettings
@@ -166,7 +166,7 @@ def _build(settings: LearnerSettings, policy: building.Built) -> building.Built:
     if load is not None and not Path(load).is_dir():
         raise CheckpointError(f"--critic-load {load}: no such folder")
     folder = Path(load) if load is not None and (Path(load) / "config.json").is_file() else policy.hf_folder
-    bridge = make_bridge(folder, dtype, owned_by("TransformerConfig", values))
+    bridge = make_bridge(folder, dtype, model_fields(values))
     with compat.cuda_methods():
         models = bridge.build()
     load_hf_weights(bridge, models, folder)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from stages.learn.megatron.modelflags import MODEL_FLAGS, layer_pattern
 
 # owner shown to the user -> (file below megatron/core, classes whose fields it has, base first)
 OWNERS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -28,6 +29,7 @@ OWNERS: dict[str, tuple[tuple[str, str], ...]] = {
     "OptimizerConfig": (("optimizer/optimizer_config.py", "OptimizerConfig"),),
     "DistributedDataParallelConfig": (("distributed/distributed_data_parallel_config.py", "DistributedDataParallelConfig"),),
 }
+MODEL = "Model"  # owner of the words that only restate the checkpoint
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 ACTIVATIONS = ("silu", "gelu", "relu")
 ENUMS = {"AttnBackend": ("flash", "fused", "unfused", "local", "auto"), "CudaGraphScope": ()}
@@ -115,6 +117,11 @@ def megatron_flags() -> dict[str, Flag]:
             source = ast.unparse(annotation)
             is_bool = source in ("bool", "Optional[bool]")
             flags[name] = Flag(name=name, type=words, annotation=source, owners=(owner,), help=doc, default=default, is_bool=is_bool)
+    for name, (source, doc) in MODEL_FLAGS.items():
+        words = _describe(ast.parse(source, mode="eval").body) or ""
+        flag = Flag(name=name, type=words, annotation=source, owners=(MODEL,), help=doc, default=None, is_bool=source == "bool")
+        assert name not in flags, name
+        flags[name] = flag
     return flags
 
 
@@ -130,6 +137,10 @@ def convert(name: str, text: Any) -> Any:
     node: ast.expr = ast.parse(flag.annotation, mode="eval").body
     if name == "activation_func":
         node = ast.parse(f"Literal{list(ACTIVATIONS)}", mode="eval").body
+    if name == "q_lora_rank":  # annotated as int; Megatron's attention takes None for a query without low rank
+        node = ast.parse("Optional[int]", mode="eval").body
+    if name == "moe_layer_freq" and isinstance(text, str):
+        text = layer_pattern(text) or text
     ok, value = _parse(node, text)
     if not ok:
         raise ConfigError(f"--{name.replace('_', '-')} {text}: expected {flag.type}")
@@ -178,7 +189,9 @@ def _parse_scalar(kind: str, given: Any) -> tuple[bool, Any]:
 def _parse_union(head: str, items: list[ast.expr], given: Any) -> tuple[bool, Any]:
     if head == "Optional" and (given is None or str(given).lower() in ("none", "null")):
         return True, None
-    # Text fits everything, so a plain string is the last alternative tried.
+    # Text fits everything, so a plain string is the last alternative tried; but a single word is no list of one where it may be text.
+    if isinstance(given, str) and any(ast.unparse(i) == "str" for i in items) and given.replace("_", "").isalnum():
+        items = [i for i in items if ast.unparse(i).split("[")[0].split(".")[-1].lower() not in ("list", "tuple")]
     for item in sorted(items, key=lambda i: ast.unparse(i) == "str"):
         ok, value = _parse(item, given)
         if ok:
@@ -212,8 +225,13 @@ def _parse_dict(given: Any) -> tuple[bool, Any]:
     return isinstance(given, dict), given
 
 
+def model_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in `values` that speaks of the model: TransformerConfig's fields, and the words that restate the checkpoint."""
+    return {**owned_by("TransformerConfig", values), **owned_by(MODEL, values)}
+
+
 def owned_by(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `values` that `owner` (a key of OWNERS) takes, converted and resolved to torch and enum objects.
+    """Those of `values` that `owner` (a key of OWNERS, or MODEL) takes, converted and resolved to torch and enum objects.
 
     Imports torch and Megatron. Raises ConfigError for a name that is no Megatron flag.
     """

@@ -22,7 +22,7 @@ class PolicyModel(GPTModel):
         # Named thd here, Megatron makes the table of whole sequences under context parallelism too.
         asked = dataclasses.replace(packed_seq_params, qkv_format="thd") if local else packed_seq_params
         out = super()._preprocess(input_ids, position_ids, *args, packed_seq_params=asked, **kwargs)
-        if not local or out[1] is None:
+        if not local or out[1] is None:  # latent attention has its own
             return out
         return (out[0], out[1][position_ids[0]], *out[2:])
 

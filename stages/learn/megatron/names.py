@@ -37,6 +37,11 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return out
 
 
+def expert_biases(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The routers' expert biases as they are now: a model that is converted to another dtype gets new ones."""
+    return [b for name, b in model.named_buffers() if name.endswith(_EXPERT_BIAS)]
+
+
 def agreed_names(model: Any, config: Any) -> dict[str, str]:
     """Own name -> agreed name of `weights_of(model)`."""
     numbers = [layer.layer_number - 1 for layer in model.decoder.layers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def pack(
     return PackedMicroBatch(
         tokens=flat([tokens[held]], torch.int64)[None],
         positions=flat([positions[held]], torch.int64)[None],
-        packing=_packing(segments, layout, pad, device, thd),
+        packing=dataclasses.replace(_packing(segments, layout, pad, device, thd), positions=flat([positions[held]], torch.int64)),
         rows=flat([layout.local[rows[mine]]], torch.int64),
         own=None if share.size == 1 else flat([np.flatnonzero(mine)], torch.int64),
         targets=flat([s.tokens[s.num_tokens - s.response_length :][m] for s, m in zip(order, masks, strict=True)], torch.int64),

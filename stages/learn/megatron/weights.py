@@ -48,7 +48,19 @@ class HfFolder:
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._handle(self._files[name]).get_tensor(name)
+        if tensor.dtype is torch.float8_e4m3fn and name + "_scale_inv" in self:
+            return dequantised(tensor, self[name + "_scale_inv"])
         return tensor
+
+
+def dequantised(weight: Tensor, scale: Tensor, block: int = 128) -> Tensor:
+    """float8 [m, n] and a scale for each block [ceil(m/128), ceil(n/128)] as bfloat16: how DeepSeek-V3 and Kimi K2 are published.
+
+    Source: deepseek-ai/DeepSeek-V3, inference/fp8_cast_bf16.py.
+    """
+    rows, columns = weight.shape
+    spread = scale.repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
+    return (weight.float() * spread).to(torch.bfloat16)
 
 
 def load_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path) -> None:
