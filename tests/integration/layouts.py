@@ -86,21 +86,11 @@ CASES |= {
 
 def make_models(folder: Path) -> None:
     """dense: four layers, so that two virtual stages of two ranks have one each; experts: two layers, four experts."""
-    import torch
-
+    from tests.integration import family_cases
     from tests.integration import learner_cases as cases
 
     cases.make_model("qwen3", folder / "dense", tied=True, num_layers=4)
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    torch.manual_seed(1)
-    shape = {**cases._SHAPE, "head_dim": 32, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
-    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, norm_topk_prob=True, tie_word_embeddings=False))
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.mul_(1 + 0.3 * torch.randn_like(p)) if "norm" in name else p.mul_(4.0)
-    model.save_pretrained(folder / "experts")
-    (folder / "experts" / "tokenizer_config.json").write_text("{}")
+    family_cases.make_family("qwen3_moe", folder / "experts")
 
 
 def from_logits(args: Any, batch: dict[str, Any], logits: Any, sum_of_sample_mean: Any) -> Any:

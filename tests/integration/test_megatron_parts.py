@@ -333,18 +333,3 @@ def test_learning_rate_and_weight_decay_schedules(style: str) -> None:
         assert group["lr"] == pytest.approx(_expected_lr(style, t), rel=1e-9), t
         assert group["weight_decay"] == pytest.approx(0.1 + 0.1 * min(t, 10) / 10 if wd else 0.3)
         scheduler.step(increment=1)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_latent_attention_is_not_split_over_context_ranks() -> None:
-    from types import SimpleNamespace
-
-    from stages.learn.megatron import load
-
-    load()
-    from stages.learn.megatron.attention import SdpaCoreAttention
-
-    config = SimpleNamespace(context_parallel_size=2, multi_latent_attention=True, kv_channels=8)
-    with pytest.raises(ConfigError, match="--context-parallel-size 2 with latent attention"):
-        SdpaCoreAttention(config, 1, None, "self")

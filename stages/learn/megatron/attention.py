@@ -28,7 +28,6 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
-from pipeline.errors import ConfigError
 from stages.learn.blocks import MAX_PADDING, Block, Collect, attend_block, batched
 
 
@@ -125,11 +124,6 @@ class SdpaCoreAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         if config.context_parallel_size > 1:
-            if config.multi_latent_attention:
-                raise ConfigError(
-                    f"--context-parallel-size {config.context_parallel_size} with latent attention needs TransformerEngine: Megatron turns "
-                    "its positions inside the layer, for another cut of the sequences. Use tensor or pipeline parallelism here"
-                )
             self.cp_group = mpu.get_context_parallel_group()
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
 
