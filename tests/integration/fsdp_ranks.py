@@ -1,10 +1,11 @@
 """Run by test_fsdp in two processes: trained with, saved, resumed, refused; what each rank found as JSON.
 
-usage: fsdp_ranks.py RANK PORT MODEL SAVED OUT. SAVED: a snapshot that one rank wrote.
+usage: fsdp_ranks.py RANK PORT MODEL SAVED OUT SEEING. SAVED: a snapshot that one rank wrote; SEEING: a model that sees.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ ALGORITHM: dict[str, Any] = {
 }  # fmt: skip
 
 
-def main(rank: int, port: int, model: Path, saved: Path, out: Path) -> None:
+def main(rank: int, port: int, model: Path, saved: Path, out: Path, seeing: Path) -> None:
     from stages.learn.fsdp import load
 
     load()
@@ -39,8 +40,22 @@ def main(rank: int, port: int, model: Path, saved: Path, out: Path) -> None:
     found["miscut"] = refusal(learner, cases.make_batch(cases.make_step(cases.halves()[0])))
     learner.load(saved)
     found["from_one"] = learner.step(cases.make_batch(*steps, rollout_id=2))
-    (out / f"{rank}.json").write_text(json.dumps(found))
     learner.close()
+    store = torch.distributed.PrefixStore("vision", join_store("127.0.0.1", port, 2))
+    learner = start_rank(settings_of("fsdp", seeing, ranks=2, use_tis=True), rank=rank, world_size=2, store=store)
+    found["vision"] = [learner.step(cases.make_batch(vision_step(seeing, 2))) for _ in range(3)]
+    learner.close()
+    (out / f"{rank}.json").write_text(json.dumps(found))
+
+
+def vision_step(seeing: Path, ranks: int) -> Any:
+    """Of two ranks one has all images, in one of its two micro-batches; the other has text."""
+    from tests.integration import learner_cases as cases
+    from tests.integration import vision_cases
+
+    picture, _, _, text = vision_cases.make_samples(seeing)
+    texts = [dataclasses.replace(text, index=i) for i in (7, 8, 9)]
+    return cases.make_step([picture, *texts], ranks=ranks, micro_batches=2)
 
 
 def refusal(learner: Any, batch: Any) -> str:
@@ -54,4 +69,4 @@ def refusal(learner: Any, batch: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:6]))
+    main(int(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:7]))

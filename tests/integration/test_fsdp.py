@@ -17,7 +17,7 @@ import torch
 from configs.schema import OptimConfig
 from pipeline.errors import CheckpointError, LearnerError
 from tests.conftest import ROOT
-from tests.integration import fsdp_ranks
+from tests.integration import fsdp_ranks, vision_cases
 from tests.integration import learner_cases as cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -102,7 +102,8 @@ def pair(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     single.save(out / "single")
     store, port = serve_store(2)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    words = [str(port), str(folders["qwen3"]), str(out / "single"), str(out)]
+    seeing = vision_cases.make_folder(out / "models")
+    words = [str(port), str(folders["qwen3"]), str(out / "single"), str(out), str(seeing)]
     command = [sys.executable, "-m", "tests.integration.fsdp_ranks"]
     ranks = [subprocess.Popen([*command, str(r), *words], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) for r in range(2)]
     try:
@@ -117,7 +118,10 @@ def pair(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
             r.kill()
         single.close()
         del store
-    found = {"trained": trained, "weights": weights, "third": third, "from_two": from_two}
+    single = start_rank(settings_of("fsdp", seeing, use_tis=True))
+    seen = [single.step(cases.make_batch(fsdp_ranks.vision_step(seeing, 1))) for _ in range(3)]
+    single.close()
+    found = {"trained": trained, "weights": weights, "third": third, "from_two": from_two, "vision": seen}
     return found, [json.loads((out / f"{r}.json").read_text()) for r in range(2)], out
 
 
@@ -142,6 +146,15 @@ def test_checkpoints_resume_exactly_and_fit_any_number_of_ranks(pair: Any) -> No
         assert after == resumed and after["loss"] != found["trained"][-1]["loss"]
         close_to(found["from_one"], single["third"])
     close_to(single["from_two"], single["third"])
+
+
+def test_ranks_without_an_image_look_along(pair: Any) -> None:
+    """They would else wait for one another in the vision tower's collectives."""
+    single, two, _ = pair
+    assert single["vision"][1]["grad_norm"] != single["vision"][2]["grad_norm"]  # the first is at learning rate 0
+    for found in two:
+        for a, b in zip(found["vision"], single["vision"], strict=True):
+            close_to(a, b)
 
 
 def test_gradient_checkpointing_changes_no_bit(folders: dict[str, Path], start: Callable[..., Any]) -> None:

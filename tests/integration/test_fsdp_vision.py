@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,47 +13,21 @@ import torch
 
 from configs.schema import OptimConfig
 from pipeline.errors import LearnerError
-from pipeline.types import Sample, TrainSample
-from tests.conftest import ROOT
+from pipeline.types import TrainSample
 from tests.integration import learner_cases as cases
+from tests.integration import vision_cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pipeline.models import resolve_checkpoint
-
-    return resolve_checkpoint(f"tiny:{ROOT / 'configs/models/tiny-qwen3-vl.yaml'}", tmp_path_factory.mktemp("models"))
+    return vision_cases.make_folder(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
 def samples(folder: Path) -> list[TrainSample]:
-    """Four images of three sizes in three samples (one has two), and a text; responses of random tokens."""
-    from PIL import Image
-
-    from stages.generate.vision import Vision
-
-    vision, rng = Vision.of_folder(folder), random.Random(0)
-    assert vision.image_token_id == 262
-    see = "<|vision_start|><|image_pad|><|vision_end|>"
-    out = []
-    for i, sizes in enumerate([[(32, 32)], [(48, 32), (32, 32)], [(64, 64)], []]):
-        images = [Image.effect_noise(size, 90).convert("RGB") for size in sizes]
-        sample = Sample(prompt=f"user {see * len(images)} what?", multimodal_inputs={"images": images}, tokens=[5, 6, 7])
-        if images:
-            vision.prepare(sample)
-        n = 3 + i
-        answer = [rng.randrange(256) for _ in range(n)]
-        one = np.ones(n, np.float32)
-        arrays: Any = sample.multimodal_train_inputs
-        out.append(
-            TrainSample(
-                index=i, group_index=i, tokens=np.array([*sample.tokens, *answer]), response_length=n, loss_mask=np.ones(n, np.uint8),
-                rollout_log_probs=-one, advantages=one * (1.0 if i % 2 else -0.5), reward=0.0, staleness=0, multimodal=arrays,
-            )
-        )  # fmt: skip
-    return out
+    return vision_cases.make_samples(folder)
 
 
 @pytest.fixture
