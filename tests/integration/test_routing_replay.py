@@ -251,7 +251,6 @@ def test_routers_that_cannot_be_told_are_refused(name: str, value: Any) -> None:
     from stages.learn.megatron.routing import _check_config
 
     fine = {"num_moe_experts": 8, "moe_router_fusion": False, "cuda_graph_impl": "none", "moe_router_load_balancing_type": "none"}
-    fine |= {"context_parallel_size": 1}
     _check_config(SimpleNamespace(**fine), "--use-routing-replay")
     with pytest.raises(ConfigError, match=f"--use-routing-replay with --{name.replace('_', '-')}"):
         _check_config(SimpleNamespace(**{**fine, name: value}), "--use-routing-replay")
@@ -261,7 +260,7 @@ def test_the_critic_routes_freely(folder: Path, make_rank: Callable[..., Any]) -
     """It has routers of its own, which the policy's experts do not reach."""
     rank = make_rank(use_rollout_routing_replay=True, advantage_estimator="ppo", megatron={"lr": 0.0})
     samples, plain = samples_with_experts(), cases.make_samples(cases.LENGTHS)
-    torch.nn.init.normal_(rank._critic._built.models[0].output_layer.weight)
+    torch.nn.init.normal_(rank._critic.built.models[0].output_layer.weight)
     values = [rank._critic._values(rank._passes.pack(((tuple(s),),)))[0] for s in (samples, plain)]
     assert torch.equal(*values) and values[0].abs().max() > 0.1
     metrics = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
