@@ -154,9 +154,6 @@ def _routing(config: Config) -> Iterator[str]:
     if not (a.use_rollout_routing_replay or a.use_routing_replay):
         return
     flag = "--use-rollout-routing-replay" if a.use_rollout_routing_replay else "--use-routing-replay"
-    context = int(config.megatron.get("context_parallel_size") or 1)
-    if context > 1:
-        yield f"{flag} with --context-parallel-size {context}: tokens that are split over ranks are not replayed. Drop one of the two"
     if str(config.megatron.get("moe_router_fusion")).lower() in ("true", "1"):
         yield f"{flag} with --moe-router-fusion: the fused router takes no experts from outside. Drop one of the two"
     if config.run.mock and a.use_rollout_routing_replay:

@@ -16,7 +16,8 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "tp2-sp-ep2": {
         "tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_model_parallel_size": 2, "expert_tensor_parallel_size": 1,
     },
-    "pp2-recompute": {"pipeline_model_parallel_size": 2, **FULL},
+    "cp2": {"context_parallel_size": 2},
+    "pp2-vpp2-recompute": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2, **FULL},
 }  # fmt: skip
 REPLAYS: dict[str, dict[str, Any]] = {"engine": {"use_rollout_routing_replay": True}, "consumption": {"use_routing_replay": True}}
 OPTIMIZER = {"lr": 1e-2, "adam_eps": 1e-4}

@@ -257,7 +257,7 @@ def megatron(**values: int) -> Config:
     return Config(run=load_config(["--mock"]).run, megatron=values)
 
 
-@pytest.mark.parametrize(("name", "value"), [("moe_router_fusion", 1), ("context_parallel_size", 2)])
+@pytest.mark.parametrize(("name", "value"), [("moe_router_fusion", 1)])
 def test_what_cannot_replay_experts_is_refused(name: str, value: int) -> None:
     flags = dataclasses.replace(Config().algorithm, use_routing_replay=True)
     with pytest.raises(ConfigError, match=f"--use-routing-replay with --{name.replace('_', '-')}"):

@@ -211,5 +211,3 @@ def _check_config(config: Any, flag: str) -> None:
         raise ConfigError(
             f"{flag} with --moe-router-load-balancing-type sinkhorn: it picks experts by a plan over tokens. Drop one of the two"
         )
-    if config.context_parallel_size > 1:
-        raise ConfigError(f"{flag} with --context-parallel-size {config.context_parallel_size}: not supported. Drop one of the two")
