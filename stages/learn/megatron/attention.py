@@ -175,4 +175,5 @@ class RMSNorm(torch.nn.RMSNorm):
         """For checkpoints, where Megatron asks the module itself (a norm inside an MLP): whole on every tensor and data rank."""
         group = ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"]
         own = self.state_dict(prefix="", keep_vars=True)
-        return make_sharded_tensors_for_checkpoint(own, prefix, {}, sharded_offsets, dp_cp_group=group)
+        tensor_ranks = mpu.get_tensor_model_parallel_group()
+        return make_sharded_tensors_for_checkpoint(own, prefix, {}, sharded_offsets, tp_group=tensor_ranks, dp_cp_group=group)
