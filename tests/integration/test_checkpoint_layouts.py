@@ -162,12 +162,13 @@ def test_weights_alone(four: Path, model: Path, alone: dict[str, Any], tmp_path:
         rank.save(tmp_path / "1")
         with pytest.raises(CheckpointError, match=r"holds no optimizer \(--no-save-optim\): --no-load-optim"):
             rank.load(tmp_path / "1")
-        want = {**step(rank, 1), "seconds": 0.0}
+        want = step(rank, 1)
     finally:
         rank.close()
     rank = start_rank(dataclasses.replace(base, load_optim=False))
     try:
         rank.load(tmp_path / "1")
-        assert {**step(rank, 1), "seconds": 0.0} == want
+        got = step(rank, 1)
+        assert {k: v for k, v in got.items() if k not in cases.MEASURED} == {k: v for k, v in want.items() if k not in cases.MEASURED}
     finally:
         rank.close()

@@ -59,7 +59,7 @@ def test_packed_log_probs_equal_transformers(folder: Path, samples: list[TrainSa
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     step = cases.make_step(samples, micro_batches=2)
     packed = rank._pack(step)
-    found = rank._log_probs_now([Prepared(mb) for mb in packed])
+    found = rank.log_probs_now([Prepared(mb) for mb in packed])
     for mb, values in zip(packed, found, strict=True):
         parts = values.split(mb.token_counts.tolist())
         for index, got in zip(mb.sample_indices.tolist(), parts, strict=True):
