@@ -1,4 +1,4 @@
-"""Hugging Face folders: what their safetensors hold, and writing one as its weights arrive."""
+"""Hugging Face folders: what their safetensors hold, reading it tensor by tensor, and writing one as its weights arrive."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from pipeline.errors import CheckpointError
 MAX_SHARD_BYTES = 5 << 30
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".index.json")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES["F8_E4M3"] = torch.bfloat16  # what `HfFolder` makes of it
+_SCALE = "_scale_inv"  # the tensor of a float8 one's scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,42 @@ def main_dtype(headers: Mapping[str, Stored]) -> torch.dtype:
     raise CheckpointError(f"weights of type {', '.join(count) or 'none'}: expected {', '.join(_DTYPES)}; dequantise the checkpoint first")
 
 
+class HfFolder:
+    """The tensors of a folder by name; each is read when it is asked for, float8 in blocks as bfloat16. Raises CheckpointError for
+    broken or absent files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.headers = path, read_headers(path)
+        self._open: dict[str, Any] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """Without those that are only scales of others."""
+        return {n for n in self.headers if not (n.endswith(_SCALE) and n.removesuffix(_SCALE) in self.headers)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        file = self.headers[name].file
+        try:
+            if file not in self._open:
+                self._open[file] = safe_open(self.path / file, framework="pt", device="cpu")
+            tensor: Tensor = self._open[file].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path / file}: {name} cannot be read: {error}") from error
+        if tensor.dtype is torch.float8_e4m3fn and name + _SCALE in self.headers:
+            return dequantised(tensor, self[name + _SCALE])
+        return tensor
+
+
+def dequantised(weight: Tensor, scale: Tensor, block: int = 128) -> Tensor:
+    """float8 [m, n] and a scale for each block [ceil(m/128), ceil(n/128)] as bfloat16: how DeepSeek-V3 and Kimi K2 are published.
+
+    Source: deepseek-ai/DeepSeek-V3, inference/fp8_cast_bf16.py.
+    """
+    rows, columns = weight.shape
+    spread = scale.repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
+    return (weight.float() * spread).to(torch.bfloat16)
+
+
 def listed(names: Iterable[str], limit: int = 5) -> str:
     """`a, b, c and 4 more`."""
     names = list(names)
@@ -108,7 +147,8 @@ def write_hf_folder(weights: Iterable[tuple[str, Tensor]], source: Path, path: P
             if file.is_file() and not file.name.endswith(_WEIGHTS):
                 shutil.copy2(file, part / file.name)
         config = _json(source / "config.json")
-        config.pop("torch_dtype", None)
+        for stale in ("torch_dtype", "quantization_config"):  # what is written is not quantised, whatever the source was
+            config.pop(stale, None)
         config["dtype"] = str(dtype).removeprefix("torch.")  # else a reader would cast to what the original was stored in
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         make_durable(part)

@@ -6,6 +6,7 @@ import argparse
 import json
 import pickle
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,28 @@ def test_round_trip_is_bit_exact(folder: Path, tmp_path: Path) -> None:
         assert (tmp_path / "hf" / name).read_bytes() == (folder / name).read_bytes()
     assert cases.load_hf(tmp_path / "hf") is not None
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_float8_in_blocks_comes_back_as_bfloat16(qwen3: Path, tmp_path: Path) -> None:
+    """As DeepSeek publishes; the configuration must not say any more that it is quantised."""
+    stored, wanted = {}, {}
+    for name, tensor in weights_in(qwen3).items():
+        stored[name] = wanted[name] = tensor.bfloat16()
+        if "_proj" in name:
+            rows, columns = (-(-n // 128) for n in tensor.shape)
+            scale = torch.full((rows, columns), 2.0**-12)
+            stored[name], stored[name + "_scale_inv"] = (tensor * 2.0**12).clamp(-448, 448).to(torch.float8_e4m3fn), scale
+            wanted[name] = (stored[name].float() * 2.0**-12).bfloat16()
+    published = tmp_path / "fp8"
+    shutil.copytree(qwen3, published)
+    save_file(stored, published / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((qwen3 / "config.json").read_text())
+    (published / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    assert run("hf-to-torch-dist", "--hf-checkpoint", published, "--output", tmp_path / "m") == 0
+    assert run("torch-dist-to-hf", "--input", tmp_path / "m", "--hf-checkpoint", published, "--output", tmp_path / "back") == 0
+    back = weights_in(tmp_path / "back")
+    assert back.keys() == wanted.keys() and all(torch.equal(back[n], t) for n, t in wanted.items())
+    assert "quantization_config" not in json.loads((tmp_path / "back" / "config.json").read_text())
 
 
 def test_megatron_reads_what_is_written(folder: Path, tmp_path: Path) -> None:

@@ -128,10 +128,7 @@ def test_presets_make_megatron_configurations(folders: dict[str, Path], tmp_path
 def test_float8_checkpoints_are_read_in_blocks(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from stages.learn.megatron import load
-
-    load()
-    from stages.learn.megatron.weights import HfFolder
+    from stages.learn.hf_folder import HfFolder, main_dtype
 
     torch.manual_seed(0)
     wanted = torch.randn(200, 300)
@@ -147,6 +144,7 @@ def test_float8_checkpoints_are_read_in_blocks(tmp_path: Path) -> None:
     assert folder["w"].dtype is torch.bfloat16
     assert ((folder["w"] - wanted).abs() <= wanted.abs() / 14 + 0.02).all()
     assert torch.equal(folder["plain"], wanted)
+    assert folder.names == {"w", "plain"} and main_dtype({"w": folder.headers["w"]}) is torch.bfloat16
 
 
 @pytest.mark.parametrize(

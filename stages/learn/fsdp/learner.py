@@ -103,7 +103,11 @@ class FSDPRank(LearnerRank):
 
     def _log_probs(self, logits: Tensor, batch: MicroBatch, *, with_entropy: bool) -> TokenLogProbs:
         return compute_log_probs_from_logits(
-            logits.squeeze(0), batch.targets, temperature=self.settings.temperature, with_entropy=with_entropy
+            logits.squeeze(0),
+            batch.targets,
+            temperature=self.settings.temperature,
+            with_entropy=with_entropy,
+            chunk_size=self.settings.algorithm.log_probs_chunk_size,
         )
 
     @property

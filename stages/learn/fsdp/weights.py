@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
+from stages.learn.hf_folder import HfFolder, listed
 
 
 class Weights:
@@ -25,11 +24,11 @@ class Weights:
 
     def __init__(self, folder: Path, model: Any) -> None:
         self._folder = folder
-        self._files = _files_of(folder)
+        self._files = HfFolder(folder)
         shapes = {name: tuple(t.shape) for name, t in whole_state(model).items()}
         self._shapes = shapes
         self._whole: dict[str, Tensor] | None = None
-        self._streams = set(shapes) <= set(self._files)
+        self._streams = set(shapes) <= self._files.names
         self._check(model)
         if not self._streams and dist.get_rank() == 0:
             self._whole = whole_state(_load_whole(folder, model))
@@ -39,23 +38,16 @@ class Weights:
         ours = {n for name, shape in self._shapes.items() for n, _ in exported(model, name, torch.empty(shape, device="meta"))}
         patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-        surplus = {n for n in set(self._files) - ours if not any(re.search(p, n) for p in patterns)} - tied
-        missing = ours - set(self._files)
+        surplus = {n for n in self._files.names - ours if not any(re.search(p, n) for p in patterns)} - tied
+        missing = ours - self._files.names
         if missing or surplus:
-            parts = [f"{word} {_some(names)}" for word, names in (("missing", missing), ("not of this model", surplus)) if names]
+            parts = [f"{word} {listed(sorted(names))}" for word, names in (("missing", missing), ("not of this model", surplus)) if names]
             raise CheckpointError(f"{self._folder}: the safetensors do not fit config.json ({type(model).__name__}): {'; '.join(parts)}")
 
     def __getitem__(self, name: str) -> Tensor:
         """On the host, float32 (integers as they are). A collective where rank 0 sends."""
         shape = self._shapes[name]
-        if self._streams:
-            try:
-                with safe_open(self._folder / self._files[name], "pt") as file:
-                    tensor = file.get_tensor(name)
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{self._folder / self._files[name]}: {name} cannot be read: {error}") from error
-        else:
-            tensor = self._from_first_rank(name, shape)
+        tensor = self._files[name] if self._streams else self._from_first_rank(name, shape)
         if tuple(tensor.shape) != shape:
             raise CheckpointError(f"{self._folder}: {name} has shape {list(tensor.shape)}, config.json makes it {list(shape)}")
         return tensor.float() if tensor.is_floating_point() else tensor
@@ -84,26 +76,8 @@ def exported(model: Any, name: str, tensor: Tensor) -> Iterable[tuple[str, Tenso
     return revert_weight_conversion(model, {name: tensor}).items()
 
 
-def _files_of(folder: Path) -> dict[str, str]:
-    """Tensor name -> file."""
-    index = folder / "model.safetensors.index.json"
-    try:
-        if index.is_file():
-            found: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return found
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            return dict.fromkeys(file.keys(), "model.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: no readable model.safetensors (nor model.safetensors.index.json): {error}") from error
-
-
 def _load_whole(folder: Path, model: Any) -> Any:
     try:
         return type(model).from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
-
-
-def _some(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
 from pipeline.weights import TRACKER, Weights
-from stages.learn.hf_folder import Stored, main_dtype, make_durable, read_headers, write_hf_folder
+from stages.learn.hf_folder import HfFolder, main_dtype, make_durable, write_hf_folder
 from stages.learn.megatron import hf_check, legacy, sharded, torch_dist
 from stages.learn.megatron.skeleton import Skeleton, Weight, skeleton
 
@@ -113,14 +112,14 @@ def to_torch_dist(folder: Path, output: Path, *, dtype: torch.dtype | None = Non
     `dtype` None: as stored. Raises CheckpointError as `to_hf` does; `output` appears whole or not at all.
     """
     began = time.perf_counter()
-    headers = read_headers(folder)
+    tensors = HfFolder(folder)
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        with skeleton(folder, dtype or main_dtype(headers)) as whole:
-            hf_check.check(whole.hf_shapes(), headers, folder, whole.bridge.hf_config)
-            num_bytes = _write_torch_dist(whole, headers, folder, part / RELEASE)
+        with skeleton(folder, dtype or main_dtype(tensors.headers)) as whole:
+            hf_check.check(whole.hf_shapes(), tensors.headers, folder, whole.bridge.hf_config)
+            num_bytes = _write_torch_dist(whole, tensors, part / RELEASE)
         (part / TRACKER).write_text(RELEASE, encoding="utf-8")
         make_durable(part)
         shutil.rmtree(output, ignore_errors=True)
@@ -132,40 +131,17 @@ def to_torch_dist(folder: Path, output: Path, *, dtype: torch.dtype | None = Non
     return Converted(num_weights=len(whole.weights), num_bytes=num_bytes, seconds=time.perf_counter() - began)
 
 
-def _write_torch_dist(whole: Skeleton, headers: Mapping[str, Stored], folder: Path, target: Path) -> int:
+def _write_torch_dist(whole: Skeleton, tensors: HfFolder, target: Path) -> int:
     entries = sharded.describe(whole.model)
     writer = torch_dist.Writer(target)
     try:
-        with _Tensors(folder, headers) as tensors:
-            for weight in whole.weights:
-                tensor = whole.bridge.to_megatron(weight.agreed, [tensors[name] for name, _ in weight.hf])
-                for piece, offset, size in sharded.boxes(sharded.with_data(entries[weight.own], tensor)):
-                    writer.add(piece.key, piece.data.view(size), offset=offset, shape=piece.global_shape)
+        for weight in whole.weights:
+            tensor = whole.bridge.to_megatron(weight.agreed, [tensors[name] for name, _ in weight.hf])
+            for piece, offset, size in sharded.boxes(sharded.with_data(entries[weight.own], tensor)):
+                writer.add(piece.key, piece.data.view(size), offset=offset, shape=piece.global_shape)
         for key in sharded.empty_states(whole.model):
             writer.add_object(key, None)
         writer.finish({"checkpoint_version": 3.0, "iteration": 0})
     finally:
         writer.close()
     return writer.num_bytes
-
-
-class _Tensors:
-    """The folder's tensors by name, read when asked for; the files stay open."""
-
-    def __init__(self, folder: Path, headers: Mapping[str, Stored]) -> None:
-        self._folder, self._headers = folder, headers
-        self._open: dict[str, Any] = {}
-        self._stack = contextlib.ExitStack()
-
-    def __getitem__(self, name: str) -> Tensor:
-        file = self._headers[name].file
-        if file not in self._open:
-            self._open[file] = self._stack.enter_context(safe_open(self._folder / file, framework="pt", device="cpu"))
-        tensor: Tensor = self._open[file].get_tensor(name)
-        return tensor
-
-    def __enter__(self) -> _Tensors:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()

@@ -6,7 +6,6 @@ each half is cut. Experts are split over the expert-tensor group, and live on on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,53 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from stages.learn.hf_folder import listed
+from stages.learn.hf_folder import HfFolder, listed
 from stages.learn.megatron.hf_check import check_hf_weights
 from stages.learn.megatron.names import expert_of, is_expert, weights_of
-
-
-class HfFolder:
-    """The tensors of a Hugging Face folder, by name; each is read when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._files: dict[str, str] = {}  # tensor -> file
-        self._open: dict[str, Any] = {}
-        index = path / "model.safetensors.index.json"
-        if index.is_file():
-            self._files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        for file in [] if self._files else sorted(path.glob("*.safetensors")):
-            self._files.update(dict.fromkeys(self._handle(file.name).keys(), file.name))
-        if not self._files:
-            raise CheckpointError(f"{path}: no *.safetensors")
-
-    def _handle(self, file: str) -> Any:
-        if file not in self._open:
-            self._open[file] = safe_open(self.path / file, framework="pt", device="cpu")
-        return self._open[file]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._handle(self._files[name]).get_tensor(name)
-        if tensor.dtype is torch.float8_e4m3fn and name + "_scale_inv" in self:
-            return dequantised(tensor, self[name + "_scale_inv"])
-        return tensor
-
-
-def dequantised(weight: Tensor, scale: Tensor, block: int = 128) -> Tensor:
-    """float8 [m, n] and a scale for each block [ceil(m/128), ceil(n/128)] as bfloat16: how DeepSeek-V3 and Kimi K2 are published.
-
-    Source: deepseek-ai/DeepSeek-V3, inference/fp8_cast_bf16.py.
-    """
-    rows, columns = weight.shape
-    spread = scale.repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
-    return (weight.float() * spread).to(torch.bfloat16)
 
 
 def load_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path) -> None:
@@ -80,7 +38,7 @@ def load_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path) 
                 wrong.append(f"{' + '.join(hf_names)} {[list(folder[n].shape) for n in hf_names]}")
             else:
                 target.detach().copy_(part)
-    except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: the safetensors do not fit config.json: {error}") from error
     if wrong:
         raise CheckpointError(f"{path}: the safetensors do not fit config.json: wrong shapes: {listed(wrong)}")
