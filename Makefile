@@ -37,10 +37,13 @@ layers: $(STAMP)  ## import-linter: who may import whom
 	$(VENV)/bin/lint-imports
 
 unit: $(STAMP)  ## the tests that start no real engine or learner
-	$(RUN) -m pytest -m "not slow and not gpu" tests
+	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not alone" tests
 
 test: lint types layers  ## everything: style, types, layers and all tests
-	$(RUN) -m pytest tests
+	@status=0; \
+	echo "== tests side by side"; $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "not alone" tests || status=1; \
+	echo "== tests alone"; $(RUN) -m pytest -m alone tests || status=1; \
+	exit $$status
 
 clean:  ## remove caches and made models (not .venv, not runs/)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache models

@@ -19,16 +19,12 @@ def run(folder: Path, name: str, *flags: str) -> Path:
     return folder / name
 
 
-def test_the_policy_comes_nearer_to_its_teacher(tmp_path: Path, nothing_left_behind: None) -> None:
+def test_the_policy_comes_nearer_to_its_teacher(tmp_path: Path, warm_quickstart: Path, nothing_left_behind: None) -> None:
     """The teacher was warmed up on words; the student was not, and gets no reward."""
     words = str(ROOT / "configs" / "presets" / "quickstart-warmup.jsonl")
-    taught = run(
-        tmp_path, "teacher", "--prompt-data", words, "--label-key", "label", "--rm-type", "exact_match", "--sft-steps", "60",
-        "--num-rollout", "1", "--rollout-batch-size", "2",
-    )  # fmt: skip
     student = run(
         tmp_path, "student", "--prompt-data", words, "--num-rollout", "12", "--rollout-batch-size", "16", "--n-samples-per-prompt", "4",
-        "--lr", "0.002", "--use-opd", "--opd-teacher-load", str(taught / "checkpoints" / "latest" / "hf"),
+        "--lr", "0.002", "--use-opd", "--opd-teacher-load", str(warm_quickstart),
     )  # fmt: skip
     train = read_metrics(student, "train")
     kl = [r["opd_kl"] for r in train]

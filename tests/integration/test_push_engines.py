@@ -25,7 +25,7 @@ from stages.publish.disk import DiskTransport
 from stages.publish.distributed import DistributedTransport
 from tests.integration.engine_world import CLUSTER, World, engine_spec, log_probs, make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.asyncio(loop_scope="module")]
 TOLERANCE = 1e-4
 PROMPT = list(range(40, 60))
 

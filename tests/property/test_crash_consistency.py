@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from pipeline.errors import BufferCorruption
 from pipeline.types import Group, Sample, Status, VersionSpan
 
 CONFIG = AsyncConfig(async_buffer_size=1)
-NUM_ROLLOUT, NUM_FUZZ = 4, 10_000
+NUM_ROLLOUT, NUM_FUZZ = 3, 10_000
 
 
 def new_clock() -> RolloutClock:
@@ -41,6 +40,9 @@ def group_of(clock: RolloutClock, index: int) -> Group:
 class Recorded:
     folder: Path
     checkpoints: list[tuple[int, int, dict[str, Any]]]  # (bytes of the journal when it was complete, rollouts, the clock's state)
+
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.folder.iterdir()}
 
 
 async def go_on(buffer: ReplayBuffer, clock: RolloutClock, until: int, discard: int | None = None) -> list[int]:
@@ -78,10 +80,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     async def record() -> list[tuple[int, int, dict[str, Any]]]:
         buffer = ReplayBuffer(folder, CONFIG, clock)
         checkpoints = []
-        await go_on(buffer, clock, 2, discard=3)
-        checkpoints.append(((folder / FILE_NAME).stat().st_size, 2, clock.state_dict()))
-        buffer.committed(2, "rollout_000002")
-        await go_on(buffer, clock, 3)
+        await go_on(buffer, clock, 1, discard=3)
+        checkpoints.append(((folder / FILE_NAME).stat().st_size, 1, clock.state_dict()))
+        buffer.committed(1, "rollout_000001")
+        await go_on(buffer, clock, 2)
         buffer._journal.close()  # and nothing else: as a crash leaves it
         return checkpoints
 
@@ -114,26 +116,28 @@ def recover(recorded: Recorded, folder: Path, journal_bytes: int) -> None:
 
 
 def test_the_journal_cut_at_every_byte(recorded: Recorded, tmp_path: Path) -> None:
-    data = (recorded.folder / FILE_NAME).read_bytes()
-    for cut in range(len(data) + 1):
-        folder = tmp_path / "cut"
-        shutil.copytree(recorded.folder, folder)
-        (folder / FILE_NAME).write_bytes(data[:cut])
-        recover(recorded, folder, cut)
-        shutil.rmtree(folder)
+    files = recorded.files()
+    for cut in range(len(files[FILE_NAME]) + 1):
+        lay_out(tmp_path, {**files, FILE_NAME: files[FILE_NAME][:cut]})
+        recover(recorded, tmp_path, cut)
 
 
 @pytest.mark.slow
 def test_the_segments_cut_at_every_byte(recorded: Recorded, tmp_path: Path) -> None:
     """As a power loss may, under durability `process`: lines whose bytes are gone."""
-    (segment,) = recorded.folder.glob("segment-*.arrow")
-    data = segment.read_bytes()
-    for cut in range(len(data) + 1):
-        folder = tmp_path / "cut"
-        shutil.copytree(recorded.folder, folder)
-        (folder / segment.name).write_bytes(data[:cut])
-        recover(recorded, folder, len((recorded.folder / FILE_NAME).read_bytes()))
-        shutil.rmtree(folder)
+    files = recorded.files()
+    (name,) = files.keys() - {FILE_NAME}
+    for cut in range(len(files[name]) + 1):
+        lay_out(tmp_path, {**files, name: files[name][:cut]})
+        recover(recorded, tmp_path, len(files[FILE_NAME]))
+
+
+def lay_out(folder: Path, files: dict[str, bytes]) -> None:
+    """These and no others."""
+    for path in folder.iterdir():
+        path.unlink()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
 
 
 @pytest.mark.slow
