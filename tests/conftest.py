@@ -19,11 +19,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared; before torch is
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What another test has in /dev/shm at the time would be taken for this one's."""
-    for item in items:
-        if "nothing_left_behind" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.alone)
+_SHM = Path("/dev/shm")
+_shm_before = pytest.StashKey[set[Path]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_shm_before] = _shared_memory()
+
+
+@pytest.hookimpl(trylast=True)  # behind the end of xdist's workers
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run that leaves a shared-memory file behind has failed. Not looked at test by test: another one's may be there meanwhile."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    left = sorted(f.name for f in _shared_memory() - session.config.stash[_shm_before] if not mapped_by_others(f))
+    if left:
+        print(f"\nshared-memory files left behind in {_SHM}: {', '.join(left)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _shared_memory() -> set[Path]:
+    return set(_SHM.iterdir()) if _SHM.exists() else set()
 
 
 def entry_command(*flags: str) -> list[str]:
@@ -49,16 +65,12 @@ def read_metrics(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]
 
 @pytest.fixture
 def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails when the test leaves a process of ours or a shared-memory file. Ours: what inherits this test's mark in its environment."""
+    """Fails when the test leaves a process of ours: one that inherits this test's mark in its environment."""
     mark = uuid.uuid4().hex
     monkeypatch.setenv("SLIPSTREAM_TEST", mark)
-    shm = Path("/dev/shm")
-    before = set(shm.iterdir()) if shm.exists() else set()
     yield
     left = [p for p in psutil.process_iter() if p.pid != os.getpid() and _is_marked(p, mark)]
     assert not left, f"processes left behind: {[' '.join(p.cmdline())[:200] for p in left]}"
-    files = {f.name for f in (set(shm.iterdir()) if shm.exists() else set()) - before if not mapped_by_others(f)}
-    assert not files, f"shared-memory files left behind: {files}"
 
 
 def _is_marked(process: psutil.Process, mark: str) -> bool:

@@ -1,4 +1,4 @@
-"""Made once for all tests that run alone."""
+"""Made once for all tests of a process."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_the_policy_comes_nearer_to_its_teacher(tmp_path: Path, warm_quickstart:
     words = str(ROOT / "configs" / "presets" / "quickstart-warmup.jsonl")
     student = run(
         tmp_path, "student", "--prompt-data", words, "--num-rollout", "12", "--rollout-batch-size", "16", "--n-samples-per-prompt", "4",
-        "--lr", "0.002", "--use-opd", "--opd-teacher-load", str(warm_quickstart),
+        "--lr", "0.004", "--use-opd", "--opd-teacher-load", str(warm_quickstart),
     )  # fmt: skip
     train = read_metrics(student, "train")
     kl = [r["opd_kl"] for r in train]

@@ -11,7 +11,7 @@ from stages.engine import flags
 from stages.engine.launch import Engine
 from tests.integration.engine_world import engine_spec, make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 async def test_an_engine_that_does_not_come_up_shows_its_log_and_a_hint(tmp_path: Path) -> None:

