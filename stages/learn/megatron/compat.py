@@ -126,6 +126,33 @@ def cuda_methods() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def shared_groups() -> Iterator[None]:
+    """Within, where `install()` is in place: Megatron's process groups of the same ranks are one group.
+
+    Megatron makes some fifty, most of them of the same ranks when there are few. To NCCL an idle group is nothing; gloo has a thread
+    for each that wakes a hundred times a second, and a handshake over the store. Every rank asks for the same groups in the same order,
+    and the calls in a group stay in the order in which each rank makes them.
+    """
+    if not _installed:
+        yield
+        return
+    state = vars(importlib.import_module("megatron.core.parallel_state"))
+    create, made = state["create_group"], {}
+
+    def shared(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
+        key = tuple(ranks)
+        if key not in made:
+            made[key] = create(ranks, *args, **kwargs)
+        return made[key]
+
+    state["create_group"] = shared
+    try:
+        yield
+    finally:
+        state["create_group"] = create
+
+
 def _cpu_view(torch: Any) -> _View:
     cpu = torch.device("cpu")
 

@@ -13,6 +13,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from stages.learn.megatron import compat
 from stages.learn.rendezvous import TIMEOUT, init_process_group
 
 _SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
@@ -32,14 +33,15 @@ def initialize(values: Mapping[str, Any], *, rank: int, world_size: int, store: 
     """The default process group (gloo on CPU, NCCL on CUDA) and Megatron's groups. `store` None: a world of one."""
     check_sizes(values, world_size)
     init_process_group(device, rank=rank, world_size=world_size, store=store)
-    mpu.initialize_model_parallel(
-        *(int(values.get(name, 1)) for name in _SIZES[:2]),
-        virtual_pipeline_model_parallel_size=values.get("virtual_pipeline_model_parallel_size"),
-        context_parallel_size=int(values.get("context_parallel_size", 1)),
-        expert_model_parallel_size=int(values.get("expert_model_parallel_size", 1)),
-        expert_tensor_parallel_size=values.get("expert_tensor_parallel_size"),
-        distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
-    )
+    with compat.shared_groups():
+        mpu.initialize_model_parallel(
+            *(int(values.get(name, 1)) for name in _SIZES[:2]),
+            virtual_pipeline_model_parallel_size=values.get("virtual_pipeline_model_parallel_size"),
+            context_parallel_size=int(values.get("context_parallel_size", 1)),
+            expert_model_parallel_size=int(values.get("expert_model_parallel_size", 1)),
+            expert_tensor_parallel_size=values.get("expert_tensor_parallel_size"),
+            distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
+        )
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     torch.manual_seed(seed)
 
@@ -48,6 +50,7 @@ def shutdown() -> None:
     """Leave all groups; quiet when there are none."""
     if dist.is_initialized():
         mpu.destroy_model_parallel()
+        mpu._global_process_group_list = None  # Megatron forgets to: groups, and gloo's threads for them, would outlive us
         with contextlib.suppress(RuntimeError):  # a peer that died first has closed the sockets
             dist.destroy_process_group()
 
