@@ -182,7 +182,7 @@ async def _take_all(buffer: ReplayBuffer, clock: RolloutClock, producer: Produce
         assert all(s.reward == 1.0 for g in groups for s in g.samples), "every answer is right: a reward that is not 1 is a defect"
         taken += sum(len(g.samples) for g in groups)
         clock.trained(rollout_id)
-        producer.forget(groups)
+        producer.forget()
     return taken
 
 

@@ -30,7 +30,7 @@ def samples_of(vocab: int, groups: int, each: int, prompt: int, median: int, sig
     from pipeline.types import TrainSample
 
     rng = np.random.default_rng(0)
-    out = []
+    out: list[Any] = []
     for group in range(groups):
         shared = rng.integers(0, vocab, prompt)
         for _ in range(each):

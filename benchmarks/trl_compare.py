@@ -150,7 +150,7 @@ def trl_worker(name: str, model: str, out: str, seed: int, started: float) -> No
         curve.append((0.0, statistics.mean(rewards)))
         return rewards
 
-    class Stamp(TrainerCallback):  # type: ignore[misc]
+    class Stamp(TrainerCallback):
         began = 0.0
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -185,7 +185,8 @@ def main() -> None:
     options = parser.parse_args()
     name = options.contest
     if options.trl_worker:
-        trl_worker(name, *options.trl_worker, options.seed, __import__("psutil").Process().create_time())
+        model_folder, out = options.trl_worker
+        trl_worker(name, model_folder, out, options.seed, __import__("psutil").Process().create_time())
         return
     with tempfile.TemporaryDirectory(prefix="slipstream-trl-") as scratch:
         folder = Path(scratch)

@@ -105,7 +105,7 @@ def _value(node: ast.AST) -> Number:
 
 
 def _power(base: Number, exponent: Number) -> Number:
-    if exponent.denominator != 1 or abs(exponent) > MAX_EXPONENT:
+    if exponent.denominator != 1 or abs(int(exponent)) > MAX_EXPONENT:
         raise CalculatorError(f"an exponent must be a whole number up to {MAX_EXPONENT}")
     size = max(abs(base.numerator).bit_length(), base.denominator.bit_length())
     if size * abs(int(exponent)) > 2 * MAX_BITS:
