@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,9 @@ from safetensors.torch import load_file
 
 from pipeline.__main__ import main
 from pipeline.errors import CheckpointError
-from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
 from tests.integration.checkpoint_ranks import LAYOUTS, settings, source, step
+from tests.integration.processes import run_ranks
 
 KINDS: dict[str, dict[str, object]] = {"plain": {}, "distributed": {"use_distributed_optimizer": True}}
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -56,22 +53,7 @@ def one_rank(model: Path, flags: dict[str, object]) -> Any:
 @pytest.fixture(scope="module")
 def four(model: Path, out: Path, alone: dict[str, Any]) -> Path:
     """What four ranks made of it."""
-    from stages.learn.rendezvous import serve_store
-
-    store, port = serve_store(4)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "tests.integration.checkpoint_ranks"]
-    ranks = [
-        subprocess.Popen([*command, str(r), str(port), str(model), str(out)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-        for r in range(4)
-    ]
-    try:
-        errors = [r.communicate(timeout=400)[1] for r in ranks]
-    finally:
-        for r in ranks:
-            r.kill()
-        del store
-    assert [r.returncode for r in ranks] == [0] * 4, "\n".join(errors)[-4000:]
+    run_ranks(4, "checkpoint_ranks", model, out)
     return out
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from pipeline.errors import CheckpointError
 from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
 from tests.integration.family_cases import FAMILIES, VARIANTS, make_family
+from tests.integration.processes import run_ranks
 from tests.integration.test_learner_step import logits_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -69,24 +67,7 @@ def test_round_trip_logits_and_a_step(folders: dict[str, Path], name: str) -> No
 @pytest.fixture(scope="module")
 def found_by_two_ranks(root: Path, folders: dict[str, Path]) -> dict[str, list[str]]:
     """Layout and family -> tensors that did not come back as they went in, from two processes that split them."""
-    from stages.learn.megatron import load
-
-    load()
-    from stages.learn.rendezvous import serve_store
-
-    store, port = serve_store(2)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "tests.integration.family_ranks"]
-    ranks = [
-        subprocess.Popen([*command, str(r), str(port), str(root)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) for r in range(2)
-    ]
-    try:
-        errors = [r.communicate(timeout=300)[1] for r in ranks]
-    finally:
-        for r in ranks:
-            r.kill()
-        del store
-    assert [r.returncode for r in ranks] == [0, 0], "\n".join(errors)[-4000:]
+    run_ranks(2, "family_ranks", root)
     one, other = (json.loads((root / f"found.{r}.json").read_text()) for r in range(2))
     assert one.keys() == other.keys()
     return {case: [*one[case], *other[case]] for case in one}

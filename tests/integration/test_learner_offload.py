@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
+from tests.integration.processes import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 FLAGS: dict[str, dict[str, Any]] = {
@@ -106,25 +103,7 @@ def test_an_optimizer_that_is_on_the_cpu_already(make_rank: Callable[..., Any]) 
 
 def test_two_ranks_whose_collectives_overlap(folder: Path, tmp_path: Path) -> None:
     """A gather of parameters that is still under way when the device is given up is finished first."""
-    from stages.learn.megatron import load
-
-    load()
-    from stages.learn.rendezvous import serve_store
-
-    store, port = serve_store(2)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "tests.integration.offload_ranks"]
-    ranks = [
-        subprocess.Popen([*command, str(r), str(port), str(folder), str(tmp_path)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-        for r in range(2)
-    ]
-    try:
-        errors = [r.communicate(timeout=300)[1] for r in ranks]
-    finally:
-        for r in ranks:
-            r.kill()
-        del store
-    assert [r.returncode for r in ranks] == [0, 0], "\n".join(errors)[-4000:]
+    run_ranks(2, "offload_ranks", folder, tmp_path)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["stays"] == found["leaves"]

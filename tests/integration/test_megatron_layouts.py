@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
 from tests.integration import layouts
 from tests.integration import learner_cases as cases
+from tests.integration.processes import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 TOLERANCE = 1e-5  # fp32, of losses, norms, log-probs; a weight moves by about 6e-3 in the six steps
@@ -32,30 +29,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what every rank found, of all cases."""
     out = tmp_path_factory.mktemp("layouts")
-    run_ranks(models, out)
+    run_ranks(layouts.WORLD, "layouts", models, out)
     return out
-
-
-def run_ranks(models: Path, out: Path, *names: str) -> None:
-    from stages.learn.megatron import load
-
-    load()
-    from stages.learn.rendezvous import serve_store
-
-    store, port = serve_store(layouts.WORLD)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "tests.integration.layouts"]
-    ranks = [
-        subprocess.Popen([*command, str(r), str(port), str(models), str(out), *names], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-        for r in range(layouts.WORLD)
-    ]
-    try:
-        errors = [r.communicate(timeout=400)[1] for r in ranks]
-    finally:
-        for r in ranks:
-            r.kill()
-        del store
-    assert [r.returncode for r in ranks] == [0] * layouts.WORLD, "\n".join(errors)[-4000:]
 
 
 @pytest.fixture(scope="module")

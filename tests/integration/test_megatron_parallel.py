@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
+from tests.integration.processes import run_ranks
 from tests.integration.two_ranks import ALGORITHMS, LAYOUTS, OPTIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -57,25 +54,7 @@ def pair_of_options(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def run_pair(model: Path, out: Path, what: str) -> Path:
-    from stages.learn.megatron import load
-
-    load()
-    from stages.learn.rendezvous import serve_store
-
-    store, port = serve_store(2)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "tests.integration.two_ranks"]
-    ranks = [
-        subprocess.Popen([*command, str(r), str(port), str(model), str(out), what], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-        for r in range(2)
-    ]
-    try:
-        errors = [r.communicate(timeout=400)[1] for r in ranks]
-    finally:
-        for r in ranks:
-            r.kill()
-        del store
-    assert [r.returncode for r in ranks] == [0, 0], "\n".join(errors)[-4000:]
+    run_ranks(2, "two_ranks", model, out, what)
     return out
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
 from tests.integration import routing_cases as routing
+from tests.integration.processes import run_ranks
 from tests.integration.routing_ranks import LAYOUTS, OPTIMIZER, REPLAYS, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -26,26 +23,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    from stages.learn.megatron import load
-
-    load()
-    from stages.learn.rendezvous import serve_store
-
     out = tmp_path_factory.mktemp("pair")
-    store, port = serve_store(2)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "tests.integration.routing_ranks"]
-    ranks = [
-        subprocess.Popen([*command, str(r), str(port), str(model), str(out)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-        for r in range(2)
-    ]
-    try:
-        errors = [r.communicate(timeout=300)[1] for r in ranks]
-    finally:
-        for r in ranks:
-            r.kill()
-        del store
-    assert [r.returncode for r in ranks] == [0, 0], "\n".join(errors)[-4000:]
+    run_ranks(2, "routing_ranks", model, out)
     return [json.loads((out / f"found.{r}.json").read_text()) for r in range(2)]
 
 
