@@ -50,7 +50,6 @@ def shutdown() -> None:
     """Leave all groups; quiet when there are none."""
     if dist.is_initialized():
         mpu.destroy_model_parallel()
-        mpu._global_process_group_list = None  # Megatron forgets to: groups, and gloo's threads for them, would outlive us
         with contextlib.suppress(RuntimeError):  # a peer that died first has closed the sockets
             dist.destroy_process_group()
 
