@@ -131,8 +131,8 @@ def shared_groups() -> Iterator[None]:
     """Within, where `install()` is in place: Megatron's process groups of the same ranks are one group.
 
     Megatron makes some twenty, most of them of the same ranks when there are few. To NCCL an idle group is nothing; gloo has three
-    threads for each, one of which wakes a hundred times a second, and a handshake over the store. Every rank asks for the same groups in the same order,
-    and the calls in a group stay in the order in which each rank makes them.
+    threads for each, one of which wakes a hundred times a second, and a handshake over the store. Every rank asks for the same groups in
+    the same order, and the calls in a group stay in the order in which each rank makes them.
     """
     if not _installed:
         yield
