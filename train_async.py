@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from configs.cli import parse_or_exit
-from pipeline.build import FAMILIES, build, run_to_end
+from configs.command_line.entry import parse_or_exit
+from pipeline.wiring import FAMILIES, build, run_to_end
 
 if TYPE_CHECKING:
-    from pipeline.runner import Runner
+    from pipeline.run.runner import Runner
 
 
 async def train(run: Runner) -> None:

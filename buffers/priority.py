@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ReplayBufferError
-from pipeline.types import Group
+from pipeline.core.errors import ReplayBufferError
+from pipeline.core.types import Group
 
 Priority = Callable[[Group], float]
 

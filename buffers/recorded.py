@@ -8,13 +8,13 @@ from typing import Literal, NoReturn
 
 from buffers.dump import Take
 from buffers.statistics import BufferStatistics
-from pipeline.clock import Admission, RolloutClock
-from pipeline.errors import DataError
-from pipeline.types import Group
+from pipeline.core.errors import DataError
+from pipeline.core.types import Admission, Group
+from pipeline.schedule.clock import RolloutClock
 
 
 class RecordedBuffer:
-    """Implements `pipeline.protocols.Buffer`; nothing is ever admitted."""
+    """Implements `pipeline.core.protocols.Buffer`; nothing is ever admitted."""
 
     def __init__(self, read: Callable[[int], Take], clock: RolloutClock) -> None:
         self._read, self._clock = read, clock

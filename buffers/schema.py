@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from buffers.media import MEDIA, join_media, media_column, rest_of_media
-from pipeline.errors import ReplayBufferError
-from pipeline.media import is_pil_image, to_data_url
-from pipeline.types import Group, Sample, Status, VersionSpan, narrow_experts
+from pipeline.core.errors import ReplayBufferError
+from pipeline.core.images import is_pil_image, to_data_url
+from pipeline.core.types import Group, Sample, Status, VersionSpan, narrow_experts
 
 SCHEMA_VERSION = 3
 _SHORT = 64  # characters

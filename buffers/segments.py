@@ -17,20 +17,12 @@ import pyarrow as pa
 
 from buffers.durability import sync_directory
 from buffers.schema import SCHEMA
-from pipeline.errors import BufferCorruption, ReplayBufferError
+from pipeline.core.errors import BufferCorruption, ReplayBufferError
+from pipeline.core.types import Location
 
 _MARK, _BLANK = b"crc32:", b"00000000"
 _END_MARKER_BYTES = 8
 _SCHEMA_MESSAGE = SCHEMA.serialize().to_pybytes()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Location:
-    """Where one batch lies."""
-
-    segment: int
-    offset: int  # of its message in the file, bytes
-    num_bytes: int  # of its message, header included
 
 
 @dataclass(slots=True, kw_only=True)

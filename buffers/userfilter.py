@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ReplayBufferError
-from pipeline.types import Group, Sample
+from pipeline.core.errors import ReplayBufferError
+from pipeline.core.types import Group, Sample
 
 Function = Callable[[Any, int, list[list[Sample]], int], Any]  # (args, rollout_id, buffer, num_samples) -> list of groups
 

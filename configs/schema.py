@@ -1,7 +1,7 @@
 """The configuration: one frozen dataclass tree, one flag a field. Layer 0: no third party imported here.
 
 Flags are the field names with dashes and no prefix (`rollout_batch_size` -> `--rollout-batch-size`); names are slime's
-where slime has the thing. The comment behind a field is its help text. Cross-field rules live in configs/validate.py.
+where slime has the thing. The comment behind a field is its help text. Cross-field rules live in configs/rules/validate.py.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from pipeline.types import Sample
+from pipeline.core.types import Sample
 from stages.generate.session import open_session
 
 OPEN, CLOSE = "<calc>", "</calc>"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pipeline.types import Sample
+from pipeline.core.types import Sample
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 

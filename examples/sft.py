@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import GenerateError
-from pipeline.types import Sample
+from pipeline.core.errors import GenerateError
+from pipeline.core.types import Sample
 
 
 async def generate(args: Any, sample: Sample, sampling_params: Mapping[str, Any]) -> Sample:

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import SlipstreamError
+from pipeline.core.errors import SlipstreamError
 
 
 def _report(args: argparse.Namespace) -> None:
     from pipeline.report import closing_lines, write_report, write_summary  # heavy only when asked for
-    from pipeline.rundir import open_run_dir
+    from pipeline.run.rundir import open_run_dir
 
     for name in args.run_dir:
         run = open_run_dir(name)
@@ -23,8 +23,8 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _buffer(args: argparse.Namespace) -> None:
-    from pipeline import inspection
-    from pipeline.rundir import open_run_dir
+    from pipeline.cli import inspection
+    from pipeline.run.rundir import open_run_dir
 
     run = open_run_dir(args.run_dir)
     match args.action:
@@ -35,7 +35,7 @@ def _buffer(args: argparse.Namespace) -> None:
         case "verify":
             lines = inspection.verify_lines(run)
         case "replay":
-            from pipeline.build.rerun import replay_lines
+            from pipeline.cli.verify import replay_lines
 
             lines = replay_lines(run)
         case "export":
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("replay", help="make its decisions and batches again from the journal, and compare")
     exporting = actions.add_parser("export", help="write the samples to FILE.parquet or FILE.jsonl")
     exporting.add_argument("file", metavar="FILE")
-    from pipeline.build.convert import add_parser
+    from pipeline.cli.convert import add_parser
 
     add_parser(commands)
     return root

@@ -10,9 +10,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 
-from pipeline.errors import DataError
-from pipeline.flops import TOKENS, Cost
-from pipeline.types import OptimizerStep, TrainBatch, TrainSample
+from pipeline.core.errors import DataError
+from pipeline.core.flops import TOKENS, Cost
+from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 
 Samples = Sequence[TrainSample]
 Packer = Callable[[Samples], list[list[TrainSample]]]  # samples to micro-batches

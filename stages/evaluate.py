@@ -7,9 +7,9 @@ import copy
 from collections.abc import Mapping, Sequence
 
 from configs.schema import EvalConfig
-from pipeline.protocols import Generate, Reward
-from pipeline.timing import Clock, MonotonicClock
-from pipeline.types import EvalResult, Sample, Status
+from pipeline.core.protocols import Generate, Reward
+from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.types import EvalResult, Sample, Status
 
 MAX_CONCURRENT_PROMPTS = 64  # training rollouts share the engines: an evaluation must not queue up in front of them
 

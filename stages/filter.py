@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.errors import ConfigError
-from pipeline.types import Sample
-from pipeline.userfn import load_function
+from pipeline.core.errors import ConfigError
+from pipeline.core.types import Sample
+from pipeline.core.userfn import load_function
 
 BUILT_IN = "zero_std"
 

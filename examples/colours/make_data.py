@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from pipeline.media import to_data_url
+from pipeline.core.images import to_data_url
 
 COLOURS = {
     "red": (220, 30, 30), "green": (30, 190, 60), "blue": (30, 60, 220), "yellow": (230, 220, 40), "white": (240, 240, 240),

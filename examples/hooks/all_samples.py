@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipeline.types import Sample
+from pipeline.core.types import Sample
 
 logger = logging.getLogger("slipstream.hooks")  # below "slipstream": into run.log and onto the terminal, from INFO on
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.types import Sample
+from pipeline.core.types import Sample
 
 
 def convert_samples_to_train_data(args: Any, samples: list[Sample]) -> dict[str, list[Any]]:

@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from pipeline.types import Sample
+from pipeline.core.types import Sample
 
 
 class RolloutDataSource:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from pipeline.types import Sample
+from pipeline.core.types import Sample
 from stages.generate.session import open_session
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.types import Sample
+from pipeline.core.types import Sample
 
 
 async def reward_func(args: Any, samples: Sequence[Sample], **_: Any) -> list[float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.types import Sample
+from pipeline.core.types import Sample
 
 
 def priority(args: Any, samples: Sequence[Sample]) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.types import Sample
+from pipeline.core.types import Sample
 
 
 def filter_samples(args: Any, groups: list[list[Sample]]) -> None:

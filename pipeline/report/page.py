@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.charts import idle_charts, learner_charts, pool_charts, push_chart, reward_chart, staleness_chart, throughput_charts
+from pipeline.report.format import duration, number, percent
 from pipeline.report.summary import REWARD_WINDOW, History
-from pipeline.report.words import duration, number, percent
 
 _LAST_ROLLOUTS = 20
 _HERE = Path(__file__).parent

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.metrics import counter_total
-from pipeline.records import current_records, read_records
-from pipeline.rundir import RunDir
+from pipeline.run.metrics import counter_total
+from pipeline.run.record_file import current_records, read_records
+from pipeline.run.rundir import RunDir
 
 REWARD_WINDOW = 5  # rollouts that reward_first, reward_last and the trailing mean average over
 REWARD_GOAL = 0.9

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.report.page import is_complete, render, sentences
 from pipeline.report.summary import load_history, replace_text, summarise
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 
 logger = logging.getLogger(__name__)
 

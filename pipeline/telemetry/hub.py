@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.metrics import KINDS
-from pipeline.protocols import Sink
-from pipeline.records import jsonable, line_of
+from pipeline.core.protocols import Sink
+from pipeline.run.metrics import KINDS
+from pipeline.run.record_file import jsonable, line_of
 
 logger = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from configs.schema import Config, flat_args
-from pipeline.protocols import Sink
-from pipeline.records import current_records, jsonable, read_records, roll_back
-from pipeline.rundir import RunDir
+from pipeline.core.protocols import Sink
+from pipeline.core.time import Clock, MonotonicClock
+from pipeline.run.record_file import current_records, jsonable, read_records, roll_back
+from pipeline.run.rundir import RunDir
 from pipeline.telemetry.hub import JsonlSink, Telemetry
 from pipeline.telemetry.logs import start_logging, to_stderr
 from pipeline.telemetry.view import RunView
-from pipeline.timing import Clock, MonotonicClock
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.time import Clock
 from pipeline.telemetry.view import (
     RunView,
     duration,
@@ -19,7 +20,6 @@ from pipeline.telemetry.view import (
     seconds,
     sparkline,
 )
-from pipeline.timing import Clock
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

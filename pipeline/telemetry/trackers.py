@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.metrics import KINDS
+from pipeline.run.metrics import KINDS
 
 _X_AXIS = {"train": "rollout_id", "eval": "rollout_id", "push": "policy_version", "engine": "wall_seconds"}
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.schema import AlgorithmConfig
-from pipeline.types import Group, TrainSample
-from stages.advantage.convert import to_train_sample
-from stages.advantage.custom import AdvantageHooks, users_advantages, users_rewards, users_rows
+from pipeline.core.types import Group, TrainSample
 from stages.advantage.returns import get_grpo_returns, get_reinforce_plus_plus_returns, get_token_rewards, whiten
 from stages.advantage.rewards import post_process_rewards, rollout_ids, rollout_weights
+from stages.advantage.train_samples import to_train_sample
+from stages.advantage.user_hooks import AdvantageHooks, users_advantages, users_rewards, users_rows
 
 _NO_HOOKS = AdvantageHooks()
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.types import Sample, TrainSample
+from pipeline.core.errors import DataError
+from pipeline.core.types import Sample, TrainSample
 
 
 def apply_opd(rows: Sequence[TrainSample], samples: Sequence[Sample], coef: float) -> list[TrainSample]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.types import Sample
+from pipeline.core.types import Sample
 
 
 def mask_offpolicy_tokens(sample: Sample) -> int:

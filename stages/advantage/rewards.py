@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.schema import AlgorithmConfig
-from pipeline.errors import DataError
-from pipeline.types import Group, Sample, Status
+from pipeline.core.errors import DataError
+from pipeline.core.types import Group, Sample, Status
 
 STD_EPSILON = 1e-6
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import aiohttp
 
-from pipeline.errors import EngineError
-from pipeline.ports import free_port, is_free
+from pipeline.core.errors import EngineError
+from pipeline.core.ports import free_port, is_free
 from stages.engine.scratch import Scratch
 from stages.engine.spec import EngineSpec
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import aiohttp
 
-from pipeline.errors import EngineError
+from pipeline.core.errors import EngineError
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from configs.schema import MockConfig
-from pipeline.errors import EngineError
-from pipeline.protocols import Generate
-from pipeline.timing import Clock, MonotonicClock
-from pipeline.types import Completion, Sample, VersionSpan
+from pipeline.core.errors import EngineError
+from pipeline.core.protocols import Generate
+from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.types import Completion, Sample, VersionSpan
 from stages.engine.pool import SGLangPool
 
 Sleep = Callable[[float], Awaitable[None]]

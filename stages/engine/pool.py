@@ -11,8 +11,8 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from pipeline.errors import ConfigError, EngineError
-from pipeline.timing import Clock, IdleMeter, MonotonicClock
+from pipeline.core.errors import ConfigError, EngineError
+from pipeline.core.time import Clock, IdleMeter, MonotonicClock
 from stages.engine.slot import EngineProcess, PoolStatistics, Slot
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class SGLangPool:
-    """`pipeline.protocols.EnginePool` over real servers, and the gate that weight transports use."""
+    """`pipeline.core.protocols.EnginePool` over real servers, and the gate that weight transports use."""
 
     def __init__(
         self,

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.errors import EngineError
-from pipeline.timing import IdleMeter
+from pipeline.core.errors import EngineError
+from pipeline.core.time import IdleMeter
 
 
 class EngineProcess(Protocol):

@@ -12,8 +12,8 @@ from typing import Any
 
 from compat import ROOT, engine_environment
 from configs.schema import ClusterConfig, RolloutConfig
-from pipeline.errors import CheckpointError, ConfigError
-from stages.engine.flags import server_arg, to_command_line
+from pipeline.core.errors import CheckpointError, ConfigError
+from stages.engine.server_args import server_arg, to_command_line
 
 KV_BYTES = 1 << 30  # bound of one engine's KV pool on a CPU: SGLang's own guess there is most of the memory
 MAX_RUNNING = 256  # requests decoded at once on a CPU

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import GenerateError
-from pipeline.types import Sample, Status, VersionSpan
+from pipeline.core.errors import GenerateError
+from pipeline.core.types import Sample, Status, VersionSpan
 
 TRAINABLE = (Status.COMPLETED, Status.TRUNCATED)
 HOW = "append with sample.append_response_tokens(...) or through stages.generate.session.open_session"

@@ -24,9 +24,9 @@ import orjson
 from yarl import URL
 
 from configs.schema import RolloutConfig
-from pipeline.errors import EngineError
-from pipeline.protocols import EnginePool
-from pipeline.types import Completion, VersionSpan, narrow_experts
+from pipeline.core.errors import EngineError
+from pipeline.core.protocols import EnginePool
+from pipeline.core.types import Completion, VersionSpan, narrow_experts
 
 BACKOFF_SECONDS = 0.25  # before the first retry; doubles with every further one
 BACKOFF_MAX_SECONDS = 15.0

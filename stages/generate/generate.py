@@ -11,14 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from configs.schema import EvalConfig, RolloutConfig
-from pipeline.errors import GenerateError, SlipstreamError
-from pipeline.protocols import EngineClient, Tokenizer
-from pipeline.timing import Clock, MonotonicClock
-from pipeline.types import Completion, Sample, Status
-from pipeline.userfn import load_function
+from pipeline.core.errors import GenerateError, SlipstreamError
+from pipeline.core.protocols import EngineClient, Tokenizer
+from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.types import Completion, Sample, Status
+from pipeline.core.userfn import load_function
 from stages.generate.check import check_sample
-from stages.generate.custom import CustomGenerate, wrap
-from stages.generate.vision import Vision, engine_request, has_images
+from stages.generate.image_prompts import Vision, engine_request, has_images
+from stages.generate.user_function import CustomGenerate, wrap
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Sample))
 

@@ -18,11 +18,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from pipeline.errors import GenerateError
-from pipeline.protocols import EngineClient, Tokenizer
-from pipeline.timing import Clock, MonotonicClock
-from pipeline.types import Completion, Sample, Status
-from stages.generate.vision import Vision, engine_request
+from pipeline.core.errors import GenerateError
+from pipeline.core.protocols import EngineClient, Tokenizer
+from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.types import Completion, Sample, Status
+from stages.generate.image_prompts import Vision, engine_request
 
 
 class Session:

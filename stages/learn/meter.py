@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.flops import TRAINING_PASSES, Cost, peak_tflops
-from pipeline.types import TrainBatch
+from pipeline.core.flops import TRAINING_PASSES, Cost, peak_tflops
+from pipeline.core.types import TrainBatch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

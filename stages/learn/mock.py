@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from configs.schema import MockConfig
-from pipeline.errors import CheckpointError
-from pipeline.timing import Clock, MonotonicClock
-from pipeline.types import StepResult, TrainBatch, TrainSample
+from pipeline.core.errors import CheckpointError
+from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.types import StepResult, TrainBatch, TrainSample
 
 STATE_FILE = "mock_learner.json"
 

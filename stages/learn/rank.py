@@ -14,15 +14,15 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.errors import LearnerError
-from pipeline.types import OptimizerStep, TrainBatch
+from pipeline.core.errors import LearnerError
+from pipeline.core.types import OptimizerStep, TrainBatch
 from stages.learn import rendezvous
-from stages.learn.ahead import Ahead, Lends, Looks, Prepared
-from stages.learn.goal import Goal, Worst
+from stages.learn.log_prob_pass import Ahead, Lends, Looks, Prepared
 from stages.learn.losses import TokenLogProbs
 from stages.learn.meter import StepMeter
 from stages.learn.objective import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome, sft_objective
 from stages.learn.settings import LearnerSettings
+from stages.learn.step_objective import Goal, Worst
 
 LARGEST = ("ratio_max", "train_rollout_logprob_abs_diff_max")  # of metrics, over optimizer steps
 Objective = Callable[[Tensor, TokenLogProbs, Prepared], Outcome]

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from configs.schema import OptimConfig
-from pipeline.errors import ConfigError
+from pipeline.core.errors import ConfigError
 
 
 def warmup_and_decay(optim: OptimConfig, num_steps: int) -> tuple[int, int]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import ClusterConfig
-from pipeline.protocols import WeightSender
-from pipeline.timing import Clock
+from pipeline.core.protocols import WeightSender
+from pipeline.core.time import Clock
 
 if TYPE_CHECKING:
     from stages.publish.rolling import PushPool, RollingTransport

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from pipeline.errors import WeightSyncError
+from pipeline.core.errors import WeightSyncError
 from stages.publish.buckets import TensorMeta
 
 logger = logging.getLogger(__name__)

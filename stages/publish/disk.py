@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from configs.schema import ClusterConfig
-from pipeline.errors import WeightSyncError
-from pipeline.protocols import WeightSender
-from pipeline.timing import Clock
+from pipeline.core.errors import WeightSyncError
+from pipeline.core.protocols import WeightSender
+from pipeline.core.time import Clock
 from stages.publish.control import EngineControl
 from stages.publish.rolling import PushPool, RefusedError, RollingTransport
 

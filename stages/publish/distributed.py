@@ -9,10 +9,10 @@ import uuid
 from collections.abc import Awaitable, Callable
 
 from configs.schema import ClusterConfig
-from pipeline.errors import SlipstreamError, WeightSyncError
-from pipeline.ports import free_port
-from pipeline.protocols import WeightSender
-from pipeline.timing import Clock
+from pipeline.core.errors import SlipstreamError, WeightSyncError
+from pipeline.core.ports import free_port
+from pipeline.core.protocols import WeightSender
+from pipeline.core.time import Clock
 from stages.publish.buckets import TensorMeta
 from stages.publish.control import AnsweredError, EngineControl
 from stages.publish.rolling import PushPool, RefusedError, RollingTransport, shielded

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from configs.schema import MockConfig
-from pipeline.protocols import EnginePool
-from pipeline.timing import Clock, MonotonicClock
-from pipeline.types import PushResult
+from pipeline.core.protocols import EnginePool
+from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.types import PushResult
 
 
 class GatedPool(EnginePool, Protocol):

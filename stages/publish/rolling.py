@@ -16,10 +16,10 @@ from typing import Protocol, TypeVar
 import aiohttp
 
 from configs.schema import ClusterConfig
-from pipeline.errors import WeightSyncError
-from pipeline.protocols import EnginePool
-from pipeline.timing import Clock, MonotonicClock
-from pipeline.types import PushResult
+from pipeline.core.errors import WeightSyncError
+from pipeline.core.protocols import EnginePool
+from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.types import PushResult
 from stages.publish.control import EngineControl
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import WeightSyncError
+from pipeline.core.errors import WeightSyncError
 from stages.publish.buckets import TensorMeta, flatten, split
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from configs.schema import RewardConfig
-from pipeline.errors import ConfigError, RewardError
-from pipeline.types import Sample, Status
-from pipeline.userfn import load_function
+from pipeline.core.errors import ConfigError, RewardError
+from pipeline.core.types import Sample, Status
+from pipeline.core.userfn import load_function
 from stages.reward.pool import WorkerPool, in_thread
 from stages.reward.scorers import CHEAP, SCORERS
 

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.jsonable import from_jsonable
+from pipeline.core.tagged_json import from_jsonable
 
 Scorer = Callable[[str, Any, Mapping[str, Any]], float]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import aiohttp
 
-from pipeline.errors import RewardError
-from pipeline.protocols import Reward
-from pipeline.types import Sample, Status
+from pipeline.core.errors import RewardError
+from pipeline.core.protocols import Reward
+from pipeline.core.types import Sample, Status
 
 ATTEMPTS, BACKOFF_SECONDS = 3, 0.5
 

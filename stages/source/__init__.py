@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from configs.schema import DataConfig
-from pipeline.errors import ConfigError
-from pipeline.protocols import Tokenizer
-from stages.source.custom import UserSource
+from pipeline.core.errors import ConfigError
+from pipeline.core.protocols import Tokenizer
 from stages.source.render import build_renderer
 from stages.source.rows import FileRows, Rows
 from stages.source.sft import sft_pairs
 from stages.source.source import PromptSource
+from stages.source.user_source import UserSource
 
 __all__ = ["PromptSource", "UserSource", "build_source", "sft_pairs"]
 

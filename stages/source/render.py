@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from configs.schema import DataConfig
-from pipeline.errors import ConfigError, DataError
-from pipeline.protocols import Tokenizer
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.protocols import Tokenizer
 from stages.source.rows import Messages, Row
 
 IMAGE = "<image>"

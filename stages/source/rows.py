@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from configs.schema import DataConfig
-from pipeline.errors import DataError
-from pipeline.media import to_data_url
+from pipeline.core.errors import DataError
+from pipeline.core.images import to_data_url
 
 Messages = list[dict[str, Any]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.errors import DataError
-from pipeline.protocols import Source, Tokenizer
+from pipeline.core.errors import DataError
+from pipeline.core.protocols import Source, Tokenizer
 
 
 def sft_pairs(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.types import Sample
+from pipeline.core.errors import DataError
+from pipeline.core.types import Sample
 from stages.source.render import Renderer
 from stages.source.rows import Row, Rows
 

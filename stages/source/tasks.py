@@ -18,8 +18,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.jsonable import to_jsonable
+from pipeline.core.errors import DataError
+from pipeline.core.tagged_json import to_jsonable
 from stages.source.rows import Row
 
 PREFIX = "reasoning_gym:"
@@ -28,7 +28,7 @@ CHUNK = 512  # rows of one chunk of an endless task: some tasks generate all of 
 
 class TaskRows:
     """Procedural prompts. `label` is the task's answer; `metadata["reasoning_gym"]` is what its scorer needs:
-    {"task": name, "params": {...}, "entry": {question, answer, metadata}}, in pipeline.jsonable's form.
+    {"task": name, "params": {...}, "entry": {question, answer, metadata}}, in pipeline.core.tagged_json's form.
     """
 
     num_bad_rows = 0

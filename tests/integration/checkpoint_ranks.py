@@ -69,7 +69,7 @@ def step(learner: Any, seed: int) -> dict[str, float]:
 
 def beside(learner: Any, out: Path, model: Path) -> None:
     """A step is taken after the state was copied and before a byte is written; then a save that fails on one rank."""
-    from pipeline.errors import CheckpointError
+    from pipeline.core.errors import CheckpointError
     from stages.learn.megatron import async_save
 
     learner.save(out / "before")

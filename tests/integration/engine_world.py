@@ -15,7 +15,7 @@ import aiohttp
 import torch
 
 from configs.schema import ClusterConfig
-from pipeline.types import VersionSpan
+from pipeline.core.types import VersionSpan
 from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
 from stages.engine.spec import EngineSpec

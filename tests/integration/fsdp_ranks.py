@@ -59,7 +59,7 @@ def vision_step(seeing: Path, ranks: int) -> Any:
 
 
 def refusal(learner: Any, batch: Any) -> str:
-    from pipeline.errors import LearnerError
+    from pipeline.core.errors import LearnerError
 
     try:
         learner.step(batch)

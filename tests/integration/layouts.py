@@ -117,7 +117,7 @@ def train(learner: Any, micro_batches: int = 2) -> dict[str, Any]:
 
 def log_probs_by_sample(learner: Any) -> dict[int, list[float]]:
     """Of the trained tokens, under the weights as they are now; nothing on stages before the last."""
-    from stages.learn.ahead import Prepared
+    from stages.learn.log_prob_pass import Prepared
     from tests.integration import learner_cases as cases
 
     step = cases.make_step(cases.make_samples(cases.LENGTHS, 7), ranks=learner.dp_size, micro_batches=2)

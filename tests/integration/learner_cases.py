@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from configs.schema import AlgorithmConfig, ClusterConfig, ModelConfig, OptimConfig
-from pipeline.types import OptimizerStep, TrainBatch, TrainSample
+from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 from stages.learn.settings import LearnerSettings
 
 VOCAB = 101

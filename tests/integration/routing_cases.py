@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipeline.types import TrainSample
+from pipeline.core.types import TrainSample
 from tests.integration import learner_cases as cases
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs.schema import Config, RolloutConfig, flat_args
-from pipeline.types import Completion, Sample, Status
+from pipeline.core.types import Completion, Sample, Status
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from examples.calculator_agent import answer, find_call
-    from pipeline.models import resolve_checkpoint
+    from pipeline.models.resolve import resolve_checkpoint
 
     out = tmp_path_factory.mktemp("agent") / "model"
     folder = resolve_checkpoint(f"tiny:{ROOT}/configs/models/tiny-qwen3.yaml", out.parent / "cache")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.__main__ import main
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from tests.integration import learner_cases as cases
 from tests.integration.checkpoint_ranks import LAYOUTS, settings, source, step
 from tests.integration.processes import run_ranks

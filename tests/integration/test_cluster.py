@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 import torch
 
-from pipeline.cluster import LearnerGroup
-from pipeline.errors import CheckpointError, LearnerError
+from pipeline.core.errors import CheckpointError, LearnerError
+from pipeline.workers.learner_group import LearnerGroup
 from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
 
@@ -140,7 +140,7 @@ async def test_start_fails_with_the_cause(tmp_path: Path) -> None:
 KILL_NOW = """
 import asyncio, os, sys
 from pathlib import Path
-from pipeline.cluster import LearnerGroup
+from pipeline.workers.learner_group import LearnerGroup
 from tests.integration import learner_cases as cases
 
 async def main():

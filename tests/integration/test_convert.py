@@ -298,7 +298,7 @@ def test_folders_that_do_not_fit_are_refused_by_name(qwen3: Path, what: str, tmp
 
 
 def test_the_learner_refuses_them_too(qwen3: Path, tmp_path: Path) -> None:
-    from pipeline.errors import CheckpointError
+    from pipeline.core.errors import CheckpointError
     from stages.learn.megatron import start_rank
 
     for file in qwen3.iterdir():

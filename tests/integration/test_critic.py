@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from configs.schema import CriticConfig
-from pipeline.errors import CheckpointError, LearnerError
+from pipeline.core.errors import CheckpointError, LearnerError
 from tests.integration import learner_cases as cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

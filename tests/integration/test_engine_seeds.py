@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from pipeline.models import resolve_checkpoint
+from pipeline.models.resolve import resolve_checkpoint
 from stages.engine.launch import Engine
 from stages.engine.memory import EngineMemory
 from stages.engine.pool import SGLangPool

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, EngineError
-from stages.engine import flags
+from pipeline.core.errors import ConfigError, EngineError
+from stages.engine import server_args as flags
 from stages.engine.launch import Engine
 from tests.integration.engine_world import engine_spec, make_model
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError, LearnerError
+from pipeline.core.errors import ConfigError, LearnerError
 from tests.integration import learner_cases as cases
 from tests.integration import routing_cases as routing
 from tests.integration.family_cases import make_family

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configs.schema import AlgorithmConfig
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
 from tests.integration.family_cases import FAMILIES, VARIANTS, make_family
@@ -81,14 +81,14 @@ def test_split_weights_come_back_whole(found_by_two_ranks: dict[str, list[str]])
 
 def test_presets_make_megatron_configurations(folders: dict[str, Path], tmp_path: Path) -> None:
     """Megatron takes the flags together, and what they leave open reaches it."""
-    from configs.loader import parse_config
-    from pipeline.build.families import FAMILIES as FLAG_FAMILIES
+    from configs.command_line.loader import parse_config
+    from pipeline.wiring.foreign_flags import FAMILIES as FLAG_FAMILIES
     from stages.learn.megatron import start_rank
     from tests.unit.model_configs import PUBLISHED
 
     rank = start_rank(cases.settings(folders["qwen2"]))  # for its process groups
+    from stages.learn.megatron.arguments import model_fields
     from stages.learn.megatron.bridge import make_bridge
-    from stages.learn.megatron.flags import model_fields
 
     try:
         for name, published in PUBLISHED.items():

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from configs.schema import OptimConfig
-from pipeline.errors import CheckpointError, LearnerError
+from pipeline.core.errors import CheckpointError, LearnerError
 from tests.conftest import ROOT
 from tests.integration import fsdp_ranks, vision_cases
 from tests.integration import learner_cases as cases

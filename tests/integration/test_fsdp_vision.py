@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from configs.schema import OptimConfig
-from pipeline.errors import LearnerError
-from pipeline.types import TrainSample
+from pipeline.core.errors import LearnerError
+from pipeline.core.types import TrainSample
 from tests.integration import learner_cases as cases
 from tests.integration import vision_cases
 
@@ -54,7 +54,7 @@ def log_probs_of(model: Any, sample: TrainSample) -> torch.Tensor:
 def test_packed_log_probs_equal_transformers(folder: Path, samples: list[TrainSample], rank: Any) -> None:
     from transformers import AutoModelForImageTextToText
 
-    from stages.learn.ahead import Prepared
+    from stages.learn.log_prob_pass import Prepared
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     step = cases.make_step(samples, micro_batches=2)
@@ -78,7 +78,7 @@ def test_a_blank_image_joins_text_where_others_see_and_changes_nothing(samples: 
     grads = []
     for batch in (alone, mixed[1:]):
         rank._zero_grad()
-        from stages.learn.ahead import Prepared
+        from stages.learn.log_prob_pass import Prepared
 
         rank._run([Prepared(mb) for mb in batch], lambda _logits, now, _p: _outcome(now))
         grads.append({n: p.grad.to_local().clone() for n, p in rank._model.named_parameters() if p.grad is not None})

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.schema import OptimConfig
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from tests.integration import learner_cases as cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

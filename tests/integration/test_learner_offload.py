@@ -91,7 +91,7 @@ def test_steps_between_which_the_device_is_given_up(make_rank: Callable[..., Any
 
 def test_an_optimizer_that_is_on_the_cpu_already(make_rank: Callable[..., Any]) -> None:
     """--optimizer-cpu-offload and its like are for GPUs: accepted, and nothing changes."""
-    from stages.learn.megatron.flags import owned_by
+    from stages.learn.megatron.arguments import owned_by
 
     batch = cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS)))
     want = make_rank()

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ConfigError
-from stages.learn.megatron.flags import build_configs, convert, megatron_flags
+from pipeline.core.errors import ConfigError
+from stages.learn.megatron.arguments import build_configs, convert, megatron_flags
 from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
 
 
 def test_flags_import_neither_torch_nor_megatron() -> None:
     code = (
-        "import sys; from stages.learn.megatron.flags import megatron_flags; flags = megatron_flags();"
+        "import sys; from stages.learn.megatron.arguments import megatron_flags; flags = megatron_flags();"
         "print(len(flags), [m for m in ('torch', 'megatron', 'numpy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
@@ -317,7 +317,7 @@ def test_learning_rate_and_weight_decay_schedules(style: str) -> None:
     from stages.learn.megatron import load
 
     load()
-    from stages.learn.megatron.build import _make_scheduler
+    from stages.learn.megatron.assemble import _make_scheduler
     from stages.learn.schedule import make_schedule
 
     group: dict[str, float] = {}

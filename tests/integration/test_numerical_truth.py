@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs.schema import AlgorithmConfig, ClusterConfig, ModelConfig, RolloutConfig
-from pipeline.types import Completion, OptimizerStep, TrainBatch, TrainSample
+from pipeline.core.types import Completion, OptimizerStep, TrainBatch, TrainSample
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 TOLERANCE = 1e-4
@@ -55,8 +55,8 @@ def _reference(folder: Path, tokens: list[int], start: int, end: int) -> np.ndar
 @pytest.mark.parametrize("name", MODELS)
 async def test_log_probs_agree_before_and_after_pushes(name: str, tmp_path: Path, nothing_left_behind: None) -> None:
     import compat
-    from pipeline.cluster import LearnerGroup
-    from pipeline.models import resolve_checkpoint
+    from pipeline.models.resolve import resolve_checkpoint
+    from pipeline.workers.learner_group import LearnerGroup
     from stages.engine.launch import Engine
     from stages.engine.pool import SGLangPool
     from stages.engine.spec import EngineSpec

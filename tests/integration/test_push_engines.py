@@ -15,8 +15,8 @@ import pytest_asyncio
 import torch
 
 from configs.schema import RolloutConfig
-from pipeline.errors import WeightSyncError
-from pipeline.ports import free_port
+from pipeline.core.errors import WeightSyncError
+from pipeline.core.ports import free_port
 from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
 from stages.generate.client import SGLangClient

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from configs.schema import ClusterConfig, RolloutConfig
-from pipeline.errors import EngineError
-from pipeline.timing import MonotonicClock
-from pipeline.types import Sample, TrainSample, VersionSpan
+from pipeline.core.errors import EngineError
+from pipeline.core.time import MonotonicClock
+from pipeline.core.types import Sample, TrainSample, VersionSpan
 from stages.engine.launch import Engine
 from stages.engine.mock import MockTokenizer
 from stages.engine.pool import SGLangPool
@@ -89,7 +89,7 @@ def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def distance(rank: Any, samples: list[TrainSample]) -> float:
     """Mean |learner's - engine's log-prob| over the trained tokens."""
-    from stages.learn.ahead import Prepared
+    from stages.learn.log_prob_pass import Prepared
 
     packed = rank._passes.pack(((tuple(samples),),))
     (found,) = rank._passes.log_probs_now([Prepared(p) for p in packed])

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from configs.schema import AlgorithmConfig
-from pipeline.errors import ConfigError, LearnerError
-from pipeline.types import TrainSample
+from pipeline.core.errors import ConfigError, LearnerError
+from pipeline.core.types import TrainSample
 from tests.integration import learner_cases as cases
 from tests.integration import routing_cases as routing
 from tests.integration.family_cases import make_family
@@ -54,7 +54,7 @@ def samples_with_experts() -> list[TrainSample]:
 
 def log_probs_of(rank: Any, samples: list[TrainSample], mode: Any = "replay") -> torch.Tensor:
     """[N] of one pack."""
-    from stages.learn.ahead import Prepared
+    from stages.learn.log_prob_pass import Prepared
 
     packed = rank._passes.pack(((tuple(samples),),))
     return rank._passes.log_probs_now([Prepared(p) for p in packed], routing=mode)[0]
@@ -119,7 +119,7 @@ def test_without_the_flag_the_same_rows_route_freely(folder: Path, make_rank: Ca
 
 def test_replay_is_the_recorded_pass_to_the_bit(folder: Path, make_rank: Callable[..., Any]) -> None:
     """What the routers took, once recorded, once as an engine would say it, gives the same log-probs; other experts give others."""
-    from stages.learn.ahead import Prepared
+    from stages.learn.log_prob_pass import Prepared
 
     plain = cases.make_samples(cases.LENGTHS)
     rank = make_rank(use_routing_replay=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from configs.loader import load_config
+from configs.command_line.loader import load_config
 from configs.schema import flat_args
-from pipeline.build.assemble import Backend, Site
-from pipeline.build.real import real_backend
-from pipeline.clock import RolloutClock
-from pipeline.errors import ConfigError
-from pipeline.timing import MonotonicClock
+from pipeline.core.errors import ConfigError
+from pipeline.core.time import MonotonicClock
+from pipeline.schedule.clock import RolloutClock
+from pipeline.wiring.assemble import Backend, Site
+from pipeline.wiring.real import real_backend
 
 DATA = ["--prompt-data", "reasoning_gym:spell_backward", "--device", "cpu"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.types import TrainSample
+from pipeline.core.types import TrainSample
 from stages.batch import make_batch
 from tests.integration import learner_cases as cases
 

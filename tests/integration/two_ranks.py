@@ -68,7 +68,7 @@ def make(rank: int, port: int, model: Path, name: str, flags: dict[str, object],
 
 def train(name: str, learner: Any, out: Path) -> None:
     """Two rollouts, one after them, the same once more from the checkpoint before it, and one that is refused."""
-    from pipeline.errors import LearnerError
+    from pipeline.core.errors import LearnerError
     from tests.integration import learner_cases as cases
 
     steps = [cases.make_step(part, ranks=learner.dp_size, micro_batches=2) for part in cases.halves()]
@@ -89,7 +89,7 @@ def train(name: str, learner: Any, out: Path) -> None:
 
 def refuse_off_policy(name: str, learner: Any, out: Path) -> None:
     """Rollout log-probs of no model's."""
-    from pipeline.errors import LearnerError
+    from pipeline.core.errors import LearnerError
     from tests.integration import learner_cases as cases
 
     try:

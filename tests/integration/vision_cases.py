@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.types import Sample, TrainSample
+from pipeline.core.types import Sample, TrainSample
 from tests.conftest import ROOT
 
 
 def make_folder(cache: Path) -> Path:
-    from pipeline.models import resolve_checkpoint
+    from pipeline.models.resolve import resolve_checkpoint
 
     return resolve_checkpoint(f"tiny:{ROOT / 'configs/models/tiny-qwen3-vl.yaml'}", cache)
 
@@ -22,7 +22,7 @@ def make_samples(folder: Path) -> list[TrainSample]:
     """Four images of three sizes in three samples (one has two), and a text; responses of random tokens."""
     from PIL import Image
 
-    from stages.generate.vision import Vision
+    from stages.generate.image_prompts import Vision
 
     vision, rng, noise = Vision.of_folder(folder), random.Random(0), np.random.default_rng(0)
     assert vision.image_token_id == 262

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from pipeline.types import Group, Sample, Status, VersionSpan
+from pipeline.core.types import Group, Sample, Status, VersionSpan
 
 INTS = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(max_size=12)

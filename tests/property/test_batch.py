@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import DataError
-from pipeline.flops import Cost
-from pipeline.types import TrainBatch, TrainSample
+from pipeline.core.errors import DataError
+from pipeline.core.flops import Cost
+from pipeline.core.types import TrainBatch, TrainSample
 from stages.batch import balance, count_out, make_batch, pack
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)

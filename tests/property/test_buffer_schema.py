@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from buffers.schema import from_batch, to_batch
 from buffers.segments import SegmentStore, decode, encode
-from pipeline.types import Group
+from pipeline.core.types import Group
 from tests.property.strategies import groups
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
-from buffers.replay import ReplayBuffer
+from buffers.replay_buffer import ReplayBuffer
 from buffers.segments import scan
 from configs.schema import AsyncConfig
-from pipeline.clock import RolloutClock
-from pipeline.errors import BufferCorruption
-from pipeline.types import Group, Sample, Status, VersionSpan
+from pipeline.core.errors import BufferCorruption
+from pipeline.core.types import Group, Sample, Status, VersionSpan
+from pipeline.schedule.clock import RolloutClock
 
 CONFIG = AsyncConfig(async_buffer_size=1)
 NUM_ROLLOUT, NUM_FUZZ = 3, 10_000

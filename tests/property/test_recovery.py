@@ -19,12 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
-from buffers.limiter import Batch
-from buffers.replay import ReplayBuffer
+from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig
-from pipeline.clock import RolloutClock
-from pipeline.ratelimit import RateLimiter
-from pipeline.types import Group, Sample, Status, VersionSpan
+from pipeline.core.types import Group, Sample, Status, VersionSpan
+from pipeline.schedule.clock import RolloutClock
+from pipeline.schedule.deadlines import Batch
+from pipeline.schedule.rate_limiter import RateLimiter
 
 P, NUM_ROLLOUT = 2, 8  # P: fresh groups a rollout
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from buffers.replay import ReplayBuffer
+from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig
-from pipeline.clock import Admission, RolloutClock
-from pipeline.types import Group, Sample, VersionSpan
+from pipeline.core.types import Admission, Group, Sample, VersionSpan
+from pipeline.schedule.clock import RolloutClock
 
 MAX_TURNS = 20_000
 

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from buffers.limiter import Batch, DeadlineScheduler, Wait
-from buffers.selectors import Candidate, make_selector
-from pipeline.clock import Admission, RolloutClock
+from pipeline.core.types import Admission
+from pipeline.schedule.clock import RolloutClock
+from pipeline.schedule.deadlines import Batch, DeadlineScheduler, Wait
+from pipeline.schedule.selectors import Candidate, make_selector
 
 SELECTORS = st.sampled_from(["deadline", "fifo", "lifo", "uniform"])
 

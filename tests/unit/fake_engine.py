@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.timing import ManualClock
-from pipeline.types import Completion, Sample, VersionSpan
+from pipeline.core.time import ManualClock
+from pipeline.core.types import Completion, Sample, VersionSpan
 from stages.engine.mock import MockTokenizer
 
 PARAMS = {"temperature": 1.0, "max_new_tokens": 64}

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.metrics import BufferFill, Lap, eval_record, push_record, train_record
-from pipeline.records import line_of
-from pipeline.types import EvalResult, Group, PushResult, Sample, Status, StepResult, VersionSpan
+from pipeline.core.types import EvalResult, Group, PushResult, Sample, Status, StepResult, VersionSpan
+from pipeline.run.metrics import BufferFill, Lap, eval_record, push_record, train_record
+from pipeline.run.record_file import line_of
 
 CONFIG = "# The run.\n- --num-rollout {n}\n- --async-buffer-size 2\n- --update-weights-interval 1\n- --hf-checkpoint <tiny & local>\n"
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 
 FORMAT = 1
 _ABOUT = "slipstream.json"

@@ -13,32 +13,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import ConfigError, LearnerError
-from pipeline.flops import read_cost
-from pipeline.types import OptimizerStep
+from pipeline.core.errors import ConfigError, LearnerError
+from pipeline.core.flops import read_cost
+from pipeline.core.types import OptimizerStep
 from stages.learn import rendezvous
-from stages.learn.ahead import Prepared
 from stages.learn.fsdp import checkpoint
 from stages.learn.fsdp.attention import attention_arguments
+from stages.learn.fsdp.image_inputs import Vision, has_images
 from stages.learn.fsdp.model import build_model
 from stages.learn.fsdp.optim import Optimizer
 from stages.learn.fsdp.packing import MicroBatch, pack
 from stages.learn.fsdp.reference import Reference
-from stages.learn.fsdp.vision import Vision, has_images
 from stages.learn.fsdp.weights import exported, whole_state
-from stages.learn.goal import Goal
 from stages.learn.hf_folder import write_hf_folder
+from stages.learn.log_prob_pass import Prepared
 from stages.learn.losses import TokenLogProbs, compute_log_probs_from_logits
 from stages.learn.meter import StepMeter
 from stages.learn.objective import Outcome
 from stages.learn.rank import LearnerRank, Objective
 from stages.learn.settings import LearnerSettings
+from stages.learn.step_objective import Goal
 
 FOLDER = "fsdp"  # in a snapshot, beside hf
 
 
 class FSDPRank(LearnerRank):
-    """One process's part of the learner, its own `stages.learn.ahead.Looks`. Initialises the process group; only one may live in a
+    """One process's part of the learner, its own `stages.learn.log_prob_pass.Looks`. Initialises the process group; only one may live in a
     process at a time.
 
     Raises ConfigError for flags that contradict each other, CheckpointError for a model folder that cannot be used.

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from stages.learn.fsdp.attention import attention_of
 from stages.learn.fsdp.weights import Weights
 

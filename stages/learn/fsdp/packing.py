@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import LearnerError
-from pipeline.types import TrainSample
+from pipeline.core.errors import LearnerError
+from pipeline.core.types import TrainSample
 from stages.learn.blocks import Block, cut_blocks
-from stages.learn.trained import Trained, trained_fields
+from stages.learn.trained_tokens import Trained, trained_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

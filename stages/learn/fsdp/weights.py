@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from stages.learn.hf_folder import HfFolder, listed
 
 

@@ -16,7 +16,7 @@ from megatron.core import parallel_state as mpu
 from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, get_moe_layer_wise_logging_tracker
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.core.errors import ConfigError
 
 # --moe-router-load-balancing-type -> Megatron's name of what it adds, from which ours is made
 _LOSSES = {"aux_loss": "load_balancing_loss", "seq_aux_loss": "seq_load_balancing_loss", "global_aux_loss": "global_load_balancing_loss"}

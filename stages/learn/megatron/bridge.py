@@ -15,8 +15,8 @@ from mbridge.core.llm_bridge import LLMBridge
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, ConfigError
-from stages.learn.megatron.families import HABITS, SAME_AS, head_dim, rope_of, shape_of
+from pipeline.core.errors import CheckpointError, ConfigError
+from stages.learn.megatron.architectures import HABITS, SAME_AS, head_dim, rope_of, shape_of
 from stages.learn.megatron.mappings import family_class
 from stages.learn.megatron.model import PolicyModel
 from stages.learn.megatron.modelflags import split_flags

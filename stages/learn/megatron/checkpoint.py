@@ -16,7 +16,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from stages.learn import rendezvous
 from stages.learn.hf_folder import make_durable, write_hf_folder
 from stages.learn.megatron import compat, sharded, torch_dist

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.errors import LearnerError
+from pipeline.core.errors import LearnerError
 
 SUPPORTED = "0.16.1"
 # Modules on the paths that we run (model, schedules, optimizer, checkpoints) that name the CUDA device.

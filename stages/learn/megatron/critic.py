@@ -17,17 +17,17 @@ from megatron.core import parallel_state as mpu
 from torch import Tensor
 
 from configs.schema import AlgorithmConfig
-from pipeline.errors import CheckpointError, LearnerError
-from pipeline.types import OptimizerStep, TrainBatch
+from pipeline.core.errors import CheckpointError, LearnerError
+from pipeline.core.types import OptimizerStep, TrainBatch
 from stages.learn import rendezvous
 from stages.learn.critic import compute_gae, compute_value_loss, whiten_over_ranks
 from stages.learn.losses import token_weights
-from stages.learn.megatron import build as building
+from stages.learn.megatron import assemble as building
 from stages.learn.megatron import checkpoint, compat, parallel
+from stages.learn.megatron.arguments import convert, model_fields, owned_by
 from stages.learn.megatron.balance import Balance
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
 from stages.learn.megatron.context import whole
-from stages.learn.megatron.flags import convert, model_fields, owned_by
 from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import Passes
 from stages.learn.settings import LearnerSettings

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state as mpu
 
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from stages.learn import rendezvous
 from stages.learn.hf_folder import Stored, read_headers
 from stages.learn.megatron.sharded import Mismatch

@@ -13,15 +13,14 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import LearnerError
-from pipeline.flops import read_cost
-from pipeline.types import OptimizerStep, TrainBatch
-from stages.learn.ahead import Prepared
-from stages.learn.goal import Goal
+from pipeline.core.errors import LearnerError
+from pipeline.core.flops import read_cost
+from pipeline.core.types import OptimizerStep, TrainBatch
+from stages.learn.log_prob_pass import Prepared
 from stages.learn.megatron import checkpoint, parallel
+from stages.learn.megatron.assemble import Built, build
 from stages.learn.megatron.async_save import Saves, hf_job, torch_dist_job
 from stages.learn.megatron.balance import Balance
-from stages.learn.megatron.build import Built, build
 from stages.learn.megatron.context import whole
 from stages.learn.megatron.critic import Critic
 from stages.learn.megatron.offload import Offload
@@ -33,6 +32,7 @@ from stages.learn.meter import StepMeter
 from stages.learn.objective import Outcome, penalised_rewards
 from stages.learn.rank import Found, LearnerRank, Objective
 from stages.learn.settings import LearnerSettings
+from stages.learn.step_objective import Goal
 
 
 class MegatronRank(LearnerRank):

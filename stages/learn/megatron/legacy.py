@@ -22,7 +22,7 @@ import torch
 from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from stages.learn.megatron.sharded import ALIASES, Mismatch
 from stages.learn.megatron.skeleton import Skeleton, Weight
 

@@ -11,8 +11,8 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import ConfigError
-from stages.learn.megatron.families import rope_of, shape_of
+from pipeline.core.errors import ConfigError
+from stages.learn.megatron.architectures import rope_of, shape_of
 
 # name -> (annotation, help)
 MODEL_FLAGS: dict[str, tuple[str, str]] = {

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stages.learn.megatron.build import Built
+from stages.learn.megatron.assemble import Built
 
 
 class _Away(NamedTuple):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import LearnerError
-from pipeline.types import TrainSample
+from pipeline.core.errors import LearnerError
+from pipeline.core.types import TrainSample
 from stages.learn.blocks import cut_blocks
 from stages.learn.megatron.attention import PackedSequences, Tail, cut_tails
 from stages.learn.megatron.context import Layout, Share, lay_out
-from stages.learn.trained import Trained, check_sample, trained_fields
+from stages.learn.trained_tokens import Trained, check_sample, trained_fields
 
 FREE = -1  # in the place of an expert: nobody knows, so the router chooses
 

@@ -12,7 +12,7 @@ from megatron.core import parallel_state as mpu
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.core.errors import ConfigError
 from stages.learn.megatron import compat
 from stages.learn.rendezvous import TIMEOUT, init_process_group
 

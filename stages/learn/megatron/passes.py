@@ -10,19 +10,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.errors import LearnerError
-from pipeline.types import MicroBatch, TrainSample
+from pipeline.core.errors import LearnerError
+from pipeline.core.types import MicroBatch, TrainSample
 from stages.learn import rendezvous
-from stages.learn.ahead import Prepared
+from stages.learn.log_prob_pass import Prepared
 from stages.learn.losses import CHUNK_SIZE, TokenLogProbs
 from stages.learn.megatron import parallel
-from stages.learn.megatron.build import Built
+from stages.learn.megatron.assemble import Built
 from stages.learn.megatron.context import Share, whole
+from stages.learn.megatron.loss_shares import apart, divide, join
 from stages.learn.megatron.objective import log_probs_of
 from stages.learn.megatron.packing import PackedMicroBatch, pack
 from stages.learn.megatron.routing import Mode, Routing
 from stages.learn.megatron.virtual import in_multiples
-from stages.learn.megatron.wide import apart, divide, join
 
 
 class Packed(Protocol):
@@ -33,7 +33,7 @@ class Packed(Protocol):
 
 
 class Passes:
-    """This rank's forward and backward passes. Implements `stages.learn.ahead.Looks`."""
+    """This rank's forward and backward passes. Implements `stages.learn.log_prob_pass.Looks`."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.weights import find_torch_dist, find_weights
+from pipeline.core.find_checkpoint import find_torch_dist, find_weights
 from stages.learn.megatron import checkpoint
 from stages.learn.megatron.balance import expert_biases
 from stages.learn.megatron.bridge import load_hf_weights

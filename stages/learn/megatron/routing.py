@@ -22,8 +22,8 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor
 
 from configs.schema import AlgorithmConfig
-from pipeline.errors import ConfigError, LearnerError
-from pipeline.types import TrainSample
+from pipeline.core.errors import ConfigError, LearnerError
+from pipeline.core.types import TrainSample
 from stages.learn.megatron.packing import FREE, PackedMicroBatch
 
 Mode = Literal["free", "record", "replay"]

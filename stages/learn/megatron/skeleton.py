@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from stages.learn.megatron import compat, parallel
 from stages.learn.megatron.bridge import make_bridge
 

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 
 FILE = "__0_0.distcp"
 # What a .metadata pickle may name: torch's and Megatron's descriptions of tensors and of who wrote which, nothing that acts.

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, LearnerError
-from pipeline.types import MicroBatch
+from pipeline.core.errors import ConfigError, LearnerError
+from pipeline.core.types import MicroBatch
 
 PerRank = tuple[tuple[MicroBatch, ...], ...]
 # With any of these the layers are not dealt out evenly, and Megatron checks the numbers itself.

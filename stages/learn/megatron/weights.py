@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from stages.learn.hf_folder import HfFolder, listed
 from stages.learn.megatron.hf_check import check_hf_weights
 from stages.learn.megatron.names import expert_of, is_expert, weights_of

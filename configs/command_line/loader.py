@@ -1,0 +1,107 @@
+"""From a command line to a checked Config.
+
+The parser is our own rather than tyro's or argparse's: it must know where every flag was written (command line, or file and
+line of a preset), suggest over a thousand names of three families without importing any of them, and answer in a blink.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from configs.command_line.families import PREFIXES, FlagFamily
+from configs.command_line.flags import ALIASES, NEGATIVES, own_flags, parse_value, section_classes
+from configs.command_line.preset_files import Given, expand, preset_files, split_words
+from configs.rules.validate import validate
+from configs.schema import Config
+from pipeline.core.errors import ConfigError
+
+
+def load_config(argv: Sequence[str], families: Iterable[FlagFamily] = ()) -> Config:
+    """Parse, merge presets (the command line wins) and check everything that can be known before anything starts.
+
+    Raises ConfigError with the flag, its value and the fix.
+    """
+    config, origins = parse_config(argv, families)
+    try:
+        validate(config)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_origins_of(str(error), origins)}") from error
+    return config
+
+
+def parse_config(argv: Sequence[str], families: Iterable[FlagFamily] = ()) -> tuple[Config, Mapping[str, str]]:
+    """`load_config` without the checks across fields; also flag name -> where a preset set it."""
+    words = split_words(argv)
+    values: dict[str, dict[str, Any]] = {section: {} for section in (*section_classes(), *PREFIXES)}
+    origins: dict[str, str] = {}
+    families = tuple(families)
+    for given in expand(words):
+        section, field, value = _resolve(given, families)
+        values[section][field] = value
+        name = PREFIXES.get(section, "") + field.replace("_", "-")
+        origins.pop(name, None)
+        if given.origin:
+            origins[name] = given.origin
+    parts: dict[str, Any] = {section: cls(**values[section]) for section, cls in section_classes().items()}
+    parts.update((section, values[section]) for section in PREFIXES)
+    config = Config(**parts)
+    presets = [p.stem for p in preset_files(words) if p.stem != "config"]  # config.yaml: what a run left, not a name
+    if config.run.name is None and presets:
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=presets[-1]))
+    return config, origins
+
+
+def _resolve(given: Given, families: Sequence[FlagFamily]) -> tuple[str, str, Any]:
+    """(section, field, value) of one flag; ours first, then each family's whose prefix fits."""
+    flags = own_flags()
+    name = ALIASES.get(given.name, given.name)
+    off = NEGATIVES.get(name) or name.removeprefix("no-")
+    try:
+        if name in flags:
+            return flags[name].section, flags[name].field, parse_value(flags[name], given.values)
+        if off != name and off in flags and flags[off].kind is bool:
+            if given.values:
+                raise ValueError("is a switch: expected no value")
+            return flags[off].section, flags[off].field, False
+        unlisted: list[str] = []
+        for family in sorted(families, key=lambda f: -len(PREFIXES[f.section])):
+            prefix = PREFIXES[family.section]
+            bare = given.name.removeprefix(prefix).replace("-", "_")
+            if given.name.startswith(prefix) and "_" not in given.name and bare in _names(family, unlisted):
+                return (family.section, *family.parse(bare, given.values))
+    except ValueError as error:
+        raise ConfigError(f"{given}: {error}{given.place}") from error
+    except ConfigError as error:  # a family that writes its own message
+        raise ConfigError(f"{error}{given.place}") from error
+    raise ConfigError(f"unknown flag --{given.name}{given.place}{_suggest(given.name, families, unlisted)}")
+
+
+def _names(family: FlagFamily, unlisted: list[str]) -> Iterable[str]:
+    try:
+        return family.names()
+    except ConfigError as error:  # not installed: this flag is unknown then, and the message says why
+        if str(error) not in unlisted:
+            unlisted.append(str(error))
+        return ()
+
+
+def _suggest(name: str, families: Sequence[FlagFamily], unlisted: list[str]) -> str:
+    flags = own_flags()
+    known = {"config", "help", *flags, *ALIASES, *NEGATIVES, *(f"no-{n}" for n, flag in flags.items() if flag.kind is bool)}
+    for family in families:
+        known.update(PREFIXES[family.section] + n.replace("_", "-") for n in _names(family, unlisted))
+    name = name.replace("_", "-")
+    close = [name] if name in known else difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.66)
+    listing = ", ".join(["--help", *(f"--help-{family.section}" for family in families)])
+    said = f"; did you mean {' or '.join('--' + c for c in close)}?" if close else f"; {listing} list all flags"
+    return said + "".join(f" ({why})" for why in unlisted)
+
+
+def _origins_of(message: str, origins: Mapping[str, str]) -> str:
+    """Where the flags that a message names were set, if a preset did it: the user may not know what is in there."""
+    named = dict.fromkeys(n for n in re.findall(r"--([a-z0-9-]+)", message) if n in origins)
+    return f" ({'; '.join(f'--{n}: {origins[n]}' for n in named)})" if named else ""

@@ -1,0 +1,44 @@
+"""`python -m pipeline buffer RUN_DIR replay`: a recorded run's decisions and batches, made again and compared with the record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from buffers.dump import RecordedRun
+from buffers.journal import FILE_NAME, read_journal
+from buffers.verify import Rerun
+from configs.command_line.loader import load_config
+from configs.schema import flat_args
+from pipeline.core.errors import DataError
+from pipeline.run.digest import batch_digest
+from pipeline.run.record_file import current_records, read_records
+from pipeline.run.rundir import RunDir
+from pipeline.wiring.assemble import make_clock
+from pipeline.wiring.batcher import Batcher
+from pipeline.wiring.foreign_flags import FAMILIES
+
+
+def replay_lines(run: RunDir) -> Iterator[str]:
+    """What was compared. Raises DataError, after all was looked at, when something came out otherwise."""
+    config = load_config(["--config", str(run.config)], families=FAMILIES)
+    records, _ = read_journal(run.buffer / FILE_NAME)
+    life = next((n for n, record in enumerate(records) if record["t"] == "restore"), len(records))
+    rerun = Rerun(config.async_, make_clock(config), seed=config.run.seed)
+    rerun.run(records[:life])
+    end = " (up to the first restart)" if life < len(records) else ""
+    yield f"decisions{end}: {rerun.num_admitted} admissions and {rerun.num_taken} takes made again, {len(rerun.differences)} differ"
+    wrong = list(rerun.differences)
+    known = {r["rollout_id"]: r["batch_digest"] for r in current_records(read_records(run.metrics)) if r["kind"] == "train"}
+    if config.async_.keep_trajectories:
+        recorded, make, equal = RecordedRun(run.buffer), Batcher(config, flat_args(config), None), 0
+        for rollout_id, digest in known.items():
+            take = recorded.read(rollout_id)
+            if batch_digest(make(rollout_id, take.policy_version, take.groups)) == digest:
+                equal += 1
+            else:
+                wrong.append(f"rollout {rollout_id}: its batch is not the one that was trained on")
+        yield f"batches: {equal} of {len(known)} made again bit by bit"
+    else:
+        yield "batches: not kept (record with --keep-trajectories)"
+    if wrong:
+        raise DataError("; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""))

@@ -1,0 +1,187 @@
+"""A user's own function, named on the command line: `file.py[:name]`, `package.module:name` or `package.module.name`.
+
+`load_function` imports and returns it; `check_function` only reads the source (no user code runs), so that a
+misspelt name is reported before anything starts. Both raise ConfigError saying what was tried.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pipeline.core.errors import ConfigError
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionSpec:
+    """Where a function lives: in a source file, or in an importable module."""
+
+    spec: str  # as the user wrote it
+    name: str
+    file: Path | None = None
+    module: str | None = None
+
+
+def parse_spec(spec: str, default_name: str | None) -> FunctionSpec:
+    """Split `spec`; a file without `:name` means the function `default_name`."""
+    place, colon, name = spec.rpartition(":") if ":" in spec else (spec, "", "")
+    if place.endswith(".py"):
+        name = name or default_name or ""
+        if name.isidentifier():
+            return FunctionSpec(spec=spec, name=name, file=Path(place).expanduser())
+    else:
+        module, _, last = (place, "", name) if colon else place.rpartition(".")
+        if last.isidentifier() and module and all(part.isidentifier() for part in module.split(".")):
+            return FunctionSpec(spec=spec, name=last, module=module)
+    raise ConfigError(
+        f"{spec!r} names no function: write file.py:name, {f'file.py (meaning {default_name}), ' if default_name else ''}"
+        "package.module:name or package.module.name"
+    )
+
+
+def load_function(spec: str, default_name: str | None = None) -> Callable[..., Any]:
+    """Import and return the callable that `spec` names. The same file is loaded once, however often it is named."""
+    where = parse_spec(spec, default_name)
+    try:
+        module = _load_file(where.file, spec) if where.file else importlib.import_module(where.module or "")
+    except ConfigError:
+        raise
+    except Exception as error:  # user code: whatever it raises is a fault of the file that the flag names
+        if isinstance(error, ModuleNotFoundError) and where.module and (where.module + ".").startswith(f"{error.name}."):
+            raise ConfigError(f"{spec!r}: no module named {error.name!r} (tried to import {where.module!r}; {_search_hint()})") from error
+        raise ConfigError(f"{spec!r} could not be imported: {type(error).__name__}: {error}{_line_of(error, where.file)}") from error
+    function = getattr(module, where.name, None)
+    if function is None:
+        raise _no_such_function(
+            where, [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        )
+    if not callable(function):
+        raise ConfigError(f"{spec!r}: {where.name} is a {type(function).__name__}, expected a function")
+    return function
+
+
+def check_function(spec: str, default_name: str | None = None) -> None:
+    """Check by reading the source that `spec` names something that exists. What cannot be read is left to `load_function`."""
+    where = parse_spec(spec, default_name)
+    file = where.file if where.file else _module_file(where)
+    if file is None:
+        return
+    if not file.is_file():
+        raise _missing_file(spec, file)
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        line = f" line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise ConfigError(
+            f"{spec!r}: {file}{line} is not valid Python: {error.msg if isinstance(error, SyntaxError) else error}"
+        ) from error
+    names, functions, star = _top_level_names(tree.body)
+    if where.name not in names and not star:
+        raise _no_such_function(where, functions)
+
+
+def _load_file(file: Path, spec: str) -> ModuleType:
+    if not file.is_file():
+        raise _missing_file(spec, file)
+    file = file.resolve()
+    # A name of its own for every path: two files called reward.py must not hide each other.
+    name = f"slipstream_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    with _lock:
+        if name in sys.modules:
+            return sys.modules[name]
+        if str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))  # the file's neighbours, as for a script; last, so that they hide nothing
+        module_spec = importlib.util.spec_from_file_location(name, file)
+        assert module_spec is not None and module_spec.loader is not None  # the name ends in .py
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[name] = module  # dataclasses and process pools look modules up by name
+        try:
+            module_spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+
+
+def _module_file(where: FunctionSpec) -> Path | None:
+    """The source of a module, without importing anything (find_spec of a dotted name would import its parents)."""
+    top, *rest = (where.module or "").split(".")
+    found = sys.modules[top].__spec__ if top in sys.modules else importlib.util.find_spec(top)
+    if found is None:
+        raise ConfigError(f"{where.spec!r}: no module named {top!r} ({_search_hint()})")
+    folders = [Path(p) for p in found.submodule_search_locations or ()]
+    if not rest:
+        return Path(found.origin) if found.origin and found.origin.endswith(".py") else None
+    for folder in folders:
+        base = folder.joinpath(*rest)
+        for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _top_level_names(body: Iterable[ast.stmt]) -> tuple[set[str], list[str], bool]:
+    """Names bound at module level; those of them that are functions or classes; whether there is a star import."""
+    names: set[str] = set()
+    functions: list[str] = []
+    star = False
+    for node in body:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names.add(node.name)
+                functions.append(node.name)
+            case ast.Import() | ast.ImportFrom():
+                names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+                star |= any(alias.name == "*" for alias in node.names)
+            case ast.Assign() | ast.AnnAssign():
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names.update(n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+            case ast.If() | ast.Try() | ast.With():
+                for part in (node.body, getattr(node, "orelse", []), getattr(node, "finalbody", [])):
+                    more, more_functions, more_star = _top_level_names(part)
+                    names |= more
+                    functions += more_functions
+                    star |= more_star
+    return names, functions, star
+
+
+def _missing_file(spec: str, file: Path) -> ConfigError:
+    return ConfigError(f"{spec!r}: there is no file {file} (looked in {file.absolute().parent})")
+
+
+def _no_such_function(where: FunctionSpec, functions: Iterable[str]) -> ConfigError:
+    public = [n for n in functions if not n.startswith("_")]
+    close = difflib.get_close_matches(where.name, public, n=1)
+    listed = ", ".join(public[:8]) + (", ..." if len(public) > 8 else "")
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {listed or 'no functions'}"
+    return ConfigError(f"{where.spec!r}: {where.file or where.module} has no function {where.name!r}; {hint}")
+
+
+def _search_hint() -> str:
+    return f"searched sys.path; set PYTHONPATH, or name a file: path/to/file.py:name. Working folder: {Path.cwd()}"
+
+
+def _line_of(error: Exception, file: Path | None) -> str:
+    """Where in the user's file it happened."""
+    if file is None:
+        return ""
+    if isinstance(error, SyntaxError):
+        return f" ({error.filename}, line {error.lineno})"
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename) == file.resolve():
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" ({file}, line {line})" if line else ""

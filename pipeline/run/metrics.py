@@ -1,0 +1,262 @@
+"""What a run says about itself, as plain records: staleness, idle shares, and the builders of the rows of metrics.jsonl.
+
+Pure: nothing here does I/O, and time comes from an injected clock. A record is a flat dict of scalars; its `kind` is one of
+train (one rollout trained on), eval (one data set evaluated), push (one weight push completed), engine (the pool: `event` is
+start | death | restart | stats).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from pipeline.core.time import Clock, IdleMeter
+from pipeline.core.types import EvalResult, Group, PushResult, Sample, Status, StepResult
+
+Kind = Literal["train", "eval", "push", "engine"]
+KINDS: tuple[str, ...] = get_args(Kind)
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staleness:
+    """Token-wise staleness, in policy versions: every trained token counts once.
+
+    Quantiles are nearest-rank, so always a value that occurs.
+    """
+
+    mean: float
+    p50: int
+    p99: int
+    max: int
+
+    @classmethod
+    def of(cls, tokens_by_staleness: Mapping[int, int]) -> Staleness:
+        """From a histogram, staleness -> number of tokens. All zero when it is empty."""
+        total = sum(tokens_by_staleness.values())
+        if not total:
+            return cls(mean=0.0, p50=0, p99=0, max=0)
+        mean = sum(s * n for s, n in tokens_by_staleness.items()) / total
+        p50, p99 = (_weighted_quantile(tokens_by_staleness, total, q) for q in (0.50, 0.99))
+        return cls(mean=mean, p50=p50, p99=p99, max=max(s for s, n in tokens_by_staleness.items() if n))
+
+
+def _weighted_quantile(histogram: Mapping[int, int], total: int, q: float) -> int:
+    rank, seen = math.ceil(q * total), 0
+    for value in sorted(histogram):
+        seen += histogram[value]
+        if seen >= rank:
+            return value
+    raise AssertionError(f"histogram of {seen} tokens, expected {total}")
+
+
+def is_trained(sample: Sample) -> bool:
+    """Does the sample carry any loss?"""
+    return not sample.remove_sample and sample.status is not Status.FAILED and sample.effective_response_length > 0
+
+
+def tokens_by_staleness(samples: Iterable[Sample], policy_version: int) -> Counter[int]:
+    """Trained tokens (loss mask 1, sample not removed) by `policy_version` minus the version that sampled them."""
+    counts: Counter[int] = Counter()
+    for sample in filter(is_trained, samples):
+        for version, start, end in sample.weight_versions:
+            # not sum(): out of the buffer the mask is a uint8 array, whose scalars would wrap at 256
+            num = end - start if sample.loss_mask is None else int(np.count_nonzero(sample.loss_mask[start:end]))
+            counts[policy_version - int(version)] += num
+    return +counts  # drops spans without a trained token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lap:
+    """The time since the previous train record, and the share of it that either side idled."""
+
+    seconds: float
+    trainer_idle_fraction: float  # the learner neither stepped nor pushed nor saved
+    generation_idle_fraction: float  # mean over engines of the share of time with no request
+
+
+class Utilisation:
+    """Who idles how long, lap by lap.
+
+    `engine_idle_seconds` returns, by engine, the seconds it has had no request since it started (a counter that only grows;
+    one that falls belongs to a restarted engine and counts from zero). Laps without any engine have generation idle 0.
+    """
+
+    def __init__(self, clock: Clock, engine_idle_seconds: Callable[[], Mapping[str, float]]) -> None:
+        self._clock = clock
+        self._trainer = IdleMeter(clock)
+        self._engine_idle_seconds = engine_idle_seconds
+        self._engines = dict(engine_idle_seconds())
+        self._lap_start = clock.now()
+
+    def trainer_busy(self) -> AbstractContextManager[None]:
+        """Around every step, push and save of the learner."""
+        return self._trainer.busy()
+
+    def lap(self) -> Lap:
+        """The shares since the last lap (or construction); begins the next."""
+        now, before, engines = self._clock.now(), self._engines, dict(self._engine_idle_seconds())
+        seconds = now - self._lap_start
+        idle = sum(_increase(before.get(name, 0.0), value) for name, value in engines.items())
+        share = min(idle / (seconds * len(engines)), 1.0) if engines and seconds > 0 else 0.0
+        self._engines, self._lap_start = engines, now
+        return Lap(seconds=seconds, trainer_idle_fraction=self._trainer.lap(), generation_idle_fraction=share)
+
+
+def _increase(before: float, now: float) -> float:
+    return now - before if now >= before else now
+
+
+def counter_total(values: Iterable[float]) -> float:
+    """The sum of a counter's increases; a value below its predecessor is a restart from zero."""
+    total = last = 0.0
+    for value in values:
+        total, last = total + _increase(last, value), value
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferFill:
+    """The replay buffer when the rollout was consumed, in groups."""
+
+    ready: int  # generated and scored, waiting for the learner
+    pending: int  # admitted, still generating
+    capacity: int  # the admission window, (K + 1) * P
+    num_bytes: int = 0  # of the waiting groups
+
+
+def train_record(
+    *,
+    rollout_id: int,
+    policy_version: int,
+    groups: Sequence[Group],
+    result: StepResult,
+    staleness_bound: int,
+    lap: Lap,
+    wall_seconds: float,
+    buffer: BufferFill | None = None,
+    samples_generated: int | None = None,
+    samples_failed: int | None = None,
+    reward_key: str | None = None,
+    lengths_trained: Mapping[int, int] | None = None,
+    lengths_removed: Mapping[int, int] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Record:
+    """The row of one rollout. The learner's metrics are all in it (its `seconds` as `step_seconds`).
+
+    `policy_version` is the learner's at consumption; `wall_seconds` counts from the start of the run;
+    `samples_generated` / `samples_failed` are the run's counters so far. `tokens_per_second` is response tokens of this rollout
+    over the seconds since the previous record. `lengths_trained`, `lengths_removed` (response tokens -> samples, since the start): what
+    a --stale-policy trained on and what it removed.
+    """
+    samples = [sample for group in groups for sample in group.samples]
+    learner = {k: v for k, v in result.metrics.items() if k != "seconds"}
+    lengths = _lengths(samples)
+    return {
+        **learner,
+        "kind": "train",
+        "rollout_id": rollout_id,
+        "policy_version": policy_version,
+        **_rewards(groups, reward_key),
+        **_teacher(samples),
+        "loss": result.metrics.get("loss"),
+        "grad_norm": result.metrics.get("grad_norm"),
+        "ess_fraction": result.metrics.get("ess_fraction"),
+        "kl_rollout_old": result.metrics.get("kl_rollout_old"),
+        "num_groups": len(groups),
+        "num_groups_replayed": sum(group.times_sampled > 1 for group in groups),
+        "num_samples": sum(map(is_trained, samples)),
+        **lengths,
+        **{f"staleness_{k}": v for k, v in asdict(Staleness.of(tokens_by_staleness(samples, policy_version))).items()},
+        "staleness_bound": staleness_bound,
+        "generation_idle_fraction": lap.generation_idle_fraction,
+        "trainer_idle_fraction": lap.trainer_idle_fraction,
+        "interval_seconds": lap.seconds,
+        "step_seconds": result.metrics.get("seconds"),
+        "tokens_per_second": lengths["num_response_tokens"] / lap.seconds if lap.seconds > 0 else None,
+        **_buffer(buffer),
+        **_removed(lengths_trained, lengths_removed),
+        "samples_generated": samples_generated,
+        "samples_failed": samples_failed,
+        "wall_seconds": wall_seconds,
+        **(extra or {}),
+    }
+
+
+def _rewards(groups: Sequence[Group], key: str | None) -> Record:
+    """Over every scored sample; a group of equal rewards teaches nothing and is counted."""
+    by_group = [[s.reward_value(key) for s in group.samples if s.reward is not None and s.status is not Status.FAILED] for group in groups]
+    rewards = [r for group in by_group for r in group]
+    if not rewards:
+        return {"reward_mean": None, "reward_std": None, "zero_std_fraction": None}
+    mean = math.fsum(rewards) / len(rewards)
+    variance = math.fsum((r - mean) ** 2 for r in rewards) / len(rewards)
+    flat = sum(1 for group in by_group if group and max(group) == min(group))
+    return {"reward_mean": mean, "reward_std": math.sqrt(variance), "zero_std_fraction": flat / len(by_group)}
+
+
+def _teacher(samples: Sequence[Sample]) -> Record:
+    """`opd_kl`: reverse KL to the teacher, nats a trained token, estimated from the tokens that were sampled (k1)."""
+    total = count = 0.0
+    for sample in filter(is_trained, samples):
+        if sample.teacher_log_probs is not None and sample.rollout_log_probs is not None:
+            mask = np.ones(sample.response_length) if sample.loss_mask is None else np.asarray(sample.loss_mask)
+            total += float((mask * (np.asarray(sample.rollout_log_probs) - np.asarray(sample.teacher_log_probs))).sum())
+            count += float(mask.sum())
+    return {"opd_kl": total / count} if count else {}
+
+
+def _lengths(samples: Sequence[Sample]) -> Record:
+    """Token counts over the trained samples: all tokens, response tokens, tokens with loss; and how long responses are."""
+    trained = [s for s in samples if is_trained(s)]
+    count = max(len(trained), 1)
+    response = sum(s.response_length for s in trained)
+    return {
+        "num_tokens": sum(len(s.tokens) for s in trained),
+        "num_response_tokens": response,
+        "num_loss_tokens": sum(s.effective_response_length for s in trained),
+        "response_length_mean": response / count,
+        "response_length_max": max((s.response_length for s in trained), default=0),
+        "truncated_fraction": sum(s.status is Status.TRUNCATED for s in trained) / count,
+    }
+
+
+def _buffer(fill: BufferFill | None) -> Record:
+    if fill is None:
+        return {}
+    return {
+        "buffer_ready": fill.ready,
+        "buffer_pending": fill.pending,
+        "buffer_capacity": fill.capacity,
+        "buffer_fill": fill.ready / fill.capacity if fill.capacity else 0.0,
+        "buffer_bytes": fill.num_bytes,
+    }
+
+
+def _removed(trained: Mapping[int, int] | None, removed: Mapping[int, int] | None) -> Record:
+    """The bias of removing what is late, for all to see: slow groups are long ones."""
+    if not removed:
+        return {}
+    out: Record = {"samples_removed_stale": sum(removed.values())}
+    for name, lengths in (("trained", trained or {}), ("removed", removed)):
+        total = sum(lengths.values())
+        if total:
+            out[f"length_{name}_mean"] = sum(n * count for n, count in lengths.items()) / total
+            out.update({f"length_{name}_p{round(100 * q)}": _weighted_quantile(lengths, total, q) for q in (0.5, 0.95)})
+    return out
+
+
+def push_record(result: PushResult, *, rollout_id: int) -> Record:
+    """One completed push; `rollout_id` is the rollout after which it was due."""
+    return {"kind": "push", "rollout_id": rollout_id, **asdict(result)}
+
+
+def eval_record(result: EvalResult) -> Record:
+    """One evaluated data set."""
+    return {"kind": "eval", **asdict(result)}

@@ -1,0 +1,59 @@
+"""From a run to an exit code: expected errors as one message, unexpected ones with their traceback."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from pipeline.core.errors import SlipstreamError
+
+if TYPE_CHECKING:
+    from pipeline.run.runner import Runner
+
+
+def run_to_end(train: Callable[[Runner], Awaitable[None]], make: Callable[[], Runner]) -> int:
+    """Build and train on a uvloop event loop. 0: done; 1: a fault; 2: bad input; 128 + n: ended by signal n."""
+    import uvloop
+
+    collect_rarely()
+    runners: list[Runner] = []
+
+    async def whole() -> None:
+        runner = make()
+        runners.append(runner)
+        await train(runner)
+
+    try:
+        uvloop.run(whole())
+    except BaseException as error:
+        return _explain(error, runners)
+    return _signal_code(runners)
+
+
+def collect_rarely() -> None:
+    """Thousands of samples are alive at once, and die by their reference counts. At its default thresholds the cycle collector looks
+    through all of them every few answers, which is half of the CPU time of generation (benchmarks/orchestration.py)."""
+    gc.set_threshold(1_000_000, 20, 20)
+
+
+def _signal_code(runners: list[Runner]) -> int:
+    number = runners[0].interrupted_by if runners else None
+    return 128 + number if number else 0
+
+
+def _explain(error: BaseException, runners: list[Runner]) -> int:
+    from pipeline.run.runner import leaves
+    from pipeline.run.shutdown import StopRequested
+
+    causes = leaves(error)
+    if runners and all(isinstance(e, StopRequested) for e in causes):
+        return _signal_code(runners)
+    expected = [e for e in causes if isinstance(e, SlipstreamError)]
+    if not expected or len(expected) < len(causes):
+        traceback.print_exception(error)
+    for e in expected:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+    return expected[0].exit_code if expected else 1

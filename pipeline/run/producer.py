@@ -1,0 +1,179 @@
+"""The endless loop that fills the buffer: admit -> prompt -> generate -> reward -> filter -> buffer.
+
+Consumes: prompts of the source, admissions of the clock. Waits for: a free admission slot. Unblocked by: a release
+(the learner finished a rollout and its push, if due, is confirmed) or a group that gave its slot back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from pipeline.core.errors import CheckpointError, GenerateError
+from pipeline.core.protocols import Buffer, Generate, Reward, Source
+from pipeline.core.types import Admission, Group, Sample, Status
+from pipeline.schedule.clock import RolloutClock
+
+logger = logging.getLogger(__name__)
+
+
+class Verdict(Protocol):
+    """A filter's answer (slime's DynamicFilterOutput)."""
+
+    @property
+    def keep(self) -> bool: ...
+    @property
+    def reason(self) -> str | None: ...
+
+
+class Producer:
+    """Runs as one task beside the learner's loop. Returning is an error: only cancellation ends it."""
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        generate: Generate,
+        reward: Reward,
+        keep: Callable[[Sequence[Sample]], Verdict],
+        buffer: Buffer,
+        clock: RolloutClock,
+        group_max_retries: int,
+        dropped: Callable[[list[Sample]], None] | None = None,
+    ) -> None:
+        """`dropped` is given the samples of every group that `keep` turned down."""
+        self._source, self._generate, self._reward, self._keep = source, generate, reward, keep
+        self._buffer, self._clock, self._retries = buffer, clock, group_max_retries
+        self._dropped = dropped
+        self._prompts: dict[int, list[Sample]] = {}  # by prompt index, of those not yet consumed: what a restart generates again
+        self._resumed: list[Admission] = []  # admitted before a restart
+        self._failures_in_a_row = 0
+        self.counts: Counter[str] = Counter()  # samples_generated, samples_failed, groups_retried, groups_failed, groups_filtered
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as groups:
+            for admission in self._resumed:
+                if not self._recalled(admission):
+                    groups.create_task(self._produce(admission))
+            while True:
+                admission = await self._buffer.admit()
+                self._prepare(admission)
+                if not self._recalled(admission):
+                    groups.create_task(self._produce(admission))
+                await asyncio.sleep(0)  # let the group send its requests before the next is admitted
+
+    def _recalled(self, admission: Admission) -> bool:
+        """A restart need not generate again what the crash left complete, or given back."""
+        found = self._buffer.recall(admission.group_index)
+        if found is not None:
+            self.counts[f"groups_recalled_{found}"] += 1
+        return found is not None
+
+    def _prepare(self, admission: Admission) -> None:
+        """Its prompt: the source's next, or one that is tried again."""
+        known = self._prompts.get(admission.prompt_index)
+        samples = self._source.get_samples(1)[0] if known is None else known
+        self._prompts[admission.prompt_index] = self._number(admission.group_index, samples)
+
+    async def _produce(self, admission: Admission) -> None:
+        """One group, from its prompt to the buffer or to giving its slot back."""
+        samples = await self._generate_and_score(admission)
+        failed = [s for s in samples if s.status is Status.FAILED]
+        if failed:
+            self._give_up(admission, failed)
+            return
+        self._failures_in_a_row = 0
+        verdict = self._keep(samples)
+        if not verdict.keep:
+            self.counts["groups_filtered"] += 1
+            if self._dropped is not None:
+                self._dropped(samples)
+            self._give_back(admission, f"filtered: {verdict.reason or 'filter said no'}")
+            return
+        group = Group(
+            group_index=admission.group_index,
+            deadline=admission.deadline,
+            admitted_version=admission.policy_version,
+            samples=tuple(samples),
+        )
+        await self._buffer.put(group)
+
+    async def _generate_and_score(self, admission: Admission) -> list[Sample]:
+        """Samples of the group; those whose rollout or scoring failed are generated again, up to the limit."""
+        done: list[Sample] = []
+        todo = self._prompts[admission.prompt_index]
+        for attempt in range(self._retries + 1):
+            samples = await self._generate(todo, evaluation=False)
+            await self._reward([*done, *samples] if done else samples)
+            self.counts["samples_generated"] += len(samples)
+            failed = {s.index for s in samples if s.status is Status.FAILED}
+            if not failed:
+                return [*done, *samples]
+            self.counts["samples_failed"] += sum(s.status is Status.FAILED for s in samples)
+            if attempt == self._retries:
+                return [*done, *samples]
+            self.counts["groups_retried"] += 1
+            again = [s for s in todo if s.index in failed]
+            if not again:  # a custom function numbered its samples itself: nobody knows which prompt to try again
+                return [*done, *samples]
+            done += [s for s in samples if s.index not in failed]
+            todo = again
+        raise AssertionError("unreachable")
+
+    def _give_up(self, admission: Admission, failed: list[Sample]) -> None:
+        """A group that failed for good is named and counted, and never trained as if its reward were 0."""
+        self.counts["groups_failed"] += 1
+        self._failures_in_a_row += 1
+        why = failed[0].error or "no reason given"
+        logger.warning("group %d given up: %d samples failed, the first with: %s", admission.group_index, len(failed), why)
+        limit = max(16, 2 * self._clock.batch_size)
+        if self._failures_in_a_row >= limit:
+            raise GenerateError(
+                f"{limit} groups failed in a row, the last with: {why}. Nothing can be trained on; fix the cause and resume"
+            )
+        self._give_back(admission, f"failed: {type_of(why)}")
+
+    def _give_back(self, admission: Admission, reason: str) -> None:
+        self._prompts.pop(admission.prompt_index)
+        self._buffer.discard(admission.group_index, reason)
+
+    def _number(self, group_index: int, samples: list[Sample]) -> list[Sample]:
+        for place, sample in enumerate(samples):
+            sample.group_index, sample.index = group_index, group_index * len(samples) + place
+        return samples
+
+    # -- resume -------------------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """What is trained on, or given back for good, a restart need not generate again."""
+        wanted = self._clock.prompts_wanted
+        self._prompts = {index: samples for index, samples in self._prompts.items() if index in wanted}
+
+    def state_dict(self) -> dict[str, Any]:
+        self.forget()
+        return {
+            "source": self._source.state_dict(),
+            "counts": dict(self.counts),
+            "prompts": {str(index): [s.to_dict() for s in samples] for index, samples in self._prompts.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The groups that were under way are generated again, under their old admissions. Load the clock first.
+        Raises CheckpointError when clock and prompts disagree on what was under way."""
+        self._source.load_state_dict(state["source"])
+        self.counts = Counter(state["counts"])
+        self._prompts = {int(index): [Sample.from_dict(s) for s in samples] for index, samples in state["prompts"].items()}
+        if self._prompts.keys() != self._clock.prompts_wanted:
+            raise CheckpointError(
+                f"the saved state has prompts {sorted(self._prompts)}, but prompts {sorted(self._clock.prompts_wanted)} are under way in "
+                "it: state.json is damaged; resume from another snapshot"
+            )
+        self._resumed = [admission for _, admission in sorted(self._clock.outstanding.items())]
+
+
+def type_of(error: str) -> str:
+    """'TimeoutError: 30 s' -> 'TimeoutError': reasons are counted, so they must be few."""
+    return error.split(":", 1)[0][:80]

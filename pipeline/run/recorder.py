@@ -1,0 +1,140 @@
+"""From what happened to the records that say so. The runner reports events; every record goes through telemetry, once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from pipeline.core.time import Clock
+from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
+from pipeline.run.digest import batch_digest
+from pipeline.run.metrics import BufferFill, Utilisation, eval_record, push_record, train_record
+from pipeline.schedule.clock import RolloutClock
+
+logger = logging.getLogger(__name__)
+
+
+class Emits(Protocol):
+    """Telemetry, as the recorder sees it."""
+
+    def emit(self, kind: str, **fields: Any) -> None: ...
+
+
+class Fill(Protocol):
+    """The counts of buffers.statistics.BufferStatistics that a record shows."""
+
+    @property
+    def num_ready(self) -> int: ...
+    @property
+    def num_generating(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def trained_lengths(self) -> Mapping[int, int]: ...
+    @property
+    def removed_lengths(self) -> Mapping[int, int]: ...
+
+
+class Recorder:
+    """Knows the run's clocks and counters; keeps no history."""
+
+    def __init__(
+        self,
+        *,
+        telemetry: Emits,
+        clock: RolloutClock,
+        time: Clock,
+        started_at: float,
+        counts: Mapping[str, int],
+        buffer_statistics: Callable[[], Fill],
+        engine_idle_seconds: Callable[[], Mapping[str, float]],
+        engine_counts: Callable[[], Mapping[str, int]],
+        reward_key: str | None,
+        on_finish: Callable[[float, bool], None],
+    ) -> None:
+        """`started_at`: the instant (of `time`) from which wall_seconds count. `counts`: the producer's, live. `on_finish(wall_seconds,
+        interrupted)` writes summary and report."""
+        self._telemetry, self._clock, self._time = telemetry, clock, time
+        self._started_at, self._earlier_seconds = started_at, 0.0
+        self._counts, self._buffer_statistics = counts, buffer_statistics
+        self._engine_counts = engine_counts
+        self._engine_idle_seconds, self._reward_key, self._on_finish = engine_idle_seconds, reward_key, on_finish
+        self._utilisation = Utilisation(time, engine_idle_seconds)
+        self._compared = False
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the run began, start-up included; a resumed run goes on counting where its snapshot was."""
+        return self._earlier_seconds + self._time.now() - self._started_at
+
+    def trainer_busy(self) -> AbstractContextManager[None]:
+        return self._utilisation.trainer_busy()
+
+    def started(self) -> None:
+        """Engines and learner are up: idle shares count from here."""
+        self._utilisation = Utilisation(self._time, self._engine_idle_seconds)
+        for engine in self._engine_idle_seconds():
+            self.engine("start", engine=engine)
+
+    def trained(self, rollout_id: int, groups: Sequence[Group], batch: TrainBatch, result: StepResult) -> None:
+        fill = self._buffer_statistics()
+        capacity = (self._clock.buffer_size + 1) * self._clock.batch_size
+        record = train_record(
+            rollout_id=rollout_id,
+            policy_version=batch.policy_version,
+            groups=groups,
+            result=result,
+            staleness_bound=self._clock.max_staleness,
+            lap=self._utilisation.lap(),
+            wall_seconds=self.wall_seconds,
+            buffer=BufferFill(ready=fill.num_ready, pending=fill.num_generating, capacity=capacity, num_bytes=fill.num_bytes),
+            samples_generated=self._counts["samples_generated"],
+            samples_failed=self._counts["samples_failed"],
+            reward_key=self._reward_key,
+            lengths_trained=fill.trained_lengths,
+            lengths_removed=fill.removed_lengths,
+            extra={
+                "num_optimizer_steps": len(batch.steps),
+                "groups_filtered": self._counts["groups_filtered"],
+                "batch_digest": batch_digest(batch),
+            },
+        )
+        self._telemetry.emit(**record)
+        self._compare(record)
+        self.engine("stats", **self._engine_counts())
+
+    def _compare(self, record: Mapping[str, Any]) -> None:
+        """Says once how far learner and engines are apart, at the first rollout that the learner's own weights have sampled."""
+        mean, most = (record.get(f"train_rollout_logprob_abs_diff{suffix}") for suffix in ("", "_max"))
+        if self._compared or record["staleness_max"] > 0 or mean is None or most is None:
+            return
+        self._compared = True
+        said = "are equal, bit for bit" if most == 0 else f"differ by {mean:.2g} on average, {most:.2g} at most"
+        logger.info("log-probs of engines and learner, on the same weights, %s (%d tokens)", said, record["num_loss_tokens"])
+
+    def pushed(self, rollout_id: int, result: PushResult) -> None:
+        self._telemetry.emit(**push_record(result, rollout_id=rollout_id), wall_seconds=self.wall_seconds)
+
+    def evaluated(self, results: Sequence[EvalResult]) -> None:
+        for result in results:
+            self._telemetry.emit(**eval_record(result), wall_seconds=self.wall_seconds)
+
+    def evaluation_failed(self, rollout_id: int, error: Exception) -> None:
+        self._telemetry.emit("eval", rollout_id=rollout_id, error=str(error), wall_seconds=self.wall_seconds)
+
+    def engine(self, event: str, **fields: Any) -> None:
+        """event: start | death | restart | lost | stats."""
+        self._telemetry.emit("engine", event=event, **fields, wall_seconds=self.wall_seconds)
+
+    def finish(self, *, interrupted: bool) -> None:
+        self._on_finish(self.wall_seconds, interrupted)
+
+    # -- resume -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"wall_seconds": self.wall_seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._earlier_seconds = state["wall_seconds"]

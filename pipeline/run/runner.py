@@ -1,0 +1,249 @@
+"""One run: the verbs that train_async.py speaks, over the parts that pipeline.wiring put together.
+
+The learner's loop is the only finite one. Consumes: rollouts of the buffer. Waits for: groups whose deadline is due, and for
+pushes it began itself. Unblocked by: the producer's puts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from configs.schema import Config
+from pipeline.core.errors import LearnerError, SlipstreamError
+from pipeline.core.protocols import Buffer, Learner, WeightTransport
+from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
+from pipeline.run.producer import Producer
+from pipeline.run.recorder import Recorder
+from pipeline.run.shutdown import Stop, StopRequested
+from pipeline.run.snapshot import Pending, begin_snapshot, commit_snapshot
+from pipeline.schedule.clock import RolloutClock
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluates(Protocol):
+    """Every data set once; results stamped with the policy versions of their tokens."""
+
+    async def evaluate(self, rollout_id: int) -> list[EvalResult]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The concrete parts of one run, made by pipeline.wiring."""
+
+    config: Config
+    checkpoints: Path
+    clock: RolloutClock
+    producer: Producer
+    buffer: Buffer
+    learner: Learner
+    transport: WeightTransport
+    make_batch: Callable[[int, int, Sequence[Group]], TrainBatch]  # (rollout_id, policy_version, groups)
+    save_batch: Callable[[TrainBatch], Path]  # what a refused step was given, for a post-mortem
+    save_rollout: Callable[[int, int, Sequence[Group]], None] | None  # (rollout_id, policy_version, groups), of every take
+    saves: bool  # are there weights to save?
+    evaluator: Evaluates | None
+    recorder: Recorder
+    start: Callable[[], Awaitable[None]]  # engines and learner up, the learner's weights on every engine
+    close: Callable[[], Awaitable[None]]  # everything down, from any state
+    kill_now: Callable[[], None]  # the same, at once and synchronously
+
+
+class Runner:
+    """`async with runner, runner.producing(): for rollout_id in runner.rollouts(): ...`"""
+
+    def __init__(self, parts: Parts) -> None:
+        self._p = parts
+        self._stop = Stop(parts.kill_now)
+        self._beside: asyncio.TaskGroup | None = None
+        self._evaluations: set[asyncio.Task[None]] = set()
+        self._eval_order = asyncio.Lock()
+        self._saved: int | None = None  # rollouts trained at the last snapshot
+        self._pending: Pending | None = None  # one that the learner may still be writing
+        self.interrupted_by: int | None = None  # signal number
+
+    # -- the life of a run --------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._stop.install()
+        try:
+            await self._stop.or_result(self._p.start)
+        except BaseException as e:
+            if isinstance(e, StopRequested):
+                self.interrupted_by = self._stop.signal_number
+            await self._close()
+            raise
+        self._p.recorder.started()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
+        """Save what an interrupted run has; close everything; leave summary and report behind, whatever happened."""
+        stopped = error is not None and _is_stop(error)
+        try:
+            if stopped:
+                self.interrupted_by = self._stop.signal_number
+                await self._save_now(wait=True)
+            elif error is not None:
+                for cause in leaves(error):  # the terminal is told at the very end, when it is free again
+                    logger.error("the run ends with %s: %s", type(cause).__name__, cause, exc_info=cause, extra={"file_only": True})
+                await self._commit_what_is_left()
+        finally:
+            await self._close()
+        return stopped
+
+    async def _commit_what_is_left(self) -> None:
+        """A run that fails while a snapshot is being written keeps that snapshot, if its learner lives."""
+        try:
+            await self._commit(wait=True)
+        except SlipstreamError as e:
+            logger.warning("the snapshot under way is lost: %s", e)
+
+    async def _close(self) -> None:
+        """Shielded: a cancelled run still leaves no process behind."""
+        try:
+            await asyncio.shield(asyncio.ensure_future(self._p.close()))
+        finally:
+            self._p.recorder.finish(interrupted=self.interrupted_by is not None)
+            self._stop.uninstall()
+
+    @asynccontextmanager
+    async def producing(self) -> AsyncIterator[None]:
+        """The producer (and evaluations) as tasks beside the learner's loop; a producer that fails stops the run with its cause."""
+        async with asyncio.TaskGroup() as self._beside:
+            producer = self._beside.create_task(self._produce())
+            yield
+            while self._evaluations:
+                await self._stop.or_result(lambda: asyncio.wait(set(self._evaluations)))
+            producer.cancel()
+
+    async def _produce(self) -> None:
+        await self._p.producer.run()
+        raise AssertionError("the producer returned: only cancellation may end it")
+
+    # -- the verbs ----------------------------------------------------------------------------------------------------
+
+    def rollouts(self) -> Iterator[int]:
+        """Ids of the rollouts still to train; a resumed run goes on where its snapshot was."""
+        if self._p.clock.num_trained == 0:
+            self._evaluate_now(0)
+        while not self._p.clock.finished:
+            yield self._p.clock.num_trained
+
+    async def take(self, rollout_id: int) -> list[Group]:
+        groups = await self._stop.or_result(lambda: self._p.buffer.take(rollout_id))
+        if self._p.save_rollout is not None:
+            self._p.save_rollout(rollout_id, self._p.clock.version_at(rollout_id), groups)
+        return groups
+
+    def batch(self, rollout_id: int, groups: Sequence[Group]) -> TrainBatch:
+        with self._p.recorder.trainer_busy():
+            return self._p.make_batch(rollout_id, self._p.clock.version_at(rollout_id), groups)
+
+    async def learn(self, batch: TrainBatch) -> StepResult:
+        """One rollout's optimizer steps. A refused step stops the run; what it was given is kept for a post-mortem."""
+        with self._p.recorder.trainer_busy():
+            try:
+                result = await self._p.learner.step(batch)
+            except LearnerError as e:
+                raise LearnerError(f"{e}. The batch is kept in {self._p.save_batch(batch)}") from e
+        self._p.clock.trained(batch.rollout_id)
+        return result
+
+    async def push(self, rollout_id: int) -> PushResult | None:
+        if not self._p.clock.push_due(rollout_id):
+            return None
+        self._p.buffer.pushing(self._p.clock.policy_version + 1)
+        with self._p.recorder.trainer_busy():
+            pushed = await self._p.transport.push(self._p.clock.policy_version + 1)
+        self._p.clock.pushed()
+        return pushed
+
+    def record(self, rollout_id: int, groups: Sequence[Group], batch: TrainBatch, result: StepResult, pushed: PushResult | None) -> None:
+        self._p.producer.forget()
+        self._p.recorder.trained(rollout_id, groups, batch, result)
+        if pushed:
+            self._p.recorder.pushed(rollout_id, pushed)
+
+    def evaluate(self, rollout_id: int) -> None:
+        """Start an evaluation where one is due. Training goes on; results come when they come."""
+        interval = self._p.config.eval.eval_interval
+        last = rollout_id + 1 == self._p.config.run.num_rollout
+        if interval and ((rollout_id + 1) % interval == 0 or last):
+            self._evaluate_now(rollout_id + 1)
+
+    def _evaluate_now(self, num_trained: int) -> None:
+        if self._p.evaluator is None or self._p.config.eval.eval_interval is None:
+            return
+        assert self._beside is not None, "evaluate() outside producing()"
+        task = self._beside.create_task(self._evaluate_in_order(num_trained))
+        self._evaluations.add(task)
+        task.add_done_callback(self._evaluations.discard)
+
+    async def _evaluate_in_order(self, num_trained: int) -> None:
+        assert self._p.evaluator is not None
+        async with self._eval_order:
+            try:
+                results = await self._p.evaluator.evaluate(num_trained)
+            except SlipstreamError as e:  # an evaluation is a measurement: its failure is shown and recorded, training goes on
+                logger.error("evaluation after rollout %d failed: %s", num_trained, e)
+                self._p.recorder.evaluation_failed(num_trained, e)
+                return
+        self._p.recorder.evaluated(results)
+
+    async def save(self, rollout_id: int) -> None:
+        """Where one is due. With --async-save it is committed at a later rollout's call, and the last one before this returns."""
+        interval, done = self._p.config.run.save_interval, rollout_id + 1
+        await self._commit(wait=False)
+        if self._p.clock.finished or (interval and done % interval == 0):
+            await self._save_now(wait=self._p.clock.finished)
+
+    async def _save_now(self, *, wait: bool) -> None:
+        """Between two steps only: the snapshot's weights and the driver's state are of the same instant."""
+        p = self._p
+        if not p.saves:
+            return
+        if p.clock.num_trained == 0:
+            logger.warning("nothing is trained yet: no snapshot to save")
+            return
+        if p.clock.num_trained == self._saved:
+            await self._commit(wait=wait)
+            return
+        state: dict[str, Any] = {"clock": p.clock.state_dict(), "producer": p.producer.state_dict(), "recorder": p.recorder.state_dict()}
+        await self._commit(wait=True)
+        with p.recorder.trainer_busy():
+            self._pending = await begin_snapshot(p.checkpoints, p.clock.num_trained, p.learner, state, p.config.run.save_hf)
+        self._saved = p.clock.num_trained
+        await self._commit(wait=wait)
+
+    async def _commit(self, *, wait: bool) -> None:
+        """Put the snapshot that was begun in force, if all of it is on the disk (with `wait`: when it is)."""
+        pending = self._pending
+        if pending is None:
+            return
+        with self._p.recorder.trainer_busy():
+            if not await self._p.learner.saved(wait=wait):
+                return
+            commit_snapshot(pending)
+        self._pending = None
+        self._p.buffer.committed(pending.num_trained, pending.path.name)
+        logger.info("saved %s", pending.path)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The exceptions in a (nested) group, or the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for e in error.exceptions for leaf in leaves(e)]
+    return [error]
+
+
+def _is_stop(error: BaseException) -> bool:
+    return all(isinstance(e, StopRequested | asyncio.CancelledError) for e in leaves(error)) and any(
+        isinstance(e, StopRequested) for e in leaves(error)
+    )

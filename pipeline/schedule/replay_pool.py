@@ -1,0 +1,62 @@
+"""Replay: groups that were trained on, and may be trained on again. Pure: who is chosen, who is too old, who had enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.core.types import Location
+from pipeline.schedule.selectors import Candidate, Draw, Pick, Selector
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """A group in the pool."""
+
+    candidate: Candidate
+    place: Location
+    oldest_version: int  # of its tokens
+    times_sampled: int
+
+
+class ResamplePool:
+    """add -> choose, up to `max_times_sampled` times in all -> gone. Empty, and staying so, with max_times_sampled 1."""
+
+    def __init__(self, *, selector: Selector, max_times_sampled: int, max_staleness: int) -> None:
+        self._selector, self._max_times, self._max_staleness = selector, max_times_sampled, max_staleness
+        self._entries: dict[int, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, group_index: int) -> Entry:
+        return self._entries[group_index]
+
+    def add(self, entry: Entry) -> bool:
+        """After its first time. False: it had enough already."""
+        if entry.times_sampled >= self._max_times:
+            return False
+        self._entries[entry.candidate.group_index] = entry
+        return True
+
+    def expire(self, policy_version: int) -> list[Entry]:
+        """Remove and return what is staler than the bound, seen from this version: the bound holds for every consumption."""
+        old = [g for g, e in self._entries.items() if policy_version - e.oldest_version > self._max_staleness]
+        return [self._entries.pop(g) for g in old]
+
+    def choose(self, rollout_id: int, num_groups: int) -> tuple[Pick, ...]:
+        """Up to `num_groups` of them, none twice. Changes nothing."""
+        draw = Draw(self._selector, rollout_id)
+        for entry in self._entries.values():
+            draw.push(entry.candidate)
+        return tuple(draw.pop() for _ in range(min(num_groups, len(draw))))
+
+    def sampled(self, group_indices: Iterable[int]) -> list[Entry]:
+        """These were trained on once more. Removes and returns those that now had enough."""
+        done = []
+        for group_index in group_indices:
+            entry = self._entries[group_index]
+            entry.times_sampled += 1
+            if entry.times_sampled >= self._max_times:
+                done.append(self._entries.pop(group_index))
+        return done

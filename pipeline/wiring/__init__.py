@@ -1,0 +1,26 @@
+"""The only place that names concrete classes: a configuration in, a Runner out. Heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from configs.schema import Config
+from pipeline.run.outcome import run_to_end
+from pipeline.wiring.foreign_flags import FAMILIES
+
+if TYPE_CHECKING:
+    from pipeline.run.runner import Runner
+
+__all__ = ["FAMILIES", "build", "run_to_end"]
+_PROCESS_STARTED = time.monotonic()
+
+
+def build(config: Config) -> Runner:
+    """Everything that fails on bad input fails here, before any process starts; entering the Runner brings the rest up.
+
+    Call it on the event loop that will run the Runner. Raises ConfigError, DataError or CheckpointError.
+    """
+    from pipeline.wiring.assemble import assemble
+
+    return assemble(config, started_at=_PROCESS_STARTED)

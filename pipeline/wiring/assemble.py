@@ -1,0 +1,316 @@
+"""What real and simulated runs share: clock, source, reward, filter, buffer, producer, evaluation, records."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from buffers.journal import FILE_NAME, read_journal
+from buffers.ledger import Ledger
+from buffers.priority import Priority, reward_std, user_priority
+from buffers.replay_buffer import ReplayBuffer
+from buffers.userfilter import UserFilter
+from configs.command_line.dump import dump_config
+from configs.schema import Config, flat_args
+from pipeline.core.errors import CheckpointError
+from pipeline.core.flops import TOKENS, Cost
+from pipeline.core.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
+from pipeline.core.time import MonotonicClock
+from pipeline.core.types import Sample, TrainBatch
+from pipeline.core.userfn import load_function
+from pipeline.run.producer import Producer
+from pipeline.run.recorder import Recorder
+from pipeline.run.rundir import RunDir, create_run_dir, open_run_dir
+from pipeline.run.runner import Parts, Runner
+from pipeline.run.snapshot import find_snapshot, read_state
+from pipeline.schedule.clock import RolloutClock
+from pipeline.schedule.rate_limiter import RateLimiter
+from pipeline.telemetry import open_telemetry
+from pipeline.wiring.batcher import Batcher
+from stages.evaluate import Evaluator
+from stages.filter import build_filter
+from stages.reward import Lease, RewardStage, TeacherStage, build_reward
+from stages.source import UserSource, build_source
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where the run is and where it goes on from."""
+
+    config: Config
+    args: SimpleNamespace
+    run_dir: RunDir
+    snapshot: Path | None  # the checkpoint to resume from
+    state: Mapping[str, Any] | None  # its state.json
+    ledger: Ledger | None  # of the journal in run_dir, when the run goes on there
+    clock: RolloutClock
+    time: MonotonicClock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """What differs between a real and a simulated run."""
+
+    tokenizer: Tokenizer | None
+    generate: Generate
+    learner: Learner
+    transport: WeightTransport
+    engine_idle_seconds: Callable[[], Mapping[str, float]]
+    watch_engines: Callable[[Callable[[str, str, str], None]], None]  # give it what is told (event, engine, reason)
+    engine_counts: Callable[[], Mapping[str, int]]  # num_engines, num_healthy, num_running, num_restarts
+    start: Callable[[], Awaitable[None]]
+    close: Callable[[], Awaitable[None]]
+    kill_now: Callable[[], None]
+    teacher: Lease | None = None  # with --use-opd
+    cost: Cost = TOKENS  # of a sample, in the model that is trained
+
+
+def assemble(config: Config, *, started_at: float) -> Runner:
+    site = _site(config)
+    if config.deterministic:
+        random.seed(config.run.seed)
+        np.random.seed(config.run.seed % 2**32)
+        if config.async_.async_buffer_size:
+            logger.warning(
+                "--deterministic-mode with --async-buffer-size %d: kernels and seeds are fixed, but which weights sample a token is a "
+                "matter of time. Only --async-buffer-size 0 repeats itself",
+                config.async_.async_buffer_size,
+            )
+    if config.run.mock:
+        from pipeline.wiring.mock import mock_backend as make_backend
+    else:
+        from pipeline.wiring.real import real_backend as make_backend
+    from pipeline.wiring.debug import half, recorded_buffer, saver
+
+    backend = half(make_backend(site), config.run)
+    source = _prompts(site, backend.tokenizer)
+    scorer = build_reward(config.reward, site.args)
+    reward = _with_teacher(config, scorer, backend.teacher)
+    buffer = recorded_buffer(config, site.clock) if config.run.trains_on_records else _buffer(site)
+    batcher = Batcher(config, site.args, source, backend.cost)
+    producer = Producer(
+        source=source,
+        generate=backend.generate,
+        reward=reward,
+        keep=build_filter(config.rollout.dynamic_sampling_filter_path, site.args),
+        buffer=buffer,
+        clock=site.clock,
+        group_max_retries=config.rollout.group_max_retries,
+        dropped=batcher.dropped,
+    )
+    telemetry, finish = _telemetry(site)
+    recorder = Recorder(
+        telemetry=telemetry,
+        clock=site.clock,
+        time=site.time,
+        started_at=started_at,
+        counts=producer.counts,
+        buffer_statistics=buffer.statistics,
+        engine_idle_seconds=backend.engine_idle_seconds,
+        engine_counts=backend.engine_counts,
+        reward_key=config.reward.reward_key,
+        on_finish=finish,
+    )
+    backend.watch_engines(lambda event, engine, reason: recorder.engine(event, engine=engine, reason=reason))
+    if site.state is not None:
+        producer.load_state_dict(site.state["producer"])
+        recorder.load_state_dict(site.state["recorder"])
+
+    async def close() -> None:
+        buffer.close()
+        try:
+            await backend.close()
+        finally:
+            await reward.close()
+            await scorer.close()
+
+    def kill_now() -> None:
+        backend.kill_now()
+        telemetry.close()  # gives the terminal back
+
+    return Runner(
+        Parts(
+            config=config,
+            checkpoints=Path(config.run.save) if config.run.save else site.run_dir.checkpoints,
+            clock=site.clock,
+            producer=producer,
+            buffer=buffer,
+            learner=backend.learner,
+            transport=backend.transport,
+            make_batch=batcher,
+            save_batch=lambda batch: save_batch(batch, site.run_dir.path),
+            save_rollout=saver(config),
+            saves=not config.run.debug_rollout_only,
+            evaluator=_evaluator(config, backend, scorer),
+            recorder=recorder,
+            start=backend.start,
+            close=close,
+            kill_now=kill_now,
+        )
+    )
+
+
+def _site(config: Config) -> Site:
+    snapshot, home = _resume_point(config.run.load)
+    state = read_state(snapshot) if snapshot else None
+    clock = make_clock(config)
+    if state is not None:
+        clock.load_state_dict(state["clock"])
+    ledger = None
+    if home is not None:
+        records, torn = read_journal(home.buffer / FILE_NAME)
+        ledger = Ledger(records)
+        clock.skip_versions_until(ledger.policy_version)
+        if torn:
+            logger.warning("%s: its last line was cut off by a crash (%d bytes); left out", home.buffer / FILE_NAME, torn)
+    run_dir = home or create_run_dir(config.run.runs_dir, config.run.name or ("mock" if config.run.mock else "run"))
+    run_dir.config.write_text(dump_config(config), encoding="utf-8")
+    return Site(
+        config=config,
+        args=flat_args(config),
+        run_dir=run_dir,
+        snapshot=snapshot,
+        state=state,
+        ledger=ledger,
+        clock=clock,
+        time=MonotonicClock(),
+    )
+
+
+def _buffer(site: Site) -> ReplayBuffer:
+    return ReplayBuffer(
+        site.run_dir.buffer,
+        site.config.async_,
+        site.clock,
+        ledger=site.ledger,
+        restored_from=site.snapshot.name if site.snapshot else None,
+        priority=_priority(site),
+        user_filter=_user_filter(site),
+        seed=site.config.run.seed,
+    )
+
+
+def _priority(site: Site) -> Priority:
+    spec = site.config.async_.buffer_priority_path
+    if spec is None:
+        return lambda group: reward_std(group, site.config.reward.reward_key)
+    return user_priority(spec, load_function(spec, "priority"), site.args)
+
+
+def _user_filter(site: Site) -> UserFilter | None:
+    spec = site.config.async_.buffer_filter_path
+    return UserFilter(spec, load_function(spec, "buffer_filter"), site.args) if spec else None
+
+
+def make_clock(config: Config) -> RolloutClock:
+    """At its beginning. Without a learner no push is ever due."""
+    rollouts = config.run.num_rollout
+    return RolloutClock(
+        rollout_batch_size=config.num_fresh_groups,
+        async_buffer_size=config.async_.async_buffer_size,
+        update_weights_interval=rollouts + 1 if config.run.debug_rollout_only else config.async_.update_weights_interval,
+        num_rollout=rollouts,
+        max_staleness=max(1, config.staleness_bound) if config.run.debug_rollout_only else config.staleness_bound,
+        limiter=RateLimiter.rollouts(
+            fresh=config.num_fresh_groups,
+            samples_per_insert=config.async_.samples_of_a_group,
+            buffer_size=config.async_.async_buffer_size,
+            min_size_to_sample=config.async_.min_size_to_sample,
+        ),
+    )
+
+
+def _resume_point(load: str | None) -> tuple[Path | None, RunDir | None]:
+    """(snapshot, the run directory to go on in). A snapshot from elsewhere, or none, begins a new directory; a run that died before
+    its first snapshot goes on in its own, from the beginning, with the groups that it has."""
+    if load is None:
+        return None, None
+    try:
+        snapshot = find_snapshot(load)
+    except CheckpointError:
+        if not (Path(load) / "buffer" / FILE_NAME).exists():
+            raise
+        return None, open_run_dir(load)
+    home = snapshot.parent.parent
+    going_on = (home / "metrics.jsonl").exists() and (home / "buffer" / FILE_NAME).exists()
+    return snapshot, open_run_dir(home) if going_on else None
+
+
+def _prompts(site: Site, tokenizer: Tokenizer | None) -> Source:
+    """--prompt-data; a --mock run without any gets sums, written where the run can be looked at."""
+    if site.config.data.data_source_path is not None:
+        return UserSource(site.config.data.data_source_path, site.args, site.config.rollout.n_samples_per_prompt)
+    if site.config.data.prompt_data is not None:
+        return _source(site.config, site.config.data.prompt_data, tokenizer)
+    path = site.run_dir.path / "prompts.jsonl"
+    rows = [{"prompt": f"{a} + {b} =", "label": str(a + b), "metadata": {"rm_type": "exact_match"}} for a in range(20) for b in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return build_source(str(path), replace(site.config.data, label_key="label"), site.config.rollout.n_samples_per_prompt, None, tokenizer)
+
+
+def _source(config: Config, spec: str, tokenizer: Tokenizer | None) -> Source:
+    rollout = config.rollout
+    return build_source(spec, config.data, rollout.n_samples_per_prompt, rollout.rollout_max_prompt_len, tokenizer)
+
+
+def _with_teacher(config: Config, scorer: RewardStage, lease: Lease | None) -> RewardStage | TeacherStage:
+    if lease is None:
+        return scorer
+    return TeacherStage(scorer, lease, scored=config.has_scorer, timeout_seconds=config.rollout.generate_timeout_seconds)
+
+
+def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | None:
+    if config.eval.eval_interval is None or config.run.trains_on_records:
+        return None
+    datasets: dict[str, list[Sample]] = {}
+    for name, spec in eval_datasets(config.eval.eval_prompt_data):
+        source = build_source(spec, config.data, 1, config.rollout.rollout_max_prompt_len, backend.tokenizer)
+        datasets[name] = [group[0] for group in source.all_prompts(config.eval.eval_max_prompts)]
+    return Evaluator(backend.generate, reward, datasets, config.eval, reward_key=config.reward.reward_key)
+
+
+def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:
+    """`NAME PATH NAME PATH ...`, or one PATH (named eval)."""
+    return [("eval", words[0])] if len(words) == 1 else list(zip(words[::2], words[1::2], strict=True))
+
+
+def _telemetry(site: Site) -> tuple[Any, Callable[[float, bool], None]]:
+    from pipeline.report import closing_lines, write_report, write_summary
+
+    telemetry = open_telemetry(site.run_dir, site.config, resumed_at=site.clock.num_trained if site.ledger or site.state else None)
+
+    def finish(wall_seconds: float, interrupted: bool) -> None:
+        telemetry.close()
+        summary = write_summary(site.run_dir.path, wall_seconds=wall_seconds)
+        try:
+            write_report(site.run_dir.path, wall_seconds=wall_seconds)
+        except Exception:  # a picture of the run must not turn a good run into a failed one
+            logger.exception("the report was not written; `python -m pipeline report %s` tries again", site.run_dir.path)
+        for line in closing_lines(site.run_dir.path, summary):
+            print(line, flush=True)
+
+    return telemetry, finish
+
+
+def save_batch(batch: TrainBatch, folder: Path) -> Path:
+    """What a refused step was given, as one .npz (no pickle): arrays named s<step>_<field>, samples one after the other."""
+    arrays: dict[str, np.ndarray] = {"rollout_id": np.asarray(batch.rollout_id), "policy_version": np.asarray(batch.policy_version)}
+    for number, step in enumerate(batch.steps):
+        samples = [s for rank in step.per_rank for micro_batch in rank for s in micro_batch]
+        for name in ("index", "group_index", "response_length", "reward", "staleness", "num_tokens", "weight"):
+            arrays[f"s{number}_{name}"] = np.asarray([getattr(s, name) for s in samples])
+        for name in ("tokens", "loss_mask", "rollout_log_probs", "advantages"):
+            arrays[f"s{number}_{name}"] = np.concatenate([getattr(s, name) for s in samples])
+    path = folder / f"refused-batch-{batch.rollout_id:06d}.npz"
+    np.savez(path, allow_pickle=False, **arrays)
+    return path

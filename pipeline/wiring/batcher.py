@@ -1,0 +1,66 @@
+"""From the groups of a rollout to the learner's batch: the user's rollout functions, advantages, micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from configs.schema import Config
+from pipeline.core.flops import TOKENS, Cost
+from pipeline.core.types import Group, Sample, TrainBatch
+from stages.advantage import apply_opd, compute_advantages, load_hooks, mask_offpolicy_tokens
+from stages.batch import make_batch
+from stages.filter import build_all_samples_process, build_sample_filter
+
+
+class Batcher:
+    """Called once a rollout, when the learner takes it. Raises ConfigError when a user's function cannot be loaded."""
+
+    def __init__(self, config: Config, args: SimpleNamespace, source: Any, cost: Cost = TOKENS) -> None:
+        """`cost`: of the model, by which ranks are balanced."""
+        self._config, self._cost = config, cost
+        self._hooks = load_hooks(config.algorithm, args)
+        self._filter = build_sample_filter(config.rollout.rollout_sample_filter_path, args)
+        self._process = build_all_samples_process(config.rollout.rollout_all_samples_process_path, args, source)
+        self._dropped: list[list[Sample]] = []  # by the dynamic sampling filter, since the last rollout
+
+    def dropped(self, samples: list[Sample]) -> None:
+        if self._process is not None:  # else nobody will ask for them
+            self._dropped.append(samples)
+
+    def __call__(self, rollout_id: int, policy_version: int, groups: Sequence[Group]) -> TrainBatch:
+        rollout, algorithm = self._config.rollout, self._config.algorithm
+        if self._config.deterministic:  # not in the order in which they happened to be ready
+            groups = sorted(groups, key=lambda group: group.group_index)
+        lists = [list(group.samples) for group in groups]
+        if self._filter is not None:
+            self._filter(lists)
+        if self._process is not None:
+            dropped, self._dropped = self._dropped, []
+            self._process([*lists, *dropped])
+        if rollout.mask_offpolicy_in_partial_rollout:
+            for sample in (s for group in lists for s in group):
+                mask_offpolicy_tokens(sample)
+        samples = compute_advantages(
+            groups,
+            algorithm,
+            policy_version=policy_version,
+            reward_key=self._config.reward.reward_key,
+            max_response_len=rollout.rollout_max_response_len,
+            hooks=self._hooks,
+        )
+        if self._config.distill.use_opd:
+            samples = apply_opd(samples, [s for group in lists for s in group], self._config.distill.opd_kl_coef)
+        return make_batch(
+            samples,
+            rollout_id=rollout_id,
+            policy_version=policy_version,
+            num_dp_ranks=self._config.data_parallel_size,
+            num_steps_per_rollout=algorithm.num_steps_per_rollout,
+            global_batch_size=algorithm.global_batch_size,
+            max_tokens=algorithm.max_tokens_per_gpu,
+            micro_batch_size=algorithm.samples_of_a_micro_batch,
+            cost=self._cost,
+            balanced=algorithm.balance_data,
+        )

@@ -1,0 +1,69 @@
+"""Half a pipeline, for debugging: generation without a learner (--debug-rollout-only), or a learner without engines
+(--debug-train-only), as in slime. What is left out is replaced by parts that do nothing; its figures are missing in the records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from buffers.dump import RecordedRun, Take, path_of, read_take, write_take
+from buffers.journal import FILE_NAME
+from buffers.recorded import RecordedBuffer
+from configs.schema import Config, RunConfig
+from pipeline.core.types import Group, PushResult, StepResult, TrainBatch
+from pipeline.schedule.clock import RolloutClock
+from pipeline.wiring.assemble import Backend
+
+
+class NoLearner:
+    """`Learner`: no step changes anything."""
+
+    async def step(self, batch: TrainBatch) -> StepResult:
+        return StepResult(metrics={})
+
+    async def save(self, path: Path, hf: Path | None) -> None: ...
+    async def saved(self, *, wait: bool) -> bool:
+        return True
+
+    async def load(self, path: Path) -> None: ...
+    async def close(self) -> None: ...
+
+
+class NoTransport:
+    """`WeightTransport`: there is no engine to bring weights to."""
+
+    async def push(self, policy_version: int) -> PushResult:
+        return PushResult(policy_version=policy_version, seconds=0.0, stall_seconds=0.0, num_bytes=0, num_engines=0)
+
+    async def close(self) -> None: ...
+
+
+def half(backend: Backend, run: RunConfig) -> Backend:
+    """The backend without what `run` leaves out."""
+    if run.debug_rollout_only:
+        return replace(backend, learner=NoLearner())
+    if run.trains_on_records:
+        return replace(backend, transport=NoTransport(), engine_idle_seconds=dict, engine_counts=dict)
+    return backend
+
+
+def recorded_buffer(config: Config, clock: RolloutClock) -> RecordedBuffer:
+    """--load-debug-rollout-data: files by rollout id, or a run directory."""
+    source = config.run.load_debug_rollout_data or ""
+    if (Path(source) / "buffer" / FILE_NAME).exists():
+        return RecordedBuffer(RecordedRun(Path(source) / "buffer").read, clock)
+    return RecordedBuffer(lambda rollout_id: read_take(path_of(source, rollout_id)), clock)
+
+
+def saver(config: Config) -> Callable[[int, int, Sequence[Group]], None] | None:
+    """--save-debug-rollout-data: (rollout_id, policy_version, groups) to a file each."""
+    template = config.run.save_debug_rollout_data
+    if template is None:
+        return None
+
+    def save(rollout_id: int, policy_version: int, groups: Sequence[Group]) -> None:
+        take = Take(rollout_id=rollout_id, policy_version=policy_version, groups=tuple(groups))
+        write_take(path_of(template, rollout_id), take)
+
+    return save

@@ -1,0 +1,79 @@
+"""Learner and engines that share devices take turns: whoever works has the memory, the other is on the host.
+
+Around a step, a save and a load: engines out, learner in; afterwards the other way round. A push needs the learner's weights beside the
+engines, and brings those for its time (stages/learn/megatron/offload.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.core.protocols import Learner
+from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.types import StepResult, TrainBatch
+
+
+class Offloads(Learner, Protocol):
+    """A learner that can leave its devices."""
+
+    async def offload(self) -> None: ...
+    async def onload(self) -> None: ...
+
+
+class Memory(Protocol):
+    """That of the engines."""
+
+    async def release(self) -> None: ...
+    async def resume(self) -> None: ...
+
+
+class TurnTaking:
+    """`Learner`. `leaves` None (without --offload-train), `engines` None (without --offload-rollout): that side stays where it is."""
+
+    def __init__(self, learner: Learner, *, leaves: Offloads | None, engines: Memory | None, clock: Clock | None = None) -> None:
+        """`leaves`: the same learner, where it gives its devices up between turns."""
+        self._learner, self._leaves, self._engines = learner, leaves, engines
+        self._clock = clock or MonotonicClock()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if self._engines is not None:
+            await self._engines.release()
+        if self._leaves is not None:
+            await self._leaves.onload()
+        try:
+            yield
+        finally:  # after a refused step too: the run is about to end, and engines are asked to
+            await self.end_turn()
+
+    async def end_turn(self) -> None:
+        """The learner leaves, the engines are back."""
+        if self._leaves is not None:
+            await self._leaves.offload()
+        if self._engines is not None:
+            await self._engines.resume()
+
+    async def step(self, batch: TrainBatch) -> StepResult:
+        """With `turn_seconds`: what handing the devices over took."""
+        began = self._clock.now()
+        async with self._turn():
+            in_between = self._clock.now()
+            result = await self._learner.step(batch)
+            taken = self._clock.now() - in_between
+        return StepResult(metrics={**result.metrics, "turn_seconds": self._clock.now() - began - taken})
+
+    async def save(self, path: Path, hf: Path | None) -> None:
+        async with self._turn():
+            await self._learner.save(path, hf)
+
+    async def saved(self, *, wait: bool) -> bool:
+        return await self._learner.saved(wait=wait)
+
+    async def load(self, path: Path) -> None:
+        await self._learner.load(path)
+
+    async def close(self) -> None:
+        await self._learner.close()

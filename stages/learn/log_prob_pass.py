@@ -1,0 +1,72 @@
+"""What is computed ahead of an optimizer step: log-probs at consumption and under the reference, statistics of the whole step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from stages.learn.corrections import BatchStatistics, batch_statistics
+from stages.learn.step_objective import Goal
+
+
+class Prepared(NamedTuple):
+    """A micro-batch with what was computed ahead of its optimizer step (where this rank sees log-probs; else None)."""
+
+    batch: Any  # Trained, and the model's inputs
+    old: Tensor | None = None  # old log-probs; None: equal to the new ones
+    ref: Tensor | None = None
+
+
+class Lends(Protocol):
+    """The reference model: its weights are in the model's place inside."""
+
+    def in_place(self) -> AbstractContextManager[None]: ...
+
+
+class Looks(Protocol):
+    """Passes without gradients. Log-probs are None for each micro-batch on a rank that does not see them (`sees` is False there)."""
+
+    @property
+    def sees(self) -> bool: ...
+    def log_probs_now(self, micro_batches: Sequence[Prepared]) -> Sequence[Tensor | None]: ...
+    def with_old(self, micro_batches: Sequence[Prepared]) -> list[Prepared]: ...
+    def with_reference(self, micro_batches: Sequence[Prepared]) -> list[Prepared]: ...
+    def gather(self, value: Any) -> list[Any]:
+        """Of every rank that sees log-probs of samples of its own."""
+
+
+class Ahead:
+    """Every rank calls the same methods in the same order."""
+
+    def __init__(self, passes: Looks, goal: Goal, reference: Lends | None) -> None:
+        self._passes, self._goal, self._reference = passes, goal, reference
+
+    def prepare(self, steps: Sequence[Sequence[Any]]) -> list[list[Prepared]]:
+        """Old log-probs under the weights at consumption, and the reference's.
+
+        At the first optimizer step the old ones are equal to the new: only what is made ahead of it needs the pass for them.
+        """
+        out = [[Prepared(mb) for mb in step] for step in steps]
+        if self._goal.needs_old:
+            for step in out if self._goal.needs_old_at_first else out[1:]:
+                step[:] = self._passes.with_old(step)
+        if self._reference:
+            with self._reference.in_place():
+                for step in out:
+                    step[:] = self._passes.with_reference(step)
+        return out
+
+    def statistics(self, micro_batches: list[Prepared], *, first: bool) -> tuple[list[Prepared], BatchStatistics | None]:
+        """What a batch-wide correction must know of the step: from current log-probs, or the old ones (equal to them at first)."""
+        goal, bypass = self._goal, self._goal.correction.ratio == "bypass"
+        current = self._passes.log_probs_now(micro_batches) if bypass or first else [None] * len(micro_batches)
+        if not self._passes.sees:
+            return micro_batches, None
+        if first:
+            micro_batches = [p._replace(old=now) for p, now in zip(micro_batches, current, strict=True)]
+        evidence = [goal.evidence(p, now) for p, now in zip(micro_batches, current, strict=True)]
+        every = [e for part in self._passes.gather(evidence) for e in part]
+        return micro_batches, batch_statistics(goal.correction, every)

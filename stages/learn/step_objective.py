@@ -1,0 +1,147 @@
+"""What the flags ask of one optimizer step: which log-probs it needs ahead, its loss, its metrics. Holds the user's functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from configs.corrections import correction_of
+from pipeline.core.types import OptimizerStep
+from pipeline.core.userfn import load_function
+from stages.learn.corrections import BatchStatistics, Evidence, batch_evidence
+from stages.learn.diagnostics import ess_of
+from stages.learn.losses import TokenLogProbs
+from stages.learn.objective import (
+    SUMS,
+    Extras,
+    Outcome,
+    custom_objective,
+    policy_metrics,
+    policy_objective,
+    shaped_advantages,
+)
+from stages.learn.settings import LearnerSettings
+
+
+class PreparedBatch(Protocol):
+    """A micro-batch with what was computed ahead of the optimizer step."""
+
+    @property
+    def batch(self) -> Any: ...  # TrainedTokens, with sample_indices [S]
+    @property
+    def old(self) -> Tensor | None: ...  # old log-probs; None: equal to the new ones
+    @property
+    def ref(self) -> Tensor | None: ...
+
+
+class Worst(NamedTuple):
+    """The token whose rollout log-prob is furthest from the learner's."""
+
+    mismatch: float = 0.0  # |old / rollout - 1|
+    token: str = ""
+
+
+class Goal:
+    """One run's. Raises ConfigError for a user function that cannot be loaded."""
+
+    def __init__(self, settings: LearnerSettings) -> None:
+        self.config = settings.algorithm
+        self.correction = correction_of(self.config)
+        self.args = learner_args(settings)
+        self._loss_function = _load(self.config.custom_loss_function_path, "loss_function")
+        self._tis_function = _load(self.config.custom_tis_function_path, "tis_function")
+        self.worst = Worst()  # of the optimizer step in progress, in true-on-policy mode
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.config.use_kl_loss or self.config.kl_coef > 0
+
+    @property
+    def needs_old(self) -> bool:
+        """Later optimizer steps of a rollout look back at the policy at consumption."""
+        return self.correction.ratio == "decoupled" or self.config.kl_coef > 0 or self.config.true_on_policy_mode
+
+    @property
+    def needs_old_at_first(self) -> bool:
+        """The critic is given rewards less the KL to the reference, ahead of all optimizer steps."""
+        return self.config.advantage_estimator == "ppo" and self.config.kl_coef > 0
+
+    @property
+    def has_extra_metrics(self) -> bool:
+        return self._loss_function is not None or self._tis_function is not None
+
+    @property
+    def wants_logits(self) -> bool:
+        """Of all trained tokens of a micro-batch, in its order; other objectives look at log-probs only."""
+        return self._loss_function is not None
+
+    def denominator(self, step: OptimizerStep) -> float:
+        return float(step.num_loss_tokens if self.config.calculate_per_token_loss else step.num_samples) or 1.0
+
+    def evidence(self, prepared: PreparedBatch, current: Tensor | None) -> Evidence:
+        """A micro-batch's part in the step's statistics. `current`: the current policy's log-probs, where they differ from the old."""
+        old = prepared.old if prepared.old is not None else current
+        numerator = current if self.correction.ratio == "bypass" else old
+        assert old is not None and numerator is not None
+        batch = prepared.batch
+        advantages = shaped_advantages(batch, old, prepared.ref, self.config)
+        weights = batch.weights_of_samples(per_token=True)
+        return batch_evidence(self.correction, numerator, batch.rollout_log_probs, advantages, batch.token_counts, weights)
+
+    def outcome(
+        self, logits: Tensor, now: TokenLogProbs, prepared: PreparedBatch, denominator: float, statistics: BatchStatistics | None
+    ) -> Outcome:
+        batch, old = prepared.batch, prepared.old
+        if self.config.true_on_policy_mode:
+            self.worst = max(self.worst, worst_mismatch(now.log_probs.detach() if old is None else old, batch))
+        extras = Extras(ref=prepared.ref, statistics=statistics, tis_function=self._tis_function, args=self.args)
+        if self._loss_function is not None:
+            return custom_objective(self._loss_function, logits, now, old, batch, denominator, self.config, extras)
+        return policy_objective(now, old, batch, self.config, denominator, extras)
+
+    def metrics(self, sums: Tensor, maxima: Tensor) -> dict[str, float]:
+        return policy_metrics(sums, maxima, with_reference=self.needs_reference)
+
+    def lr_scale(self, sums: Tensor) -> float:
+        """sqrt(ESS fraction) with --ess-lr-scaling, else 1.
+
+        Source: VCPO, Huang et al. 2026, arXiv:2602.17616, section 4: the square root for Adam. ESS is of the ratios at the
+        correction's level (the paper's is of sequences: --off-policy-correction seq-tis).
+        """
+        return math.sqrt(ess_of(sums[len(SUMS) :])) if self.config.ess_lr_scaling else 1.0
+
+    def off_policy(self, maxima: Tensor) -> bool:
+        """True-on-policy mode finds a ratio out of tolerance."""
+        return self.config.true_on_policy_mode and not float(maxima[1]) <= self.config.true_on_policy_tolerance
+
+
+def worst_mismatch(old_log_probs: Tensor, batch: Any) -> Worst:
+    """The worst of a micro-batch's trained tokens, with its name. old_log_probs: [N]."""
+    if not len(old_log_probs):
+        return Worst()
+    mismatch = (old_log_probs - batch.rollout_log_probs).expm1().abs()
+    at = int(mismatch.nan_to_num(math.inf).argmax())
+    ends = batch.token_counts.cumsum(0)
+    sample = int((ends <= at).sum())
+    place = at - int(ends[sample] - batch.token_counts[sample])
+    token = (
+        f"trained token {place} of sample {int(batch.sample_indices[sample])} (token id {int(batch.targets[at])}): log-prob "
+        f"{float(batch.rollout_log_probs[at]):.6f} at the engine, {float(old_log_probs[at]):.6f} at the learner"
+    )
+    return Worst(float(mismatch[at]), token)
+
+
+def learner_args(settings: LearnerSettings) -> SimpleNamespace:
+    """The flat `args` of user functions on the learner: the flags it knows of."""
+    out: dict[str, Any] = {**settings.megatron, "rollout_temperature": settings.temperature, "seed": settings.seed}
+    for part in (settings.model, settings.algorithm, settings.optim, settings.cluster):
+        out.update({name: getattr(part, name) for name in part.__slots__})
+    return SimpleNamespace(**out)
+
+
+def _load(spec: str | None, default_name: str) -> Callable[..., Any] | None:
+    return None if spec is None else load_function(spec, default_name)

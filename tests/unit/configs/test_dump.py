@@ -1,0 +1,81 @@
+"""The resolved configuration reads back as the same configuration."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.command_line.dump import dump_config
+from configs.command_line.flags import Flag, own_flags, section_classes
+from configs.command_line.loader import parse_config
+from configs.schema import Config
+from pipeline.wiring.foreign_flags import FAMILIES
+
+# Anything but what a command line cannot hold (NUL, lone surrogates) and the word that means "unset".
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12).filter(
+    lambda t: t.lower() != "none"
+)
+NUMBERS = {int: st.integers(-(1 << 40), 1 << 40), float: st.floats(allow_nan=False, allow_infinity=False), bool: st.booleans(), str: TEXT}
+MEGATRON = {"lr": 3e-6, "sequence_parallel": False, "cp_comm_type": ["p2p", "a2a"], "recompute_granularity": "full", "no_rope_freq": [1, 0]}
+SGLANG = {
+    "port": 3,
+    "disable_radix_cache": True,
+    "skip_server_warmup": False,
+    "lora_paths": ["a=b", "c d"],
+    "json_model_override_args": '{"a": 1}',
+}
+
+
+def values_of(flag: Flag) -> st.SearchStrategy[Any]:
+    one = st.sampled_from(flag.choices) if flag.choices else NUMBERS[flag.kind]
+    if flag.many:
+        return st.lists(one, max_size=3).map(tuple)
+    return st.none() | one if flag.optional else one
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    flags = own_flags().values()
+    chosen = draw(st.sets(st.sampled_from([f.name for f in flags]), max_size=12))
+    sections: dict[str, Any] = {section: {} for section in section_classes()}
+    for flag in flags:
+        if flag.name in chosen:
+            sections[flag.section][flag.field] = draw(values_of(flag))
+    parts: dict[str, Any] = {section: cls(**sections[section]) for section, cls in section_classes().items()}
+    return Config(**parts)
+
+
+def reread(config: Config) -> Config:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(dump_config(config), encoding="utf-8")
+        return parse_config(["--config", str(path)], FAMILIES)[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(configs())
+def test_any_configuration_survives(config: Config) -> None:
+    assert reread(config) == config
+
+
+def test_the_families_survive_with_their_types() -> None:
+    config = Config(megatron=MEGATRON, sglang=SGLANG)
+    assert reread(config) == config
+
+
+def test_a_family_unset_survives() -> None:
+    config, _ = parse_config(["--recompute-granularity", "none", "--sglang-dtype", "none"], FAMILIES)
+    assert config.megatron == {"recompute_granularity": None}
+    assert reread(config) == config
+
+
+def test_it_is_a_plain_list_of_flags_with_every_default() -> None:
+    items = yaml.safe_load(dump_config(Config()))
+    assert all(isinstance(item, str) and item.startswith("--") for item in items)
+    said = {item.split()[0].removeprefix("--").removeprefix("no-") for item in items}
+    assert said == {name for name, flag in own_flags().items() if flag.default not in (None, ())}

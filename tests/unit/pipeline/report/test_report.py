@@ -1,0 +1,223 @@
+"""summary.json, reward.png and report.html, from metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.report import closing_lines, load_history, write_report, write_summary
+from pipeline.report.svg import Series, chart
+from pipeline.run.record_file import line_of
+from tests.unit.sample_run import records, write_run
+
+SUMMARY_KEYS = [
+    "num_rollouts", "final_policy_version", "reward_first", "reward_last", "samples_generated", "samples_trained", "samples_failed",
+    "staleness_max", "staleness_bound", "groups_replayed", "push_count", "push_stall_seconds_p50", "generation_idle_fraction",
+    "trainer_idle_fraction", "wall_seconds", "seconds_to_reward_0_9",
+]  # fmt: skip
+VOID = {"meta", "line", "circle", "rect", "path", "br"}
+
+
+class Balanced(HTMLParser):
+    """Every tag closed in order; every attribute that could reach the network noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [f"{tag} {k}={v}" for k, v in attrs if k in ("src", "href", "srcset", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID, tag
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, tag
+
+
+def check_page(path: Path) -> str:
+    page = path.read_text()
+    parser = Balanced()
+    parser.feed(page)
+    assert not parser.open
+    assert not parser.links
+    assert not re.search(r"https?://|@import|url\(|\bNaN\b|\bundefined\b", page)
+    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        ET.fromstring(svg)
+    return page
+
+
+def test_summary_of_a_whole_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", 40)
+    got = write_summary(run)
+    assert json.loads((run / "summary.json").read_text()) == got
+    assert list(got) == SUMMARY_KEYS
+    rows = list(records(40))
+    train, pushes = ([r for r in rows if r["kind"] == kind] for kind in ("train", "push"))
+    rewards = [r["reward_mean"] for r in train]
+    total = sum(r["interval_seconds"] for r in train)
+    first_at_goal = next(i for i in range(40) if fmean(rewards[max(0, i - 4) : i + 1]) >= 0.9)
+    assert got == pytest.approx(
+        {
+            "num_rollouts": 40,
+            "final_policy_version": 40,
+            "reward_first": fmean(rewards[:5]),
+            "reward_last": fmean(rewards[-5:]),
+            "samples_generated": 42 * 32,
+            "samples_trained": 40 * 32,
+            "samples_failed": 39 // 9,
+            "staleness_max": 2,
+            "staleness_bound": 2,
+            "groups_replayed": 0,
+            "push_count": 40,
+            "push_stall_seconds_p50": median(r["stall_seconds"] for r in pushes),
+            "generation_idle_fraction": sum(r["generation_idle_fraction"] * r["interval_seconds"] for r in train) / total,
+            "trainer_idle_fraction": sum(r["trainer_idle_fraction"] * r["interval_seconds"] for r in train) / total,
+            "wall_seconds": max(r["wall_seconds"] for r in rows),
+            "seconds_to_reward_0_9": train[first_at_goal]["wall_seconds"],
+        }
+    )
+    assert write_summary(run, wall_seconds=999.0)["wall_seconds"] == 999.0
+
+
+def test_a_goal_that_is_never_reached_is_null(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    run.mkdir()
+    rows = [{"kind": "train", "rollout_id": i, "reward_mean": 1.0 if i % 2 else 0.7, "wall_seconds": i} for i in range(20)]
+    (run / "metrics.jsonl").write_text("".join(map(line_of, rows)))
+    got = write_summary(run)
+    assert got["seconds_to_reward_0_9"] is None  # single rollouts touch 1.0, the trailing mean does not
+    check_page(write_report(run))
+
+
+def test_rollouts_trained_again_after_a_kill_count_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", 30)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    again = [line for line in lines if json.loads(line).get("rollout_id", -1) >= 20]
+    (run / "metrics.jsonl").write_text("".join(lines) + lines[5][:40] + "\n" + "".join(again))
+    got = write_summary(run)
+    assert (got["num_rollouts"], got["push_count"], got["samples_trained"]) == (30, 30, 30 * 32)
+
+
+def test_report_of_a_whole_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "<b>r</b>", 40)
+    page = check_page(write_report(run))
+    for title in (
+        "Reward",
+        "Staleness against its bound",
+        "Who waits",
+        "Weight pushes",
+        "Learner",
+        "Evaluations",
+        "Engine events",
+        "Configuration",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    assert "40 of 40 rollouts" in page
+    assert "within the bound of 2" in page
+    assert ">complete<" in page
+    assert "<b>r</b>" not in page
+    assert "&lt;tiny &amp; local&gt;" in page
+    width, height = struct.unpack(">II", (run / "reward.png").read_bytes()[16:24])
+    assert (width, height) == (1600, 1000)
+    assert [p.name for p in run.iterdir() if p.name.startswith(".")] == []
+
+
+def test_report_of_an_interrupted_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", 10, asked_for=40)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "rollout_id": 10, "rew')
+    page = check_page(write_report(run))
+    assert "10 of 40 rollouts" in page
+    assert ">not complete<" in page
+    assert closing_lines(run, write_summary(run))[0].startswith("stopped early: 10 of 40 rollouts")
+
+
+HOLES: list[list[dict[str, Any]]] = [
+    [],
+    [{"kind": "engine", "event": "start", "engine": "e"}],
+    [{"kind": "eval", "rollout_id": 0, "error": "engine gone"}],
+    [{"kind": "train", "rollout_id": 0, "reward_mean": None, "loss": None, "non_finite": ["loss=nan"]}],
+    [{"kind": "train", "rollout_id": 0, "reward_mean": 0.5, "staleness_max": 0, "staleness_bound": 0, "wall_seconds": 1.0}],
+    [{"kind": "train", "rollout_id": i, "reward_mean": -100.0 * i, "loss": 1e9, "wall_seconds": 1.0} for i in range(3)],
+]
+
+
+@pytest.mark.parametrize("rows", HOLES)
+def test_report_of_nearly_nothing(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    run = tmp_path / "r"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(map(line_of, rows)))
+    got = write_summary(run)
+    assert list(got) == SUMMARY_KEYS
+    assert got["num_rollouts"] == sum(r["kind"] == "train" for r in rows)
+    check_page(write_report(run))
+    assert (run / "reward.png").stat().st_size > 1000
+
+
+def test_a_long_series_is_thinned_out_but_keeps_its_peaks() -> None:
+    points = [(float(i), 7.0 if i == 4321 else 1.0) for i in range(10_000)]
+    svg = chart([Series(label="max", points=points, longest="max")], x_label="x", y_label="y")
+    assert len(svg) < 60_000
+    data = json.loads(ET.fromstring(re.search(r"<svg.*</svg>", svg).group()).attrib["data-chart"])  # type: ignore[union-attr]
+    assert max(y for _, y in data["series"][0]["points"]) == 7.0
+    assert data["series"][0]["points"][-1][0] == 9999
+
+
+def test_the_configuration_is_read_by_flag(tmp_path: Path) -> None:
+    history = load_history(write_run(tmp_path / "r", 3, asked_for=12))
+    assert history.num_rollout == 12
+    assert history.flag("num") is None
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "r", 5)
+    assert main(["report", str(run)]) == 0
+    assert all((run / name).exists() for name in ("summary.json", "reward.png", "report.html"))
+    assert "5 of 5 rollouts" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert "no such run directory" in capsys.readouterr().err
+
+
+def _python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "[n for n in ('matplotlib', 'numpy', 'rich', 'torch') if n in sys.modules]"
+    assert _python(f"import sys, pipeline.__main__ as m; m.parser().format_help(); print({heavy})") == "[]"
+
+
+def test_reports_need_neither_pandas_nor_torch(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", 3)
+    _python(
+        "import sys; sys.modules.update(pandas=None, torch=None); from pipeline.__main__ import main; "
+        f"assert main(['report', {str(run)!r}]) == 0"
+    )
+    assert (run / "reward.png").exists()
+
+
+def test_without_matplotlib_there_is_a_page_and_no_picture(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", 3)
+    _python(f"import sys; sys.modules['matplotlib'] = None; from pipeline.report import write_report; write_report({str(run)!r})")
+    assert (run / "report.html").exists()
+    assert not (run / "reward.png").exists()
+
+
+@pytest.mark.parametrize("values", [[0.0, 1e-9, -1e-9], [1e-13, 3e-13], [0.0, 0.0], [5.0, 5.0 + 1e-12]])
+def test_rounding_noise_is_drawn_as_a_flat_line(values: list[float]) -> None:
+    assert "<svg" in chart([Series(label="loss", points=list(enumerate(values)))], x_label="rollout", y_label="loss")

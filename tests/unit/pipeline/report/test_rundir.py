@@ -1,0 +1,47 @@
+"""The run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import ConfigError
+from pipeline.run.rundir import create_run_dir, open_run_dir
+
+
+def test_taken_names_are_numbered_and_latest_follows(tmp_path: Path) -> None:
+    names = [create_run_dir(tmp_path / "runs", "q").name for _ in range(3)]
+    assert names == ["q", "q-2", "q-3"]
+    assert (tmp_path / "runs" / "latest").resolve().name == "q-3"
+    assert (tmp_path / "runs" / "q" / "logs").is_dir()
+
+
+def test_somebodys_own_latest_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "mine").touch()
+    create_run_dir(tmp_path, "q")
+    assert (tmp_path / "latest" / "mine").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "latest", "a b"])
+def test_names_that_are_no_folder_names(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="--name"):
+        create_run_dir(tmp_path, name)
+
+
+def test_a_runs_dir_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--runs-dir"):
+        create_run_dir(tmp_path / "file", "q")
+
+
+def test_opening(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such run directory"):
+        open_run_dir(tmp_path / "none")
+    with pytest.raises(ConfigError, match="not a run directory"):
+        open_run_dir(tmp_path)
+    run = create_run_dir(tmp_path, "q")
+    run.config.touch()
+    assert open_run_dir(run.path).name == "q"
+    assert open_run_dir(tmp_path / "latest").name == "q"

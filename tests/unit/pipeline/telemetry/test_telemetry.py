@@ -1,0 +1,245 @@
+"""One emit, every sink; terminal views; log; trackers."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from configs.schema import Config, RunConfig
+from pipeline.core.time import ManualClock
+from pipeline.run.record_file import read_records
+from pipeline.run.rundir import RunDir, create_run_dir
+from pipeline.telemetry import JsonlSink, Telemetry, open_telemetry
+from pipeline.telemetry.logs import start_logging
+from pipeline.telemetry.terminal import panel
+from pipeline.telemetry.view import RunView, plain_line, sparkline
+from tests.unit.sample_run import records
+
+
+class Keeps:
+    def __init__(self) -> None:
+        self.records: list[Mapping[str, Any]] = []
+        self.closed = 0
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.records.append(record)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Breaks(Keeps):
+    def write(self, record: Mapping[str, Any]) -> None:
+        super().write(record)
+        raise OSError("disk full")
+
+    def close(self) -> None:
+        raise RuntimeError("still broken")
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    return create_run_dir(tmp_path, "r")
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers), logging.getLogger("pipeline").level)
+    yield
+    assert (root.level, list(root.handlers), logging.getLogger("pipeline").level) == before, "logging was not given back"
+
+
+def test_every_sink_gets_the_same_dict_and_a_broken_one_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    first, broken, last = Keeps(), Breaks(), Keeps()
+    telemetry = Telemetry([first, broken, last], unix_time=lambda: 12.5)
+    telemetry.emit("train", loss=float("nan"), rollout_id=0)
+    telemetry.emit("push", rollout_id=0)
+    assert first.records == last.records
+    assert first.records[0] == {"kind": "train", "time": 12.5, "loss": None, "rollout_id": 0, "non_finite": ["loss=nan"]}
+    assert len(broken.records) == 1
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "disk full" in caplog.text
+    telemetry.close()
+    telemetry.close()
+    assert (first.closed, last.closed) == (1, 1)
+
+
+def test_an_unknown_kind_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="training"):
+        Telemetry([]).emit("training")
+
+
+def test_jsonl_is_whole_after_each_line_and_after_a_torn_one(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"kind": "train", "roll')
+    sink = JsonlSink(path)
+    sink.write({"kind": "train", "rollout_id": 1})
+    assert json.loads(path.read_text().splitlines()[1]) == {"kind": "train", "rollout_id": 1}  # before any close
+    sink.close()
+
+
+def _config(**run: Any) -> Config:
+    return Config(run=RunConfig(num_rollout=20, **run))
+
+
+def test_plain_output_is_a_line_a_rollout(run_dir: RunDir, capsys: pytest.CaptureFixture[str], restored_logging: None) -> None:
+    telemetry = open_telemetry(run_dir, _config(), live=False)
+    for record in records(20):
+        telemetry.emit(**record)
+    logging.getLogger("pipeline.x").warning("look here")
+    logging.getLogger("somebody.else").info("not this")
+    telemetry.close()
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split(" | ")[0] for line in lines if line.startswith("rollout")] == [f"rollout {i}/20" for i in range(1, 21)]
+    assert "max 2 (bound 2)" in lines[-1] or "max 2 (bound 2)" in lines[-2]
+    assert any(line.startswith("eval held-out: reward") for line in lines)
+    assert any("engine-0: death (reason exit code -9)" in line for line in lines)
+    assert "warning: look here" in err
+    assert "not this" not in out + err
+    assert "WARNING pipeline.x: look here" in run_dir.run_log.read_text()
+    assert len(read_records(run_dir.metrics)) == len(list(records(20)))
+
+
+def test_the_live_view_shows_the_run_and_the_warnings(run_dir: RunDir, restored_logging: None) -> None:
+    screen, clock = io.StringIO(), ManualClock()
+    console = Console(file=screen, force_terminal=True, width=110, height=40, color_system=None)
+    telemetry = open_telemetry(run_dir, _config(), live=True, console=console, clock=clock)
+    for record in records(20):
+        telemetry.emit(**record)
+    logging.getLogger("stages.y").warning("an engine is slow")
+    telemetry.close()
+    shown = screen.getvalue()
+    assert "20/20 rollouts" in shown
+    assert "an engine is slow" in shown
+    for word in (
+        "reward",
+        "staleness",
+        "bound 2",
+        "groups ready",
+        "tokens/s",
+        "generators",
+        "trainer",
+        "engines paused",
+        "1/1 up",
+        "held-out",
+    ):
+        assert word in shown, word
+
+
+def _text_of(view: RunView, width: int) -> str:
+    console = Console(file=io.StringIO(), force_terminal=False, width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(panel(view, elapsed=5.0, eta=None))
+    return capture.get()
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_panel_fits_any_width(width: int) -> None:
+    view = RunView(name="r", num_rollout=20, run_dir="runs/r")
+    assert "not trained yet" in _text_of(view, 80)
+    for record in records(20):
+        view.add(record)
+    assert max(map(len, _text_of(view, width).splitlines())) <= width
+
+
+def test_views_survive_records_with_holes() -> None:
+    view = RunView(name="r", num_rollout=20)
+    view.add({"kind": "train", "rollout_id": 0, "reward_mean": None, "loss": None})
+    view.add({"kind": "eval", "rollout_id": 0, "error": "engine gone"})
+    view.add({"kind": "engine"})
+    assert plain_line(view).startswith("rollout 1/20 | reward -")
+    assert "engine gone" in _text_of(view, 100)
+
+
+def test_eta_is_the_mean_pace_of_what_is_left() -> None:
+    view = RunView(name="r", num_rollout=10)
+    assert view.eta_seconds() is None
+    for r, seconds in enumerate((1.0, 3.0)):
+        view.add({"kind": "train", "rollout_id": r, "reward_mean": 0.5, "interval_seconds": seconds})
+    assert view.eta_seconds() == 8 * 2.0
+
+
+def test_sparkline() -> None:
+    assert sparkline([0.0, 0.5, 1.0], 10) == "▁▅█"
+    assert sparkline([0.0] * 50 + [1.0] * 50, 2) == "▁█"
+    assert sparkline([-3.0, 5.0], 10) == "▁█"
+    assert sparkline([7.0, 7.0], 10) == "▁▁"
+    assert sparkline([], 10) == ""
+
+
+def test_resume_goes_on_in_the_same_file(run_dir: RunDir, capsys: pytest.CaptureFixture[str], restored_logging: None) -> None:
+    first = open_telemetry(run_dir, _config(), live=False)
+    for record in records(9):
+        first.emit(**record)
+    first.close()
+    second = open_telemetry(run_dir, _config(), resumed_at=5, live=False)
+    for record in records(20):
+        if record.get("rollout_id", 0) >= 5 and record["kind"] == "train":
+            second.emit(**record)
+    second.close()
+    assert [r["rollout_id"] for r in read_records(run_dir.metrics) if r["kind"] == "train"] == list(range(20))
+    assert [r["rollout_id"] for r in read_records(run_dir.rolled_back) if r["kind"] == "train"] == [5, 6, 7, 8]
+    assert "rollout 6/20" in capsys.readouterr().out
+
+
+def test_log_levels(tmp_path: Path, restored_logging: None) -> None:
+    shown: list[str] = []
+    write: Callable[[str, int], None] = lambda text, _: shown.append(text)  # noqa: E731
+    stop = start_logging(tmp_path / "run.log", "debug", write)
+    logging.getLogger("stages.a").debug("ours in detail")
+    logging.getLogger("theirs").info("theirs in passing")
+    logging.getLogger("theirs").error("theirs in trouble")
+    logging.getLogger("py.warnings").warning("deprecated")
+    stop()
+    logging.getLogger("stages.a").error("after the run")
+    assert shown == ["debug: ours in detail", "error: theirs in trouble"]
+    log = (tmp_path / "run.log").read_text()
+    assert "theirs in passing" in log
+    assert "deprecated" in log
+    assert "after the run" not in log
+
+
+def test_tensorboard_holds_the_numbers(run_dir: RunDir, restored_logging: None) -> None:
+    telemetry = open_telemetry(run_dir, _config(use_tensorboard=True), live=False)
+    for record in records(12):
+        telemetry.emit(**record)
+    telemetry.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir.tensorboard), size_guidance={"tensors": 0})  # 0: all of them
+    events.Reload()
+    rewards = [(e.step, pytest.approx(e.tensor_proto.float_val[0], abs=1e-6)) for e in events.Tensors("train/reward_mean")]
+    assert rewards == [(r["rollout_id"], r["reward_mean"]) for r in records(12) if r["kind"] == "train"]
+    assert "eval/held-out/reward_mean" in events.Tags()["tensors"]
+
+
+@pytest.mark.slow
+def test_wandb_works_offline(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, restored_logging: None) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("HOME", str(run_dir.path))  # wandb writes its cache there
+    telemetry = open_telemetry(run_dir, _config(use_wandb=True), live=False)
+    for record in records(3):
+        telemetry.emit(**record)
+    telemetry.close()
+    files = list((run_dir.path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 1
+    assert b"train/reward_mean" in files[0].read_bytes()
+    assert "off" not in run_dir.run_log.read_text()
+
+
+def test_a_tracker_that_does_not_start_is_left_out(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, restored_logging: None) -> None:
+    run_dir.tensorboard.write_text("a file where the folder should be")
+    telemetry = open_telemetry(run_dir, _config(use_tensorboard=True), live=False)
+    telemetry.emit("train", rollout_id=0)
+    telemetry.close()
+    assert "--use-tensorboard is off" in run_dir.run_log.read_text()
+    assert len(read_records(run_dir.metrics)) == 1

@@ -1,0 +1,259 @@
+"""Real processes, with a small HTTP server in SGLang's place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import EngineError
+from pipeline.core.ports import free_port
+from stages.engine import launch
+from stages.engine.launch import Engine
+from stages.engine.scratch import Scratch
+from stages.engine.spec import EngineSpec
+
+SERVE = Path(launch.__file__).with_name("serve.py")
+
+# A server with a child process, a shared-memory file and, as SGLang, no handling of signals worth mentioning.
+SERVER = """
+import http.server, mmap, pathlib, subprocess, sys, tempfile
+port, mark = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+shared = open(f"/dev/shm/{mark.name}.shm", "w+b"); shared.truncate(4096)
+mapped = mmap.mmap(shared.fileno(), 4096)
+tempfile.NamedTemporaryFile(delete=False)
+mark.write_text(f"{child.pid} {tempfile.gettempdir()}")
+print("it is up", flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path in ("/ready", "/model_info") else 503); self.end_headers()
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptSpec(EngineSpec):
+    """An engine that runs a Python script: argv is port, then the file in which to leave marks."""
+
+    script: str = SERVER
+    mark: Path = Path("unset")
+
+    def command(self, port: int, weight_version: int, inner_port: int) -> list[str]:
+        return [sys.executable, str(SERVE), str(os.getpid()), "-", sys.executable, "-c", self.script, str(port), str(self.mark)]
+
+    def environment(self, base: dict[str, str], scratch: Path) -> dict[str, str]:  # type: ignore[override]
+        return {**base, "TMPDIR": str(scratch)}
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> ScriptSpec:
+    return ScriptSpec(
+        index=3,
+        model_path=tmp_path,
+        log_path=tmp_path / "logs" / "engine-3.log",
+        device="cpu",
+        dtype="float32",
+        mark=tmp_path / f"slipstream-test-{os.getpid()}-{tmp_path.name}",
+    )
+
+
+def replaced(spec: ScriptSpec, script: str) -> ScriptSpec:
+    import dataclasses
+
+    return dataclasses.replace(spec, script=textwrap.dedent(script))
+
+
+def exists(path: Path | str) -> bool:
+    return Path(path).exists()
+
+
+def appears(path: Path) -> None:
+    while not path.exists():
+        pass
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+async def test_it_starts_answers_and_leaves_nothing_behind(spec: ScriptSpec) -> None:
+    engine = Engine(spec)
+    await engine.start(0, 30.0)
+    try:
+        assert engine.alive
+        assert await engine.healthy(deep=False)
+        assert not await engine.healthy(deep=True)  # this one does not generate
+        child, scratch = spec.mark.read_text().split()
+        shared = Path(f"/dev/shm/{spec.mark.name}.shm")
+        assert exists(shared) and exists(scratch) and not gone(int(child))
+    finally:
+        await engine.stop()
+    assert not engine.alive and gone(int(child))
+    assert not exists(shared) and not exists(scratch)
+    assert not await engine.healthy(deep=False)
+    await engine.stop()
+
+
+async def test_it_comes_back_at_the_same_address(spec: ScriptSpec) -> None:
+    engine = Engine(spec)
+    await engine.start(0, 30.0)
+    endpoint, first = engine.endpoint, spec.mark.read_text()
+    engine.kill()
+    await engine.start(0, 30.0)
+    try:
+        assert await engine.healthy(deep=False) and engine.endpoint == endpoint
+        assert spec.mark.read_text() != first
+    finally:
+        await engine.stop()
+
+
+async def test_one_that_does_not_come_up_shows_its_last_lines_and_a_hint(spec: ScriptSpec) -> None:
+    script = """
+        import sys
+        for i in range(100): print("line", i)
+        print("launch_server.py: error: unrecognized arguments: --no-such-thing", file=sys.stderr)
+        sys.exit(2)
+    """
+    with pytest.raises(EngineError) as caught:
+        await Engine(replaced(spec, script)).start(0, 30.0)
+    said = str(caught.value)
+    assert "engine 3" in said and "exit code 2" in said and str(spec.log_path) in said
+    assert "unrecognized arguments: --no-such-thing" in said and "check the --sglang-* flags" in said
+    assert "line 99" in said and "line 10\n" not in said
+
+
+async def test_one_that_is_killed_while_it_starts_says_so(spec: ScriptSpec) -> None:
+    with pytest.raises(EngineError, match="signal SIGKILL"):
+        await Engine(replaced(spec, "import os; os.kill(os.getpid(), 9)")).start(0, 30.0)
+
+
+async def test_one_that_is_never_ready_is_ended_at_the_deadline(spec: ScriptSpec) -> None:
+    script = SERVER.replace('("/ready", "/model_info")', "()")
+    engine = Engine(replaced(spec, script))
+    with pytest.raises(EngineError, match=r"was not ready after 1\.5 s") as caught:
+        await engine.start(0, 1.5)
+    assert "--engine-start-timeout-seconds" in str(caught.value)
+    assert not engine.alive
+    assert not spec.mark.exists() or gone(int(spec.mark.read_text().split()[0]))
+    assert not exists(f"/dev/shm/{spec.mark.name}.shm")
+
+
+async def test_a_cancelled_start_leaves_no_process(spec: ScriptSpec) -> None:
+    engine = Engine(replaced(spec, SERVER.replace('("/ready", "/model_info")', "()")))
+    start = asyncio.create_task(engine.start(0, 60.0))
+    await asyncio.to_thread(appears, spec.mark)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert not engine.alive
+    assert gone(int(spec.mark.read_text().split()[0]))
+
+
+async def test_an_inner_port_that_was_taken_a_moment_later_costs_one_more_start(spec: ScriptSpec) -> None:
+    fails_once = """
+        import pathlib, sys
+        tried = pathlib.Path(sys.argv[2] + ".tried")
+        if not tried.exists():
+            tried.touch()
+            sys.exit("The server socket has failed to listen: EADDRINUSE, message: address already in use")
+    """
+    engine = Engine(replaced(spec, textwrap.dedent(fails_once) + SERVER))
+    await engine.start(0, 30.0)
+    try:
+        assert await engine.healthy(deep=False)
+    finally:
+        await engine.stop()
+    always = 'import sys; sys.exit("address already in use")'
+    with pytest.raises(EngineError, match="another program took the port"):
+        await Engine(replaced(spec, always)).start(0, 30.0)
+    assert spec.log_path.read_text().count('sys.exit("address already in use")') == 2
+
+
+async def test_a_taken_port_is_named(spec: ScriptSpec) -> None:
+    first = Engine(spec)
+    await first.start(0, 30.0)
+    try:
+        with pytest.raises(EngineError, match=f"port {first.port} is taken"):
+            await Engine(spec, first.port).start(0, 30.0)
+    finally:
+        await first.stop()
+
+
+def test_it_dies_with_its_parent(tmp_path: Path) -> None:
+    """The parent is killed without a chance to clean up."""
+    parent = f"""
+import os, subprocess, sys
+script = "import time; print('up', flush=True); time.sleep(600)"
+command = [sys.executable, {str(SERVE)!r}, str(os.getpid()), "-", sys.executable, "-c", script]
+child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    child = int(done.stdout)
+    for _ in range(10_000_000):
+        if gone(child):
+            return
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("the engine outlived its parent")
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    shared = Path(f"/dev/shm/slipstream-test-{os.getpid()}-killed.shm")
+    killed = f"""
+import mmap, os
+from stages.engine.scratch import Scratch
+file = open({str(shared)!r}, "w+b"); file.truncate(4096)
+mapped = mmap.mmap(file.fileno(), 4096)
+Scratch().note_shared_memory([os.getpid()])
+os.kill(os.getpid(), 9)
+"""
+    live = Scratch()
+    assert subprocess.run([sys.executable, "-c", killed], timeout=60).returncode == -signal.SIGKILL
+    assert shared.exists() and len(list(tmp_path.iterdir())) == 2
+    other = Scratch()
+    assert not shared.exists()
+    assert set(tmp_path.iterdir()) == {live.path, other.path}  # those of the living stay
+    live.remove()
+    other.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_does_not_start_when_its_parent_is_gone_already() -> None:
+    done = subprocess.run([sys.executable, str(SERVE), "1", "-", sys.executable, "-c", "print('ran')"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_it_is_pinned_to_its_cores() -> None:
+    core = min(os.sched_getaffinity(0))
+    script = "import os; print(sorted(os.sched_getaffinity(0)))"
+    command = [sys.executable, str(SERVE), str(os.getpid()), str(core), sys.executable, "-c", script]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == f"[{core}]"
+
+
+def test_free_ports_leave_out_taken_ones() -> None:
+    class Stuck:
+        """Draws the same port nine times, then the next."""
+
+        draws = iter([25001] * 9 + [25003])
+
+        def choice(self, _: object) -> int:
+            return next(self.draws)
+
+    assert free_port([25001], rng=Stuck()) == 25003  # type: ignore[arg-type]

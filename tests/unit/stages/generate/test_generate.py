@@ -1,0 +1,266 @@
+"""The generate stage: single-turn, custom functions in slime's signatures, failures as data."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from configs.schema import EvalConfig, RolloutConfig
+from pipeline.core.errors import ConfigError, EngineError
+from pipeline.core.types import Sample, Status, VersionSpan
+from stages.engine.mock import MockTokenizer
+from stages.generate.generate import GenerateStage, default_sampling_params
+from stages.generate.user_function import wrap
+from tests.unit.fake_engine import FakeEngineClient, completion, sample
+
+FUNCTIONS = '''
+from pipeline.core.types import Sample, VersionSpan
+from stages.generate.session import open_session
+
+async def generate(args, sample, sampling_params):
+    async with open_session(args, sample, sampling_params) as session:
+        await session.generate(stop=["!"])
+    sample.metadata["seen"] = [args.rollout_batch_size, sampling_params["temperature"]]
+    return sample
+
+async def with_evaluation(args, sample, sampling_params, evaluation):
+    sample.metadata["evaluation"] = evaluation
+    return await generate(args, sample, sampling_params)
+
+async def whole_group(args, samples, evaluation=False):
+    for sample in samples:
+        sample.metadata["group"] = [len(samples), evaluation]
+        await generate(args, sample, {"max_new_tokens": 8, "temperature": 1.0})
+    return samples
+
+async def fan_out(args, sample, sampling_params):
+    out = []
+    for text in ("a", "bb"):
+        leaf = Sample(prompt=sample.prompt, tokens=list(sample.tokens), status=Sample.Status.COMPLETED)
+        leaf.append_response_tokens(list(text.encode()), log_probs=[-1.0] * len(text), spans=[VersionSpan(0, 0, len(text))])
+        out.append(leaf)
+    return out
+
+async def ported(args, sample, sampling_params):
+    """As written for slime: no version spans."""
+    turn = await args.engine_client.generate(sample.tokens, sampling_params)
+    sample.tokens += list(turn.token_ids)
+    sample.response_length += len(turn.token_ids)
+    sample.rollout_log_probs = list(turn.log_probs)
+    sample.weight_versions = ["default"]
+    sample.status = Sample.Status.COMPLETED
+    return sample
+
+async def raises(args, sample, sampling_params):
+    raise KeyError("tool")
+
+async def nothing(args, sample, sampling_params):
+    return None
+
+async def pending(args, sample, sampling_params):
+    return sample
+
+async def short_mask(args, sample, sampling_params):
+    sample.append_response_tokens([1, 2], log_probs=[-1.0, -1.0], spans=[VersionSpan(0, 0, 2)])
+    sample.loss_mask = [1]
+    sample.status = Sample.Status.COMPLETED
+    return sample
+
+async def nan(args, sample, sampling_params):
+    sample.append_response_tokens([1], log_probs=[float("nan")], spans=[VersionSpan(0, 0, 1)])
+    sample.status = Sample.Status.COMPLETED
+    return sample
+
+async def no_versions(args, sample, sampling_params):
+    sample.append_response_tokens([1, 2], log_probs=[-1.0, -1.0], spans=[VersionSpan(0, 0, 1)])
+    sample.status = Sample.Status.COMPLETED
+    return sample
+
+async def aborted(args, sample, sampling_params):
+    sample.status = Sample.Status.ABORTED
+    return sample
+
+def not_async(args, sample, sampling_params):
+    return sample
+
+async def too_few(args):
+    return args
+'''
+
+
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("custom") / "functions.py"
+    path.write_text(FUNCTIONS)
+    return path
+
+
+def stage(client: FakeEngineClient, path: str | None = None, **more: Any) -> GenerateStage:
+    config = RolloutConfig(custom_generate_function_path=path, rollout_max_response_len=16)
+    args = SimpleNamespace(**{name: getattr(config, name) for name in config.__slots__})
+    return GenerateStage(client, MockTokenizer(), config, args, **more)
+
+
+async def test_single_turn_fills_copies_and_leaves_the_prompts_alone() -> None:
+    client = FakeEngineClient(completion("four", version=2))
+    given = [sample("2+2=", tokens=[], index=i) for i in range(3)]
+    before = [dataclasses.replace(s) for s in given]
+    made = await stage(client)(given)
+    assert given == before
+    assert [s.index for s in made] == [0, 1, 2]
+    for s in made:
+        assert bytes(s.tokens) == b"2+2=four" and s.response == "four" and s.response_length == 4
+        assert s.loss_mask == [1] * 4 and s.weight_versions == [VersionSpan(2, 0, 4)] and s.status is Status.COMPLETED
+    assert client.asked[0][1] == default_sampling_params(RolloutConfig(rollout_max_response_len=16))
+
+
+async def test_chat_prompts_are_rendered() -> None:
+    (made,) = await stage(FakeEngineClient("hi"))([Sample(prompt=[{"role": "user", "content": "yo"}])])
+    assert bytes(made.tokens) == b"user: yo\nassistant: hi"
+
+
+async def test_length_means_truncated() -> None:
+    (made,) = await stage(FakeEngineClient(completion("abc", finish="length")))([sample()])
+    assert made.status is Status.TRUNCATED
+
+
+async def test_flags_become_sampling_parameters() -> None:
+    params = default_sampling_params(
+        RolloutConfig(
+            rollout_temperature=0.7,
+            rollout_top_p=0.9,
+            rollout_top_k=5,
+            rollout_stop=("\n",),
+            rollout_stop_token_ids=(2,),
+            rollout_skip_special_tokens=False,
+        )
+    )
+    assert params["temperature"] == 0.7 and params["top_p"] == 0.9 and params["top_k"] == 5 and params["max_new_tokens"] == 128
+    assert params["stop"] == ["\n"] and params["stop_token_ids"] == [2] and params["skip_special_tokens"] is False
+
+
+async def test_evaluation_has_its_own_temperature_and_length() -> None:
+    client = FakeEngineClient("a")
+    generate = stage(client, evaluation=EvalConfig(eval_temperature=0.0, eval_max_response_len=5))
+    await generate([sample()], evaluation=True)
+    await generate([sample()])
+    assert [(asked[1]["temperature"], asked[1]["max_new_tokens"]) for asked in client.asked] == [(0.0, 5), (1.0, 16)]
+
+
+async def test_the_context_length_bounds_the_response() -> None:
+    client = FakeEngineClient("a")
+    ok, failed = await stage(client, context_length=10)([sample("0123456"), sample("0123456789")])
+    assert client.asked[0][1]["max_new_tokens"] == 3 and ok.status is Status.COMPLETED
+    assert failed.status is Status.FAILED and "10 tokens leaves no room" in (failed.error or "")
+
+
+async def test_a_failed_request_fails_its_sample_only() -> None:
+    client = FakeEngineClient("a", EngineError("engine is gone"), "b")
+    made = await stage(client)([sample(index=i) for i in range(3)])
+    assert [s.status for s in made] == [Status.COMPLETED, Status.FAILED, Status.COMPLETED]
+    assert made[1].error == "engine is gone" and made[1].index == 1
+
+
+async def test_cancellation_passes() -> None:
+    class Stuck(FakeEngineClient):
+        async def generate(self, *args: Any, **more: Any) -> Any:
+            asked.set()
+            await asyncio.Event().wait()
+
+    asked = asyncio.Event()
+    task = asyncio.create_task(stage(Stuck())([sample()]))
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_custom_function_gets_slimes_arguments(functions: Path) -> None:
+    client = FakeEngineClient("ok!")
+    given = sample(metadata={"k": [1]})
+    (made,) = await stage(client, str(functions))([given])
+    assert made.response == "ok!" and made.metadata == {"k": [1], "seen": [8, 1.0]}
+    assert given.metadata == {"k": [1]} and given.status is Status.PENDING
+    assert client.asked[0][1]["stop"] == ["!"]
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+async def test_the_other_signatures(functions: Path, evaluation: bool) -> None:
+    (made,) = await stage(FakeEngineClient("x"), f"{functions}:with_evaluation")([sample()], evaluation=evaluation)
+    assert made.metadata["evaluation"] is evaluation
+    made, other = await stage(FakeEngineClient("x"), f"{functions}:whole_group")([sample(), sample(index=1)], evaluation=evaluation)
+    assert made.metadata["group"] == other.metadata["group"] == [2, evaluation] and other.index == 1
+
+
+async def test_fan_out_keeps_the_number_of_its_origin(functions: Path) -> None:
+    made = await stage(FakeEngineClient("x"), f"{functions}:fan_out")([sample(index=4, group_index=2), sample(index=5, group_index=2)])
+    assert [(s.index, s.group_index, s.response_length) for s in made] == [(4, 2, 1), (4, 2, 2), (5, 2, 1), (5, 2, 2)]
+    assert {s.status for s in made} == {Status.COMPLETED}
+
+
+async def test_a_sample_may_name_its_own_function(functions: Path) -> None:
+    own = sample(generate_function_path=f"{functions}:fan_out", index=1)
+    made = await stage(FakeEngineClient("plain"))([sample(), own])
+    assert [s.response_length for s in made] == [5, 1, 2]
+    bad = sample(generate_function_path=f"{functions}:nowhere")
+    (made_bad,) = await stage(FakeEngineClient("plain"))([bad])
+    assert made_bad.status is Status.FAILED and "nowhere" in (made_bad.error or "")
+
+
+async def test_a_ported_function_without_spans_is_stamped_with_the_oldest_version(functions: Path) -> None:
+    (made,) = await stage(FakeEngineClient("abc"), f"{functions}:ported", current_version=lambda: 7)([sample()])
+    assert made.status is Status.COMPLETED, made.error
+    assert made.weight_versions == [VersionSpan(7, 0, 3)] and made.loss_mask == [1, 1, 1]
+    (unknown,) = await stage(FakeEngineClient("abc"), f"{functions}:ported")([sample()])
+    assert unknown.status is Status.FAILED and "weight_versions holds 'default'" in (unknown.error or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("raises", "KeyError: 'tool'"),
+        ("nothing", "returned NoneType None; expected a Sample"),
+        ("pending", "PENDING sample"),
+        ("short_mask", "loss_mask has 1 entries for response_length 2"),
+        ("nan", "rollout_log_probs[0] = nan"),
+        ("no_versions", "trained tokens from 1 to 2 have no policy version"),
+        ("aborted", "returned it as aborted"),
+    ],
+)
+async def test_a_broken_function_fails_its_sample_and_says_why(functions: Path, name: str, why: str) -> None:
+    (made,) = await stage(FakeEngineClient("x"), f"{functions}:{name}")([sample()])
+    assert made.status is Status.FAILED and why in (made.error or ""), made.error
+
+
+@pytest.mark.parametrize(("name", "why"), [("not_async", "expected an async function"), ("too_few", "fits no known signature")])
+def test_a_function_of_no_known_form_is_a_configuration_error(functions: Path, name: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        stage(FakeEngineClient("x"), f"{functions}:{name}")
+
+
+def test_a_callable_object_is_a_function_too() -> None:
+    class Agent:
+        async def __call__(self, args: Any, sample: Sample, sampling_params: Any) -> Sample:
+            return sample
+
+    assert not wrap(Agent(), "agent").takes_list
+
+
+async def test_every_sample_has_a_seed_of_its_own_that_no_order_changes() -> None:
+    async def seeds(order: list[int], evaluation: bool = False, seed: int | None = 5) -> dict[int, Any]:
+        client = FakeEngineClient("x")
+        stage = GenerateStage(client, MockTokenizer(), RolloutConfig(), sampling_seed=seed)
+        await stage([sample(index=i, tokens=[i]) for i in order], evaluation=evaluation)
+        return {ids[0]: params.get("sampling_seed") for ids, params, _ in client.asked}
+
+    first = await seeds([0, 1, 2, 3])
+    assert first == await seeds([3, 1, 0, 2])
+    assert len(set(first.values())) == 4 and all(0 <= s < 2**63 for s in first.values())
+    assert not set(first.values()) & set((await seeds([0, 1, 2, 3], evaluation=True)).values())
+    assert not set(first.values()) & set((await seeds([0, 1, 2, 3], seed=6)).values())
+    assert set((await seeds([0, 1], seed=None)).values()) == {None}

@@ -1,0 +1,359 @@
+"""Pushes against servers that speak SGLang's control endpoints and nothing else; pool and sender are fakes at their seams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from configs.schema import ClusterConfig
+from pipeline.core.errors import WeightSyncError
+from pipeline.core.time import ManualClock
+from stages.publish import make_transport
+from stages.publish.disk import DiskTransport
+from stages.publish.distributed import DistributedTransport
+
+METAS = [[("a", "float32", [2, 3]), ("b", "bfloat16", [4])], [("c", "float32", [1])]]
+
+
+class FakeServer:
+    """Keeps SGLang's rules: a version comes with the weights, updates need begin/end, a flush is refused unless paused."""
+
+    def __init__(self) -> None:
+        self.version, self.paused, self.updating = 0, False, False
+        self.groups: set[str] = set()
+        self.calls: list[str] = []
+        self.bodies: list[tuple[str, dict[str, Any]]] = []
+        self.refuse: dict[str, int] = {}  # path -> how many calls are still answered 400
+        self.entered: dict[str, asyncio.Event] = {}
+        self.blocked: dict[str, asyncio.Event] = {}
+        self.endpoint = ""
+
+    async def handle(self, request: web.Request) -> web.Response:
+        path = request.path.removeprefix("/")
+        body = await request.json() if request.can_read_body else {}
+        self.calls.append(path)
+        self.bodies.append((path, body))
+        if path in self.blocked:
+            self.entered[path].set()
+            await self.blocked[path].wait()
+        if self.refuse.get(path, 0) > 0:
+            self.refuse[path] -= 1
+            return web.json_response({"success": False, "message": f"{path} is refused"}, status=400)
+        error = self.act(path, body)
+        if path == "model_info":
+            return web.json_response({"weight_version": str(self.version)})
+        return web.json_response({"success": error is None, "message": error or "ok"}, status=200 if error is None else 400)
+
+    def act(self, path: str, body: dict[str, Any]) -> str | None:
+        if path == "pause_generation":
+            self.paused = True
+        elif path == "continue_generation":
+            self.paused = False
+        elif path == "init_weights_update_group":
+            self.groups.add(body["group_name"])
+        elif path == "begin_weight_update":
+            if self.updating or not self.paused:
+                return "already open, or not paused"
+            self.updating = True
+        elif path == "end_weight_update":
+            self.updating = False
+        elif path == "update_weights_from_distributed":
+            if not self.updating or body["group_name"] not in self.groups:
+                return "no session or no group"
+            self.version = int(body.get("weight_version", self.version))
+        elif path == "update_weights_from_disk":
+            self.version = int(body["weight_version"])
+        return None
+
+    def restart(self) -> None:
+        self.version, self.paused, self.updating = 0, False, False
+        self.groups.clear()
+        self.refuse.clear()
+
+
+class FakePool:
+    """Restarts condemned servers at once and resyncs them when someone waits for that."""
+
+    def __init__(self, servers: list[FakeServer]) -> None:
+        self.servers = {server.endpoint: server for server in servers}
+        self.versions = dict.fromkeys(self.servers, 0)
+        self.gated: set[str] = set()
+        self.condemned: list[str] = []
+        self.down: set[str] = set()
+        self.lost: set[str] = set()
+        self.reports: list[str] = []
+        self.on_restart: Callable[[str], Awaitable[None]] | None = None
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(self.servers)
+
+    def version_of(self, endpoint: str) -> int:
+        return self.versions[endpoint]
+
+    @asynccontextmanager
+    async def lease(self, session_id: str | None = None) -> AsyncIterator[str]:
+        yield self.endpoints[0]
+
+    async def report_failure(self, endpoint: str, error: Exception) -> None:
+        self.reports.append(endpoint)
+
+    def begin_push(self, endpoint: str) -> None:
+        assert endpoint not in self.gated
+        self.gated.add(endpoint)
+
+    def end_push(self, endpoint: str, version: int | None) -> None:
+        self.gated.remove(endpoint)
+        if version is not None:
+            self.versions[endpoint] = version
+
+    def condemn(self, endpoint: str, reason: str) -> None:
+        self.condemned.append(endpoint)
+        self.down.add(endpoint)
+
+    def is_up(self, endpoint: str) -> bool:
+        return endpoint not in self.down
+
+    async def settled(self, endpoint: str) -> bool:
+        if endpoint in self.down:
+            self.down.remove(endpoint)
+            self.servers[endpoint].restart()
+            self.versions[endpoint] = 0
+            assert self.on_restart is not None
+            await self.on_restart(endpoint)
+        return endpoint not in self.lost
+
+
+class FakeSender:
+    def __init__(self) -> None:
+        self.joined: list[str] = []
+        self.left: list[str] = []
+        self.sent: list[tuple[str, int]] = []
+        self.prepared: list[int] = []
+        self.failures: list[Exception] = []  # of the next broadcasts
+
+    async def join(self, group_name: str, address: str, port: int, world_size: int, backend: str) -> None:
+        self.joined.append(group_name)
+
+    async def leave(self, group_name: str) -> None:
+        self.left.append(group_name)
+
+    async def prepare(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
+        self.prepared.append(max_bucket_bytes)
+        return METAS
+
+    async def broadcast(self, group_name: str, bucket: int) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.sent.append((group_name, bucket))
+
+    async def export_hf(self, path: Path) -> None:
+        path.joinpath("model.safetensors").write_bytes(b"x" * 100)
+
+
+@pytest.fixture
+async def servers() -> AsyncIterator[list[FakeServer]]:
+    fakes, running = [FakeServer(), FakeServer()], []
+    for fake in fakes:
+        app = web.Application()
+        app.router.add_route("*", "/{path}", fake.handle)
+        server = TestServer(app)
+        await server.start_server()
+        fake.endpoint = str(server.make_url("")).rstrip("/")
+        running.append(server)
+    yield fakes
+    for server in running:
+        await server.close()
+
+
+async def no_sleep(_: float) -> None:
+    await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def distributed(servers: list[FakeServer]) -> AsyncIterator[tuple[DistributedTransport, FakePool, FakeSender]]:
+    pool, sender = FakePool(servers), FakeSender()
+    transport = DistributedTransport(pool, sender, ClusterConfig(), clock=ManualClock(), sleep=no_sleep)
+    yield transport, pool, sender
+    await transport.close()
+
+
+Fixture = tuple[DistributedTransport, FakePool, FakeSender]
+
+
+async def test_a_push_rolls_over_the_engines_and_is_confirmed_by_each(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, pool, sender = distributed
+    result = await transport.push(1)
+    assert (result.policy_version, result.num_engines, result.num_bytes) == (1, 2, 6 * 4 + 4 * 2 + 4)
+    assert pool.versions == dict.fromkeys(pool.endpoints, 1) and not pool.gated
+    for server in servers:
+        assert server.calls == [
+            "init_weights_update_group", "pause_generation", "begin_weight_update", "update_weights_from_distributed",
+            "update_weights_from_distributed", "end_weight_update", "model_info", "continue_generation",
+        ]  # fmt: skip
+        assert not server.paused
+    updates = [body for path, body in servers[0].bodies if path == "update_weights_from_distributed"]
+    assert [body.get("weight_version") for body in updates] == [None, "1"]  # the version comes with the last of the weights
+    assert all(body["load_format"] == "flattened_bucket" and body["flush_cache"] is False for body in updates)
+    assert updates[0]["shapes"] == [[2, 3], [4]] and updates[0]["dtypes"] == ["float32", "bfloat16"]
+    assert sender.sent == [(name, bucket) for name in sender.joined for bucket in (0, 1)]
+
+
+async def test_groups_are_formed_once(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, _, sender = distributed
+    await transport.push(1)
+    await transport.push(2)
+    assert len(sender.joined) == 2 and len(sender.prepared) == 2
+    assert servers[0].calls.count("init_weights_update_group") == 1
+    await transport.close()
+    assert sorted(sender.left) == sorted(sender.joined)
+
+
+async def test_a_refusal_before_weights_changed_leaves_the_old_version_and_is_retried(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
+    transport, pool, _ = distributed
+    servers[0].refuse["begin_weight_update"] = 2
+    await transport.push(1)
+    assert pool.versions == dict.fromkeys(pool.endpoints, 1)
+    assert pool.reports == [servers[0].endpoint] * 2 and not pool.condemned
+    assert servers[0].calls.count("continue_generation") == 3
+
+
+async def test_a_push_that_fails_for_good_names_the_engine_and_its_version(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, pool, _ = distributed
+    servers[0].refuse["begin_weight_update"] = 100
+    with pytest.raises(WeightSyncError) as caught:
+        await transport.push(1)
+    assert f"{servers[0].endpoint} stays at version 0 after 3 attempts" in str(caught.value)
+    assert "begin_weight_update is refused" in str(caught.value)
+    assert (pool.versions[servers[0].endpoint], pool.versions[servers[1].endpoint]) == (0, 1)  # the other got it all the same
+    assert not servers[0].paused and not pool.gated
+
+
+@pytest.mark.parametrize("path", ["update_weights_from_distributed", "end_weight_update", "model_info"])
+async def test_an_engine_of_no_version_is_ended_and_resynced(path: str, distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, pool, sender = distributed
+    servers[0].refuse[path] = 1
+    result = await transport.push(1)
+    assert pool.condemned == [servers[0].endpoint] and result.num_engines == 2
+    assert servers[0].version == 1 and pool.versions == dict.fromkeys(pool.endpoints, 1)
+    assert len(sender.joined) == 3 and sender.left == sender.joined[:1]  # a new process needs a new group
+    assert len(sender.prepared) == 1  # with the very weights that the others got
+
+
+async def test_an_engine_of_no_version_never_goes_on(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, _, _ = distributed
+    servers[0].refuse["end_weight_update"] = 1
+    await transport.push(1)
+    failed = servers[0].calls.index("end_weight_update")
+    assert servers[0].calls[failed + 1] == "init_weights_update_group"  # of its next life, not continue_generation
+
+
+async def test_a_learner_that_cannot_send_fails_the_push_by_its_own_error(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, pool, sender = distributed
+    sender.failures = [WeightSyncError("the wire is cut")] * 100
+    with pytest.raises(WeightSyncError, match="the wire is cut"):
+        # The fake restarts without limit; the pool's own limit is its own test.
+        await asyncio.wait_for(transport.push(1), 30)
+    assert not pool.gated
+
+
+async def test_an_engine_that_may_wait_for_a_group_in_vain_is_ended(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, pool, sender = distributed
+    join, failures = sender.join, [WeightSyncError("port taken")]
+
+    async def fails_once(*args: Any) -> None:
+        await join(*args)
+        if failures:
+            raise failures.pop()
+
+    sender.join = fails_once  # type: ignore[method-assign]
+    await transport.push(1)
+    assert pool.condemned == [servers[0].endpoint] and sender.left == sender.joined[:1]
+
+
+async def test_an_engine_that_refuses_a_group_is_asked_again(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, pool, sender = distributed
+    servers[0].refuse["init_weights_update_group"] = 1
+    await transport.push(1)
+    assert not pool.condemned and len(set(sender.joined)) == 3 and sender.left == sender.joined[:1]
+
+
+async def test_a_lost_engine_is_left_out(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, pool, _ = distributed
+    pool.lost.add(servers[0].endpoint)
+    assert (await transport.push(1)).num_engines == 1
+    pool.lost.add(servers[1].endpoint)
+    with pytest.raises(WeightSyncError, match="no engine is left"):
+        await transport.push(2)
+
+
+async def test_resync_before_the_first_push_does_nothing(distributed: Fixture, servers: list[FakeServer]) -> None:
+    transport, _, _ = distributed
+    await transport.resync(servers[0].endpoint)
+    assert servers[0].calls == []
+
+
+async def test_a_cancelled_push_leaves_no_engine_paused_or_gated(distributed: Fixture, servers: list[FakeServer]) -> None:
+    """Cancelled while paused and untouched: it goes on. Cancelled half-way through the weights: it is ended."""
+    transport, pool, _ = distributed
+    for path, ended in (("pause_generation", []), ("update_weights_from_distributed", [servers[0].endpoint])):
+        servers[0].entered[path], servers[0].blocked[path] = asyncio.Event(), asyncio.Event()
+        push = asyncio.create_task(transport.push(1))
+        await servers[0].entered[path].wait()
+        push.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await push
+        servers[0].blocked.pop(path).set()
+        assert not pool.gated and pool.condemned == ended
+    assert servers[0].calls.count("continue_generation") == 1  # after the first; the second was ended
+
+
+async def test_retract_empties_the_cache_before_it_touches_the_weights(servers: list[FakeServer]) -> None:
+    pool = FakePool(servers)
+    transport = DistributedTransport(pool, FakeSender(), ClusterConfig(weight_update_mode="retract"), sleep=no_sleep)
+    servers[0].refuse["flush_cache"] = 1
+    await transport.push(1)
+    assert servers[0].calls[1:7] == [
+        "pause_generation", "flush_cache", "continue_generation", "pause_generation", "flush_cache", "begin_weight_update",
+    ]  # fmt: skip
+    assert servers[0].bodies[1][1] == {"mode": "retract"} and not pool.condemned
+    await transport.close()
+
+
+async def test_stall_is_the_longest_pause_of_one_engine(servers: list[FakeServer]) -> None:
+    clock, sender, pool = ManualClock(), FakeSender(), FakePool(servers)
+    seconds = iter([1.0, 1.0, 2.0, 2.0])
+    transport = DistributedTransport(pool, sender, ClusterConfig(), clock=clock, sleep=no_sleep)
+
+    async def broadcast(group_name: str, bucket: int) -> None:
+        clock.advance(next(seconds))
+
+    sender.broadcast = broadcast  # type: ignore[method-assign]
+    result = await transport.push(1)
+    assert (result.seconds, result.stall_seconds) == (6.0, 4.0)
+    await transport.close()
+
+
+async def test_disk_keeps_one_folder_and_removes_it_at_the_end(servers: list[FakeServer], tmp_path: Path) -> None:
+    pool = FakePool(servers)
+    folder = tmp_path / "weights"
+    transport = make_transport(pool, FakeSender(), ClusterConfig(weight_transport="disk"), device="cpu", folder=folder)
+    assert isinstance(transport, DiskTransport)
+    for version in (1, 2):
+        result = await transport.push(version)
+        assert result.num_bytes == 100
+    assert [path.name for path in sorted(folder.iterdir())] == ["version-2"]
+    body = servers[0].bodies[-3][1]
+    assert body["model_path"] == str(folder / "version-2") and body["flush_cache"] is False
+    assert pool.versions == dict.fromkeys(pool.endpoints, 2)
+    await transport.close()
+    assert not folder.exists()

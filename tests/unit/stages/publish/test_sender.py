@@ -1,0 +1,122 @@
+"""The learner's side: bucket layout, and a real gloo group between two processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.errors import WeightSyncError
+from pipeline.core.ports import free_port
+from stages.publish.buckets import flatten, split, unflatten
+from stages.publish.sender import BroadcastSender
+
+CPU = torch.device("cpu")
+tensors = st.lists(
+    st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from([torch.float32, torch.bfloat16, torch.int8])), min_size=1, max_size=8
+)
+
+
+@given(shapes=tensors, max_bytes=st.integers(1, 200))
+@settings(max_examples=60, deadline=None)
+def test_split_and_flatten_lose_nothing(shapes: list[tuple[list[int], torch.dtype]], max_bytes: int) -> None:
+    named = [(f"t{i}", (torch.rand(shape) * 100).to(dtype)) for i, (shape, dtype) in enumerate(shapes)]
+    back: list[tuple[str, torch.Tensor]] = []
+    for bucket in split(iter(named), max_bytes):
+        metas, flat = flatten(bucket, CPU)
+        assert flat.nbytes <= max_bytes or len([t for _, t in bucket if t.nbytes]) <= 1
+        back += unflatten(metas, flat)
+    assert [name for name, _ in back] == [name for name, _ in named]
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for (_, a), (_, b) in zip(back, named, strict=True))
+
+
+def test_a_transposed_tensor_travels_in_its_logical_order() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3).t()
+    metas, flat = flatten([("t", tensor)], CPU)
+    assert metas == [("t", "float32", [3, 2])]
+    assert flat.view(torch.float32).tolist() == [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
+
+
+def test_what_is_prepared_is_a_copy() -> None:
+    weight = torch.zeros(4)
+    sender = BroadcastSender(lambda: iter([("w", weight)]), lambda path: None, CPU)
+    sender.prepare(1 << 20)
+    weight.add_(1.0)
+    assert sender._buckets[0].view(torch.float32).tolist() == [0.0] * 4
+
+
+def test_a_failure_while_gathering_still_runs_the_collective_to_its_end() -> None:
+    seen: list[str] = []
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in ("a", "b", "c"):
+            seen.append(name)
+            yield name, torch.zeros(1, device="meta" if name == "a" else "cpu")  # copying off the meta device is refused
+
+    sender = BroadcastSender(weights, lambda path: None, CPU)
+    with pytest.raises(WeightSyncError, match="could not be gathered"):
+        sender.prepare(1)
+    assert seen == ["a", "b", "c"]
+
+
+def test_sending_without_a_group_or_a_bucket_is_refused() -> None:
+    sender = BroadcastSender(lambda: iter([]), lambda path: None, CPU)
+    with pytest.raises(WeightSyncError, match="nothing to send"):
+        sender.broadcast("g", 0)
+    sender.leave("g")
+
+
+def test_an_export_that_cannot_be_written_is_a_weight_sync_error() -> None:
+    def export(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(WeightSyncError, match="No space left"):
+        BroadcastSender(lambda: iter([]), export, CPU).export_hf(Path("x"))
+
+
+PEER = """
+import sys, torch
+from datetime import timedelta
+from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, _world
+port, rounds = int(sys.argv[1]), int(sys.argv[2])
+store = PrefixStore("g", TCPStore("127.0.0.1", port, 2, is_master=False, timeout=timedelta(seconds=30)))
+group, _ = _new_process_group_helper(2, 1, [], Backend("gloo"), store, group_name="g", timeout=timedelta(seconds=30), backend_options=None)
+_world.pg_group_ranks[group] = {0: 0, 1: 1}
+for _ in range(rounds):
+    flat = torch.empty(16, dtype=torch.uint8)
+    torch.distributed.broadcast(flat, src=0, group=group)
+    print(flat.view(torch.float32).tolist(), flush=True)
+"""
+
+
+def peer(port: int, rounds: int) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", PEER, str(port), str(rounds)], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_group_carries_buckets_and_survives_the_death_of_its_peer() -> None:
+    sender = BroadcastSender(lambda: iter([("w", torch.arange(4.0))]), lambda path: None, CPU, timeout_seconds=30.0)
+    assert sender.prepare(1 << 20) == [[("w", "float32", [4])]]
+    port = free_port()
+    other = peer(port, 1)
+    sender.join("g", "127.0.0.1", port, 2, "gloo")
+    sender.broadcast("g", 0)
+    said, _ = other.communicate(timeout=60)
+    assert said.strip() == "[0.0, 1.0, 2.0, 3.0]"
+    with pytest.raises(WeightSyncError, match="already in group g"):
+        sender.join("g", "127.0.0.1", port, 2, "gloo")
+    with pytest.raises(WeightSyncError, match="broadcasting bucket 0 to group g failed"):
+        for _ in range(100):  # the first may still fit into the socket
+            sender.broadcast("g", 0)
+    sender.leave("g")
+    again = peer(port := free_port(), 1)
+    sender.join("g", "127.0.0.1", port, 2, "gloo")  # the engine is back
+    sender.broadcast("g", 0)
+    assert again.communicate(timeout=60)[0].strip() == "[0.0, 1.0, 2.0, 3.0]"
+    sender.leave("g")

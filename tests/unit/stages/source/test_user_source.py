@@ -1,0 +1,100 @@
+"""--data-source-path: slime's data-source class behind our protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.core.errors import DataError
+from stages.source import UserSource
+from tests.conftest import read_metrics, run_entry
+
+SOURCE = """
+import json, pathlib
+from pipeline.core.types import Sample
+
+class RolloutDataSource:
+    def __init__(self, args):
+        self.n, self.at, self.folder = args.n_samples_per_prompt, 0, pathlib.Path(__file__).parent
+        self.returned = []
+
+    def _group(self):
+        self.at += 1
+        return [Sample(prompt=f"{self.at} + 0 =", label=str(self.at), metadata={"rm_type": "exact_match"}) for _ in range(self.n)]
+
+    def get_samples(self, num_samples):
+        return [self.returned.pop(0) if self.returned else self._group() for _ in range(num_samples)]
+
+    def add_samples(self, groups):
+        self.returned += groups
+
+    def save(self, rollout_id):
+        (self.folder / f"at-{rollout_id}.json").write_text(json.dumps(self.at))
+
+    def load(self, rollout_id):
+        self.at = json.loads((self.folder / f"at-{rollout_id}.json").read_text())
+
+class Half(RolloutDataSource):
+    def _group(self):
+        return super()._group()[1:]
+
+class NoSource:
+    def __init__(self, args): ...
+    def get_samples(self, n): ...
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def args(n: int = 2) -> SimpleNamespace:
+    return SimpleNamespace(n_samples_per_prompt=n)
+
+
+def prompts(source: UserSource, count: int) -> list[str | list[dict[str, str]]]:
+    return [group[0].prompt for group in source.get_samples(count)]
+
+
+def test_it_goes_on_where_it_was_saved(file: Path) -> None:
+    source = UserSource(str(file), args(), 2)
+    assert prompts(source, 3) == ["1 + 0 =", "2 + 0 =", "3 + 0 ="]
+    state = source.state_dict()
+    given = source.get_samples(1)
+    source.add_samples(given)
+    assert source.get_samples(1) == given
+    again = UserSource(str(file), args(), 2)
+    again.load_state_dict(state)
+    assert prompts(again, 1) == ["4 + 0 ="]
+    assert again.state_dict()["save"] == 2, "an earlier save is not written over"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("Half", "a list of 1 Sample; expected a list of --n-samples-per-prompt 2"), ("NoSource", "has no add_samples, save, load")],
+)
+def test_what_is_no_data_source_is_named(file: Path, name: str, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        UserSource(f"{file}:{name}", args(), 2).get_samples(1)
+
+
+def test_a_position_in_other_prompts_is_refused(file: Path) -> None:
+    with pytest.raises(DataError, match="--prompt-data"):
+        UserSource(str(file), args(), 2).load_state_dict({"prompts": {}, "epoch": 0})
+
+
+def test_a_whole_run_trains_on_it(file: Path, tmp_path: Path) -> None:
+    done = run_entry(
+        "--mock", "--data-source-path", str(file), "--num-rollout", "4", "--rollout-batch-size", "2", "--n-samples-per-prompt", "2",
+        "--async-buffer-size", "1", "--mock-seconds-per-token", "0", "--mock-step-seconds", "0", "--runs-dir", str(tmp_path), "--name", "r",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(read_metrics(tmp_path / "r", "train")) == 4
+    assert (tmp_path / "at-1.json").exists()
+    wrong = run_entry("--mock", "--data-source-path", str(file) + ":Nothing", "--num-rollout", "1")
+    assert wrong.returncode == 2 and "--data-source-path" in wrong.stderr
