@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Asynchronous, off-policy, streaming GRPO: the algorithm on one screen.
 
-Generators fill the replay buffer without ever waiting for the learner; the learner takes a rollout as soon as every
-deadline allows it; new weights reach the engines in place, while they generate.
+Generators fill the replay buffer without ever waiting for the learner; the learner takes a rollout
+as soon as every deadline allows it; new weights reach the engines in place, while they generate.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 
 
 async def train(run: Runner) -> None:
-    # run.producing(): admit -> prompt -> generate -> reward -> filter -> replay buffer, for ever, beside the loop below.
+    # run.producing(): admit -> prompt -> generate -> reward -> filter -> replay buffer, for ever,
+    # beside the loop below.
     async with run, run.producing():
         for rollout_id in run.rollouts():
             groups = await run.take(rollout_id)  # waits only for groups whose deadline is due
-            batch = run.batch(rollout_id, groups)  # advantages per group, micro-batches by token budget
-            result = await run.learn(batch)  # old log-probs recomputed, clipped loss, TIS against the rollout log-probs
-            pushed = await run.push(rollout_id)  # every N rollouts, in place; returns when every engine confirms the version
+            # advantages per group, micro-batches by token budget
+            batch = run.batch(rollout_id, groups)
+            # old log-probs recomputed, clipped loss, TIS against the rollout log-probs
+            result = await run.learn(batch)
+            # every N rollouts, in place; returns when every engine confirms the version
+            pushed = await run.push(rollout_id)
             run.record(rollout_id, groups, batch, result, pushed)
             run.evaluate(rollout_id)  # beside training, stamped with its policy versions
             await run.save(rollout_id)

@@ -1,4 +1,5 @@
-"""What every contender of benchmarks/buffer.py stores and gives back, and how its bytes are counted. No third party but numpy."""
+"""What every contender of benchmarks/buffer.py stores and gives back, and how its bytes are
+counted. No third party but numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +13,10 @@ import numpy as np
 from pipeline.core.types import Sample, Status, VersionSpan
 
 COLUMNS = ("tokens", "loss_mask", "rollout_log_probs")
-BYTES_FORMULA = "samples x (response tokens x (8 tokens + 1 loss_mask + 4 rollout_log_probs) + 24 for one version span)"
+BYTES_FORMULA = (
+    "samples x (response tokens x (8 tokens + 1 loss_mask + 4 rollout_log_probs) + 24 for one"
+    " version span)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +40,11 @@ class Times:
 
 
 def make_groups(load: Load, *, single: bool, lists: bool = False) -> list[tuple[Sample, ...]]:
-    """One round's samples. `lists`: Python lists, as an engine's answer is decoded, instead of arrays in the columns' own dtypes."""
+    """One round's samples.
+
+    `lists`: Python lists, as an engine's answer is decoded, instead of arrays in the columns' own
+    dtypes.
+    """
     size, count = (1, load.num_singles) if single else (load.group_size, load.num_samples)
     random = np.random.default_rng(0)
     samples = [_sample(i, load.response_tokens, random, lists) for i in range(count)]
@@ -64,16 +72,25 @@ def _sample(index: int, n: int, random: np.random.Generator, lists: bool) -> Sam
 def check_same(put: Sequence[Sample], got: Sequence[Sample]) -> None:
     """A contender that does not give back what it was given has no figure: raises RuntimeError."""
     same = len(put) == len(got) and all(
-        all(np.array_equal(getattr(a, name), getattr(b, name)) for name in COLUMNS) and a.weight_versions == b.weight_versions
+        all(np.array_equal(getattr(a, name), getattr(b, name)) for name in COLUMNS)
+        and a.weight_versions == b.weight_versions
         for a, b in zip(put, got, strict=False)
     )
     if not same:
-        raise RuntimeError(f"what was got is not what was put: {len(put)} samples put, {len(got)} got")
+        raise RuntimeError(
+            f"what was got is not what was put: {len(put)} samples put, {len(got)} got"
+        )
 
 
-def figures(rounds: Sequence[Times], num_samples: int, sample_bytes: int) -> dict[str, dict[str, float]]:
-    """{"put" | "get": samples a second and GB (1e9 bytes) a second, of the best and of the median round}."""
-    return {what: _rates([getattr(r, what) for r in rounds], num_samples, sample_bytes) for what in ("put", "get")}
+def figures(
+    rounds: Sequence[Times], num_samples: int, sample_bytes: int
+) -> dict[str, dict[str, float]]:
+    """{"put" | "get": samples a second and GB (1e9 bytes) a second, of the best and of the median
+    round}."""
+    return {
+        what: _rates([getattr(r, what) for r in rounds], num_samples, sample_bytes)
+        for what in ("put", "get")
+    }
 
 
 def _rates(seconds: Sequence[float], num_samples: int, sample_bytes: int) -> dict[str, float]:
@@ -87,5 +104,6 @@ def _rates(seconds: Sequence[float], num_samples: int, sample_bytes: int) -> dic
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """Median of the quotients of the same rounds, which ran one after the other on the same machine."""
+    """Median of the quotients of the same rounds, which ran one after the other on the same
+    machine."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))

@@ -1,9 +1,12 @@
-"""How long it takes a fresh process to open a buffer full of groups that wait, and how much memory, by their number.
+"""How long it takes a fresh process to open a buffer full of groups that wait, and how much memory,
+by their number.
 
-    python -m benchmarks.buffer_open DIRECTORY     # the fresh process: opens what is there, prints JSON
+    python -m benchmarks.buffer_open DIRECTORY     # the fresh process: opens what is there, prints
+    JSON
 
-The directory is what a run leaves that was killed before its first checkpoint: segments, and a journal that admits and puts every group.
-It is opened as a restart does it (pipeline/wiring/assemble.py): journal, ledger, buffer; then the first group is recalled and taken.
+The directory is what a run leaves that was killed before its first checkpoint: segments, and a
+journal that admits and puts every group. It is opened as a restart does it
+(pipeline/wiring/assemble.py): journal, ledger, buffer; then the first group is recalled and taken.
 """
 
 from __future__ import annotations
@@ -54,7 +57,14 @@ def fill(directory: Path, num_groups: int) -> None:
     async def put_all() -> None:
         for _ in range(num_groups):
             a = await buffer.admit()
-            await buffer.put(Group(group_index=a.group_index, deadline=a.deadline, admitted_version=a.policy_version, samples=samples))
+            await buffer.put(
+                Group(
+                    group_index=a.group_index,
+                    deadline=a.deadline,
+                    admitted_version=a.policy_version,
+                    samples=samples,
+                )
+            )
 
     asyncio.run(put_all())
     buffer.close()
@@ -76,10 +86,14 @@ def open_and_take(directory: Path) -> dict[str, Any]:
     after = _resident_bytes()
     again = perf_counter()
     admission = buffer.try_admit()
-    assert admission is not None and buffer.recall(admission.group_index) == "complete", "the first group is there"
+    assert admission is not None and buffer.recall(admission.group_index) == "complete", (
+        "the first group is there"
+    )
     (group,) = asyncio.run(buffer.take(0))
     taken = perf_counter()
-    assert len(group.samples) == GROUP_SIZE and all(len(s.tokens) == RESPONSE_TOKENS for s in group.samples)
+    assert len(group.samples) == GROUP_SIZE and all(
+        len(s.tokens) == RESPONSE_TOKENS for s in group.samples
+    )
     return {
         "journal_bytes": (directory / FILE_NAME).stat().st_size,
         "segment_bytes": sum(p.stat().st_size for p in directory.glob("*.arrow")),
@@ -96,11 +110,21 @@ def open_and_take(directory: Path) -> dict[str, Any]:
 
 
 def _config() -> AsyncConfig:
-    return AsyncConfig(async_buffer_size=0, update_weights_interval=FOR_EVER, buffer_durability="process", buffer_max_bytes=FOR_EVER)
+    return AsyncConfig(
+        async_buffer_size=0,
+        update_weights_interval=FOR_EVER,
+        buffer_durability="process",
+        buffer_max_bytes=FOR_EVER,
+    )
 
 
 def _clock(num_groups: int) -> RolloutClock:
-    return RolloutClock(rollout_batch_size=num_groups, async_buffer_size=0, update_weights_interval=FOR_EVER, num_rollout=FOR_EVER)
+    return RolloutClock(
+        rollout_batch_size=num_groups,
+        async_buffer_size=0,
+        update_weights_interval=FOR_EVER,
+        num_rollout=FOR_EVER,
+    )
 
 
 def _resident_bytes() -> int:

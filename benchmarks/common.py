@@ -19,8 +19,24 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory, Python and date: what a figure is worth without is nothing."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
-    memory = int(next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)) >> 20
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "?",
+    )
+    memory = (
+        int(
+            next(
+                line.split()[1]
+                for line in Path("/proc/meminfo").read_text().splitlines()
+                if "MemTotal" in line
+            )
+        )
+        >> 20
+    )
     return {
         "processor": model,
         "cores": len(os.sched_getaffinity(0)),
@@ -39,10 +55,18 @@ def keep(name: str, figures: Mapping[str, Any]) -> Path:
 
 
 def train(*flags: str) -> dict[str, Any]:
-    """One run of train_async.py in a temporary folder: {"summary": ..., "train": [records], "eval": [records]}. Raises
-    CalledProcessError with its output."""
+    """One run of train_async.py in a temporary folder: {"summary": ..., "train": [records], "eval":
+    [records]}. Raises CalledProcessError with its output."""
     with tempfile.TemporaryDirectory(prefix="slipstream-bench-") as folder:
-        command = [sys.executable, str(ROOT / "train_async.py"), *flags, "--runs-dir", folder, "--name", "b"]
+        command = [
+            sys.executable,
+            str(ROOT / "train_async.py"),
+            *flags,
+            "--runs-dir",
+            folder,
+            "--name",
+            "b",
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
@@ -56,7 +80,10 @@ def train(*flags: str) -> dict[str, Any]:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    cells = [[str(h) for h in headers], *[[f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in rows]]
+    cells = [
+        [str(h) for h in headers],
+        *[[f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in rows],
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
     for row in cells:
         print("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))

@@ -1,12 +1,14 @@
-"""Learner tokens/s against a plain Hugging Face + torch training step of the same shape, interleaved in one run.
+"""Learner tokens/s against a plain Hugging Face + torch training step of the same shape,
+interleaved in one run.
 
     python benchmarks/learner_speed.py [--threads 1] [--models tiny 10m smollm2]
-    python benchmarks/learner_speed.py --gpu          # a dense model of 1.2 billion in bfloat16: TFLOP/s and MFU
+    python benchmarks/learner_speed.py --gpu          # a dense model of 1.2 billion in bfloat16:
+    TFLOP/s and MFU
 
-Both do what a policy-gradient step needs: forward, log-probs of the response tokens, clipped loss, backward, gradient clipping,
-Adam; the same samples and type (fp32 on a CPU). The plain step runs padded batches, as a plain loop would. Every prompt is another:
-packing, not the sharing of prompts, is what is compared (benchmarks/packing.py has both).
-"""
+Both do what a policy-gradient step needs: forward, log-probs of the response tokens, clipped loss,
+backward, gradient clipping, Adam; the same samples and type (fp32 on a CPU). The plain step runs
+padded batches, as a plain loop would. Every prompt is another: packing, not the sharing of prompts,
+is what is compared (benchmarks/packing.py has both)."""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def samples_of(vocab: int, count: int, prompt: int, response: int) -> list[Any]:
     return out
 
 
-def plain_step(model: Any, optimizer: Any, samples: list[Any], micro_batch: int, device: str = "cpu") -> None:
+def plain_step(
+    model: Any, optimizer: Any, samples: list[Any], micro_batch: int, device: str = "cpu"
+) -> None:
     """The textbook loop: pad, forward, gather, PPO loss, backward, clip, Adam."""
     import torch
     from torch.nn.functional import pad
@@ -65,7 +69,9 @@ def plain_step(model: Any, optimizer: Any, samples: list[Any], micro_batch: int,
     for start in range(0, len(samples), micro_batch):
         part = samples[start : start + micro_batch]
         width = max(len(s.tokens) for s in part)
-        ids = torch.stack([pad(torch.as_tensor(s.tokens), (0, width - len(s.tokens))) for s in part]).to(device)
+        ids = torch.stack(
+            [pad(torch.as_tensor(s.tokens), (0, width - len(s.tokens))) for s in part]
+        ).to(device)
         mask = torch.stack([torch.arange(width) < len(s.tokens) for s in part]).to(device)
         logits = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]
         log_probs = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
@@ -74,13 +80,17 @@ def plain_step(model: Any, optimizer: Any, samples: list[Any], micro_batch: int,
             now = row[len(s.tokens) - s.response_length - 1 : len(s.tokens) - 1]
             ratio = (now - now.detach()).exp()
             advantages = torch.as_tensor(s.advantages).to(device)
-            loss = loss - torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean() / len(samples)
+            loss = loss - torch.min(
+                ratio * advantages, ratio.clamp(0.8, 1.2) * advantages
+            ).mean() / len(samples)
         loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 
 
-def measure(name: str, threads: int, repeats: int, max_tokens: int, device: str = "cpu") -> dict[str, Any]:
+def measure(
+    name: str, threads: int, repeats: int, max_tokens: int, device: str = "cpu"
+) -> dict[str, Any]:
     import compat
 
     compat.install()
@@ -110,7 +120,13 @@ def measure(name: str, threads: int, repeats: int, max_tokens: int, device: str 
     learner = start_rank(settings, rank=0, world_size=1, store=None)
     torch.set_num_threads(threads)
     batch = make_batch(
-        samples, rollout_id=0, policy_version=0, num_dp_ranks=1, num_steps_per_rollout=1, global_batch_size=None, max_tokens=max_tokens
+        samples,
+        rollout_id=0,
+        policy_version=0,
+        num_dp_ranks=1,
+        num_steps_per_rollout=1,
+        global_batch_size=None,
+        max_tokens=max_tokens,
     )
     micro_batch = max(1, max_tokens // (prompt + response))
     ours, plain, metrics = [], [], []
@@ -143,10 +159,14 @@ def measure(name: str, threads: int, repeats: int, max_tokens: int, device: str 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--max-tokens", type=int, default=None, help="of a micro-batch (4096; on a GPU 16384)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=None, help="of a micro-batch (4096; on a GPU 16384)"
+    )
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=None)
     parser.add_argument("--gpu", action="store_true", help="on a CUDA device, in bfloat16")
     options = parser.parse_args()
@@ -156,11 +176,18 @@ def main() -> None:
         if not torch.cuda.is_available():
             print("no CUDA device on this machine: nothing is measured")
             return
-    device, budget = ("cuda", options.max_tokens or 16384) if options.gpu else ("cpu", options.max_tokens or 4096)
+    device, budget = (
+        ("cuda", options.max_tokens or 16384)
+        if options.gpu
+        else ("cpu", options.max_tokens or 4096)
+    )
     names = options.models or (["1b"] if options.gpu else ON_CPU)
     found = [measure(m, options.threads, options.repeats, budget, device) for m in names]
     table(list(found[0]), [list(f.values()) for f in found])
-    keep("learner_speed_gpu" if options.gpu else "learner_speed", {"threads": options.threads, "runs": found})
+    keep(
+        "learner_speed_gpu" if options.gpu else "learner_speed",
+        {"threads": options.threads, "runs": found},
+    )
 
 
 if __name__ == "__main__":

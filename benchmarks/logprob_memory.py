@@ -1,10 +1,12 @@
-"""Memory of log-probs at its peak, forwards and backwards: ours in chunks against torch's log_softmax, at a real vocabulary.
+"""Memory of log-probs at its peak, forwards and backwards: ours in chunks against torch's
+log_softmax, at a real vocabulary.
 
-    python benchmarks/logprob_memory.py [--vocabulary 151936] [--rows 256 512 1024] [--dtype bfloat16]
+    python benchmarks/logprob_memory.py [--vocabulary 151936] [--rows 256 512 1024] [--dtype
+    bfloat16]
 
-Both get logits [rows, vocabulary] as a model gives them, and return the gradient with respect to them. What is counted is what each holds
-at once beside those logits, exactly, from the allocator's own records (CPU) or counters (GPU).
-"""
+Both get logits [rows, vocabulary] as a model gives them, and return the gradient with respect to
+them. What is counted is what each holds at once beside those logits, exactly, from the allocator's
+own records (CPU) or counters (GPU)."""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ def measure(rows: int, words: int, dtype: str, device: str, chunk: int) -> dict[
     targets = torch.randint(words, (rows,), device=device)
 
     def logits() -> Any:
-        return torch.randn(rows, words, device=device, dtype=getattr(torch, dtype)).requires_grad_() * 1
+        return (
+            torch.randn(rows, words, device=device, dtype=getattr(torch, dtype)).requires_grad_()
+            * 1
+        )
 
     def ours(x: Any) -> None:
         got = compute_log_probs_from_logits(x, targets, chunk_size=chunk, overwrite_logits=True)
@@ -59,7 +64,10 @@ def measure(rows: int, words: int, dtype: str, device: str, chunk: int) -> dict[
         entropy = -(log_p.detach().exp() * log_p.detach()).sum(-1)
         torch.autograd.grad(log_p.gather(-1, targets[:, None]).sum() + 0 * entropy.sum(), x)
 
-    found: dict[str, Any] = {"rows": rows, "logits_mib": rows * words * (2 if dtype == "bfloat16" else 4) / 2**20}
+    found: dict[str, Any] = {
+        "rows": rows,
+        "logits_mib": rows * words * (2 if dtype == "bfloat16" else 4) / 2**20,
+    }
     for name, work in (("ours", ours), ("naive", naive)):
         x = logits()
         began = time.perf_counter()
@@ -74,7 +82,9 @@ def measure(rows: int, words: int, dtype: str, device: str, chunk: int) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--vocabulary", type=int, default=151936)
     parser.add_argument("--rows", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
@@ -85,9 +95,17 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = [measure(rows, options.vocabulary, options.dtype, device, options.chunk_size) for rows in options.rows]
+    found = [
+        measure(rows, options.vocabulary, options.dtype, device, options.chunk_size)
+        for rows in options.rows
+    ]
     table(list(found[0]), [list(f.values()) for f in found])
-    given = {"vocabulary": options.vocabulary, "dtype": options.dtype, "chunk_size": options.chunk_size, "device": device}
+    given = {
+        "vocabulary": options.vocabulary,
+        "dtype": options.dtype,
+        "chunk_size": options.chunk_size,
+        "device": device,
+    }
     keep("logprob_memory", {**given, "runs": found})
 
 

@@ -1,14 +1,17 @@
-"""Does it learn off-policy? The quickstart's task, every token up to eight policy versions old, five seeds, equal samples.
+"""Does it learn off-policy? The quickstart's task, every token up to eight policy versions old,
+five seeds, equal samples.
 
-    python -m benchmarks.off_policy [--seeds 5] [--rollouts 100] [--staleness 8] [--lr 0.0007] [--only tis,none]
+    python -m benchmarks.off_policy [--seeds 5] [--rollouts 100] [--staleness 8] [--lr 0.0007]
+    [--only tis,none]
 
-One warmed-up model for all; then for every seed each method trains on the same number of samples: synchronously (K = 0), and K = staleness
-rollouts behind, uncorrected or corrected. The first rollout waits until all K + 1 are generated and groups are taken in the order of
-their completion, so that the learner is always about K versions ahead of what it trains on (the mean staleness is in the table).
-`uncorrected` clips against log-probs recomputed at consumption and pretends they were the rollout's. Prints the table, with standard errors
-over seeds: `final` is the trained policy on held-out prompts, 16 samples each; `last` and `mean` are rewards of the last ten rollouts and
-of all, which stale policies generated. Writes results/off_policy.json and off_policy.png.
-"""
+One warmed-up model for all; then for every seed each method trains on the same number of samples:
+synchronously (K = 0), and K = staleness rollouts behind, uncorrected or corrected. The first
+rollout waits until all K + 1 are generated and groups are taken in the order of their completion,
+so that the learner is always about K versions ahead of what it trains on (the mean staleness is in
+the table). `uncorrected` clips against log-probs recomputed at consumption and pretends they were
+the rollout's. Prints the table, with standard errors over seeds: `final` is the trained policy on
+held-out prompts, 16 samples each; `last` and `mean` are rewards of the last ten rollouts and of
+all, which stale policies generated. Writes results/off_policy.json and off_policy.png."""
 
 from __future__ import annotations
 
@@ -37,12 +40,35 @@ LAST = 10  # rollouts
 def flags(method: str, options: argparse.Namespace, model: Path, seed: int) -> list[str]:
     k = 0 if method == "synchronous" else options.staleness
     return [
-        "--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"), "--hf-checkpoint", str(model), "--no-use-tis",
-        "--sft-steps", "0", "--eval-interval", "1000000", "--n-samples-per-eval-prompt", "16",
-        "--num-rollout", str(options.rollouts), "--async-buffer-size", str(k), "--lr", str(options.lr),
-        "--buffer-selector", "fifo", "--min-size-to-sample", str(16 * (k + 1)), "--seed", str(seed), "--rollout-seed", str(seed),
-        "--num-steps-per-rollout", str(options.steps), *METHODS[method],
-    ]  # fmt: skip
+        "--config",
+        str(ROOT / "configs" / "presets" / "quickstart.yaml"),
+        "--hf-checkpoint",
+        str(model),
+        "--no-use-tis",
+        "--sft-steps",
+        "0",
+        "--eval-interval",
+        "1000000",
+        "--n-samples-per-eval-prompt",
+        "16",
+        "--num-rollout",
+        str(options.rollouts),
+        "--async-buffer-size",
+        str(k),
+        "--lr",
+        str(options.lr),
+        "--buffer-selector",
+        "fifo",
+        "--min-size-to-sample",
+        str(16 * (k + 1)),
+        "--seed",
+        str(seed),
+        "--rollout-seed",
+        str(seed),
+        "--num-steps-per-rollout",
+        str(options.steps),
+        *METHODS[method],
+    ]
 
 
 def warm_model(folder: Path) -> Path:
@@ -91,7 +117,11 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name in ("final", "last", "mean"):
             values = [r[name] for r in mine]
             row[name] = statistics.fmean(values)
-            row[f"{name}_se"] = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
+            row[f"{name}_se"] = (
+                statistics.stdev(values) / math.sqrt(len(values))
+                if len(values) > 1
+                else float("nan")
+            )
         row["staleness"] = statistics.fmean(r["staleness"] for r in mine)
         row["ess_fraction"] = statistics.fmean(r["ess_fraction"] for r in mine)
         out.append(row)
@@ -110,7 +140,9 @@ def picture(runs: list[dict[str, Any]], path: Path) -> None:
         mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
         smooth = [statistics.fmean(mean[max(0, i - 4) : i + 1]) for i in range(len(mean))]
         axes.plot(range(1, len(smooth) + 1), smooth, label=method)
-    axes.set(xlabel="rollouts trained", ylabel="mean reward (trailing 5, mean over seeds)", ylim=(0, 1))
+    axes.set(
+        xlabel="rollouts trained", ylabel="mean reward (trailing 5, mean over seeds)", ylim=(0, 1)
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
@@ -118,7 +150,9 @@ def picture(runs: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rollouts", type=int, default=100)
     parser.add_argument("--staleness", type=int, default=8)
@@ -130,11 +164,22 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="slipstream-off-policy-") as folder:
         model = options.model or warm_model(Path(folder))
-        runs = [run(m, options, model, 1000 + s) for s in range(options.seeds) for m in options.only.split(",")]
+        runs = [
+            run(m, options, model, 1000 + s)
+            for s in range(options.seeds)
+            for m in options.only.split(",")
+        ]
     rows = summary(runs)
     table(list(rows[0]), [list(row.values()) for row in rows])
     if not options.dry:
-        keep("off_policy", {"options": {k: str(v) for k, v in vars(options).items()}, "summary": rows, "runs": runs})
+        keep(
+            "off_policy",
+            {
+                "options": {k: str(v) for k, v in vars(options).items()},
+                "summary": rows,
+                "runs": runs,
+            },
+        )
         picture(runs, RESULTS / "off_policy.png")
 
 

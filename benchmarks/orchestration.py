@@ -1,12 +1,14 @@
-"""What the pipeline itself costs: samples a second through admit -> generate -> reward -> buffer -> take.
+"""What the pipeline itself costs: samples a second through admit -> generate -> reward -> buffer ->
+take.
 
     python -m benchmarks.orchestration
 
-4,096 samples are under way at any time. The engine is a process of its own without a model: every answer is ready half a second after
-its request, however many there are, which allows 8,192 samples a second; so what is measured is the client's side, on one core. Beside
-it a bare aiohttp client sends the same requests and decodes the same answers. The ratio of the two is the price of all that
-the pipeline adds: groups, leases, retries, log-probs, spans, rewards, checksummed Arrow segments, scheduling.
-"""
+4,096 samples are under way at any time. The engine is a process of its own without a model: every
+answer is ready half a second after its request, however many there are, which allows 8,192 samples
+a second; so what is measured is the client's side, on one core. Beside it a bare aiohttp client
+sends the same requests and decodes the same answers. The ratio of the two is the price of all that
+the pipeline adds: groups, leases, retries, log-probs, spans, rewards, checksummed Arrow segments,
+scheduling."""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ class Load:
     @property
     def rollout_config(self) -> RolloutConfig:
         return RolloutConfig(
-            rollout_batch_size=self.rollout_batch_size, n_samples_per_prompt=GROUP_SIZE, rollout_max_response_len=self.response_tokens
+            rollout_batch_size=self.rollout_batch_size,
+            n_samples_per_prompt=GROUP_SIZE,
+            rollout_max_response_len=self.response_tokens,
         )
 
 
@@ -84,7 +88,10 @@ class Prompts:
         self._text = bytes(self._tokens).decode()
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
-        return [[Sample(prompt=self._text, tokens=self._tokens, label="42") for _ in range(GROUP_SIZE)] for _ in range(num_samples)]
+        return [
+            [Sample(prompt=self._text, tokens=self._tokens, label="42") for _ in range(GROUP_SIZE)]
+            for _ in range(num_samples)
+        ]
 
     def add_samples(self, groups: list[list[Sample]]) -> None:
         raise NotImplementedError
@@ -118,9 +125,14 @@ class Running:
 
 
 async def pipeline(load: Load, endpoint: str) -> int:
-    """Samples that went all the way. The parts are those of a real run, but for the engine and the learner."""
+    """Samples that went all the way.
+
+    The parts are those of a real run, but for the engine and the learner.
+    """
     rollout = load.rollout_config
-    asynchronous = AsyncConfig(async_buffer_size=AHEAD, update_weights_interval=load.num_rollout + AHEAD)
+    asynchronous = AsyncConfig(
+        async_buffer_size=AHEAD, update_weights_interval=load.num_rollout + AHEAD
+    )
     clock = RolloutClock(
         rollout_batch_size=rollout.rollout_batch_size,
         async_buffer_size=AHEAD,
@@ -128,7 +140,9 @@ async def pipeline(load: Load, endpoint: str) -> int:
         num_rollout=load.num_rollout,
     )
     args = flat_args(Config(rollout=rollout))
-    pool = SGLangPool([Running(endpoint)], concurrency=load.concurrency, max_restarts=0, start_timeout_seconds=1)
+    pool = SGLangPool(
+        [Running(endpoint)], concurrency=load.concurrency, max_restarts=0, start_timeout_seconds=1
+    )
     await pool.start()
     reward = build_reward(RewardConfig(rm_type="exact_match"), args)
     with tempfile.TemporaryDirectory(prefix="slipstream-bench-") as folder:
@@ -137,7 +151,13 @@ async def pipeline(load: Load, endpoint: str) -> int:
             generate = GenerateStage(client, MockTokenizer(), rollout, args)
             keep_all = build_filter(None, args)
             producer = Producer(
-                source=Prompts(load), generate=generate, reward=reward, keep=keep_all, buffer=buffer, clock=clock, group_max_retries=0
+                source=Prompts(load),
+                generate=generate,
+                reward=reward,
+                keep=keep_all,
+                buffer=buffer,
+                clock=clock,
+                group_max_retries=0,
             )
             running = asyncio.create_task(producer.run())
             taken = await _take_all(buffer, clock, producer)
@@ -153,7 +173,9 @@ async def generate_and_reward(load: Load, endpoint: str) -> int:
     """The first half of the pipeline: as many groups at once, none of them stored."""
     rollout = load.rollout_config
     args = flat_args(Config(rollout=rollout))
-    pool = SGLangPool([Running(endpoint)], concurrency=load.concurrency, max_restarts=0, start_timeout_seconds=1)
+    pool = SGLangPool(
+        [Running(endpoint)], concurrency=load.concurrency, max_restarts=0, start_timeout_seconds=1
+    )
     await pool.start()
     reward, prompts = build_reward(RewardConfig(rm_type="exact_match"), args), Prompts(load)
     groups, done = iter(range(load.num_samples // GROUP_SIZE)), 0
@@ -179,7 +201,9 @@ async def _take_all(buffer: ReplayBuffer, clock: RolloutClock, producer: Produce
     while not clock.finished:
         rollout_id = clock.num_trained
         groups = await buffer.take(rollout_id)
-        assert all(s.reward == 1.0 for g in groups for s in g.samples), "every answer is right: a reward that is not 1 is a defect"
+        assert all(s.reward == 1.0 for g in groups for s in g.samples), (
+            "every answer is right: a reward that is not 1 is a defect"
+        )
         taken += sum(len(g.samples) for g in groups)
         clock.trained(rollout_id)
         producer.forget()
@@ -187,7 +211,8 @@ async def _take_all(buffer: ReplayBuffer, clock: RolloutClock, producer: Produce
 
 
 async def bare(load: Load, endpoint: str) -> int:
-    """The same requests and answers through aiohttp alone, with the same session settings: nothing is saved by the pipeline there."""
+    """The same requests and answers through aiohttp alone, with the same session settings: nothing
+    is saved by the pipeline there."""
     params = default_sampling_params(load.rollout_config)
     numbers = itertools.count()
     prompt, url, done = load.prompt, URL(endpoint) / "generate", 0
@@ -195,7 +220,13 @@ async def bare(load: Load, endpoint: str) -> int:
     async def worker(session: aiohttp.ClientSession) -> None:
         nonlocal done
         while (number := next(numbers)) < load.num_samples:
-            request = {"rid": str(number), "input_ids": prompt, "sampling_params": params, "return_logprob": True, "extra_key": "0"}
+            request = {
+                "rid": str(number),
+                "input_ids": prompt,
+                "sampling_params": params,
+                "return_logprob": True,
+                "extra_key": "0",
+            }
             async with session.post(url, data=orjson.dumps(request), headers=HEADERS) as response:
                 answer = orjson.loads(await response.read())
             assert len(answer["meta_info"]["output_token_logprobs"]) == load.response_tokens
@@ -212,7 +243,13 @@ SIDES = {"bare aiohttp": bare, "generate and reward": generate_and_reward, "pipe
 
 @contextlib.contextmanager
 def modelless_engine(load: Load, cores: set[int]) -> Iterator[str]:
-    command = [sys.executable, "-m", "stages.engine.mock_server", "--response-tokens", str(load.response_tokens)]
+    command = [
+        sys.executable,
+        "-m",
+        "stages.engine.mock_server",
+        "--response-tokens",
+        str(load.response_tokens),
+    ]
     command += ["--latency-seconds", str(LATENCY_SECONDS)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
@@ -224,12 +261,18 @@ def modelless_engine(load: Load, cores: set[int]) -> Iterator[str]:
         process.wait()
 
 
-def measure(run: Callable[[Load, str], Awaitable[int]], load: Load, endpoint: str) -> dict[str, float]:
+def measure(
+    run: Callable[[Load, str], Awaitable[int]], load: Load, endpoint: str
+) -> dict[str, float]:
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
     done = uvloop.run(_counted(run, load, endpoint))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"samples_per_second": done / wall, "cpu_microseconds_per_sample": cpu / done * 1e6, "wall_seconds": wall}
+    return {
+        "samples_per_second": done / wall,
+        "cpu_microseconds_per_sample": cpu / done * 1e6,
+        "wall_seconds": wall,
+    }
 
 
 async def _counted(run: Callable[[Load, str], Awaitable[int]], load: Load, endpoint: str) -> int:
@@ -243,9 +286,18 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--response-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--profile", action="store_true", help="print where one pipeline round spends its time instead")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="print where one pipeline round spends its time instead",
+    )
     a = parser.parse_args()
-    load = Load(num_samples=a.samples, concurrency=a.concurrency, prompt_tokens=a.prompt_tokens, response_tokens=a.response_tokens)
+    load = Load(
+        num_samples=a.samples,
+        concurrency=a.concurrency,
+        prompt_tokens=a.prompt_tokens,
+        response_tokens=a.response_tokens,
+    )
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[0]})
     collect_rarely()  # as in a run; for the bare client as well
@@ -253,25 +305,39 @@ def main() -> None:
         if a.profile:
             _profile(load, endpoint)
             return
-        rounds = [{name: measure(run, load, endpoint) for name, run in SIDES.items()} for _ in range(a.rounds)]
+        rounds = [
+            {name: measure(run, load, endpoint) for name, run in SIDES.items()}
+            for _ in range(a.rounds)
+        ]
     os.sched_setaffinity(0, set(cores))
     report(load, rounds)
 
 
 def report(load: Load, rounds: list[dict[str, dict[str, float]]]) -> None:
-    """Medians over rounds. Ratios are of two sides of one round, which ran one after the other on the same machine; that of CPU time
-    is the one to trust where other programs run beside."""
-    middle = {side: {name: statistics.median(r[side][name] for r in rounds) for name in rounds[0][side]} for side in SIDES}
+    """Medians over rounds. Ratios are of two sides of one round, which ran one after the other on
+    the same machine; that of CPU time is the one to trust where other programs run beside."""
+    middle = {
+        side: {name: statistics.median(r[side][name] for r in rounds) for name in rounds[0][side]}
+        for side in SIDES
+    }
     for side in SIDES:
         of_bare = [(r["bare aiohttp"], r[side]) for r in rounds]
-        middle[side]["throughput_ratio"] = statistics.median(s["samples_per_second"] / b["samples_per_second"] for b, s in of_bare)
+        middle[side]["throughput_ratio"] = statistics.median(
+            s["samples_per_second"] / b["samples_per_second"] for b, s in of_bare
+        )
         middle[side]["cpu_ratio"] = statistics.median(
             b["cpu_microseconds_per_sample"] / s["cpu_microseconds_per_sample"] for b, s in of_bare
         )
     names = ("samples_per_second", "cpu_microseconds_per_sample", "throughput_ratio", "cpu_ratio")
-    table(["", "samples/s", "CPU us/sample", "samples/s ratio", "CPU ratio"], [[side, *(middle[side][n] for n in names)] for side in SIDES])
+    table(
+        ["", "samples/s", "CPU us/sample", "samples/s ratio", "CPU ratio"],
+        [[side, *(middle[side][n] for n in names)] for side in SIDES],
+    )
     print(f"{load.concurrency} samples under way; aim: a ratio of 0.7 for the pipeline")
-    described = {**{name: getattr(load, name) for name in load.__slots__}, "latency_seconds": LATENCY_SECONDS}
+    described = {
+        **{name: getattr(load, name) for name in load.__slots__},
+        "latency_seconds": LATENCY_SECONDS,
+    }
     keep("orchestration", {"load": described, "rounds": len(rounds), **middle})
 
 

@@ -1,11 +1,12 @@
-"""Padding against packing on long-tailed lengths: the same model, samples and loss; only how samples become micro-batches differs.
+"""Padding against packing on long-tailed lengths: the same model, samples and loss; only how
+samples become micro-batches differs.
 
     python benchmarks/packing.py [--model tiny] [--groups 16] [--samples-per-group 8]
 
-Lengths are lognormal, as responses are. Four ways, interleaved: padded (one sample a row, rows to the longest of their batch, a plain
-Hugging Face loop), padded but sorted by length, packed, and packed with the prompt of a group once. The learner does the last; for the
-third every sample is told to be of another group. Work is counted too: tokens that each way puts through the model.
-"""
+Lengths are lognormal, as responses are. Four ways, interleaved: padded (one sample a row, rows to
+the longest of their batch, a plain Hugging Face loop), padded but sorted by length, packed, and
+packed with the prompt of a group once. The learner does the last; for the third every sample is
+told to be of another group. Work is counted too: tokens that each way puts through the model."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ from common import keep, table
 from learner_speed import MODELS, plain_step
 
 
-def samples_of(vocab: int, groups: int, each: int, prompt: int, median: int, sigma: float, longest: int) -> list[Any]:
+def samples_of(
+    vocab: int, groups: int, each: int, prompt: int, median: int, sigma: float, longest: int
+) -> list[Any]:
     from pipeline.core.types import TrainSample
 
     rng = np.random.default_rng(0)
@@ -79,28 +82,55 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     folder = resolve_checkpoint(MODELS[options.model][0]).absolute()
     vocab = AutoConfig.from_pretrained(folder).vocab_size
-    samples = samples_of(vocab, options.groups, options.samples_per_group, options.prompt, options.median, options.sigma, options.longest)
+    samples = samples_of(
+        vocab,
+        options.groups,
+        options.samples_per_group,
+        options.prompt,
+        options.median,
+        options.sigma,
+        options.longest,
+    )
     strangers = [dataclasses.replace(s, group_index=s.index) for s in samples]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     flags = LearnerSettings(
-        model=ModelConfig(hf_checkpoint=str(folder), device="cpu", dtype="float32"), algorithm=AlgorithmConfig(), num_optimizer_steps=1000
+        model=ModelConfig(hf_checkpoint=str(folder), device="cpu", dtype="float32"),
+        algorithm=AlgorithmConfig(),
+        num_optimizer_steps=1000,
     )
     learner = start_rank(flags, rank=0, world_size=1, store=None)
     torch.set_num_threads(options.threads)
 
     def cut(part: list[Any]) -> Any:
-        return make_batch(part, rollout_id=0, policy_version=0, num_dp_ranks=1, num_steps_per_rollout=1, max_tokens=options.max_tokens)
+        return make_batch(
+            part,
+            rollout_id=0,
+            policy_version=0,
+            num_dp_ranks=1,
+            num_steps_per_rollout=1,
+            max_tokens=options.max_tokens,
+        )
 
     apart, together = cut(strangers), cut(samples)
-    rows = max(1, options.max_tokens // max(s.num_tokens for s in samples))  # a padded batch must fit the budget too
+    # a padded batch must fit the budget too
+    rows = max(1, options.max_tokens // max(s.num_tokens for s in samples))
     by_length = sorted(samples, key=lambda s: -s.num_tokens)
     tokens = sum(s.num_tokens for s in samples)
     ways: dict[str, tuple[Callable[[], Any], int]] = {
-        "padded": (lambda: plain_step(model, optimizer, samples, rows), padded_tokens(samples, rows)),
-        "padded, sorted": (lambda: plain_step(model, optimizer, by_length, rows), padded_tokens(by_length, rows)),
+        "padded": (
+            lambda: plain_step(model, optimizer, samples, rows),
+            padded_tokens(samples, rows),
+        ),
+        "padded, sorted": (
+            lambda: plain_step(model, optimizer, by_length, rows),
+            padded_tokens(by_length, rows),
+        ),
         "packed": (lambda: learner.step(apart), tokens),
-        "packed, prompts shared": (lambda: learner.step(together), shared_tokens(list(together.steps[0].per_rank[0]))),
+        "packed, prompts shared": (
+            lambda: learner.step(together),
+            shared_tokens(list(together.steps[0].per_rank[0])),
+        ),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(options.repeats + 1):  # interleaved, the first round is for warming up
@@ -126,7 +156,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=list(MODELS), default="tiny")
     parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--samples-per-group", type=int, default=8)
@@ -134,7 +166,9 @@ def main() -> None:
     parser.add_argument("--median", type=int, default=96, help="tokens of a response")
     parser.add_argument("--sigma", type=float, default=1.0, help="of the logarithm")
     parser.add_argument("--longest", type=int, default=1024)
-    parser.add_argument("--max-tokens", type=int, default=4096, help="of a micro-batch, padding included")
+    parser.add_argument(
+        "--max-tokens", type=int, default=4096, help="of a micro-batch, padding included"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

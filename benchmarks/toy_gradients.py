@@ -1,10 +1,12 @@
-"""Bias and variance of every off-policy correction's gradient against the exact on-policy gradient, on an MDP small enough to enumerate.
+"""Bias and variance of every off-policy correction's gradient against the exact on-policy gradient,
+on an MDP small enough to enumerate.
 
-A policy of one softmax row a prefix writes all sequences of 4 words out of 3 (81 of them); each has a reward. The policy learns by
-exact gradient ascent, and its older selves are the behaviour policies: staleness s is s updates ago. The gradient of the learner's own
-objective (stages/learn/objective.py, first optimizer step of a rollout) is taken for every sequence, so that its expectation and
-variance under the behaviour policy are sums, not estimates. Two corrections look at the whole batch (m2po, normalised weights): theirs
-are over 2000 drawn batches of 64.
+A policy of one softmax row a prefix writes all sequences of 4 words out of 3 (81 of them); each has
+a reward. The policy learns by exact gradient ascent, and its older selves are the behaviour
+policies: staleness s is s updates ago. The gradient of the learner's own objective
+(stages/learn/objective.py, first optimizer step of a rollout) is taken for every sequence, so that
+its expectation and variance under the behaviour policy are sums, not estimates. Two corrections
+look at the whole batch (m2po, normalised weights): theirs are over 2000 drawn batches of 64.
 
     python benchmarks/toy_gradients.py
 """
@@ -36,13 +38,23 @@ LEARNING_RATE, UPDATES = 1.5, 24
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "none": {},
-    "sequence IS, no bound": {"use_tis": True, "tis_level": "sequence", "tis_mode": "truncate", "tis_clip": 1e9},
+    "sequence IS, no bound": {
+        "use_tis": True,
+        "tis_level": "sequence",
+        "tis_mode": "truncate",
+        "tis_clip": 1e9,
+    },
     "token IS, no bound": {"use_tis": True, "tis_mode": "truncate", "tis_clip": 1e9},
     **{name: {"off_policy_correction": name} for name in PRESETS if name != "none"},
     "seq-tis, normalised": {"off_policy_correction": "seq-tis", "correction_batch_normalize": True},
     "rollout log-probs (PPO clip)": {"use_rollout_logprobs": True},
     "gspo, rollout log-probs": {"advantage_estimator": "gspo", "use_rollout_logprobs": True},
-    "cispo, rollout log-probs": {"advantage_estimator": "cispo", "use_rollout_logprobs": True, "eps_clip": 0.999, "eps_clip_high": 4.0},
+    "cispo, rollout log-probs": {
+        "advantage_estimator": "cispo",
+        "use_rollout_logprobs": True,
+        "eps_clip": 0.999,
+        "eps_clip_high": 4.0,
+    },
 }
 
 
@@ -67,11 +79,15 @@ class World:
     def __init__(self, seed: int) -> None:
         self.sequences = torch.tensor(list(itertools.product(range(WORDS), repeat=LENGTH)))
         starts = torch.tensor([sum(WORDS**i for i in range(t)) for t in range(LENGTH)])
-        powers = torch.tensor([[WORDS ** (t - 1 - i) if i < t else 0 for i in range(LENGTH)] for t in range(LENGTH)])
+        powers = torch.tensor(
+            [[WORDS ** (t - 1 - i) if i < t else 0 for i in range(LENGTH)] for t in range(LENGTH)]
+        )
         self.prefixes = starts + self.sequences @ powers.T
         generator = torch.Generator().manual_seed(seed)
         self.rewards = (torch.rand(len(self.sequences), generator=generator) < 0.15).double()
-        self.start = torch.randn(int(self.prefixes.max()) + 1, WORDS, generator=generator, dtype=torch.float64)
+        self.start = torch.randn(
+            int(self.prefixes.max()) + 1, WORDS, generator=generator, dtype=torch.float64
+        )
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """[sequences, LENGTH]"""
@@ -92,8 +108,11 @@ class World:
         return out
 
 
-def gradient_of(world: World, logits: Tensor, behaviour: Tensor, chosen: Tensor, config: AlgorithmConfig) -> Tensor:
-    """The objective's ascent direction from the sequences `chosen` [n] (times LENGTH: of the sum over words, as the exact one)."""
+def gradient_of(
+    world: World, logits: Tensor, behaviour: Tensor, chosen: Tensor, config: AlgorithmConfig
+) -> Tensor:
+    """The objective's ascent direction from the sequences `chosen` [n] (times LENGTH: of the sum
+    over words, as the exact one)."""
     x = logits.clone().requires_grad_()
     now = world.log_probs(x)[chosen].flatten()
     advantages = (world.rewards - world.value(logits))[chosen].repeat_interleave(LENGTH)
@@ -107,20 +126,37 @@ def gradient_of(world: World, logits: Tensor, behaviour: Tensor, chosen: Tensor,
         sample_lengths=counts,
         staleness=0 * counts,
     )
-    statistics = batch_statistics(correction_of(config), [batch_evidence(correction_of(config), now.detach(), rollout, advantages, counts)])
-    outcome = policy_objective(TokenLogProbs(now, 0 * now.detach()), None, batch, config, float(len(chosen)), Extras(statistics=statistics))
+    statistics = batch_statistics(
+        correction_of(config),
+        [batch_evidence(correction_of(config), now.detach(), rollout, advantages, counts)],
+    )
+    outcome = policy_objective(
+        TokenLogProbs(now, 0 * now.detach()),
+        None,
+        batch,
+        config,
+        float(len(chosen)),
+        Extras(statistics=statistics),
+    )
     return -LENGTH * torch.autograd.grad(outcome.loss, x)[0].flatten()
 
 
-def moments(world: World, logits: Tensor, behaviour: Tensor, config: AlgorithmConfig) -> tuple[Tensor, float]:
-    """(expected gradient, total variance of the mean over a batch of BATCH sequences) under the behaviour policy."""
+def moments(
+    world: World, logits: Tensor, behaviour: Tensor, config: AlgorithmConfig
+) -> tuple[Tensor, float]:
+    """(expected gradient, total variance of the mean over a batch of BATCH sequences) under the
+    behaviour policy."""
     p = world.log_probs(behaviour).sum(-1).exp()
     if correction_of(config).needs_statistics:
         generator = torch.Generator().manual_seed(1)
-        drawn = torch.multinomial(p, BATCH * NUM_BATCHES, replacement=True, generator=generator).view(NUM_BATCHES, BATCH)
+        drawn = torch.multinomial(
+            p, BATCH * NUM_BATCHES, replacement=True, generator=generator
+        ).view(NUM_BATCHES, BATCH)
         g = torch.stack([gradient_of(world, logits, behaviour, chosen, config) for chosen in drawn])
         return g.mean(0), float(g.var(0).sum())
-    g = torch.stack([gradient_of(world, logits, behaviour, torch.tensor([i]), config) for i in range(len(p))])
+    g = torch.stack(
+        [gradient_of(world, logits, behaviour, torch.tensor([i]), config) for i in range(len(p))]
+    )
     mean = p @ g
     return mean, float((p @ (g - mean).square()).sum() / BATCH)
 
@@ -153,13 +189,31 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = list(measure(World(seed=3)))
     ess = {r["staleness"]: r["sequence_ess_fraction"] for r in rows}
-    print(f"bias / standard deviation at {BATCH} sequences / root mean square error, over the exact gradient's size")
-    print("| correction | " + " | ".join(f"staleness {s} (ESS {ess[s]:.2f})" for s in STALENESS) + " |")
+    print(
+        f"bias / standard deviation at {BATCH} sequences / root mean square error, over the exact"
+        " gradient's size"
+    )
+    print(
+        "| correction | "
+        + " | ".join(f"staleness {s} (ESS {ess[s]:.2f})" for s in STALENESS)
+        + " |"
+    )
     print("| --- |" + " --- |" * len(STALENESS))
     for name in CONFIGS:
         cells = [r for r in rows if r["correction"] == name]
-        print(f"| {name} | " + " | ".join(f"{r['bias']:.3f} / {r['std']:.3f} / {r['rmse']:.3f}" for r in cells) + " |")
-    setting = {"words": WORDS, "length": LENGTH, "batch": BATCH, "drawn_batches": NUM_BATCHES, "lr": LEARNING_RATE, "updates": UPDATES}
+        print(
+            f"| {name} | "
+            + " | ".join(f"{r['bias']:.3f} / {r['std']:.3f} / {r['rmse']:.3f}" for r in cells)
+            + " |"
+        )
+    setting = {
+        "words": WORDS,
+        "length": LENGTH,
+        "batch": BATCH,
+        "drawn_batches": NUM_BATCHES,
+        "lr": LEARNING_RATE,
+        "updates": UPDATES,
+    }
     keep("toy_gradients", {"setting": setting, "rows": rows})
 
 

@@ -1,9 +1,10 @@
-"""TransferQueue's side of benchmarks/buffer.py, run by an interpreter that has it; prints one JSON line at the end.
+"""TransferQueue's side of benchmarks/buffer.py, run by an interpreter that has it; prints one JSON
+line at the end.
 
-The key-value interface (transfer_queue.kv_batch_put, kv_put, kv_batch_get), the backend of its defaults (SimpleStorage, two storage
-units), four tensor columns: tokens [n, R] int64, loss_mask [n, R] uint8, rollout_log_probs [n, R] float32, weight_versions [n, 3]
-int64. Ray gets 16 logical CPUs: the controller and the storage units ask for whole ones. Clearing is not timed.
-"""
+The key-value interface (transfer_queue.kv_batch_put, kv_put, kv_batch_get), the backend of its
+defaults (SimpleStorage, two storage units), four tensor columns: tokens [n, R] int64, loss_mask [n,
+R] uint8, rollout_log_probs [n, R] float32, weight_versions [n, 3] int64. Ray gets 16 logical CPUs:
+the controller and the storage units ask for whole ones. Clearing is not timed."""
 
 from __future__ import annotations
 
@@ -30,13 +31,17 @@ def main() -> None:
     tq.init()
     try:
         out = {
-            "batched": [_batched(tq, a, number) for number in range(-a.warmup, a.rounds)][a.warmup :],
+            "batched": [_batched(tq, a, number) for number in range(-a.warmup, a.rounds)][
+                a.warmup :
+            ],
             "single": [_single(tq, a, number) for number in range(-1, a.rounds)][1:],
         }
     finally:
         tq.close()
         ray.shutdown()
-    versions = {name: importlib.metadata.version(name) for name in ("TransferQueue", "ray", "torch")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("TransferQueue", "ray", "torch")
+    }
     print(json.dumps({"versions": versions, **out}))
 
 
@@ -90,7 +95,9 @@ def _check(put: Any, got: Any) -> None:
 
     for name in put.keys():  # noqa: SIM118 (a TensorDict iterates over rows)
         rows = got[name].unbind() if got[name].is_nested else got[name]
-        same = len(rows) == len(put[name]) and all(torch.equal(a, b) for a, b in zip(put[name], rows, strict=True))
+        same = len(rows) == len(put[name]) and all(
+            torch.equal(a, b) for a, b in zip(put[name], rows, strict=True)
+        )
         if not same:
             raise RuntimeError(f"TransferQueue: column {name} comes back changed")
 

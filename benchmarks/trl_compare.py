@@ -1,13 +1,16 @@
-"""Slipstream against TRL's synchronous GRPOTrainer: same model and starting weights, task, samples a step, learning rate, machine.
+"""Slipstream against TRL's synchronous GRPOTrainer: same model and starting weights, task, samples
+a step, learning rate, machine.
 
     .venv/bin/pip install --no-deps -r requirements/bench.txt
-    .venv/bin/python benchmarks/trl_compare.py quickstart [--repeats 2]   # 0.9M parameters, answers of four tokens; minutes
-    .venv/bin/python benchmarks/trl_compare.py smollm2                    # 135M parameters, answers of 5 to 128 tokens; half an hour
+    .venv/bin/python benchmarks/trl_compare.py quickstart [--repeats 2]   # 0.9M parameters, answers
+    of four tokens; minutes
+    .venv/bin/python benchmarks/trl_compare.py smollm2                    # 135M parameters, answers
+    of 5 to 128 tokens; half an hour
 
-Both train with the preset's settings until the mean reward of five steps reaches the target, one after the other, in turns. Both get
-all cores. TRL generates with transformers, as it does on a CPU. The quickstart's warm-up is run once, before; both start from its
-weights. Seconds are from process start ("with start-up") and from when training begins ("without").
-"""
+Both train with the preset's settings until the mean reward of five steps reaches the target, one
+after the other, in turns. Both get all cores. TRL generates with transformers, as it does on a CPU.
+The quickstart's warm-up is run once, before; both start from its weights. Seconds are from process
+start ("with start-up") and from when training begins ("without")."""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,14 +51,28 @@ class Contest:
 
 CONTESTS = {
     "quickstart": Contest(
-        task="spell_backward", params={"min_word_len": 3, "max_word_len": 3}, chat=False,
-        prompts=16, samples=8, max_tokens=8, lr=4e-4, target=0.9, steps=80,
+        task="spell_backward",
+        params={"min_word_len": 3, "max_word_len": 3},
+        chat=False,
+        prompts=16,
+        samples=8,
+        max_tokens=8,
+        lr=4e-4,
+        target=0.9,
+        steps=80,
     ),
     "smollm2": Contest(
-        task="products", params={"min_digits": 1, "max_digits": 1}, chat=True,
-        prompts=5, samples=8, max_tokens=128, lr=1e-5, target=0.75, steps=18,
+        task="products",
+        params={"min_digits": 1, "max_digits": 1},
+        chat=True,
+        prompts=5,
+        samples=8,
+        max_tokens=128,
+        lr=1e-5,
+        target=0.75,
+        steps=18,
     ),
-}  # fmt: skip
+}
 
 
 def preset(name: str) -> str:
@@ -64,9 +80,21 @@ def preset(name: str) -> str:
 
 
 def starting_model(name: str, folder: Path) -> Path:
-    """The quickstart's model after its warm-up (one rollout at a learning rate that changes nothing); SmolLM2 as it is."""
+    """The quickstart's model after its warm-up (one rollout at a learning rate that changes
+    nothing); SmolLM2 as it is."""
     if name == "quickstart":
-        run_entry("--config", preset(name), "--num-rollout", "1", "--lr", "1e-12", "--runs-dir", str(folder), "--name", "warm")
+        run_entry(
+            "--config",
+            preset(name),
+            "--num-rollout",
+            "1",
+            "--lr",
+            "1e-12",
+            "--runs-dir",
+            str(folder),
+            "--name",
+            "warm",
+        )
         return folder / "warm" / "checkpoints" / "latest" / "hf"
     sys.path.insert(0, str(ROOT))
     from pipeline.models.resolve import resolve_checkpoint
@@ -75,7 +103,13 @@ def starting_model(name: str, folder: Path) -> Path:
 
 
 def run_entry(*flags: str) -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "train_async.py"), *flags], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_async.py"), *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
         done.check_returncode()
@@ -84,18 +118,43 @@ def run_entry(*flags: str) -> None:
 def ours(name: str, model: Path, folder: Path, run: str, seed: int) -> dict[str, Any]:
     contest = CONTESTS[name]
     run_entry(
-        "--config", preset(name), "--hf-checkpoint", str(model), "--sft-steps", "0", "--num-rollout", str(contest.steps),
-        "--rollout-seed", str(seed), "--runs-dir", str(folder), "--name", run,
+        "--config",
+        preset(name),
+        "--hf-checkpoint",
+        str(model),
+        "--sft-steps",
+        "0",
+        "--num-rollout",
+        str(contest.steps),
+        "--rollout-seed",
+        str(seed),
+        "--runs-dir",
+        str(folder),
+        "--name",
+        run,
         *(("--eval-interval", "1000000") if name == "quickstart" else ()),
-    )  # fmt: skip
+    )
     rows = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
     began = next(r["wall_seconds"] for r in rows if r["kind"] == "engine" and r["event"] == "start")
-    return outcome(contest, [(r["wall_seconds"], r["reward_mean"]) for r in rows if r["kind"] == "train"], began)
+    return outcome(
+        contest,
+        [(r["wall_seconds"], r["reward_mean"]) for r in rows if r["kind"] == "train"],
+        began,
+    )
 
 
 def trl(name: str, model: Path, folder: Path, run: str, seed: int) -> dict[str, Any]:
     out = folder / f"{run}.json"
-    command = [sys.executable, __file__, name, "--trl-worker", str(model), str(out), "--seed", str(seed)]
+    command = [
+        sys.executable,
+        __file__,
+        name,
+        "--trl-worker",
+        str(model),
+        str(out),
+        "--seed",
+        str(seed),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
@@ -107,14 +166,18 @@ def trl(name: str, model: Path, folder: Path, run: str, seed: int) -> dict[str, 
 def outcome(contest: Contest, curve: list[tuple[float, float]], began: float) -> dict[str, Any]:
     """`curve`: (seconds since process start, mean reward) of every step."""
     rewards = [r for _, r in curve]
-    means = {i: statistics.mean(rewards[i + 1 - WINDOW : i + 1]) for i in range(WINDOW - 1, len(rewards))}
+    means = {
+        i: statistics.mean(rewards[i + 1 - WINDOW : i + 1]) for i in range(WINDOW - 1, len(rewards))
+    }
     reached = next((curve[i][0] for i, mean in means.items() if mean >= contest.target), None)
     return {
         "steps": len(curve),
         "seconds_to_target": reached,
         "seconds_to_target_without_start": None if reached is None else reached - began,
         "start_seconds": began,
-        "samples_per_second": (len(curve) - 1) * contest.samples_per_step / (curve[-1][0] - curve[0][0]),
+        "samples_per_second": (
+            (len(curve) - 1) * contest.samples_per_step / (curve[-1][0] - curve[0][0])
+        ),
         "reward_first": statistics.mean(rewards[:WINDOW]),
         "reward_last": statistics.mean(rewards[-WINDOW:]),
     }
@@ -134,9 +197,19 @@ def trl_worker(name: str, model: str, out: str, seed: int, started: float) -> No
 
     contest = CONTESTS[name]
     tokenizer = AutoTokenizer.from_pretrained(model)
-    task = reasoning_gym.create_dataset(contest.task, size=contest.prompts * contest.steps, seed=seed, **contest.params)
-    chat: Callable[[str], Any] = lambda text: [{"role": "user", "content": text}] if contest.chat else text  # noqa: E731
-    data = Dataset.from_list([{"prompt": chat(row["question"]), "label": row["answer"], "entry": json.dumps(row)} for row in task])
+    task = reasoning_gym.create_dataset(
+        contest.task, size=contest.prompts * contest.steps, seed=seed, **contest.params
+    )
+
+    def chat(text: str) -> Any:
+        return [{"role": "user", "content": text}] if contest.chat else text
+
+    data = Dataset.from_list(
+        [
+            {"prompt": chat(row["question"]), "label": row["answer"], "entry": json.dumps(row)}
+            for row in task
+        ]
+    )
     curve: list[tuple[float, float]] = []
 
     def score(completions: list[Any], label: list[str], entry: list[str], **_: Any) -> list[float]:
@@ -146,7 +219,10 @@ def trl_worker(name: str, model: str, out: str, seed: int, started: float) -> No
         if contest.chat:
             rewards = [math(text, answer, {}) for text, answer in zip(texts, label, strict=True)]
         else:
-            rewards = [float(task.score_answer(text, json.loads(e)) >= 0.99) for text, e in zip(texts, entry, strict=True)]
+            rewards = [
+                float(task.score_answer(text, json.loads(e)) >= 0.99)
+                for text, e in zip(texts, entry, strict=True)
+            ]
         curve.append((0.0, statistics.mean(rewards)))
         return rewards
 
@@ -160,24 +236,53 @@ def trl_worker(name: str, model: str, out: str, seed: int, started: float) -> No
             curve[-1] = (time.time() - started, curve[-1][1])
 
     config = GRPOConfig(
-        output_dir=str(Path(out).parent / "trl"), use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=False,
-        per_device_train_batch_size=contest.samples_per_step, num_generations=contest.samples, steps_per_generation=1,
-        max_steps=contest.steps, max_completion_length=contest.max_tokens, temperature=1.0, top_p=1.0, top_k=0,
-        learning_rate=contest.lr, lr_scheduler_type="constant", adam_beta2=0.99, weight_decay=0.0, max_grad_norm=1.0, beta=0.0,
-        epsilon=0.2, loss_type="grpo", scale_rewards="group", logging_steps=10, save_strategy="no", report_to=[], seed=seed,
-        disable_dropout=True, shuffle_dataset=False, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(Path(out).parent / "trl"),
+        use_cpu=True,
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=contest.samples_per_step,
+        num_generations=contest.samples,
+        steps_per_generation=1,
+        max_steps=contest.steps,
+        max_completion_length=contest.max_tokens,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        learning_rate=contest.lr,
+        lr_scheduler_type="constant",
+        adam_beta2=0.99,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        beta=0.0,
+        epsilon=0.2,
+        loss_type="grpo",
+        scale_rewards="group",
+        logging_steps=10,
+        save_strategy="no",
+        report_to=[],
+        seed=seed,
+        disable_dropout=True,
+        shuffle_dataset=False,
+        disable_tqdm=True,
+    )
     stamp = Stamp()
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), reward_funcs=score, args=config, train_dataset=data,
-        processing_class=tokenizer, callbacks=[stamp],
-    )  # fmt: skip
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        reward_funcs=score,
+        args=config,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[stamp],
+    )
     trainer.train()
     Path(out).write_text(json.dumps({"began": stamp.began, "steps": curve}))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("contest", choices=list(CONTESTS))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
@@ -186,7 +291,9 @@ def main() -> None:
     name = options.contest
     if options.trl_worker:
         model_folder, out = options.trl_worker
-        trl_worker(name, model_folder, out, options.seed, __import__("psutil").Process().create_time())
+        trl_worker(
+            name, model_folder, out, options.seed, __import__("psutil").Process().create_time()
+        )
         return
     with tempfile.TemporaryDirectory(prefix="slipstream-trl-") as scratch:
         folder = Path(scratch)
@@ -195,20 +302,31 @@ def main() -> None:
         for i in range(options.repeats):
             runs["slipstream"].append(ours(name, model, folder, f"ours{i}", options.seed + i))
             runs["trl"].append(trl(name, model, folder, f"trl{i}", options.seed + i))
-    table(["", "run", *runs["trl"][0]], [(who, i, *run.values()) for who, of in runs.items() for i, run in enumerate(of)])
+    table(
+        ["", "run", *runs["trl"][0]],
+        [(who, i, *run.values()) for who, of in runs.items() for i, run in enumerate(of)],
+    )
     ratios = {
-        key: statistics.median(t[key] / o[key] for t, o in zip(runs["trl"], runs["slipstream"], strict=True))
+        key: statistics.median(
+            t[key] / o[key] for t, o in zip(runs["trl"], runs["slipstream"], strict=True)
+        )
         for key in ("seconds_to_target", "seconds_to_target_without_start")
         if all(r[key] for of in runs.values() for r in of)
     }
     ratios["samples_per_second"] = statistics.median(
-        o["samples_per_second"] / t["samples_per_second"] for t, o in zip(runs["trl"], runs["slipstream"], strict=True)
+        o["samples_per_second"] / t["samples_per_second"]
+        for t, o in zip(runs["trl"], runs["slipstream"], strict=True)
     )
     print("times faster than TRL:", {k: round(v, 2) for k, v in ratios.items()})
     contest = CONTESTS[name]
     keep(
         f"trl_compare_{name}",
-        {"target": contest.target, "samples_per_step": contest.samples_per_step, "runs": runs, "times_faster_than_trl": ratios},
+        {
+            "target": contest.target,
+            "samples_per_step": contest.samples_per_step,
+            "runs": runs,
+            "times_faster_than_trl": ratios,
+        },
     )
 
 

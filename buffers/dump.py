@@ -1,8 +1,8 @@
-"""Rollouts as files, for debugging either side alone: what was taken, written once, read back any number of times.
+"""Rollouts as files, for debugging either side alone: what was taken, written once, read back any
+number of times.
 
-A file is a segment (see `buffers.segments`: Arrow IPC, every batch checksummed) of the rollout's groups in order, whose schema metadata
-say what the buffer said of the take.
-"""
+A file is a segment (see `buffers.segments`: Arrow IPC, every batch checksummed) of the rollout's
+groups in order, whose schema metadata say what the buffer said of the take."""
 
 from __future__ import annotations
 
@@ -51,12 +51,16 @@ def write_take(path: Path, take: Take) -> None:
 
 
 def read_take(path: Path) -> Take:
-    """Raises DataError when there is no such file, or it is none of ours; BufferCorruption when it is damaged."""
+    """Raises DataError when there is no such file, or it is none of ours; BufferCorruption when it
+    is damaged."""
     try:
         with pa.memory_map(str(path)) as mapped:
             said = json.loads((pa.ipc.read_schema(mapped).metadata or {})[_KEY])
     except (OSError, KeyError, pa.ArrowException) as e:
-        raise DataError(f"{path} cannot be read as a saved rollout ({e}); expected a file of --save-debug-rollout-data") from e
+        raise DataError(
+            f"{path} cannot be read as a saved rollout ({e}); expected a file of"
+            " --save-debug-rollout-data"
+        ) from e
     groups = [from_batch(batch) for _, batch in scan(path)]
     marks = zip(groups, said["times_sampled"], said["probability"], strict=True)
     marked = tuple(replace(group, times_sampled=times, probability=p) for group, times, p in marks)
@@ -64,7 +68,8 @@ def read_take(path: Path) -> Take:
 
 
 class RecordedRun:
-    """The takes of a run that kept its trajectories (--keep-trajectories), from its journal and segments."""
+    """The takes of a run that kept its trajectories (--keep-trajectories), from its journal and
+    segments."""
 
     def __init__(self, folder: Path) -> None:
         """`folder`: the buffer's, in a run directory."""
@@ -86,7 +91,10 @@ class RecordedRun:
         return Take(
             rollout_id=rollout_id,
             policy_version=taken.policy_version,
-            groups=tuple(self._group(g, rollout_id, p) for g, p in zip(taken.groups, taken.probabilities, strict=True)),
+            groups=tuple(
+                self._group(g, rollout_id, p)
+                for g, p in zip(taken.groups, taken.probabilities, strict=True)
+            ),
         )
 
     def _group(self, group_index: int, rollout_id: int, probability: float) -> Group:
@@ -94,7 +102,10 @@ class RecordedRun:
         assert account.place is not None
         path = self._folder / f"segment-{account.place.segment:06d}.arrow"
         if not path.exists():
-            raise DataError(f"{path} is gone, with group {group_index} of rollout {rollout_id}: record with --keep-trajectories")
+            raise DataError(
+                f"{path} is gone, with group {group_index} of rollout {rollout_id}: record with"
+                " --keep-trajectories"
+            )
         group = next(from_batch(batch) for offset, batch in scan(path, account.place.offset))
         times = 1 + sum(r < rollout_id for r, _ in (*account.consumed, *account.replayed))
         return replace(group, times_sampled=times, probability=probability)

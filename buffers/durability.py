@@ -1,4 +1,5 @@
-"""Group commit: many callers wait for their writes to reach the disk, one fsync at a time serves them all."""
+"""Group commit: many callers wait for their writes to reach the disk, one fsync at a time serves
+them all."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pathlib import Path
 
 
 def sync_directory(path: Path) -> None:
-    """A new file survives power loss only when its directory's entry is on the disk too (fsync(2))."""
+    """A new file survives power loss only when its directory's entry is on the disk too
+    (fsync(2))."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -18,11 +20,13 @@ def sync_directory(path: Path) -> None:
 
 
 class GroupCommit:
-    """`await commit()` returns when a sync that began after the call has ended. Who calls while one runs shares the next
-    (Gray and Reuter 1992, "Transaction Processing", section 9.4.6, group commit)."""
+    """`await commit()` returns when a sync that began after the call has ended. Who calls while one
+    runs shares the next (Gray and Reuter 1992, "Transaction Processing", section 9.4.6, group
+    commit)."""
 
     def __init__(self, sync: Callable[[], Callable[[], None]]) -> None:
-        """`sync()` runs on the event loop and returns what is to be done in a thread; what it raises, every waiter gets."""
+        """`sync()` runs on the event loop and returns what is to be done in a thread; what it
+        raises, every waiter gets."""
         self._sync = sync
         self._begun = self._done = 0
         self._running: asyncio.Future[None] | None = None

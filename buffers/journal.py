@@ -1,21 +1,29 @@
-"""The buffer's diary: one line a decision, appended before anything follows from it, read back after a crash.
+"""The buffer's diary: one line a decision, appended before anything follows from it, read back
+after a crash.
 
-A line is eight hexadecimal digits of CRC-32, a space, one JSON object and a newline. Bytes behind the last newline are a write that a
-crash cut off: they are dropped, and said to be. Anything else that does not check is corruption, and named.
+A line is eight hexadecimal digits of CRC-32, a space, one JSON object and a newline. Bytes behind
+the last newline are a write that a crash cut off: they are dropped, and said to be. Anything else
+that does not check is corruption, and named.
 
 Records (`t` is the kind):
     open     schema                  first line
-    admit    g, d, v, i              group g may generate for prompt i: deadline d, admitted at policy version v
-    put      g, s, o, n, p, w        group g is complete: segment s, offset o, n bytes; priority p, oldest token version w
+    admit    g, d, v, i              group g may generate for prompt i: deadline d, admitted at
+             policy version v
+    put      g, s, o, n, p, w        group g is complete: segment s, offset o, n bytes; priority p,
+             oldest token version w
     gone     g                       its bytes were not there after a crash: it is generated again
-    discard  g, why, again           group g gives its slot back; again: for another try of its prompt
-    consume  r, v, g, x, at, pr      rollout r, trained at version v, takes groups g for the first time and groups x again; chosen when
-                                     the journal had `at` records; with the probabilities pr, where they are not all 1
+    discard  g, why, again           group g gives its slot back; again: for another try of its
+             prompt
+    consume  r, v, g, x, at, pr      rollout r, trained at version v, takes groups g for the first
+             time and groups x again; chosen when
+                                     the journal had `at` records; with the probabilities pr, where
+                                     they are not all 1
     trained  r                       rollout r is trained on
     push     v                       the engines begin to be given version v
     pushed   v                       every engine has it
     commit   r, name                 checkpoint `name` covers rollouts 0..r-1
-    restore  r, name, v              a restart from checkpoint `name` (null: from the beginning) after r rollouts, at version v:
+    restore  r, name, v              a restart from checkpoint `name` (null: from the beginning)
+             after r rollouts, at version v:
                                      what rollouts r and later consumed was lost with their weights
 """
 
@@ -39,13 +47,17 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """Appends records to a file. What a returned `append` promises is the kernel's: the line survives this process's death.
+    """Appends records to a file. What a returned `append` promises is the kernel's: the line
+    survives this process's death.
 
     `flush_each=False` (durability `memory`) keeps lines in this process until `flush` or `close`.
     """
 
     def __init__(self, path: Path, *, flush_each: bool = True, num_records: int = 0) -> None:
-        """Goes on at the end of an existing file of `num_records`, its torn tail cut off. Raises ReplayBufferError, BufferCorruption."""
+        """Goes on at the end of an existing file of `num_records`, its torn tail cut off.
+
+        Raises ReplayBufferError, BufferCorruption.
+        """
         self.path, self._flush_each, self._held = path, flush_each, bytearray()
         exists = path.exists() and path.stat().st_size > 0
         end = _end_of_lines(path) if exists else 0
@@ -54,7 +66,9 @@ class Journal:
             self._fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
             os.ftruncate(self._fd, end)
         except OSError as e:
-            raise ReplayBufferError(f"replay buffer: cannot open {path}: {e.strerror}; check the run directory") from e
+            raise ReplayBufferError(
+                f"replay buffer: cannot open {path}: {e.strerror}; check the run directory"
+            ) from e
         self._end = end
         if end == 0:
             self.append({"t": "open", "schema": JOURNAL_SCHEMA})
@@ -77,7 +91,10 @@ class Journal:
                 written = os.pwrite(self._fd, view, at)
                 view, at = view[written:], at + written
         except OSError as e:
-            error = ReplayBufferError(f"replay buffer: {self.path} cannot be written: {e.strerror} (errno {e.errno}); free space there")
+            error = ReplayBufferError(
+                f"replay buffer: {self.path} cannot be written: {e.strerror} (errno {e.errno});"
+                " free space there"
+            )
             try:
                 os.ftruncate(self._fd, self._end)
             except OSError as cut:  # harmless: the next line overwrites the torn bytes
@@ -103,18 +120,26 @@ def encode(record: Mapping[str, Any]) -> bytes:
 
 
 def read_journal(path: Path) -> tuple[list[Record], int]:
-    """(records, bytes of a torn last line that are left out). Raises BufferCorruption naming file and offset."""
+    """(records, bytes of a torn last line that are left out).
+
+    Raises BufferCorruption naming file and offset.
+    """
     try:
         data = path.read_bytes()
     except OSError as e:
-        raise ReplayBufferError(f"{path} cannot be read: {e.strerror}; expected the journal of a run's buffer") from e
+        raise ReplayBufferError(
+            f"{path} cannot be read: {e.strerror}; expected the journal of a run's buffer"
+        ) from e
     whole = _whole(data)
     records, at = [], 0
     for line in _lines(whole):
         records.append(_decode(line, path, at))
         at += len(line)
     if records and (records[0]["t"] != "open" or records[0].get("schema") not in READABLE):
-        raise BufferCorruption(f"{path} begins with {records[0]!r:.80}: this version reads journals of schema {READABLE}")
+        raise BufferCorruption(
+            f"{path} begins with {records[0]!r:.80}: this version reads journals of schema"
+            f" {READABLE}"
+        )
     return records, len(data) - len(whole)
 
 
@@ -142,11 +167,16 @@ def _whole(data: bytes) -> bytes:
 def _decode(line: bytes, path: Path, at: int) -> Record:
     check, space, body = line[:8], line[8:9], line[9:-1]
     if space != b" " or check != b"%08x" % zlib.crc32(body):
-        raise BufferCorruption(f"{path} at byte {at}: the line's checksum does not fit. The file was changed or the disk is faulty")
+        raise BufferCorruption(
+            f"{path} at byte {at}: the line's checksum does not fit. The file was changed or the"
+            " disk is faulty"
+        )
     try:
         record = orjson.loads(body)
     except orjson.JSONDecodeError as e:
         raise BufferCorruption(f"{path} at byte {at}: {e}") from e
     if not isinstance(record, dict) or "t" not in record:
-        raise BufferCorruption(f"{path} at byte {at}: expected an object with a kind, got {record!r:.80}")
+        raise BufferCorruption(
+            f"{path} at byte {at}: expected an object with a kind, got {record!r:.80}"
+        )
     return record

@@ -1,9 +1,10 @@
-"""The run's account, from its journal: what became of every group, and what a restart has to do. Pure.
+"""The run's account, from its journal: what became of every group, and what a restart has to do.
+Pure.
 
-A restart goes back to a checkpoint, and with it to the admissions of that time: group indices are given out again in the same order,
-for the same prompts. So a group that was complete before the crash is not generated again when its turn comes: it is recalled.
-Consumptions that the checkpoint does not cover are void, their weights are lost; their groups are complete, and wait again.
-"""
+A restart goes back to a checkpoint, and with it to the admissions of that time: group indices are
+given out again in the same order, for the same prompts. So a group that was complete before the
+crash is not generated again when its turn comes: it is recalled. Consumptions that the checkpoint
+does not cover are void, their weights are lost; their groups are complete, and wait again."""
 
 from __future__ import annotations
 
@@ -30,8 +31,10 @@ class Account:
     oldest_version: int | None = None  # of its tokens
     discarded: str | None = None  # why it gave its slot back
     retried: bool = False  # its prompt was to be tried again then
-    consumed: list[tuple[int, int]] = field(default_factory=list)  # (rollout, policy version), those that hold
-    replayed: list[tuple[int, int]] = field(default_factory=list)  # the same, of the times after the first
+    # (rollout, policy version), those that hold
+    consumed: list[tuple[int, int]] = field(default_factory=list)
+    # the same, of the times after the first
+    replayed: list[tuple[int, int]] = field(default_factory=list)
     num_void: int = 0  # consumptions that were lost with their weights
     committed_by: str | None = None  # the checkpoint that first covered its consumption
 
@@ -93,7 +96,10 @@ class Ledger:
         try:
             self._known[record["t"]](record)
         except (KeyError, TypeError, AssertionError) as e:
-            raise BufferCorruption(f"journal record {number} {dict(record)!r:.120} does not fit: {type(e).__name__} {e}") from e
+            raise BufferCorruption(
+                f"journal record {number} {dict(record)!r:.120} does not fit:"
+                f" {type(e).__name__} {e}"
+            ) from e
         self.num_records += 1
 
     def recallable(self) -> dict[int, Account]:
@@ -101,13 +107,25 @@ class Ledger:
         return {g: a for g, a in self.accounts.items() if a.recallable}
 
     def totals(self) -> dict[str, int]:
-        """Groups by fate, and the two sums that are always 0: `lost`, complete groups that are neither trained, nor waiting, nor
-        given back with a reason; `duplicated`, consumptions beyond the first that were no replays (`replayed` counts those)."""
+        """Groups by fate, and the two sums that are always 0: `lost`, complete groups that are
+        neither trained, nor waiting, nor given back with a reason; `duplicated`, consumptions
+        beyond the first that were no replays (`replayed` counts those)."""
         accounts = self.accounts.values()
-        fates = {fate: sum(a.fate == fate for a in accounts) for fate in ("trained", "pending", "generating", "failed", "removed")}
-        lost = sum(a.times_put > 0 and a.place is None and not a.consumed and a.discarded is None for a in accounts)
+        fates = {
+            fate: sum(a.fate == fate for a in accounts)
+            for fate in ("trained", "pending", "generating", "failed", "removed")
+        }
+        lost = sum(
+            a.times_put > 0 and a.place is None and not a.consumed and a.discarded is None
+            for a in accounts
+        )
         duplicated = sum(max(0, len(a.consumed) - 1) for a in accounts)
-        return {**fates, "replayed": sum(len(a.replayed) for a in accounts), "lost": lost, "duplicated": duplicated}
+        return {
+            **fates,
+            "replayed": sum(len(a.replayed) for a in accounts),
+            "lost": lost,
+            "duplicated": duplicated,
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """One a group, JSON-able."""
@@ -127,14 +145,16 @@ class Ledger:
             for a in self.accounts.values()
         ]
 
-    # -- the records --------------------------------------------------------------------------------------------------
+    # -- the records
+    # --------------------------------------------------------------------------------------------------
 
     def _admit(self, record: Mapping[str, Any]) -> None:
         group_index = record["g"]
         if (account := self.accounts.get(group_index)) is None:
             account = self.accounts[group_index] = Account(group_index=group_index)
         account.times_admitted += 1
-        account.prompt_index = record.get("i", record["g"])  # journals of schema 1 knew no retried prompts
+        # journals of schema 1 knew no retried prompts
+        account.prompt_index = record.get("i", record["g"])
 
     def _put(self, record: Mapping[str, Any]) -> None:
         account = self.accounts[record["g"]]
@@ -162,7 +182,11 @@ class Ledger:
             assert account.consumed, f"group {g} is replayed, and was never trained on"
             account.replayed.append((rollout, version))
         every = (*groups, *record.get("x", ()))
-        self.takes[rollout] = Taken(policy_version=version, groups=every, probabilities=tuple(record.get("pr", [1.0] * len(every))))
+        self.takes[rollout] = Taken(
+            policy_version=version,
+            groups=every,
+            probabilities=tuple(record.get("pr", [1.0] * len(every))),
+        )
 
     def _push(self, record: Mapping[str, Any]) -> None:
         self.policy_version = max(self.policy_version, record["v"])
@@ -177,7 +201,8 @@ class Ledger:
     def _restore(self, record: Mapping[str, Any]) -> None:
         self.num_restores += 1
         self.policy_version = max(self.policy_version, record["v"])
-        for rollout, taken in self.takes.items():  # a crash may have come between a checkpoint and its line here
+        # a crash may have come between a checkpoint and its line here
+        for rollout, taken in self.takes.items():
             for g in taken.groups if rollout < record["r"] else ():
                 self.accounts[g].committed_by = self.accounts[g].committed_by or record["name"]
         for rollout in [r for r in self.takes if r >= record["r"]]:

@@ -1,4 +1,5 @@
-"""The arrays of `multimodal_train_inputs` as an Arrow column: name, dtype, shape and bytes of each."""
+"""The arrays of `multimodal_train_inputs` as an Arrow column: name, dtype, shape and bytes of
+each."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ Inputs = Mapping[str, Any] | None
 
 def media_column(rows: Sequence[Inputs]) -> pa.Array:
     """Raises ValueError for an array that is none of numbers."""
-    return pa.array([None if row is None else [_entry(k, a) for k, a in _arrays(row).items()] for row in rows], MEDIA)
+    return pa.array(
+        [None if row is None else [_entry(k, a) for k, a in _arrays(row).items()] for row in rows],
+        MEDIA,
+    )
 
 
 def rest_of_media(row: Inputs) -> dict[str, Any] | None:
@@ -31,11 +35,19 @@ def rest_of_media(row: Inputs) -> dict[str, Any] | None:
     return None if row is None else {k: v for k, v in row.items() if k not in _arrays(row)}
 
 
-def join_media(rests: Sequence[dict[str, Any] | None], column: pa.Array) -> list[dict[str, Any] | None]:
-    """The inverse of the two. Arrays are read-only and share the column's memory where it is aligned for them."""
+def join_media(
+    rests: Sequence[dict[str, Any] | None], column: pa.Array
+) -> list[dict[str, Any] | None]:
+    """The inverse of the two.
+
+    Arrays are read-only and share the column's memory where it is aligned for them.
+    """
     if column.null_count == len(column):
         return list(rests)
-    return [rest if rest is None else {**rest, **_read(row)} for rest, row in zip(rests, column, strict=True)]
+    return [
+        rest if rest is None else {**rest, **_read(row)}
+        for rest, row in zip(rests, column, strict=True)
+    ]
 
 
 def _arrays(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -54,5 +66,7 @@ def _read(row: pa.LargeListScalar) -> dict[str, np.ndarray]:
     out = {}
     for entry in row.values or ():
         flat = np.frombuffer(entry["data"].as_buffer(), np.dtype(entry["dtype"].as_py()))
-        out[entry["name"].as_py()] = np.require(flat, requirements="A").reshape(entry["shape"].as_py())
+        out[entry["name"].as_py()] = np.require(flat, requirements="A").reshape(
+            entry["shape"].as_py()
+        )
     return out

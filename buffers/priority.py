@@ -15,19 +15,24 @@ Priority = Callable[[Group], float]
 
 
 def reward_std(group: Group, reward_key: str | None = None) -> float:
-    """Standard deviation of the group's rewards (0 where all are equal, or none is there): what a group-relative advantage is made
-    of, as the absolute TD error is in Schaul et al. 2016, arXiv:1511.05952, section 3.3."""
+    """Standard deviation of the group's rewards (0 where all are equal, or none is there): what a
+    group-relative advantage is made of, as the absolute TD error is in Schaul et al. 2016,
+    arXiv:1511.05952, section 3.3."""
     rewards = [s.reward_value(reward_key) for s in group.samples if s.reward is not None]
     return float(np.std(rewards)) if rewards else 0.0
 
 
 def user_priority(spec: str, function: Callable[..., Any], args: Any) -> Priority:
-    """--buffer-priority-path: `f(args, samples) -> priority`. What it returns raises ReplayBufferError unless it is finite and >= 0."""
+    """--buffer-priority-path: `f(args, samples) -> priority`. What it returns raises
+    ReplayBufferError unless it is finite and >= 0."""
 
     def priority(group: Group) -> float:
         value = function(args, list(group.samples))
         if not isinstance(value, int | float | np.number) or not math.isfinite(value) or value < 0:
-            raise ReplayBufferError(f"--buffer-priority-path {spec} gave {value!r} for group {group.group_index}: expected a number >= 0")
+            raise ReplayBufferError(
+                f"--buffer-priority-path {spec} gave {value!r} for group {group.group_index}:"
+                " expected a number >= 0"
+            )
         return float(value)
 
     return priority

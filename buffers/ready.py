@@ -26,12 +26,14 @@ class Stored:
 
 
 class Shelf:
-    """append -> place -> release -> done with, in a rollout -> freed when a checkpoint covers it."""
+    """append -> place -> release -> done with, in a rollout -> freed when a checkpoint covers
+    it."""
 
     def __init__(self, store: SegmentStore, *, frees_at_once: bool) -> None:
         self.store, self._frees_at_once = store, frees_at_once
         self._waiting: dict[int, Stored] = {}
-        self._uncommitted: dict[int, list[Location]] = {}  # of groups done with in a rollout that no checkpoint covers yet
+        # of groups done with in a rollout that no checkpoint covers yet
+        self._uncommitted: dict[int, list[Location]] = {}
         self.num_bytes = 0  # of the groups that wait
 
     def __contains__(self, group_index: int) -> bool:
@@ -82,8 +84,11 @@ class Shelf:
                 self.store.free(location)
 
     def sync(self, journal_fd: int) -> Callable[[], None]:
-        """What is written until now, and the journal, to the disk: returns the part for a thread."""
-        descriptors = [fd for fd in (self.store.duplicate_descriptor(), os.dup(journal_fd)) if fd is not None]
+        """What is written until now, and the journal, to the disk: returns the part for a
+        thread."""
+        descriptors = [
+            fd for fd in (self.store.duplicate_descriptor(), os.dup(journal_fd)) if fd is not None
+        ]
 
         def sync() -> None:
             try:

@@ -1,4 +1,5 @@
-"""--load-debug-rollout-data: a buffer that hands out what was recorded, to a learner without engines."""
+"""--load-debug-rollout-data: a buffer that hands out what was recorded, to a learner without
+engines."""
 
 from __future__ import annotations
 
@@ -34,13 +35,17 @@ class RecordedBuffer:
         self._nothing_generates()
 
     async def take(self, rollout_id: int) -> list[Group]:
-        """The recorded groups in the recorded order. Raises DataError when they are not as many as a rollout of this run takes."""
+        """The recorded groups in the recorded order.
+
+        Raises DataError when they are not as many as a rollout of this run takes.
+        """
         take = self._read(rollout_id)
         fresh = sum(g.times_sampled == 1 for g in take.groups)
         if fresh != self._clock.batch_size:
             raise DataError(
-                f"--load-debug-rollout-data: rollout {rollout_id} has {fresh} groups that are trained on for the first time, this run "
-                f"takes {self._clock.batch_size}: set --rollout-batch-size (and --samples-per-insert) as in the recorded run"
+                f"--load-debug-rollout-data: rollout {rollout_id} has {fresh} groups that are"
+                f" trained on for the first time, this run takes {self._clock.batch_size}: set"
+                " --rollout-batch-size (and --samples-per-insert) as in the recorded run"
             )
         self._clock.renumber(rollout_id, take.policy_version)
         self._clock.consume(rollout_id, [self._clock.admit().group_index for _ in range(fresh)])

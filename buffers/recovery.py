@@ -17,16 +17,29 @@ logger = logging.getLogger(__name__)
 
 
 class Earlier:
-    """Decisions are asked for group by group, as the restarted run admits them again. Without a ledger there is nothing."""
+    """Decisions are asked for group by group, as the restarted run admits them again.
+
+    Without a ledger there is nothing.
+    """
 
     def __init__(
-        self, ledger: Ledger | None, journal: Journal, clock: RolloutClock, restored_from: str | None, max_times_sampled: int
+        self,
+        ledger: Ledger | None,
+        journal: Journal,
+        clock: RolloutClock,
+        restored_from: str | None,
+        max_times_sampled: int,
     ) -> None:
         self._journal, self._max_times = journal, max_times_sampled
         self._accounts: dict[int, Account] = {}
         if ledger is None:
             return
-        record = {"t": "restore", "r": clock.num_trained, "name": restored_from, "v": clock.policy_version}
+        record = {
+            "t": "restore",
+            "r": clock.num_trained,
+            "name": restored_from,
+            "v": clock.policy_version,
+        }
         journal.append(record)
         ledger.apply(record)
         self._accounts = dict(ledger.accounts)
@@ -34,22 +47,38 @@ class Earlier:
     def places(self) -> Iterator[Location]:
         """Where groups lie that are to be trained on, or may be again."""
         for account in self._accounts.values():
-            if account.place is not None and account.discarded is None and account.times_sampled < self._max_times:
+            if (
+                account.place is not None
+                and account.discarded is None
+                and account.times_sampled < self._max_times
+            ):
                 yield account.place
 
     def next_segment(self) -> int:
         """The first number that no group was ever put under."""
-        return 1 + max((a.place.segment for a in self._accounts.values() if a.place is not None), default=-1)
+        return 1 + max(
+            (a.place.segment for a in self._accounts.values() if a.place is not None), default=-1
+        )
 
     def forget_what_is_gone(self, store: SegmentStore) -> None:
-        """Journal lines whose bytes a power loss took (durability `process` does not promise more): generated again."""
-        gone = [a for a in self._accounts.values() if a.recallable and a.place and not store.holds(a.place)]
+        """Journal lines whose bytes a power loss took (durability `process` does not promise more):
+        generated again."""
+        gone = [
+            a
+            for a in self._accounts.values()
+            if a.recallable and a.place and not store.holds(a.place)
+        ]
         for account in gone:
             account.place = None
             self._journal.append({"t": "gone", "g": account.group_index})
         complete = sum(a.recallable for a in self._accounts.values())
         if complete or gone:
-            logger.info("the buffer's journal: %d complete groups are kept, %d are gone and generated again", complete, len(gone))
+            logger.info(
+                "the buffer's journal: %d complete groups are kept, %d are gone and generated"
+                " again",
+                complete,
+                len(gone),
+            )
 
     def prompt_of(self, group_index: int) -> int | None:
         """Which prompt it answered; None: it was never admitted."""
@@ -57,17 +86,33 @@ class Earlier:
         return None if account is None else account.prompt_index
 
     def pop(self, group_index: int) -> Account | None:
-        """Its account when it was complete, or given back, and the restored checkpoint does not cover it."""
+        """Its account when it was complete, or given back, and the restored checkpoint does not
+        cover it."""
         account = self._accounts.pop(group_index, None)
-        if account is None or account.consumed or not (account.discarded is not None or account.place is not None):
+        if (
+            account is None
+            or account.consumed
+            or not (account.discarded is not None or account.place is not None)
+        ):
             return None
         return account
 
     def replayable(self, store: SegmentStore) -> Iterator[Entry]:
         """Groups that the restored checkpoint was trained on, and that may be trained on again."""
         for sequence, a in enumerate(self._accounts.values()):
-            if a.consumed and a.times_sampled < self._max_times and a.place is not None and store.holds(a.place):
-                # Deadlines are behind it; only the selectors of age and priority tell such groups apart.
+            if (
+                a.consumed
+                and a.times_sampled < self._max_times
+                and a.place is not None
+                and store.holds(a.place)
+            ):
+                # Deadlines are behind it; only the selectors of age and priority tell such groups
+                # apart.
                 candidate = Candidate(a.group_index, -1, sequence - len(self._accounts), a.priority)
                 oldest = 0 if a.oldest_version is None else a.oldest_version
-                yield Entry(candidate=candidate, place=a.place, oldest_version=oldest, times_sampled=a.times_sampled)
+                yield Entry(
+                    candidate=candidate,
+                    place=a.place,
+                    oldest_version=oldest,
+                    times_sampled=a.times_sampled,
+                )

@@ -1,9 +1,10 @@
 """One Arrow schema for groups: a RecordBatch is a group, a row is a sample. Never pickle.
 
-What a learner reads in bulk (tokens, loss mask, log-probs) lies in LargeList columns in the learner's own dtypes and comes back
-as read-only numpy views of the batch's memory; free-form fields are JSON strings; the rest are plain columns.
-Arrays of numbers in multimodal_train_inputs are their dtype, shape and bytes; images in multimodal_inputs are data-URLs.
-Exact both ways, except: log-probs are float32 (as engines send them), routed experts numpy arrays of the smallest type that
+What a learner reads in bulk (tokens, loss mask, log-probs) lies in LargeList columns in the
+learner's own dtypes and comes back as read-only numpy views of the batch's memory; free-form fields
+are JSON strings; the rest are plain columns. Arrays of numbers in multimodal_train_inputs are their
+dtype, shape and bytes; images in multimodal_inputs are data-URLs. Exact both ways, except:
+log-probs are float32 (as engines send them), routed experts numpy arrays of the smallest type that
 holds the group's (`narrow_experts`), and JSON knows neither tuples nor keys that are no strings.
 """
 
@@ -29,7 +30,15 @@ _SHORT = 64  # characters
 _CODES = {(int, pa.int64().id): "q", (float, pa.float64().id): "d"}  # of array.array
 _NUMBER_IDS = (pa.int64().id, pa.float64().id)
 _SPAN = pa.list_(pa.int64(), 3)  # version, start, end
-_JSON = ("prompt", "label", "metadata", "multimodal_inputs", "multimodal_train_inputs", "train_metadata", "spec_info")
+_JSON = (
+    "prompt",
+    "label",
+    "metadata",
+    "multimodal_inputs",
+    "multimodal_train_inputs",
+    "train_metadata",
+    "spec_info",
+)
 _PLAIN = {
     "index": pa.int64(),
     "response": pa.large_string(),
@@ -43,8 +52,20 @@ _PLAIN = {
     "error": pa.string(),
 }
 _OPTIONAL = {  # column -> field, of those that are often None in a whole group
-    **{n: n for n in ("multimodal_inputs", "multimodal_train_inputs", "train_metadata", "spec_info")},
-    **{n: n for n in ("generate_function_path", "custom_rm_path", "session_id", "error", "teacher_log_probs")},
+    **{
+        n: n
+        for n in ("multimodal_inputs", "multimodal_train_inputs", "train_metadata", "spec_info")
+    },
+    **{
+        n: n
+        for n in (
+            "generate_function_path",
+            "custom_rm_path",
+            "session_id",
+            "error",
+            "teacher_log_probs",
+        )
+    },
     "multimodal_arrays": "multimodal_train_inputs",
     "routed_experts": "rollout_routed_experts",
     "routed_experts_shape": "rollout_routed_experts",
@@ -57,11 +78,17 @@ _ARRAYS: dict[str, np.dtype[Any]] = {
 }
 
 _ARROW = {dtype: pa.from_numpy_dtype(dtype) for dtype in _ARRAYS.values()}
-_EXPERT_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.int16), 4: np.dtype(np.int32)}  # by bytes an expert
+# by bytes an expert
+_EXPERT_DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.int16),
+    4: np.dtype(np.int32),
+}
 
 SCHEMA = pa.schema(
     [
-        pa.field("group_index", pa.int64(), nullable=False),  # these three: of the group, the same in every row
+        # these three: of the group, the same in every row
+        pa.field("group_index", pa.int64(), nullable=False),
         pa.field("deadline", pa.int64(), nullable=False),
         pa.field("admitted_version", pa.int64(), nullable=False),
         pa.field("sample_group_index", pa.int64()),  # what the sample itself says
@@ -69,11 +96,16 @@ SCHEMA = pa.schema(
         *(pa.field(name, pa.large_string()) for name in _JSON),
         pa.field("reward", pa.float64()),  # a scalar reward ...
         pa.field("reward_parts", pa.large_string()),  # ... or a dict of them, as JSON
-        *(pa.field(name, pa.large_list(pa.from_numpy_dtype(dtype))) for name, dtype in _ARRAYS.items()),
+        *(
+            pa.field(name, pa.large_list(pa.from_numpy_dtype(dtype)))
+            for name, dtype in _ARRAYS.items()
+        ),
         pa.field("weight_versions", pa.large_list(_SPAN)),
-        pa.field("routed_experts", pa.large_list(pa.uint8())),  # bytes: the shape says how many make a number (_EXPERT_DTYPES)
+        # bytes: the shape says how many make a number (_EXPERT_DTYPES)
+        pa.field("routed_experts", pa.large_list(pa.uint8())),
         pa.field("routed_experts_shape", pa.list_(pa.int64())),
-        pa.field("multimodal_arrays", MEDIA),  # the arrays of multimodal_train_inputs; what else it has is JSON, above
+        # the arrays of multimodal_train_inputs; what else it has is JSON, above
+        pa.field("multimodal_arrays", MEDIA),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
@@ -83,45 +115,72 @@ _NAMES = tuple(SCHEMA.names)
 
 
 def to_batch(group: Group) -> pa.RecordBatch:
-    """The group as one RecordBatch, a row a sample. Raises ReplayBufferError naming a field that Arrow or JSON cannot hold."""
+    """The group as one RecordBatch, a row a sample.
+
+    Raises ReplayBufferError naming a field that Arrow or JSON cannot hold.
+    """
     samples = group.samples
     if not samples:
-        raise ReplayBufferError(f"group {group.group_index} has no samples: discard it instead of putting it")
+        raise ReplayBufferError(
+            f"group {group.group_index} has no samples: discard it instead of putting it"
+        )
     columns: list[pa.Array] = []
     for name, dtype in _FIELDS:
         try:
-            column = _repeated(None, dtype, len(samples)) if _is_unused(name, samples) else _column(name, dtype, group, samples)
+            column = (
+                _repeated(None, dtype, len(samples))
+                if _is_unused(name, samples)
+                else _column(name, dtype, group, samples)
+            )
         except (TypeError, ValueError, OverflowError, pa.ArrowException) as e:
             raise ReplayBufferError(
-                f"group {group.group_index}: sample.{name} cannot be stored ({e}); expected {_expected(name)}. "
-                "Fix the custom function that sets it."
+                f"group {group.group_index}: sample.{name} cannot be stored ({e}); expected"
+                f" {_expected(name)}. Fix the custom function that sets it."
             ) from e
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
 def from_batch(batch: pa.RecordBatch) -> Group:
-    """The group of a RecordBatch. `tokens` [T] int64, `loss_mask` [R] uint8 and `rollout_log_probs` [R] float32 of its samples
-    are read-only numpy views of the batch's buffers (they keep them alive). Raises ReplayBufferError for another schema version."""
+    """The group of a RecordBatch. `tokens` [T] int64, `loss_mask` [R] uint8 and `rollout_log_probs`
+    [R] float32 of its samples are read-only numpy views of the batch's buffers (they keep them
+    alive). Raises ReplayBufferError for another schema version."""
     check_version(batch.schema)
     stored: dict[str, pa.Array] = dict(zip(_NAMES, batch.columns, strict=True))
-    columns: dict[str, list[Any]] = {name: _pylist(stored[name]) for name in (*_PLAIN, "reward", "reward_parts")}
+    columns: dict[str, list[Any]] = {
+        name: _pylist(stored[name]) for name in (*_PLAIN, "reward", "reward_parts")
+    }
     columns["group_index"] = _pylist(stored["sample_group_index"])
     columns["status"] = [Status(s) for s in columns["status"]]
     for name in _JSON:
-        columns[name] = [None if text is None else _decode_json(text) for text in _pylist(stored[name])]
+        columns[name] = [
+            None if text is None else _decode_json(text) for text in _pylist(stored[name])
+        ]
     for name in _ARRAYS:
         columns[name] = _views(stored[name])
-    spans = [[] if s is None else s.reshape(-1, 3).tolist() for s in _views(stored["weight_versions"])]
-    columns["multimodal_train_inputs"] = join_media(columns["multimodal_train_inputs"], stored["multimodal_arrays"])
+    spans = [
+        [] if s is None else s.reshape(-1, 3).tolist() for s in _views(stored["weight_versions"])
+    ]
+    columns["multimodal_train_inputs"] = join_media(
+        columns["multimodal_train_inputs"], stored["multimodal_arrays"]
+    )
     columns["weight_versions"] = [[VersionSpan(*s) for s in rows] for rows in spans]
     shapes = _pylist(stored["routed_experts_shape"])
     experts = _views(stored["routed_experts"])
-    columns["rollout_routed_experts"] = [None if e is None else _shaped(e, s) for e, s in zip(experts, shapes, strict=True)]
+    columns["rollout_routed_experts"] = [
+        None if e is None else _shaped(e, s) for e, s in zip(experts, shapes, strict=True)
+    ]
     parts = columns.pop("reward_parts")
-    columns["reward"] = [r if p is None else _decode_json(p) for r, p in zip(columns["reward"], parts, strict=True)]
-    samples = tuple(Sample(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
-    first = {name: stored[name][0].as_py() for name in ("group_index", "deadline", "admitted_version")}
+    columns["reward"] = [
+        r if p is None else _decode_json(p) for r, p in zip(columns["reward"], parts, strict=True)
+    ]
+    samples = tuple(
+        Sample(**dict(zip(columns, row, strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    )
+    first = {
+        name: stored[name][0].as_py() for name in ("group_index", "deadline", "admitted_version")
+    }
     return Group(**first, samples=samples)
 
 
@@ -132,7 +191,8 @@ def check_version(schema: pa.Schema) -> None:
     found = (schema.metadata or {}).get(b"schema_version", b"none").decode()
     if found != str(SCHEMA_VERSION) or schema.names != SCHEMA.names:
         raise ReplayBufferError(
-            f"buffer schema_version {found}: this version reads {SCHEMA_VERSION}; finish the run with the one that wrote it"
+            f"buffer schema_version {found}: this version reads {SCHEMA_VERSION}; finish the run"
+            " with the one that wrote it"
         )
 
 
@@ -148,11 +208,14 @@ def _repeated(value: Any, dtype: pa.DataType, length: int) -> pa.Array:
 
 
 def _array(values: list[Any], dtype: pa.DataType) -> pa.Array:
-    """pa.array, by a shorter way for numbers without nulls and for one short text, truth value or null in all rows: most groups
-    consist of such, and pa.array costs more than everything else of a small group."""
+    """pa.array, by a shorter way for numbers without nulls and for one short text, truth value or
+    null in all rows: most groups consist of such, and pa.array costs more than everything else of a
+    small group."""
     first = values[0]
     kind = type(first)
-    if (kind is bool or first is None or (kind is str and len(first) <= _SHORT)) and all(v is first for v in values):
+    if (kind is bool or first is None or (kind is str and len(first) <= _SHORT)) and all(
+        v is first for v in values
+    ):
         return _repeated(first, dtype, len(values))
     code = _CODES.get((kind, dtype.id))
     if code is not None and all(type(v) is kind for v in values):
@@ -161,7 +224,8 @@ def _array(values: list[Any], dtype: pa.DataType) -> pa.Array:
 
 
 def _numbers(values: Any, dtype: pa.DataType) -> pa.Array:
-    """An array over memory that holds its values already. [n] of anything with the buffer protocol, one-dimensional and contiguous."""
+    """An array over memory that holds its values already. [n] of anything with the buffer protocol,
+    one-dimensional and contiguous."""
     return pa.Array.from_buffers(dtype, len(values), [None, pa.py_buffer(values)])
 
 
@@ -182,15 +246,29 @@ def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sampl
         case "status":
             return _array([str(s.status) for s in samples], dtype)
         case "reward":
-            return _array([None if s.reward is None or isinstance(s.reward, dict) else float(s.reward) for s in samples], dtype)
+            return _array(
+                [
+                    None if s.reward is None or isinstance(s.reward, dict) else float(s.reward)
+                    for s in samples
+                ],
+                dtype,
+            )
         case "reward_parts":
-            return _array([_to_json(s.reward) if isinstance(s.reward, dict) else None for s in samples], dtype)
+            return _array(
+                [_to_json(s.reward) if isinstance(s.reward, dict) else None for s in samples], dtype
+            )
         case "weight_versions":
             return _spans([s.weight_versions for s in samples])
         case "routed_experts":
             return _experts(samples)
         case "routed_experts_shape":
-            return pa.array([None if (e := s.rollout_routed_experts) is None else list(np.shape(e)) for s in samples], dtype)
+            return pa.array(
+                [
+                    None if (e := s.rollout_routed_experts) is None else list(np.shape(e))
+                    for s in samples
+                ],
+                dtype,
+            )
     return _array([getattr(s, name) for s in samples], dtype)
 
 
@@ -199,16 +277,24 @@ def _large_list(rows: Sequence[Any], dtype: np.dtype) -> pa.LargeListArray:
     arrays = [np.empty(0, dtype) if row is None else _flat(row, dtype) for row in rows]
     null = pa.array([row is None for row in rows]) if any(row is None for row in rows) else None
     flat = np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
-    return pa.LargeListArray.from_arrays(_offsets([len(a) for a in arrays]), _numbers(flat, _ARROW[dtype]), mask=null)
+    return pa.LargeListArray.from_arrays(
+        _offsets([len(a) for a in arrays]), _numbers(flat, _ARROW[dtype]), mask=null
+    )
 
 
 def _flat(row: Any, dtype: np.dtype) -> np.ndarray:
-    """One-dimensional, of this dtype; raises ValueError rather than wrap integers around, or cut fractions off."""
+    """One-dimensional, of this dtype; raises ValueError rather than wrap integers around, or cut
+    fractions off."""
     if dtype == np.uint8 and isinstance(row, list):
-        return np.frombuffer(bytes(row), np.uint8)  # four times as fast as numpy's own way from a list
+        # four times as fast as numpy's own way from a list
+        return np.frombuffer(bytes(row), np.uint8)
     array = np.asarray(row) if isinstance(row, np.ndarray) else np.array(row, dtype)
     if array.dtype != dtype:
-        if not np.can_cast(array.dtype, dtype, "same_kind") and array.size and not np.array_equal(array.astype(dtype), array):
+        if (
+            not np.can_cast(array.dtype, dtype, "same_kind")
+            and array.size
+            and not np.array_equal(array.astype(dtype), array)
+        ):
             raise ValueError(f"{array.dtype} values do not fit {dtype}")
         array = array.astype(dtype)
     return array.reshape(-1)
@@ -235,7 +321,8 @@ def _pylist(column: pa.Array) -> list[Any]:
 
 
 def _views(column: pa.LargeListArray) -> list[np.ndarray | None]:
-    """Row by row a zero-copy view of the column's values (fixed-size-list values flattened); None where null."""
+    """Row by row a zero-copy view of the column's values (fixed-size-list values flattened); None
+    where null."""
     if column.null_count == len(column):
         return [None] * len(column)
     values, width = column.values, 1
@@ -244,14 +331,26 @@ def _views(column: pa.LargeListArray) -> list[np.ndarray | None]:
     numbers = values.to_numpy(zero_copy_only=True)
     bounds = (column.offsets.to_numpy() * width).tolist()
     valid = [True] * len(column) if column.null_count == 0 else column.is_valid().to_pylist()
-    return [numbers[a:b] if ok else None for a, b, ok in zip(bounds[:-1], bounds[1:], valid, strict=True)]
+    return [
+        numbers[a:b] if ok else None
+        for a, b, ok in zip(bounds[:-1], bounds[1:], valid, strict=True)
+    ]
 
 
 def _experts(samples: Sequence[Sample]) -> pa.LargeListArray:
-    """The bytes of every sample's experts. Of one type in a group, so that each begins where its numbers may begin."""
+    """The bytes of every sample's experts.
+
+    Of one type in a group, so that each begins where its numbers may begin.
+    """
     rows = [None if (e := s.rollout_routed_experts) is None else _integers(e) for s in samples]
     dtype = max((r.dtype for r in rows if r is not None), key=lambda d: d.itemsize)
-    return _large_list([None if r is None else r.astype(dtype, copy=False).reshape(-1).view(np.uint8) for r in rows], _ARRAYS["loss_mask"])
+    return _large_list(
+        [
+            None if r is None else r.astype(dtype, copy=False).reshape(-1).view(np.uint8)
+            for r in rows
+        ],
+        _ARRAYS["loss_mask"],
+    )
 
 
 def _integers(experts: Any) -> np.ndarray:

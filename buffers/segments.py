@@ -1,9 +1,10 @@
-"""Append-only Arrow IPC stream files, and memory-mapped, verified, zero-copy reads of single batches from them.
+"""Append-only Arrow IPC stream files, and memory-mapped, verified, zero-copy reads of single
+batches from them.
 
-A segment is a valid IPC stream (schema message, then one message a batch; the end marker is optional and left out), so any Arrow
-tool reads it. Every batch message carries a CRC-32 of its own bytes (header and body) in its custom metadata; the checksum's
-place counts as eight zeros while it is computed.
-"""
+A segment is a valid IPC stream (schema message, then one message a batch; the end marker is
+optional and left out), so any Arrow tool reads it. Every batch message carries a CRC-32 of its own
+bytes (header and body) in its custom metadata; the checksum's place counts as eight zeros while it
+is computed."""
 
 from __future__ import annotations
 
@@ -36,13 +37,23 @@ class _Segment:
 
 
 class SegmentStore:
-    """append -> Location -> read, any number of times -> free. A sealed segment without live batches is deleted."""
+    """append -> Location -> read, any number of times -> free.
+
+    A sealed segment without live batches is deleted.
+    """
 
     def __init__(
-        self, directory: Path, max_segment_bytes: int = 64 << 20, *, live: Iterable[Location] = (), keep: bool = False, first_id: int = 0
+        self,
+        directory: Path,
+        max_segment_bytes: int = 64 << 20,
+        *,
+        live: Iterable[Location] = (),
+        keep: bool = False,
+        first_id: int = 0,
     ) -> None:
-        """`live`: what an earlier process left here that is still wanted; its other segments are removed. `keep`: nothing ever is.
-        `first_id`: no segment before it was ever made; a number is not used twice, the journal may still speak of the first."""
+        """`live`: what an earlier process left here that is still wanted; its other segments are
+        removed. `keep`: nothing ever is. `first_id`: no segment before it was ever made; a number
+        is not used twice, the journal may still speak of the first."""
         self._directory, self._max_bytes, self._keep = directory, max_segment_bytes, keep
         directory.mkdir(parents=True, exist_ok=True)
         self._segments: dict[int, _Segment] = {}
@@ -55,7 +66,9 @@ class SegmentStore:
             self._next_id = max(self._next_id, number + 1)
             offsets = wanted.get(number, set())
             if offsets or keep:
-                self._segments[number] = _Segment(path=path, fd=None, num_bytes=path.stat().st_size, live=offsets)
+                self._segments[number] = _Segment(
+                    path=path, fd=None, num_bytes=path.stat().st_size, live=offsets
+                )
             else:
                 path.unlink()
         self._open: _Segment | None = None
@@ -66,20 +79,26 @@ class SegmentStore:
         return len(self._segments)
 
     def append(self, batch: pa.RecordBatch) -> Location:
-        """Write one batch; it is in the operating system's hands on return. Raises ReplayBufferError when that fails (disk
-        full, say); nothing of the batch is visible then, and a later append may succeed."""
+        """Write one batch; it is in the operating system's hands on return. Raises
+        ReplayBufferError when that fails (disk full, say); nothing of the batch is visible then,
+        and a later append may succeed."""
         if self._open is not None and self._open.num_bytes >= self._max_bytes:
             self._seal(self._open)
         segment = self._open or self._start()
         message = encode(batch)
         _write(segment, message)
-        location = Location(segment=self._next_id - 1, offset=segment.num_bytes, num_bytes=len(message))
+        location = Location(
+            segment=self._next_id - 1, offset=segment.num_bytes, num_bytes=len(message)
+        )
         segment.num_bytes += len(message)
         segment.live.add(location.offset)
         return location
 
     def read(self, location: Location) -> pa.RecordBatch:
-        """The batch, its buffers inside the mapped file. Raises BufferCorruption naming file and offset."""
+        """The batch, its buffers inside the mapped file.
+
+        Raises BufferCorruption naming file and offset.
+        """
         segment = self._segments[location.segment]
         if segment.mapped is None or segment.mapped_bytes < location.offset + location.num_bytes:
             segment.mapped = pa.memory_map(str(segment.path))
@@ -87,7 +106,11 @@ class SegmentStore:
         segment.mapped.seek(min(location.offset, segment.mapped_bytes))
         message = segment.mapped.read_buffer(location.num_bytes)
         if message.size < location.num_bytes:
-            raise _corrupt(segment.path, location.offset, f"{location.num_bytes} bytes expected, the file holds {message.size}")
+            raise _corrupt(
+                segment.path,
+                location.offset,
+                f"{location.num_bytes} bytes expected, the file holds {message.size}",
+            )
         return decode(message, segment.path, location.offset)
 
     def holds(self, location: Location) -> bool:
@@ -96,7 +119,10 @@ class SegmentStore:
         return segment is not None and location.offset + location.num_bytes <= segment.num_bytes
 
     def duplicate_descriptor(self) -> int | None:
-        """Of the segment that is written to, for an fsync in another thread, which must close it. What is sealed was synced then."""
+        """Of the segment that is written to, for an fsync in another thread, which must close it.
+
+        What is sealed was synced then.
+        """
         return None if self._open is None or self._open.fd is None else os.dup(self._open.fd)
 
     def free(self, location: Location) -> None:
@@ -118,7 +144,9 @@ class SegmentStore:
         try:
             fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         except OSError as e:
-            raise ReplayBufferError(f"replay buffer: cannot create {path}: {e.strerror}; check the run directory") from e
+            raise ReplayBufferError(
+                f"replay buffer: cannot create {path}: {e.strerror}; check the run directory"
+            ) from e
         segment = _Segment(path=path, fd=fd, num_bytes=0)
         try:
             _write(segment, _SCHEMA_MESSAGE)
@@ -148,7 +176,10 @@ class SegmentStore:
 
 
 def encode(batch: pa.RecordBatch) -> bytearray:
-    """The batch as one IPC message with its checksum. A multiple of 8 bytes long, so that messages stay aligned in the file."""
+    """The batch as one IPC message with its checksum.
+
+    A multiple of 8 bytes long, so that messages stay aligned in the file.
+    """
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SCHEMA) as writer:
         writer.write_batch(batch, custom_metadata={"checksum": (_MARK + _BLANK).decode()})
@@ -159,7 +190,10 @@ def encode(batch: pa.RecordBatch) -> bytearray:
 
 
 def decode(message: pa.Buffer, path: Path, offset: int) -> pa.RecordBatch:
-    """The batch of a message, without copying. Raises BufferCorruption naming `path` and `offset` unless the checksum holds."""
+    """The batch of a message, without copying.
+
+    Raises BufferCorruption naming `path` and `offset` unless the checksum holds.
+    """
     view = memoryview(message)
     header_bytes = 8 + int.from_bytes(view[4:8], "little")
     at = bytes(view[:header_bytes]).find(_MARK) + len(_MARK)
@@ -168,7 +202,9 @@ def decode(message: pa.Buffer, path: Path, offset: int) -> pa.RecordBatch:
     end = at + len(_BLANK)
     found = b"%08x" % zlib.crc32(view[end:], zlib.crc32(_BLANK, zlib.crc32(view[:at])))
     if found != bytes(view[at:end]):
-        raise _corrupt(path, offset, f"checksum {found.decode()}, written as {bytes(view[at:end])!r}")
+        raise _corrupt(
+            path, offset, f"checksum {found.decode()}, written as {bytes(view[at:end])!r}"
+        )
     try:
         return pa.ipc.read_record_batch(pa.ipc.read_message(message), SCHEMA)
     except (pa.ArrowException, OSError) as e:
@@ -185,23 +221,28 @@ def _write(segment: _Segment, data: bytes | bytearray) -> None:
             view, at = view[written:], at + written
     except OSError as e:
         error = ReplayBufferError(
-            f"replay buffer: {len(data)} bytes do not fit {segment.path}: {e.strerror} (errno {e.errno}); "
-            "free space there, choose another --runs-dir, or lower --buffer-max-bytes"
+            f"replay buffer: {len(data)} bytes do not fit {segment.path}: {e.strerror} (errno"
+            f" {e.errno}); free space there, choose another --runs-dir, or lower --buffer-max-bytes"
         )
         try:
             os.ftruncate(segment.fd, segment.num_bytes)
-        except OSError as cut:  # harmless: the next append overwrites the torn bytes, and no location points at them
+        except OSError as cut:
+            # harmless: the next append overwrites the torn bytes, and no location points at them
             error.add_note(f"the torn write could not be cut off either: {cut}")
         raise error from e
 
 
 def _corrupt(path: Path, offset: int, what: str) -> BufferCorruption:
-    return BufferCorruption(f"{path} at byte {offset}: {what}. The file was changed or the disk is faulty; this group cannot be trained on")
+    return BufferCorruption(
+        f"{path} at byte {offset}: {what}. The file was changed or the disk is faulty; this group"
+        " cannot be trained on"
+    )
 
 
 def scan(path: Path, start: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(offset, batch) of everything in a segment file from byte `start` (a message's first) on, verified. Raises BufferCorruption at the
-    first damage; what a crash left half written at the end counts as such: no journal line points there."""
+    """(offset, batch) of everything in a segment file from byte `start` (a message's first) on,
+    verified. Raises BufferCorruption at the first damage; what a crash left half written at the end
+    counts as such: no journal line points there."""
     with pa.memory_map(str(path)) as mapped:
         size = mapped.size()
         at = start

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferStatistics:
-    """What both sides may want to know. Counts are of groups; seconds are summed over all who waited, since the start."""
+    """What both sides may want to know.
+
+    Counts are of groups; seconds are summed over all who waited, since the start.
+    """
 
     num_generating: int  # admitted, not put yet
     num_ready: int  # put, not taken yet
@@ -20,7 +23,8 @@ class BufferStatistics:
     num_taken: int  # for the first time
     num_replayed: int
     num_discarded: Mapping[str, int]  # by reason
-    trained_lengths: Mapping[int, int]  # response tokens -> samples taken for the first time; with a --stale-policy but wait
+    # response tokens -> samples taken for the first time; with a --stale-policy but wait
+    trained_lengths: Mapping[int, int]
     removed_lengths: Mapping[int, int]  # ... and samples that missed their deadline
     admit_wait_seconds: float  # the generating side waited for a rollout's release
     put_wait_seconds: float  # the generating side waited at the byte budget

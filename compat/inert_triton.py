@@ -1,8 +1,9 @@
-"""A `triton` whose kernels can be declared and never run, for engine processes on machines without Triton.
+"""A `triton` whose kernels can be declared and never run, for engine processes on machines without
+Triton.
 
-SGLang's modules say `@triton.jit def kernel(...)`, `x: tl.constexpr`, `class C(triton.runtime.X)` at import. Any attribute of
-an inert module is therefore another inert module (lower case) or an empty class (upper case), and calling one decorates.
-"""
+SGLang's modules say `@triton.jit def kernel(...)`, `x: tl.constexpr`, `class C(triton.runtime.X)`
+at import. Any attribute of an inert module is therefore another inert module (lower case) or an
+empty class (upper case), and calling one decorates."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ class InertModule(ModuleType):
         if name[:1].isupper():
             child: Any = type(name, (_Empty,), {"__module__": self.__name__})
         else:
-            child = sys.modules.get(f"{self.__name__}.{name}") or InertModule(f"{self.__name__}.{name}")
+            child = sys.modules.get(f"{self.__name__}.{name}") or InertModule(
+                f"{self.__name__}.{name}"
+            )
         setattr(self, name, child)
         return child
 
@@ -59,8 +62,12 @@ class _InertLoader(Loader):
 class InertTritonFinder(MetaPathFinder):
     """Last on sys.meta_path: asked only when no real Triton was found."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != "triton" and not (fullname.startswith("triton.") and isinstance(sys.modules.get("triton"), InertModule)):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "triton" and not (
+            fullname.startswith("triton.") and isinstance(sys.modules.get("triton"), InertModule)
+        ):
             return None
         return importlib.util.spec_from_loader(fullname, _InertLoader(), is_package=True)
 

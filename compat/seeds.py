@@ -1,8 +1,8 @@
 """Seeds of requests on a CPU: deterministic inference with torch's own kernels.
 
-SGLang's own registration adds torch_native to the attention kernels that it knows for that mode. Its batch-invariant matrix products are
-Triton kernels, which no CPU runs: without them a request's noise is its own, but rounding still depends on who is in the batch.
-"""
+SGLang's own registration adds torch_native to the attention kernels that it knows for that mode.
+Its batch-invariant matrix products are Triton kernels, which no CPU runs: without them a request's
+noise is its own, but rounding still depends on who is in the batch."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ def without_invariant_kernels() -> None:
 
 
 def hash_in_torch() -> None:
-    """The noise of a seeded request comes from a hash that SGLang has as a Triton kernel, and in a CPU build that PyPI does not have."""
+    """The noise of a seeded request comes from a hash that SGLang has as a Triton kernel, and in a
+    CPU build that PyPI does not have."""
     module: Any = importlib.import_module("sglang.kernels.ops.sampling.murmur_hash")
     module.murmur_hash32 = murmur_hash32
 
 
 def murmur_hash32(seed: Any, positions: Any, col_indices: Any) -> Any:
-    """[rows, columns] int64, each a 32-bit hash of (seed, position, column). seed [rows] int64, positions [rows], col_indices [columns].
+    """[rows, columns] int64, each a 32-bit hash of (seed, position, column). seed [rows] int64,
+    positions [rows], col_indices [columns].
 
-    Source: MurmurHash3_x86_32, Austin Appleby, public domain, over the four words (low and high half of the seed, position, column).
-    """
+    Source: MurmurHash3_x86_32, Austin Appleby, public domain, over the four words (low and high
+    half of the seed, position, column)."""
     import torch
 
     seed = seed.to(torch.int64)

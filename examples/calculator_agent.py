@@ -1,6 +1,8 @@
-"""A multi-turn agent with one tool. The model writes `<calc>EXPR</calc>` and reads `<result>VALUE</result>`.
+"""A multi-turn agent with one tool. The model writes `<calc>EXPR</calc>` and reads
+`<result>VALUE</result>`.
 
-    python train_async.py ... --custom-generate-function-path examples/calculator_agent.py --max-turns 4
+    python train_async.py ... --custom-generate-function-path examples/calculator_agent.py
+    --max-turns 4
 
 What the tool said is in the context of the next turn, has loss mask 0, and is never trained on.
 """
@@ -55,14 +57,16 @@ async def generate(args: Any, sample: Sample, sampling_params: Mapping[str, Any]
 
 
 def find_call(text: str) -> str | None:
-    """The expression of the last call in `text`, if it is a whole one. (The last token may reach beyond its end.)"""
+    """The expression of the last call in `text`, if it is a whole one. (The last token may reach
+    beyond its end.)"""
     _, found, after = text.rpartition(OPEN)
     expression, closed, _ = after.partition(CLOSE)
     return expression if found and closed else None
 
 
 def answer(expression: str) -> str:
-    """The value in decimal digits, or `error: ...`: a wrong call is something to learn from, not a failure."""
+    """The value in decimal digits, or `error: ...`: a wrong call is something to learn from, not a
+    failure."""
     try:
         value = calculate(expression)
     except CalculatorError as error:
@@ -72,7 +76,8 @@ def answer(expression: str) -> str:
 
 
 def calculate(expression: str) -> Number:
-    """Exact arithmetic on + - * / // % ** and brackets. Nothing is evaluated but numbers; every step is bounded in size.
+    """Exact arithmetic on + - * / // % ** and brackets. Nothing is evaluated but numbers; every
+    step is bounded in size.
 
     Raises CalculatorError for everything else.
     """

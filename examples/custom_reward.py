@@ -1,4 +1,5 @@
-"""A reward function of one's own: the last number of the response is the answer; brevity breaks ties.
+"""A reward function of one's own: the last number of the response is the answer; brevity breaks
+ties.
 
     python train_async.py ... --custom-rm-path examples/custom_reward.py --reward-key score
 

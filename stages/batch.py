@@ -1,9 +1,9 @@
-"""From the samples of a rollout to optimizer steps of micro-batches, balanced over data-parallel ranks. Pure.
+"""From the samples of a rollout to optimizer steps of micro-batches, balanced over data-parallel
+ranks. Pure.
 
-Nothing is truncated: a sample longer than the token budget gets a micro-batch of its own. Every rank gets equally many
-micro-batches (their gradients meet in collectives). Samples of one prompt go together where that costs nothing: a micro-batch
-that holds them is given their prompt once.
-"""
+Nothing is truncated: a sample longer than the token budget gets a micro-batch of its own. Every
+rank gets equally many micro-batches (their gradients meet in collectives). Samples of one prompt go
+together where that costs nothing: a micro-batch that holds them is given their prompt once."""
 
 from __future__ import annotations
 
@@ -31,41 +31,69 @@ def make_batch(
     cost: Cost = TOKENS,
     balanced: bool = True,
 ) -> TrainBatch:
-    """`num_steps_per_rollout` optimizer steps (or steps of `global_batch_size` samples; default one), samples in the given order.
+    """`num_steps_per_rollout` optimizer steps (or steps of `global_batch_size` samples; default
+    one), samples in the given order.
 
-    A micro-batch has at most `max_tokens` tokens, or `micro_batch_size` samples where that is given. `cost`: what ranks are balanced
-    by; not `balanced`: samples are dealt out to the ranks in turn.
-    Samples without a trained token are in no micro-batch; they count, evenly over the steps, in `num_samples`.
-    Raises DataError when a step has fewer trained samples than there are ranks.
+    A micro-batch has at most `max_tokens` tokens, or `micro_batch_size` samples where that is
+    given. `cost`: what ranks are balanced by; not `balanced`: samples are dealt out to the ranks in
+    turn. Samples without a trained token are in no micro-batch; they count, evenly over the steps,
+    in `num_samples`. Raises DataError when a step has fewer trained samples than there are ranks.
     """
-    num_steps = num_steps_per_rollout or (max(1, -(-len(samples) // global_batch_size)) if global_batch_size else 1)
+    num_steps = num_steps_per_rollout or (
+        max(1, -(-len(samples) // global_batch_size)) if global_batch_size else 1
+    )
     trained = [s for s in samples if s.loss_mask.any()]
     if len(trained) < num_steps * num_dp_ranks:
         raise DataError(
-            f"rollout {rollout_id} has {len(trained)} samples with a loss, for {num_steps} optimizer steps on {num_dp_ranks} data-parallel "
-            "ranks: every rank needs one a step. Raise --rollout-batch-size or --n-samples-per-prompt, or lower --num-steps-per-rollout"
+            f"rollout {rollout_id} has {len(trained)} samples with a loss, for {num_steps}"
+            f" optimizer steps on {num_dp_ranks} data-parallel ranks: every rank needs one a step."
+            " Raise --rollout-batch-size or --n-samples-per-prompt, or lower"
+            " --num-steps-per-rollout"
         )
     size, rest = divmod(len(trained), num_steps)
     idle = [s.weight for s in samples if not s.loss_mask.any()]
 
     def packer(part: Samples) -> list[list[TrainSample]]:
-        return pack(part, max_tokens, cost) if micro_batch_size is None else count_out(part, micro_batch_size, cost)
+        return (
+            pack(part, max_tokens, cost)
+            if micro_batch_size is None
+            else count_out(part, micro_batch_size, cost)
+        )
 
     steps, start = [], 0
     for i in range(num_steps):
         end = start + size + (i < rest)
-        steps.append(_step(trained[start:end], sum(idle[i::num_steps]), num_dp_ranks, packer, cost, balanced))
+        steps.append(
+            _step(trained[start:end], sum(idle[i::num_steps]), num_dp_ranks, packer, cost, balanced)
+        )
         start = end
     return TrainBatch(rollout_id=rollout_id, policy_version=policy_version, steps=tuple(steps))
 
 
-def _step(samples: Samples, untrained_weight: float, num_ranks: int, packer: Packer, cost: Cost, balanced: bool) -> OptimizerStep:
-    shares = balance(samples, num_ranks, cost) if balanced else [list(samples[r::num_ranks]) for r in range(num_ranks)]
-    most_samples = min(len(share) for share in shares)  # no rank can be cut into more micro-batches than it has samples
+def _step(
+    samples: Samples,
+    untrained_weight: float,
+    num_ranks: int,
+    packer: Packer,
+    cost: Cost,
+    balanced: bool,
+) -> OptimizerStep:
+    shares = (
+        balance(samples, num_ranks, cost)
+        if balanced
+        else [list(samples[r::num_ranks]) for r in range(num_ranks)]
+    )
+    # no rank can be cut into more micro-batches than it has samples
+    most_samples = min(len(share) for share in shares)
     packs = [packer(share) for share in shares]
     count = max(map(len, packs))
-    fits = count <= most_samples  # else one rank has few long samples, another many short ones: micro-batches first, ranks second
-    cut = [_split(bins, count, cost) for bins in packs] if fits else _deal(samples, num_ranks, packer, cost)
+    # else one rank has few long samples, another many short ones: micro-batches first, ranks second
+    fits = count <= most_samples
+    cut = (
+        [_split(bins, count, cost) for bins in packs]
+        if fits
+        else _deal(samples, num_ranks, packer, cost)
+    )
     return OptimizerStep(
         per_rank=tuple(tuple(tuple(mb) for mb in rank) for rank in cut),
         num_samples=sum(s.weight for s in samples) + untrained_weight,
@@ -73,16 +101,16 @@ def _step(samples: Samples, untrained_weight: float, num_ranks: int, packer: Pac
     )
 
 
-# --- ranks --------------------------------------------------------------------------------------------------------
+# --- ranks ----------------------------------------------------------------------------------------
 
 
 def balance(samples: Samples, num_bins: int, cost: Cost = TOKENS) -> list[list[TrainSample]]:
-    """Longest processing time first: the next most costly goes to the least loaded bin, at most 4/3 of the optimum (Graham 1969,
-    "Bounds on multiprocessing timing anomalies"). Every bin gets a sample where there are enough; deterministic.
+    """Longest processing time first: the next most costly goes to the least loaded bin, at most 4/3
+    of the optimum (Graham 1969, "Bounds on multiprocessing timing anomalies"). Every bin gets a
+    sample where there are enough; deterministic.
 
-    Dealt out are samples; or, where that leaves the most loaded bin with no more work, all samples of a prompt at once, which are
-    cheaper together.
-    """
+    Dealt out are samples; or, where that leaves the most loaded bin with no more work, all samples
+    of a prompt at once, which are cheaper together."""
     single = _longest_first([[s] for s in samples], num_bins, cost)
     families = _families(samples)
     if num_bins == 1 or len(families) < num_bins or len(families) == len(samples):
@@ -111,24 +139,39 @@ def _families(samples: Samples) -> list[list[TrainSample]]:
     return list(found.values())
 
 
-# --- micro-batches ------------------------------------------------------------------------------------------------
+# --- micro-batches --------------------------------------------------------------------------------
 
 
 def pack(samples: Samples, max_tokens: int, cost: Cost = TOKENS) -> list[list[TrainSample]]:
-    """First-fit decreasing bin packing (Johnson 1973): few micro-batches of at most `max_tokens` tokens.
+    """First-fit decreasing bin packing (Johnson 1973): few micro-batches of at most `max_tokens`
+    tokens.
 
-    What is packed are all samples of a prompt at once; or one by one, each beside its siblings if there is room; or one by one.
-    The first of the three that costs no more than the others where prompts are shared, that takes no more micro-batches where they
-    are not. Of no two micro-batches are both half empty, in any of the three.
-    """
+    What is packed are all samples of a prompt at once; or one by one, each beside its siblings if
+    there is room; or one by one. The first of the three that costs no more than the others where
+    prompts are shared, that takes no more micro-batches where they are not. Of no two micro-batches
+    are both half empty, in any of the three."""
     single = sorted(([s] for s in samples), key=_unit_order)
-    families = sorted((sorted(f, key=lambda s: (-s.num_tokens, s.index)) for f in _families(samples)), key=_unit_order)
+    families = sorted(
+        (sorted(f, key=lambda s: (-s.num_tokens, s.index)) for f in _families(samples)),
+        key=_unit_order,
+    )
     alone = _first_fit(single, max_tokens)
     if len(alone) == 1 or len(families) == len(samples):
         return alone
-    pieces = [piece for f in families for piece in (_first_fit([[s] for s in f], max_tokens) if _tokens(f) > max_tokens else [f])]
-    ways = (_first_fit(sorted(pieces, key=_unit_order), max_tokens), _beside_siblings(families, max_tokens), alone)
-    return min(ways, key=lambda bins: sum(map(cost.of_micro_batch, bins)) if cost.shares_prompts else len(bins))
+    pieces = [
+        piece
+        for f in families
+        for piece in (_first_fit([[s] for s in f], max_tokens) if _tokens(f) > max_tokens else [f])
+    ]
+    ways = (
+        _first_fit(sorted(pieces, key=_unit_order), max_tokens),
+        _beside_siblings(families, max_tokens),
+        alone,
+    )
+    return min(
+        ways,
+        key=lambda bins: sum(map(cost.of_micro_batch, bins)) if cost.shares_prompts else len(bins),
+    )
 
 
 def _first_fit(units: Sequence[Samples], max_tokens: int) -> list[list[TrainSample]]:
@@ -149,13 +192,17 @@ def _beside_siblings(families: Sequence[Samples], max_tokens: int) -> list[list[
     for family in families:
         homes: list[int] = []
         for sample in family:
-            place = next((i for i in (*homes, *range(len(bins))) if sample.num_tokens <= room[i]), len(bins))
+            place = next(
+                (i for i in (*homes, *range(len(bins))) if sample.num_tokens <= room[i]), len(bins)
+            )
             homes.append(place)
             _put([sample], place, bins, room, max_tokens)
     return bins
 
 
-def _put(unit: Samples, place: int, bins: list[list[TrainSample]], room: list[int], max_tokens: int) -> None:
+def _put(
+    unit: Samples, place: int, bins: list[list[TrainSample]], room: list[int], max_tokens: int
+) -> None:
     if place == len(bins):
         bins.append([])
         room.append(max_tokens)
@@ -167,9 +214,16 @@ def _unit_order(unit: Samples) -> tuple[int, int]:
     return -_tokens(unit), unit[0].index
 
 
-def count_out(samples: Samples, micro_batch_size: int, cost: Cost = TOKENS) -> list[list[TrainSample]]:
-    """Micro-batches of `micro_batch_size` samples, the last may have fewer: prompt by prompt, so that siblings are together."""
-    order = [s for family in sorted(_families(samples), key=lambda f: -max(map(cost.of, f))) for s in family]
+def count_out(
+    samples: Samples, micro_batch_size: int, cost: Cost = TOKENS
+) -> list[list[TrainSample]]:
+    """Micro-batches of `micro_batch_size` samples, the last may have fewer: prompt by prompt, so
+    that siblings are together."""
+    order = [
+        s
+        for family in sorted(_families(samples), key=lambda f: -max(map(cost.of, f)))
+        for s in family
+    ]
     return [order[i : i + micro_batch_size] for i in range(0, len(order), micro_batch_size)]
 
 
@@ -181,12 +235,15 @@ def _split(bins: list[list[TrainSample]], count: int, cost: Cost) -> list[list[T
     return bins
 
 
-def _deal(samples: Samples, num_ranks: int, packer: Packer, cost: Cost) -> list[list[list[TrainSample]]]:
-    """Pack over all ranks, make the number a multiple of the ranks, deal the micro-batches out, equally many to each.
+def _deal(
+    samples: Samples, num_ranks: int, packer: Packer, cost: Cost
+) -> list[list[list[TrainSample]]]:
+    """Pack over all ranks, make the number a multiple of the ranks, deal the micro-batches out,
+    equally many to each.
 
-    Where samples do not divide by the ranks there may be no such number of micro-batches within the budget (three long
-    samples on two ranks): then the smallest are merged over it, as few and as small as can be.
-    """
+    Where samples do not divide by the ranks there may be no such number of micro-batches within the
+    budget (three long samples on two ranks): then the smallest are merged over it, as few and as
+    small as can be."""
     bins = packer(samples)
     count = -(-len(bins) // num_ranks)
     if count * num_ranks <= len(samples):
@@ -199,7 +256,9 @@ def _deal(samples: Samples, num_ranks: int, packer: Packer, cost: Cost) -> list[
             bins[-1] = bins[-1] + last
     cut: list[list[list[TrainSample]]] = [[] for _ in range(num_ranks)]
     loads = [0.0] * num_ranks
-    weighed = sorted(((cost.of_micro_batch(mb), mb) for mb in bins), key=lambda w: w[0], reverse=True)
+    weighed = sorted(
+        ((cost.of_micro_batch(mb), mb) for mb in bins), key=lambda w: w[0], reverse=True
+    )
     for weight, micro_batch in weighed:  # most costly first, to the least loaded rank that has room
         rank = min((r for r in range(num_ranks) if len(cut[r]) < count), key=lambda r: loads[r])
         cut[rank].append(micro_batch)

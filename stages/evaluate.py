@@ -1,4 +1,5 @@
-"""Evaluation: the same generate and reward stages over fixed data sets, beside training and never in its way."""
+"""Evaluation: the same generate and reward stages over fixed data sets, beside training and never
+in its way."""
 
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from pipeline.core.protocols import Generate, Reward
 from pipeline.core.time import Clock, MonotonicClock
 from pipeline.core.types import EvalResult, Sample, Status
 
-MAX_CONCURRENT_PROMPTS = 64  # training rollouts share the engines: an evaluation must not queue up in front of them
+# training rollouts share the engines: an evaluation must not queue up in front of them
+MAX_CONCURRENT_PROMPTS = 64
 
 NO_VERSION = -1  # of an evaluation without a single generated token
 
 
 class Evaluator:
-    """Scores every data set with the weights that the engines happen to serve; each result says which those were."""
+    """Scores every data set with the weights that the engines happen to serve; each result says
+    which those were."""
 
     def __init__(
         self,
@@ -30,7 +33,10 @@ class Evaluator:
         clock: Clock | None = None,
         max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
     ) -> None:
-        """`datasets`: name -> one PENDING sample a prompt; they stay as they are. `reward_key` picks the score of dict rewards."""
+        """`datasets`: name -> one PENDING sample a prompt; they stay as they are.
+
+        `reward_key` picks the score of dict rewards.
+        """
         self._generate, self._reward = generate, reward
         self._datasets = {name: list(samples) for name, samples in datasets.items()}
         self._num_samples = config.n_samples_per_eval_prompt
@@ -39,20 +45,37 @@ class Evaluator:
         self._max_concurrent_prompts = max_concurrent_prompts
 
     async def evaluate(self, rollout_id: int) -> list[EvalResult]:
-        """Every data set once, one after the other. A failed sample counts in `num_failed` and in no mean."""
-        return [await self._evaluate_one(name, prompts, rollout_id) for name, prompts in self._datasets.items()]
+        """Every data set once, one after the other.
 
-    async def _evaluate_one(self, name: str, prompts: Sequence[Sample], rollout_id: int) -> EvalResult:
+        A failed sample counts in `num_failed` and in no mean.
+        """
+        return [
+            await self._evaluate_one(name, prompts, rollout_id)
+            for name, prompts in self._datasets.items()
+        ]
+
+    async def _evaluate_one(
+        self, name: str, prompts: Sequence[Sample], rollout_id: int
+    ) -> EvalResult:
         started = self._clock.now()
         slots = asyncio.Semaphore(self._max_concurrent_prompts)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._one_prompt(place, prompt, slots)) for place, prompt in enumerate(prompts)]
+            tasks = [
+                group.create_task(self._one_prompt(place, prompt, slots))
+                for place, prompt in enumerate(prompts)
+            ]
         samples = [sample for task in tasks for sample in task.result()]
-        return summarise(name, rollout_id, samples, self._clock.now() - started, reward_key=self._reward_key)
+        return summarise(
+            name, rollout_id, samples, self._clock.now() - started, reward_key=self._reward_key
+        )
 
-    async def _one_prompt(self, place: int, prompt: Sample, slots: asyncio.Semaphore) -> list[Sample]:
+    async def _one_prompt(
+        self, place: int, prompt: Sample, slots: asyncio.Semaphore
+    ) -> list[Sample]:
         async with slots:
-            samples = await self._generate([self._copy(place, prompt, i) for i in range(self._num_samples)], evaluation=True)
+            samples = await self._generate(
+                [self._copy(place, prompt, i) for i in range(self._num_samples)], evaluation=True
+            )
             await self._reward(samples)
             return samples
 
@@ -62,9 +85,20 @@ class Evaluator:
         return sample
 
 
-def summarise(name: str, rollout_id: int, samples: Sequence[Sample], seconds: float, *, reward_key: str | None = None) -> EvalResult:
+def summarise(
+    name: str,
+    rollout_id: int,
+    samples: Sequence[Sample],
+    seconds: float,
+    *,
+    reward_key: str | None = None,
+) -> EvalResult:
     """Means over the samples that did not fail (0.0 where none is left)."""
-    good = [s for s in samples if s.status in (Status.COMPLETED, Status.TRUNCATED) and s.reward is not None]
+    good = [
+        s
+        for s in samples
+        if s.status in (Status.COMPLETED, Status.TRUNCATED) and s.reward is not None
+    ]
     versions = [span.version for s in good for span in s.weight_versions]
     return EvalResult(
         name=name,

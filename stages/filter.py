@@ -1,4 +1,5 @@
-"""Which complete groups are worth training on. slime's dynamic sampling filters, by signature and by name."""
+"""Which complete groups are worth training on. slime's dynamic sampling filters, by signature and
+by name."""
 
 from __future__ import annotations
 
@@ -22,16 +23,24 @@ class DynamicFilterOutput:
     reason: str | None = None
 
 
-def filter_zero_std_groups(args: Any, samples: Sequence[Sample], **kwargs: Any) -> DynamicFilterOutput:
-    """Drop groups whose rewards are all equal: their advantages are 0 (dynamic sampling, DAPO, arXiv:2503.14476)."""
+def filter_zero_std_groups(
+    args: Any, samples: Sequence[Sample], **kwargs: Any
+) -> DynamicFilterOutput:
+    """Drop groups whose rewards are all equal: their advantages are 0 (dynamic sampling, DAPO,
+    arXiv:2503.14476)."""
     key = getattr(args, "reward_key", None)
     rewards = {s.reward_value(key) for s in samples}
-    return DynamicFilterOutput(keep=len(rewards) > 1, reason=None if len(rewards) > 1 else "zero_std")
+    return DynamicFilterOutput(
+        keep=len(rewards) > 1, reason=None if len(rewards) > 1 else "zero_std"
+    )
 
 
-def build_filter(path: str | None, args: SimpleNamespace) -> Callable[[Sequence[Sample]], DynamicFilterOutput]:
-    """`--dynamic-sampling-filter-path`: None keeps everything, `zero_std` is built in, else a user's function
-    `(args, samples, **kw) -> DynamicFilterOutput | bool`. Raises ConfigError when it cannot be loaded, or answers otherwise."""
+def build_filter(
+    path: str | None, args: SimpleNamespace
+) -> Callable[[Sequence[Sample]], DynamicFilterOutput]:
+    """`--dynamic-sampling-filter-path`: None keeps everything, `zero_std` is built in, else a
+    user's function `(args, samples, **kw) -> DynamicFilterOutput | bool`. Raises ConfigError when
+    it cannot be loaded, or answers otherwise."""
     if path is None:
         return lambda samples: DynamicFilterOutput(keep=True)
     function = filter_zero_std_groups if path == BUILT_IN else load_function(path, "keep")
@@ -41,17 +50,23 @@ def build_filter(path: str | None, args: SimpleNamespace) -> Callable[[Sequence[
         if isinstance(answer, bool):
             return DynamicFilterOutput(keep=answer, reason=None if answer else path)
         if not hasattr(answer, "keep"):
-            raise ConfigError(f"--dynamic-sampling-filter-path {path} answered {answer!r}: expected True, False or DynamicFilterOutput")
+            raise ConfigError(
+                f"--dynamic-sampling-filter-path {path} answered {answer!r}: expected True, False"
+                " or DynamicFilterOutput"
+            )
         return DynamicFilterOutput(keep=answer.keep, reason=answer.reason)
 
     return verdict
 
 
-def build_sample_filter(path: str | None, args: SimpleNamespace) -> Callable[[list[list[Sample]]], None] | None:
-    """`--rollout-sample-filter-path`: `(args, groups) -> None`, sets `remove_sample` on what shall have no loss.
+def build_sample_filter(
+    path: str | None, args: SimpleNamespace
+) -> Callable[[list[list[Sample]]], None] | None:
+    """`--rollout-sample-filter-path`: `(args, groups) -> None`, sets `remove_sample` on what shall
+    have no loss.
 
-    A function that returns anything is refused with ConfigError: its author expects more than what happens.
-    """
+    A function that returns anything is refused with ConfigError: its author expects more than what
+    happens."""
     if path is None:
         return None
     function = load_function(path, "filter_samples")
@@ -60,14 +75,18 @@ def build_sample_filter(path: str | None, args: SimpleNamespace) -> Callable[[li
         answer = function(args, groups)
         if answer is not None:
             raise ConfigError(
-                f"--rollout-sample-filter-path {path} answered {answer!r:.80}: expected None; set sample.remove_sample = True"
+                f"--rollout-sample-filter-path {path} answered {answer!r:.80}: expected None; set"
+                " sample.remove_sample = True"
             )
 
     return apply
 
 
-def build_all_samples_process(path: str | None, args: SimpleNamespace, source: Any) -> Callable[[list[list[Sample]]], None] | None:
-    """`--rollout-all-samples-process-path`: `(args, all_groups, data_source)`; what it returns is not looked at.
+def build_all_samples_process(
+    path: str | None, args: SimpleNamespace, source: Any
+) -> Callable[[list[list[Sample]]], None] | None:
+    """`--rollout-all-samples-process-path`: `(args, all_groups, data_source)`; what it returns is
+    not looked at.
 
     `source`: the run's; a user's own (--data-source-path) is passed on as the user made it.
     """

@@ -29,10 +29,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)  # behind the end of xdist's workers
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A run that leaves a shared-memory file behind has failed. Not looked at test by test: another one's may be there meanwhile."""
+    """A run that leaves a shared-memory file behind has failed.
+
+    Not looked at test by test: another one's may be there meanwhile.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
-    left = sorted(f.name for f in _shared_memory() - session.config.stash[_shm_before] if not mapped_by_others(f))
+    left = sorted(
+        f.name
+        for f in _shared_memory() - session.config.stash[_shm_before]
+        if not mapped_by_others(f)
+    )
     if left:
         print(f"\nshared-memory files left behind in {_SHM}: {', '.join(left)}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -49,13 +56,25 @@ def entry_command(*flags: str) -> list[str]:
 def run_entry(*flags: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
     """`train_async.py FLAGS`, to its end."""
     return subprocess.run(
-        entry_command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=timeout, env={**os.environ, **env}, check=False
+        entry_command(*flags),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **env},
+        check=False,
     )
 
 
 def run_module(module: str, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """`python -m module words`, in the repository."""
-    return subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def read_metrics(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
@@ -65,7 +84,8 @@ def read_metrics(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]
 
 @pytest.fixture
 def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails when the test leaves a process of ours: one that inherits this test's mark in its environment."""
+    """Fails when the test leaves a process of ours: one that inherits this test's mark in its
+    environment."""
     mark = uuid.uuid4().hex
     monkeypatch.setenv("SLIPSTREAM_TEST", mark)
     yield
@@ -75,7 +95,10 @@ def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _is_marked(process: psutil.Process, mark: str) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("SLIPSTREAM_TEST") == mark
+        return (
+            process.status() != psutil.STATUS_ZOMBIE
+            and process.environ().get("SLIPSTREAM_TEST") == mark
+        )
     except psutil.Error:
         return False  # gone, or not ours to look at
 

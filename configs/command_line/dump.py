@@ -1,4 +1,5 @@
-"""The resolved configuration as a preset: `--config runs/NAME/config.yaml` gives the same Config again."""
+"""The resolved configuration as a preset: `--config runs/NAME/config.yaml` gives the same Config
+again."""
 
 from __future__ import annotations
 
@@ -7,27 +8,35 @@ from collections.abc import Iterator
 from typing import Any
 
 from configs.command_line.families import PREFIXES
-from configs.command_line.flags import own_flags, section_classes, words_of
+from configs.flags import own_flags, section_classes, words_of
 from configs.schema import Config
 
 
 def dump_config(config: Config) -> str:
-    """YAML text with every flag of ours that has a value, and the families' flags that the user gave.
+    """YAML text with every flag of ours that has a value, and the families' flags that the user
+    gave.
 
     Left out is only what is unset by default too (None, no values).
     """
-    lines = ["# Slipstream: the resolved configuration of a run. Run it again: train_async.py --config THIS_FILE"]
+    lines = [
+        "# Slipstream: the resolved configuration of a run. Run it again: train_async.py --config"
+        " THIS_FILE"
+    ]
     for section, cls in section_classes().items():
         lines += ["", f"# {(cls.__doc__ or section).strip()}"]
         part = getattr(config, section)
         for flag in own_flags().values():
-            if flag.section == section and not (flag.default in (None, ()) and getattr(part, flag.field) == flag.default):
+            if flag.section == section and not (
+                flag.default in (None, ()) and getattr(part, flag.field) == flag.default
+            ):
                 lines.append(_item(flag.name, getattr(part, flag.field)))
     for section, prefix in PREFIXES.items():
         values = getattr(config, section)
         if values:
             lines += ["", f"# {section}"]
-            lines += [_item(prefix + field.replace("_", "-"), value) for field, value in values.items()]
+            lines += [
+                _item(prefix + field.replace("_", "-"), value) for field, value in values.items()
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -45,8 +54,15 @@ def _words(name: str, value: Any) -> Iterator[str]:
 
 def _scalar(text: str) -> str:
     """As a YAML scalar: plain where that means the same, else quoted."""
-    if all(c.isprintable() and c.isascii() for c in text) and ": " not in text and " #" not in text and not text.endswith(":"):
+    if (
+        all(c.isprintable() and c.isascii() for c in text)
+        and ": " not in text
+        and " #" not in text
+        and not text.endswith(":")
+    ):
         return text
     import yaml
 
-    return str(yaml.safe_dump(text, default_style='"', width=float("inf"), allow_unicode=True)).strip()
+    return str(
+        yaml.safe_dump(text, default_style='"', width=float("inf"), allow_unicode=True)
+    ).strip()

@@ -1,4 +1,5 @@
-"""The command line's front door: help on stdout, one message and the error's exit code on a mistake."""
+"""The command line's front door: help on stdout, one message and the error's exit code on a
+mistake."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ from pipeline.core.errors import SlipstreamError
 
 
 def parse_or_exit(argv: Sequence[str], prog: str, families: Iterable[FlagFamily] = ()) -> Config:
-    """The configuration that `argv` asks for. Ends the process for --help (0) and for a mistake (2), with no traceback."""
+    """The configuration that `argv` asks for.
+
+    Ends the process for --help (0) and for a mistake (2), with no traceback.
+    """
     families = tuple(families)
     try:
         page = help_page(argv, prog, families)
@@ -25,7 +29,8 @@ def parse_or_exit(argv: Sequence[str], prog: str, families: Iterable[FlagFamily]
         sys.exit(error.exit_code)
     try:
         print(page, end="", flush=True)
-    except BrokenPipeError:  # `--help | head`: the reader has seen enough; nothing must be flushed at exit
+    except BrokenPipeError:
+        # `--help | head`: the reader has seen enough; nothing must be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 

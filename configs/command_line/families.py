@@ -1,7 +1,8 @@
-"""The seam to flags that are not ours: SGLang's (`--sglang-*`) and Megatron's. Who knows them implements `FlagFamily`.
+"""The seam to flags that are not ours: SGLang's (`--sglang-*`) and Megatron's. Who knows them
+implements `FlagFamily`.
 
-The loader asks a family only when a flag is not one of ours, so `--help` and most mistakes never read its sources.
-"""
+The loader asks a family only when a flag is not one of ours, so `--help` and most mistakes never
+read its sources."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-# Where a family's values land in Config -> what its flags begin with. The resolved configuration is written with these.
+# Where a family's values land in Config -> what its flags begin with. The resolved configuration is
+# written with these.
 PREFIXES = {"sglang": "sglang-", "megatron": ""}
 
 
@@ -26,9 +28,8 @@ class FamilyFlag:
 class FlagFamily(Protocol):
     """One family. Names are without prefix and with underscores.
 
-    `parse` must take back what `configs.command_line.flags.words_of` makes of its values: true / false for switches, `none` for None,
-    JSON for dicts and nested lists, several words for flat lists.
-    """
+    `parse` must take back what `configs.flags.words_of` makes of its values: true / false for
+    switches, `none` for None, JSON for dicts and nested lists, several words for flat lists."""
 
     @property
     def section(self) -> str:
@@ -45,4 +46,7 @@ class FlagFamily(Protocol):
         """For the listing."""
 
     def parse(self, name: str, values: Sequence[str]) -> tuple[str, Any]:
-        """(field, value) for `--PREFIXname VALUES`. Raises ValueError whose text says what was expected."""
+        """(field, value) for `--PREFIXname VALUES`.
+
+        Raises ValueError whose text says what was expected.
+        """

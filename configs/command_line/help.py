@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from configs.command_line.families import PREFIXES, FlagFamily
-from configs.command_line.flags import ALIASES, NEGATIVES, Flag, own_flags, section_classes, words_of
+from configs.flags import ALIASES, NEGATIVES, Flag, own_flags, section_classes, words_of
 
 _LEFT = 34  # columns of the flags
 _LONG = 48  # columns of choices that still stand beside the flag
@@ -20,7 +20,9 @@ def own_help(prog: str, families: Iterable[FlagFamily]) -> str:
     width = _width()
     lines = [f"usage: {prog} [--config FILE.yaml] [--flag value ...]", ""]
     lines += textwrap.wrap(
-        "A preset is a YAML list of flags; the command line wins over it. `none` unsets a flag that may be unset.", width
+        "A preset is a YAML list of flags; the command line wins over it. `none` unsets a flag that"
+        " may be unset.",
+        width,
     )
     lines += _entry("--config FILE.yaml", "preset(s) to start from; may be repeated", width)
     lines += _entry("-h, --help", "this page", width)
@@ -34,7 +36,12 @@ def own_help(prog: str, families: Iterable[FlagFamily]) -> str:
         lines += ["", "Other families"]
     for family in families:
         switch = f"--help-{family.section} [WORD ...]"
-        lines += _entry(switch, f"list {family.title}'s flags (--{PREFIXES[family.section]}...), those with every WORD in them", width)
+        lines += _entry(
+            switch,
+            f"list {family.title}'s flags (--{PREFIXES[family.section]}...), those with every WORD"
+            " in them",
+            width,
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -45,7 +52,9 @@ def family_help(family: FlagFamily, words: Sequence[str]) -> str:
         name = PREFIXES[family.section] + flag.name.replace("_", "-")
         if all(w.lower().removeprefix("--") in f"{name} {flag.help}".lower() for w in words):
             default = f" [{flag.default}]" if flag.default is not None else ""
-            lines += _entry(f"--{name}", f"{flag.expects}{default}{'. ' if flag.help else ''}{flag.help}", width)
+            lines += _entry(
+                f"--{name}", f"{flag.expects}{default}{'. ' if flag.help else ''}{flag.help}", width
+            )
     if not lines:
         return f"no flag of {family.title} holds {' '.join(words)}\n"
     return f"{family.title}'s flags\n" + "\n".join(lines) + "\n"
@@ -54,7 +63,9 @@ def family_help(family: FlagFamily, words: Sequence[str]) -> str:
 def _left(flag: Flag) -> str:
     if flag.kind is bool:
         return f"--{'[no-]' if flag.default else ''}{flag.name}"
-    value = ("NAME" if _has_many(flag) else "|".join(flag.choices)) or ("PATH" if flag.field.endswith(_PATHS) else _METAVARS[flag.kind])
+    value = ("NAME" if _has_many(flag) else "|".join(flag.choices)) or (
+        "PATH" if flag.field.endswith(_PATHS) else _METAVARS[flag.kind]
+    )
     return f"--{flag.name} {value}{' ...' if flag.many else ''}"
 
 

@@ -1,8 +1,8 @@
 """From a command line to a checked Config.
 
-The parser is our own rather than tyro's or argparse's: it must know where every flag was written (command line, or file and
-line of a preset), suggest over a thousand names of three families without importing any of them, and answer in a blink.
-"""
+The parser is our own rather than tyro's or argparse's: it must know where every flag was written
+(command line, or file and line of a preset), suggest over a thousand names of three families
+without importing any of them, and answer in a blink."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from configs.command_line.families import PREFIXES, FlagFamily
-from configs.command_line.flags import ALIASES, NEGATIVES, own_flags, parse_value, section_classes
 from configs.command_line.preset_files import Given, expand, preset_files, split_words
+from configs.flags import ALIASES, NEGATIVES, own_flags, parse_value, section_classes
 from configs.rules.validate import validate
 from configs.schema import Config
 from pipeline.core.errors import ConfigError
 
 
 def load_config(argv: Sequence[str], families: Iterable[FlagFamily] = ()) -> Config:
-    """Parse, merge presets (the command line wins) and check everything that can be known before anything starts.
+    """Parse, merge presets (the command line wins) and check everything that can be known before
+    anything starts.
 
     Raises ConfigError with the flag, its value and the fix.
     """
@@ -33,7 +34,9 @@ def load_config(argv: Sequence[str], families: Iterable[FlagFamily] = ()) -> Con
     return config
 
 
-def parse_config(argv: Sequence[str], families: Iterable[FlagFamily] = ()) -> tuple[Config, Mapping[str, str]]:
+def parse_config(
+    argv: Sequence[str], families: Iterable[FlagFamily] = ()
+) -> tuple[Config, Mapping[str, str]]:
     """`load_config` without the checks across fields; also flag name -> where a preset set it."""
     words = split_words(argv)
     values: dict[str, dict[str, Any]] = {section: {} for section in (*section_classes(), *PREFIXES)}
@@ -46,10 +49,13 @@ def parse_config(argv: Sequence[str], families: Iterable[FlagFamily] = ()) -> tu
         origins.pop(name, None)
         if given.origin:
             origins[name] = given.origin
-    parts: dict[str, Any] = {section: cls(**values[section]) for section, cls in section_classes().items()}
+    parts: dict[str, Any] = {
+        section: cls(**values[section]) for section, cls in section_classes().items()
+    }
     parts.update((section, values[section]) for section in PREFIXES)
     config = Config(**parts)
-    presets = [p.stem for p in preset_files(words) if p.stem != "config"]  # config.yaml: what a run left, not a name
+    # config.yaml: what a run left, not a name
+    presets = [p.stem for p in preset_files(words) if p.stem != "config"]
     if config.run.name is None and presets:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=presets[-1]))
     return config, origins
@@ -71,19 +77,26 @@ def _resolve(given: Given, families: Sequence[FlagFamily]) -> tuple[str, str, An
         for family in sorted(families, key=lambda f: -len(PREFIXES[f.section])):
             prefix = PREFIXES[family.section]
             bare = given.name.removeprefix(prefix).replace("-", "_")
-            if given.name.startswith(prefix) and "_" not in given.name and bare in _names(family, unlisted):
+            if (
+                given.name.startswith(prefix)
+                and "_" not in given.name
+                and bare in _names(family, unlisted)
+            ):
                 return (family.section, *family.parse(bare, given.values))
     except ValueError as error:
         raise ConfigError(f"{given}: {error}{given.place}") from error
     except ConfigError as error:  # a family that writes its own message
         raise ConfigError(f"{error}{given.place}") from error
-    raise ConfigError(f"unknown flag --{given.name}{given.place}{_suggest(given.name, families, unlisted)}")
+    raise ConfigError(
+        f"unknown flag --{given.name}{given.place}{_suggest(given.name, families, unlisted)}"
+    )
 
 
 def _names(family: FlagFamily, unlisted: list[str]) -> Iterable[str]:
     try:
         return family.names()
-    except ConfigError as error:  # not installed: this flag is unknown then, and the message says why
+    except ConfigError as error:
+        # not installed: this flag is unknown then, and the message says why
         if str(error) not in unlisted:
             unlisted.append(str(error))
         return ()
@@ -91,17 +104,35 @@ def _names(family: FlagFamily, unlisted: list[str]) -> Iterable[str]:
 
 def _suggest(name: str, families: Sequence[FlagFamily], unlisted: list[str]) -> str:
     flags = own_flags()
-    known = {"config", "help", *flags, *ALIASES, *NEGATIVES, *(f"no-{n}" for n, flag in flags.items() if flag.kind is bool)}
+    known = {
+        "config",
+        "help",
+        *flags,
+        *ALIASES,
+        *NEGATIVES,
+        *(f"no-{n}" for n, flag in flags.items() if flag.kind is bool),
+    }
     for family in families:
-        known.update(PREFIXES[family.section] + n.replace("_", "-") for n in _names(family, unlisted))
+        known.update(
+            PREFIXES[family.section] + n.replace("_", "-") for n in _names(family, unlisted)
+        )
     name = name.replace("_", "-")
-    close = [name] if name in known else difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.66)
+    close = (
+        [name]
+        if name in known
+        else difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.66)
+    )
     listing = ", ".join(["--help", *(f"--help-{family.section}" for family in families)])
-    said = f"; did you mean {' or '.join('--' + c for c in close)}?" if close else f"; {listing} list all flags"
+    said = (
+        f"; did you mean {' or '.join('--' + c for c in close)}?"
+        if close
+        else f"; {listing} list all flags"
+    )
     return said + "".join(f" ({why})" for why in unlisted)
 
 
 def _origins_of(message: str, origins: Mapping[str, str]) -> str:
-    """Where the flags that a message names were set, if a preset did it: the user may not know what is in there."""
+    """Where the flags that a message names were set, if a preset did it: the user may not know what
+    is in there."""
     named = dict.fromkeys(n for n in re.findall(r"--([a-z0-9-]+)", message) if n in origins)
     return f" ({'; '.join(f'--{n}: {origins[n]}' for n in named)})" if named else ""

@@ -1,7 +1,7 @@
 """From a command line, and the presets it names, to a list of flags with their words.
 
-A preset is a YAML list; an item is one flag with its values, quoted as in a shell: `- --rollout-stop "a b" c`.
-"""
+A preset is a YAML list; an item is one flag with its values, quoted as in a shell: `-
+--rollout-stop "a b" c`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class Given:
     origin: str | None = None  # "FILE line N"; None: the command line
 
     def __str__(self) -> str:
-        return " ".join(["--" + self.name, *(shlex.quote(v) if not v or " " in v else v for v in self.values)])
+        return " ".join(
+            ["--" + self.name, *(shlex.quote(v) if not v or " " in v else v for v in self.values)]
+        )
 
     @property
     def place(self) -> str:
@@ -31,10 +33,11 @@ class Given:
 
 
 def split_words(words: Sequence[str]) -> list[Given]:
-    """A command line into flags: a word that begins with two dashes is a flag, the words up to the next one are its values.
+    """A command line into flags: a word that begins with two dashes is a flag, the words up to the
+    next one are its values.
 
-    `--flag=value` is the same as `--flag value`, and the way to give a value that begins with two dashes.
-    """
+    `--flag=value` is the same as `--flag value`, and the way to give a value that begins with two
+    dashes."""
     found: list[tuple[str, list[str]]] = []
     for word in words:
         if word == "-h":
@@ -45,14 +48,23 @@ def split_words(words: Sequence[str]) -> list[Given]:
         elif found:
             found[-1][1].append(word)
         else:
-            raise ConfigError(f"{word!r} stands before any flag: expected --flag value ..., e.g. --config configs/presets/quickstart.yaml")
+            raise ConfigError(
+                f"{word!r} stands before any flag: expected --flag value ..., e.g. --config"
+                " configs/presets/quickstart.yaml"
+            )
     return [Given(name=name, values=tuple(values)) for name, values in found]
 
 
 def expand(given: Sequence[Given]) -> list[Given]:
-    """Replace every --config by its flags, ahead of all others (the command line wins). Raises ConfigError."""
+    """Replace every --config by its flags, ahead of all others (the command line wins).
+
+    Raises ConfigError.
+    """
     files = [path for g in given if g.name == "config" for path in _files_of(g)]
-    return [*(g for file in files for g in read_preset(Path(file))), *(g for g in given if g.name != "config")]
+    return [
+        *(g for file in files for g in read_preset(Path(file))),
+        *(g for g in given if g.name != "config"),
+    ]
 
 
 def preset_files(given: Sequence[Given]) -> list[Path]:
@@ -62,7 +74,10 @@ def preset_files(given: Sequence[Given]) -> list[Path]:
 
 def _files_of(given: Given) -> tuple[str, ...]:
     if not all(given.values) or not given.values:
-        raise ConfigError("--config has no value: expected a YAML file, e.g. --config configs/presets/quickstart.yaml")
+        raise ConfigError(
+            "--config has no value: expected a YAML file, e.g. --config"
+            " configs/presets/quickstart.yaml"
+        )
     return given.values
 
 
@@ -73,20 +88,28 @@ def read_preset(path: Path) -> list[Given]:
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror or error}{_other_presets(path)}") from error
+        raise ConfigError(
+            f"--config {path}: {error.strerror or error}{_other_presets(path)}"
+        ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {path}: not UTF-8 text; expected a YAML list of flags") from error
+        raise ConfigError(
+            f"--config {path}: not UTF-8 text; expected a YAML list of flags"
+        ) from error
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(
-            f"--config {path}{line}: not YAML ({error.problem or error.context}); expected a list, e.g. `- --lr 1e-5`"
+            f"--config {path}{line}: not YAML ({error.problem or error.context}); expected a list,"
+            " e.g. `- --lr 1e-5`"
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"--config {path}: not YAML ({error})") from error
     if node is None:
         return []
     if not isinstance(node, yaml.SequenceNode):
-        raise ConfigError(f"--config {path} line {node.start_mark.line + 1}: expected a list of flags, one an item: `- --lr 1e-5`")
+        raise ConfigError(
+            f"--config {path} line {node.start_mark.line + 1}: expected a list of flags, one an"
+            " item: `- --lr 1e-5`"
+        )
     return list(_items(path, node))
 
 
@@ -97,19 +120,32 @@ def _items(path: Path, node: object) -> Iterator[Given]:
     for item in node.value:
         origin = f"{path} line {item.start_mark.line + 1}"
         if not isinstance(item, yaml.ScalarNode):
-            raise ConfigError(f"--config {origin}: expected a flag with its values, e.g. `- --lr 1e-5` (quote an item that holds ': ')")
+            raise ConfigError(
+                f"--config {origin}: expected a flag with its values, e.g. `- --lr 1e-5` (quote an"
+                " item that holds ': ')"
+            )
         try:
             first, *values = shlex.split(item.value) or [""]
         except ValueError as error:
-            raise ConfigError(f"--config {origin}: {item.value!r}: {str(error).lower()}; quote the value as in a shell") from error
+            raise ConfigError(
+                f"--config {origin}: {item.value!r}: {str(error).lower()}; quote the value as in a"
+                " shell"
+            ) from error
         name, equals, value = first.removeprefix("--").partition("=")
         if not first.startswith("--") or not name:
-            raise ConfigError(f"--config {origin}: {item.value!r} does not begin with --flag; expected e.g. `- --lr 1e-5`")
+            raise ConfigError(
+                f"--config {origin}: {item.value!r} does not begin with --flag; expected e.g. `-"
+                " --lr 1e-5`"
+            )
         if name in ("config", "help"):
-            raise ConfigError(f"--config {origin}: --{name} belongs on the command line, not into a preset")
+            raise ConfigError(
+                f"--config {origin}: --{name} belongs on the command line, not into a preset"
+            )
         yield Given(name=name, values=(*([value] if equals else []), *values), origin=origin)
 
 
 def _other_presets(path: Path) -> str:
     here = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    return f"; {path.parent} has {', '.join(here[:8])}" if here else f" (working folder: {Path.cwd()})"
+    return (
+        f"; {path.parent} has {', '.join(here[:8])}" if here else f" (working folder: {Path.cwd()})"
+    )

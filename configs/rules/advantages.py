@@ -8,7 +8,8 @@ from pathlib import Path
 
 from configs.schema import Config
 
-_WITHIN_GROUPS = ("grpo", "gspo", "cispo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline")  # compare the samples of a prompt
+# compare the samples of a prompt
+_WITHIN_GROUPS = ("grpo", "gspo", "cispo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline")
 _WITH_STD = ("grpo", "gspo", "cispo")
 
 
@@ -16,30 +17,51 @@ def advantages(config: Config) -> Iterator[str]:
     a, name = config.algorithm, config.algorithm.advantage_estimator
     yield from _groups_of_one(config)
     if not a.rewards_normalization and name not in _WITH_STD:
-        why = "compares rewards within their group by definition" if name in _WITHIN_GROUPS else "takes raw rewards anyway"
+        why = (
+            "compares rewards within their group by definition"
+            if name in _WITHIN_GROUPS
+            else "takes raw rewards anyway"
+        )
         yield (
-            f"--disable-rewards-normalization with --advantage-estimator {name}: {name} {why}. Drop the flag"
+            f"--disable-rewards-normalization with --advantage-estimator {name}: {name} {why}. Drop"
+            " the flag"
             f"{', or use reinforce_plus_plus for advantages of raw rewards' if name in _WITHIN_GROUPS else ''}"
         )
     if not a.grpo_std_normalization and name not in (*_WITH_STD, "dr_grpo"):
-        yield f"--disable-grpo-std-normalization with --advantage-estimator {name}: {name} divides by no standard deviation. Drop the flag"
-    if name.startswith("reinforce_plus_plus") and not a.normalize_advantages and not a.custom_advantage_function_path:
         yield (
-            f"--advantage-estimator {name} without --normalize-advantages: its advantages are defined as whitened over the whole "
-            "rollout. Add --normalize-advantages"
+            f"--disable-grpo-std-normalization with --advantage-estimator {name}: {name} divides by"
+            " no standard deviation. Drop the flag"
         )
-    if a.gamma != 1 and name not in ("reinforce_plus_plus", "ppo") and not a.custom_advantage_function_path:
+    if (
+        name.startswith("reinforce_plus_plus")
+        and not a.normalize_advantages
+        and not a.custom_advantage_function_path
+    ):
         yield (
-            f"--gamma {a.gamma:g} with --advantage-estimator {name}: every token of a sample has the same advantage there, nothing is "
-            "discounted. Use reinforce_plus_plus or ppo, or drop the flag"
+            f"--advantage-estimator {name} without --normalize-advantages: its advantages are"
+            " defined as whitened over the whole rollout. Add --normalize-advantages"
+        )
+    if (
+        a.gamma != 1
+        and name not in ("reinforce_plus_plus", "ppo")
+        and not a.custom_advantage_function_path
+    ):
+        yield (
+            f"--gamma {a.gamma:g} with --advantage-estimator {name}: every token of a sample has"
+            " the same advantage there, nothing is discounted. Use reinforce_plus_plus or ppo, or"
+            " drop the flag"
         )
     if a.lambd != 1 and name != "ppo" and not a.custom_advantage_function_path:
-        yield f"--lambd {a.lambd:g} with --advantage-estimator {name}: GAE's lambda needs the critic of ppo. Drop the flag"
+        yield (
+            f"--lambd {a.lambd:g} with --advantage-estimator {name}: GAE's lambda needs the critic"
+            " of ppo. Drop the flag"
+        )
     if a.custom_convert_samples_to_train_data_path and a.custom_reward_post_process_path:
         yield (
-            f"--custom-reward-post-process-path {a.custom_reward_post_process_path} with --custom-convert-samples-to-train-data-path "
-            f"{a.custom_convert_samples_to_train_data_path}: the latter's dict holds the rewards, the former would never be used. "
-            "Call it from there, and drop it here"
+            f"--custom-reward-post-process-path {a.custom_reward_post_process_path} with"
+            " --custom-convert-samples-to-train-data-path"
+            f" {a.custom_convert_samples_to_train_data_path}: the latter's dict holds the rewards,"
+            " the former would never be used. Call it from there, and drop it here"
         )
 
 
@@ -49,29 +71,44 @@ def critic(config: Config) -> Iterator[str]:
         for name, default in ((f.name, f.default) for f in dataclasses.fields(c)):
             if getattr(c, name) != default:
                 flag = f"--{name.replace('_', '-')} {getattr(c, name)}"
-                yield f"{flag} with --advantage-estimator {a.advantage_estimator}: only ppo has a critic. Use ppo, or drop the flag"
+                yield (
+                    f"{flag} with --advantage-estimator {a.advantage_estimator}: only ppo has a"
+                    " critic. Use ppo, or drop the flag"
+                )
         return
     if a.custom_advantage_function_path:
         yield (
-            f"--custom-advantage-function-path {a.custom_advantage_function_path} with --advantage-estimator ppo: the critic makes the "
-            "advantages, in the learner, the function would never be asked. Use another estimator, or drop the function"
+            f"--custom-advantage-function-path {a.custom_advantage_function_path} with"
+            " --advantage-estimator ppo: the critic makes the advantages, in the learner, the"
+            " function would never be asked. Use another estimator, or drop the function"
         )
     if c.num_critic_only_steps >= config.run.num_rollout:
         yield (
-            f"--num-critic-only-steps {c.num_critic_only_steps} with --num-rollout {config.run.num_rollout}: the policy would never be "
-            "trained. Use fewer critic-only rollouts"
+            f"--num-critic-only-steps {c.num_critic_only_steps} with --num-rollout"
+            f" {config.run.num_rollout}: the policy would never be trained. Use fewer critic-only"
+            " rollouts"
         )
     if c.critic_load and not Path(c.critic_load).is_dir():
-        yield f"--critic-load {c.critic_load}: no such folder; expected a Hugging Face model, a snapshot (rollout_NNNNNN) or its critic"
+        yield (
+            f"--critic-load {c.critic_load}: no such folder; expected a Hugging Face model, a"
+            " snapshot (rollout_NNNNNN) or its critic"
+        )
     decay = config.optim.lr_decay_iters
     if decay and c.critic_lr_warmup_iters >= decay:
-        yield f"--critic-lr-warmup-iters {c.critic_lr_warmup_iters} must be below --lr-decay-iters {decay}: both schedules end there"
+        yield (
+            f"--critic-lr-warmup-iters {c.critic_lr_warmup_iters} must be below --lr-decay-iters"
+            f" {decay}: both schedules end there"
+        )
 
 
 def _groups_of_one(config: Config) -> Iterator[str]:
     a, rollout = config.algorithm, config.rollout
     users = rollout.custom_generate_function_path or any(
-        (a.custom_reward_post_process_path, a.custom_advantage_function_path, a.custom_convert_samples_to_train_data_path)
+        (
+            a.custom_reward_post_process_path,
+            a.custom_advantage_function_path,
+            a.custom_convert_samples_to_train_data_path,
+        )
     )
     if (
         rollout.n_samples_per_prompt > 1
@@ -83,8 +120,9 @@ def _groups_of_one(config: Config) -> Iterator[str]:
         return
     if a.rewards_normalization:
         yield (
-            f"--n-samples-per-prompt 1 with --advantage-estimator {a.advantage_estimator}: a sample is compared with the others of its "
-            "prompt, alone its advantage is always 0. Use 2 or more, or reinforce_plus_plus with --normalize-advantages"
+            f"--n-samples-per-prompt 1 with --advantage-estimator {a.advantage_estimator}: a sample"
+            " is compared with the others of its prompt, alone its advantage is always 0. Use 2 or"
+            " more, or reinforce_plus_plus with --normalize-advantages"
         )
 
 
@@ -94,7 +132,8 @@ def sampling(config: Config) -> Iterator[str]:
     if size is not None and size != groups:
         more = max(k + 1, -(-size // groups) - 1)
         yield (
-            f"--over-sampling-batch-size {size} with --rollout-batch-size {groups}: here admission is continuous, a group that a filter "
-            "drops is replaced at once, so nothing is sampled in batches. Groups beyond a rollout would be trained on late or thrown away. "
-            f"Drop the flag; for more groups in flight set --async-buffer-size {more}"
+            f"--over-sampling-batch-size {size} with --rollout-batch-size {groups}: here admission"
+            " is continuous, a group that a filter drops is replaced at once, so nothing is"
+            " sampled in batches. Groups beyond a rollout would be trained on late or thrown away."
+            f" Drop the flag; for more groups in flight set --async-buffer-size {more}"
         )

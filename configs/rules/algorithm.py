@@ -1,4 +1,5 @@
-"""Flags of the loss, the reference model and the off-policy correction that contradict each other."""
+"""Flags of the loss, the reference model and the off-policy correction that contradict each
+other."""
 
 from __future__ import annotations
 
@@ -20,18 +21,27 @@ def algorithm(config: Config) -> Iterator[str]:
 
 def _losses(a: AlgorithmConfig) -> Iterator[str]:
     if a.loss_type == "custom_loss" and not a.custom_loss_function_path:
-        yield "--loss-type custom_loss without --custom-loss-function-path: name the function, file.py:name"
+        yield (
+            "--loss-type custom_loss without --custom-loss-function-path: name the function,"
+            " file.py:name"
+        )
     if a.custom_loss_function_path and a.loss_type != "custom_loss":
         yield (
-            f"--custom-loss-function-path {a.custom_loss_function_path} with --loss-type {a.loss_type}: it would never be called. "
-            "Add --loss-type custom_loss, or drop it"
+            f"--custom-loss-function-path {a.custom_loss_function_path} with --loss-type"
+            f" {a.loss_type}: it would never be called. Add --loss-type custom_loss, or drop it"
         )
     if a.loss_type != "policy_loss":
         for flag, given in _policy_only(a).items():
             if given:
-                yield f"{flag} with --loss-type {a.loss_type}: it is part of the policy loss only. Drop one of the two"
+                yield (
+                    f"{flag} with --loss-type {a.loss_type}: it is part of the policy loss only."
+                    " Drop one of the two"
+                )
     if a.advantage_estimator == "cispo" and a.eps_clip_c is not None:
-        yield f"--eps-clip-c {a.eps_clip_c:g} with --advantage-estimator cispo: its loss has no second bound. Drop --eps-clip-c"
+        yield (
+            f"--eps-clip-c {a.eps_clip_c:g} with --advantage-estimator cispo: its loss has no"
+            " second bound. Drop --eps-clip-c"
+        )
 
 
 def _policy_only(a: AlgorithmConfig) -> dict[str, bool]:
@@ -47,49 +57,70 @@ def _policy_only(a: AlgorithmConfig) -> dict[str, bool]:
     }
     if a.loss_type == "custom_loss":
         flags["--entropy-coef"] = a.entropy_coef > 0
-        flags["--kl-loss-coef"] = a.kl_loss_coef > 0  # --use-kl-loss alone gives the function its ref_log_probs
+        # --use-kl-loss alone gives the function its ref_log_probs
+        flags["--kl-loss-coef"] = a.kl_loss_coef > 0
     return flags
 
 
 def _reference(a: AlgorithmConfig) -> Iterator[str]:
     if a.kl_loss_coef and not a.use_kl_loss:
-        yield f"--kl-loss-coef {a.kl_loss_coef:g} without --use-kl-loss: it would weigh nothing. Add --use-kl-loss"
+        yield (
+            f"--kl-loss-coef {a.kl_loss_coef:g} without --use-kl-loss: it would weigh nothing. Add"
+            " --use-kl-loss"
+        )
     if a.use_unbiased_kl and not a.use_kl_loss:
-        yield "--use-unbiased-kl without --use-kl-loss: it changes that term only. Add --use-kl-loss, or drop it"
+        yield (
+            "--use-unbiased-kl without --use-kl-loss: it changes that term only. Add --use-kl-loss,"
+            " or drop it"
+        )
     if a.kl_coef and a.kl_loss_coef:
         yield (
-            f"--kl-coef {a.kl_coef:g} with --kl-loss-coef {a.kl_loss_coef:g}: the KL would count in the advantages and in the loss. "
-            "Set one of them to 0"
+            f"--kl-coef {a.kl_coef:g} with --kl-loss-coef {a.kl_loss_coef:g}: the KL would count in"
+            " the advantages and in the loss. Set one of them to 0"
         )
     if not (a.use_kl_loss or a.kl_coef):
-        for flag, value in (("--ref-load", a.ref_load), ("--ref-update-interval", a.ref_update_interval)):
+        for flag, value in (
+            ("--ref-load", a.ref_load),
+            ("--ref-update-interval", a.ref_update_interval),
+        ):
             if value is not None:
-                yield f"{flag} {value}: nothing uses a reference model. Add --use-kl-loss or --kl-coef, or drop it"
+                yield (
+                    f"{flag} {value}: nothing uses a reference model. Add --use-kl-loss or"
+                    " --kl-coef, or drop it"
+                )
 
 
 def _truncation(a: AlgorithmConfig) -> Iterator[str]:
     """--use-tis and its flags."""
     if a.use_rollout_logprobs and a.use_tis:
         yield (
-            "--use-rollout-logprobs with --use-tis: the ratio against the rollout log-probs already is the off-policy correction, "
-            "truncated importance sampling would apply it twice. Drop one of the two"
+            "--use-rollout-logprobs with --use-tis: the ratio against the rollout log-probs already"
+            " is the off-policy correction, truncated importance sampling would apply it twice."
+            " Drop one of the two"
         )
     if a.tis_clip_low > a.tis_clip:
-        yield f"--tis-clip-low {a.tis_clip_low:g} is above --tis-clip {a.tis_clip:g}: expected low <= high, e.g. 0 and 2"
+        yield (
+            f"--tis-clip-low {a.tis_clip_low:g} is above --tis-clip {a.tis_clip:g}: expected low <="
+            " high, e.g. 0 and 2"
+        )
     if not a.use_tis:
         given = {"--tis-level": a.tis_level != "token", "--tis-mode": a.tis_mode != "clip"}
-        given[f"--custom-tis-function-path {a.custom_tis_function_path}"] = a.custom_tis_function_path is not None
+        given[f"--custom-tis-function-path {a.custom_tis_function_path}"] = (
+            a.custom_tis_function_path is not None
+        )
         for flag in (f for f, is_given in given.items() if is_given):
             yield f"{flag} without --use-tis: it would change nothing. Add --use-tis, or drop it"
     elif a.off_policy_correction != "none":
         yield (
-            f"--use-tis with --off-policy-correction {a.off_policy_correction}: both say how to correct. Drop one of the two "
-            "(--use-tis is --off-policy-correction tis with bounds of its own)"
+            f"--use-tis with --off-policy-correction {a.off_policy_correction}: both say how to"
+            " correct. Drop one of the two (--use-tis is --off-policy-correction tis with bounds"
+            " of its own)"
         )
     if a.custom_tis_function_path and (a.correction_batch_normalize or a.correction_veto_threshold):
         yield (
-            f"--custom-tis-function-path {a.custom_tis_function_path} with --correction-batch-normalize or --correction-veto-threshold: "
-            "the function decides alone. Drop one of the two"
+            f"--custom-tis-function-path {a.custom_tis_function_path} with"
+            " --correction-batch-normalize or --correction-veto-threshold: the function decides"
+            " alone. Drop one of the two"
         )
 
 
@@ -97,40 +128,67 @@ def _corrections(a: AlgorithmConfig) -> Iterator[str]:
     name, correction = a.off_policy_correction, correction_of(a)
     if PRESETS[name].correction.weighted and a.use_rollout_logprobs:
         yield (
-            f"--use-rollout-logprobs with --off-policy-correction {name}: PPO's ratio against the rollout log-probs already holds the "
-            "weight, it would count twice. Drop one of the two, or take a correction that only masks (geo-rs, opsm, m2po, dppo)"
+            f"--use-rollout-logprobs with --off-policy-correction {name}: PPO's ratio against the"
+            " rollout log-probs already holds the weight, it would count twice. Drop one of the"
+            " two, or take a correction that only masks (geo-rs, opsm, m2po, dppo)"
         )
     if a.correction_batch_normalize and not correction.weighted:
-        yield "--correction-batch-normalize without importance weights: add --use-tis or e.g. --off-policy-correction seq-tis"
+        yield (
+            "--correction-batch-normalize without importance weights: add --use-tis or e.g."
+            " --off-policy-correction seq-tis"
+        )
     yield from _bounds(a)
     if not correction.ppo_clip:
         if a.advantage_estimator in ("gspo", "cispo"):
             yield (
-                f"--off-policy-correction {name} with --advantage-estimator {a.advantage_estimator}: both take the place of PPO's clip. "
-                "Use --advantage-estimator grpo"
+                f"--off-policy-correction {name} with --advantage-estimator"
+                f" {a.advantage_estimator}: both take the place of PPO's clip. Use"
+                " --advantage-estimator grpo"
             )
         if a.staleness_clip_decay:
-            yield f"--staleness-clip-decay {a.staleness_clip_decay:g} with --off-policy-correction {name}: it has no clip. Drop one of them"
+            yield (
+                f"--staleness-clip-decay {a.staleness_clip_decay:g} with --off-policy-correction"
+                f" {name}: it has no clip. Drop one of them"
+            )
 
 
 def _bounds(a: AlgorithmConfig) -> Iterator[str]:
     name, low, high = a.off_policy_correction, a.correction_low, a.correction_high
-    given = [f"{flag} {v:g}" for flag, v in (("--correction-low", low), ("--correction-high", high)) if v is not None]
+    given = [
+        f"{flag} {v:g}"
+        for flag, v in (("--correction-low", low), ("--correction-high", high))
+        if v is not None
+    ]
     if not given:
         return
     if name == "none":
-        yield f"{given[0]} without --off-policy-correction: name one (with --use-tis the bounds are --tis-clip-low and --tis-clip)"
+        yield (
+            f"{given[0]} without --off-policy-correction: name one (with --use-tis the bounds are"
+            " --tis-clip-low and --tis-clip)"
+        )
         return
     said = f"{' '.join(given)} with --off-policy-correction {name}"
     now = correction_of(a)
     if name == "m2po" and low is not None:
-        yield f"{said}: it has one bound, the threshold on the mean squared log-ratio. Use --correction-high, e.g. 0.04"
+        yield (
+            f"{said}: it has one bound, the threshold on the mean squared log-ratio. Use"
+            " --correction-high, e.g. 0.04"
+        )
     elif name == "opsm" and (high is not None or not 0 < now.low <= 1):
-        yield f"{said}: it has a lower bound only, a ratio of at most 1 (exp(-delta)). Use e.g. --correction-low 0.9999"
+        yield (
+            f"{said}: it has a lower bound only, a ratio of at most 1 (exp(-delta)). Use e.g."
+            " --correction-low 0.9999"
+        )
     elif name == "dppo" and not (0 < now.low <= 1 and 0 < now.high <= 1):
-        yield f"{said}: its bounds are changes of a probability, above 0 and at most 1, e.g. 0.2 and 0.2"
+        yield (
+            f"{said}: its bounds are changes of a probability, above 0 and at most 1, e.g. 0.2"
+            " and 0.2"
+        )
     elif name not in ("m2po", "opsm", "dppo") and not now.low <= 1 <= now.high:
-        yield f"{said}: on-policy tokens have ratio 1, which is outside [{now.low:g}, {now.high:g}]. Use low <= 1 <= high"
+        yield (
+            f"{said}: on-policy tokens have ratio 1, which is outside [{now.low:g}, {now.high:g}]."
+            " Use low <= 1 <= high"
+        )
 
 
 def _on_policy(a: AlgorithmConfig, async_buffer_size: int) -> Iterator[str]:
@@ -138,29 +196,40 @@ def _on_policy(a: AlgorithmConfig, async_buffer_size: int) -> Iterator[str]:
         return
     if async_buffer_size > 0:
         yield (
-            f"--true-on-policy-mode with --async-buffer-size {async_buffer_size}: rollouts generated ahead are of older weights. "
-            "Set --async-buffer-size 0, or drop the mode"
+            f"--true-on-policy-mode with --async-buffer-size {async_buffer_size}: rollouts"
+            " generated ahead are of older weights. Set --async-buffer-size 0, or drop the mode"
         )
     if correction_of(a).active or a.staleness_clip_decay or a.ess_lr_scaling:
         yield (
-            "--true-on-policy-mode with an off-policy correction (--use-tis, --off-policy-correction, --staleness-clip-decay, "
-            "--ess-lr-scaling, ...): it refuses every token that could need one. Drop one of the two"
+            "--true-on-policy-mode with an off-policy correction (--use-tis,"
+            " --off-policy-correction, --staleness-clip-decay, --ess-lr-scaling, ...): it refuses"
+            " every token that could need one. Drop one of the two"
         )
 
 
 def _routing(config: Config) -> Iterator[str]:
-    """Replay of routed experts. Whether the model has experts is known where its folder is: at build."""
+    """Replay of routed experts.
+
+    Whether the model has experts is known where its folder is: at build.
+    """
     a = config.algorithm
     if not (a.use_rollout_routing_replay or a.use_routing_replay):
         return
-    flag = "--use-rollout-routing-replay" if a.use_rollout_routing_replay else "--use-routing-replay"
+    flag = (
+        "--use-rollout-routing-replay" if a.use_rollout_routing_replay else "--use-routing-replay"
+    )
     if str(config.megatron.get("moe_router_fusion")).lower() in ("true", "1"):
-        yield f"{flag} with --moe-router-fusion: the fused router takes no experts from outside. Drop one of the two"
+        yield (
+            f"{flag} with --moe-router-fusion: the fused router takes no experts from outside. Drop"
+            " one of the two"
+        )
     if config.run.mock and a.use_rollout_routing_replay:
         yield f"{flag} with --mock: mock engines have no experts. Drop one of the two"
-    has_old_pass = correction_of(a).ratio == "decoupled" or a.kl_coef > 0 or a.true_on_policy_mode  # as in stages/learn/step_objective.py
+    # as in stages/learn/step_objective.py
+    has_old_pass = correction_of(a).ratio == "decoupled" or a.kl_coef > 0 or a.true_on_policy_mode
     if not (a.use_rollout_routing_replay or has_old_pass):
         yield (
-            f"{flag} replays the experts of the pass for the old log-probs, which --use-rollout-logprobs (or a correction with the rollout "
-            "policy in its ratio) leaves out: replay the engine's, --use-rollout-routing-replay, or drop one of the two"
+            f"{flag} replays the experts of the pass for the old log-probs, which"
+            " --use-rollout-logprobs (or a correction with the rollout policy in its ratio) leaves"
+            " out: replay the engine's, --use-rollout-routing-replay, or drop one of the two"
         )

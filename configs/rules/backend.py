@@ -1,4 +1,7 @@
-"""What --train-backend fsdp does not do, refused by name. Its optimizer flags are Megatron's own."""
+"""What --train-backend fsdp does not do, refused by name.
+
+Its optimizer flags are Megatron's own.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,30 @@ from collections.abc import Iterator
 
 from configs.schema import Config
 
-OPTIMIZER_FLAGS = ("lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad")
+OPTIMIZER_FLAGS = (
+    "lr",
+    "min_lr",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_eps",
+    "clip_grad",
+)
 _PARALLEL_SIZES = (
-    "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size", "expert_model_parallel_size",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
     "expert_tensor_parallel_size",
-)  # fmt: skip
+)
 _INSTEAD = {
     "recompute_granularity": "--gradient-checkpointing",
     "recompute_method": "--gradient-checkpointing",
     "bf16": "--dtype bfloat16",
     "use_distributed_optimizer": "nothing: FSDP shards weights, gradients and optimizer anyway",
 }
-# Flags of ours that only the Megatron learner has, as far as this version has them, by the value that asks for nothing.
+# Flags of ours that only the Megatron learner has, as far as this version has them, by the value
+# that asks for nothing.
 _ONLY_MEGATRON: dict[str, dict[str, bool | None]] = {
     "algorithm": {"use_routing_replay": False, "use_rollout_routing_replay": False},
     "cluster": {"offload": False, "offload_train": False},
@@ -36,26 +51,41 @@ def media(config: Config) -> Iterator[str]:
     except ValueError:
         keys = None
     if not isinstance(keys, dict) or list(keys) != ["image"] or not isinstance(keys["image"], str):
-        yield f'--multimodal-keys {given}: expected JSON with the column of the images, e.g. \'{{"image": "images"}}\' (no video, no audio)'
+        yield (
+            f"--multimodal-keys {given}: expected JSON with the column of the images, e.g."
+            ' \'{"image": "images"}\' (no video, no audio)'
+        )
         return
     if not config.data.apply_chat_template:
-        yield f"--multimodal-keys {given} without --apply-chat-template: the model's template says where images go. Add it"
+        yield (
+            f"--multimodal-keys {given} without --apply-chat-template: the model's template says"
+            " where images go. Add it"
+        )
     if config.run.mock:
         yield f"--multimodal-keys {given} with --mock: simulated engines see nothing. Drop one"
     if config.distill.use_opd:
-        yield f"--multimodal-keys {given} with --use-opd: the teacher would be asked without the images. Drop one"
+        yield (
+            f"--multimodal-keys {given} with --use-opd: the teacher would be asked without the"
+            " images. Drop one"
+        )
     if config.model.train_backend != "fsdp" and not config.run.debug_rollout_only:
-        yield f"--multimodal-keys {given} with --train-backend megatron: its models do not see. Use --train-backend fsdp"
+        yield (
+            f"--multimodal-keys {given} with --train-backend megatron: its models do not see. Use"
+            " --train-backend fsdp"
+        )
     if config.warmup.sft_steps:
-        yield f"--multimodal-keys {given} with --sft-steps {config.warmup.sft_steps}: the warm-up takes text only. Drop one"
+        yield (
+            f"--multimodal-keys {given} with --sft-steps {config.warmup.sft_steps}: the warm-up"
+            " takes text only. Drop one"
+        )
 
 
 def backend(config: Config) -> Iterator[str]:
     if config.model.train_backend == "megatron":
         if config.model.gradient_checkpointing:
             yield (
-                "--gradient-checkpointing is for --train-backend fsdp: with megatron say --recompute-granularity full --recompute-method "
-                "uniform --recompute-num-layers 1"
+                "--gradient-checkpointing is for --train-backend fsdp: with megatron say"
+                " --recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
             )
         return
     for name, value in config.megatron.items():
@@ -64,16 +94,26 @@ def backend(config: Config) -> Iterator[str]:
         flag = f"--{name.replace('_', '-')} {value}"
         instead = f"Use {_INSTEAD[name]}, or" if name in _INSTEAD else "Drop it, or"
         if name in _PARALLEL_SIZES:
-            instead = "FSDP shards the model over all --actor-num-nodes x --actor-num-gpus-per-node ranks by itself: drop it, or"
-        yield f"--train-backend fsdp does not know Megatron's {flag}. {instead} train with --train-backend megatron"
+            instead = (
+                "FSDP shards the model over all --actor-num-nodes x --actor-num-gpus-per-node ranks"
+                " by itself: drop it, or"
+            )
+        yield (
+            f"--train-backend fsdp does not know Megatron's {flag}. {instead} train with"
+            " --train-backend megatron"
+        )
     if config.algorithm.advantage_estimator == "ppo":
         yield (
-            "--train-backend fsdp with --advantage-estimator ppo: it has no critic yet. Train with --train-backend megatron, or use an "
-            "estimator without a critic (grpo, gspo, cispo, rloo, reinforce_plus_plus, dr_grpo)"
+            "--train-backend fsdp with --advantage-estimator ppo: it has no critic yet. Train with"
+            " --train-backend megatron, or use an estimator without a critic (grpo, gspo, cispo,"
+            " rloo, reinforce_plus_plus, dr_grpo)"
         )
     for section, names in _ONLY_MEGATRON.items():
         for name, nothing in names.items():
             value = getattr(getattr(config, section), name, nothing)
             if value not in (nothing, None):
                 flag = f"--{'no-' if nothing is True else ''}{name.replace('_', '-')}"
-                yield f"--train-backend fsdp does not know {flag}. Drop it, or train with --train-backend megatron"
+                yield (
+                    f"--train-backend fsdp does not know {flag}. Drop it, or train with"
+                    " --train-backend megatron"
+                )

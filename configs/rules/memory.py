@@ -16,24 +16,33 @@ def _micro_batches(config: Config) -> Iterator[str]:
     a = config.algorithm
     if a.micro_batch_size and a.use_dynamic_batch_size:
         yield (
-            f"--micro-batch-size {a.micro_batch_size} with --use-dynamic-batch-size: micro-batches are cut by samples or by tokens "
-            f"(--max-tokens-per-gpu {a.max_tokens_per_gpu}). Drop one of the two"
+            f"--micro-batch-size {a.micro_batch_size} with --use-dynamic-batch-size: micro-batches"
+            f" are cut by samples or by tokens (--max-tokens-per-gpu {a.max_tokens_per_gpu}). Drop"
+            " one of the two"
         )
     wide = a.log_probs_max_tokens_per_gpu
     if wide and a.samples_of_a_micro_batch:
         yield (
-            f"--log-probs-max-tokens-per-gpu {wide} without --use-dynamic-batch-size: micro-batches are counted in samples. "
-            "Drop --micro-batch-size, or drop it"
+            f"--log-probs-max-tokens-per-gpu {wide} without --use-dynamic-batch-size: micro-batches"
+            " are counted in samples. Drop --micro-batch-size, or drop it"
         )
     elif wide and wide < a.max_tokens_per_gpu:
         yield (
-            f"--log-probs-max-tokens-per-gpu {wide} below --max-tokens-per-gpu {a.max_tokens_per_gpu}: a pass without gradients needs less "
-            "memory than one with them. Raise it, or drop it"
+            f"--log-probs-max-tokens-per-gpu {wide} below --max-tokens-per-gpu"
+            f" {a.max_tokens_per_gpu}: a pass without gradients needs less memory than one with"
+            " them. Raise it, or drop it"
         )
 
 
 def _offload(config: Config) -> Iterator[str]:
     c = config.cluster
-    given = {"--offload": c.offload, "--offload-train": c.offload_train, "--offload-rollout": c.offload_rollout}
+    given = {
+        "--offload": c.offload,
+        "--offload-train": c.offload_train,
+        "--offload-rollout": c.offload_rollout,
+    }
     for flag in (flag for flag, on in given.items() if on and not c.colocate):
-        yield f"{flag} without --colocate: learner and engines have devices of their own, nobody needs the room. Add --colocate, or drop it"
+        yield (
+            f"{flag} without --colocate: learner and engines have devices of their own, nobody"
+            " needs the room. Add --colocate, or drop it"
+        )

@@ -1,4 +1,5 @@
-"""Rules about runs that are not the whole pipeline, or more than it: debugging either half, a teacher beside it."""
+"""Rules about runs that are not the whole pipeline, or more than it: debugging either half, a
+teacher beside it."""
 
 from __future__ import annotations
 
@@ -17,35 +18,63 @@ def distillation(config: Config) -> Iterator[str]:
             yield f"{named[0]} without --use-opd: no teacher is asked. Add --use-opd, or drop it"
         return
     if len(named) != 1:
-        yield f"--use-opd with {' and '.join(named) or 'no teacher'}: expected one of --opd-teacher-load FOLDER, --opd-teacher-url URL"
+        yield (
+            f"--use-opd with {' and '.join(named) or 'no teacher'}: expected one of"
+            " --opd-teacher-load FOLDER, --opd-teacher-url URL"
+        )
     if d.opd_teacher_url and not d.opd_teacher_url.startswith(("http://", "https://")):
-        yield f"--opd-teacher-url {d.opd_teacher_url}: expected http://HOST:PORT of an SGLang server"
+        yield (
+            f"--opd-teacher-url {d.opd_teacher_url}: expected http://HOST:PORT of an SGLang server"
+        )
     if d.opd_teacher_load:
         yield from check_checkpoint(d.opd_teacher_load, "--opd-teacher-load")
     if config.run.mock:
-        yield "--use-opd with --mock: simulated engines have no vocabulary that a teacher could share. Drop one"
+        yield (
+            "--use-opd with --mock: simulated engines have no vocabulary that a teacher could"
+            " share. Drop one"
+        )
     if config.algorithm.advantage_estimator == "ppo":
-        yield "--use-opd with --advantage-estimator ppo: the critic would be taught returns without the teacher. Use grpo, say"
+        yield (
+            "--use-opd with --advantage-estimator ppo: the critic would be taught returns without"
+            " the teacher. Use grpo, say"
+        )
     if config.algorithm.custom_convert_samples_to_train_data_path:
-        yield "--use-opd with --custom-convert-samples-to-train-data-path: its rows cannot be matched with the teacher's answers. Drop one"
+        yield (
+            "--use-opd with --custom-convert-samples-to-train-data-path: its rows cannot be matched"
+            " with the teacher's answers. Drop one"
+        )
     if config.eval.eval_interval and not config.has_scorer:
-        yield f"--eval-interval {config.eval.eval_interval} with --use-opd and no reward function: nothing can be measured. Set --rm-type"
+        yield (
+            f"--eval-interval {config.eval.eval_interval} with --use-opd and no reward function:"
+            " nothing can be measured. Set --rm-type"
+        )
 
 
 def debugging(config: Config) -> Iterator[str]:
     run = config.run
     if run.debug_rollout_only and run.trains_on_records:
-        yield "--debug-rollout-only with --debug-train-only (or --load-debug-rollout-data): nothing would be left to run. Drop one"
+        yield (
+            "--debug-rollout-only with --debug-train-only (or --load-debug-rollout-data): nothing"
+            " would be left to run. Drop one"
+        )
     if run.debug_train_only and run.load_debug_rollout_data is None:
-        yield "--debug-train-only without --load-debug-rollout-data: there is nothing to train on. Name files with {rollout_id}, or a run"
+        yield (
+            "--debug-train-only without --load-debug-rollout-data: there is nothing to train on."
+            " Name files with {rollout_id}, or a run"
+        )
     if run.debug_rollout_only and run.load:
         yield (
-            f"--debug-rollout-only with --load {run.load}: without a learner there is nothing to resume. To generate with a run's weights: "
-            f"--hf-checkpoint {run.load}/checkpoints/latest/hf"
+            f"--debug-rollout-only with --load {run.load}: without a learner there is nothing to"
+            " resume. To generate with a run's weights: --hf-checkpoint"
+            f" {run.load}/checkpoints/latest/hf"
         )
     saved, loaded = run.save_debug_rollout_data, run.load_debug_rollout_data
     for flag, path in (("--save-debug-rollout-data", saved), ("--load-debug-rollout-data", loaded)):
-        if path is not None and "{rollout_id}" not in path and not (flag.startswith("--load") and _is_run(path)):
+        if (
+            path is not None
+            and "{rollout_id}" not in path
+            and not (flag.startswith("--load") and _is_run(path))
+        ):
             yield f"{flag} {path}: expected a file name with {{rollout_id}} in it" + (
                 ", or a run directory that has a buffer" if flag.startswith("--load") else ""
             )

@@ -20,6 +20,7 @@ def saving(config: Config) -> Iterator[str]:
         found = [str(error)]
     if not found or set(found) - set(_PLACES):
         yield (
-            f"--save-hf {template}: expected {{rollout_id}} or {{checkpoint}} in it, and nothing else in braces, so that every save has a "
-            "folder of its own, e.g. hf/{rollout_id}; `none` for no Hugging Face folders"
+            f"--save-hf {template}: expected {{rollout_id}} or {{checkpoint}} in it, and nothing"
+            " else in braces, so that every save has a folder of its own, e.g. hf/{rollout_id};"
+            " `none` for no Hugging Face folders"
         )

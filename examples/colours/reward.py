@@ -1,4 +1,5 @@
-"""1 for the right colour, 0.1 for another one: a model that starts from nothing learns first that colours are asked for."""
+"""1 for the right colour, 0.1 for another one: a model that starts from nothing learns first that
+colours are asked for."""
 
 from __future__ import annotations
 

@@ -10,11 +10,17 @@ from typing import Any
 
 from pipeline.core.types import Sample
 
-logger = logging.getLogger("slipstream.hooks")  # below "slipstream": into run.log and onto the terminal, from INFO on
+# below "slipstream": into run.log and onto the terminal, from INFO on
+logger = logging.getLogger("slipstream.hooks")
 
 
 def process_all_samples(args: Any, all_groups: list[list[Sample]], data_source: Any) -> None:
     """`all_groups`: those that are trained on now, then those dropped since the last rollout."""
     samples = [sample for group in all_groups for sample in group]
     tokens = sum(sample.response_length for sample in samples)
-    logger.info("this rollout took %d groups, %d samples, %d response tokens", len(all_groups), len(samples), tokens)
+    logger.info(
+        "this rollout took %d groups, %d samples, %d response tokens",
+        len(all_groups),
+        len(samples),
+        tokens,
+    )

@@ -1,4 +1,5 @@
-"""What is trained on, row by row: here responses without their last token, which an engine's length limit may have cut off.
+"""What is trained on, row by row: here responses without their last token, which an engine's length
+limit may have cut off.
 
 --custom-convert-samples-to-train-data-path examples/hooks/convert_samples.py
 """
@@ -17,10 +18,13 @@ def convert_samples_to_train_data(args: Any, samples: list[Sample]) -> dict[str,
     data: dict[str, list[Any]] = {
         "tokens": [list(sample.tokens) for sample in samples],
         "response_lengths": [sample.response_length for sample in samples],
-        "loss_masks": [list(sample.loss_mask or [1] * sample.response_length) for sample in samples],
+        "loss_masks": [
+            list(sample.loss_mask or [1] * sample.response_length) for sample in samples
+        ],
         "rollout_log_probs": [list(sample.rollout_log_probs or []) for sample in samples],
         "raw_reward": rewards.tolist(),
-        "rewards": (rewards - rewards.mean()).tolist(),  # they are taken as they are: no group normalisation after this
+        # they are taken as they are: no group normalisation after this
+        "rewards": (rewards - rewards.mean()).tolist(),
         "sample_indices": [sample.index for sample in samples],
     }
     for sample, mask in zip(samples, data["loss_masks"], strict=True):

@@ -3,8 +3,8 @@
     --loss-type custom_loss --custom-loss-function-path examples/hooks/custom_loss.py
     --use-tis --custom-tis-function-path examples/hooks/custom_loss.py
 
-Both run on the learner's ranks and see trained tokens only. `args` has the learner's flags. Metrics come back as means.
-"""
+Both run on the learner's ranks and see trained tokens only. `args` has the learner's flags. Metrics
+come back as means."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from torch import Tensor
 def loss_function(
     args: Any, batch: dict[str, Any], logits: Tensor, sum_of_sample_mean: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Rejection fine-tuning: cross entropy of samples better than their group's mean, the others are left out.
+    """Rejection fine-tuning: cross entropy of samples better than their group's mean, the others
+    are left out.
 
-    `batch`: lists with a tensor a sample (log_probs, rollout_log_probs, ref_log_probs, advantages, loss_masks), and targets [N],
-    staleness [S], and current_log_probs [N], which carry the gradient (`logits` [1, N, V] do too, for losses that need all words).
-    """
+    `batch`: lists with a tensor a sample (log_probs, rollout_log_probs, ref_log_probs, advantages,
+    loss_masks), and targets [N], staleness [S], and current_log_probs [N], which carry the gradient
+    (`logits` [1, N, V] do too, for losses that need all words)."""
     good = (torch.cat(batch["advantages"]) > 0).float()
-    return sum_of_sample_mean(-batch["current_log_probs"] * good), {"good_fraction": sum_of_sample_mean(good)}
+    return sum_of_sample_mean(-batch["current_log_probs"] * good), {
+        "good_fraction": sum_of_sample_mean(good)
+    }
 
 
 def tis_function(
@@ -37,7 +40,8 @@ def tis_function(
     total_lengths: list[int],
     response_lengths: list[int],
 ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
-    """--use-tis's weights, and samples off by more than a tenth a token on average are dropped: (pg_loss [N], masks, metrics [N])."""
+    """--use-tis's weights, and samples off by more than a tenth a token on average are dropped:
+    (pg_loss [N], masks, metrics [N])."""
     gaps = [old - rollout for old, rollout in zip(train_log_probs, rollout_log_probs, strict=True)]
     masks = [mask * (gap.mean().abs() <= 0.1) for gap, mask in zip(gaps, loss_masks, strict=True)]
     ratio = torch.cat(gaps).exp()

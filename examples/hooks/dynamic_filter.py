@@ -1,4 +1,5 @@
-"""Dynamic sampling (DAPO): drop groups that are all right or all wrong; each is replaced by a new one at once.
+"""Dynamic sampling (DAPO): drop groups that are all right or all wrong; each is replaced by a new
+one at once.
 
 --dynamic-sampling-filter-path examples/hooks/dynamic_filter.py
 """
@@ -15,5 +16,6 @@ from stages.filter import DynamicFilterOutput
 def keep(args: Any, samples: Sequence[Sample], **_: Any) -> DynamicFilterOutput:
     rewards = [sample.get_reward_value(args) for sample in samples]
     if min(rewards) == max(rewards):
-        return DynamicFilterOutput(keep=False, reason="too_easy" if rewards[0] > 0 else "too_hard")  # reasons are counted
+        # reasons are counted
+        return DynamicFilterOutput(keep=False, reason="too_easy" if rewards[0] > 0 else "too_hard")
     return DynamicFilterOutput(keep=True)

@@ -1,4 +1,5 @@
-"""Fan-out: one rollout that comes out as two samples, an answer and a second try at it. They share the weight of one rollout.
+"""Fan-out: one rollout that comes out as two samples, an answer and a second try at it. They share
+the weight of one rollout.
 
 --custom-generate-function-path examples/hooks/generate.py
 """
@@ -12,8 +13,11 @@ from pipeline.core.types import Sample
 from stages.generate.session import open_session
 
 
-async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False) -> Sample | list[Sample]:
-    again = copy.deepcopy(sample)  # keeps `index`: that is what makes it a sample of the same rollout
+async def generate(
+    args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False
+) -> Sample | list[Sample]:
+    # keeps `index`: that is what makes it a sample of the same rollout
+    again = copy.deepcopy(sample)
     samples = [sample] if evaluation else [sample, again]
     for each in samples:
         each.session_id = None  # a conversation of its own

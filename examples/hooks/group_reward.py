@@ -1,4 +1,5 @@
-"""A reward for a whole group: right answers share one point, so an answer that few found is worth more.
+"""A reward for a whole group: right answers share one point, so an answer that few found is worth
+more.
 
 --group-rm --custom-rm-path examples/hooks/group_reward.py
 """

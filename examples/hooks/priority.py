@@ -1,7 +1,8 @@
-"""Replay prompts that are neither solved nor hopeless: p (1 - p) of the share p of right answers, largest at one half.
+"""Replay prompts that are neither solved nor hopeless: p (1 - p) of the share p of right answers,
+largest at one half.
 
---max-times-sampled 2 --buffer-selector prioritized --buffer-priority-path examples/hooks/priority.py
-"""
+--max-times-sampled 2 --buffer-selector prioritized --buffer-priority-path
+examples/hooks/priority.py"""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from pipeline.core.types import Sample
 
 
 def post_process_rewards(args: Any, samples: list[Sample]) -> tuple[list[float], list[float]]:
-    """(raw rewards, for the metrics; rewards, for the estimator), one a sample, in the order given."""
+    """(raw rewards, for the metrics; rewards, for the estimator), one a sample, in the order
+    given."""
     raw = [sample.get_reward_value(args) for sample in samples]
     groups: dict[Any, list[float]] = defaultdict(list)
     for sample, reward in zip(samples, raw, strict=True):

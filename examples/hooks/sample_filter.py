@@ -1,4 +1,5 @@
-"""No loss for responses that ran into the length limit: they were not wrong, only long. They still count in their group's mean.
+"""No loss for responses that ran into the length limit: they were not wrong, only long. They still
+count in their group's mean.
 
 --rollout-sample-filter-path examples/hooks/sample_filter.py
 """

@@ -1,4 +1,5 @@
-"""What `python -m pipeline buffer RUN_DIR ...` shows of a run's buffer: its account, its groups, single samples, checksums, exports."""
+"""What `python -m pipeline buffer RUN_DIR ...` shows of a run's buffer: its account, its groups,
+single samples, checksums, exports."""
 
 from __future__ import annotations
 
@@ -43,24 +44,38 @@ def ledger_lines(run: RunDir, as_json: bool) -> Iterator[str]:
         return
     yield "  ".join(f"{name} {count}" for name, count in totals.items())
     for row in ledger.rows():
-        consumed = ", ".join(f"rollout {c['rollout']} at version {c['policy_version']}" for c in row["consumed"]) or "-"
+        consumed = (
+            ", ".join(
+                f"rollout {c['rollout']} at version {c['policy_version']}" for c in row["consumed"]
+            )
+            or "-"
+        )
         void = f", {row['consumptions_void']} void" if row["consumptions_void"] else ""
         reason = f" ({row['reason']})" if row["reason"] else ""
-        yield f"group {row['group']:>6}  {row['fate']}{reason}  consumed {consumed}{void}  checkpoint {row['committed_by'] or '-'}"
+        yield (
+            f"group {row['group']:>6}  {row['fate']}{reason}  consumed {consumed}{void}  checkpoint"
+            f" {row['committed_by'] or '-'}"
+        )
 
 
 def list_lines(run: RunDir, min_reward: float | None) -> Iterator[str]:
-    """A line a group that lies in the segments. `min_reward`: only groups with at least that mean."""
+    """A line a group that lies in the segments.
+
+    `min_reward`: only groups with at least that mean.
+    """
     fates = {g: a.fate for g, a in ledger_of(run)[0].accounts.items()}
     for path, offset, group in groups_of(run):
         rewards = [s.reward_value() for s in group.samples if isinstance(s.reward, float | int)]
         mean = sum(rewards) / len(rewards) if rewards else float("nan")
         if min_reward is not None and not mean >= min_reward:
             continue
-        tokens, fate = sum(s.response_length for s in group.samples), fates.get(group.group_index, "?")
+        tokens, fate = (
+            sum(s.response_length for s in group.samples),
+            fates.get(group.group_index, "?"),
+        )
         yield (
-            f"group {group.group_index:>6}  {fate:<10} {len(group.samples)} samples  {tokens} response tokens  "
-            f"reward {mean:.3f}  {path.name}@{offset}"
+            f"group {group.group_index:>6}  {fate:<10} {len(group.samples)} samples  {tokens}"
+            f" response tokens  reward {mean:.3f}  {path.name}@{offset}"
         )
 
 
@@ -69,19 +84,27 @@ def show_lines(run: RunDir, group_index: int, place: int) -> Iterator[str]:
     group = next((g for _, _, g in groups_of(run) if g.group_index == group_index), None)
     if group is None:
         raise DataError(
-            f"group {group_index} does not lie in {run.buffer}: it never came, or its segment is gone (see --keep-trajectories)"
+            f"group {group_index} does not lie in {run.buffer}: it never came, or its segment is"
+            " gone (see --keep-trajectories)"
         )
     if not 0 <= place < len(group.samples):
         raise DataError(f"group {group_index} has samples 0..{len(group.samples) - 1}, not {place}")
     sample = group.samples[place]
-    yield f"sample {sample.index} of group {group_index}: {sample.status}, reward {sample.reward}, label {sample.label!r}"
+    yield (
+        f"sample {sample.index} of group {group_index}: {sample.status}, reward {sample.reward},"
+        f" label {sample.label!r}"
+    )
     yield f"prompt: {sample.prompt!r}"
     yield f"response: {sample.response!r}"
     versions: list[Any] = ["-"] * sample.response_length
     for version, start, end in sample.weight_versions:
         versions[start:end] = [version] * (end - start)
     mask = sample.loss_mask if sample.loss_mask is not None else [1] * sample.response_length
-    log_probs = sample.rollout_log_probs if sample.rollout_log_probs is not None else [float("nan")] * sample.response_length
+    log_probs = (
+        sample.rollout_log_probs
+        if sample.rollout_log_probs is not None
+        else [float("nan")] * sample.response_length
+    )
     yield f"{'token':>8} {'mask':>4} {'log-prob':>9} {'version':>7}"
     response = list(sample.tokens)[len(sample.tokens) - sample.response_length :]
     for token, m, log_prob, version in zip(response, mask, log_probs, versions, strict=True):
@@ -89,10 +112,15 @@ def show_lines(run: RunDir, group_index: int, place: int) -> Iterator[str]:
 
 
 def verify_lines(run: RunDir) -> Iterator[str]:
-    """Every checksum of every segment, and the journal's. Raises BufferCorruption naming the first damage, after all were looked at."""
+    """Every checksum of every segment, and the journal's.
+
+    Raises BufferCorruption naming the first damage, after all were looked at.
+    """
     damage: list[str] = []
     ledger, torn = ledger_of(run)
-    yield f"{FILE_NAME}: {len(ledger.accounts)} groups" + (f", {torn} bytes of a torn last line" if torn else "")
+    yield f"{FILE_NAME}: {len(ledger.accounts)} groups" + (
+        f", {torn} bytes of a torn last line" if torn else ""
+    )
     for path in segments_of(run):
         count = 0
         try:
@@ -107,10 +135,16 @@ def verify_lines(run: RunDir) -> Iterator[str]:
 
 
 def export(run: RunDir, target: Path) -> int:
-    """Write all groups in the segments to `target` (.parquet or .jsonl), a row a sample. Returns the rows."""
+    """Write all groups in the segments to `target` (.parquet or .jsonl), a row a sample.
+
+    Returns the rows.
+    """
     batches = [batch for path in segments_of(run) for _, batch in scan(path)]
     if not batches:
-        raise DataError(f"{run.buffer} holds no groups: trained ones are removed at the next checkpoint (see --keep-trajectories)")
+        raise DataError(
+            f"{run.buffer} holds no groups: trained ones are removed at the next checkpoint (see"
+            " --keep-trajectories)"
+        )
     table = pa.Table.from_batches(batches)
     match target.suffix:
         case ".parquet":
@@ -122,5 +156,8 @@ def export(run: RunDir, target: Path) -> int:
                 for row in table.to_pylist():
                     f.write(json.dumps(row) + "\n")
         case other:
-            raise DataError(f"export to {target}: {other or 'no suffix'} is not known; expected .parquet or .jsonl")
+            raise DataError(
+                f"export to {target}: {other or 'no suffix'} is not known; expected .parquet or"
+                " .jsonl"
+            )
     return len(table)

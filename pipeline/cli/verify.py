@@ -1,4 +1,5 @@
-"""`python -m pipeline buffer RUN_DIR replay`: a recorded run's decisions and batches, made again and compared with the record."""
+"""`python -m pipeline buffer RUN_DIR replay`: a recorded run's decisions and batches, made again
+and compared with the record."""
 
 from __future__ import annotations
 
@@ -19,16 +20,26 @@ from pipeline.wiring.foreign_flags import FAMILIES
 
 
 def replay_lines(run: RunDir) -> Iterator[str]:
-    """What was compared. Raises DataError, after all was looked at, when something came out otherwise."""
+    """What was compared.
+
+    Raises DataError, after all was looked at, when something came out otherwise.
+    """
     config = load_config(["--config", str(run.config)], families=FAMILIES)
     records, _ = read_journal(run.buffer / FILE_NAME)
     life = next((n for n, record in enumerate(records) if record["t"] == "restore"), len(records))
     rerun = Rerun(config.async_, make_clock(config), seed=config.run.seed)
     rerun.run(records[:life])
     end = " (up to the first restart)" if life < len(records) else ""
-    yield f"decisions{end}: {rerun.num_admitted} admissions and {rerun.num_taken} takes made again, {len(rerun.differences)} differ"
+    yield (
+        f"decisions{end}: {rerun.num_admitted} admissions and {rerun.num_taken} takes made again,"
+        f" {len(rerun.differences)} differ"
+    )
     wrong = list(rerun.differences)
-    known = {r["rollout_id"]: r["batch_digest"] for r in current_records(read_records(run.metrics)) if r["kind"] == "train"}
+    known = {
+        r["rollout_id"]: r["batch_digest"]
+        for r in current_records(read_records(run.metrics))
+        if r["kind"] == "train"
+    }
     if config.async_.keep_trajectories:
         recorded, make, equal = RecordedRun(run.buffer), Batcher(config, flat_args(config), None), 0
         for rollout_id, digest in known.items():
@@ -41,4 +52,6 @@ def replay_lines(run: RunDir) -> Iterator[str]:
     else:
         yield "batches: not kept (record with --keep-trajectories)"
     if wrong:
-        raise DataError("; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
+        raise DataError(
+            "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        )

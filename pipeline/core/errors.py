@@ -1,8 +1,9 @@
-"""Every error Slipstream raises on purpose: one base class, leaves named after the boundary where they arise.
+"""Every error Slipstream raises on purpose: one base class, leaves named after the boundary where
+they arise.
 
 A message says what was given, what was expected and what to do. `UserError` leaves are shown to the
-user as one line with exit code 2 (a mistake in the input) or 1 (a fault while running), without a traceback.
-"""
+user as one line with exit code 2 (a mistake in the input) or 1 (a fault while running), without a
+traceback."""
 
 
 class SlipstreamError(Exception):
@@ -34,7 +35,10 @@ class EngineError(SlipstreamError):
 
 
 class GenerateError(SlipstreamError):
-    """A rollout could not be generated (custom functions included). Recorded on the sample, not fatal."""
+    """A rollout could not be generated (custom functions included).
+
+    Recorded on the sample, not fatal.
+    """
 
 
 class RewardError(SlipstreamError):

@@ -1,4 +1,5 @@
-"""Where the weights of a checkpoint lie: Hugging Face folders, our snapshots, Megatron-LM's folders. Reads names, nothing bigger."""
+"""Where the weights of a checkpoint lie: Hugging Face folders, our snapshots, Megatron-LM's
+folders. Reads names, nothing bigger."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ class Weights:
 
 
 def find_weights(path: Path, flag: str) -> Weights:
-    """`path` is a Hugging Face folder, a torch_dist folder, one of our snapshots, a run or its checkpoints folder (its latest), a folder
-    with Megatron-LM's latest_checkpointed_iteration.txt, or an iter_XXXXXXX folder in it.
+    """`path` is a Hugging Face folder, a torch_dist folder, one of our snapshots, a run or its
+    checkpoints folder (its latest), a folder with Megatron-LM's latest_checkpointed_iteration.txt,
+    or an iter_XXXXXXX folder in it.
 
     Raises CheckpointError, which begins with `flag` and names what was looked for.
     """
@@ -32,14 +34,17 @@ def find_weights(path: Path, flag: str) -> Weights:
         if (folder / "metadata.json").is_file():
             _check_backend(folder, flag)
             return Weights(format="torch_dist", folder=folder)
-        if next(folder.glob("mp_rank_*/model_optim_rng.pt"), None) or next(folder.glob("mp_rank_*/model_rng.pt"), None):
+        if next(folder.glob("mp_rank_*/model_optim_rng.pt"), None) or next(
+            folder.glob("mp_rank_*/model_rng.pt"), None
+        ):
             return Weights(format="torch", folder=folder)
         if (folder / "config.json").is_file():
             return Weights(format="hf", folder=folder)
     held = sorted(p.name for p in path.iterdir())[:6]
     raise CheckpointError(
-        f"{flag} {path}: no checkpoint found; expected config.json (Hugging Face), metadata.json (torch_dist), {TRACKER}, "
-        f"mp_rank_XX/model_optim_rng.pt or a run's checkpoints. It holds {', '.join(held) or 'nothing'}"
+        f"{flag} {path}: no checkpoint found; expected config.json (Hugging Face), metadata.json"
+        f" (torch_dist), {TRACKER}, mp_rank_XX/model_optim_rng.pt or a run's checkpoints. It holds"
+        f" {', '.join(held) or 'nothing'}"
     )
 
 
@@ -47,8 +52,14 @@ def find_torch_dist(path: Path, flag: str) -> Path:
     """The torch_dist folder that `path` means. Raises CheckpointError, for other formats too."""
     weights = find_weights(path, flag)
     if weights.format != "torch_dist":
-        what = "a Hugging Face folder" if weights.format == "hf" else "of Megatron's older `torch` format"
-        raise CheckpointError(f"{flag} {path} is {what}: expected torch_dist (python -m pipeline convert makes one)")
+        what = (
+            "a Hugging Face folder"
+            if weights.format == "hf"
+            else "of Megatron's older `torch` format"
+        )
+        raise CheckpointError(
+            f"{flag} {path} is {what}: expected torch_dist (python -m pipeline convert makes one)"
+        )
     return weights.folder
 
 
@@ -58,9 +69,13 @@ def _candidates(path: Path, flag: str) -> Iterator[Path]:
     tracker = path / TRACKER
     if tracker.is_file():
         said = tracker.read_text(encoding="utf-8").strip()
-        folder = path / (said if said == "release" else f"iter_{int(said):07d}" if said.isdigit() else "?")
+        folder = path / (
+            said if said == "release" else f"iter_{int(said):07d}" if said.isdigit() else "?"
+        )
         if not folder.is_dir():
-            raise CheckpointError(f"{flag} {path}: {TRACKER} says {said!r}, but there is no folder {folder.name}")
+            raise CheckpointError(
+                f"{flag} {path}: {TRACKER} says {said!r}, but there is no folder {folder.name}"
+            )
         yield folder
     for latest in (path / "latest", path / "checkpoints" / "latest"):
         if (latest / "DONE").exists():
@@ -69,11 +84,16 @@ def _candidates(path: Path, flag: str) -> Iterator[Path]:
 
 def _check_backend(folder: Path, flag: str) -> None:
     try:
-        backend = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["sharded_backend"]
+        backend = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))[
+            "sharded_backend"
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{flag} {folder}/metadata.json: not Megatron's ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"{flag} {folder}/metadata.json: not Megatron's ({type(error).__name__}: {error})"
+        ) from error
     if backend != "torch_dist":
         raise CheckpointError(
-            f"{flag} {folder}: sharded_backend {backend!r}: Megatron-core 0.16 reads torch_dist only. Convert it with a release that "
-            "still reads it (0.12 for zarr), or save it again with --ckpt-format torch_dist"
+            f"{flag} {folder}: sharded_backend {backend!r}: Megatron-core 0.16 reads torch_dist"
+            " only. Convert it with a release that still reads it (0.12 for zarr), or save it"
+            " again with --ckpt-format torch_dist"
         )

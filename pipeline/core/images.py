@@ -1,4 +1,5 @@
-"""Images between user code, files, engines and the learner: always as data-URLs in records, never pickled.
+"""Images between user code, files, engines and the learner: always as data-URLs in records, never
+pickled.
 
 A data-URL is what SGLang takes as `image_data`, and JSON can say it.
 """
@@ -6,7 +7,6 @@ A data-URL is what SGLang takes as `image_data`, and JSON can say it.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,18 @@ _KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "
 
 
 def to_data_url(image: Any, folder: Path | None = None) -> str:
-    """`image`: a data-URL, a file (relative to `folder`), the bytes of one, {"bytes": ..., "path": ...} as Parquet files of images
-    have it, or a PIL image (kept as PNG). Raises ValueError for anything else, and for an address: nothing is fetched."""
+    """`image`: a data-URL, a file (relative to `folder`), the bytes of one, {"bytes": ..., "path":
+    ...} as Parquet files of images have it, or a PIL image (kept as PNG). Raises ValueError for
+    anything else, and for an address: nothing is fetched."""
     if isinstance(image, dict) and (image.get("bytes") or image.get("path")):
         image = image.get("bytes") or image["path"]
     if isinstance(image, str):
         if image.startswith("data:image/"):
             return image
         if "://" in image:
-            raise ValueError(f"{image:.80}: images are not fetched from addresses; store files or data-URLs")
+            raise ValueError(
+                f"{image:.80}: images are not fetched from addresses; store files or data-URLs"
+            )
         path = (folder or Path()) / Path(image).expanduser()
         if not path.is_file():
             raise ValueError(f"{path}: no such image file")
@@ -37,22 +40,14 @@ def to_data_url(image: Any, folder: Path | None = None) -> str:
         out = io.BytesIO()
         image.save(out, "PNG")
         return to_data_url(out.getvalue())
-    raise ValueError(f"a {type(image).__name__} is no image; expected a data-URL, a file, its bytes, or a PIL image")
-
-
-def open_image(url: str) -> Any:
-    """The PIL image, RGB, of a data-URL. Raises ValueError."""
-    from PIL import Image, UnidentifiedImageError
-
-    head, _, data = url.partition(",")
-    if not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise ValueError(f"{url:.40}: expected data:image/...;base64,...")
-    try:
-        return Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB")
-    except (binascii.Error, UnidentifiedImageError, OSError, ValueError) as error:
-        raise ValueError(f"{url:.40}: not a readable image: {error}") from error
+    raise ValueError(
+        f"a {type(image).__name__} is no image; expected a data-URL, a file, its bytes, or a PIL"
+        " image"
+    )
 
 
 def is_pil_image(value: Any) -> bool:
     """Without importing PIL."""
-    return any(cls.__module__ == "PIL.Image" and cls.__name__ == "Image" for cls in type(value).__mro__)
+    return any(
+        cls.__module__ == "PIL.Image" and cls.__name__ == "Image" for cls in type(value).__mro__
+    )

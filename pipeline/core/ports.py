@@ -8,17 +8,23 @@ from collections.abc import Sequence
 
 from pipeline.core.errors import EngineError
 
-PORTS = range(20000, 32000)  # Linux hands out 32768-60999: a port from there may be gone between asking and binding
+# Linux hands out 32768-60999: a port from there may be gone between asking and binding
+PORTS = range(20000, 32000)
 
 
 def free_port(taken: Sequence[int] = (), rng: random.Random | None = None) -> int:
-    """A port of 127.0.0.1 on which nothing listens now. Raises EngineError when a thousand tries find none."""
+    """A port of 127.0.0.1 on which nothing listens now.
+
+    Raises EngineError when a thousand tries find none.
+    """
     rng = rng or random.Random()
     for _ in range(1000):
         port = rng.choice(PORTS)
         if port not in taken and is_free(port):
             return port
-    raise EngineError(f"no free port found between {PORTS.start} and {PORTS.stop}: what listens there? (ss -ltn)")
+    raise EngineError(
+        f"no free port found between {PORTS.start} and {PORTS.stop}: what listens there? (ss -ltn)"
+    )
 
 
 def is_free(port: int) -> bool:

@@ -10,14 +10,26 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pipeline.core.types import Admission, Completion, Group, PushResult, Sample, StepResult, TrainBatch
+from pipeline.core.types import (
+    Admission,
+    Completion,
+    Group,
+    PushResult,
+    Sample,
+    StepResult,
+    TrainBatch,
+)
 
 
 class Source(Protocol):
-    """Where prompts come from. Consumed by the admission loop, one group at a time; never blocks on I/O for long."""
+    """Where prompts come from.
+
+    Consumed by the admission loop, one group at a time; never blocks on I/O for long.
+    """
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
-        """`num_samples` groups of `n_samples_per_prompt` PENDING samples each, in the epoch's shuffled order."""
+        """`num_samples` groups of `n_samples_per_prompt` PENDING samples each, in the epoch's
+        shuffled order."""
 
     def add_samples(self, groups: list[list[Sample]]) -> None:
         """Give groups back; they are handed out first, next time."""
@@ -29,15 +41,19 @@ class Source(Protocol):
 
 
 class EnginePool(Protocol):
-    """A set of engines of one policy. Knows addresses, load, health and versions; not what is generated."""
+    """A set of engines of one policy.
+
+    Knows addresses, load, health and versions; not what is generated.
+    """
 
     @property
     def endpoints(self) -> Sequence[str]:
         """Base URLs of all engines, e.g. http://127.0.0.1:31000."""
 
     def lease(self, session_id: str | None = None) -> AbstractAsyncContextManager[str]:
-        """The base URL of the least-loaded healthy engine (the session's own if it has one), held for one request.
-        Waits while none is healthy; raises EngineError when none will come back."""
+        """The base URL of the least-loaded healthy engine (the session's own if it has one), held
+        for one request. Waits while none is healthy; raises EngineError when none will come
+        back."""
 
     def version_of(self, endpoint: str) -> int:
         """The policy version that this engine last confirmed."""
@@ -58,10 +74,11 @@ class EngineClient(Protocol):
         known_experts: int = 0,
         images: Sequence[str] = (),
     ) -> Completion:
-        """One completion. `sampling_params` are SGLang's (temperature, top_p, top_k, max_new_tokens, stop,
-        stop_token_ids, ...). Retries with back-off inside; raises EngineError when the limit is reached.
-        Where routed experts are asked for, those of the first `known_experts` tokens are left out.
-        `images`: data-URLs, one for every placeholder token in `input_ids`, in order."""
+        """One completion. `sampling_params` are SGLang's (temperature, top_p, top_k,
+        max_new_tokens, stop, stop_token_ids, ...). Retries with back-off inside; raises EngineError
+        when the limit is reached. Where routed experts are asked for, those of the first
+        `known_experts` tokens are left out. `images`: data-URLs, one for every placeholder token in
+        `input_ids`, in order."""
 
 
 class Tokenizer(Protocol):
@@ -73,13 +90,21 @@ class Tokenizer(Protocol):
 
 
 class Generate(Protocol):
-    """Fills PENDING samples: tokens, log-probs, spans, status. Never raises for a failed rollout: status says so."""
+    """Fills PENDING samples: tokens, log-probs, spans, status.
 
-    async def __call__(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[Sample]: ...
+    Never raises for a failed rollout: status says so.
+    """
+
+    async def __call__(
+        self, samples: Sequence[Sample], *, evaluation: bool = False
+    ) -> list[Sample]: ...
 
 
 class Reward(Protocol):
-    """Scores the samples of one group, in place. A sample whose scorer failed becomes FAILED with `error` set."""
+    """Scores the samples of one group, in place.
+
+    A sample whose scorer failed becomes FAILED with `error` set.
+    """
 
     async def __call__(self, samples: Sequence[Sample]) -> None: ...
 
@@ -91,7 +116,10 @@ class Buffer(Protocol):
         """The right of the next group to generate. Waits while K + 1 rollouts are under way."""
 
     def recall(self, group_index: int) -> Literal["complete", "discarded"] | None:
-        """What a crash left of this group, asked for once after its admission. None: generate it."""
+        """What a crash left of this group, asked for once after its admission.
+
+        None: generate it.
+        """
 
     def discard(self, group_index: int, reason: str) -> None:
         """The group failed for good, or a filter removed it: its slot becomes a new admission."""
@@ -100,7 +128,10 @@ class Buffer(Protocol):
         """Returns when the group is as durable as asked. Waits while the byte budget is spent."""
 
     async def take(self, rollout_id: int) -> list[Group]:
-        """The `rollout_batch_size` groups of this rollout, deadlines kept (DESIGN section 3). Waits for them."""
+        """The `rollout_batch_size` groups of this rollout, deadlines kept (DESIGN section 3).
+
+        Waits for them.
+        """
 
     def pushing(self, policy_version: int) -> None:
         """The engines are about to be given this version."""
@@ -113,14 +144,21 @@ class Learner(Protocol):
     """The policy under training, on all its ranks."""
 
     async def step(self, batch: TrainBatch) -> StepResult:
-        """Train on one rollout. Raises LearnerError and leaves the weights as they were on a non-finite loss."""
+        """Train on one rollout.
+
+        Raises LearnerError and leaves the weights as they were on a non-finite loss.
+        """
 
     async def save(self, path: Path, hf: Path | None) -> None:
-        """Write `path`/torch_dist (all ranks) and the Hugging Face folder `hf` (safetensors + tokenizer). May return before it is
-        written, when what is written is fixed; `saved` must have been true before the next one."""
+        """Write `path`/torch_dist (all ranks) and the Hugging Face folder `hf` (safetensors +
+        tokenizer). May return before it is written, when what is written is fixed; `saved` must
+        have been true before the next one."""
 
     async def saved(self, *, wait: bool) -> bool:
-        """Is everything that `save` began on the disk, of every rank? With `wait`, when it is. Raises when it could not be written."""
+        """Is everything that `save` began on the disk, of every rank? With `wait`, when it is.
+
+        Raises when it could not be written.
+        """
 
     async def load(self, path: Path) -> None:
         """Read what `save` wrote under `path`: weights, optimizer, schedule."""
@@ -132,7 +170,10 @@ class WeightTransport(Protocol):
     """Brings the learner's weights to every engine."""
 
     async def push(self, policy_version: int) -> PushResult:
-        """Complete when every engine confirms `policy_version`. Raises WeightSyncError naming the engine that did not."""
+        """Complete when every engine confirms `policy_version`.
+
+        Raises WeightSyncError naming the engine that did not.
+        """
 
     async def close(self) -> None: ...
 
@@ -140,13 +181,16 @@ class WeightTransport(Protocol):
 class WeightSender(Protocol):
     """The learner's side of a push, wherever rank 0 lives. Names and layouts are Hugging Face's."""
 
-    async def join(self, group_name: str, address: str, port: int, world_size: int, backend: str) -> None:
+    async def join(
+        self, group_name: str, address: str, port: int, world_size: int, backend: str
+    ) -> None:
         """Enter a process group as rank 0; the engine's ranks are 1..world_size-1."""
 
     async def leave(self, group_name: str) -> None: ...
 
     async def prepare(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
-        """Gather the current weights into buckets; returns (name, dtype, shape) of every tensor of every bucket."""
+        """Gather the current weights into buckets; returns (name, dtype, shape) of every tensor of
+        every bucket."""
 
     async def broadcast(self, group_name: str, bucket: int) -> None:
         """Send one prepared bucket, flattened, to the group."""

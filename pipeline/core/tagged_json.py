@@ -1,7 +1,8 @@
-"""Plain JSON and back without losing what JSON does not have: tuples, fractions, and dicts whose keys are not strings.
+"""Plain JSON and back without losing what JSON does not have: tuples, fractions, and dicts whose
+keys are not strings.
 
-Sample metadata is kept as JSON (in the buffer, in snapshots); scorers compare tuples with tuples and look ints up by int.
-"""
+Sample metadata is kept as JSON (in the buffer, in snapshots); scorers compare tuples with tuples
+and look ints up by int."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ _TUPLE, _DICT, _FRACTION = "__tuple__", "__dict__", "__fraction__"
 
 
 def to_jsonable(value: Any) -> Any:
-    """`value` with tuples and odd dicts tagged. Numpy scalars and str / int subclasses become plain.
+    """`value` with tuples and odd dicts tagged. Numpy scalars and str / int subclasses become
+    plain.
 
     Raises TypeError naming the type of anything else.
     """

@@ -1,4 +1,7 @@
-"""Injected time. Whoever measures a wait takes a `Clock`; tests and the simulator move one by hand."""
+"""Injected time.
+
+Whoever measures a wait takes a `Clock`; tests and the simulator move one by hand.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ class ManualClock:
 
 
 class IdleMeter:
-    """The share of time in which nobody is busy. Any number may be busy at once; it is idle when none is."""
+    """The share of time in which nobody is busy.
+
+    Any number may be busy at once; it is idle when none is.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

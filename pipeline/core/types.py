@@ -1,7 +1,7 @@
 """The records that flow through the pipeline: sample, group, batch and the results of each stage.
 
-Layer 0: standard library and numpy only. Custom user functions see `Sample`, whose field names are slime's.
-"""
+Layer 0: standard library and numpy only. Custom user functions see `Sample`, whose field names are
+slime's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 
 
 def narrow_experts(experts: np.ndarray) -> np.ndarray:
-    """The same numbers in the smallest of uint8, int16 and int32 that holds them: they are most of a rollout's bytes."""
+    """The same numbers in the smallest of uint8, int16 and int32 that holds them: they are most of
+    a rollout's bytes."""
     low, high = (int(experts.min()), int(experts.max())) if experts.size else (0, 0)
     for dtype in (np.uint8, np.int16, np.int32):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
@@ -24,7 +25,8 @@ def narrow_experts(experts: np.ndarray) -> np.ndarray:
 
 
 class VersionSpan(NamedTuple):
-    """Response tokens [start, end) were sampled by the weights of policy `version` (indices into the response)."""
+    """Response tokens [start, end) were sampled by the weights of policy `version` (indices into
+    the response)."""
 
     version: int
     start: int
@@ -46,23 +48,28 @@ _Status = Status  # inside Sample the name `Status` is slime's alias, which cann
 
 @dataclass(slots=True, kw_only=True)
 class Sample:
-    """One trajectory: a prompt and everything generated and everything tools returned. Mutable, as in slime.
+    """One trajectory: a prompt and everything generated and everything tools returned. Mutable, as
+    in slime.
 
-    `tokens` holds prompt and response ids, the last `response_length` of them are the response. `loss_mask`,
-    `rollout_log_probs` and the version spans cover the response only: `len(loss_mask) == len(rollout_log_probs)
-    == response_length`; tool tokens have mask 0, log-prob 0.0 and no version span.
+    `tokens` holds prompt and response ids, the last `response_length` of them are the response.
+    `loss_mask`, `rollout_log_probs` and the version spans cover the response only: `len(loss_mask)
+    == len(rollout_log_probs) == response_length`; tool tokens have mask 0, log-prob 0.0 and no
+    version span.
 
-    Samples that come out of the replay buffer hold read-only numpy arrays instead of lists in `tokens` (int64), `loss_mask`
-    (uint8) and `rollout_log_probs` (float32): views of the mapped segment file, nothing is copied.
+    Samples that come out of the replay buffer hold read-only numpy arrays instead of lists in
+    `tokens` (int64), `loss_mask` (uint8) and `rollout_log_probs` (float32): views of the mapped
+    segment file, nothing is copied.
 
-    `rollout_routed_experts` [n, layers, top-k] (uint8, int16 or int32): the experts that the engine's routers chose as token i passed
-    through, for the n <= len(tokens) - 1 tokens that did. Layers without experts hold zeros.
-    """
+    `rollout_routed_experts` [n, layers, top-k] (uint8, int16 or int32): the experts that the
+    engine's routers chose as token i passed through, for the n <= len(tokens) - 1 tokens that did.
+    Layers without experts hold zeros."""
 
     Status: ClassVar[type[Status]] = Status  # slime writes Sample.Status.COMPLETED
 
     group_index: int | None = None
-    index: int | None = None  # of the rollout, unique over the run: group_index * n_samples_per_prompt + place; fanned-out samples share it
+    # of the rollout, unique over the run: group_index * n_samples_per_prompt + place; fanned-out
+    # samples share it
+    index: int | None = None
     prompt: str | list[dict[str, Any]] = ""
     tokens: list[int] = field(default_factory=list)
     response: str = ""
@@ -77,7 +84,8 @@ class Sample:
     weight_versions: list[VersionSpan] = field(default_factory=list)
     rollout_log_probs: list[float] | None = None
     rollout_routed_experts: Any = None  # [n, layers, top-k], see above
-    teacher_log_probs: list[float] | None = None  # on-policy distillation: the teacher's, of the response's tokens
+    # on-policy distillation: the teacher's, of the response's tokens
+    teacher_log_probs: list[float] | None = None
     remove_sample: bool = False  # keep in the group (for reward normalisation), give it no loss
     generate_function_path: str | None = None
     custom_rm_path: str | None = None
@@ -94,7 +102,11 @@ class Sample:
     @property
     def effective_response_length(self) -> int:
         """Response tokens that carry loss."""
-        return int(np.count_nonzero(self.loss_mask)) if self.loss_mask is not None else self.response_length
+        return (
+            int(np.count_nonzero(self.loss_mask))
+            if self.loss_mask is not None
+            else self.response_length
+        )
 
     def reward_value(self, key: str | None = None) -> float:
         """The scalar reward; `key` picks one entry where the reward is a dict."""
@@ -116,12 +128,22 @@ class Sample:
         spans: Sequence[VersionSpan] = (),
         trainable: bool = True,
     ) -> None:
-        """Append generated tokens (with log-probs and spans counted from the first of them) or tool tokens (mask 0)."""
+        """Append generated tokens (with log-probs and spans counted from the first of them) or tool
+        tokens (mask 0)."""
         n, at = len(token_ids), self.response_length
         if trainable and (log_probs is None or len(log_probs) != n):
-            raise ValueError(f"{n} generated tokens need {n} log-probs, got {None if log_probs is None else len(log_probs)}")
-        self.loss_mask = [*(self.loss_mask if self.loss_mask is not None else [1] * at), *[int(trainable)] * n]
-        self.rollout_log_probs = [*(self.rollout_log_probs or [0.0] * at), *(log_probs if trainable and log_probs else [0.0] * n)]
+            raise ValueError(
+                f"{n} generated tokens need {n} log-probs, got"
+                f" {None if log_probs is None else len(log_probs)}"
+            )
+        self.loss_mask = [
+            *(self.loss_mask if self.loss_mask is not None else [1] * at),
+            *[int(trainable)] * n,
+        ]
+        self.rollout_log_probs = [
+            *(self.rollout_log_probs or [0.0] * at),
+            *(log_probs if trainable and log_probs else [0.0] * n),
+        ]
         for v, start, end in spans:
             last = self.weight_versions[-1] if self.weight_versions else None
             if last and last.version == v and last.end == at + start:
@@ -132,22 +154,31 @@ class Sample:
         self.response_length = at + n
 
     def add_routed_experts(self, experts: np.ndarray, start: int = 0) -> None:
-        """Join what an answer says of tokens start, start + 1, ... (experts: [m, layers, top-k]) to what is known.
+        """Join what an answer says of tokens start, start + 1, ... (experts: [m, layers, top-k]) to
+        what is known.
 
-        What is known stays: it is of the pass that sampled the tokens from there on, while a later turn's answer may say
-        how newer weights, or another engine, read them again as a prefix. Raises ValueError where a gap would be left.
-        """
+        What is known stays: it is of the pass that sampled the tokens from there on, while a later
+        turn's answer may say how newer weights, or another engine, read them again as a prefix.
+        Raises ValueError where a gap would be left."""
         have = self.rollout_routed_experts
         known = 0 if have is None else len(have)
         if start > known:
-            raise ValueError(f"routed experts of tokens from {start} on, but none of tokens {known} to {start - 1}")
-        self.rollout_routed_experts = experts if have is None else np.concatenate([have, experts[known - start :]])
+            raise ValueError(
+                f"routed experts of tokens from {start} on, but none of tokens {known} to"
+                f" {start - 1}"
+            )
+        self.rollout_routed_experts = (
+            experts if have is None else np.concatenate([have, experts[known - start :]])
+        )
 
     def oldest_version(self) -> int | None:
         """The oldest policy version among the trained tokens (None without any)."""
         if self.loss_mask is None:
             return min((s.version for s in self.weight_versions), default=None)
-        return min((s.version for s in self.weight_versions if any(self.loss_mask[s.start : s.end])), default=None)
+        return min(
+            (s.version for s in self.weight_versions if any(self.loss_mask[s.start : s.end])),
+            default=None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able data (as far as the user's metadata is)."""
@@ -177,12 +208,16 @@ class Group:
     admitted_version: int  # policy version at admission
     samples: tuple[Sample, ...]
     times_sampled: int = 1  # out of the buffer: this is the how-manieth time that it is trained on
-    probability: float = 1.0  # out of the buffer: of this choice, given those before it in the rollout (1: not random)
+    # out of the buffer: of this choice, given those before it in the rollout (1: not random)
+    probability: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSample:
-    """What the learner sees of one sample. All arrays numpy; R = response_length, T = total length."""
+    """What the learner sees of one sample.
+
+    All arrays numpy; R = response_length, T = total length.
+    """
 
     index: int
     group_index: int
@@ -190,13 +225,17 @@ class TrainSample:
     response_length: int
     loss_mask: np.ndarray  # [R] uint8
     rollout_log_probs: np.ndarray  # [R] float32
-    advantages: np.ndarray  # [R] float32; with ppo the token rewards, from which the critic makes them
+    # [R] float32; with ppo the token rewards, from which the critic makes them
+    advantages: np.ndarray
     reward: float
     staleness: int  # max over trained tokens, in policy versions
     weight: float = 1.0  # in means over samples: 1 / number of samples of the same rollout
-    norm_length: int | None = None  # divides the sum over its trained tokens instead of their number (Dr. GRPO's constant)
-    routed_experts: np.ndarray | None = None  # [n, layers, top-k], n <= T - 1: Sample.rollout_routed_experts, to be replayed
-    multimodal: Mapping[str, np.ndarray] | None = None  # Sample.multimodal_train_inputs: model arguments such as pixel_values
+    # divides the sum over its trained tokens instead of their number (Dr. GRPO's constant)
+    norm_length: int | None = None
+    # [n, layers, top-k], n <= T - 1: Sample.rollout_routed_experts, to be replayed
+    routed_experts: np.ndarray | None = None
+    # Sample.multimodal_train_inputs: model arguments such as pixel_values
+    multimodal: Mapping[str, np.ndarray] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -204,16 +243,28 @@ class TrainSample:
 
     @property
     def family(self) -> tuple[int, int]:
-        """Samples of equal ones may share their prompt: of one group, and as long. Cheap; `prompt_key` is sure."""
+        """Samples of equal ones may share their prompt: of one group, and as long.
+
+        Cheap; `prompt_key` is sure.
+        """
         return self.group_index, self.num_tokens - self.response_length
 
     @property
     def prompt_key(self) -> tuple[int, bytes, bytes]:
-        """Samples of equal keys share their prompt: of one group, with the very same tokens ahead of the response, and the same
-        routed experts on them (equal prompts of two requests need not have gone the same way)."""
+        """Samples of equal keys share their prompt: of one group, with the very same tokens ahead
+        of the response, and the same routed experts on them (equal prompts of two requests need not
+        have gone the same way)."""
         length = self.num_tokens - self.response_length
-        route = b"" if self.routed_experts is None else self.routed_experts[:length].astype(np.int16).tobytes()
-        return self.group_index, np.ascontiguousarray(self.tokens[:length], dtype=np.int64).tobytes(), route
+        route = (
+            b""
+            if self.routed_experts is None
+            else self.routed_experts[:length].astype(np.int16).tobytes()
+        )
+        return (
+            self.group_index,
+            np.ascontiguousarray(self.tokens[:length], dtype=np.int64).tobytes(),
+            route,
+        )
 
 
 MicroBatch = tuple[TrainSample, ...]
@@ -221,10 +272,12 @@ MicroBatch = tuple[TrainSample, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerStep:
-    """One optimizer step: for every data-parallel rank its micro-batches (equally many on each rank)."""
+    """One optimizer step: for every data-parallel rank its micro-batches (equally many on each
+    rank)."""
 
     per_rank: tuple[tuple[MicroBatch, ...], ...]  # [dp_rank][micro_batch]
-    num_samples: float  # over all ranks, by weight (so: rollouts): the denominator of the per-sample mean
+    # over all ranks, by weight (so: rollouts): the denominator of the per-sample mean
+    num_samples: float
     num_loss_tokens: float  # over all ranks, by weight: the denominator of the per-token mean
 
 
@@ -241,13 +294,14 @@ class TrainBatch:
 class StepResult:
     """What the learner says of one rollout: scalars, means over its optimizer steps.
 
-    Always there: loss, grad_norm, lr, entropy, kl_rollout_old, kl_rollout_old_k1, kl_old_new, ratio_mean, ratio_max, clip_fraction,
-    masked_fraction, tis_mean, tis_clip_fraction, ess_fraction, rollout_ratio_p01, _p50, _p99, train_rollout_logprob_abs_diff (mean)
-    and _max, num_tokens, seconds; with a reference kl_ref, with replayed experts routing_mismatch, with auxiliary losses moe_*. A
-    learner with a model adds peak_memory_bytes (the rank with the most), tokens_per_second_per_device, model_tflops (a device), and
-    mfu on a GPU whose peak is known. Those of the behaviour policy are there by staleness too, as ess_fraction/staleness_2-3 (0, 1,
-    2-3, 4-7, 8+).
-    """
+    Always there: loss, grad_norm, lr, entropy, kl_rollout_old, kl_rollout_old_k1, kl_old_new,
+    ratio_mean, ratio_max, clip_fraction, masked_fraction, tis_mean, tis_clip_fraction,
+    ess_fraction, rollout_ratio_p01, _p50, _p99, train_rollout_logprob_abs_diff (mean) and _max,
+    num_tokens, seconds; with a reference kl_ref, with replayed experts routing_mismatch, with
+    auxiliary losses moe_*. A learner with a model adds peak_memory_bytes (the rank with the most),
+    tokens_per_second_per_device, model_tflops (a device), and mfu on a GPU whose peak is known.
+    Those of the behaviour policy are there by staleness too, as ess_fraction/staleness_2-3 (0, 1,
+    2-3, 4-7, 8+)."""
 
     metrics: Mapping[str, float]
 
@@ -273,7 +327,8 @@ class Completion:
     finish_reason: str  # "stop" | "length" | "abort"
     text: str = ""
     cached_tokens: int = 0
-    routed_experts: np.ndarray | None = None  # [m, layers, top-k] of the tokens of prompt and answer from `experts_start` on, but the last
+    # [m, layers, top-k] of the tokens of prompt and answer from `experts_start` on, but the last
+    routed_experts: np.ndarray | None = None
     experts_start: int = 0
 
 

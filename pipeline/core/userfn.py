@@ -1,8 +1,9 @@
-"""A user's own function, named on the command line: `file.py[:name]`, `package.module:name` or `package.module.name`.
+"""A user's own function, named on the command line: `file.py[:name]`, `package.module:name` or
+`package.module.name`.
 
-`load_function` imports and returns it; `check_function` only reads the source (no user code runs), so that a
-misspelt name is reported before anything starts. Both raise ConfigError saying what was tried.
-"""
+`load_function` imports and returns it; `check_function` only reads the source (no user code runs),
+so that a misspelt name is reported before anything starts. Both raise ConfigError saying what was
+tried."""
 
 from __future__ import annotations
 
@@ -43,37 +44,70 @@ def parse_spec(spec: str, default_name: str | None) -> FunctionSpec:
             return FunctionSpec(spec=spec, name=name, file=Path(place).expanduser())
     else:
         module, _, last = (place, "", name) if colon else place.rpartition(".")
-        if last.isidentifier() and module and all(part.isidentifier() for part in module.split(".")):
+        if (
+            last.isidentifier()
+            and module
+            and all(part.isidentifier() for part in module.split("."))
+        ):
             return FunctionSpec(spec=spec, name=last, module=module)
     raise ConfigError(
-        f"{spec!r} names no function: write file.py:name, {f'file.py (meaning {default_name}), ' if default_name else ''}"
-        "package.module:name or package.module.name"
+        f"{spec!r} names no function: write file.py:name,"
+        f" {f'file.py (meaning {default_name}), ' if default_name else ''}package.module:name or"
+        " package.module.name"
     )
 
 
 def load_function(spec: str, default_name: str | None = None) -> Callable[..., Any]:
-    """Import and return the callable that `spec` names. The same file is loaded once, however often it is named."""
+    """Import and return the callable that `spec` names.
+
+    The same file is loaded once, however often it is named.
+    """
     where = parse_spec(spec, default_name)
     try:
-        module = _load_file(where.file, spec) if where.file else importlib.import_module(where.module or "")
+        module = (
+            _load_file(where.file, spec)
+            if where.file
+            else importlib.import_module(where.module or "")
+        )
     except ConfigError:
         raise
-    except Exception as error:  # user code: whatever it raises is a fault of the file that the flag names
-        if isinstance(error, ModuleNotFoundError) and where.module and (where.module + ".").startswith(f"{error.name}."):
-            raise ConfigError(f"{spec!r}: no module named {error.name!r} (tried to import {where.module!r}; {_search_hint()})") from error
-        raise ConfigError(f"{spec!r} could not be imported: {type(error).__name__}: {error}{_line_of(error, where.file)}") from error
+    except Exception as error:
+        # user code: whatever it raises is a fault of the file that the flag names
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and where.module
+            and (where.module + ".").startswith(f"{error.name}.")
+        ):
+            raise ConfigError(
+                f"{spec!r}: no module named {error.name!r} (tried to import {where.module!r};"
+                f" {_search_hint()})"
+            ) from error
+        raise ConfigError(
+            f"{spec!r} could not be imported: {type(error).__name__}:"
+            f" {error}{_line_of(error, where.file)}"
+        ) from error
     function = getattr(module, where.name, None)
     if function is None:
         raise _no_such_function(
-            where, [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+            where,
+            [
+                n
+                for n, v in vars(module).items()
+                if callable(v) and getattr(v, "__module__", "") == module.__name__
+            ],
         )
     if not callable(function):
-        raise ConfigError(f"{spec!r}: {where.name} is a {type(function).__name__}, expected a function")
+        raise ConfigError(
+            f"{spec!r}: {where.name} is a {type(function).__name__}, expected a function"
+        )
     return function
 
 
 def check_function(spec: str, default_name: str | None = None) -> None:
-    """Check by reading the source that `spec` names something that exists. What cannot be read is left to `load_function`."""
+    """Check by reading the source that `spec` names something that exists.
+
+    What cannot be read is left to `load_function`.
+    """
     where = parse_spec(spec, default_name)
     file = where.file if where.file else _module_file(where)
     if file is None:
@@ -85,7 +119,8 @@ def check_function(spec: str, default_name: str | None = None) -> None:
     except (SyntaxError, UnicodeDecodeError) as error:
         line = f" line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise ConfigError(
-            f"{spec!r}: {file}{line} is not valid Python: {error.msg if isinstance(error, SyntaxError) else error}"
+            f"{spec!r}: {file}{line} is not valid Python:"
+            f" {error.msg if isinstance(error, SyntaxError) else error}"
         ) from error
     names, functions, star = _top_level_names(tree.body)
     if where.name not in names and not star:
@@ -102,7 +137,8 @@ def _load_file(file: Path, spec: str) -> ModuleType:
         if name in sys.modules:
             return sys.modules[name]
         if str(file.parent) not in sys.path:
-            sys.path.append(str(file.parent))  # the file's neighbours, as for a script; last, so that they hide nothing
+            # the file's neighbours, as for a script; last, so that they hide nothing
+            sys.path.append(str(file.parent))
         module_spec = importlib.util.spec_from_file_location(name, file)
         assert module_spec is not None and module_spec.loader is not None  # the name ends in .py
         module = importlib.util.module_from_spec(module_spec)
@@ -116,7 +152,8 @@ def _load_file(file: Path, spec: str) -> ModuleType:
 
 
 def _module_file(where: FunctionSpec) -> Path | None:
-    """The source of a module, without importing anything (find_spec of a dotted name would import its parents)."""
+    """The source of a module, without importing anything (find_spec of a dotted name would import
+    its parents)."""
     top, *rest = (where.module or "").split(".")
     found = sys.modules[top].__spec__ if top in sys.modules else importlib.util.find_spec(top)
     if found is None:
@@ -133,7 +170,8 @@ def _module_file(where: FunctionSpec) -> Path | None:
 
 
 def _top_level_names(body: Iterable[ast.stmt]) -> tuple[set[str], list[str], bool]:
-    """Names bound at module level; those of them that are functions or classes; whether there is a star import."""
+    """Names bound at module level; those of them that are functions or classes; whether there is a
+    star import."""
     names: set[str] = set()
     functions: list[str] = []
     star = False
@@ -147,9 +185,15 @@ def _top_level_names(body: Iterable[ast.stmt]) -> tuple[set[str], list[str], boo
                 star |= any(alias.name == "*" for alias in node.names)
             case ast.Assign() | ast.AnnAssign():
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                names.update(n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+                names.update(
+                    n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)
+                )
             case ast.If() | ast.Try() | ast.With():
-                for part in (node.body, getattr(node, "orelse", []), getattr(node, "finalbody", [])):
+                for part in (
+                    node.body,
+                    getattr(node, "orelse", []),
+                    getattr(node, "finalbody", []),
+                ):
                     more, more_functions, more_star = _top_level_names(part)
                     names |= more
                     functions += more_functions
@@ -166,11 +210,16 @@ def _no_such_function(where: FunctionSpec, functions: Iterable[str]) -> ConfigEr
     close = difflib.get_close_matches(where.name, public, n=1)
     listed = ", ".join(public[:8]) + (", ..." if len(public) > 8 else "")
     hint = f"did you mean {close[0]!r}?" if close else f"it has {listed or 'no functions'}"
-    return ConfigError(f"{where.spec!r}: {where.file or where.module} has no function {where.name!r}; {hint}")
+    return ConfigError(
+        f"{where.spec!r}: {where.file or where.module} has no function {where.name!r}; {hint}"
+    )
 
 
 def _search_hint() -> str:
-    return f"searched sys.path; set PYTHONPATH, or name a file: path/to/file.py:name. Working folder: {Path.cwd()}"
+    return (
+        "searched sys.path; set PYTHONPATH, or name a file: path/to/file.py:name. Working folder:"
+        f" {Path.cwd()}"
+    )
 
 
 def _line_of(error: Exception, file: Path | None) -> str:

@@ -1,4 +1,5 @@
-"""What a run leaves to read: summary.json, reward.png and report.html, all made from metrics.jsonl and so at any time again."""
+"""What a run leaves to read: summary.json, reward.png and report.html, all made from metrics.jsonl
+and so at any time again."""
 
 from pipeline.report.summary import History, load_history, summarise, write_summary
 from pipeline.report.write import closing_lines, write_report

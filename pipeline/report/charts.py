@@ -1,4 +1,7 @@
-"""The report's charts: which fields, drawn how. The x axis is the number of rollouts trained, except for pushes."""
+"""The report's charts: which fields, drawn how.
+
+The x axis is the number of rollouts trained, except for pushes.
+"""
 
 from __future__ import annotations
 
@@ -37,23 +40,59 @@ def reward_chart(history: History) -> str:
         own = [(r["rollout_id"], r["reward_mean"]) for r in evals if str(r.get("name")) == name]
         series.append(Series(label=f"eval: {name}", points=own, color=2 + place % 3, style="marks"))
     inside = all(0 <= y <= 1 for s in series for _, y in s.points)
-    return chart(series, x_label=_ROLLOUTS, y_label="mean reward", width=1080, height=320, y_range=(0, 1) if inside else None)
+    return chart(
+        series,
+        x_label=_ROLLOUTS,
+        y_label="mean reward",
+        width=1080,
+        height=320,
+        y_range=(0, 1) if inside else None,
+    )
 
 
 def staleness_chart(history: History) -> str:
     series = [
-        Series(label="max", points=points(history.train, "staleness_max"), color=2, style="step", longest="max"),
-        Series(label="p99", points=points(history.train, "staleness_p99"), color=4, style="thin", longest="max"),
+        Series(
+            label="max",
+            points=points(history.train, "staleness_max"),
+            color=2,
+            style="step",
+            longest="max",
+        ),
+        Series(
+            label="p99",
+            points=points(history.train, "staleness_p99"),
+            color=4,
+            style="thin",
+            longest="max",
+        ),
         Series(label="mean", points=points(history.train, "staleness_mean"), color=1),
-        Series(label="bound", points=points(history.train, "staleness_bound"), color=0, style="dashed", longest="max"),
+        Series(
+            label="bound",
+            points=points(history.train, "staleness_bound"),
+            color=0,
+            style="dashed",
+            longest="max",
+        ),
     ]
-    top = 1 + max(values(history.train, "staleness_bound"), default=0)  # room above, so that the bound is not the frame
-    return chart(series, x_label=_ROLLOUTS, y_label="staleness (policy versions)", width=1080, height=220, y_range=(0, top), whole=True)
+    # room above, so that the bound is not the frame
+    top = 1 + max(values(history.train, "staleness_bound"), default=0)
+    return chart(
+        series,
+        x_label=_ROLLOUTS,
+        y_label="staleness (policy versions)",
+        width=1080,
+        height=220,
+        y_range=(0, top),
+        whole=True,
+    )
 
 
 def idle_charts(history: History) -> list[str]:
     shares = [
-        Series(label="generators", points=points(history.train, "generation_idle_fraction"), color=2),
+        Series(
+            label="generators", points=points(history.train, "generation_idle_fraction"), color=2
+        ),
         Series(label="trainer", points=points(history.train, "trainer_idle_fraction"), color=1),
     ]
     times = [
@@ -61,7 +100,14 @@ def idle_charts(history: History) -> list[str]:
         Series(label="its step", points=points(history.train, "step_seconds"), color=3),
     ]
     return [
-        chart(shares, x_label=_ROLLOUTS, y_label="share of time idle", y_range=(0, 1), percent=True, **_SMALL),
+        chart(
+            shares,
+            x_label=_ROLLOUTS,
+            y_label="share of time idle",
+            y_range=(0, 1),
+            percent=True,
+            **_SMALL,
+        ),
         chart(times, x_label=_ROLLOUTS, y_label="seconds", y_range=(0, 0.01), **_SMALL),
     ]
 
@@ -69,10 +115,25 @@ def idle_charts(history: History) -> list[str]:
 def push_chart(history: History) -> str:
     rows = [r for r in history.pushes if r.get("policy_version") is not None]
     series = [
-        Series(label=label, points=[(r["policy_version"], r[name]) for r in rows if r.get(name) is not None], color=color, longest="max")
-        for label, name, color in (("whole push", "seconds", 1), ("longest pause of an engine", "stall_seconds", 2))
+        Series(
+            label=label,
+            points=[(r["policy_version"], r[name]) for r in rows if r.get(name) is not None],
+            color=color,
+            longest="max",
+        )
+        for label, name, color in (
+            ("whole push", "seconds", 1),
+            ("longest pause of an engine", "stall_seconds", 2),
+        )
     ]
-    return chart(series, x_label="policy version", y_label="seconds", width=1080, height=200, y_range=(0, 0.01))
+    return chart(
+        series,
+        x_label="policy version",
+        y_label="seconds",
+        width=1080,
+        height=200,
+        y_range=(0, 0.01),
+    )
 
 
 def learner_charts(history: History) -> list[str]:
@@ -80,7 +141,12 @@ def learner_charts(history: History) -> list[str]:
     if not present:
         return [chart([], x_label=_ROLLOUTS, y_label="learner metrics")]
     return [
-        chart([Series(label=name, points=points(history.train, name), color=1)], x_label=_ROLLOUTS, y_label=title, **_SMALL)
+        chart(
+            [Series(label=name, points=points(history.train, name), color=1)],
+            x_label=_ROLLOUTS,
+            y_label=title,
+            **_SMALL,
+        )
         for name, title in present
     ]
 
@@ -88,7 +154,13 @@ def learner_charts(history: History) -> list[str]:
 def throughput_charts(history: History) -> list[str]:
     lengths = [
         Series(label="mean", points=points(history.train, "response_length_mean"), color=1),
-        Series(label="longest", points=points(history.train, "response_length_max"), color=2, style="thin", longest="max"),
+        Series(
+            label="longest",
+            points=points(history.train, "response_length_max"),
+            color=2,
+            style="thin",
+            longest="max",
+        ),
     ]
     return [
         chart(
@@ -98,7 +170,9 @@ def throughput_charts(history: History) -> list[str]:
             y_range=(0, 1),
             **_SMALL,
         ),
-        chart(lengths, x_label=_ROLLOUTS, y_label="response length (tokens)", y_range=(0, 1), **_SMALL),
+        chart(
+            lengths, x_label=_ROLLOUTS, y_label="response length (tokens)", y_range=(0, 1), **_SMALL
+        ),
     ]
 
 
@@ -106,13 +180,23 @@ def pool_charts(history: History) -> list[str]:
     groups = [
         Series(label="ready", points=points(history.train, "buffer_ready"), color=3),
         Series(label="generating", points=points(history.train, "buffer_pending"), color=4),
-        Series(label="window", points=points(history.train, "buffer_capacity"), color=0, style="dashed"),
+        Series(
+            label="window", points=points(history.train, "buffer_capacity"), color=0, style="dashed"
+        ),
     ]
     shares = [
-        Series(label="truncated responses", points=points(history.train, "truncated_fraction"), color=2),
-        Series(label="groups of equal reward", points=points(history.train, "zero_std_fraction"), color=1),
+        Series(
+            label="truncated responses", points=points(history.train, "truncated_fraction"), color=2
+        ),
+        Series(
+            label="groups of equal reward",
+            points=points(history.train, "zero_std_fraction"),
+            color=1,
+        ),
     ]
     return [
-        chart(groups, x_label=_ROLLOUTS, y_label="replay buffer (groups)", y_range=(0, 1), **_SMALL),
+        chart(
+            groups, x_label=_ROLLOUTS, y_label="replay buffer (groups)", y_range=(0, 1), **_SMALL
+        ),
         chart(shares, x_label=_ROLLOUTS, y_label="share", y_range=(0, 1), percent=True, **_SMALL),
     ]

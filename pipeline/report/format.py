@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """0.123, 0.00203, 4.52e-05, 1,234: to `digits` places, small ones to as many significant digits."""
+    """0.123, 0.00203, 4.52e-05, 1,234: to `digits` places, small ones to as many significant
+    digits."""
     if value is None:
         return "-"
     if isinstance(value, int) or abs(value) >= 100:

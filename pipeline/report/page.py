@@ -7,7 +7,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.charts import idle_charts, learner_charts, pool_charts, push_chart, reward_chart, staleness_chart, throughput_charts
+from pipeline.report.charts import (
+    idle_charts,
+    learner_charts,
+    pool_charts,
+    push_chart,
+    reward_chart,
+    staleness_chart,
+    throughput_charts,
+)
 from pipeline.report.format import duration, number, percent
 from pipeline.report.summary import REWARD_WINDOW, History
 
@@ -43,22 +51,33 @@ def render(history: History, summary: Mapping[str, Any]) -> str:
         _section("Who waits", _two(idle_charts(history)), _IDLE_NOTE),
         _section("Weight pushes", push_chart(history)),
         _section("Learner", _two(learner_charts(history))),
-        _section("Throughput and lengths", _two([*throughput_charts(history), *pool_charts(history)])),
+        _section(
+            "Throughput and lengths", _two([*throughput_charts(history), *pool_charts(history)])
+        ),
         _section("Evaluations", _eval_table(history)) if history.evals else "",
         _section("Engine events", _engine_table(history)) if _engine_events(history) else "",
-        _section(f"Last {min(_LAST_ROLLOUTS, len(history.train))} rollouts", _rollout_table(history.train)) if history.train else "",
+        (
+            _section(
+                f"Last {min(_LAST_ROLLOUTS, len(history.train))} rollouts",
+                _rollout_table(history.train),
+            )
+            if history.train
+            else ""
+        ),
         _section("Configuration", _config(history)),
     ]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(history.name)} · Slipstream</title>\n<style>\n{css}</style></head>\n<body>\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width, initial-scale=1"><title>{escape(history.name)} ·'
+        f" Slipstream</title>\n<style>\n{css}</style></head>\n<body>\n"
         + "\n".join(filter(None, body))
         + f"\n<script>\n{js}</script>\n</body></html>\n"
     )
 
 
 _STALENESS_NOTE = (
-    "The learner's policy version at consumption minus the version whose weights produced the token; every trained token counts once."
+    "The learner's policy version at consumption minus the version whose weights produced the"
+    " token; every trained token counts once."
 )
 _IDLE_NOTE = (
     "Generators: mean over engines of the share of time without a request. "
@@ -74,12 +93,13 @@ def sentences(history: History, summary: Mapping[str, Any]) -> str:
     out = [f"{summary['num_rollouts']}{of} rollouts in {duration(summary['wall_seconds'])}."]
     if summary["reward_first"] is not None:
         out.append(
-            f"Mean reward went from {number(summary['reward_first'])} (first {REWARD_WINDOW} rollouts) "
-            f"to {number(summary['reward_last'])} (last {REWARD_WINDOW})."
+            f"Mean reward went from {number(summary['reward_first'])} (first {REWARD_WINDOW}"
+            f" rollouts) to {number(summary['reward_last'])} (last {REWARD_WINDOW})."
         )
     if summary["seconds_to_reward_0_9"] is not None:
         out.append(
-            f"It reached 0.9 after {duration(summary['seconds_to_reward_0_9'])} (mean of {REWARD_WINDOW} rollouts, start-up included)."
+            f"It reached 0.9 after {duration(summary['seconds_to_reward_0_9'])} (mean of"
+            f" {REWARD_WINDOW} rollouts, start-up included)."
         )
     if summary["staleness_max"] is not None:
         worst, bound = summary["staleness_max"], summary["staleness_bound"]
@@ -87,8 +107,9 @@ def sentences(history: History, summary: Mapping[str, Any]) -> str:
         out.append(f"The stalest trained token was {worst} policy versions old, {kept} {bound}.")
     if removed := summary.get("samples_removed_stale"):
         out.append(
-            f"{removed} samples missed their deadline and were removed, of {number(summary['length_removed_p50'])} response tokens in the "
-            f"median; those trained on had {number(summary.get('length_trained_p50'))}."
+            f"{removed} samples missed their deadline and were removed, of"
+            f" {number(summary['length_removed_p50'])} response tokens in the median; those trained"
+            f" on had {number(summary.get('length_trained_p50'))}."
         )
     return " ".join(out)
 
@@ -101,17 +122,36 @@ def is_complete(history: History) -> bool:
 def _head(history: History, summary: Mapping[str, Any]) -> str:
     s = summary
     tiles = (
-        (f"{number(s['reward_first'])} → {number(s['reward_last'])}", f"reward, first and last {REWARD_WINDOW}"),
+        (
+            f"{number(s['reward_first'])} → {number(s['reward_last'])}",
+            f"reward, first and last {REWARD_WINDOW}",
+        ),
         (duration(s["seconds_to_reward_0_9"]), "to reward 0.9"),
-        (f"{number(s['staleness_max'])} / {number(s['staleness_bound'])}", "staleness, max / bound"),
+        (
+            f"{number(s['staleness_max'])} / {number(s['staleness_bound'])}",
+            "staleness, max / bound",
+        ),
         (f"{percent(s['generation_idle_fraction'])}", "generators idle"),
         (f"{percent(s['trainer_idle_fraction'])}", "trainer idle"),
-        (f"{number(s['push_count'])} · {duration(s['push_stall_seconds_p50'])}", "pushes · median engine pause"),
-        (f"{number(s['samples_trained'])}", f"samples trained of {number(s['samples_generated'])} generated"),
+        (
+            f"{number(s['push_count'])} · {duration(s['push_stall_seconds_p50'])}",
+            "pushes · median engine pause",
+        ),
+        (
+            f"{number(s['samples_trained'])}",
+            f"samples trained of {number(s['samples_generated'])} generated",
+        ),
         (number(s["samples_failed"]), "samples failed"),
     )
-    state = '<span class="state done">complete</span>' if is_complete(history) else '<span class="state part">not complete</span>'
-    cells = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in tiles)
+    state = (
+        '<span class="state done">complete</span>'
+        if is_complete(history)
+        else '<span class="state part">not complete</span>'
+    )
+    cells = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+        for value, label in tiles
+    )
     return (
         f"<h1>{escape(history.name)}{state}</h1>"
         f"<p>{escape(sentences(history, summary))}</p>{_non_finite(history)}"
@@ -120,7 +160,11 @@ def _head(history: History, summary: Mapping[str, Any]) -> str:
 
 
 def _non_finite(history: History) -> str:
-    rows = [f"rollout {r['rollout_id']}: {', '.join(r['non_finite'])}" for r in history.train if r.get("non_finite")]
+    rows = [
+        f"rollout {r['rollout_id']}: {', '.join(r['non_finite'])}"
+        for r in history.train
+        if r.get("non_finite")
+    ]
     if not rows:
         return ""
     more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
@@ -140,10 +184,16 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[in
     """`text`: columns set flush left."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(f"<{tag}{' class=text' if i in text else ''}>{escape(c)}</{tag}>" for i, c in enumerate(row))
+        return "".join(
+            f"<{tag}{' class=text' if i in text else ''}>{escape(c)}</{tag}>"
+            for i, c in enumerate(row)
+        )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        "<div"
+        f' class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _rollout_table(train: Sequence[Mapping[str, Any]]) -> str:
@@ -166,7 +216,19 @@ def _eval_table(history: History) -> str:
         ]
         for r in history.evals[-_LAST_ROLLOUTS:]
     ]
-    return _table(["data set", "after rollouts", "policy versions", "reward", "samples", "failed", "truncated", "took"], rows)
+    return _table(
+        [
+            "data set",
+            "after rollouts",
+            "policy versions",
+            "reward",
+            "samples",
+            "failed",
+            "truncated",
+            "took",
+        ],
+        rows,
+    )
 
 
 def _versions(row: Mapping[str, Any]) -> str:
@@ -195,4 +257,7 @@ def _engine_table(history: History) -> str:
 def _config(history: History) -> str:
     if not history.config_text:
         return '<p class="empty">config.yaml is missing.</p>'
-    return f"<details open><summary>config.yaml</summary><pre>{escape(history.config_text)}</pre></details>"
+    return (
+        "<details"
+        f" open><summary>config.yaml</summary><pre>{escape(history.config_text)}</pre></details>"
+    )

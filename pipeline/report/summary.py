@@ -21,7 +21,8 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """The records of one run that hold now (what a resume rolled back is not in it), by kind, in order."""
+    """The records of one run that hold now (what a resume rolled back is not in it), by kind, in
+    order."""
 
     name: str
     train: list[dict[str, Any]]
@@ -46,7 +47,8 @@ class History:
 
 
 def load_history(run_dir: str | Path) -> History:
-    """Reads metrics.jsonl and config.yaml; either may be missing, and the last line of metrics.jsonl may be half written."""
+    """Reads metrics.jsonl and config.yaml; either may be missing, and the last line of
+    metrics.jsonl may be half written."""
     run = RunDir(Path(run_dir).resolve())
     by_kind: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "push": [], "engine": []}
     for record in current_records(read_records(run.metrics)):
@@ -63,23 +65,28 @@ def load_history(run_dir: str | Path) -> History:
 
 
 # What a --stale-policy removed against what was trained on: in a summary when anything was.
-REMOVED = ("samples_removed_stale", *(f"length_{of}_{what}" for of in ("trained", "removed") for what in ("mean", "p50", "p95")))
+REMOVED = (
+    "samples_removed_stale",
+    *(f"length_{of}_{what}" for of in ("trained", "removed") for what in ("mean", "p50", "p95")),
+)
 
 
 def summarise(history: History, *, wall_seconds: float | None = None) -> dict[str, Any]:
     """The content of summary.json. A mean of nothing is None; a count of nothing 0.
 
-    reward_first, reward_last: means over the first and last 5 rollouts (fewer where the run is shorter).
-    seconds_to_reward_0_9: wall_seconds of the first rollout at which the trailing mean over 5 rollouts (fewer at the start)
-    is at least 0.9. Idle fractions are weighted with the time they cover. `wall_seconds`: of the whole run, closing included
-    (default: of the newest record).
+    reward_first, reward_last: means over the first and last 5 rollouts (fewer where the run is
+    shorter). seconds_to_reward_0_9: wall_seconds of the first rollout at which the trailing mean
+    over 5 rollouts (fewer at the start) is at least 0.9. Idle fractions are weighted with the time
+    they cover. `wall_seconds`: of the whole run, closing included (default: of the newest record).
     """
     train, pushes = history.train, history.pushes
     everything = [*train, *history.evals, *pushes, *history.engines]
     rewards = values(train, "reward_mean")
     return {
         "num_rollouts": len(train),
-        "final_policy_version": max([0, *values(train, "policy_version"), *values(pushes, "policy_version")]),
+        "final_policy_version": max(
+            [0, *values(train, "policy_version"), *values(pushes, "policy_version")]
+        ),
         "reward_first": mean(rewards[:REWARD_WINDOW]),
         "reward_last": mean(rewards[-REWARD_WINDOW:]),
         "samples_generated": int(counter_total(values(train, "samples_generated"))),
@@ -93,22 +100,29 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "push_stall_seconds_p50": median(values(pushes, "stall_seconds")),
         "generation_idle_fraction": weighted(train, "generation_idle_fraction"),
         "trainer_idle_fraction": weighted(train, "trainer_idle_fraction"),
-        "wall_seconds": wall_seconds if wall_seconds is not None else max(values(everything, "wall_seconds"), default=0.0),
+        "wall_seconds": wall_seconds
+        if wall_seconds is not None
+        else max(values(everything, "wall_seconds"), default=0.0),
         "seconds_to_reward_0_9": seconds_to_reward(train),
         **_learner(train),
     }
 
 
 def _learner(train: Sequence[Row]) -> dict[str, Any]:
-    """What a learner with a model says of itself: memory at its peak, its pace, and how far it is from the engines on the same weights."""
+    """What a learner with a model says of itself: memory at its peak, its pace, and how far it is
+    from the engines on the same weights."""
     on_policy = [row for row in train if row.get("staleness_max") == 0]
     found = {
         "peak_memory_bytes": max(values(train, "peak_memory_bytes"), default=None),
         "tokens_per_second_per_device_p50": median(values(train, "tokens_per_second_per_device")),
         "model_tflops_p50": median(values(train, "model_tflops")),
         "mfu_p50": median(values(train, "mfu")),
-        "on_policy_logprob_abs_diff_mean": mean(values(on_policy, "train_rollout_logprob_abs_diff")),
-        "on_policy_logprob_abs_diff_max": max(values(on_policy, "train_rollout_logprob_abs_diff_max"), default=None),
+        "on_policy_logprob_abs_diff_mean": mean(
+            values(on_policy, "train_rollout_logprob_abs_diff")
+        ),
+        "on_policy_logprob_abs_diff_max": max(
+            values(on_policy, "train_rollout_logprob_abs_diff_max"), default=None
+        ),
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -116,7 +130,9 @@ def _learner(train: Sequence[Row]) -> dict[str, Any]:
 def write_summary(run_dir: str | Path, *, wall_seconds: float | None = None) -> dict[str, Any]:
     """Writes RUN_DIR/summary.json and returns its content."""
     summary = summarise(load_history(run_dir), wall_seconds=wall_seconds)
-    replace_text(RunDir(Path(run_dir)).summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    replace_text(
+        RunDir(Path(run_dir)).summary, json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    )
     return summary
 
 
@@ -153,7 +169,9 @@ def median(numbers: Sequence[float]) -> float | None:
 
 def weighted(rows: Iterable[Row], name: str) -> float | None:
     """The mean of a share, each row weighted with the seconds it covers."""
-    pairs = [(row[name], row.get("interval_seconds") or 0.0) for row in rows if row.get(name) is not None]
+    pairs = [
+        (row[name], row.get("interval_seconds") or 0.0) for row in rows if row.get(name) is not None
+    ]
     total = sum(weight for _, weight in pairs)
     if total == 0:
         return mean([share for share, _ in pairs])

@@ -15,10 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 def write_report(run_dir: str | Path, *, wall_seconds: float | None = None) -> Path:
-    """Writes reward.png and report.html from metrics.jsonl and config.yaml; returns the page's path.
+    """Writes reward.png and report.html from metrics.jsonl and config.yaml; returns the page's
+    path.
 
-    Works for a run of any state, also one without a rollout. Without matplotlib there is a warning instead of the picture.
-    """
+    Works for a run of any state, also one without a rollout. Without matplotlib there is a warning
+    instead of the picture."""
     run, history = RunDir(Path(run_dir)), load_history(run_dir)
     summary = summarise(history, wall_seconds=wall_seconds)
     replace_text(run.report, render(history, summary))

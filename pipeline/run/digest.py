@@ -10,7 +10,8 @@ from pipeline.core.types import TrainBatch
 
 
 def batch_digest(batch: TrainBatch) -> str:
-    """16 hexadecimal digits over every array of every sample, and over how the batch is cut into steps, ranks and micro-batches."""
+    """16 hexadecimal digits over every array of every sample, and over how the batch is cut into
+    steps, ranks and micro-batches."""
     digest = hashlib.blake2b(digest_size=8)
     for step in batch.steps:
         digest.update(f"step {step.num_samples} {step.num_loss_tokens}".encode())
@@ -19,12 +20,19 @@ def batch_digest(batch: TrainBatch) -> str:
                 digest.update(f"micro-batch {len(micro_batch)}".encode())
                 for s in micro_batch:
                     digest.update(
-                        f"{s.index} {s.group_index} {s.response_length} {s.reward!r} {s.staleness} {s.weight!r} {s.norm_length}".encode()
+                        f"{s.index} {s.group_index} {s.response_length} {s.reward!r} {s.staleness}"
+                        f" {s.weight!r} {s.norm_length}".encode()
                     )
                     for array in (s.tokens, s.loss_mask, s.rollout_log_probs, s.advantages):
                         digest.update(np.ascontiguousarray(array).tobytes())
                     if s.routed_experts is not None:
-                        digest.update(f"experts {s.routed_experts.shape}".encode() + np.ascontiguousarray(s.routed_experts).tobytes())
+                        digest.update(
+                            f"experts {s.routed_experts.shape}".encode()
+                            + np.ascontiguousarray(s.routed_experts).tobytes()
+                        )
                     for name, array in sorted((s.multimodal or {}).items()):
-                        digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+                        digest.update(
+                            f"{name} {array.dtype} {array.shape}".encode()
+                            + np.ascontiguousarray(array).tobytes()
+                        )
     return digest.hexdigest()

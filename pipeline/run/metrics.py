@@ -1,9 +1,9 @@
-"""What a run says about itself, as plain records: staleness, idle shares, and the builders of the rows of metrics.jsonl.
+"""What a run says about itself, as plain records: staleness, idle shares, and the builders of the
+rows of metrics.jsonl.
 
-Pure: nothing here does I/O, and time comes from an injected clock. A record is a flat dict of scalars; its `kind` is one of
-train (one rollout trained on), eval (one data set evaluated), push (one weight push completed), engine (the pool: `event` is
-start | death | restart | stats).
-"""
+Pure: nothing here does I/O, and time comes from an injected clock. A record is a flat dict of
+scalars; its `kind` is one of train (one rollout trained on), eval (one data set evaluated), push
+(one weight push completed), engine (the pool: `event` is start | death | restart | stats)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Staleness:
             return cls(mean=0.0, p50=0, p99=0, max=0)
         mean = sum(s * n for s, n in tokens_by_staleness.items()) / total
         p50, p99 = (_weighted_quantile(tokens_by_staleness, total, q) for q in (0.50, 0.99))
-        return cls(mean=mean, p50=p50, p99=p99, max=max(s for s, n in tokens_by_staleness.items() if n))
+        return cls(
+            mean=mean, p50=p50, p99=p99, max=max(s for s, n in tokens_by_staleness.items() if n)
+        )
 
 
 def _weighted_quantile(histogram: Mapping[int, int], total: int, q: float) -> int:
@@ -58,16 +60,26 @@ def _weighted_quantile(histogram: Mapping[int, int], total: int, q: float) -> in
 
 def is_trained(sample: Sample) -> bool:
     """Does the sample carry any loss?"""
-    return not sample.remove_sample and sample.status is not Status.FAILED and sample.effective_response_length > 0
+    return (
+        not sample.remove_sample
+        and sample.status is not Status.FAILED
+        and sample.effective_response_length > 0
+    )
 
 
 def tokens_by_staleness(samples: Iterable[Sample], policy_version: int) -> Counter[int]:
-    """Trained tokens (loss mask 1, sample not removed) by `policy_version` minus the version that sampled them."""
+    """Trained tokens (loss mask 1, sample not removed) by `policy_version` minus the version that
+    sampled them."""
     counts: Counter[int] = Counter()
     for sample in filter(is_trained, samples):
         for version, start, end in sample.weight_versions:
-            # not sum(): out of the buffer the mask is a uint8 array, whose scalars would wrap at 256
-            num = end - start if sample.loss_mask is None else int(np.count_nonzero(sample.loss_mask[start:end]))
+            # not sum(): out of the buffer the mask is a uint8 array, whose scalars would wrap at
+            # 256
+            num = (
+                end - start
+                if sample.loss_mask is None
+                else int(np.count_nonzero(sample.loss_mask[start:end]))
+            )
             counts[policy_version - int(version)] += num
     return +counts  # drops spans without a trained token
 
@@ -84,11 +96,13 @@ class Lap:
 class Utilisation:
     """Who idles how long, lap by lap.
 
-    `engine_idle_seconds` returns, by engine, the seconds it has had no request since it started (a counter that only grows;
-    one that falls belongs to a restarted engine and counts from zero). Laps without any engine have generation idle 0.
-    """
+    `engine_idle_seconds` returns, by engine, the seconds it has had no request since it started (a
+    counter that only grows; one that falls belongs to a restarted engine and counts from zero).
+    Laps without any engine have generation idle 0."""
 
-    def __init__(self, clock: Clock, engine_idle_seconds: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(
+        self, clock: Clock, engine_idle_seconds: Callable[[], Mapping[str, float]]
+    ) -> None:
         self._clock = clock
         self._trainer = IdleMeter(clock)
         self._engine_idle_seconds = engine_idle_seconds
@@ -106,7 +120,11 @@ class Utilisation:
         idle = sum(_increase(before.get(name, 0.0), value) for name, value in engines.items())
         share = min(idle / (seconds * len(engines)), 1.0) if engines and seconds > 0 else 0.0
         self._engines, self._lap_start = engines, now
-        return Lap(seconds=seconds, trainer_idle_fraction=self._trainer.lap(), generation_idle_fraction=share)
+        return Lap(
+            seconds=seconds,
+            trainer_idle_fraction=self._trainer.lap(),
+            generation_idle_fraction=share,
+        )
 
 
 def _increase(before: float, now: float) -> float:
@@ -148,13 +166,14 @@ def train_record(
     lengths_removed: Mapping[int, int] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Record:
-    """The row of one rollout. The learner's metrics are all in it (its `seconds` as `step_seconds`).
+    """The row of one rollout. The learner's metrics are all in it (its `seconds` as
+    `step_seconds`).
 
-    `policy_version` is the learner's at consumption; `wall_seconds` counts from the start of the run;
-    `samples_generated` / `samples_failed` are the run's counters so far. `tokens_per_second` is response tokens of this rollout
-    over the seconds since the previous record. `lengths_trained`, `lengths_removed` (response tokens -> samples, since the start): what
-    a --stale-policy trained on and what it removed.
-    """
+    `policy_version` is the learner's at consumption; `wall_seconds` counts from the start of the
+    run; `samples_generated` / `samples_failed` are the run's counters so far. `tokens_per_second`
+    is response tokens of this rollout over the seconds since the previous record.
+    `lengths_trained`, `lengths_removed` (response tokens -> samples, since the start): what a
+    --stale-policy trained on and what it removed."""
     samples = [sample for group in groups for sample in group.samples]
     learner = {k: v for k, v in result.metrics.items() if k != "seconds"}
     lengths = _lengths(samples)
@@ -173,13 +192,18 @@ def train_record(
         "num_groups_replayed": sum(group.times_sampled > 1 for group in groups),
         "num_samples": sum(map(is_trained, samples)),
         **lengths,
-        **{f"staleness_{k}": v for k, v in asdict(Staleness.of(tokens_by_staleness(samples, policy_version))).items()},
+        **{
+            f"staleness_{k}": v
+            for k, v in asdict(Staleness.of(tokens_by_staleness(samples, policy_version))).items()
+        },
         "staleness_bound": staleness_bound,
         "generation_idle_fraction": lap.generation_idle_fraction,
         "trainer_idle_fraction": lap.trainer_idle_fraction,
         "interval_seconds": lap.seconds,
         "step_seconds": result.metrics.get("seconds"),
-        "tokens_per_second": lengths["num_response_tokens"] / lap.seconds if lap.seconds > 0 else None,
+        "tokens_per_second": lengths["num_response_tokens"] / lap.seconds
+        if lap.seconds > 0
+        else None,
         **_buffer(buffer),
         **_removed(lengths_trained, lengths_removed),
         "samples_generated": samples_generated,
@@ -191,29 +215,51 @@ def train_record(
 
 def _rewards(groups: Sequence[Group], key: str | None) -> Record:
     """Over every scored sample; a group of equal rewards teaches nothing and is counted."""
-    by_group = [[s.reward_value(key) for s in group.samples if s.reward is not None and s.status is not Status.FAILED] for group in groups]
+    by_group = [
+        [
+            s.reward_value(key)
+            for s in group.samples
+            if s.reward is not None and s.status is not Status.FAILED
+        ]
+        for group in groups
+    ]
     rewards = [r for group in by_group for r in group]
     if not rewards:
         return {"reward_mean": None, "reward_std": None, "zero_std_fraction": None}
     mean = math.fsum(rewards) / len(rewards)
     variance = math.fsum((r - mean) ** 2 for r in rewards) / len(rewards)
     flat = sum(1 for group in by_group if group and max(group) == min(group))
-    return {"reward_mean": mean, "reward_std": math.sqrt(variance), "zero_std_fraction": flat / len(by_group)}
+    return {
+        "reward_mean": mean,
+        "reward_std": math.sqrt(variance),
+        "zero_std_fraction": flat / len(by_group),
+    }
 
 
 def _teacher(samples: Sequence[Sample]) -> Record:
-    """`opd_kl`: reverse KL to the teacher, nats a trained token, estimated from the tokens that were sampled (k1)."""
+    """`opd_kl`: reverse KL to the teacher, nats a trained token, estimated from the tokens that
+    were sampled (k1)."""
     total = count = 0.0
     for sample in filter(is_trained, samples):
         if sample.teacher_log_probs is not None and sample.rollout_log_probs is not None:
-            mask = np.ones(sample.response_length) if sample.loss_mask is None else np.asarray(sample.loss_mask)
-            total += float((mask * (np.asarray(sample.rollout_log_probs) - np.asarray(sample.teacher_log_probs))).sum())
+            mask = (
+                np.ones(sample.response_length)
+                if sample.loss_mask is None
+                else np.asarray(sample.loss_mask)
+            )
+            total += float(
+                (
+                    mask
+                    * (np.asarray(sample.rollout_log_probs) - np.asarray(sample.teacher_log_probs))
+                ).sum()
+            )
             count += float(mask.sum())
     return {"opd_kl": total / count} if count else {}
 
 
 def _lengths(samples: Sequence[Sample]) -> Record:
-    """Token counts over the trained samples: all tokens, response tokens, tokens with loss; and how long responses are."""
+    """Token counts over the trained samples: all tokens, response tokens, tokens with loss; and how
+    long responses are."""
     trained = [s for s in samples if is_trained(s)]
     count = max(len(trained), 1)
     response = sum(s.response_length for s in trained)
@@ -248,7 +294,12 @@ def _removed(trained: Mapping[int, int] | None, removed: Mapping[int, int] | Non
         total = sum(lengths.values())
         if total:
             out[f"length_{name}_mean"] = sum(n * count for n, count in lengths.items()) / total
-            out.update({f"length_{name}_p{round(100 * q)}": _weighted_quantile(lengths, total, q) for q in (0.5, 0.95)})
+            out.update(
+                {
+                    f"length_{name}_p{round(100 * q)}": _weighted_quantile(lengths, total, q)
+                    for q in (0.5, 0.95)
+                }
+            )
     return out
 
 

@@ -1,4 +1,5 @@
-"""From a run to an exit code: expected errors as one message, unexpected ones with their traceback."""
+"""From a run to an exit code: expected errors as one message, unexpected ones with their
+traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def run_to_end(train: Callable[[Runner], Awaitable[None]], make: Callable[[], Runner]) -> int:
-    """Build and train on a uvloop event loop. 0: done; 1: a fault; 2: bad input; 128 + n: ended by signal n."""
+    """Build and train on a uvloop event loop.
+
+    0: done; 1: a fault; 2: bad input; 128 + n: ended by signal n.
+    """
     import uvloop
 
     collect_rarely()
@@ -34,8 +38,9 @@ def run_to_end(train: Callable[[Runner], Awaitable[None]], make: Callable[[], Ru
 
 
 def collect_rarely() -> None:
-    """Thousands of samples are alive at once, and die by their reference counts. At its default thresholds the cycle collector looks
-    through all of them every few answers, which is half of the CPU time of generation (benchmarks/orchestration.py)."""
+    """Thousands of samples are alive at once, and die by their reference counts. At its default
+    thresholds the cycle collector looks through all of them every few answers, which is half of the
+    CPU time of generation (benchmarks/orchestration.py)."""
     gc.set_threshold(1_000_000, 20, 20)
 
 

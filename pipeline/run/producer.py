@@ -1,8 +1,9 @@
-"""The endless loop that fills the buffer: admit -> prompt -> generate -> reward -> filter -> buffer.
+"""The endless loop that fills the buffer: admit -> prompt -> generate -> reward -> filter ->
+buffer.
 
-Consumes: prompts of the source, admissions of the clock. Waits for: a free admission slot. Unblocked by: a release
-(the learner finished a rollout and its push, if due, is confirmed) or a group that gave its slot back.
-"""
+Consumes: prompts of the source, admissions of the clock. Waits for: a free admission slot.
+Unblocked by: a release (the learner finished a rollout and its push, if due, is confirmed) or a
+group that gave its slot back."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ class Verdict(Protocol):
 
 
 class Producer:
-    """Runs as one task beside the learner's loop. Returning is an error: only cancellation ends it."""
+    """Runs as one task beside the learner's loop.
+
+    Returning is an error: only cancellation ends it.
+    """
 
     def __init__(
         self,
@@ -48,10 +52,12 @@ class Producer:
         self._source, self._generate, self._reward, self._keep = source, generate, reward, keep
         self._buffer, self._clock, self._retries = buffer, clock, group_max_retries
         self._dropped = dropped
-        self._prompts: dict[int, list[Sample]] = {}  # by prompt index, of those not yet consumed: what a restart generates again
+        # by prompt index, of those not yet consumed: what a restart generates again
+        self._prompts: dict[int, list[Sample]] = {}
         self._resumed: list[Admission] = []  # admitted before a restart
         self._failures_in_a_row = 0
-        self.counts: Counter[str] = Counter()  # samples_generated, samples_failed, groups_retried, groups_failed, groups_filtered
+        # samples_generated, samples_failed, groups_retried, groups_failed, groups_filtered
+        self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as groups:
@@ -63,7 +69,8 @@ class Producer:
                 self._prepare(admission)
                 if not self._recalled(admission):
                     groups.create_task(self._produce(admission))
-                await asyncio.sleep(0)  # let the group send its requests before the next is admitted
+                # let the group send its requests before the next is admitted
+                await asyncio.sleep(0)
 
     def _recalled(self, admission: Admission) -> bool:
         """A restart need not generate again what the crash left complete, or given back."""
@@ -102,7 +109,8 @@ class Producer:
         await self._buffer.put(group)
 
     async def _generate_and_score(self, admission: Admission) -> list[Sample]:
-        """Samples of the group; those whose rollout or scoring failed are generated again, up to the limit."""
+        """Samples of the group; those whose rollout or scoring failed are generated again, up to
+        the limit."""
         done: list[Sample] = []
         todo = self._prompts[admission.prompt_index]
         for attempt in range(self._retries + 1):
@@ -117,22 +125,30 @@ class Producer:
                 return [*done, *samples]
             self.counts["groups_retried"] += 1
             again = [s for s in todo if s.index in failed]
-            if not again:  # a custom function numbered its samples itself: nobody knows which prompt to try again
+            # a custom function numbered its samples itself: nobody knows which prompt to try again
+            if not again:
                 return [*done, *samples]
             done += [s for s in samples if s.index not in failed]
             todo = again
         raise AssertionError("unreachable")
 
     def _give_up(self, admission: Admission, failed: list[Sample]) -> None:
-        """A group that failed for good is named and counted, and never trained as if its reward were 0."""
+        """A group that failed for good is named and counted, and never trained as if its reward
+        were 0."""
         self.counts["groups_failed"] += 1
         self._failures_in_a_row += 1
         why = failed[0].error or "no reason given"
-        logger.warning("group %d given up: %d samples failed, the first with: %s", admission.group_index, len(failed), why)
+        logger.warning(
+            "group %d given up: %d samples failed, the first with: %s",
+            admission.group_index,
+            len(failed),
+            why,
+        )
         limit = max(16, 2 * self._clock.batch_size)
         if self._failures_in_a_row >= limit:
             raise GenerateError(
-                f"{limit} groups failed in a row, the last with: {why}. Nothing can be trained on; fix the cause and resume"
+                f"{limit} groups failed in a row, the last with: {why}. Nothing can be trained on;"
+                " fix the cause and resume"
             )
         self._give_back(admission, f"failed: {type_of(why)}")
 
@@ -145,31 +161,42 @@ class Producer:
             sample.group_index, sample.index = group_index, group_index * len(samples) + place
         return samples
 
-    # -- resume -------------------------------------------------------------------------------------------------------
+    # -- resume
+    # -------------------------------------------------------------------------------------------------------
 
     def forget(self) -> None:
         """What is trained on, or given back for good, a restart need not generate again."""
         wanted = self._clock.prompts_wanted
-        self._prompts = {index: samples for index, samples in self._prompts.items() if index in wanted}
+        self._prompts = {
+            index: samples for index, samples in self._prompts.items() if index in wanted
+        }
 
     def state_dict(self) -> dict[str, Any]:
         self.forget()
         return {
             "source": self._source.state_dict(),
             "counts": dict(self.counts),
-            "prompts": {str(index): [s.to_dict() for s in samples] for index, samples in self._prompts.items()},
+            "prompts": {
+                str(index): [s.to_dict() for s in samples]
+                for index, samples in self._prompts.items()
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The groups that were under way are generated again, under their old admissions. Load the clock first.
-        Raises CheckpointError when clock and prompts disagree on what was under way."""
+        """The groups that were under way are generated again, under their old admissions. Load the
+        clock first. Raises CheckpointError when clock and prompts disagree on what was under
+        way."""
         self._source.load_state_dict(state["source"])
         self.counts = Counter(state["counts"])
-        self._prompts = {int(index): [Sample.from_dict(s) for s in samples] for index, samples in state["prompts"].items()}
+        self._prompts = {
+            int(index): [Sample.from_dict(s) for s in samples]
+            for index, samples in state["prompts"].items()
+        }
         if self._prompts.keys() != self._clock.prompts_wanted:
             raise CheckpointError(
-                f"the saved state has prompts {sorted(self._prompts)}, but prompts {sorted(self._clock.prompts_wanted)} are under way in "
-                "it: state.json is damaged; resume from another snapshot"
+                f"the saved state has prompts {sorted(self._prompts)}, but prompts"
+                f" {sorted(self._clock.prompts_wanted)} are under way in it: state.json is damaged;"
+                " resume from another snapshot"
             )
         self._resumed = [admission for _, admission in sorted(self._clock.outstanding.items())]
 

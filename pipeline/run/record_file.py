@@ -18,7 +18,8 @@ Record = dict[str, Any]
 
 
 def jsonable(record: Mapping[str, Any]) -> Record:
-    """The record as strict JSON can hold it: NaN and infinities become null and are named in `non_finite`."""
+    """The record as strict JSON can hold it: NaN and infinities become null and are named in
+    `non_finite`."""
     bad: list[str] = []
     out = {str(k): _plain(v, str(k), bad) for k, v in record.items()}
     if bad:
@@ -51,7 +52,10 @@ def line_of(record: Mapping[str, Any]) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Every whole record, in file order. A missing file is empty; a line that is no JSON object is skipped with a warning."""
+    """Every whole record, in file order.
+
+    A missing file is empty; a line that is no JSON object is skipped with a warning.
+    """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -77,10 +81,11 @@ def _parse(line: str) -> Record | None:
 
 
 def is_rolled_back(record: Mapping[str, Any], num_trained: int) -> bool:
-    """Does the record tell of what a run that goes on from `num_trained` trained rollouts has not done (yet)?
+    """Does the record tell of what a run that goes on from `num_trained` trained rollouts has not
+    done (yet)?
 
-    train and push rows carry the rollout's id, eval rows the number of rollouts trained before them.
-    """
+    train and push rows carry the rollout's id, eval rows the number of rollouts trained before
+    them."""
     rollout = record.get("rollout_id")
     if not isinstance(rollout, int):
         return False
@@ -90,9 +95,8 @@ def is_rolled_back(record: Mapping[str, Any], num_trained: int) -> bool:
 def current_records(records: Iterable[Mapping[str, Any]]) -> list[Record]:
     """What holds now: every train and push row at most once per rollout, the last one said.
 
-    Rollouts are trained in order, so a train row that is not beyond its predecessors means that the run went back to a
-    checkpoint: it voids what was said of its own and later rollouts.
-    """
+    Rollouts are trained in order, so a train row that is not beyond its predecessors means that the
+    run went back to a checkpoint: it voids what was said of its own and later rollouts."""
     kept: list[Record] = []
     next_rollout = 0
     for record in records:
@@ -106,13 +110,18 @@ def current_records(records: Iterable[Mapping[str, Any]]) -> list[Record]:
 
 
 def roll_back(path: Path, aside: Path, num_trained: int) -> int:
-    """Before a resume: move the rows of rollouts from `num_trained` on (and a torn last line) from `path` to `aside`.
+    """Before a resume: move the rows of rollouts from `num_trained` on (and a torn last line) from
+    `path` to `aside`.
 
-    Returns how many rows were moved. `path` is replaced in one step, so a kill in between loses nothing.
-    """
+    Returns how many rows were moved. `path` is replaced in one step, so a kill in between loses
+    nothing."""
     if not path.exists():
         return 0
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+    lines = [
+        line
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")
+        if line.strip()
+    ]
     keep: list[str] = []
     move: list[str] = []
     for line in lines:

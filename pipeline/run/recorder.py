@@ -1,4 +1,7 @@
-"""From what happened to the records that say so. The runner reports events; every record goes through telemetry, once."""
+"""From what happened to the records that say so.
+
+The runner reports events; every record goes through telemetry, once.
+"""
 
 from __future__ import annotations
 
@@ -54,19 +57,24 @@ class Recorder:
         reward_key: str | None,
         on_finish: Callable[[float, bool], None],
     ) -> None:
-        """`started_at`: the instant (of `time`) from which wall_seconds count. `counts`: the producer's, live. `on_finish(wall_seconds,
-        interrupted)` writes summary and report."""
+        """`started_at`: the instant (of `time`) from which wall_seconds count. `counts`: the
+        producer's, live. `on_finish(wall_seconds, interrupted)` writes summary and report."""
         self._telemetry, self._clock, self._time = telemetry, clock, time
         self._started_at, self._earlier_seconds = started_at, 0.0
         self._counts, self._buffer_statistics = counts, buffer_statistics
         self._engine_counts = engine_counts
-        self._engine_idle_seconds, self._reward_key, self._on_finish = engine_idle_seconds, reward_key, on_finish
+        self._engine_idle_seconds, self._reward_key, self._on_finish = (
+            engine_idle_seconds,
+            reward_key,
+            on_finish,
+        )
         self._utilisation = Utilisation(time, engine_idle_seconds)
         self._compared = False
 
     @property
     def wall_seconds(self) -> float:
-        """Since the run began, start-up included; a resumed run goes on counting where its snapshot was."""
+        """Since the run began, start-up included; a resumed run goes on counting where its snapshot
+        was."""
         return self._earlier_seconds + self._time.now() - self._started_at
 
     def trainer_busy(self) -> AbstractContextManager[None]:
@@ -78,7 +86,9 @@ class Recorder:
         for engine in self._engine_idle_seconds():
             self.engine("start", engine=engine)
 
-    def trained(self, rollout_id: int, groups: Sequence[Group], batch: TrainBatch, result: StepResult) -> None:
+    def trained(
+        self, rollout_id: int, groups: Sequence[Group], batch: TrainBatch, result: StepResult
+    ) -> None:
         fill = self._buffer_statistics()
         capacity = (self._clock.buffer_size + 1) * self._clock.batch_size
         record = train_record(
@@ -89,7 +99,12 @@ class Recorder:
             staleness_bound=self._clock.max_staleness,
             lap=self._utilisation.lap(),
             wall_seconds=self.wall_seconds,
-            buffer=BufferFill(ready=fill.num_ready, pending=fill.num_generating, capacity=capacity, num_bytes=fill.num_bytes),
+            buffer=BufferFill(
+                ready=fill.num_ready,
+                pending=fill.num_generating,
+                capacity=capacity,
+                num_bytes=fill.num_bytes,
+            ),
             samples_generated=self._counts["samples_generated"],
             samples_failed=self._counts["samples_failed"],
             reward_key=self._reward_key,
@@ -106,23 +121,38 @@ class Recorder:
         self.engine("stats", **self._engine_counts())
 
     def _compare(self, record: Mapping[str, Any]) -> None:
-        """Says once how far learner and engines are apart, at the first rollout that the learner's own weights have sampled."""
-        mean, most = (record.get(f"train_rollout_logprob_abs_diff{suffix}") for suffix in ("", "_max"))
+        """Says once how far learner and engines are apart, at the first rollout that the learner's
+        own weights have sampled."""
+        mean, most = (
+            record.get(f"train_rollout_logprob_abs_diff{suffix}") for suffix in ("", "_max")
+        )
         if self._compared or record["staleness_max"] > 0 or mean is None or most is None:
             return
         self._compared = True
-        said = "are equal, bit for bit" if most == 0 else f"differ by {mean:.2g} on average, {most:.2g} at most"
-        logger.info("log-probs of engines and learner, on the same weights, %s (%d tokens)", said, record["num_loss_tokens"])
+        said = (
+            "are equal, bit for bit"
+            if most == 0
+            else f"differ by {mean:.2g} on average, {most:.2g} at most"
+        )
+        logger.info(
+            "log-probs of engines and learner, on the same weights, %s (%d tokens)",
+            said,
+            record["num_loss_tokens"],
+        )
 
     def pushed(self, rollout_id: int, result: PushResult) -> None:
-        self._telemetry.emit(**push_record(result, rollout_id=rollout_id), wall_seconds=self.wall_seconds)
+        self._telemetry.emit(
+            **push_record(result, rollout_id=rollout_id), wall_seconds=self.wall_seconds
+        )
 
     def evaluated(self, results: Sequence[EvalResult]) -> None:
         for result in results:
             self._telemetry.emit(**eval_record(result), wall_seconds=self.wall_seconds)
 
     def evaluation_failed(self, rollout_id: int, error: Exception) -> None:
-        self._telemetry.emit("eval", rollout_id=rollout_id, error=str(error), wall_seconds=self.wall_seconds)
+        self._telemetry.emit(
+            "eval", rollout_id=rollout_id, error=str(error), wall_seconds=self.wall_seconds
+        )
 
     def engine(self, event: str, **fields: Any) -> None:
         """event: start | death | restart | lost | stats."""
@@ -131,7 +161,8 @@ class Recorder:
     def finish(self, *, interrupted: bool) -> None:
         self._on_finish(self.wall_seconds, interrupted)
 
-    # -- resume -------------------------------------------------------------------------------------------------------
+    # -- resume
+    # -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {"wall_seconds": self.wall_seconds}

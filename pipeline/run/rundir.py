@@ -15,7 +15,10 @@ LATEST = "latest"
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """One run's folder. Making one of these touches no disk; `create_run_dir` and `open_run_dir` do."""
+    """One run's folder.
+
+    Making one of these touches no disk; `create_run_dir` and `open_run_dir` do.
+    """
 
     path: Path
 
@@ -35,7 +38,8 @@ class RunDir:
 
     @property
     def rolled_back(self) -> Path:
-        """Lines that a resume took out of metrics.jsonl: rollouts trained after the checkpoint it went on from."""
+        """Lines that a resume took out of metrics.jsonl: rollouts trained after the checkpoint it
+        went on from."""
         return self.path / "metrics.rolled-back.jsonl"
 
     @property
@@ -77,20 +81,26 @@ class RunDir:
 
 
 def create_run_dir(runs_dir: str | Path, name: str, *, latest: bool = True) -> RunDir:
-    """A new folder `runs_dir/name`, or `name-2`, `name-3`, ... where that is taken; with `logs/`, and `latest` pointing at it.
+    """A new folder `runs_dir/name`, or `name-2`, `name-3`, ... where that is taken; with `logs/`,
+    and `latest` pointing at it.
 
-    Two runs that start at once get two folders (mkdir decides). Raises ConfigError for a name that is no plain folder name
-    and for a `runs_dir` that cannot be written.
-    """
+    Two runs that start at once get two folders (mkdir decides). Raises ConfigError for a name that
+    is no plain folder name and for a `runs_dir` that cannot be written."""
     if not _NAME.fullmatch(name) or name == LATEST:
-        raise ConfigError(f"--name {name!r}: expected letters, digits, '.', '_' and '-', not '{LATEST}'; give another --name")
+        raise ConfigError(
+            f"--name {name!r}: expected letters, digits, '.', '_' and '-', not '{LATEST}'; give"
+            " another --name"
+        )
     root = Path(runs_dir)
     try:
         root.mkdir(parents=True, exist_ok=True)
         run = RunDir(_make_numbered(root, name))
         run.logs.mkdir()
     except OSError as e:
-        raise ConfigError(f"--runs-dir {root}: cannot make a run directory there ({e.strerror or e}); give another --runs-dir") from e
+        raise ConfigError(
+            f"--runs-dir {root}: cannot make a run directory there ({e.strerror or e}); give"
+            " another --runs-dir"
+        ) from e
     if latest:
         _point_latest(root, run.name)
     return run
@@ -100,10 +110,15 @@ def open_run_dir(path: str | Path) -> RunDir:
     """An existing run. Raises ConfigError when there is none at `path`."""
     path = Path(path)
     if not path.is_dir():
-        raise ConfigError(f"{path}: no such run directory; expected a folder that holds metrics.jsonl or config.yaml")
+        raise ConfigError(
+            f"{path}: no such run directory; expected a folder that holds metrics.jsonl or"
+            " config.yaml"
+        )
     run = RunDir(path.resolve())
     if not (run.metrics.exists() or run.config.exists()):
-        raise ConfigError(f"{path}: not a run directory (neither metrics.jsonl nor config.yaml in it)")
+        raise ConfigError(
+            f"{path}: not a run directory (neither metrics.jsonl nor config.yaml in it)"
+        )
     return run
 
 
@@ -119,7 +134,8 @@ def _make_numbered(root: Path, name: str) -> Path:
 
 
 def _point_latest(root: Path, name: str) -> None:
-    """A convenience: file systems without links, and somebody's own file of that name, are left alone."""
+    """A convenience: file systems without links, and somebody's own file of that name, are left
+    alone."""
     link = root / LATEST
     if link.exists() and not link.is_symlink():
         return

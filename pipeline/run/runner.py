@@ -1,8 +1,7 @@
 """One run: the verbs that train_async.py speaks, over the parts that pipeline.wiring put together.
 
-The learner's loop is the only finite one. Consumes: rollouts of the buffer. Waits for: groups whose deadline is due, and for
-pushes it began itself. Unblocked by: the producer's puts.
-"""
+The learner's loop is the only finite one. Consumes: rollouts of the buffer. Waits for: groups whose
+deadline is due, and for pushes it began itself. Unblocked by: the producer's puts."""
 
 from __future__ import annotations
 
@@ -45,13 +44,16 @@ class Parts:
     buffer: Buffer
     learner: Learner
     transport: WeightTransport
-    make_batch: Callable[[int, int, Sequence[Group]], TrainBatch]  # (rollout_id, policy_version, groups)
+    # (rollout_id, policy_version, groups)
+    make_batch: Callable[[int, int, Sequence[Group]], TrainBatch]
     save_batch: Callable[[TrainBatch], Path]  # what a refused step was given, for a post-mortem
-    save_rollout: Callable[[int, int, Sequence[Group]], None] | None  # (rollout_id, policy_version, groups), of every take
+    # (rollout_id, policy_version, groups), of every take
+    save_rollout: Callable[[int, int, Sequence[Group]], None] | None
     saves: bool  # are there weights to save?
     evaluator: Evaluates | None
     recorder: Recorder
-    start: Callable[[], Awaitable[None]]  # engines and learner up, the learner's weights on every engine
+    # engines and learner up, the learner's weights on every engine
+    start: Callable[[], Awaitable[None]]
     close: Callable[[], Awaitable[None]]  # everything down, from any state
     kill_now: Callable[[], None]  # the same, at once and synchronously
 
@@ -69,7 +71,8 @@ class Runner:
         self._pending: Pending | None = None  # one that the learner may still be writing
         self.interrupted_by: int | None = None  # signal number
 
-    # -- the life of a run --------------------------------------------------------------------------------------------
+    # -- the life of a run
+    # --------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         self._stop.install()
@@ -83,23 +86,37 @@ class Runner:
         self._p.recorder.started()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
-        """Save what an interrupted run has; close everything; leave summary and report behind, whatever happened."""
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool:
+        """Save what an interrupted run has; close everything; leave summary and report behind,
+        whatever happened."""
         stopped = error is not None and _is_stop(error)
         try:
             if stopped:
                 self.interrupted_by = self._stop.signal_number
                 await self._save_now(wait=True)
             elif error is not None:
-                for cause in leaves(error):  # the terminal is told at the very end, when it is free again
-                    logger.error("the run ends with %s: %s", type(cause).__name__, cause, exc_info=cause, extra={"file_only": True})
+                # the terminal is told at the very end, when it is free again
+                for cause in leaves(error):
+                    logger.error(
+                        "the run ends with %s: %s",
+                        type(cause).__name__,
+                        cause,
+                        exc_info=cause,
+                        extra={"file_only": True},
+                    )
                 await self._commit_what_is_left()
         finally:
             await self._close()
         return stopped
 
     async def _commit_what_is_left(self) -> None:
-        """A run that fails while a snapshot is being written keeps that snapshot, if its learner lives."""
+        """A run that fails while a snapshot is being written keeps that snapshot, if its learner
+        lives."""
         try:
             await self._commit(wait=True)
         except SlipstreamError as e:
@@ -115,7 +132,8 @@ class Runner:
 
     @asynccontextmanager
     async def producing(self) -> AsyncIterator[None]:
-        """The producer (and evaluations) as tasks beside the learner's loop; a producer that fails stops the run with its cause."""
+        """The producer (and evaluations) as tasks beside the learner's loop; a producer that fails
+        stops the run with its cause."""
         async with asyncio.TaskGroup() as self._beside:
             producer = self._beside.create_task(self._produce())
             yield
@@ -127,7 +145,8 @@ class Runner:
         await self._p.producer.run()
         raise AssertionError("the producer returned: only cancellation may end it")
 
-    # -- the verbs ----------------------------------------------------------------------------------------------------
+    # -- the verbs
+    # ----------------------------------------------------------------------------------------------------
 
     def rollouts(self) -> Iterator[int]:
         """Ids of the rollouts still to train; a resumed run goes on where its snapshot was."""
@@ -147,7 +166,10 @@ class Runner:
             return self._p.make_batch(rollout_id, self._p.clock.version_at(rollout_id), groups)
 
     async def learn(self, batch: TrainBatch) -> StepResult:
-        """One rollout's optimizer steps. A refused step stops the run; what it was given is kept for a post-mortem."""
+        """One rollout's optimizer steps.
+
+        A refused step stops the run; what it was given is kept for a post-mortem.
+        """
         with self._p.recorder.trainer_busy():
             try:
                 result = await self._p.learner.step(batch)
@@ -165,7 +187,14 @@ class Runner:
         self._p.clock.pushed()
         return pushed
 
-    def record(self, rollout_id: int, groups: Sequence[Group], batch: TrainBatch, result: StepResult, pushed: PushResult | None) -> None:
+    def record(
+        self,
+        rollout_id: int,
+        groups: Sequence[Group],
+        batch: TrainBatch,
+        result: StepResult,
+        pushed: PushResult | None,
+    ) -> None:
         self._p.producer.forget()
         self._p.recorder.trained(rollout_id, groups, batch, result)
         if pushed:
@@ -191,21 +220,28 @@ class Runner:
         async with self._eval_order:
             try:
                 results = await self._p.evaluator.evaluate(num_trained)
-            except SlipstreamError as e:  # an evaluation is a measurement: its failure is shown and recorded, training goes on
+            except SlipstreamError as e:
+                # an evaluation is a measurement: its failure is shown and recorded, training goes
+                # on
                 logger.error("evaluation after rollout %d failed: %s", num_trained, e)
                 self._p.recorder.evaluation_failed(num_trained, e)
                 return
         self._p.recorder.evaluated(results)
 
     async def save(self, rollout_id: int) -> None:
-        """Where one is due. With --async-save it is committed at a later rollout's call, and the last one before this returns."""
+        """Where one is due.
+
+        With --async-save it is committed at a later rollout's call, and the last one before this
+        returns.
+        """
         interval, done = self._p.config.run.save_interval, rollout_id + 1
         await self._commit(wait=False)
         if self._p.clock.finished or (interval and done % interval == 0):
             await self._save_now(wait=self._p.clock.finished)
 
     async def _save_now(self, *, wait: bool) -> None:
-        """Between two steps only: the snapshot's weights and the driver's state are of the same instant."""
+        """Between two steps only: the snapshot's weights and the driver's state are of the same
+        instant."""
         p = self._p
         if not p.saves:
             return
@@ -215,15 +251,22 @@ class Runner:
         if p.clock.num_trained == self._saved:
             await self._commit(wait=wait)
             return
-        state: dict[str, Any] = {"clock": p.clock.state_dict(), "producer": p.producer.state_dict(), "recorder": p.recorder.state_dict()}
+        state: dict[str, Any] = {
+            "clock": p.clock.state_dict(),
+            "producer": p.producer.state_dict(),
+            "recorder": p.recorder.state_dict(),
+        }
         await self._commit(wait=True)
         with p.recorder.trainer_busy():
-            self._pending = await begin_snapshot(p.checkpoints, p.clock.num_trained, p.learner, state, p.config.run.save_hf)
+            self._pending = await begin_snapshot(
+                p.checkpoints, p.clock.num_trained, p.learner, state, p.config.run.save_hf
+            )
         self._saved = p.clock.num_trained
         await self._commit(wait=wait)
 
     async def _commit(self, *, wait: bool) -> None:
-        """Put the snapshot that was begun in force, if all of it is on the disk (with `wait`: when it is)."""
+        """Put the snapshot that was begun in force, if all of it is on the disk (with `wait`: when
+        it is)."""
         pending = self._pending
         if pending is None:
             return
@@ -244,6 +287,6 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 
 def _is_stop(error: BaseException) -> bool:
-    return all(isinstance(e, StopRequested | asyncio.CancelledError) for e in leaves(error)) and any(
-        isinstance(e, StopRequested) for e in leaves(error)
-    )
+    return all(
+        isinstance(e, StopRequested | asyncio.CancelledError) for e in leaves(error)
+    ) and any(isinstance(e, StopRequested) for e in leaves(error))

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: the first asks for an orderly end (drain, save, close), the second ends at once, still clean."""
+"""Ctrl-C and SIGTERM: the first asks for an orderly end (drain, save, close), the second ends at
+once, still clean."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-SAME_SIGNAL_SECONDS = 1.0  # `timeout`, terminals and job managers signal a process and its group: the same wish, told twice
+# `timeout`, terminals and job managers signal a process and its group: the same wish, told twice
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class StopRequested(Exception):  # noqa: N818  (not an error: the user's wish)
@@ -24,9 +26,14 @@ class Stop:
     """The user's wish to end, as an event one can wait against."""
 
     def __init__(
-        self, kill_now: Callable[[], None], *, leave: Callable[[int], None] = os._exit, clock: Callable[[], float] = time.monotonic
+        self,
+        kill_now: Callable[[], None],
+        *,
+        leave: Callable[[int], None] = os._exit,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`kill_now` ends every child process synchronously: what a second signal does before it leaves (with an exit code)."""
+        """`kill_now` ends every child process synchronously: what a second signal does before it
+        leaves (with an exit code)."""
         self._leave, self._clock = leave, clock
         self._first_at = 0.0
         self._event = asyncio.Event()
@@ -39,7 +46,10 @@ class Stop:
             loop.add_signal_handler(number, self._on_signal, number)
 
     def uninstall(self) -> None:
-        """Everything is closed. After an orderly end, signals that come late do not spoil the exit code."""
+        """Everything is closed.
+
+        After an orderly end, signals that come late do not spoil the exit code.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
@@ -51,7 +61,8 @@ class Stop:
         return self._event.is_set()
 
     async def or_result(self, wait: Callable[[], Awaitable[T]]) -> T:
-        """The result of `wait()`, or StopRequested as soon as the user asks (or has asked) to end."""
+        """The result of `wait()`, or StopRequested as soon as the user asks (or has asked) to
+        end."""
         if self.requested:  # else a result that is always ready at once would never let us stop
             raise StopRequested
         task = asyncio.ensure_future(wait())
@@ -76,5 +87,8 @@ class Stop:
             return
         self._first_at = self._clock()
         self.signal_number = number
-        logger.warning("%s: finishing the step under way, saving, closing (again to leave at once)", signal.Signals(number).name)
+        logger.warning(
+            "%s: finishing the step under way, saving, closing (again to leave at once)",
+            signal.Signals(number).name,
+        )
         self._event.set()

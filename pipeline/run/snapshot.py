@@ -1,7 +1,8 @@
-"""Checkpoints as one atomic decision: the learner's files, the driver's state, then a DONE marker, then `latest`.
+"""Checkpoints as one atomic decision: the learner's files, the driver's state, then a DONE marker,
+then `latest`.
 
-`begin_snapshot` takes the state of one instant, `commit_snapshot` makes it the one in force when all of it is on the disk: the same
-moment, or with --async-save some rollouts later.
+`begin_snapshot` takes the state of one instant, `commit_snapshot` makes it the one in force when
+all of it is on the disk: the same moment, or with --async-save some rollouts later.
 
 checkpoints/rollout_000040/{torch_dist/, hf/, state.json, DONE}
 checkpoints/latest -> rollout_000040
@@ -33,24 +34,40 @@ class Pending:
     state: Mapping[str, Any]  # the driver's, of when it began
 
 
-async def begin_snapshot(folder: Path, num_trained: int, learner: Learner, state: Mapping[str, Any], save_hf: str | None = None) -> Pending:
-    """Start the snapshot after `num_trained` rollouts; `save_hf` as --save-hf. Until it is committed the previous one is in force.
+async def begin_snapshot(
+    folder: Path,
+    num_trained: int,
+    learner: Learner,
+    state: Mapping[str, Any],
+    save_hf: str | None = None,
+) -> Pending:
+    """Start the snapshot after `num_trained` rollouts; `save_hf` as --save-hf. Until it is
+    committed the previous one is in force.
 
-    A complete snapshot of that name (of another run that saved here) is neither overwritten nor mistaken for this one:
-    the new one is called rollout_NNNNNN-2, and so on.
-    """
+    A complete snapshot of that name (of another run that saved here) is neither overwritten nor
+    mistaken for this one: the new one is called rollout_NNNNNN-2, and so on."""
     target = _free_name(folder, f"rollout_{num_trained:06d}")
     shutil.rmtree(target, ignore_errors=True)  # a torn one, without its marker
     target.mkdir(parents=True)
-    hf = None if save_hf is None else Path(save_hf.format(checkpoint=target, rollout_id=num_trained - 1))
+    hf = (
+        None
+        if save_hf is None
+        else Path(save_hf.format(checkpoint=target, rollout_id=num_trained - 1))
+    )
     await learner.save(target, hf)
     return Pending(path=target, num_trained=num_trained, state=state)
 
 
 def commit_snapshot(pending: Pending) -> None:
-    """The learner's files are on the disk: make this the snapshot in force. A crash at any instant leaves the previous one."""
+    """The learner's files are on the disk: make this the snapshot in force.
+
+    A crash at any instant leaves the previous one.
+    """
     target = pending.path
-    _write_durably(target / "state.json", json.dumps({"state_version": STATE_VERSION, **pending.state}, indent=1))
+    _write_durably(
+        target / "state.json",
+        json.dumps({"state_version": STATE_VERSION, **pending.state}, indent=1),
+    )
     _write_durably(target / "DONE", f"{pending.num_trained}\n")
     _sync_folder(target)
     link = target.with_name("latest.new")
@@ -61,26 +78,40 @@ def commit_snapshot(pending: Pending) -> None:
 
 
 def find_snapshot(load: str) -> Path:
-    """`load` is a run directory, a checkpoints folder or one snapshot. Raises CheckpointError naming what was looked for."""
+    """`load` is a run directory, a checkpoints folder or one snapshot.
+
+    Raises CheckpointError naming what was looked for.
+    """
     given = Path(load)
     for candidate in (given, given / "latest", given / "checkpoints" / "latest"):
         if (candidate / "DONE").exists():
             return candidate.resolve()
-    torn = "a snapshot without its DONE marker (torn by a crash); " if given.is_dir() and given.name.startswith("rollout_") else ""
+    torn = (
+        "a snapshot without its DONE marker (torn by a crash); "
+        if given.is_dir() and given.name.startswith("rollout_")
+        else ""
+    )
     raise CheckpointError(
-        f"--load {load}: {torn}expected a run directory, its checkpoints folder, or a rollout_NNNNNN folder in it that holds a DONE marker"
+        f"--load {load}: {torn}expected a run directory, its checkpoints folder, or a"
+        " rollout_NNNNNN folder in it that holds a DONE marker"
     )
 
 
 def read_state(snapshot: Path) -> dict[str, Any]:
-    """The driver's state. Raises CheckpointError when it cannot be read, or another version wrote it."""
+    """The driver's state.
+
+    Raises CheckpointError when it cannot be read, or another version wrote it.
+    """
     try:
         state = json.loads((snapshot / "state.json").read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{snapshot}/state.json cannot be read: {error}. Load another snapshot") from error
+        raise CheckpointError(
+            f"{snapshot}/state.json cannot be read: {error}. Load another snapshot"
+        ) from error
     if state.get("state_version") != STATE_VERSION:
         raise CheckpointError(
-            f"{snapshot}/state.json has state_version {state.get('state_version')}, this Slipstream reads {STATE_VERSION}"
+            f"{snapshot}/state.json has state_version {state.get('state_version')}, this Slipstream"
+            f" reads {STATE_VERSION}"
         )
     return state
 

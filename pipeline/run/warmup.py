@@ -1,7 +1,8 @@
-"""Supervised warm-up: a few cross-entropy steps on (prompt, answer) pairs, through the same learner, before the first rollout.
+"""Supervised warm-up: a few cross-entropy steps on (prompt, answer) pairs, through the same
+learner, before the first rollout.
 
-Micro-batches are cut like a rollout's; the optimizer starts afresh afterwards, so that the warm-up leaves only its weights.
-"""
+Micro-batches are cut like a rollout's; the optimizer starts afresh afterwards, so that the warm-up
+leaves only its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 
 logger = logging.getLogger(__name__)
 
-Pair = tuple[Sequence[int], Sequence[int]]  # (prompt token ids, answer token ids, the end-of-text token among them)
+# (prompt token ids, answer token ids, the end-of-text token among them)
+Pair = tuple[Sequence[int], Sequence[int]]
 
 
 class TakesSupervision(Protocol):
@@ -71,5 +73,6 @@ async def warm_up(
 
 
 def _decay(step: int, config: WarmupConfig) -> float:
-    """1, then linear over the last `sft_decay_steps`; the last step still learns (1/sft_decay_steps)."""
+    """1, then linear over the last `sft_decay_steps`; the last step still learns
+    (1/sft_decay_steps)."""
     return min(1.0, (config.sft_steps - step) / max(1, config.sft_decay_steps))

@@ -1,12 +1,13 @@
-"""Which groups make up a rollout, so that no deadline is ever missed. Pure: no tasks, no time, no I/O.
+"""Which groups make up a rollout, so that no deadline is ever missed. Pure: no tasks, no time, no
+I/O.
 
-The rule. Let c(d) be the outstanding groups (generating or ready) with deadline <= d. Rollouts r+1..d can consume P*(d - r)
-of them, so at least need(d) = c(d) - P*(d - r) of rollout r's batch must come from them. Only for those does a rollout wait
-(and for P groups to be ready at all); the rest of the batch is whatever is ready, in the selector's order.
+The rule. Let c(d) be the outstanding groups (generating or ready) with deadline <= d. Rollouts
+r+1..d can consume P*(d - r) of them, so at least need(d) = c(d) - P*(d - r) of rollout r's batch
+must come from them. Only for those does a rollout wait (and for P groups to be ready at all); the
+rest of the batch is whatever is ready, in the selector's order.
 
-Without `waits` (--stale-policy drop or retry) nothing is waited for but P ready groups, of which those that are due go first; what is left
-behind its deadline is for the caller to remove.
-"""
+Without `waits` (--stale-policy drop or retry) nothing is waited for but P ready groups, of which
+those that are due go first; what is left behind its deadline is for the caller to remove."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """The rollout must wait for `num_missing` more ready groups with deadline <= `deadline` (None: for any group)."""
+    """The rollout must wait for `num_missing` more ready groups with deadline <= `deadline` (None:
+    for any group)."""
 
     num_missing: int
     deadline: int | None
@@ -51,9 +53,14 @@ class _Bucket:
 
 
 class DeadlineScheduler:
-    """register -> ready -> (chosen by plan) -> remove. Costs: plan O(deadlines) while waiting, O(n log n) when it chooses."""
+    """register -> ready -> (chosen by plan) -> remove.
 
-    def __init__(self, rollout_batch_size: int, selector: Selector = DEADLINE, *, waits: bool = True) -> None:
+    Costs: plan O(deadlines) while waiting, O(n log n) when it chooses.
+    """
+
+    def __init__(
+        self, rollout_batch_size: int, selector: Selector = DEADLINE, *, waits: bool = True
+    ) -> None:
         self.batch_size, self._waits = rollout_batch_size, waits
         self._selector = selector
         self._deadline: dict[int, int] = {}  # group_index -> deadline, of everything outstanding
@@ -84,7 +91,10 @@ class DeadlineScheduler:
         return self._buckets[self._deadline[group_index]].ready[group_index]
 
     def is_ready(self, group_index: int) -> bool:
-        return group_index in self._deadline and group_index in self._buckets[self._deadline[group_index]].ready
+        return (
+            group_index in self._deadline
+            and group_index in self._buckets[self._deadline[group_index]].ready
+        )
 
     def register(self, group_index: int, deadline: int) -> None:
         """The group was admitted and begins to generate."""
@@ -114,9 +124,11 @@ class DeadlineScheduler:
             del self._buckets[deadline]
 
     def plan(self, rollout_id: int, wanted: Mapping[int, int] | None = None) -> Batch | Wait:
-        """The batch of this rollout, or what it waits for. Changes nothing: the taker removes what it takes.
+        """The batch of this rollout, or what it waits for. Changes nothing: the taker removes what
+        it takes.
 
-        `wanted`, group -> rank: these come before the selector's order (but not before those that are due)."""
+        `wanted`, group -> rank: these come before the selector's order (but not before those that
+        are due)."""
         needs = self._needs(rollout_id)
         if self._num_ready < self.batch_size:
             return Wait(num_missing=self.batch_size - self._num_ready, deadline=None)
@@ -135,7 +147,12 @@ class DeadlineScheduler:
 
     def past(self, rollout_id: int) -> list[int]:
         """Ready groups whose deadline is before this rollout."""
-        return [g for deadline in sorted(self._buckets) if deadline < rollout_id for g in self._buckets[deadline].ready]
+        return [
+            g
+            for deadline in sorted(self._buckets)
+            if deadline < rollout_id
+            for g in self._buckets[deadline].ready
+        ]
 
     def waited_for(self, wait: Wait) -> Iterator[int]:
         """The generating groups among which `wait.num_missing` must complete."""
@@ -153,14 +170,20 @@ class DeadlineScheduler:
             if not self._waits:
                 need = min(need, ready, self.batch_size)
             assert need <= self.batch_size, (
-                f"{outstanding} groups are due by rollout {deadline}, rollouts {rollout_id}..{deadline} take {self.batch_size} each"
+                f"{outstanding} groups are due by rollout {deadline}, rollouts"
+                f" {rollout_id}..{deadline} take {self.batch_size} each"
             )
             out.append((deadline, need, ready))
         return out
 
-    def _choose(self, rollout_id: int, needs: list[tuple[int, int, int]], wanted: Mapping[int, int] | None) -> tuple[Pick, ...]:
-        """Deadlines ascending: when need(d) is not met yet, take from those due by d, best first; then fill up."""
-        draw = Draw(self._selector if wanted is None else _preferring(wanted, self._selector), rollout_id)
+    def _choose(
+        self, rollout_id: int, needs: list[tuple[int, int, int]], wanted: Mapping[int, int] | None
+    ) -> tuple[Pick, ...]:
+        """Deadlines ascending: when need(d) is not met yet, take from those due by d, best first;
+        then fill up."""
+        draw = Draw(
+            self._selector if wanted is None else _preferring(wanted, self._selector), rollout_id
+        )
         chosen: list[Pick] = []
         for deadline, need, _ in needs:
             for c in self._buckets[deadline].ready.values():
@@ -173,5 +196,8 @@ class DeadlineScheduler:
 
 
 def _preferring(wanted: Mapping[int, int], selector: Selector) -> Selector:
-    """Groups of `wanted` first, by rank (below every selector's key); the rest in the selector's order."""
-    return Selector(lambda c, r: wanted[c.group_index] - 1e12 if c.group_index in wanted else selector(c, r))
+    """Groups of `wanted` first, by rank (below every selector's key); the rest in the selector's
+    order."""
+    return Selector(
+        lambda c, r: wanted[c.group_index] - 1e12 if c.group_index in wanted else selector(c, r)
+    )

@@ -1,8 +1,9 @@
-"""How far two sides may run apart, one that inserts and one that samples. Pure: counts in, yes or no out.
+"""How far two sides may run apart, one that inserts and one that samples. Pure: counts in, yes or
+no out.
 
-Source: the rate limiter of Reverb, Cassirer et al. 2021, arXiv:2102.04736, section 3.3. One rule serves both ends of the buffer: the
-clock asks `can_insert` before a group is admitted, the buffer asks `can_sample` before a rollout is taken.
-"""
+Source: the rate limiter of Reverb, Cassirer et al. 2021, arXiv:2102.04736, section 3.3. One rule
+serves both ends of the buffer: the clock asks `can_insert` before a group is admitted, the buffer
+asks `can_sample` before a rollout is taken."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from pipeline.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimiter:
-    """Keeps diff = inserts * samples_per_insert - samples within [min_diff, max_diff], counts since the beginning.
+    """Keeps diff = inserts * samples_per_insert - samples within [min_diff, max_diff], counts since
+    the beginning.
 
-    Inserting waits at the upper end (unless fewer than `min_size_to_sample` items are there), sampling at the lower end and while there are
-    fewer than `min_size_to_sample`.
-    """
+    Inserting waits at the upper end (unless fewer than `min_size_to_sample` items are there),
+    sampling at the lower end and while there are fewer than `min_size_to_sample`."""
 
     samples_per_insert: float
     min_size_to_sample: int
@@ -33,24 +34,32 @@ class RateLimiter:
         if not (math.isfinite(s) and s > 0):
             raise ConfigError(f"rate limiter: samples per insert {s:g}, expected a number above 0")
         if self.min_size_to_sample < 1 or self.batch < 1:
-            raise ConfigError(f"rate limiter: min size {self.min_size_to_sample} and batch {self.batch} must be at least 1")
+            raise ConfigError(
+                f"rate limiter: min size {self.min_size_to_sample} and batch {self.batch} must be"
+                " at least 1"
+            )
         if self.max_diff - self.min_diff < self.width_needed:
             raise ConfigError(
-                f"rate limiter: [{self.min_diff:g}, {self.max_diff:g}] is too narrow for batches of {self.batch} at {s:g} samples "
-                f"an insert: sampling and inserting would wait for each other. Widen it to {self.width_needed:g} (a larger error buffer)"
+                f"rate limiter: [{self.min_diff:g}, {self.max_diff:g}] is too narrow for batches of"
+                f" {self.batch} at {s:g} samples an insert: sampling and inserting would wait for"
+                f" each other. Widen it to {self.width_needed:g} (a larger error buffer)"
             )
 
     @property
     def width_needed(self) -> float:
-        """While sampling waits, diff < min_diff + batch; an insert must fit then. Where diff moves in steps of samples_per_insert that
-        a batch is a multiple of (from min_diff 0), it is at most min_diff + batch - samples_per_insert."""
+        """While sampling waits, diff < min_diff + batch; an insert must fit then. Where diff moves
+        in steps of samples_per_insert that a batch is a multiple of (from min_diff 0), it is at
+        most min_diff + batch - samples_per_insert."""
         s = self.samples_per_insert
         in_step = (self.batch / s).is_integer() and (self.min_diff / s).is_integer()
         return self.batch if in_step else self.batch + s
 
     @classmethod
-    def sample_to_insert_ratio(cls, *, samples_per_insert: float, min_size_to_sample: int, error_buffer: float) -> Self:
-        """Reverb's SampleToInsertRatio: diff within `error_buffer` of samples_per_insert * min_size_to_sample."""
+    def sample_to_insert_ratio(
+        cls, *, samples_per_insert: float, min_size_to_sample: int, error_buffer: float
+    ) -> Self:
+        """Reverb's SampleToInsertRatio: diff within `error_buffer` of samples_per_insert *
+        min_size_to_sample."""
         centre = samples_per_insert * min_size_to_sample
         return cls(
             samples_per_insert=samples_per_insert,
@@ -60,8 +69,18 @@ class RateLimiter:
         )
 
     @classmethod
-    def rollouts(cls, *, fresh: int, samples_per_insert: float = 1.0, buffer_size: int, min_size_to_sample: int | None = None) -> Self:
-        """Rollouts of fresh * samples_per_insert groups, `fresh` of them new. `buffer_size` (K) is the error buffer, in rollouts."""
+    def rollouts(
+        cls,
+        *,
+        fresh: int,
+        samples_per_insert: float = 1.0,
+        buffer_size: int,
+        min_size_to_sample: int | None = None,
+    ) -> Self:
+        """Rollouts of fresh * samples_per_insert groups, `fresh` of them new.
+
+        `buffer_size` (K) is the error buffer, in rollouts.
+        """
         batch = round(fresh * samples_per_insert)
         return cls(
             samples_per_insert=samples_per_insert,
@@ -73,8 +92,14 @@ class RateLimiter:
 
     def can_insert(self, *, inserts: int, samples: int) -> bool:
         """One more? `inserts`: so far, without those that were given back; `samples`: so far."""
-        return inserts + 1 <= self.min_size_to_sample or (inserts + 1) * self.samples_per_insert - samples <= self.max_diff
+        return (
+            inserts + 1 <= self.min_size_to_sample
+            or (inserts + 1) * self.samples_per_insert - samples <= self.max_diff
+        )
 
     def can_sample(self, *, inserts: int, samples: int, size: int) -> bool:
         """A batch? `size`: items there now."""
-        return size >= self.min_size_to_sample and inserts * self.samples_per_insert - samples - self.batch >= self.min_diff
+        return (
+            size >= self.min_size_to_sample
+            and inserts * self.samples_per_insert - samples - self.batch >= self.min_diff
+        )

@@ -1,4 +1,7 @@
-"""Replay: groups that were trained on, and may be trained on again. Pure: who is chosen, who is too old, who had enough."""
+"""Replay: groups that were trained on, and may be trained on again.
+
+Pure: who is chosen, who is too old, who had enough.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,17 @@ class Entry:
 
 
 class ResamplePool:
-    """add -> choose, up to `max_times_sampled` times in all -> gone. Empty, and staying so, with max_times_sampled 1."""
+    """add -> choose, up to `max_times_sampled` times in all -> gone.
+
+    Empty, and staying so, with max_times_sampled 1.
+    """
 
     def __init__(self, *, selector: Selector, max_times_sampled: int, max_staleness: int) -> None:
-        self._selector, self._max_times, self._max_staleness = selector, max_times_sampled, max_staleness
+        self._selector, self._max_times, self._max_staleness = (
+            selector,
+            max_times_sampled,
+            max_staleness,
+        )
         self._entries: dict[int, Entry] = {}
 
     def __len__(self) -> int:
@@ -40,8 +50,13 @@ class ResamplePool:
         return True
 
     def expire(self, policy_version: int) -> list[Entry]:
-        """Remove and return what is staler than the bound, seen from this version: the bound holds for every consumption."""
-        old = [g for g, e in self._entries.items() if policy_version - e.oldest_version > self._max_staleness]
+        """Remove and return what is staler than the bound, seen from this version: the bound holds
+        for every consumption."""
+        old = [
+            g
+            for g, e in self._entries.items()
+            if policy_version - e.oldest_version > self._max_staleness
+        ]
         return [self._entries.pop(g) for g in old]
 
     def choose(self, rollout_id: int, num_groups: int) -> tuple[Pick, ...]:

@@ -1,4 +1,7 @@
-"""In which order ready groups fill what the deadlines leave free. A selector is a pure sort key; ties keep completion order."""
+"""In which order ready groups fill what the deadlines leave free.
+
+A selector is a pure sort key; ties keep completion order.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ class Candidate(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """A chosen group, and how likely the choice was among those that could have been chosen at that moment (1: not random)."""
+    """A chosen group, and how likely the choice was among those that could have been chosen at that
+    moment (1: not random)."""
 
     group_index: int
     probability: float
@@ -30,7 +34,10 @@ class Pick(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """`key(candidate, rollout_id)`: the smallest goes first. With `weight` the key is random, and the draw in proportion to it."""
+    """`key(candidate, rollout_id)`: the smallest goes first.
+
+    With `weight` the key is random, and the draw in proportion to it.
+    """
 
     key: Callable[[Candidate, int], float]
     weight: Callable[[Candidate], float] | None = None
@@ -46,7 +53,8 @@ class Draw:
         self._selector, self._rollout_id = selector, rollout_id
         self._heap: list[tuple[float, int, Candidate]] = []
         self._total = 0.0  # weight of what is in the heap
-        self._reached = 0.0  # exponential keys know no past: who joins later starts where the draw stands
+        # exponential keys know no past: who joins later starts where the draw stands
+        self._reached = 0.0
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -81,17 +89,21 @@ def uniform(seed: int) -> Selector:
 
 
 def prioritized(exponent: float, seed: int) -> Selector:
-    """At random, without replacement, in proportion to priority^exponent (prioritized experience replay, Schaul et al. 2016,
-    arXiv:1511.05952, eq. 1; its epsilon: a group of priority 0 still has a chance of 1e-6 to the exponent)."""
+    """At random, without replacement, in proportion to priority^exponent (prioritized experience
+    replay, Schaul et al. 2016, arXiv:1511.05952, eq. 1; its epsilon: a group of priority 0 still
+    has a chance of 1e-6 to the exponent)."""
     return _weighted(lambda c: max(c.priority, 1e-6) ** exponent, seed)
 
 
 def _weighted(weight: Callable[[Candidate], float], seed: int) -> Selector:
-    """Keys -ln(u) / weight, smallest first: an exponential race, the same as drawing one after the other in proportion to weight
-    (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir"). u is a hash, no generator's state: resuming repeats it."""
+    """Keys -ln(u) / weight, smallest first: an exponential race, the same as drawing one after the
+    other in proportion to weight (Efraimidis and Spirakis 2006, "Weighted random sampling with a
+    reservoir"). u is a hash, no generator's state: resuming repeats it."""
 
     def key(c: Candidate, rollout_id: int) -> float:
-        digest = hashlib.blake2b(f"{seed}/{rollout_id}/{c.group_index}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(
+            f"{seed}/{rollout_id}/{c.group_index}".encode(), digest_size=8
+        ).digest()
         u = (int.from_bytes(digest) + 1) / (2**64 + 1)
         return -math.log(u) / weight(c)
 
@@ -99,7 +111,10 @@ def _weighted(weight: Callable[[Candidate], float], seed: int) -> Selector:
 
 
 def make_selector(name: str, *, seed: int = 0, exponent: float = 0.6) -> Selector:
-    """The selector called deadline, fifo, lifo, uniform or prioritized. Raises ConfigError for any other name."""
+    """The selector called deadline, fifo, lifo, uniform or prioritized.
+
+    Raises ConfigError for any other name.
+    """
     known: dict[str, Selector] = {
         "deadline": DEADLINE,
         "fifo": FIFO,

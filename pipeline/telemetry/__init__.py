@@ -1,4 +1,5 @@
-"""What a run tells, while it runs: one stream of records, any number of sinks (jsonl, terminal, wandb, TensorBoard), and the log."""
+"""What a run tells, while it runs: one stream of records, any number of sinks (jsonl, terminal,
+wandb, TensorBoard), and the log."""
 
 from pipeline.telemetry.hub import JsonlSink, Telemetry
 from pipeline.telemetry.start import open_telemetry

@@ -28,10 +28,12 @@ class Telemetry:
     ) -> None:
         self._sinks = list(sinks)
         self._unix_time, self._on_close = unix_time, on_close
-        self._lock = threading.RLock()  # reentrant: a sink that fails is logged, and the log may be shown by a sink
+        # reentrant: a sink that fails is logged, and the log may be shown by a sink
+        self._lock = threading.RLock()
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """One record to every sink: `kind`, `time` (unix seconds) and the fields, as strict JSON can hold them."""
+        """One record to every sink: `kind`, `time` (unix seconds) and the fields, as strict JSON
+        can hold them."""
         assert kind in KINDS, f"kind {kind!r}, expected one of {KINDS}"
         record = jsonable({"kind": kind, "time": round(self._unix_time(), 3), **fields})
         with self._lock:
@@ -48,18 +50,26 @@ class Telemetry:
                 try:
                     sink.close()
                 except Exception as e:
-                    logger.warning("%s did not close: %s: %s", type(sink).__name__, type(e).__name__, e)
+                    logger.warning(
+                        "%s did not close: %s: %s", type(sink).__name__, type(e).__name__, e
+                    )
             on_close, self._on_close = self._on_close, None
         if on_close:
             on_close()
 
     def _disable(self, sink: Sink, error: Exception) -> None:
         self._sinks.remove(sink)
-        logger.warning("%s is off for the rest of the run, the run goes on: %s: %s", type(sink).__name__, type(error).__name__, error)
+        logger.warning(
+            "%s is off for the rest of the run, the run goes on: %s: %s",
+            type(sink).__name__,
+            type(error).__name__,
+            error,
+        )
 
 
 class JsonlSink:
-    """metrics.jsonl, appended to; a line is handed to the operating system as soon as it is said, so kill -9 loses none."""
+    """metrics.jsonl, appended to; a line is handed to the operating system as soon as it is said,
+    so kill -9 loses none."""
 
     def __init__(self, path: Path) -> None:
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")

@@ -9,12 +9,23 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-OURS = ("pipeline", "stages", "buffers", "configs", "compat", "examples", "train_async", "__main__", "slipstream")
+OURS = (
+    "pipeline",
+    "stages",
+    "buffers",
+    "configs",
+    "compat",
+    "examples",
+    "train_async",
+    "__main__",
+    "slipstream",
+)
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 class _Console(logging.Handler):
-    """Our own lines from `level` on, other libraries' from WARNING on; Python warnings, and what is marked file_only, only in the file."""
+    """Our own lines from `level` on, other libraries' from WARNING on; Python warnings, and what is
+    marked file_only, only in the file."""
 
     def __init__(self, write_line: Callable[[str, int], None], level: int) -> None:
         super().__init__(level)
@@ -39,12 +50,15 @@ class _Console(logging.Handler):
             self._local.inside = False
 
 
-def start_logging(file: Path, level: str, write_line: Callable[[str, int], None] | None) -> Callable[[], None]:
-    """Handlers on the root logger until the returned function is called, which puts everything back.
+def start_logging(
+    file: Path, level: str, write_line: Callable[[str, int], None] | None
+) -> Callable[[], None]:
+    """Handlers on the root logger until the returned function is called, which puts everything
+    back.
 
-    `level` holds for our own modules; other libraries are heard from WARNING on (DEBUG lets them through from INFO on).
-    `write_line(text, level number)` shows a line in the terminal; None: the file only.
-    """
+    `level` holds for our own modules; other libraries are heard from WARNING on (DEBUG lets them
+    through from INFO on). `write_line(text, level number)` shows a line in the terminal; None: the
+    file only."""
     number = logging.getLevelNamesMapping()[level.upper()]
     to_file = logging.FileHandler(file, encoding="utf-8", delay=False)
     to_file.setFormatter(logging.Formatter(_FORMAT))

@@ -31,29 +31,41 @@ def open_telemetry(
     console: Console | None = None,
     live: bool | None = None,
 ) -> Telemetry:
-    """Log files and every sink that `config.run` asks for. Close it at the end: it gives the terminal and `logging` back.
+    """Log files and every sink that `config.run` asks for. Close it at the end: it gives the
+    terminal and `logging` back.
 
-    `resumed_at`: rollouts trained in the checkpoint this run goes on from; rows of later rollouts that an earlier life of
-    the run left in metrics.jsonl are moved to metrics.rolled-back.jsonl. `live`: a live panel instead of lines (default:
-    when stdout is a terminal). A tracker that does not start is left out with a warning.
-    """
-    moved = roll_back(run_dir.metrics, run_dir.rolled_back, resumed_at) if resumed_at is not None else 0
-    jsonl = JsonlSink(run_dir.metrics)  # first and unguarded: a run that cannot write its records should not start
+    `resumed_at`: rollouts trained in the checkpoint this run goes on from; rows of later rollouts
+    that an earlier life of the run left in metrics.jsonl are moved to metrics.rolled-back.jsonl.
+    `live`: a live panel instead of lines (default: when stdout is a terminal). A tracker that does
+    not start is left out with a warning."""
+    moved = (
+        roll_back(run_dir.metrics, run_dir.rolled_back, resumed_at) if resumed_at is not None else 0
+    )
+    # first and unguarded: a run that cannot write its records should not start
+    jsonl = JsonlSink(run_dir.metrics)
     view = RunView(name=run_dir.name, num_rollout=config.run.num_rollout, run_dir=str(run_dir.path))
     for record in current_records(read_records(run_dir.metrics)):
         if record["kind"] != "engine":  # the engines of an earlier life are gone
             view.add(record)
-    trackers, problems = _trackers(run_dir, config)  # before the live view: wandb may ask for a login
+    # before the live view: wandb may ask for a login
+    trackers, problems = _trackers(run_dir, config)
     terminal, write_log = _terminal(view, console, clock or MonotonicClock(), live)
     stop_logging = start_logging(run_dir.run_log, config.run.log_level, write_log)
     if moved:
-        logger.info("resumed after %d rollouts: %d rows of later ones are now in %s", resumed_at, moved, run_dir.rolled_back.name)
+        logger.info(
+            "resumed after %d rollouts: %d rows of later ones are now in %s",
+            resumed_at,
+            moved,
+            run_dir.rolled_back.name,
+        )
     for problem in problems:
         logger.warning(problem)
     return Telemetry([jsonl, *trackers, terminal], on_close=stop_logging)
 
 
-def _terminal(view: RunView, console: Console | None, clock: Clock, live: bool | None) -> tuple[Sink, Callable[[str, int], None]]:
+def _terminal(
+    view: RunView, console: Console | None, clock: Clock, live: bool | None
+) -> tuple[Sink, Callable[[str, int], None]]:
     from pipeline.telemetry.terminal import LiveSink, PlainSink
 
     if not (sys.stdout.isatty() if live is None else live):
@@ -65,7 +77,13 @@ def _terminal(view: RunView, console: Console | None, clock: Clock, live: bool |
     screen = console
 
     def write_log(text: str, level: int) -> None:
-        style = "bold red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else "dim"
+        style = (
+            "bold red"
+            if level >= logging.ERROR
+            else "yellow"
+            if level >= logging.WARNING
+            else "dim"
+        )
         screen.print(text, style=style, markup=False, highlight=False)
 
     return LiveSink(view, console, clock), write_log
@@ -96,7 +114,13 @@ def _wandb(run_dir: RunDir, config: Config) -> Sink:
     from pipeline.telemetry.trackers import WandbSink
 
     settings = jsonable(vars(flat_args(config)))
-    return WandbSink(run_dir.path, project=config.run.wandb_project, group=config.run.wandb_group, name=run_dir.name, config=settings)
+    return WandbSink(
+        run_dir.path,
+        project=config.run.wandb_project,
+        group=config.run.wandb_group,
+        name=run_dir.name,
+        config=settings,
+    )
 
 
 def _tensorboard(run_dir: RunDir) -> Sink:

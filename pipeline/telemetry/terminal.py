@@ -48,7 +48,8 @@ class PlainSink:
 
 
 class LiveSink:
-    """rich's Live: redrawn in place, log lines scroll by above it, the last state stays when the run ends."""
+    """rich's Live: redrawn in place, log lines scroll by above it, the last state stays when the
+    run ends."""
 
     def __init__(self, view: RunView, console: Console, clock: Clock) -> None:
         from rich.live import Live
@@ -57,7 +58,12 @@ class LiveSink:
         self._start = self._last_train = clock.now()
         self._closed_at: float | None = None
         self._lock = threading.Lock()  # rich redraws from a thread of its own
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=_REFRESH_PER_SECOND, transient=False)
+        self._live = Live(
+            get_renderable=self._render,
+            console=console,
+            refresh_per_second=_REFRESH_PER_SECOND,
+            transient=False,
+        )
         self._restore_echo = _without_control_echo()
         self._live.start()
 
@@ -67,7 +73,9 @@ class LiveSink:
             if record["kind"] == "train":
                 self._last_train = self._clock.now()
         if record["kind"] == "engine" and record.get("event") in ("death", "restart"):
-            self._live.console.print(event_line(record), style="yellow", highlight=False, markup=False)
+            self._live.console.print(
+                event_line(record), style="yellow", highlight=False, markup=False
+            )
 
     def close(self) -> None:
         self._closed_at = self._clock.now()
@@ -77,13 +85,18 @@ class LiveSink:
     def _render(self) -> RenderableType:
         now = self._closed_at if self._closed_at is not None else self._clock.now()
         eta = self._view.eta_seconds()
-        left = None if eta is None or self._closed_at is not None else max(eta - (now - self._last_train), 0.0)
+        left = (
+            None
+            if eta is None or self._closed_at is not None
+            else max(eta - (now - self._last_train), 0.0)
+        )
         with self._lock:
             return panel(self._view, elapsed=now - self._start, eta=left)
 
 
 def _without_control_echo() -> Callable[[], None]:
-    """Keeps the terminal from printing ^C into the panel, which would leave a torn copy of it; returns how to undo that."""
+    """Keeps the terminal from printing ^C into the panel, which would leave a torn copy of it;
+    returns how to undo that."""
     try:
         import termios
     except ImportError:  # not a POSIX system
@@ -108,7 +121,10 @@ def panel(view: RunView, *, elapsed: float, eta: float | None) -> RenderableType
 
     body: RenderableType
     if view.train is None:
-        body = Text(f"starting, {duration(elapsed)} so far: the first rollout is not trained yet", style="dim")
+        body = Text(
+            f"starting, {duration(elapsed)} so far: the first rollout is not trained yet",
+            style="dim",
+        )
     else:
         body = Table.grid(padding=(0, 2))
         body.add_column(style="bold")
@@ -135,32 +151,58 @@ def _progress(view: RunView, elapsed: float, eta: float | None) -> RenderableTyp
     row.add_column(no_wrap=True)
     left = f" · eta {duration(eta)}" if eta is not None else ""
     row.add_row(
-        ProgressBar(total=max(view.num_rollout, 1), completed=view.num_trained, complete_style="cyan", finished_style="green"),
+        ProgressBar(
+            total=max(view.num_rollout, 1),
+            completed=view.num_trained,
+            complete_style="cyan",
+            finished_style="green",
+        ),
         f"[bold]{view.num_trained}[/]/{view.num_rollout} rollouts · {duration(elapsed)}{left}",
     )
     return row
 
 
 def _reward(view: RunView, train: Mapping[str, Any], out: Table) -> None:
-    out.add_row("reward", _text((number(train.get("reward_mean")), "bold green"), "  ", (sparkline(view.rewards, _SPARK), "green")))
+    out.add_row(
+        "reward",
+        _text(
+            (number(train.get("reward_mean")), "bold green"),
+            "  ",
+            (sparkline(view.rewards, _SPARK), "green"),
+        ),
+    )
 
 
 def _staleness(view: RunView, train: Mapping[str, Any], out: Table) -> None:
     worst, bound = train.get("staleness_max"), train.get("staleness_bound")
     style = "red" if worst is not None and bound is not None and worst > bound else "green"
-    values = f"p50 {number(train.get('staleness_p50'))} · p99 {number(train.get('staleness_p99'))} · max {number(worst)}"
-    out.add_row("staleness", _text(values, ("  ", ""), (f"bound {number(bound)}", style), ("  versions, token-wise", "dim")))
+    values = (
+        f"p50 {number(train.get('staleness_p50'))} · p99 {number(train.get('staleness_p99'))} · max"
+        f" {number(worst)}"
+    )
+    out.add_row(
+        "staleness",
+        _text(
+            values, ("  ", ""), (f"bound {number(bound)}", style), ("  versions, token-wise", "dim")
+        ),
+    )
 
 
 def _buffer(view: RunView, train: Mapping[str, Any], out: Table) -> None:
     if "buffer_ready" not in train:
         return
-    groups = f" {fraction(train, 'buffer_ready', 'buffer_capacity')} groups ready, {number(train.get('buffer_pending'))} generating"
+    groups = (
+        f" {fraction(train, 'buffer_ready', 'buffer_capacity')} groups ready,"
+        f" {number(train.get('buffer_pending'))} generating"
+    )
     out.add_row("buffer", _text((_bar(train.get("buffer_fill")), "blue"), groups))
 
 
 def _speed(view: RunView, train: Mapping[str, Any], out: Table) -> None:
-    rest = f" · a rollout in {seconds(train.get('interval_seconds'))}, its step {seconds(train.get('step_seconds'))}"
+    rest = (
+        f" · a rollout in {seconds(train.get('interval_seconds'))}, its step"
+        f" {seconds(train.get('step_seconds'))}"
+    )
     if train.get("peak_memory_bytes"):
         rest += f" · learner's peak {train['peak_memory_bytes'] / 2**30:.1f} GiB"
     if train.get("mfu"):
@@ -184,7 +226,10 @@ def _idle(view: RunView, train: Mapping[str, Any], out: Table) -> None:
 
 def _push(view: RunView, train: Mapping[str, Any], out: Table) -> None:
     if push := view.push:
-        rest = f" · {seconds(push.get('seconds'))}, engines paused {seconds(push.get('stall_seconds'))}"
+        rest = (
+            f" · {seconds(push.get('seconds'))}, engines paused"
+            f" {seconds(push.get('stall_seconds'))}"
+        )
         out.add_row("push", _text(f"version {push.get('policy_version')}", rest))
 
 
@@ -202,8 +247,21 @@ def _engines(view: RunView, train: Mapping[str, Any], out: Table) -> None:
 
 
 def _learner(view: RunView, train: Mapping[str, Any], out: Table) -> None:
-    shown = {"loss": "loss", "grad norm": "grad_norm", "kl": "kl_rollout_old", "ess": "ess_fraction", "entropy": "entropy"}
-    out.add_row("learner", " · ".join(f"{label} {number(train[key])}" for label, key in shown.items() if train.get(key) is not None))
+    shown = {
+        "loss": "loss",
+        "grad norm": "grad_norm",
+        "kl": "kl_rollout_old",
+        "ess": "ess_fraction",
+        "entropy": "entropy",
+    }
+    out.add_row(
+        "learner",
+        " · ".join(
+            f"{label} {number(train[key])}"
+            for label, key in shown.items()
+            if train.get(key) is not None
+        ),
+    )
 
 
 def _evals(view: RunView, train: Mapping[str, Any], out: Table) -> None:
@@ -211,7 +269,14 @@ def _evals(view: RunView, train: Mapping[str, Any], out: Table) -> None:
         if record.get("error"):
             out.add_row("eval", _text((f"failed: {record['error']}", "red")))
         else:
-            out.add_row("eval", _text(f"{name} ", (number(record.get("reward_mean")), "bold green"), (f"  {eval_detail(record)}", "dim")))
+            out.add_row(
+                "eval",
+                _text(
+                    f"{name} ",
+                    (number(record.get("reward_mean")), "bold green"),
+                    (f"  {eval_detail(record)}", "dim"),
+                ),
+            )
 
 
 def _text(*parts: str | tuple[str, str]) -> Text:

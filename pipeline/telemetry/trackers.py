@@ -1,4 +1,5 @@
-"""Weights & Biases and TensorBoard: the numbers of every record, under `kind/name`, over the rollout."""
+"""Weights & Biases and TensorBoard: the numbers of every record, under `kind/name`, over the
+rollout."""
 
 from __future__ import annotations
 
@@ -8,11 +9,17 @@ from typing import Any
 
 from pipeline.run.metrics import KINDS
 
-_X_AXIS = {"train": "rollout_id", "eval": "rollout_id", "push": "policy_version", "engine": "wall_seconds"}
+_X_AXIS = {
+    "train": "rollout_id",
+    "eval": "rollout_id",
+    "push": "policy_version",
+    "engine": "wall_seconds",
+}
 
 
 def numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(`kind/name`, value) of every number; an eval's names carry the data set's, an engine's its engine's."""
+    """(`kind/name`, value) of every number; an eval's names carry the data set's, an engine's its
+    engine's."""
     prefix = record["kind"]
     label = record.get({"eval": "name", "engine": "engine"}.get(prefix, ""))
     if label is not None:
@@ -25,7 +32,15 @@ def numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 class WandbSink:
     """WANDB_MODE, WANDB_API_KEY and so on work as everywhere; `offline` needs no network."""
 
-    def __init__(self, directory: Path, *, project: str, group: str | None, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        project: str,
+        group: str | None,
+        name: str,
+        config: Mapping[str, Any],
+    ) -> None:
         import wandb
 
         # console="off": wandb would otherwise wrap stdout, which the live view draws on
@@ -55,7 +70,8 @@ class WandbSink:
             self._run.log(values)
 
     def close(self) -> None:
-        """Returns when the data are on disk and W&B's own process is gone: `finish` alone waits for neither."""
+        """Returns when the data are on disk and W&B's own process is gone: `finish` alone waits for
+        neither."""
         import wandb
 
         self._run.finish()

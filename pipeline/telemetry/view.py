@@ -1,4 +1,7 @@
-"""What the terminal shows, as plain state: records in, lines of text out. Pure, so that both views and the tests share it."""
+"""What the terminal shows, as plain state: records in, lines of text out.
+
+Pure, so that both views and the tests share it.
+"""
 
 from __future__ import annotations
 
@@ -78,10 +81,16 @@ def plain_line(view: RunView) -> str:
         f"rollout {view.num_trained}/{view.num_rollout}",
         f"reward {number(r.get('reward_mean'))}",
         f"loss {number(r.get('loss'))}",
-        f"staleness p50 {number(r.get('staleness_p50'))} p99 {number(r.get('staleness_p99'))} max {staleness_bound(r)}",
+        (
+            f"staleness p50 {number(r.get('staleness_p50'))} p99 {number(r.get('staleness_p99'))}"
+            f" max {staleness_bound(r)}"
+        ),
         f"buffer {fraction(r, 'buffer_ready', 'buffer_capacity')}" if "buffer_ready" in r else None,
         f"{number(r.get('tokens_per_second'))} tok/s",
-        f"idle gen {percent(r.get('generation_idle_fraction'))} train {percent(r.get('trainer_idle_fraction'))}",
+        (
+            f"idle gen {percent(r.get('generation_idle_fraction'))} train"
+            f" {percent(r.get('trainer_idle_fraction'))}"
+        ),
         push,
         f"eta {duration(view.eta_seconds())}",
     ]
@@ -94,11 +103,20 @@ def event_line(record: Record) -> str | None:
         case "eval", _:
             if record.get("error"):
                 return f"eval after {record.get('rollout_id')} rollouts failed: {record['error']}"
-            return f"eval {record.get('name')}: reward {number(record.get('reward_mean'))} ({eval_detail(record)})"
+            return (
+                f"eval {record.get('name')}: reward {number(record.get('reward_mean'))}"
+                f" ({eval_detail(record)})"
+            )
         case "engine", ("start" | "death" | "restart") as event:
-            rest = {k: v for k, v in record.items() if k not in ("kind", "time", "event", "engine", "wall_seconds") and v is not None}
+            rest = {
+                k: v
+                for k, v in record.items()
+                if k not in ("kind", "time", "event", "engine", "wall_seconds") and v is not None
+            }
             detail = ", ".join(f"{k} {v}" for k, v in rest.items())
-            return f"engine {record.get('engine', '?')}: {event}" + (f" ({detail})" if detail else "")
+            return f"engine {record.get('engine', '?')}: {event}" + (
+                f" ({detail})" if detail else ""
+            )
     return None
 
 
@@ -111,7 +129,10 @@ def eval_detail(record: Record) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The whole history in at most `width` characters (means of equal stretches). The scale is 0..1 where all values fit it."""
+    """The whole history in at most `width` characters (means of equal stretches).
+
+    The scale is 0..1 where all values fit it.
+    """
     if not values or width < 1:
         return ""
     n = min(width, len(values))
@@ -141,7 +162,13 @@ def seconds(value: float | None) -> str:
     """A short time: 43 ms, 1.2 s."""
     if value is None:
         return "-"
-    return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.1f} s" if value < 100 else duration(value)
+    return (
+        f"{1000 * value:.0f} ms"
+        if value < 0.1
+        else f"{value:.1f} s"
+        if value < 100
+        else duration(value)
+    )
 
 
 def duration(value: float | None) -> str:

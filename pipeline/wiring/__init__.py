@@ -1,4 +1,7 @@
-"""The only place that names concrete classes: a configuration in, a Runner out. Heavy imports wait until they are needed."""
+"""The only place that names concrete classes: a configuration in, a Runner out.
+
+Heavy imports wait until they are needed.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ _PROCESS_STARTED = time.monotonic()
 
 
 def build(config: Config) -> Runner:
-    """Everything that fails on bad input fails here, before any process starts; entering the Runner brings the rest up.
+    """Everything that fails on bad input fails here, before any process starts; entering the Runner
+    brings the rest up.
 
-    Call it on the event loop that will run the Runner. Raises ConfigError, DataError or CheckpointError.
-    """
+    Call it on the event loop that will run the Runner. Raises ConfigError, DataError or
+    CheckpointError."""
     from pipeline.wiring.assemble import assemble
 
     return assemble(config, started_at=_PROCESS_STARTED)

@@ -1,4 +1,5 @@
-"""What real and simulated runs share: clock, source, reward, filter, buffer, producer, evaluation, records."""
+"""What real and simulated runs share: clock, source, reward, filter, buffer, producer, evaluation,
+records."""
 
 from __future__ import annotations
 
@@ -66,8 +67,10 @@ class Backend:
     learner: Learner
     transport: WeightTransport
     engine_idle_seconds: Callable[[], Mapping[str, float]]
-    watch_engines: Callable[[Callable[[str, str, str], None]], None]  # give it what is told (event, engine, reason)
-    engine_counts: Callable[[], Mapping[str, int]]  # num_engines, num_healthy, num_running, num_restarts
+    # give it what is told (event, engine, reason)
+    watch_engines: Callable[[Callable[[str, str, str], None]], None]
+    # num_engines, num_healthy, num_running, num_restarts
+    engine_counts: Callable[[], Mapping[str, int]]
     start: Callable[[], Awaitable[None]]
     close: Callable[[], Awaitable[None]]
     kill_now: Callable[[], None]
@@ -82,8 +85,9 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         np.random.seed(config.run.seed % 2**32)
         if config.async_.async_buffer_size:
             logger.warning(
-                "--deterministic-mode with --async-buffer-size %d: kernels and seeds are fixed, but which weights sample a token is a "
-                "matter of time. Only --async-buffer-size 0 repeats itself",
+                "--deterministic-mode with --async-buffer-size %d: kernels and seeds are fixed, but"
+                " which weights sample a token is a matter of time. Only --async-buffer-size 0"
+                " repeats itself",
                 config.async_.async_buffer_size,
             )
     if config.run.mock:
@@ -121,7 +125,9 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         reward_key=config.reward.reward_key,
         on_finish=finish,
     )
-    backend.watch_engines(lambda event, engine, reason: recorder.engine(event, engine=engine, reason=reason))
+    backend.watch_engines(
+        lambda event, engine, reason: recorder.engine(event, engine=engine, reason=reason)
+    )
     if site.state is not None:
         producer.load_state_dict(site.state["producer"])
         recorder.load_state_dict(site.state["recorder"])
@@ -172,8 +178,14 @@ def _site(config: Config) -> Site:
         ledger = Ledger(records)
         clock.skip_versions_until(ledger.policy_version)
         if torn:
-            logger.warning("%s: its last line was cut off by a crash (%d bytes); left out", home.buffer / FILE_NAME, torn)
-    run_dir = home or create_run_dir(config.run.runs_dir, config.run.name or ("mock" if config.run.mock else "run"))
+            logger.warning(
+                "%s: its last line was cut off by a crash (%d bytes); left out",
+                home.buffer / FILE_NAME,
+                torn,
+            )
+    run_dir = home or create_run_dir(
+        config.run.runs_dir, config.run.name or ("mock" if config.run.mock else "run")
+    )
     run_dir.config.write_text(dump_config(config), encoding="utf-8")
     return Site(
         config=config,
@@ -218,9 +230,15 @@ def make_clock(config: Config) -> RolloutClock:
     return RolloutClock(
         rollout_batch_size=config.num_fresh_groups,
         async_buffer_size=config.async_.async_buffer_size,
-        update_weights_interval=rollouts + 1 if config.run.debug_rollout_only else config.async_.update_weights_interval,
+        update_weights_interval=(
+            rollouts + 1 if config.run.debug_rollout_only else config.async_.update_weights_interval
+        ),
         num_rollout=rollouts,
-        max_staleness=max(1, config.staleness_bound) if config.run.debug_rollout_only else config.staleness_bound,
+        max_staleness=(
+            max(1, config.staleness_bound)
+            if config.run.debug_rollout_only
+            else config.staleness_bound
+        ),
         limiter=RateLimiter.rollouts(
             fresh=config.num_fresh_groups,
             samples_per_insert=config.async_.samples_of_a_group,
@@ -231,8 +249,9 @@ def make_clock(config: Config) -> RolloutClock:
 
 
 def _resume_point(load: str | None) -> tuple[Path | None, RunDir | None]:
-    """(snapshot, the run directory to go on in). A snapshot from elsewhere, or none, begins a new directory; a run that died before
-    its first snapshot goes on in its own, from the beginning, with the groups that it has."""
+    """(snapshot, the run directory to go on in). A snapshot from elsewhere, or none, begins a new
+    directory; a run that died before its first snapshot goes on in its own, from the beginning,
+    with the groups that it has."""
     if load is None:
         return None, None
     try:
@@ -249,24 +268,45 @@ def _resume_point(load: str | None) -> tuple[Path | None, RunDir | None]:
 def _prompts(site: Site, tokenizer: Tokenizer | None) -> Source:
     """--prompt-data; a --mock run without any gets sums, written where the run can be looked at."""
     if site.config.data.data_source_path is not None:
-        return UserSource(site.config.data.data_source_path, site.args, site.config.rollout.n_samples_per_prompt)
+        return UserSource(
+            site.config.data.data_source_path, site.args, site.config.rollout.n_samples_per_prompt
+        )
     if site.config.data.prompt_data is not None:
         return _source(site.config, site.config.data.prompt_data, tokenizer)
     path = site.run_dir.path / "prompts.jsonl"
-    rows = [{"prompt": f"{a} + {b} =", "label": str(a + b), "metadata": {"rm_type": "exact_match"}} for a in range(20) for b in range(20)]
+    rows = [
+        {"prompt": f"{a} + {b} =", "label": str(a + b), "metadata": {"rm_type": "exact_match"}}
+        for a in range(20)
+        for b in range(20)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return build_source(str(path), replace(site.config.data, label_key="label"), site.config.rollout.n_samples_per_prompt, None, tokenizer)
+    return build_source(
+        str(path),
+        replace(site.config.data, label_key="label"),
+        site.config.rollout.n_samples_per_prompt,
+        None,
+        tokenizer,
+    )
 
 
 def _source(config: Config, spec: str, tokenizer: Tokenizer | None) -> Source:
     rollout = config.rollout
-    return build_source(spec, config.data, rollout.n_samples_per_prompt, rollout.rollout_max_prompt_len, tokenizer)
+    return build_source(
+        spec, config.data, rollout.n_samples_per_prompt, rollout.rollout_max_prompt_len, tokenizer
+    )
 
 
-def _with_teacher(config: Config, scorer: RewardStage, lease: Lease | None) -> RewardStage | TeacherStage:
+def _with_teacher(
+    config: Config, scorer: RewardStage, lease: Lease | None
+) -> RewardStage | TeacherStage:
     if lease is None:
         return scorer
-    return TeacherStage(scorer, lease, scored=config.has_scorer, timeout_seconds=config.rollout.generate_timeout_seconds)
+    return TeacherStage(
+        scorer,
+        lease,
+        scored=config.has_scorer,
+        timeout_seconds=config.rollout.generate_timeout_seconds,
+    )
 
 
 def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | None:
@@ -274,20 +314,30 @@ def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | 
         return None
     datasets: dict[str, list[Sample]] = {}
     for name, spec in eval_datasets(config.eval.eval_prompt_data):
-        source = build_source(spec, config.data, 1, config.rollout.rollout_max_prompt_len, backend.tokenizer)
+        source = build_source(
+            spec, config.data, 1, config.rollout.rollout_max_prompt_len, backend.tokenizer
+        )
         datasets[name] = [group[0] for group in source.all_prompts(config.eval.eval_max_prompts)]
-    return Evaluator(backend.generate, reward, datasets, config.eval, reward_key=config.reward.reward_key)
+    return Evaluator(
+        backend.generate, reward, datasets, config.eval, reward_key=config.reward.reward_key
+    )
 
 
 def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:
     """`NAME PATH NAME PATH ...`, or one PATH (named eval)."""
-    return [("eval", words[0])] if len(words) == 1 else list(zip(words[::2], words[1::2], strict=True))
+    return (
+        [("eval", words[0])] if len(words) == 1 else list(zip(words[::2], words[1::2], strict=True))
+    )
 
 
 def _telemetry(site: Site) -> tuple[Any, Callable[[float, bool], None]]:
     from pipeline.report import closing_lines, write_report, write_summary
 
-    telemetry = open_telemetry(site.run_dir, site.config, resumed_at=site.clock.num_trained if site.ledger or site.state else None)
+    telemetry = open_telemetry(
+        site.run_dir,
+        site.config,
+        resumed_at=site.clock.num_trained if site.ledger or site.state else None,
+    )
 
     def finish(wall_seconds: float, interrupted: bool) -> None:
         telemetry.close()
@@ -295,7 +345,10 @@ def _telemetry(site: Site) -> tuple[Any, Callable[[float, bool], None]]:
         try:
             write_report(site.run_dir.path, wall_seconds=wall_seconds)
         except Exception:  # a picture of the run must not turn a good run into a failed one
-            logger.exception("the report was not written; `python -m pipeline report %s` tries again", site.run_dir.path)
+            logger.exception(
+                "the report was not written; `python -m pipeline report %s` tries again",
+                site.run_dir.path,
+            )
         for line in closing_lines(site.run_dir.path, summary):
             print(line, flush=True)
 
@@ -303,11 +356,23 @@ def _telemetry(site: Site) -> tuple[Any, Callable[[float, bool], None]]:
 
 
 def save_batch(batch: TrainBatch, folder: Path) -> Path:
-    """What a refused step was given, as one .npz (no pickle): arrays named s<step>_<field>, samples one after the other."""
-    arrays: dict[str, np.ndarray] = {"rollout_id": np.asarray(batch.rollout_id), "policy_version": np.asarray(batch.policy_version)}
+    """What a refused step was given, as one .npz (no pickle): arrays named s<step>_<field>, samples
+    one after the other."""
+    arrays: dict[str, np.ndarray] = {
+        "rollout_id": np.asarray(batch.rollout_id),
+        "policy_version": np.asarray(batch.policy_version),
+    }
     for number, step in enumerate(batch.steps):
         samples = [s for rank in step.per_rank for micro_batch in rank for s in micro_batch]
-        for name in ("index", "group_index", "response_length", "reward", "staleness", "num_tokens", "weight"):
+        for name in (
+            "index",
+            "group_index",
+            "response_length",
+            "reward",
+            "staleness",
+            "num_tokens",
+            "weight",
+        ):
             arrays[f"s{number}_{name}"] = np.asarray([getattr(s, name) for s in samples])
         for name in ("tokens", "loss_mask", "rollout_log_probs", "advantages"):
             arrays[f"s{number}_{name}"] = np.concatenate([getattr(s, name) for s in samples])

@@ -1,4 +1,5 @@
-"""From the groups of a rollout to the learner's batch: the user's rollout functions, advantages, micro-batches."""
+"""From the groups of a rollout to the learner's batch: the user's rollout functions, advantages,
+micro-batches."""
 
 from __future__ import annotations
 
@@ -15,15 +16,23 @@ from stages.filter import build_all_samples_process, build_sample_filter
 
 
 class Batcher:
-    """Called once a rollout, when the learner takes it. Raises ConfigError when a user's function cannot be loaded."""
+    """Called once a rollout, when the learner takes it.
 
-    def __init__(self, config: Config, args: SimpleNamespace, source: Any, cost: Cost = TOKENS) -> None:
+    Raises ConfigError when a user's function cannot be loaded.
+    """
+
+    def __init__(
+        self, config: Config, args: SimpleNamespace, source: Any, cost: Cost = TOKENS
+    ) -> None:
         """`cost`: of the model, by which ranks are balanced."""
         self._config, self._cost = config, cost
         self._hooks = load_hooks(config.algorithm, args)
         self._filter = build_sample_filter(config.rollout.rollout_sample_filter_path, args)
-        self._process = build_all_samples_process(config.rollout.rollout_all_samples_process_path, args, source)
-        self._dropped: list[list[Sample]] = []  # by the dynamic sampling filter, since the last rollout
+        self._process = build_all_samples_process(
+            config.rollout.rollout_all_samples_process_path, args, source
+        )
+        # by the dynamic sampling filter, since the last rollout
+        self._dropped: list[list[Sample]] = []
 
     def dropped(self, samples: list[Sample]) -> None:
         if self._process is not None:  # else nobody will ask for them
@@ -51,7 +60,9 @@ class Batcher:
             hooks=self._hooks,
         )
         if self._config.distill.use_opd:
-            samples = apply_opd(samples, [s for group in lists for s in group], self._config.distill.opd_kl_coef)
+            samples = apply_opd(
+                samples, [s for group in lists for s in group], self._config.distill.opd_kl_coef
+            )
         return make_batch(
             samples,
             rollout_id=rollout_id,

@@ -1,5 +1,6 @@
-"""Half a pipeline, for debugging: generation without a learner (--debug-rollout-only), or a learner without engines
-(--debug-train-only), as in slime. What is left out is replaced by parts that do nothing; its figures are missing in the records."""
+"""Half a pipeline, for debugging: generation without a learner (--debug-rollout-only), or a learner
+without engines (--debug-train-only), as in slime. What is left out is replaced by parts that do
+nothing; its figures are missing in the records."""
 
 from __future__ import annotations
 
@@ -34,7 +35,13 @@ class NoTransport:
     """`WeightTransport`: there is no engine to bring weights to."""
 
     async def push(self, policy_version: int) -> PushResult:
-        return PushResult(policy_version=policy_version, seconds=0.0, stall_seconds=0.0, num_bytes=0, num_engines=0)
+        return PushResult(
+            policy_version=policy_version,
+            seconds=0.0,
+            stall_seconds=0.0,
+            num_bytes=0,
+            num_engines=0,
+        )
 
     async def close(self) -> None: ...
 
@@ -44,7 +51,9 @@ def half(backend: Backend, run: RunConfig) -> Backend:
     if run.debug_rollout_only:
         return replace(backend, learner=NoLearner())
     if run.trains_on_records:
-        return replace(backend, transport=NoTransport(), engine_idle_seconds=dict, engine_counts=dict)
+        return replace(
+            backend, transport=NoTransport(), engine_idle_seconds=dict, engine_counts=dict
+        )
     return backend
 
 

@@ -1,4 +1,5 @@
-"""The two families of flags that are not ours: SGLang's and Megatron's, as their installed sources declare them."""
+"""The two families of flags that are not ours: SGLang's and Megatron's, as their installed sources
+declare them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class SGLangFlags:
-    """`--sglang-NAME`: every option of SGLang's server. Numbers and choices are checked here, the rest by SGLang at its start."""
+    """`--sglang-NAME`: every option of SGLang's server.
+
+    Numbers and choices are checked here, the rest by SGLang at its start.
+    """
 
     section, title = "sglang", "SGLang"
 
@@ -51,25 +55,35 @@ class SGLangFlags:
 def _expects(arg: ServerArg) -> str:
     if arg.is_switch:
         return "no value, true or false"
-    one = "one of " + ", ".join(arg.choices) if arg.choices else {int: "an integer", float: "a number"}.get(arg.number or str, "a value")
+    one = (
+        "one of " + ", ".join(arg.choices)
+        if arg.choices
+        else {int: "an integer", float: "a number"}.get(arg.number or str, "a value")
+    )
     return one + (", one or more" if arg.takes_list else "")
 
 
 class MegatronFlags:
-    """Every settable field of TransformerConfig, OptimizerConfig and DistributedDataParallelConfig, by its own name."""
+    """Every settable field of TransformerConfig, OptimizerConfig and DistributedDataParallelConfig,
+    by its own name."""
 
     section, title = "megatron", "Megatron"
 
     def names(self) -> Collection[str]:
         from stages.learn.megatron.arguments import megatron_flags
 
-        return [*megatron_flags(), *(f"no_{flag.name}" for flag in megatron_flags().values() if flag.is_bool)]
+        return [
+            *megatron_flags(),
+            *(f"no_{flag.name}" for flag in megatron_flags().values() if flag.is_bool),
+        ]
 
     def flags(self) -> Iterable[FamilyFlag]:
         from stages.learn.megatron.arguments import megatron_flags
 
         for flag in megatron_flags().values():
-            yield FamilyFlag(name=flag.name, expects=flag.type, help=flag.help, default=flag.default)
+            yield FamilyFlag(
+                name=flag.name, expects=flag.type, help=flag.help, default=flag.default
+            )
 
     def parse(self, name: str, values: Sequence[str]) -> tuple[str, Any]:
         from stages.learn.megatron.arguments import convert, megatron_flags
@@ -81,7 +95,9 @@ class MegatronFlags:
         flag = megatron_flags()[name]
         if not values and not flag.is_bool:
             raise ValueError(f"expected {flag.type}")
-        return name, convert(name, "true" if not values else values[0] if len(values) == 1 else list(values))
+        return name, convert(
+            name, "true" if not values else values[0] if len(values) == 1 else list(values)
+        )
 
 
 FAMILIES = (SGLangFlags(), MegatronFlags())

@@ -1,4 +1,5 @@
-"""Simulated engines and learner behind the same protocols: the pipeline around them is the real one. Imports no model code."""
+"""Simulated engines and learner behind the same protocols: the pipeline around them is the real
+one. Imports no model code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Real engines and a real learner: SGLang servers, Megatron ranks in Ray actors, weights over a process group or disk."""
+"""Real engines and a real learner: SGLang servers, Megatron ranks in Ray actors, weights over a
+process group or disk."""
 
 from __future__ import annotations
 
@@ -28,7 +29,13 @@ from stages.batch import make_batch
 from stages.engine.launch import Engine
 from stages.engine.memory import EngineMemory
 from stages.engine.pool import SGLangPool
-from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, experts_shape, tokens_per_request
+from stages.engine.spec import (
+    EngineSpec,
+    engine_cpus,
+    engine_devices,
+    experts_shape,
+    tokens_per_request,
+)
 from stages.generate.client import SGLangClient
 from stages.generate.generate import GenerateStage
 from stages.generate.image_prompts import Vision
@@ -52,7 +59,9 @@ def real_backend(site: Site) -> Backend:
         pool,
         config.rollout,
         boundary_is_old=device == "cuda" and not config.sglang.get("disable_overlap_schedule"),
-        experts_shape=experts_shape(folder) if config.algorithm.use_rollout_routing_replay else None,
+        experts_shape=(
+            experts_shape(folder) if config.algorithm.use_rollout_routing_replay else None
+        ),
     )
     generate = GenerateStage(
         client,
@@ -66,11 +75,16 @@ def real_backend(site: Site) -> Backend:
         sampling_seed=config.run.seed if config.seeds_requests else None,
     )
     teacher = _teacher(site, device)
-    engines = EngineMemory(pool) if share.rollout and not (config.run.trains_on_records or config.run.debug_rollout_only) else None
+    engines = (
+        EngineMemory(pool)
+        if share.rollout and not (config.run.trains_on_records or config.run.debug_rollout_only)
+        else None
+    )
     transport = make_transport(pool, learner, config.cluster, device=device)
 
     async def start() -> None:
-        """Engines and learner come up side by side; then the learner's weights are on every engine."""
+        """Engines and learner come up side by side; then the learner's weights are on every
+        engine."""
         run, up = config.run, asyncio.Event()
 
         async def bring_up() -> None:
@@ -93,12 +107,19 @@ def real_backend(site: Site) -> Backend:
             await transport.push(site.clock.policy_version)
 
     async def close() -> None:
-        closes = (client.close, transport.close, pool.close, *([teacher.close] if teacher else []), learner.close)
+        closes = (
+            client.close,
+            transport.close,
+            pool.close,
+            *([teacher.close] if teacher else []),
+            learner.close,
+        )
         for close_part in closes:
             try:
                 await close_part()
             except Exception:
-                logger.exception("%s failed", close_part.__qualname__)  # the others must still be closed
+                # the others must still be closed
+                logger.exception("%s failed", close_part.__qualname__)
 
     def kill_now() -> None:
         pool.kill_now()
@@ -109,7 +130,13 @@ def real_backend(site: Site) -> Backend:
     return Backend(
         tokenizer=tokenizer,
         generate=generate,
-        learner=TurnTaking(learner, leaves=learner if share.train else None, engines=engines, clock=site.time) if any(share) else learner,
+        learner=(
+            TurnTaking(
+                learner, leaves=learner if share.train else None, engines=engines, clock=site.time
+            )
+            if any(share)
+            else learner
+        ),
         transport=transport,
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
         watch_engines=lambda tell: setattr(pool, "on_event", tell),
@@ -118,7 +145,9 @@ def real_backend(site: Site) -> Backend:
         close=close,
         kill_now=kill_now,
         teacher=_lease_of(site.config.distill.opd_teacher_url, teacher),
-        cost=read_cost(folder, shares_prompts=device == "cpu" or find_spec("transformer_engine") is None),
+        cost=read_cost(
+            folder, shares_prompts=device == "cpu" or find_spec("transformer_engine") is None
+        ),
     )
 
 
@@ -129,12 +158,22 @@ async def _bring_up(site: Site, learner: LearnerGroup, tokenizer: Any) -> None:
         await learner.load(site.snapshot)
         return
     if config.warmup.sft_steps:
-        # A procedural task is seeded apart from the rollouts: the warm-up must not show their prompts.
+        # A procedural task is seeded apart from the rollouts: the warm-up must not show their
+        # prompts.
         spec = config.warmup.sft_data or config.data.prompt_data
-        source = build_source(spec, config.data, 1, config.rollout.rollout_max_prompt_len, tokenizer, seed=config.data.rollout_seed + 1)
+        source = build_source(
+            spec,
+            config.data,
+            1,
+            config.rollout.rollout_max_prompt_len,
+            tokenizer,
+            seed=config.data.rollout_seed + 1,
+        )
         pairs = sft_pairs(source, tokenizer)
         cut = partial(make_batch, micro_batch_size=config.algorithm.samples_of_a_micro_batch)
-        await warm_up(learner, pairs, config.warmup, config.algorithm, config.data_parallel_size, cut)
+        await warm_up(
+            learner, pairs, config.warmup, config.algorithm, config.data_parallel_size, cut
+        )
 
 
 class Sharing(NamedTuple):
@@ -151,7 +190,9 @@ def _sharing(config: Config) -> Sharing:
     train = default if c.offload_train is None else c.offload_train
     rollout = default if c.offload_rollout is None else c.offload_rollout
     if rollout and _device(config) == "cpu":
-        logger.warning("--offload-rollout: SGLang has no memory saver on a CPU, the engines keep theirs")
+        logger.warning(
+            "--offload-rollout: SGLang has no memory saver on a CPU, the engines keep theirs"
+        )
     return Sharing(train, rollout)
 
 
@@ -162,15 +203,17 @@ async def _after(ready: asyncio.Event, begin: Callable[[], Awaitable[None]]) -> 
 
 
 def _first_weights(site: Site, folder: Path) -> Path | None:
-    """The Hugging Face folder of the weights that the learner begins with; None when there is none: they are pushed then."""
+    """The Hugging Face folder of the weights that the learner begins with; None when there is none:
+    they are pushed then."""
     if site.snapshot is not None:
         found = site.snapshot / "hf" if (site.snapshot / "hf").is_dir() else None
     else:
         found = folder if site.config.model.initial_megatron_checkpoint is None else None
     if found is None and site.config.run.debug_rollout_only:
         raise CheckpointError(
-            f"--debug-rollout-only: engines read Hugging Face folders, and {site.snapshot or '--initial-megatron-checkpoint'} has none: "
-            "convert it (python -m pipeline convert torch-dist-to-hf) and give the folder as --hf-checkpoint"
+            "--debug-rollout-only: engines read Hugging Face folders, and"
+            f" {site.snapshot or '--initial-megatron-checkpoint'} has none: convert it (python -m"
+            " pipeline convert torch-dist-to-hf) and give the folder as --hf-checkpoint"
         )
     return found
 
@@ -214,7 +257,9 @@ def _teacher(site: Site, device: str) -> SGLangPool | None:
         return None
     folder = resolve_checkpoint(distill.opd_teacher_load, seed=config.run.seed)
     spec = _engine_spec(site, config.num_engines, folder, device)
-    return _pool_of([Engine(dataclasses.replace(spec, log_path=site.run_dir.logs / "teacher.log"))], site)
+    return _pool_of(
+        [Engine(dataclasses.replace(spec, log_path=site.run_dir.logs / "teacher.log"))], site
+    )
 
 
 def _lease_of(url: str | None, teacher: SGLangPool | None) -> Lease | None:
@@ -233,7 +278,9 @@ def _lease_of(url: str | None, teacher: SGLangPool | None) -> Lease | None:
 def _pool(site: Site, model_path: Path, device: str) -> SGLangPool:
     replays = site.config.algorithm.use_rollout_routing_replay
     specs = [_engine_spec(site, i, model_path, device) for i in range(site.config.num_engines)]
-    return _pool_of([Engine(dataclasses.replace(spec, returns_experts=replays)) for spec in specs], site)
+    return _pool_of(
+        [Engine(dataclasses.replace(spec, returns_experts=replays)) for spec in specs], site
+    )
 
 
 def _engine_spec(site: Site, index: int, model_path: Path, device: str) -> EngineSpec:
@@ -246,7 +293,11 @@ def _engine_spec(site: Site, index: int, model_path: Path, device: str) -> Engin
         device=device,
         dtype=_dtype(config, device),
         tp_size=cluster.rollout_num_gpus_per_engine,
-        cuda_devices=engine_devices(index, cluster, os.environ.get("CUDA_VISIBLE_DEVICES")) if device == "cuda" else (),
+        cuda_devices=(
+            engine_devices(index, cluster, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            if device == "cuda"
+            else ()
+        ),
         threads=cluster.cpu_threads_per_engine,
         cpus=engine_cpus(index, cluster, cores) if device == "cpu" else (),
         concurrency=cluster.sglang_server_concurrency,
@@ -279,13 +330,22 @@ def _pool_of(engines: list[Engine], site: Site) -> SGLangPool:
 
 
 def _settings(config: Config, folder: Path, device: Literal["cpu", "cuda"]) -> LearnerSettings:
-    model = dataclasses.replace(config.model, hf_checkpoint=str(folder.absolute()), device=device, dtype=_dtype(config, device))
+    model = dataclasses.replace(
+        config.model,
+        hf_checkpoint=str(folder.absolute()),
+        device=device,
+        dtype=_dtype(config, device),
+    )
     if model.initial_megatron_checkpoint:
-        initial = find_torch_dist(Path(model.initial_megatron_checkpoint), "--initial-megatron-checkpoint")
+        initial = find_torch_dist(
+            Path(model.initial_megatron_checkpoint), "--initial-megatron-checkpoint"
+        )
         model = dataclasses.replace(model, initial_megatron_checkpoint=str(initial.absolute()))
     algorithm = config.algorithm
     if algorithm.ref_load:
-        algorithm = dataclasses.replace(algorithm, ref_load=str(_reference(algorithm.ref_load, config.run.seed).absolute()))
+        algorithm = dataclasses.replace(
+            algorithm, ref_load=str(_reference(algorithm.ref_load, config.run.seed).absolute())
+        )
     return LearnerSettings(
         model=model,
         algorithm=algorithm,

@@ -1,8 +1,8 @@
 """The learner's ranks as Ray actors, and the driver's handle on them.
 
-Ray is used for what it is good at: placing processes (on GPUs, on other nodes), carrying batches, noticing deaths. On one
-machine the cluster is private to the run: loopback only, with a token of its own, in a temporary folder, gone at the end.
-"""
+Ray is used for what it is good at: placing processes (on GPUs, on other nodes), carrying batches,
+noticing deaths. On one machine the cluster is private to the run: loopback only, with a token of
+its own, in a temporary folder, gone at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from stages.learn.settings import LearnerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOSE_SECONDS = 10.0  # for ranks to leave their process groups before they are killed
-# Read by Ray when it is imported or started. The second makes it use the loopback address, as it does on a Mac.
+# Read by Ray when it is imported or started. The second makes it use the loopback address, as it
+# does on a Mac.
 _LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -37,11 +38,12 @@ _LOCAL_ENVIRONMENT = {
 
 
 class LearnerGroup:
-    """All learner ranks. Implements `Learner` and `WeightSender`; every method is awaited without holding the event loop.
+    """All learner ranks. Implements `Learner` and `WeightSender`; every method is awaited without
+    holding the event loop.
 
-    A refused step raises the ranks' LearnerError and leaves them alive. A rank that dies or breaks raises LearnerError with
-    its last lines at once, and takes the others with it: they would wait for it in a collective.
-    """
+    A refused step raises the ranks' LearnerError and leaves them alive. A rank that dies or breaks
+    raises LearnerError with its last lines at once, and takes the others with it: they would wait
+    for it in a collective."""
 
     def __init__(self, settings: LearnerSettings) -> None:
         self._settings = settings
@@ -54,13 +56,20 @@ class LearnerGroup:
     # ---- life
 
     async def start(self) -> None:
-        """Bring up Ray and the ranks, with the model loaded. Raises ConfigError, CheckpointError or LearnerError."""
+        """Bring up Ray and the ranks, with the model loaded.
+
+        Raises ConfigError, CheckpointError or LearnerError.
+        """
         try:
             await asyncio.to_thread(self._start_ray)
             self._actors = self._make_actors()
             self._pids = await self._all("pid")
             await self._all("warm_up")
-            address = (await self._on([self._actors[0]], "serve_store"))[0] if len(self._actors) > 1 else None
+            address = (
+                (await self._on([self._actors[0]], "serve_store"))[0]
+                if len(self._actors) > 1
+                else None
+            )
             await self._all("build", address)
         except BaseException:
             await asyncio.shield(self.close())
@@ -70,13 +79,21 @@ class LearnerGroup:
         local = self._settings.cluster.ray_address is None
         if local:
             os.environ.update(_LOCAL_ENVIRONMENT)
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once a process
+            # Ray reads it once a process
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         import ray
 
         if ray.is_initialized():
-            raise LearnerError("Ray is already running in this process: one learner group at a time, close the other first")
+            raise LearnerError(
+                "Ray is already running in this process: one learner group at a time, close the"
+                " other first"
+            )
         logging.getLogger("ray").setLevel(logging.ERROR)
-        quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "configure_logging": False}
+        quiet: dict[str, Any] = {
+            "logging_level": "error",
+            "log_to_driver": False,
+            "configure_logging": False,
+        }
         if local:
             self._folder = Path(tempfile.mkdtemp(prefix="slipstream-"))
             quiet |= self._local_options(self._folder)
@@ -84,7 +101,13 @@ class LearnerGroup:
             quiet["address"] = self._settings.cluster.ray_address
         try:
             ray.init(**quiet)
-        except (RuntimeError, ConnectionError, ValueError, OSError, ray.exceptions.RayError) as error:
+        except (
+            RuntimeError,
+            ConnectionError,
+            ValueError,
+            OSError,
+            ray.exceptions.RayError,
+        ) as error:
             raise LearnerError(f"Ray did not start: {type(error).__name__}: {error}") from error
 
     def _local_options(self, folder: Path) -> dict[str, Any]:
@@ -93,14 +116,16 @@ class LearnerGroup:
             "num_cpus": slots,
             "num_gpus": slots if _has_gpu(self._settings) else 0,
             "include_dashboard": False,
-            "object_store_memory": 256 << 20,  # batches pass through it; larger ones go over the disk
+            # batches pass through it; larger ones go over the disk
+            "object_store_memory": 256 << 20,
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": str(folder),
             "_system_config": {
                 "enable_worker_prestart": False,
                 "prestart_worker_first_driver": False,
                 "enable_metrics_collection": False,
-                "worker_niceness": 0,  # Ray's 15 starves the learner where it shares cores with engines
+                # Ray's 15 starves the learner where it shares cores with engines
+                "worker_niceness": 0,
             },
         }
 
@@ -109,14 +134,27 @@ class LearnerGroup:
 
         cluster, gpu = self._settings.cluster, _has_gpu(self._settings)
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        env = {"PYTHONPATH": path, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "PYTHONWARNINGS": "ignore"}
+        env = {
+            "PYTHONPATH": path,
+            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+            "PYTHONWARNINGS": "ignore",
+        }
         if not gpu:
-            env |= {"OMP_NUM_THREADS": str(cluster.cpu_threads_per_actor), "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
-            env |= {"OMP_WAIT_POLICY": "PASSIVE"}  # a thread that spins for one without a core holds up both, and the engines
-        remote = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_restarts=0, max_task_retries=0)(RankActor)
+            env |= {
+                "OMP_NUM_THREADS": str(cluster.cpu_threads_per_actor),
+                "TORCHDYNAMO_DISABLE": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+            }
+            # a thread that spins for one without a core holds up both, and the engines
+            env |= {"OMP_WAIT_POLICY": "PASSIVE"}
+        remote = ray.remote(
+            num_cpus=1, num_gpus=1 if gpu else 0, max_restarts=0, max_task_retries=0
+        )(RankActor)
         cores = _cores(self._settings) if cluster.cpu_affinity and not gpu else None
         return [
-            remote.options(runtime_env={"env_vars": env}).remote(self._settings, rank, cores[rank] if cores else None)
+            remote.options(runtime_env={"env_vars": env}).remote(
+                self._settings, rank, cores[rank] if cores else None
+            )
             for rank in range(self._settings.num_ranks)
         ]
 
@@ -126,7 +164,9 @@ class LearnerGroup:
         if actors and self._broken is None:
             refs = [a.call.remote("close") for a in actors]
             with contextlib.suppress(Exception):  # a rank that cannot close is killed below
-                await asyncio.wait_for(asyncio.wait([asyncio.ensure_future(awaited(r)) for r in refs]), CLOSE_SECONDS)
+                await asyncio.wait_for(
+                    asyncio.wait([asyncio.ensure_future(awaited(r)) for r in refs]), CLOSE_SECONDS
+                )
         self._broken = self._broken or "it is closed"
         await asyncio.to_thread(self._stop_ray)
 
@@ -148,7 +188,8 @@ class LearnerGroup:
         self._remove_folder()
 
     def _processes(self) -> list[psutil.Process]:
-        """Ray's own processes and the ranks, as far as this group started them: all that name its folder, and their children."""
+        """Ray's own processes and the ranks, as far as this group started them: all that name its
+        folder, and their children."""
         if self._folder is None:
             return []
         found: dict[int, psutil.Process] = {}
@@ -201,8 +242,12 @@ class LearnerGroup:
 
     # ---- WeightSender
 
-    async def join(self, group_name: str, address: str, port: int, world_size: int, backend: str) -> None:
-        await self._on(self._actors[:1], "send", "join", group_name, address, port, world_size, backend)
+    async def join(
+        self, group_name: str, address: str, port: int, world_size: int, backend: str
+    ) -> None:
+        await self._on(
+            self._actors[:1], "send", "join", group_name, address, port, world_size, backend
+        )
 
     async def leave(self, group_name: str) -> None:
         await self._on(self._actors[:1], "send", "leave", group_name)
@@ -233,7 +278,9 @@ class LearnerGroup:
         tasks = [asyncio.ensure_future(awaited(ref)) for ref in refs]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            failed = next(((i, e) for i, t in enumerate(tasks) if t.done() and (e := t.exception())), None)
+            failed = next(
+                ((i, e) for i, t in enumerate(tasks) if t.done() and (e := t.exception())), None
+            )
             if failed is None:
                 return [t.result() for t in tasks]
             raise await self._explain(*failed, tasks)
@@ -241,10 +288,13 @@ class LearnerGroup:
             for task in tasks:
                 task.cancel()
 
-    async def _explain(self, rank: int, error: BaseException, tasks: Sequence[asyncio.Task[Any]]) -> Exception:
+    async def _explain(
+        self, rank: int, error: BaseException, tasks: Sequence[asyncio.Task[Any]]
+    ) -> Exception:
         cause = getattr(error, "cause", None)
         if isinstance(cause, SlipstreamError):
-            # Ranks agree on a refusal before they raise; wait for all, so that the next call finds them idle.
+            # Ranks agree on a refusal before they raise; wait for all, so that the next call finds
+            # them idle.
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
             cause.add_note(f"on learner rank {rank}")
             return cause
@@ -254,8 +304,14 @@ class LearnerGroup:
 
         for actor in self._actors:
             ray.kill(actor)
-        what = f"failed: {type(cause).__name__}: {cause}" if cause is not None else f"died ({type(error).__name__})"
-        out = LearnerError(f"learner rank {rank} (pid {self._pids[rank] if self._pids else '?'}) {what}{lines}")
+        what = (
+            f"failed: {type(cause).__name__}: {cause}"
+            if cause is not None
+            else f"died ({type(error).__name__})"
+        )
+        out = LearnerError(
+            f"learner rank {rank} (pid {self._pids[rank] if self._pids else '?'}) {what}{lines}"
+        )
         if cause is not None:
             out.add_note(str(error))  # the traceback on the rank
         return out
@@ -265,7 +321,12 @@ class LearnerGroup:
         if not (self._folder and self._pids):
             return ""
         logs = sorted(self._folder.glob(f"session_latest/logs/worker-*-{self._pids[rank]}.err"))
-        lines = [s for log in logs for s in log.read_text(errors="replace").splitlines() if s.strip() and not s.startswith(":")]
+        lines = [
+            s
+            for log in logs
+            for s in log.read_text(errors="replace").splitlines()
+            if s.strip() and not s.startswith(":")
+        ]
         return "; its last lines:\n  " + "\n  ".join(lines[-count:]) if lines else ""
 
 
@@ -276,15 +337,22 @@ def _absolute(path: Path) -> Path:
 
 def _has_gpu(settings: LearnerSettings) -> bool:
     if settings.model.device == "auto":
-        return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+        return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in (
+            "",
+            "-1",
+        )
     return settings.model.device == "cuda"
 
 
 def _cores(settings: LearnerSettings) -> list[list[int]]:
-    """The first cores of this machine for the learner, `cpu_threads_per_actor` each; engines take those behind."""
+    """The first cores of this machine for the learner, `cpu_threads_per_actor` each; engines take
+    those behind."""
     free, each = sorted(os.sched_getaffinity(0)), settings.cluster.cpu_threads_per_actor
     if len(free) < settings.num_ranks * each:
-        raise ConfigError(f"--cpu-affinity: {settings.num_ranks} learner ranks x {each} threads, but {len(free)} cores")
+        raise ConfigError(
+            f"--cpu-affinity: {settings.num_ranks} learner ranks x {each} threads, but {len(free)}"
+            " cores"
+        )
     return [free[r * each : (r + 1) * each] for r in range(settings.num_ranks)]
 
 

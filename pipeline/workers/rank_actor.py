@@ -1,4 +1,5 @@
-"""What runs in the process of one learner rank: a thin shell around the rank and the sending side of weight pushes."""
+"""What runs in the process of one learner rank: a thin shell around the rank and the sending side
+of weight pushes."""
 
 from __future__ import annotations
 
@@ -16,17 +17,20 @@ from stages.learn.settings import LearnerSettings
 def own_address() -> str:
     """This node's address as others reach it (no packet is sent)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("198.51.100.1", 9))  # any address outside: the kernel picks the interface that leads there
+        # any address outside: the kernel picks the interface that leads there
+        probe.connect(("198.51.100.1", 9))
         return str(probe.getsockname()[0])
 
 
 def _backend(settings: LearnerSettings) -> Any:
-    """The package of --train-backend: `load()` does the slow imports, `start_rank()` makes the rank."""
+    """The package of --train-backend: `load()` does the slow imports, `start_rank()` makes the
+    rank."""
     return importlib.import_module(f"stages.learn.{settings.model.train_backend}")
 
 
 class RankActor:
-    """What runs in an actor's process: one learner rank and, on rank 0, the sending side of weight pushes."""
+    """What runs in an actor's process: one learner rank and, on rank 0, the sending side of weight
+    pushes."""
 
     def __init__(self, settings: LearnerSettings, rank: int, cores: Sequence[int] | None) -> None:
         if cores is not None:
@@ -61,7 +65,9 @@ class RankActor:
         world = self._settings.num_ranks
         if address is not None and self._store is None:
             self._store = join_store(*address, world)
-        self._rank = _backend(self._settings).start_rank(self._settings, rank=self._number, world_size=world, store=self._store)
+        self._rank = _backend(self._settings).start_rank(
+            self._settings, rank=self._number, world_size=world, store=self._store
+        )
 
     def _make_sender(self) -> Any:
         from stages.publish.sender import BroadcastSender
@@ -79,7 +85,8 @@ class RankActor:
         return asyncio.run(awaited(result)) if inspect.isawaitable(result) else result
 
     def gather(self) -> None:
-        """The other ranks' part in `prepare`: the collectives that bring whole tensors to rank 0."""
+        """The other ranks' part in `prepare`: the collectives that bring whole tensors to rank
+        0."""
         for _ in self._rank.hf_weights():
             pass
 

@@ -1,8 +1,9 @@
-"""Learner and engines that share devices take turns: whoever works has the memory, the other is on the host.
+"""Learner and engines that share devices take turns: whoever works has the memory, the other is on
+the host.
 
-Around a step, a save and a load: engines out, learner in; afterwards the other way round. A push needs the learner's weights beside the
-engines, and brings those for its time (stages/learn/megatron/offload.py).
-"""
+Around a step, a save and a load: engines out, learner in; afterwards the other way round. A push
+needs the learner's weights beside the engines, and brings those for its time
+(stages/learn/megatron/offload.py)."""
 
 from __future__ import annotations
 
@@ -31,9 +32,17 @@ class Memory(Protocol):
 
 
 class TurnTaking:
-    """`Learner`. `leaves` None (without --offload-train), `engines` None (without --offload-rollout): that side stays where it is."""
+    """`Learner`. `leaves` None (without --offload-train), `engines` None (without
+    --offload-rollout): that side stays where it is."""
 
-    def __init__(self, learner: Learner, *, leaves: Offloads | None, engines: Memory | None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        *,
+        leaves: Offloads | None,
+        engines: Memory | None,
+        clock: Clock | None = None,
+    ) -> None:
         """`leaves`: the same learner, where it gives its devices up between turns."""
         self._learner, self._leaves, self._engines = learner, leaves, engines
         self._clock = clock or MonotonicClock()
@@ -63,7 +72,9 @@ class TurnTaking:
             in_between = self._clock.now()
             result = await self._learner.step(batch)
             taken = self._clock.now() - in_between
-        return StepResult(metrics={**result.metrics, "turn_seconds": self._clock.now() - began - taken})
+        return StepResult(
+            metrics={**result.metrics, "turn_seconds": self._clock.now() - began - taken}
+        )
 
     async def save(self, path: Path, hf: Path | None) -> None:
         async with self._turn():

@@ -5,4 +5,10 @@ from stages.advantage.distill import apply_opd
 from stages.advantage.offpolicy import mask_offpolicy_tokens
 from stages.advantage.user_hooks import AdvantageHooks, load_hooks
 
-__all__ = ["AdvantageHooks", "apply_opd", "compute_advantages", "load_hooks", "mask_offpolicy_tokens"]
+__all__ = [
+    "AdvantageHooks",
+    "apply_opd",
+    "compute_advantages",
+    "load_hooks",
+    "mask_offpolicy_tokens",
+]

@@ -9,7 +9,12 @@ import numpy as np
 
 from configs.schema import AlgorithmConfig
 from pipeline.core.types import Group, TrainSample
-from stages.advantage.returns import get_grpo_returns, get_reinforce_plus_plus_returns, get_token_rewards, whiten
+from stages.advantage.returns import (
+    get_grpo_returns,
+    get_reinforce_plus_plus_returns,
+    get_token_rewards,
+    whiten,
+)
 from stages.advantage.rewards import post_process_rewards, rollout_ids, rollout_weights
 from stages.advantage.train_samples import to_train_sample
 from stages.advantage.user_hooks import AdvantageHooks, users_advantages, users_rewards, users_rows
@@ -26,28 +31,41 @@ def compute_advantages(
     max_response_len: int | None = None,
     hooks: AdvantageHooks = _NO_HOOKS,
 ) -> list[TrainSample]:
-    """Samples as the learner takes them, groups in order; each response token carries an advantage (for ppo: its reward, from which the
-    critic makes advantages).
+    """Samples as the learner takes them, groups in order; each response token carries an advantage
+    (for ppo: its reward, from which the critic makes advantages).
 
-    Groups may be of any size. Samples of one rollout (equal `index`) weigh 1 / their number each. A sample with `remove_sample`, or
-    without a trained token, takes part in its group's normalisation and comes out with a loss mask of zeros, as in slime: it counts
-    where a mean is over samples. `policy_version`: the learner's now; staleness counts from it. `max_response_len`: the constant that
-    dr_grpo divides token sums by (unless the loss is per token).
-    Raises DataError for what must not be trained on: a FAILED sample, a reward that is no finite number, tokens newer than
-    `policy_version`, lengths that contradict each other, a user's function whose answer does not fit.
-    """
+    Groups may be of any size. Samples of one rollout (equal `index`) weigh 1 / their number each. A
+    sample with `remove_sample`, or without a trained token, takes part in its group's normalisation
+    and comes out with a loss mask of zeros, as in slime: it counts where a mean is over samples.
+    `policy_version`: the learner's now; staleness counts from it. `max_response_len`: the constant
+    that dr_grpo divides token sums by (unless the loss is per token). Raises DataError for what
+    must not be trained on: a FAILED sample, a reward that is no finite number, tokens newer than
+    `policy_version`, lengths that contradict each other, a user's function whose answer does not
+    fit."""
     config = config or AlgorithmConfig()
     rows, rewards = _rows(groups, config, policy_version, reward_key, hooks)
     advantages = _advantages(rows, rewards, config, hooks)
-    constant = max_response_len if config.advantage_estimator == "dr_grpo" and not config.calculate_per_token_loss else None
+    constant = (
+        max_response_len
+        if config.advantage_estimator == "dr_grpo" and not config.calculate_per_token_loss
+        else None
+    )
     return [
-        dataclasses.replace(row, advantages=a.astype(np.float32) if row.loss_mask.any() else row.advantages, norm_length=constant)
+        dataclasses.replace(
+            row,
+            advantages=a.astype(np.float32) if row.loss_mask.any() else row.advantages,
+            norm_length=constant,
+        )
         for row, a in zip(rows, advantages, strict=True)
     ]
 
 
 def _rows(
-    groups: Sequence[Group], config: AlgorithmConfig, policy_version: int, reward_key: str | None, hooks: AdvantageHooks
+    groups: Sequence[Group],
+    config: AlgorithmConfig,
+    policy_version: int,
+    reward_key: str | None,
+    hooks: AdvantageHooks,
 ) -> tuple[list[TrainSample], np.ndarray]:
     """Rows without advantages, and their post-processed rewards."""
     samples = [s for group in groups for s in group.samples]
@@ -57,13 +75,25 @@ def _rows(
         raw, rewards = users_rewards(hooks.post_process_rewards, samples)
     weights = [w for group in groups for w in rollout_weights(rollout_ids(group.samples)).tolist()]
     rows = [
-        to_train_sample(s, reward=r, weight=w, policy_version=policy_version, with_experts=config.use_rollout_routing_replay)
+        to_train_sample(
+            s,
+            reward=r,
+            weight=w,
+            policy_version=policy_version,
+            with_experts=config.use_rollout_routing_replay,
+        )
         for s, r, w in zip(samples, raw.tolist(), weights, strict=True)
     ]
-    return (rows, rewards) if hooks.convert_samples is None else users_rows(hooks.convert_samples, samples, rows)
+    return (
+        (rows, rewards)
+        if hooks.convert_samples is None
+        else users_rows(hooks.convert_samples, samples, rows)
+    )
 
 
-def _advantages(rows: Sequence[TrainSample], rewards: np.ndarray, config: AlgorithmConfig, hooks: AdvantageHooks) -> list[np.ndarray]:
+def _advantages(
+    rows: Sequence[TrainSample], rewards: np.ndarray, config: AlgorithmConfig, hooks: AdvantageHooks
+) -> list[np.ndarray]:
     masks = [row.loss_mask for row in rows]
     if hooks.compute_advantages is not None:
         found = users_advantages(hooks.compute_advantages, rows, rewards)

@@ -1,4 +1,5 @@
-"""Partial rollouts: a sample that a weight push caught in the middle holds tokens of several policy versions."""
+"""Partial rollouts: a sample that a weight push caught in the middle holds tokens of several policy
+versions."""
 
 from __future__ import annotations
 
@@ -8,14 +9,19 @@ from pipeline.core.types import Sample
 
 
 def mask_offpolicy_tokens(sample: Sample) -> int:
-    """Take the loss from response tokens older than the sample's newest trained ones; returns how many lost it.
+    """Take the loss from response tokens older than the sample's newest trained ones; returns how
+    many lost it.
 
-    slime masks what was generated before the last resume of a partial rollout; here pushes go in between two tokens, and the newest
-    version of the sample stands for that resume. At least one token keeps its loss where one had it. Writes `sample.loss_mask`.
-    """
+    slime masks what was generated before the last resume of a partial rollout; here pushes go in
+    between two tokens, and the newest version of the sample stands for that resume. At least one
+    token keeps its loss where one had it. Writes `sample.loss_mask`."""
     n = sample.response_length
-    mask = np.ones(n, np.uint8) if sample.loss_mask is None else np.asarray(sample.loss_mask, np.uint8)
-    versions = [span.version for span in sample.weight_versions if mask[span.start : span.end].any()]
+    mask = (
+        np.ones(n, np.uint8) if sample.loss_mask is None else np.asarray(sample.loss_mask, np.uint8)
+    )
+    versions = [
+        span.version for span in sample.weight_versions if mask[span.start : span.end].any()
+    ]
     if len(set(versions)) < 2:
         return 0
     newest, kept = max(versions), np.zeros(n, np.uint8)

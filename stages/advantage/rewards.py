@@ -1,8 +1,8 @@
 """Raw rewards compared within their group: baselines and scales. Pure numpy, float64.
 
-A rollout may come out as several samples (fan-out: a custom generate function that returns a list). They carry the rollout's
-`index`, and share the weight of one: below, w = 1 / (samples of the same rollout), and k = sum w is the number of rollouts.
-"""
+A rollout may come out as several samples (fan-out: a custom generate function that returns a list).
+They carry the rollout's `index`, and share the weight of one: below, w = 1 / (samples of the same
+rollout), and k = sum w is the number of rollouts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,16 @@ STD_EPSILON = 1e-6
 
 
 def rollout_ids(samples: Sequence[Sample]) -> np.ndarray:
-    """[n] which rollout of the group each sample is of: equal `index`, equal rollout; without one, a rollout of its own."""
+    """[n] which rollout of the group each sample is of: equal `index`, equal rollout; without one,
+    a rollout of its own."""
     found: dict[object, int] = {}
-    return np.array([found.setdefault(("none", i) if s.index is None else s.index, len(found)) for i, s in enumerate(samples)], np.int64)
+    return np.array(
+        [
+            found.setdefault(("none", i) if s.index is None else s.index, len(found))
+            for i, s in enumerate(samples)
+        ],
+        np.int64,
+    )
 
 
 def rollout_weights(ids: np.ndarray) -> np.ndarray:
@@ -31,13 +38,16 @@ def rollout_weights(ids: np.ndarray) -> np.ndarray:
     return np.array([1.0 / count[i] for i in ids.tolist()])
 
 
-def grpo_rewards(rewards: np.ndarray, ids: np.ndarray, *, std_normalization: bool = True) -> np.ndarray:
-    """[n] raw rewards of one group -> [n] (r - mean) / (std + 1e-6), over rollouts; without the division r - mean.
+def grpo_rewards(
+    rewards: np.ndarray, ids: np.ndarray, *, std_normalization: bool = True
+) -> np.ndarray:
+    """[n] raw rewards of one group -> [n] (r - mean) / (std + 1e-6), over rollouts; without the
+    division r - mean.
 
-    mean = sum w r / k, std^2 = sum w (r - mean)^2 / (k - 1): where samples of a rollout have equal rewards, the mean and the sample
-    standard deviation of the rollouts' rewards. A single rollout is not divided. A group of equal rewards is all 0.
-    Source: GRPO, arXiv:2402.03300, section 4.1.2; without the division Dr. GRPO, arXiv:2503.20783, section 3.2.
-    """
+    mean = sum w r / k, std^2 = sum w (r - mean)^2 / (k - 1): where samples of a rollout have equal
+    rewards, the mean and the sample standard deviation of the rollouts' rewards. A single rollout
+    is not divided. A group of equal rewards is all 0. Source: GRPO, arXiv:2402.03300, section
+    4.1.2; without the division Dr. GRPO, arXiv:2503.20783, section 3.2."""
     if np.ptp(rewards) == 0:  # exactly: three times 0.1 has a mean that is not 0.1
         return np.zeros_like(rewards)
     weights = rollout_weights(ids)
@@ -50,7 +60,8 @@ def grpo_rewards(rewards: np.ndarray, ids: np.ndarray, *, std_normalization: boo
 
 
 def rloo_rewards(rewards: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """[n] raw rewards of one group -> [n] reward minus the mean of the other rollouts'; 0 where there is no other.
+    """[n] raw rewards of one group -> [n] reward minus the mean of the other rollouts'; 0 where
+    there is no other.
 
     r_i - 1/(k - 1) sum_{j != i} r_j; the reward of a rollout of several samples is their mean.
     Source: RLOO, Ahmadian et al. 2024, arXiv:2402.14740, eq. 8.
@@ -62,21 +73,31 @@ def rloo_rewards(rewards: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return rewards - (of_rollout.sum() - of_rollout[ids]) / (num_rollouts - 1)
 
 
-def post_process_rewards(groups: Sequence[Group], config: AlgorithmConfig, reward_key: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """(raw rewards [S], rewards [S]) of all samples, groups in order: each group for itself, whatever its size.
+def post_process_rewards(
+    groups: Sequence[Group], config: AlgorithmConfig, reward_key: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(raw rewards [S], rewards [S]) of all samples, groups in order: each group for itself,
+    whatever its size.
 
-    grpo, gspo, cispo: GRPO's, with or without the standard deviation. dr_grpo, reinforce_plus_plus_baseline: minus the mean of the group
-    (REINFORCE++-baseline, arXiv:2501.03262, section 3.2). rloo: minus the mean of the others. reinforce_plus_plus, ppo, and any
-    with --disable-rewards-normalization: raw. Raises DataError for a FAILED sample and for what is no finite number.
-    """
-    raw = [np.array([raw_reward(s, reward_key) for s in g.samples], dtype=np.float64) for g in groups]
+    grpo, gspo, cispo: GRPO's, with or without the standard deviation. dr_grpo,
+    reinforce_plus_plus_baseline: minus the mean of the group (REINFORCE++-baseline,
+    arXiv:2501.03262, section 3.2). rloo: minus the mean of the others. reinforce_plus_plus, ppo,
+    and any with --disable-rewards-normalization: raw. Raises DataError for a FAILED sample and for
+    what is no finite number."""
+    raw = [
+        np.array([raw_reward(s, reward_key) for s in g.samples], dtype=np.float64) for g in groups
+    ]
     done = [_of_group(r, rollout_ids(g.samples), config) for g, r in zip(groups, raw, strict=True)]
     return _join(raw), _join(done)
 
 
 def _of_group(rewards: np.ndarray, ids: np.ndarray, config: AlgorithmConfig) -> np.ndarray:
     name = config.advantage_estimator
-    if not config.rewards_normalization or name in ("reinforce_plus_plus", "ppo") or not len(rewards):
+    if (
+        not config.rewards_normalization
+        or name in ("reinforce_plus_plus", "ppo")
+        or not len(rewards)
+    ):
         return rewards
     if name == "rloo":
         return rloo_rewards(rewards, ids)
@@ -86,12 +107,16 @@ def _of_group(rewards: np.ndarray, ids: np.ndarray, config: AlgorithmConfig) -> 
 
 def raw_reward(sample: Sample, key: str | None) -> float:
     if sample.status is Status.FAILED:
-        raise DataError(f"sample {sample.index} has failed ({sample.error}): a group with a failed sample is not trained on")
+        raise DataError(
+            f"sample {sample.index} has failed ({sample.error}): a group with a failed sample is"
+            " not trained on"
+        )
     try:
         value = sample.reward_value(key)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"sample {sample.index}: reward {sample.reward!r} has no number under {key or 'score'!r}: set --reward-key"
+            f"sample {sample.index}: reward {sample.reward!r} has no number under"
+            f" {key or 'score'!r}: set --reward-key"
         ) from error
     if not math.isfinite(value):
         raise DataError(f"sample {sample.index}: the reward is {value}, expected a finite number")

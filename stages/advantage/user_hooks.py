@@ -1,4 +1,5 @@
-"""The user's own functions between rewards and advantages, in slime's signatures, and what their answers are held to."""
+"""The user's own functions between rewards and advantages, in slime's signatures, and what their
+answers are held to."""
 
 from __future__ import annotations
 
@@ -22,9 +23,12 @@ _REQUIRED = ("tokens", "response_lengths", "rewards", "loss_masks", "rollout_log
 class AdvantageHooks:
     """User functions with `args` already given. None: ours."""
 
-    post_process_rewards: Callable[[list[Sample]], Any] | None = None  # --custom-reward-post-process-path
-    convert_samples: Callable[[list[Sample]], Any] | None = None  # --custom-convert-samples-to-train-data-path
-    compute_advantages: Callable[[dict[str, Any]], Any] | None = None  # --custom-advantage-function-path
+    # --custom-reward-post-process-path
+    post_process_rewards: Callable[[list[Sample]], Any] | None = None
+    # --custom-convert-samples-to-train-data-path
+    convert_samples: Callable[[list[Sample]], Any] | None = None
+    # --custom-advantage-function-path
+    compute_advantages: Callable[[dict[str, Any]], Any] | None = None
 
 
 def load_hooks(config: AlgorithmConfig, args: Any) -> AdvantageHooks:
@@ -38,59 +42,101 @@ def load_hooks(config: AlgorithmConfig, args: Any) -> AdvantageHooks:
 
     return AdvantageHooks(
         post_process_rewards=load(config.custom_reward_post_process_path, "post_process_rewards"),
-        convert_samples=load(config.custom_convert_samples_to_train_data_path, "convert_samples_to_train_data"),
+        convert_samples=load(
+            config.custom_convert_samples_to_train_data_path, "convert_samples_to_train_data"
+        ),
         compute_advantages=load(config.custom_advantage_function_path, "compute_advantages"),
     )
 
 
-def users_rewards(function: Callable[[list[Sample]], Any], samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """(raw rewards [S], rewards [S]) as the user's function answers. Raises DataError for any other answer."""
+def users_rewards(
+    function: Callable[[list[Sample]], Any], samples: list[Sample]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(raw rewards [S], rewards [S]) as the user's function answers.
+
+    Raises DataError for any other answer.
+    """
     flag = "--custom-reward-post-process-path"
     if failed := [s for s in samples if s.status is Status.FAILED]:
-        raise DataError(f"sample {failed[0].index} has failed ({failed[0].error}): a group with a failed sample is not trained on")
+        raise DataError(
+            f"sample {failed[0].index} has failed ({failed[0].error}): a group with a failed sample"
+            " is not trained on"
+        )
     answer = function(samples)
     if not isinstance(answer, tuple | list) or len(answer) != 2:
-        raise DataError(f"{flag}: the function returned {_short(answer)}; expected (raw_rewards, rewards)")
-    raw, rewards = (_numbers(flag, name, part) for name, part in zip(("raw_rewards", "rewards"), answer, strict=True))
+        raise DataError(
+            f"{flag}: the function returned {_short(answer)}; expected (raw_rewards, rewards)"
+        )
+    raw, rewards = (
+        _numbers(flag, name, part)
+        for name, part in zip(("raw_rewards", "rewards"), answer, strict=True)
+    )
     for name, part in (("raw_rewards", raw), ("rewards", rewards)):
         if part.shape != (len(samples),):
-            raise DataError(f"{flag}: {name} has shape {part.shape} for {len(samples)} samples; expected one number a sample")
+            raise DataError(
+                f"{flag}: {name} has shape {part.shape} for {len(samples)} samples; expected one"
+                " number a sample"
+            )
     return raw, rewards
 
 
 def users_rows(
     function: Callable[[list[Sample]], Any], samples: list[Sample], like: Sequence[TrainSample]
 ) -> tuple[list[TrainSample], np.ndarray]:
-    """Rows and their rewards [rows] as the user's dict says. `like`: what we would have made of the samples, for what the dict leaves out.
+    """Rows and their rewards [rows] as the user's dict says. `like`: what we would have made of the
+    samples, for what the dict leaves out.
 
-    A row belongs to the sample that `sample_indices` names (default: row i to sample i, where there are as many): group, staleness and,
-    shared among its rows, weight come from there; rows of a sample with `remove_sample` have no loss. Raises DataError for what is
-    missing or contradicts itself.
-    """
+    A row belongs to the sample that `sample_indices` names (default: row i to sample i, where there
+    are as many): group, staleness and, shared among its rows, weight come from there; rows of a
+    sample with `remove_sample` have no loss. Raises DataError for what is missing or contradicts
+    itself."""
     flag = "--custom-convert-samples-to-train-data-path"
     data = function(samples)
     if not isinstance(data, Mapping) or (missing := [k for k in _REQUIRED if k not in data]):
         what = _short(data) if not isinstance(data, Mapping) else f"no {', '.join(missing)}"
-        raise DataError(f"{flag}: the function returned {what}; expected a dict with {', '.join(_REQUIRED)}")
+        raise DataError(
+            f"{flag}: the function returned {what}; expected a dict with {', '.join(_REQUIRED)}"
+        )
     num = len(data["tokens"])
-    if wrong := [k for k in (*_REQUIRED, "raw_reward", "sample_indices") if k in data and len(data[k]) != num]:
-        raise DataError(f"{flag}: {wrong[0]} has {len(data[wrong[0]])} entries, tokens has {num}: one a row is expected")
+    if wrong := [
+        k for k in (*_REQUIRED, "raw_reward", "sample_indices") if k in data and len(data[k]) != num
+    ]:
+        raise DataError(
+            f"{flag}: {wrong[0]} has {len(data[wrong[0]])} entries, tokens has {num}: one a row is"
+            " expected"
+        )
     origins = _origins(flag, data, num, like)
     rewards = _numbers(flag, "rewards", data["rewards"])
     raw = _numbers(flag, "raw_reward", data.get("raw_reward", data["rewards"]))
     same = Counter((like[o].group_index, like[o].index) for o in origins)
     rows = []
     for i, origin in enumerate(origins):
-        row = _row(flag, data, i, like[origin], float(raw[i]), same[like[origin].group_index, like[origin].index])
-        rows.append(dataclasses.replace(row, loss_mask=np.zeros_like(row.loss_mask)) if samples[origin].remove_sample else row)
+        row = _row(
+            flag,
+            data,
+            i,
+            like[origin],
+            float(raw[i]),
+            same[like[origin].group_index, like[origin].index],
+        )
+        rows.append(
+            dataclasses.replace(row, loss_mask=np.zeros_like(row.loss_mask))
+            if samples[origin].remove_sample
+            else row
+        )
     return rows, rewards
 
 
-def _origins(flag: str, data: Mapping[str, Any], num: int, like: Sequence[TrainSample]) -> list[int]:
+def _origins(
+    flag: str, data: Mapping[str, Any], num: int, like: Sequence[TrainSample]
+) -> list[int]:
     """Which of `like` each row comes from."""
     if "sample_indices" not in data:
         if num != len(like):
-            raise DataError(f"{flag}: {num} rows of {len(like)} samples; say in sample_indices which sample each comes from")
+            raise DataError(
+                f"{flag}: {num} rows of {len(like)} samples; say in sample_indices which sample"
+                " each comes from"
+            )
         return list(range(num))
     places: dict[int, int] = {}
     for place, row in enumerate(like):
@@ -98,24 +144,46 @@ def _origins(flag: str, data: Mapping[str, Any], num: int, like: Sequence[TrainS
     try:
         return [places[int(index)] for index in data["sample_indices"]]
     except KeyError as error:
-        raise DataError(f"{flag}: sample_indices names {error}, which none of the {len(like)} samples has as its index") from None
+        raise DataError(
+            f"{flag}: sample_indices names {error}, which none of the {len(like)} samples has as"
+            " its index"
+        ) from None
 
 
-def _row(flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, raw: float, siblings: int) -> TrainSample:
+def _row(
+    flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, raw: float, siblings: int
+) -> TrainSample:
     n = int(data["response_lengths"][i])
-    mask, log_probs = np.asarray(data["loss_masks"][i], np.uint8), np.asarray(data["rollout_log_probs"][i], np.float32)
+    mask, log_probs = (
+        np.asarray(data["loss_masks"][i], np.uint8),
+        np.asarray(data["rollout_log_probs"][i], np.float32),
+    )
     tokens = np.asarray(data["tokens"][i], np.int64)
-    if wrong := {k: len(a) for k, a in (("loss_masks", mask), ("rollout_log_probs", log_probs)) if len(a) != n}:
-        raise DataError(f"{flag}: row {i} has response_lengths {n}, but {wrong} entries: one a response token is expected")
+    if wrong := {
+        k: len(a)
+        for k, a in (("loss_masks", mask), ("rollout_log_probs", log_probs))
+        if len(a) != n
+    }:
+        raise DataError(
+            f"{flag}: row {i} has response_lengths {n}, but {wrong} entries: one a response token"
+            " is expected"
+        )
     if len(tokens) <= n:
-        raise DataError(f"{flag}: row {i} has {len(tokens)} tokens for a response of {n}: prompt and response are expected")
+        raise DataError(
+            f"{flag}: row {i} has {len(tokens)} tokens for a response of {n}: prompt and response"
+            " are expected"
+        )
     if not np.isfinite(log_probs[mask.astype(bool)]).all():
         raise DataError(f"{flag}: row {i}: rollout_log_probs of trained tokens are not all finite")
     return TrainSample(
         index=origin.index,
         group_index=origin.group_index,
         tokens=tokens,
-        multimodal=data["multimodal_train_inputs"][i] if "multimodal_train_inputs" in data else origin.multimodal,
+        multimodal=(
+            data["multimodal_train_inputs"][i]
+            if "multimodal_train_inputs" in data
+            else origin.multimodal
+        ),
         response_length=n,
         loss_mask=mask,
         rollout_log_probs=log_probs,
@@ -127,22 +195,35 @@ def _row(flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, raw: f
     )
 
 
-def _experts(flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, tokens: np.ndarray) -> np.ndarray | None:
+def _experts(
+    flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, tokens: np.ndarray
+) -> np.ndarray | None:
     """The dict's, as in slime, else those of the row's sample where it has the same tokens."""
     if origin.routed_experts is None:
         return None
     if "rollout_routed_experts" in data:
         experts = np.asarray(data["rollout_routed_experts"][i])
         if experts.ndim != 3 or len(experts) >= len(tokens):
-            raise DataError(f"{flag}: row {i}: rollout_routed_experts {experts.shape} for {len(tokens)} tokens: one a token but the last")
+            raise DataError(
+                f"{flag}: row {i}: rollout_routed_experts {experts.shape} for {len(tokens)} tokens:"
+                " one a token but the last"
+            )
         return narrow_experts(experts)
     if not np.array_equal(tokens, origin.tokens):
-        raise DataError(f"{flag}: row {i} has other tokens than its sample, and no rollout_routed_experts to replay for them: add the key")
+        raise DataError(
+            f"{flag}: row {i} has other tokens than its sample, and no rollout_routed_experts to"
+            " replay for them: add the key"
+        )
     return origin.routed_experts
 
 
-def users_advantages(function: Callable[[dict[str, Any]], Any], rows: Sequence[TrainSample], rewards: np.ndarray) -> list[np.ndarray]:
-    """[R] advantages a row, which the user's function leaves in `rollout_data["advantages"]`. Raises DataError where they do not fit."""
+def users_advantages(
+    function: Callable[[dict[str, Any]], Any], rows: Sequence[TrainSample], rewards: np.ndarray
+) -> list[np.ndarray]:
+    """[R] advantages a row, which the user's function leaves in `rollout_data["advantages"]`.
+
+    Raises DataError where they do not fit.
+    """
     flag = "--custom-advantage-function-path"
     data: dict[str, Any] = {
         "tokens": [r.tokens for r in rows],
@@ -158,14 +239,23 @@ def users_advantages(function: Callable[[dict[str, Any]], Any], rows: Sequence[T
     }
     function(data)
     if "advantages" not in data:
-        raise DataError(f"{flag}: the function set no rollout_data['advantages']; expected a list, [response_length] numbers a sample")
+        raise DataError(
+            f"{flag}: the function set no rollout_data['advantages']; expected a list,"
+            " [response_length] numbers a sample"
+        )
     found = data["advantages"]
     if len(found) != len(rows):
-        raise DataError(f"{flag}: {len(found)} advantages for {len(rows)} samples; expected [response_length] numbers for each")
+        raise DataError(
+            f"{flag}: {len(found)} advantages for {len(rows)} samples; expected [response_length]"
+            " numbers for each"
+        )
     out = [_numbers(flag, f"advantages[{i}]", a) for i, a in enumerate(found)]
     for i, (a, row) in enumerate(zip(out, rows, strict=True)):
         if a.shape != (row.response_length,):
-            raise DataError(f"{flag}: advantages[{i}] has shape {a.shape}, its response {row.response_length} tokens: one each is expected")
+            raise DataError(
+                f"{flag}: advantages[{i}] has shape {a.shape}, its response {row.response_length}"
+                " tokens: one each is expected"
+            )
     return out
 
 
@@ -173,7 +263,9 @@ def _numbers(flag: str, name: str, values: Any) -> np.ndarray:
     try:
         out = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{flag}: {name} is {_short(values)}: expected numbers ({error})") from error
+        raise DataError(
+            f"{flag}: {name} is {_short(values)}: expected numbers ({error})"
+        ) from error
     if not np.isfinite(out).all():
         raise DataError(f"{flag}: {name} holds numbers that are not finite")
     return out

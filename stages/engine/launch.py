@@ -1,4 +1,5 @@
-"""One SGLang server: a process group of its own that dies with its parent and leaves nothing behind."""
+"""One SGLang server: a process group of its own that dies with its parent and leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -29,17 +30,33 @@ TAIL_LINES = 25
 
 IN_USE = "address already in use"
 HINTS = (
-    (r"unrecognized arguments|invalid choice|invalid \w+ value|expected .* argument", "check the --sglang-* flags"),
-    (r"CUDA out of memory|OutOfMemoryError|Not enough memory", "lower --sglang-mem-fraction-static, or use a smaller model"),
+    (
+        r"unrecognized arguments|invalid choice|invalid \w+ value|expected .* argument",
+        "check the --sglang-* flags",
+    ),
+    (
+        r"CUDA out of memory|OutOfMemoryError|Not enough memory",
+        "lower --sglang-mem-fraction-static, or use a smaller model",
+    ),
     (IN_USE, "another program took the port; start again, or set --sglang-port"),
-    (r"No module named|ImportError|undefined symbol", "the installation is not the pinned one: run `make setup` (or `make setup-gpu`)"),
-    (r"does not appear to have a file|No such file or directory|Unrecognized model|safetensors", "check the folder --hf-checkpoint names"),
-    (r"No space left on device", "free disk space in /dev/shm, the temporary folder or the run directory"),
+    (
+        r"No module named|ImportError|undefined symbol",
+        "the installation is not the pinned one: run `make setup` (or `make setup-gpu`)",
+    ),
+    (
+        r"does not appear to have a file|No such file or directory|Unrecognized model|safetensors",
+        "check the folder --hf-checkpoint names",
+    ),
+    (
+        r"No space left on device",
+        "free disk space in /dev/shm, the temporary folder or the run directory",
+    ),
 )
 
 
 class Engine:
-    """A server that can be started, asked for signs of life, and ended; again and again, at one address."""
+    """A server that can be started, asked for signs of life, and ended; again and again, at one
+    address."""
 
     def __init__(self, spec: EngineSpec, port: int | None = None) -> None:
         self.spec = spec
@@ -59,14 +76,20 @@ class Engine:
         return self._process is not None and self._process.poll() is None
 
     async def start(self, weight_version: int, timeout_seconds: float) -> None:
-        """Start the server and return when it takes requests. Raises EngineError with the end of its log."""
+        """Start the server and return when it takes requests.
+
+        Raises EngineError with the end of its log.
+        """
         try:
             await self._start(weight_version, timeout_seconds)
         except EngineError as error:
-            # Inside ports (rendezvous of its ranks, sockets between its processes) are chosen anew at every start.
+            # Inside ports (rendezvous of its ranks, sockets between its processes) are chosen anew
+            # at every start.
             if not re.search(IN_USE, str(error), re.IGNORECASE) or not is_free(self.port):
                 raise
-            logger.warning("%s: a port that it chose was taken a moment later; it starts again", self.name)
+            logger.warning(
+                "%s: a port that it chose was taken a moment later; it starts again", self.name
+            )
             await self._start(weight_version, timeout_seconds)
 
     async def _start(self, weight_version: int, timeout_seconds: float) -> None:
@@ -83,7 +106,8 @@ class Engine:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             error = self._failure(
-                f"was not ready after {timeout_seconds:g} s", "raise --engine-start-timeout-seconds if it was still loading"
+                f"was not ready after {timeout_seconds:g} s",
+                "raise --engine-start-timeout-seconds if it was still loading",
             )
             await self.stop()
             raise error from None
@@ -93,16 +117,22 @@ class Engine:
         self._note_shared_memory()
 
     async def healthy(self, *, deep: bool) -> bool:
-        """Does it answer? `deep` also asks whether its scheduler generates, which a paused engine does not do."""
+        """Does it answer? `deep` also asks whether its scheduler generates, which a paused engine
+        does not do."""
         if not self.alive:
             return False
         async with aiohttp.ClientSession() as session:
             if not await _answers(session, f"{self.endpoint}/model_info"):
                 return False
-            return not deep or await _answers(session, f"{self.endpoint}/health_generate", GENERATE_PROBE_SECONDS)
+            return not deep or await _answers(
+                session, f"{self.endpoint}/health_generate", GENERATE_PROBE_SECONDS
+            )
 
     async def stop(self) -> None:
-        """End every process of the engine and remove its shared memory and temporary files. Idempotent."""
+        """End every process of the engine and remove its shared memory and temporary files.
+
+        Idempotent.
+        """
         self.kill()
         for waited in range(int(END_SECONDS / END_POLL_SECONDS)):
             left = self._members()
@@ -112,7 +142,10 @@ class Engine:
                 _kill(left)
             await asyncio.sleep(END_POLL_SECONDS)
         else:
-            raise EngineError(f"{self.name}: processes {self._members()} survive SIGKILL; are they stuck in a driver?")
+            raise EngineError(
+                f"{self.name}: processes {self._members()} survive SIGKILL; are they stuck in a"
+                " driver?"
+            )
         self._sweep()
 
     def kill(self) -> None:
@@ -121,7 +154,8 @@ class Engine:
             return
         members = self._members()
         self._note_shared_memory()
-        # Python's resource trackers remove leaked semaphores when everyone else is gone, and end: let them.
+        # Python's resource trackers remove leaked semaphores when everyone else is gone, and end:
+        # let them.
         _kill(pid for pid in members if not _is_resource_tracker(pid))
         self._sweep()
 
@@ -143,7 +177,8 @@ class Engine:
             self._log_start = log.tell()
             log.write((" ".join(command) + "\n").encode())
             log.flush()
-            # A session of its own: the terminal's Ctrl-C does not reach it, and all it starts can be found by it.
+            # A session of its own: the terminal's Ctrl-C does not reach it, and all it starts can
+            # be found by it.
             self._process = subprocess.Popen(
                 command,
                 env=self.spec.environment(os.environ, self._scratch.path),
@@ -152,7 +187,9 @@ class Engine:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        logger.info("%s starts as process %d, log in %s", self.name, self._process.pid, self.spec.log_path)
+        logger.info(
+            "%s starts as process %d, log in %s", self.name, self._process.pid, self.spec.log_path
+        )
 
     def _members(self) -> list[int]:
         return _session_members(self._process.pid) if self._process is not None else []
@@ -169,19 +206,30 @@ class Engine:
     def _exit(self) -> str:
         code = self._process.returncode if self._process is not None else None
         if code is not None and code < 0:
-            return f"signal {signal.Signals(-code).name}" + (" (out of memory? see dmesg)" if code == -signal.SIGKILL else "")
+            return f"signal {signal.Signals(-code).name}" + (
+                " (out of memory? see dmesg)" if code == -signal.SIGKILL else ""
+            )
         return f"exit code {code}"
 
     def _failure(self, what: str, hint: str = "") -> EngineError:
         tail = self.log_tail()
-        hint = next((text for pattern, text in HINTS if re.search(pattern, tail, re.IGNORECASE)), hint)
+        hint = next(
+            (text for pattern, text in HINTS if re.search(pattern, tail, re.IGNORECASE)), hint
+        )
         said = "\n".join("    " + line for line in tail.splitlines())
-        return EngineError(f"{self.name} {what}.{f' Hint: {hint}.' if hint else ''} The last lines of {self.spec.log_path}:\n{said}")
+        return EngineError(
+            f"{self.name} {what}.{f' Hint: {hint}.' if hint else ''} The last lines of"
+            f" {self.spec.log_path}:\n{said}"
+        )
 
 
-async def _answers(session: aiohttp.ClientSession, url: str, timeout_seconds: float = PROBE_SECONDS) -> bool:
+async def _answers(
+    session: aiohttp.ClientSession, url: str, timeout_seconds: float = PROBE_SECONDS
+) -> bool:
     try:
-        async with session.get(url, timeout=aiohttp.ClientTimeout(total=timeout_seconds)) as response:
+        async with session.get(
+            url, timeout=aiohttp.ClientTimeout(total=timeout_seconds)
+        ) as response:
             return response.status == 200
     except (aiohttp.ClientError, OSError, TimeoutError):
         return False
@@ -203,7 +251,10 @@ def _is_resource_tracker(pid: int) -> bool:
 
 
 def _session_members(session_id: int) -> list[int]:
-    """Live processes of a session, leader included; zombies are as good as gone. Empty where there is no /proc."""
+    """Live processes of a session, leader included; zombies are as good as gone.
+
+    Empty where there is no /proc.
+    """
     members = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,8 +1,7 @@
 """Engines that share their devices with the learner: their weights and KV leave while it trains.
 
-SGLang needs --enable-memory-saver for that (the torch-memory-saver package, CUDA only); without it the calls are answered and nothing
-is freed.
-"""
+SGLang needs --enable-memory-saver for that (the torch-memory-saver package, CUDA only); without it
+the calls are answered and nothing is freed."""
 
 from __future__ import annotations
 
@@ -40,8 +39,8 @@ class EngineMemory:
         self._released: set[str] = set()
 
     async def release(self) -> None:
-        """No new requests; those in flight (an evaluation's, say) are waited for; then the memory is given up. An engine that will
-        not is ended and started again."""
+        """No new requests; those in flight (an evaluation's, say) are waited for; then the memory
+        is given up. An engine that will not is ended and started again."""
         async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
             for endpoint in self._pool.endpoints:
                 group.create_task(self._release(session, endpoint))
@@ -72,7 +71,9 @@ class EngineMemory:
             async with session.post(f"{endpoint}/{path}", json={}, timeout=timeout) as response:
                 if response.status == 200:
                     return True
-                raise EngineError(f"{endpoint}/{path} answered {response.status}: {(await response.text())[:300]}")
+                raise EngineError(
+                    f"{endpoint}/{path} answered {response.status}: {(await response.text())[:300]}"
+                )
         except (aiohttp.ClientError, OSError, TimeoutError, EngineError) as error:
             self._pool.condemn(endpoint, f"{path} failed ({type(error).__name__}: {error})")
             return False

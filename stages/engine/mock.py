@@ -1,8 +1,9 @@
-"""Simulated engines for `--mock` and for tests: no model, no HTTP, no torch; the pool around them is the real one.
+"""Simulated engines for `--mock` and for tests: no model, no HTTP, no torch; the pool around them
+is the real one.
 
-What is simulated: lognormal response lengths, a constant time per token, pauses and version changes in the middle of a
-response, failing requests, and a skill that grows with the policy version, so that rewards rise as in training.
-"""
+What is simulated: lognormal response lengths, a constant time per token, pauses and version changes
+in the middle of a response, failing requests, and a skill that grows with the policy version, so
+that rewards rise as in training."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ def skill(version: int) -> float:
 
 
 class MockTokenizer:
-    """Bytes as ids. `THINK` is a special token, so responses of any length can decode to just their answer."""
+    """Bytes as ids.
+
+    `THINK` is a special token, so responses of any length can decode to just their answer.
+    """
 
     THINK, EOS, PAD = 256, 257, 258
     eos_token_id, pad_token_id, vocab_size = EOS, PAD, 259
@@ -45,7 +49,9 @@ class MockTokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         if skip_special_tokens:
             return bytes(i for i in token_ids if i < 256).decode(errors="replace")
-        return b"".join(bytes((i,)) if i < 256 else self._special[i - 256].encode() for i in token_ids).decode(errors="replace")
+        return b"".join(
+            bytes((i,)) if i < 256 else self._special[i - 256].encode() for i in token_ids
+        ).decode(errors="replace")
 
     def apply_chat_template(self, messages: Any, tokenize: bool = True, **kwargs: Any) -> Any:
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages) + "assistant: "
@@ -53,7 +59,10 @@ class MockTokenizer:
 
 
 class MockEngine:
-    """One simulated server: an `EngineProcess`. Its time stands still while it is paused, for requests in flight as well."""
+    """One simulated server: an `EngineProcess`.
+
+    Its time stands still while it is paused, for requests in flight as well.
+    """
 
     def __init__(self, index: int, clock: Clock, sleep: Sleep) -> None:
         self.endpoint = f"mock://{index}"
@@ -110,7 +119,9 @@ class MockEngine:
             await self._sleep(max(left, 0.0))
         return self._spans(num_tokens, start, seconds_per_token)
 
-    def _spans(self, num_tokens: int, start: float, seconds_per_token: float) -> tuple[VersionSpan, ...]:
+    def _spans(
+        self, num_tokens: int, start: float, seconds_per_token: float
+    ) -> tuple[VersionSpan, ...]:
         """Token i is sampled at start + (i + 1) * seconds_per_token."""
         spans, at = [], 0
         for place in range(bisect_right(self._changes, start) - 1, len(self._changes)):
@@ -136,7 +147,10 @@ class MockPool(SGLangPool):
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         clock = clock or MonotonicClock()
-        self.engines = {engine.endpoint: engine for engine in (MockEngine(i, clock, sleep) for i in range(num_engines))}
+        self.engines = {
+            engine.endpoint: engine
+            for engine in (MockEngine(i, clock, sleep) for i in range(num_engines))
+        }
         super().__init__(
             tuple(self.engines.values()),
             concurrency=concurrency,
@@ -157,13 +171,19 @@ class MockPool(SGLangPool):
 
 
 class MockEngineClient:
-    """`EngineClient` over a MockPool. Answers what `learn_answers` has taught it, as often as the version's skill says."""
+    """`EngineClient` over a MockPool.
 
-    def __init__(self, pool: MockPool, config: MockConfig, tokenizer: MockTokenizer, *, seed: int = 0) -> None:
+    Answers what `learn_answers` has taught it, as often as the version's skill says.
+    """
+
+    def __init__(
+        self, pool: MockPool, config: MockConfig, tokenizer: MockTokenizer, *, seed: int = 0
+    ) -> None:
         self._pool, self._config, self._tokenizer = pool, config, tokenizer
         self._rng = random.Random(seed)
         self._answers: dict[bytes, str] = {}
-        self._mu = math.log(config.mock_length_mean) - config.mock_length_sigma**2 / 2  # so that the mean is the mean
+        # so that the mean is the mean
+        self._mu = math.log(config.mock_length_mean) - config.mock_length_sigma**2 / 2
 
     def learn_answers(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
@@ -179,7 +199,10 @@ class MockEngineClient:
         known_experts: int = 0,
         images: Sequence[str] = (),
     ) -> Completion:
-        """See `EngineClient`. A share of `mock_failure_rate` of all requests fails, after the time it would have taken."""
+        """See `EngineClient`.
+
+        A share of `mock_failure_rate` of all requests fails, after the time it would have taken.
+        """
         seed = sampling_params.get("sampling_seed")
         rng = self._rng if seed is None else random.Random(seed)
         wanted = max(1, round(rng.lognormvariate(self._mu, self._config.mock_length_sigma)))
@@ -191,7 +214,10 @@ class MockEngineClient:
             wanted = max(wanted, len(answer))
             spans = await engine.sample(min(wanted, limit), self._config.mock_seconds_per_token)
         if fails:
-            raise EngineError(f"{endpoint}: simulated failure (--mock-failure-rate {self._config.mock_failure_rate})")
+            raise EngineError(
+                f"{endpoint}: simulated failure (--mock-failure-rate"
+                f" {self._config.mock_failure_rate})"
+            )
         ids = ([MockTokenizer.THINK] * (wanted - len(answer)) + answer)[:limit]
         return Completion(
             token_ids=tuple(ids),
@@ -217,7 +243,9 @@ class Taught:
     def __init__(self, generate: Generate, client: MockEngineClient) -> None:
         self._generate, self._client = generate, client
 
-    async def __call__(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[Sample]:
+    async def __call__(
+        self, samples: Sequence[Sample], *, evaluation: bool = False
+    ) -> list[Sample]:
         self._client.learn_answers(samples)
         return await self._generate(samples, evaluation=evaluation)
 

@@ -1,10 +1,10 @@
-"""An engine without a model: SGLang's /generate with a fixed response after a fixed time, for measuring everything around it.
+"""An engine without a model: SGLang's /generate with a fixed response after a fixed time, for
+measuring everything around it.
 
     python -m stages.engine.mock_server --port 0 --response-tokens 128 --latency-seconds 1
 
-prints `ready PORT` when it listens. Written on the bare asyncio protocol, so that it takes a small part of the CPU time
-that its client takes, and the measured limit is the client.
-"""
+prints `ready PORT` when it listens. Written on the bare asyncio protocol, so that it takes a small
+part of the CPU time that its client takes, and the measured limit is the client."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def answer(num_tokens: int, text: str, version: int = 0) -> bytes:
         "prompt_tokens": 0,
         "weight_version": str(version),
         "num_retractions": 0,
-        "output_token_logprobs": [[-0.6931471824645996 - i / 1024, token, None] for i, token in enumerate(ids)],
+        "output_token_logprobs": [
+            [-0.6931471824645996 - i / 1024, token, None] for i, token in enumerate(ids)
+        ],
         "weight_versions": [{"version": str(version), "start": 0, "end": num_tokens}],
         "completion_tokens": num_tokens,
         "cached_tokens": 0,
@@ -68,13 +70,20 @@ class FixedEngine(asyncio.Protocol):
 
 
 def _response(body: bytes) -> bytes:
-    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+        len(body),
+        body,
+    )
 
 
-async def serve(port: int, response_tokens: int, text: str, latency_seconds: float, ready: Callable[[int], None]) -> None:
+async def serve(
+    port: int, response_tokens: int, text: str, latency_seconds: float, ready: Callable[[int], None]
+) -> None:
     """Listen on 127.0.0.1 until cancelled; `ready` gets the port (0 chooses a free one)."""
     body = answer(response_tokens, text)
-    server = await asyncio.get_running_loop().create_server(lambda: FixedEngine(body, latency_seconds), "127.0.0.1", port, backlog=8192)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: FixedEngine(body, latency_seconds), "127.0.0.1", port, backlog=8192
+    )
     ready(server.sockets[0].getsockname()[1])
     async with server:
         await server.serve_forever()
@@ -89,7 +98,15 @@ def main() -> None:
     parser.add_argument("--latency-seconds", type=float, default=0.0)
     parser.add_argument("--text", default="42", help="of every response")
     args = parser.parse_args()
-    uvloop.run(serve(args.port, args.response_tokens, args.text, args.latency_seconds, lambda port: print(f"ready {port}", flush=True)))
+    uvloop.run(
+        serve(
+            args.port,
+            args.response_tokens,
+            args.text,
+            args.latency_seconds,
+            lambda port: print(f"ready {port}", flush=True),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Several engines of one policy: who serves the next request, who is well, and which policy version each one serves.
+"""Several engines of one policy: who serves the next request, who is well, and which policy version
+each one serves.
 
-Everything runs on one event loop, so the state below needs no locks: what is checked without an await in between holds.
-"""
+Everything runs on one event loop, so the state below needs no locks: what is checked without an
+await in between holds."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class SGLangPool:
-    """`pipeline.core.protocols.EnginePool` over real servers, and the gate that weight transports use."""
+    """`pipeline.core.protocols.EnginePool` over real servers, and the gate that weight transports
+    use."""
 
     def __init__(
         self,
@@ -39,12 +41,20 @@ class SGLangPool:
         clock: Clock | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """`initial_version`: the policy version of the checkpoint that the engines load when they start."""
+        """`initial_version`: the policy version of the checkpoint that the engines load when they
+        start."""
         clock = clock or MonotonicClock()
         self._slots = {e.endpoint: Slot(e, IdleMeter(clock), initial_version) for e in engines}
         if len(self._slots) != len(engines) or not engines:
-            raise ConfigError(f"{len(engines)} engines at {len(self._slots)} addresses: each needs its own (leave --sglang-port out)")
-        self._concurrency, self._max_restarts, self._start_timeout = concurrency, max_restarts, start_timeout_seconds
+            raise ConfigError(
+                f"{len(engines)} engines at {len(self._slots)} addresses: each needs its own (leave"
+                " --sglang-port out)"
+            )
+        self._concurrency, self._max_restarts, self._start_timeout = (
+            concurrency,
+            max_restarts,
+            start_timeout_seconds,
+        )
         self._initial_version = initial_version
         self._sleep = sleep
         self._waiting: deque[tuple[asyncio.Future[Slot], str | None]] = deque()
@@ -56,7 +66,8 @@ class SGLangPool:
         self.on_event: OnEvent | None = None
         """Told (event, endpoint, reason) of every death, restart and loss of an engine. Set by who keeps records."""
 
-    # -- life ------------------------------------------------------------------------------------------------------
+    # -- life
+    # ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start all engines at once. Raises the first EngineError; then none is left running."""
@@ -66,7 +77,9 @@ class SGLangPool:
                     group.create_task(slot.engine.start(self._initial_version, self._start_timeout))
         except BaseExceptionGroup as errors:
             await self.close()
-            raise next((e for e in errors.exceptions if isinstance(e, EngineError)), errors.exceptions[0]) from None
+            raise next(
+                (e for e in errors.exceptions if isinstance(e, EngineError)), errors.exceptions[0]
+            ) from None
         for slot in self._slots.values():
             self._set_up(slot)
 
@@ -89,7 +102,8 @@ class SGLangPool:
         for slot in self._slots.values():
             slot.engine.kill()
 
-    # -- requests --------------------------------------------------------------------------------------------------
+    # -- requests
+    # --------------------------------------------------------------------------------------------------
 
     @property
     def endpoints(self) -> Sequence[str]:
@@ -100,8 +114,9 @@ class SGLangPool:
 
     @asynccontextmanager
     async def lease(self, session_id: str | None = None) -> AsyncIterator[str]:
-        """See EnginePool. First come, first served; a session goes back to its engine while that one has room.
-        A session whose engine is full, gated or ill moves: after a push its cached KV is of no use anyway."""
+        """See EnginePool. First come, first served; a session goes back to its engine while that
+        one has room. A session whose engine is full, gated or ill moves: after a push its cached KV
+        is of no use anyway."""
         slot = self._choose(session_id) if not self._waiting else None
         if slot is None:
             slot = await self._wait(session_id)
@@ -118,24 +133,38 @@ class SGLangPool:
             self._hand_out()
 
     async def report_failure(self, endpoint: str, error: Exception) -> None:
-        """Ask the engine for a sign of life; a dead or hanging one is ended and started again, beside everything else.
-        A paused engine does not generate and is not dead, so during a push only its HTTP server is asked."""
+        """Ask the engine for a sign of life; a dead or hanging one is ended and started again,
+        beside everything else. A paused engine does not generate and is not dead, so during a push
+        only its HTTP server is asked."""
         slot = self._slots[endpoint]
-        async with slot.checking:  # a thousand requests may fail at once: one check answers them all
+        # a thousand requests may fail at once: one check answers them all
+        async with slot.checking:
             if not slot.up or self._closed:
                 return
-            if slot.engine.alive and await slot.engine.healthy(deep=isinstance(error, TimeoutError) and not slot.gated):
+            if slot.engine.alive and await slot.engine.healthy(
+                deep=isinstance(error, TimeoutError) and not slot.gated
+            ):
                 return
-            self.condemn(endpoint, f"it failed a request ({type(error).__name__}: {error}) and its health check")
+            self.condemn(
+                endpoint,
+                f"it failed a request ({type(error).__name__}: {error}) and its health check",
+            )
 
-    # -- weights ---------------------------------------------------------------------------------------------------
+    # -- weights
+    # ---------------------------------------------------------------------------------------------------
 
     def begin_push(self, endpoint: str) -> None:
-        """From here on no new request goes to this engine. Requests in flight stay where they are."""
+        """From here on no new request goes to this engine.
+
+        Requests in flight stay where they are.
+        """
         self._slots[endpoint].gated = True
 
     def end_push(self, endpoint: str, version: int | None) -> None:
-        """Open the gate. `version`: what the engine has confirmed; None leaves it at its old one."""
+        """Open the gate.
+
+        `version`: what the engine has confirmed; None leaves it at its old one.
+        """
         slot = self._slots[endpoint]
         slot.gated = False
         if version is not None:
@@ -150,7 +179,10 @@ class SGLangPool:
             await slot.emptied.wait()
 
     async def settled(self, endpoint: str) -> bool:
-        """Waits while the engine is being restarted. True when it is up, False when it is lost for good."""
+        """Waits while the engine is being restarted.
+
+        True when it is up, False when it is lost for good.
+        """
         slot = self._slots[endpoint]
         await slot.settled.wait()
         return slot.lost is None
@@ -161,11 +193,17 @@ class SGLangPool:
         return not slot.ended and slot.engine.alive
 
     def condemn(self, endpoint: str, reason: str) -> None:
-        """End this engine now and start it again: it is dead, hangs, or holds weights of no version."""
+        """End this engine now and start it again: it is dead, hangs, or holds weights of no
+        version."""
         slot = self._slots[endpoint]
         if not slot.up or self._closed:
             return
-        logger.warning("%s is ended and started again: %s. Its log ends with:\n%s", slot.engine.name, reason, slot.engine.log_tail())
+        logger.warning(
+            "%s is ended and started again: %s. Its log ends with:\n%s",
+            slot.engine.name,
+            reason,
+            slot.engine.log_tail(),
+        )
         slot.up, slot.ended = False, True
         slot.settled.clear()
         slot.engine.kill()
@@ -174,7 +212,8 @@ class SGLangPool:
         self._restarting.add(task)
         task.add_done_callback(self._restarting.discard)
 
-    # -- figures ---------------------------------------------------------------------------------------------------
+    # -- figures
+    # ---------------------------------------------------------------------------------------------------
 
     def idle_seconds(self) -> tuple[float, ...]:
         """Per engine: seconds since construction in which it had no request in flight."""
@@ -192,7 +231,8 @@ class SGLangPool:
             versions=tuple(slot.version for slot in slots),
         )
 
-    # -- inside ----------------------------------------------------------------------------------------------------
+    # -- inside
+    # ----------------------------------------------------------------------------------------------------
 
     def _choose(self, session_id: str | None) -> Slot | None:
         own = self._sessions.get(session_id) if session_id is not None else None
@@ -205,7 +245,8 @@ class SGLangPool:
         return slot.up and not slot.gated and slot.in_flight < self._concurrency
 
     async def _wait(self, session_id: str | None) -> Slot:
-        """A slot with one request counted on it already: it is handed over, so that nobody can get in between."""
+        """A slot with one request counted on it already: it is handed over, so that nobody can get
+        in between."""
         self._raise_if_lost()
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         self._waiting.append((future, session_id))
@@ -251,8 +292,15 @@ class SGLangPool:
                 slot.version, slot.ended = self._initial_version, False
                 if self.on_restart is not None:
                     await self.on_restart(slot.engine.endpoint)
-            except Exception as failure:  # whatever it was: the engine must not serve, and those who wait must hear of it
-                logger.error("restart %d of %d of %s failed: %s", slot.restarts, self._max_restarts, slot.engine.name, failure)
+            except Exception as failure:
+                # whatever it was: the engine must not serve, and those who wait must hear of it
+                logger.error(
+                    "restart %d of %d of %s failed: %s",
+                    slot.restarts,
+                    self._max_restarts,
+                    slot.engine.name,
+                    failure,
+                )
                 error, slot.ended = failure, True
                 slot.engine.kill()
             else:
@@ -260,7 +308,10 @@ class SGLangPool:
                 self._set_up(slot)
                 self._tell("restart", slot, reason)
                 return
-        given_up = f"{slot.engine.name} is given up after {slot.restarts} restarts (--engine-restarts {self._max_restarts}): {error}"
+        given_up = (
+            f"{slot.engine.name} is given up after {slot.restarts} restarts (--engine-restarts"
+            f" {self._max_restarts}): {error}"
+        )
         self._lose(slot, EngineError(given_up))
         self._tell("lost", slot, given_up)
 

@@ -1,9 +1,10 @@
-"""What one engine's processes leave in the file system, kept together so that it can be removed, whoever dies how.
+"""What one engine's processes leave in the file system, kept together so that it can be removed,
+whoever dies how.
 
-SGLang puts sockets into the temporary folder and a load table into /dev/shm, and removes neither when it is killed. Each engine
-therefore gets a temporary folder of its own, which also lists its shared-memory files. Its owner holds a lock on it for as long
-as it lives; a folder that nobody has locked belongs to a run that was killed, and the next engine to start removes it.
-"""
+SGLang puts sockets into the temporary folder and a load table into /dev/shm, and removes neither
+when it is killed. Each engine therefore gets a temporary folder of its own, which also lists its
+shared-memory files. Its owner holds a lock on it for as long as it lives; a folder that nobody has
+locked belongs to a run that was killed, and the next engine to start removes it."""
 
 from __future__ import annotations
 
@@ -25,13 +26,15 @@ class Scratch:
     def __init__(self) -> None:
         sweep_stale(Path(tempfile.gettempdir()))
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        while (lock := _lock(self.path)) is None:  # another run swept it between the two lines: once more
+        # another run swept it between the two lines: once more
+        while (lock := _lock(self.path)) is None:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._lock: int | None = lock
         self._shared: set[Path] = set()
 
     def note_shared_memory(self, pids: Iterable[int]) -> None:
-        """Remember the files under /dev/shm that these processes have mapped now: later nobody can say whose they were."""
+        """Remember the files under /dev/shm that these processes have mapped now: later nobody can
+        say whose they were."""
         new = {path for pid in pids for path in _mapped(pid)} - self._shared
         if new:
             self._shared |= new
@@ -65,7 +68,8 @@ def sweep_stale(folder: Path) -> None:
 
 
 def _lock(path: Path) -> int | None:
-    """An open, locked file; None when another process has it, or may have, or the folder is not ours."""
+    """An open, locked file; None when another process has it, or may have, or the folder is not
+    ours."""
     try:
         lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:

@@ -1,8 +1,9 @@
-"""Every option of SGLang's server, read from its installed source: naming one must not cost the ten seconds of importing SGLang.
+"""Every option of SGLang's server, read from its installed source: naming one must not cost the ten
+seconds of importing SGLang.
 
-ServerArgs is assembled from the classes in `sglang/srt/arg_groups/fields/*.py`, whose fields look like
-`port: A[int, "help"] = 30000` or `port: A[int, Arg(help=..., aliases=[...], cli_name=..., no_cli=...)] = 30000`.
-"""
+ServerArgs is assembled from the classes in `sglang/srt/arg_groups/fields/*.py`, whose fields look
+like `port: A[int, "help"] = 30000` or `port: A[int, Arg(help=..., aliases=[...], cli_name=...,
+no_cli=...)] = 30000`."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from typing import Any
 
 from pipeline.core.errors import ConfigError
 
-# Registered by hand in ServerArgs.add_cli_args: fields with computed choices, and two deprecated switches.
+# Registered by hand in ServerArgs.add_cli_args: fields with computed choices, and two deprecated
+# switches.
 BY_HAND = ("sampling_backend", "reasoning_parser", "tool_call_parser", "kv_canary_real_data")
 SWITCHES_BY_HAND = ("disable_cuda_graph", "enable_flashinfer_allreduce_fusion")
 
@@ -38,7 +40,11 @@ json.dump(parsed, sys.stdout, default=str)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerArg:
-    """One option. `--sglang-NAME` sets `field`, for every NAME in `names` (underscores here, dashes on the command line)."""
+    """One option.
+
+    `--sglang-NAME` sets `field`, for every NAME in `names` (underscores here, dashes on the command
+    line).
+    """
 
     field: str
     names: tuple[str, ...]
@@ -46,7 +52,8 @@ class ServerArg:
     is_switch: bool  # takes no value
     has_negative: bool  # a switch that also knows --no-...
     takes_list: bool  # takes one value or more
-    number: type[int] | type[float] | None = None  # what each value must be; None: text, or a form of its own
+    # what each value must be; None: text, or a form of its own
+    number: type[int] | type[float] | None = None
     choices: tuple[str, ...] = ()  # allowed words, as far as the source spells them out
 
     @property
@@ -62,9 +69,18 @@ def server_args() -> Mapping[str, ServerArg]:
     for path in sorted(_fields_folder().glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
-                found.update((arg.field, arg) for arg in map(_server_arg, node.body) if arg is not None)
+                found.update(
+                    (arg.field, arg) for arg in map(_server_arg, node.body) if arg is not None
+                )
     for name in (*BY_HAND, *SWITCHES_BY_HAND):
-        by_hand = ServerArg(field=name, names=(name,), help="", is_switch=name in SWITCHES_BY_HAND, has_negative=False, takes_list=False)
+        by_hand = ServerArg(
+            field=name,
+            names=(name,),
+            help="",
+            is_switch=name in SWITCHES_BY_HAND,
+            has_negative=False,
+            takes_list=False,
+        )
         found.setdefault(name, by_hand)
     return found
 
@@ -75,7 +91,10 @@ def server_arg_names() -> tuple[str, ...]:
 
 
 def server_arg(name: str) -> ServerArg:
-    """The option with this name (field, SGLang's flag or an alias; dashes or underscores). Raises KeyError."""
+    """The option with this name (field, SGLang's flag or an alias; dashes or underscores).
+
+    Raises KeyError.
+    """
     return _by_name()[name.replace("-", "_")]
 
 
@@ -89,12 +108,16 @@ def _by_name() -> Mapping[str, ServerArg]:
 
 
 def to_command_line(values: Mapping[str, Any]) -> list[str]:
-    """ServerArgs values as SGLang's command line takes them. None and a switch that is off are left out."""
+    """ServerArgs values as SGLang's command line takes them.
+
+    None and a switch that is off are left out.
+    """
     return [word for name, value in values.items() for word in _words(server_arg(name), value)]
 
 
 def parse_server_args(arguments: Sequence[str], timeout_seconds: float = 120.0) -> dict[str, Any]:
-    """What SGLang's own parser makes of these arguments: every field with its typed value (JSON-able; others as text).
+    """What SGLang's own parser makes of these arguments: every field with its typed value
+    (JSON-able; others as text).
 
     Takes about ten seconds, in a process of its own. Raises ConfigError with SGLang's complaint.
     """
@@ -102,10 +125,22 @@ def parse_server_args(arguments: Sequence[str], timeout_seconds: float = 120.0) 
 
     command = [sys.executable, "-c", _ASK, json.dumps(list(arguments))]
     environment = {**engine_environment(os.environ), "SGLANG_USE_CPU_ENGINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_seconds, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
     if done.returncode != 0:
-        complaint = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
-        raise ConfigError(f"SGLang refuses {' '.join(arguments)}: {complaint.removeprefix('sglang: error: ')}")
+        complaint = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.strip()),
+            f"exit code {done.returncode}",
+        )
+        raise ConfigError(
+            f"SGLang refuses {' '.join(arguments)}: {complaint.removeprefix('sglang: error: ')}"
+        )
     return dict(json.loads(done.stdout))
 
 
@@ -126,26 +161,48 @@ def _words(arg: ServerArg, value: Any) -> Iterator[str]:
 
 def _fields_folder() -> Path:
     spec = importlib.util.find_spec("sglang")  # finds the package, does not run it
-    folder = Path((spec.submodule_search_locations or [""])[0] if spec else "") / "srt" / "arg_groups" / "fields"
+    folder = (
+        Path((spec.submodule_search_locations or [""])[0] if spec else "")
+        / "srt"
+        / "arg_groups"
+        / "fields"
+    )
     if not folder.is_dir():
-        raise ConfigError("SGLang 0.5.21 is not installed (its srt/arg_groups/fields is missing): run `make setup`")
+        raise ConfigError(
+            "SGLang 0.5.21 is not installed (its srt/arg_groups/fields is missing): run `make"
+            " setup`"
+        )
     return folder
 
 
 def _server_arg(node: ast.stmt) -> ServerArg | None:
     """The option that one annotated field declares; None for what has no command line."""
-    if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.annotation, ast.Subscript)):
+    if not (
+        isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(node.annotation, ast.Subscript)
+    ):
         return None
     annotation, field = node.annotation, node.target.id
-    if not (isinstance(annotation.value, ast.Name) and annotation.value.id == "A" and isinstance(annotation.slice, ast.Tuple)):
+    if not (
+        isinstance(annotation.value, ast.Name)
+        and annotation.value.id == "A"
+        and isinstance(annotation.slice, ast.Tuple)
+    ):
         return None
     type_node, meta = annotation.slice.elts[:2]
-    said = {k.arg: k.value for k in meta.keywords if k.arg} if isinstance(meta, ast.Call) else {"help": meta}
+    said = (
+        {k.arg: k.value for k in meta.keywords if k.arg}
+        if isinstance(meta, ast.Call)
+        else {"help": meta}
+    )
     derived = isinstance(meta, ast.Call) and getattr(meta.func, "id", "") != "Arg"
     if derived or _literal(said.get("no_cli"), False):
         return None
     flag = str(_literal(said.get("cli_name"), field)).lstrip("-").replace("-", "_")
-    aliases = [str(alias).lstrip("-").replace("-", "_") for alias in _literal(said.get("aliases"), [])]
+    aliases = [
+        str(alias).lstrip("-").replace("-", "_") for alias in _literal(said.get("aliases"), [])
+    ]
     type_text = ast.unparse(type_node)
     action = ast.unparse(said["action"]) if "action" in said else ""
     of_bool = type_text in ("bool", "Optional[bool]") and "type_parser" not in said
@@ -153,9 +210,11 @@ def _server_arg(node: ast.stmt) -> ServerArg | None:
         field=field,
         names=(flag, *aliases),
         help=" ".join(str(_literal(said.get("help"), "")).split()),
-        is_switch=(of_bool and not action) or action.endswith(("BooleanOptionalAction", "TrueAction")),
+        is_switch=(of_bool and not action)
+        or action.endswith(("BooleanOptionalAction", "TrueAction")),
         has_negative=action.endswith("BooleanOptionalAction"),
-        takes_list=("List[" in type_text and "type_parser" not in said) or _literal(said.get("nargs"), "") in ("+", "*"),
+        takes_list=("List[" in type_text and "type_parser" not in said)
+        or _literal(said.get("nargs"), "") in ("+", "*"),
         number=None if "type_parser" in said else _number(type_text),
         choices=_choices(type_node, said),
     )
@@ -167,13 +226,20 @@ def _number(type_text: str) -> type[int] | type[float] | None:
 
 
 def _choices(type_node: ast.expr, said: Mapping[str, ast.expr]) -> tuple[str, ...]:
-    """`choices=[...]`, else those of a Literal; none where they are computed or the value has a parser of its own."""
+    """`choices=[...]`, else those of a Literal; none where they are computed or the value has a
+    parser of its own."""
     if "type_parser" in said:
         return ()
     if "choices" in said:
         return tuple(str(c) for c in _literal(said["choices"], ()) if c is not None)
-    literals = [n.slice for n in ast.walk(type_node) if isinstance(n, ast.Subscript) and ast.unparse(n.value) == "Literal"]
-    return tuple(str(c) for node in literals for c in _as_tuple(_literal(node, ())) if c is not None)
+    literals = [
+        n.slice
+        for n in ast.walk(type_node)
+        if isinstance(n, ast.Subscript) and ast.unparse(n.value) == "Literal"
+    ]
+    return tuple(
+        str(c) for node in literals for c in _as_tuple(_literal(node, ())) if c is not None
+    )
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

@@ -1,4 +1,7 @@
-"""What one engine is told: from the configuration to SGLang's command line and environment. Pure, but for reading config.json."""
+"""What one engine is told: from the configuration to SGLang's command line and environment.
+
+Pure, but for reading config.json.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from configs.schema import ClusterConfig, RolloutConfig
 from pipeline.core.errors import CheckpointError, ConfigError
 from stages.engine.server_args import server_arg, to_command_line
 
-KV_BYTES = 1 << 30  # bound of one engine's KV pool on a CPU: SGLang's own guess there is most of the memory
+# bound of one engine's KV pool on a CPU: SGLang's own guess there is most of the memory
+KV_BYTES = 1 << 30
 MAX_RUNNING = 256  # requests decoded at once on a CPU
 CONTEXT_FALLBACK = 2048  # tokens a request may need, where neither flags nor config.json say
 
@@ -37,12 +41,15 @@ class EngineSpec:
     tokens_per_request: int = CONTEXT_FALLBACK  # KV a request may need
     seed: int = 1234
     returns_experts: bool = False  # writes down where every token was routed, for requests that ask
-    user: Mapping[str, Any] = field(default_factory=dict)  # --sglang-* values: they win over everything here
+    # --sglang-* values: they win over everything here
+    user: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seeded(self) -> bool:
         """Does it heed the `sampling_seed` of a request?"""
-        asked = {server_arg(name).field: value for name, value in self.user.items()}.get("enable_deterministic_inference")
+        asked = {server_arg(name).field: value for name, value in self.user.items()}.get(
+            "enable_deterministic_inference"
+        )
         return str(asked).lower() in ("true", "1")
 
     def server_args(self, port: int, weight_version: int, inner_port: int) -> dict[str, Any]:
@@ -54,7 +61,9 @@ class EngineSpec:
             "model_path": str(self.model_path),
             "host": "127.0.0.1",
             "port": port,
-            "nccl_port": inner_port,  # SGLang would ask for one among those of outgoing connections, and bind it seconds later
+            # SGLang would ask for one among those of outgoing connections, and bind it seconds
+            # later
+            "nccl_port": inner_port,
             "tp_size": self.tp_size,
             "dtype": self.dtype,
             "random_seed": self.seed + self.index,  # engines of one seed would sample alike
@@ -80,15 +89,25 @@ class EngineSpec:
             "max_running_requests": running,
             "skip_server_warmup": True,
             "sleep_on_idle": True,  # else the scheduler spins on a core that the learner needs
-            "disable_overlap_schedule": True,  # nothing to overlap with, and version labels are exact without it
+            # nothing to overlap with, and version labels are exact without it
+            "disable_overlap_schedule": True,
         }
 
     def command(self, port: int, weight_version: int, inner_port: int) -> list[str]:
         """The whole command line; see serve.py for the first words."""
         cpus = ",".join(map(str, self.cpus)) or "-"
-        wrapper = [sys.executable, str(Path(__file__).with_name("serve.py")), str(os.getpid()), cpus]
+        wrapper = [
+            sys.executable,
+            str(Path(__file__).with_name("serve.py")),
+            str(os.getpid()),
+            cpus,
+        ]
         server = [sys.executable, "-m", "sglang.launch_server"]
-        return [*wrapper, *server, *to_command_line(self.server_args(port, weight_version, inner_port))]
+        return [
+            *wrapper,
+            *server,
+            *to_command_line(self.server_args(port, weight_version, inner_port)),
+        ]
 
     def environment(self, base: Mapping[str, str], scratch: Path) -> dict[str, str]:
         """`scratch` takes the sockets and temporary files that SGLang never removes."""
@@ -100,35 +119,61 @@ class EngineSpec:
             if self.cuda_devices:
                 out["CUDA_VISIBLE_DEVICES"] = ",".join(self.cuda_devices)
             return out
-        out |= {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(self.threads)}
-        # SGLang compiles parts of vision towers, which needs Triton; its seeded sampler, which takes longer than it ever saves here; and
-        # the choice of experts of GLM-4.5's kind, which on a CPU fails at its own assertion.
+        out |= {
+            "SGLANG_USE_CPU_ENGINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": str(self.threads),
+        }
+        # SGLang compiles parts of vision towers, which needs Triton; its seeded sampler, which
+        # takes longer than it ever saves here; and the choice of experts of GLM-4.5's kind, which
+        # on a CPU fails at its own assertion.
         out.setdefault("TORCHDYNAMO_DISABLE", "1")
         if self.tp_size > 1:  # SGLang wants as many entries as ranks, or one NUMA node a rank
             cores = self.cpus or tuple(sorted(os.sched_getaffinity(0)))
-            out.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(str(cores[rank % len(cores)]) for rank in range(self.tp_size)))
+            out.setdefault(
+                "SGLANG_CPU_OMP_THREADS_BIND",
+                "|".join(str(cores[rank % len(cores)]) for rank in range(self.tp_size)),
+            )
         return engine_environment(out)
 
 
 def kv_bytes_per_token(model_path: Path) -> int:
-    """Bytes of fp32 keys and values of one token, from config.json. Raises CheckpointError when it cannot be read."""
+    """Bytes of fp32 keys and values of one token, from config.json.
+
+    Raises CheckpointError when it cannot be read.
+    """
     shape = _model_config(model_path)
     heads = int(shape.get("num_attention_heads", 1))
     head_dim = int(shape.get("head_dim") or int(shape.get("hidden_size", 1)) // heads)
-    return 2 * 4 * head_dim * int(shape.get("num_key_value_heads") or heads) * int(shape.get("num_hidden_layers", 1))
+    return (
+        2
+        * 4
+        * head_dim
+        * int(shape.get("num_key_value_heads") or heads)
+        * int(shape.get("num_hidden_layers", 1))
+    )
 
 
 def experts_shape(model_path: Path) -> tuple[int, int]:
-    """(layers, experts a token) of a mixture of experts, from config.json. Raises ConfigError for a model that is none."""
+    """(layers, experts a token) of a mixture of experts, from config.json.
+
+    Raises ConfigError for a model that is none.
+    """
     shape = _model_config(model_path)
     top_k = shape.get("num_experts_per_tok")
-    if not top_k or not any(shape.get(n) for n in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise ConfigError(f"--use-rollout-routing-replay: {model_path} ({shape.get('model_type')}) has no experts. Drop the flag")
+    if not top_k or not any(
+        shape.get(n) for n in ("num_experts", "num_local_experts", "n_routed_experts")
+    ):
+        raise ConfigError(
+            f"--use-rollout-routing-replay: {model_path} ({shape.get('model_type')}) has no"
+            " experts. Drop the flag"
+        )
     return int(shape["num_hidden_layers"]), int(top_k)
 
 
 def tokens_per_request(rollout: RolloutConfig, model_path: Path) -> int:
-    """The longest context a request can have: what the flags say, else what the model can, at most that."""
+    """The longest context a request can have: what the flags say, else what the model can, at most
+    that."""
     longest = int(_model_config(model_path).get("max_position_embeddings") or CONTEXT_FALLBACK)
     if rollout.rollout_max_context_len:
         return min(rollout.rollout_max_context_len, longest)
@@ -141,24 +186,31 @@ def _model_config(model_path: Path) -> dict[str, Any]:
         config = dict(json.loads((model_path / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{model_path / 'config.json'}: cannot be read ({error}); --hf-checkpoint needs a Hugging Face folder"
+            f"{model_path / 'config.json'}: cannot be read ({error}); --hf-checkpoint needs a"
+            " Hugging Face folder"
         ) from error
     return {**config, **(config.get("text_config") or {})}
 
 
 def engine_cpus(index: int, cluster: ClusterConfig, cores: tuple[int, ...]) -> tuple[int, ...]:
-    """The cores of engine `index` under --cpu-affinity: those after the learners', wrapping where there are too few."""
+    """The cores of engine `index` under --cpu-affinity: those after the learners', wrapping where
+    there are too few."""
     if not cluster.cpu_affinity or not cores:
         return ()
-    learners = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node * cluster.cpu_threads_per_actor
+    learners = (
+        cluster.actor_num_nodes * cluster.actor_num_gpus_per_node * cluster.cpu_threads_per_actor
+    )
     width = cluster.cpu_threads_per_engine * cluster.rollout_num_gpus_per_engine
     start = learners + index * width
     return tuple(sorted({cores[(start + i) % len(cores)] for i in range(width)}))
 
 
 def engine_devices(index: int, cluster: ClusterConfig, visible: str | None) -> tuple[str, ...]:
-    """The GPUs of engine `index`: those after the learners' on this machine (the learners' own under --colocate)."""
-    first = 0 if cluster.colocate or cluster.actor_num_nodes > 1 else cluster.actor_num_gpus_per_node
+    """The GPUs of engine `index`: those after the learners' on this machine (the learners' own
+    under --colocate)."""
+    first = (
+        0 if cluster.colocate or cluster.actor_num_nodes > 1 else cluster.actor_num_gpus_per_node
+    )
     size = cluster.rollout_num_gpus_per_engine
     wanted = range(first + index * size, first + (index + 1) * size)
     names = visible.split(",") if visible else None

@@ -1,4 +1,7 @@
-"""What a custom generate function may hand back. A sample that breaks a rule fails; it is never trained."""
+"""What a custom generate function may hand back.
+
+A sample that breaks a rule fails; it is never trained.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,58 @@ from pipeline.core.errors import GenerateError
 from pipeline.core.types import Sample, Status, VersionSpan
 
 TRAINABLE = (Status.COMPLETED, Status.TRUNCATED)
-HOW = "append with sample.append_response_tokens(...) or through stages.generate.session.open_session"
+HOW = (
+    "append with sample.append_response_tokens(...) or through stages.generate.session.open_session"
+)
 
 
-def check_sample(sample: Sample, *, fallback_version: int | None, needs_experts: bool = False) -> None:
-    """Raises GenerateError with the rule that `sample` breaks (or its own error, if it has failed); fills in what may be left out.
+def check_sample(
+    sample: Sample, *, fallback_version: int | None, needs_experts: bool = False
+) -> None:
+    """Raises GenerateError with the rule that `sample` breaks (or its own error, if it has failed);
+    fills in what may be left out.
 
-    Left out may be the loss mask (then every response token is trained) and, where `fallback_version` is known, the
-    version spans: ported functions have none. The fallback is the oldest version served when the function was called,
-    so staleness is over-estimated, never under-estimated. `needs_experts`: routed experts are to be replayed.
-    """
+    Left out may be the loss mask (then every response token is trained) and, where
+    `fallback_version` is known, the version spans: ported functions have none. The fallback is the
+    oldest version served when the function was called, so staleness is over-estimated, never
+    under-estimated. `needs_experts`: routed experts are to be replayed."""
     if sample.status is Status.PENDING:
-        raise GenerateError("the function returned a PENDING sample: set sample.status to COMPLETED, TRUNCATED, ABORTED or FAILED")
+        raise GenerateError(
+            "the function returned a PENDING sample: set sample.status to COMPLETED, TRUNCATED,"
+            " ABORTED or FAILED"
+        )
     if sample.status not in TRAINABLE:
         raise GenerateError(sample.error or f"the function returned it as {sample.status}")
     n = sample.response_length
     if n < 1 or sample.prompt_length < 1:
         raise GenerateError(
-            f"{sample.status} with {len(sample.tokens)} tokens and response_length {n}: expected a prompt and a response; {HOW}"
+            f"{sample.status} with {len(sample.tokens)} tokens and response_length {n}: expected a"
+            f" prompt and a response; {HOW}"
         )
     if sample.loss_mask is None:
         sample.loss_mask = [1] * n
     _expect_length("loss_mask", sample.loss_mask, n)
     if any(m not in (0, 1) for m in sample.loss_mask):
-        raise GenerateError(f"loss_mask may hold 0 and 1 only, got {sorted(set(sample.loss_mask))[:5]}")
+        raise GenerateError(
+            f"loss_mask may hold 0 and 1 only, got {sorted(set(sample.loss_mask))[:5]}"
+        )
     if sample.rollout_log_probs is None:
-        raise GenerateError(f"no rollout_log_probs for {n} response tokens: the off-policy correction needs them; {HOW}")
+        raise GenerateError(
+            f"no rollout_log_probs for {n} response tokens: the off-policy correction needs them;"
+            f" {HOW}"
+        )
     _expect_length("rollout_log_probs", sample.rollout_log_probs, n)
-    for at, (mask, log_prob) in enumerate(zip(sample.loss_mask, sample.rollout_log_probs, strict=True)):
+    for at, (mask, log_prob) in enumerate(
+        zip(sample.loss_mask, sample.rollout_log_probs, strict=True)
+    ):
         if mask and not (math.isfinite(log_prob) and log_prob <= 1e-4):
-            raise GenerateError(f"rollout_log_probs[{at}] = {log_prob} of a trained token: expected a finite number, at most 0")
-    if fallback_version is not None and not any(isinstance(s, tuple) for s in sample.weight_versions):
+            raise GenerateError(
+                f"rollout_log_probs[{at}] = {log_prob} of a trained token: expected a finite"
+                " number, at most 0"
+            )
+    if fallback_version is not None and not any(
+        isinstance(s, tuple) for s in sample.weight_versions
+    ):
         sample.weight_versions = [VersionSpan(fallback_version, 0, n)]
     _check_spans(sample, n)
     if needs_experts:
@@ -48,16 +72,21 @@ def check_sample(sample: Sample, *, fallback_version: int | None, needs_experts:
 
 
 def _check_experts(sample: Sample) -> None:
-    """Known for every token from which a trained one was sampled, and for none that the engine has not seen."""
+    """Known for every token from which a trained one was sampled, and for none that the engine has
+    not seen."""
     experts = sample.rollout_routed_experts
     assert sample.loss_mask is not None
-    needed = sample.prompt_length + max((i for i, mask in enumerate(sample.loss_mask) if mask), default=-sample.prompt_length)
+    needed = sample.prompt_length + max(
+        (i for i, mask in enumerate(sample.loss_mask) if mask), default=-sample.prompt_length
+    )
     shape = None if experts is None else tuple(getattr(experts, "shape", ()))
     if shape is None or len(shape) != 3 or not needed <= shape[0] < len(sample.tokens):
         raise GenerateError(
-            f"rollout_routed_experts {'is None' if shape is None else f'has shape {shape}'} for {len(sample.tokens)} tokens: "
-            f"--use-rollout-routing-replay needs [{len(sample.tokens) - 1}, layers, top-k]; keep them with "
-            "sample.add_routed_experts(completion.routed_experts, completion.experts_start), or through open_session"
+            f"rollout_routed_experts {'is None' if shape is None else f'has shape {shape}'} for"
+            f" {len(sample.tokens)} tokens: --use-rollout-routing-replay needs"
+            f" [{len(sample.tokens) - 1}, layers, top-k]; keep them with"
+            " sample.add_routed_experts(completion.routed_experts, completion.experts_start), or"
+            " through open_session"
         )
 
 
@@ -66,12 +95,20 @@ def _check_spans(sample: Sample, n: int) -> None:
     covered = 0  # trained tokens before this index have a version
     for span in sample.weight_versions:
         if not isinstance(span, tuple) or len(span) != 3:
-            raise GenerateError(f"weight_versions holds {span!r}: expected (version, start, end) of response tokens; {HOW}")
+            raise GenerateError(
+                f"weight_versions holds {span!r}: expected (version, start, end) of response"
+                f" tokens; {HOW}"
+            )
         _, start, end = span
         if not covered <= start < end <= n:
-            raise GenerateError(f"version span {tuple(span)} is empty, overlaps the one before or leaves the response of {n} tokens")
+            raise GenerateError(
+                f"version span {tuple(span)} is empty, overlaps the one before or leaves the"
+                f" response of {n} tokens"
+            )
         if any(sample.loss_mask[covered:start]):
-            raise GenerateError(f"trained tokens between {covered} and {start} have no policy version; {HOW}")
+            raise GenerateError(
+                f"trained tokens between {covered} and {start} have no policy version; {HOW}"
+            )
         covered = end
     if any(sample.loss_mask[covered:]):
         raise GenerateError(f"trained tokens from {covered} to {n} have no policy version; {HOW}")

@@ -1,10 +1,10 @@
 """HTTP client of SGLang engines: token ids in, token ids out, with retries, deadlines and aborts.
 
-KV of different policy versions is kept apart by `extra_key`, the radix cache's namespace: a request is filed under the
-version its engine had confirmed when the request was sent. One race is left: a push may land between the two, and the
-request then runs on new weights over cached KV of the old ones. Its answer betrays it (first token newer than the key,
-`cached_tokens` > 0), so it is asked again under a key of its own, under which nothing can be cached.
-"""
+KV of different policy versions is kept apart by `extra_key`, the radix cache's namespace: a request
+is filed under the version its engine had confirmed when the request was sent. One race is left: a
+push may land between the two, and the request then runs on new weights over cached KV of the old
+ones. Its answer betrays it (first token newer than the key, `cached_tokens` > 0), so it is asked
+again under a key of its own, under which nothing can be cached."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class ClientStatistics:
 
 
 class SGLangClient:
-    """`EngineClient` over every engine of a pool, on one shared aiohttp session. Use as an async context manager.
+    """`EngineClient` over every engine of a pool, on one shared aiohttp session. Use as an async
+    context manager.
 
-    `boundary_is_old`: set for engines that run with overlap scheduling. There the sampler is one step ahead of the
-    version label, so the first token labelled with a new version was still sampled by the old weights; spans are
-    moved by one token to say so.
-    """
+    `boundary_is_old`: set for engines that run with overlap scheduling. There the sampler is one
+    step ahead of the version label, so the first token labelled with a new version was still
+    sampled by the old weights; spans are moved by one token to say so."""
 
     def __init__(
         self,
@@ -79,8 +79,9 @@ class SGLangClient:
         sleep: Sleep = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        """`experts_shape`: (layers, experts a token) of the model, to have the routed experts with every answer (engines need
-        --enable-return-routed-experts). `connection_limit` 0: as many as there are requests (leases of the pool bound them)."""
+        """`experts_shape`: (layers, experts a token) of the model, to have the routed experts with
+        every answer (engines need --enable-return-routed-experts). `connection_limit` 0: as many as
+        there are requests (leases of the pool bound them)."""
         self._pool = pool
         self._max_retries = rollout.generate_max_retries
         self._timeout_seconds = rollout.generate_timeout_seconds
@@ -100,7 +101,12 @@ class SGLangClient:
         self._open()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -120,28 +126,40 @@ class SGLangClient:
         known_experts: int = 0,
         images: Sequence[str] = (),
     ) -> Completion:
-        """See `EngineClient`. Raises EngineError when an engine refuses the request (4xx) or the retries are used up."""
+        """See `EngineClient`.
+
+        Raises EngineError when an engine refuses the request (4xx) or the retries are used up.
+        """
         failures, fresh_key = 0, False
         while True:
             try:
-                return await self._attempt(input_ids, sampling_params, session_id, fresh_key, known_experts, images)
+                return await self._attempt(
+                    input_ids, sampling_params, session_id, fresh_key, known_experts, images
+                )
             except _StaleKVError as error:
                 if fresh_key:
                     raise EngineError(
-                        f"{error}, although the request had a cache key of its own: does the engine know `extra_key`?"
+                        f"{error}, although the request had a cache key of its own: does the engine"
+                        " know `extra_key`?"
                     ) from None
                 self.statistics.stale_kv_retries += 1
                 fresh_key = True
             except _TransientError as error:
                 failures += 1
                 if failures > self._max_retries:
-                    hint = "see the engine's log; --generate-max-retries and --generate-timeout-seconds set the limits"
-                    raise EngineError(f"a request failed {failures} times, the last time with: {error} ({hint})") from error
+                    hint = (
+                        "see the engine's log; --generate-max-retries and"
+                        " --generate-timeout-seconds set the limits"
+                    )
+                    raise EngineError(
+                        f"a request failed {failures} times, the last time with: {error} ({hint})"
+                    ) from error
                 self.statistics.retries += 1
                 await self._sleep(self._backoff(failures))
 
     def _backoff(self, failures: int) -> float:
-        """Exponential with full jitter above one half, so that a thousand failed requests do not come back at once."""
+        """Exponential with full jitter above one half, so that a thousand failed requests do not
+        come back at once."""
         ceiling = min(BACKOFF_SECONDS * 2 ** (failures - 1), BACKOFF_MAX_SECONDS)
         return ceiling * (0.5 + 0.5 * self._rng.random())
 
@@ -167,7 +185,10 @@ class SGLangClient:
                     "extra_key": f"{version}/{rid}" if fresh_key else str(version),
                 }
                 if self._experts_shape is not None:
-                    request |= {"return_routed_experts": True, "routed_experts_start_len": known_experts}
+                    request |= {
+                        "return_routed_experts": True,
+                        "routed_experts_start_len": known_experts,
+                    }
                 if images:
                     request["image_data"] = list(images)
                 body = await self._post(endpoint, rid, orjson.dumps(request))
@@ -176,28 +197,45 @@ class SGLangClient:
                 raise
             self.statistics.transport_failures += 1
             await self._pool.report_failure(endpoint, error)
-            what = f"no answer in {self._timeout_seconds:g} s" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
+            what = (
+                f"no answer in {self._timeout_seconds:g} s"
+                if isinstance(error, TimeoutError)
+                else f"{type(error).__name__}: {error}"
+            )
             raise _TransientError(f"{endpoint}: {what}") from error
-        wanted = None if self._experts_shape is None else ExpertsWanted(known_experts, len(input_ids), *self._experts_shape)
-        completion = parse_completion(body, endpoint, boundary_is_old=self._boundary_is_old, experts=wanted)
+        wanted = (
+            None
+            if self._experts_shape is None
+            else ExpertsWanted(known_experts, len(input_ids), *self._experts_shape)
+        )
+        completion = parse_completion(
+            body, endpoint, boundary_is_old=self._boundary_is_old, experts=wanted
+        )
         self._count(input_ids, completion)
         if completion.finish_reason == "abort":
             raise _TransientError(f"{endpoint} aborted request {rid}")
         first = completion.spans[0].version if completion.spans else version
         if first > version and completion.cached_tokens > 0:
             raise _StaleKVError(
-                f"{endpoint} sampled with version {first} over {completion.cached_tokens} cached tokens of version {version}"
+                f"{endpoint} sampled with version {first} over {completion.cached_tokens} cached"
+                f" tokens of version {version}"
             )
         return completion
 
     async def _post(self, endpoint: str, rid: str, data: bytes) -> bytes:
-        url = self._urls.get(endpoint) or self._urls.setdefault(endpoint, URL(endpoint) / "generate")
+        url = self._urls.get(endpoint) or self._urls.setdefault(
+            endpoint, URL(endpoint) / "generate"
+        )
         try:
-            async with asyncio.timeout(self._timeout_seconds), self._open().post(url, data=data, headers=HEADERS) as response:
+            async with (
+                asyncio.timeout(self._timeout_seconds),
+                self._open().post(url, data=data, headers=HEADERS) as response,
+            ):
                 body = await response.read()
                 if response.status == 200:
                     return body
-        except (asyncio.CancelledError, TimeoutError):  # nobody waits for the answer any more: the engine should not work on it
+        except (asyncio.CancelledError, TimeoutError):
+            # nobody waits for the answer any more: the engine should not work on it
             task = asyncio.create_task(self._abort(endpoint, rid))
             self._aborts.add(task)
             task.add_done_callback(self._aborts.discard)
@@ -208,12 +246,15 @@ class SGLangClient:
         raise EngineError(said)
 
     async def _abort(self, endpoint: str, rid: str) -> None:
-        """Best effort: an engine that is gone has nothing left to abort, and its failure is reported by live requests."""
+        """Best effort: an engine that is gone has nothing left to abort, and its failure is
+        reported by live requests."""
         self.statistics.aborts += 1
         try:
             async with asyncio.timeout(ABORT_SECONDS):
                 data = orjson.dumps({"rid": rid})
-                async with self._open().post(URL(endpoint) / "abort_request", data=data, headers=HEADERS):
+                async with self._open().post(
+                    URL(endpoint) / "abort_request", data=data, headers=HEADERS
+                ):
                     pass
         except (aiohttp.ClientError, OSError, TimeoutError):
             return
@@ -231,7 +272,10 @@ class SGLangClient:
 
 
 def open_http_session(connection_limit: int = 0) -> aiohttp.ClientSession:
-    """A session for thousands of requests at once to a few servers; deadlines are the caller's. 0: no limit of connections."""
+    """A session for thousands of requests at once to a few servers; deadlines are the caller's.
+
+    0: no limit of connections.
+    """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connection_limit, keepalive_timeout=KEEPALIVE_SECONDS),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
@@ -249,8 +293,17 @@ class ExpertsWanted(NamedTuple):
     top_k: int
 
 
-def parse_completion(body: bytes, endpoint: str, *, boundary_is_old: bool = False, experts: ExpertsWanted | None = None) -> Completion:
-    """SGLang's answer to a non-streamed /generate. Raises EngineError when something that training needs is not in it."""
+def parse_completion(
+    body: bytes,
+    endpoint: str,
+    *,
+    boundary_is_old: bool = False,
+    experts: ExpertsWanted | None = None,
+) -> Completion:
+    """SGLang's answer to a non-streamed /generate.
+
+    Raises EngineError when something that training needs is not in it.
+    """
     try:
         answer = orjson.loads(body)
         meta = answer["meta_info"]
@@ -258,9 +311,16 @@ def parse_completion(body: bytes, endpoint: str, *, boundary_is_old: bool = Fals
         log_probs, token_ids, _ = zip(*sampled, strict=True) if sampled else ((), (), ())
         labels = meta.get("weight_versions")
         if labels:
-            spans = tuple([VersionSpan(int(label["version"]), label["start"], label["end"]) for label in labels])
+            spans = tuple(
+                [
+                    VersionSpan(int(label["version"]), label["start"], label["end"])
+                    for label in labels
+                ]
+            )
         else:
-            spans = (VersionSpan(int(meta["weight_version"]), 0, len(token_ids)),) if token_ids else ()
+            spans = (
+                (VersionSpan(int(meta["weight_version"]), 0, len(token_ids)),) if token_ids else ()
+            )
         reason = meta["finish_reason"]["type"]
         wanted = experts if reason != "abort" else None
         return Completion(
@@ -270,32 +330,46 @@ def parse_completion(body: bytes, endpoint: str, *, boundary_is_old: bool = Fals
             finish_reason=reason,
             text=answer.get("text") or "",
             cached_tokens=meta.get("cached_tokens") or 0,
-            routed_experts=None if wanted is None else _routed_experts(meta.get("routed_experts"), endpoint, wanted, len(token_ids)),
+            routed_experts=(
+                None
+                if wanted is None
+                else _routed_experts(meta.get("routed_experts"), endpoint, wanted, len(token_ids))
+            ),
             experts_start=0 if wanted is None else wanted.start,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         said = body[:300].decode(errors="replace")
         raise EngineError(
-            f"{endpoint} gave an answer without usable log-probs or versions ({type(error).__name__}: {error}): {said}"
+            f"{endpoint} gave an answer without usable log-probs or versions"
+            f" ({type(error).__name__}: {error}): {said}"
         ) from error
 
 
-def _routed_experts(text: str | None, endpoint: str, wanted: ExpertsWanted, num_sampled: int) -> np.ndarray:
-    """[tokens, layers, top-k], which SGLang sends as base64 of int32: of all tokens but the last, which no router has seen."""
+def _routed_experts(
+    text: str | None, endpoint: str, wanted: ExpertsWanted, num_sampled: int
+) -> np.ndarray:
+    """[tokens, layers, top-k], which SGLang sends as base64 of int32: of all tokens but the last,
+    which no router has seen."""
     if text is None:
         raise EngineError(
-            f"{endpoint} gave an answer without routed experts: --use-rollout-routing-replay needs engines that run with "
-            "--enable-return-routed-experts, and a model with experts"
+            f"{endpoint} gave an answer without routed experts: --use-rollout-routing-replay needs"
+            " engines that run with --enable-return-routed-experts, and a model with experts"
         )
     shape = (wanted.num_inputs + num_sampled - 1 - wanted.start, wanted.num_layers, wanted.top_k)
     try:
-        return narrow_experts(np.frombuffer(base64.b64decode(text, validate=True), np.int32).reshape(shape))
+        return narrow_experts(
+            np.frombuffer(base64.b64decode(text, validate=True), np.int32).reshape(shape)
+        )
     except (TypeError, ValueError) as error:  # binascii.Error is a ValueError
-        raise EngineError(f"{endpoint} gave routed experts that are not {shape} [tokens, layers, top-k] numbers: {error}") from error
+        raise EngineError(
+            f"{endpoint} gave routed experts that are not {shape} [tokens, layers, top-k] numbers:"
+            f" {error}"
+        ) from error
 
 
 def shift_boundaries(spans: Sequence[VersionSpan]) -> tuple[VersionSpan, ...]:
-    """The token at every version boundary goes to the older span; a span that thereby becomes empty is left out."""
+    """The token at every version boundary goes to the older span; a span that thereby becomes empty
+    is left out."""
     out: list[VersionSpan] = []
     start = spans[0].start
     for i, span in enumerate(spans):

@@ -1,4 +1,7 @@
-"""The generate stage: one task per sample, a group under one TaskGroup. A failed rollout is data, never an exception."""
+"""The generate stage: one task per sample, a group under one TaskGroup.
+
+A failed rollout is data, never an exception.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,11 @@ _FIELDS = tuple(f.name for f in dataclasses.fields(Sample))
 
 
 class GenerateStage:
-    """Implements `Generate`. The samples it is given stay as they are: it returns filled copies, so that a group that
-    failed can be generated again from the same prompts.
+    """Implements `Generate`. The samples it is given stay as they are: it returns filled copies, so
+    that a group that failed can be generated again from the same prompts.
 
-    Custom functions find in `args` every flag, and beside them `engine_client`, `tokenizer`, `context_length`, `clock`,
-    `vision` (None, or the model's image processor).
-    """
+    Custom functions find in `args` every flag, and beside them `engine_client`, `tokenizer`,
+    `context_length`, `clock`, `vision` (None, or the model's image processor)."""
 
     def __init__(
         self,
@@ -45,14 +47,16 @@ class GenerateStage:
         sampling_seed: int | None = None,
         vision: Vision | None = None,
     ) -> None:
-        """`args`: `configs.schema.flat_args(config)`. `context_length`: tokens of prompt + response that the engines take.
-        `sampling_seed`: give every sample's requests a `sampling_seed` made of this and its index: the same answers in any order and batch.
-        `current_version`: the oldest policy version any engine serves; stamps samples of custom functions without spans.
-        Raises ConfigError when the custom function cannot be loaded or has no known signature.
-        """
+        """`args`: `configs.schema.flat_args(config)`. `context_length`: tokens of prompt + response
+        that the engines take. `sampling_seed`: give every sample's requests a `sampling_seed` made
+        of this and its index: the same answers in any order and batch. `current_version`: the
+        oldest policy version any engine serves; stamps samples of custom functions without spans.
+        Raises ConfigError when the custom function cannot be loaded or has no known signature."""
         self._client = client
         self._tokenizer = tokenizer
-        self._context_length = min((n for n in (rollout.rollout_max_context_len, context_length) if n), default=None)
+        self._context_length = min(
+            (n for n in (rollout.rollout_max_context_len, context_length) if n), default=None
+        )
         self._current_version, self._sampling_seed = current_version, sampling_seed
         extra = {
             "engine_client": client,
@@ -70,19 +74,36 @@ class GenerateStage:
         path = rollout.custom_generate_function_path
         self._custom = self._load(path) if path else None
 
-    async def __call__(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[Sample]:
-        """See `Generate`. Samples that a custom function fans out to take the place of the one they come from."""
-        if self._custom is not None and self._custom.takes_list and not any(s.generate_function_path for s in samples):
-            return await self._whole_group(self._custom, [_fresh(s, deep=True) for s in samples], evaluation)
+    async def __call__(
+        self, samples: Sequence[Sample], *, evaluation: bool = False
+    ) -> list[Sample]:
+        """See `Generate`.
+
+        Samples that a custom function fans out to take the place of the one they come from.
+        """
+        if (
+            self._custom is not None
+            and self._custom.takes_list
+            and not any(s.generate_function_path for s in samples)
+        ):
+            return await self._whole_group(
+                self._custom, [_fresh(s, deep=True) for s in samples], evaluation
+            )
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._one(sample, evaluation)) for sample in samples]
         return [sample for task in tasks for sample in task.result()]
 
     async def _one(self, template: Sample, evaluation: bool) -> list[Sample]:
-        sample = _fresh(template, deep=self._custom is not None or template.generate_function_path is not None)
+        sample = _fresh(
+            template, deep=self._custom is not None or template.generate_function_path is not None
+        )
         try:
             params = self._prepare(sample, evaluation)
-            custom = self._load(sample.generate_function_path) if sample.generate_function_path else self._custom
+            custom = (
+                self._load(sample.generate_function_path)
+                if sample.generate_function_path
+                else self._custom
+            )
             if custom is None:
                 return [await self._single_turn(sample, params)]
             version = self._current_version() if self._current_version else None
@@ -98,7 +119,9 @@ class GenerateStage:
             self._vision.check_answer(answer.token_ids)
         return fill(sample, answer, self._tokenizer)
 
-    async def _whole_group(self, custom: CustomGenerate, samples: list[Sample], evaluation: bool) -> list[Sample]:
+    async def _whole_group(
+        self, custom: CustomGenerate, samples: list[Sample], evaluation: bool
+    ) -> list[Sample]:
         version = self._current_version() if self._current_version else None
         try:
             for sample in samples:
@@ -107,20 +130,33 @@ class GenerateStage:
         except Exception as error:
             return [_failed(sample, error) for sample in samples]
         origins = samples if len(made) == len(samples) else [samples[0]] * len(made)
-        return [self._checked(s, origin, version, evaluation) for s, origin in zip(made, origins, strict=True)]
+        return [
+            self._checked(s, origin, version, evaluation)
+            for s, origin in zip(made, origins, strict=True)
+        ]
 
-    def _checked(self, sample: Sample, origin: Sample, fallback_version: int | None, evaluation: bool) -> Sample:
-        """`sample` as a custom function made it of `origin`: numbered like it where the function made a new one, and valid or FAILED."""
-        sample.group_index = origin.group_index if sample.group_index is None else sample.group_index
+    def _checked(
+        self, sample: Sample, origin: Sample, fallback_version: int | None, evaluation: bool
+    ) -> Sample:
+        """`sample` as a custom function made it of `origin`: numbered like it where the function
+        made a new one, and valid or FAILED."""
+        sample.group_index = (
+            origin.group_index if sample.group_index is None else sample.group_index
+        )
         sample.index = origin.index if sample.index is None else sample.index
         try:
-            check_sample(sample, fallback_version=fallback_version, needs_experts=self._needs_experts and not evaluation)
+            check_sample(
+                sample,
+                fallback_version=fallback_version,
+                needs_experts=self._needs_experts and not evaluation,
+            )
         except GenerateError as error:
             return _failed(sample, error)
         return sample
 
     def _prepare(self, sample: Sample, evaluation: bool) -> dict[str, Any]:
-        """Encode the prompt where the source has not, and give this sample the response budget its prompt leaves."""
+        """Encode the prompt where the source has not, and give this sample the response budget its
+        prompt leaves."""
         if has_images(sample) and self._vision is not None:
             if sample.multimodal_train_inputs is None:
                 self._vision.prepare(sample)
@@ -128,21 +164,29 @@ class GenerateStage:
             sample.tokens = self._encode(sample.prompt)
         params = self._eval_params if evaluation else self._train_params
         if self._sampling_seed is not None:
-            params = {**params, "sampling_seed": seed_of(self._sampling_seed, sample.index or 0, evaluation)}
+            params = {
+                **params,
+                "sampling_seed": seed_of(self._sampling_seed, sample.index or 0, evaluation),
+            }
         if self._context_length is None:
             return params
         room = self._context_length - len(sample.tokens)
         if room < 1:
             raise GenerateError(
-                f"the prompt of {len(sample.tokens)} tokens leaves no room for a response in a context of {self._context_length}; "
-                "set --rollout-max-prompt-len to skip such prompts"
+                f"the prompt of {len(sample.tokens)} tokens leaves no room for a response in a"
+                f" context of {self._context_length}; set --rollout-max-prompt-len to skip such"
+                " prompts"
             )
         return params if room >= params["max_new_tokens"] else {**params, "max_new_tokens": room}
 
     def _encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
         if isinstance(prompt, str):
             return list(self._tokenizer.encode(prompt, add_special_tokens=False))
-        return list(self._tokenizer.apply_chat_template(prompt, tokenize=True, add_generation_prompt=True, return_dict=False))
+        return list(
+            self._tokenizer.apply_chat_template(
+                prompt, tokenize=True, add_generation_prompt=True, return_dict=False
+            )
+        )
 
     def _load(self, path: str) -> CustomGenerate:
         if path not in self._functions:
@@ -151,13 +195,20 @@ class GenerateStage:
 
 
 def seed_of(seed: int, index: int, evaluation: bool) -> int:
-    """63 bits for one sample. SGLang draws a token's noise from this and the token's place, so turns of a session differ by themselves."""
+    """63 bits for one sample.
+
+    SGLang draws a token's noise from this and the token's place, so turns of a session differ by
+    themselves.
+    """
     text = f"{seed}/{'eval' if evaluation else 'train'}/{index}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 def default_sampling_params(rollout: RolloutConfig) -> dict[str, Any]:
-    """SGLang's sampling parameters for training rollouts. Stop strings stay in the text, as they stay in the tokens."""
+    """SGLang's sampling parameters for training rollouts.
+
+    Stop strings stay in the text, as they stay in the tokens.
+    """
     params: dict[str, Any] = {
         "temperature": rollout.rollout_temperature,
         "top_p": rollout.rollout_top_p,
@@ -176,10 +227,14 @@ def default_sampling_params(rollout: RolloutConfig) -> dict[str, Any]:
 
 def fill(sample: Sample, completion: Completion, tokenizer: Tokenizer) -> Sample:
     """Put a single-turn answer into its sample."""
-    sample.append_response_tokens(completion.token_ids, log_probs=completion.log_probs, spans=completion.spans)
+    sample.append_response_tokens(
+        completion.token_ids, log_probs=completion.log_probs, spans=completion.spans
+    )
     if completion.routed_experts is not None:
         sample.add_routed_experts(completion.routed_experts, completion.experts_start)
-    sample.response = completion.text or tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    sample.response = completion.text or tokenizer.decode(
+        completion.token_ids, skip_special_tokens=True
+    )
     sample.status = Status.TRUNCATED if completion.finish_reason == "length" else Status.COMPLETED
     return sample
 
@@ -187,15 +242,22 @@ def fill(sample: Sample, completion: Completion, tokenizer: Tokenizer) -> Sample
 def _eval_overrides(evaluation: EvalConfig | None) -> dict[str, Any]:
     if evaluation is None:
         return {}
-    wanted = {"temperature": evaluation.eval_temperature, "max_new_tokens": evaluation.eval_max_response_len}
+    wanted = {
+        "temperature": evaluation.eval_temperature,
+        "max_new_tokens": evaluation.eval_max_response_len,
+    }
     return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _fresh(sample: Sample, *, deep: bool) -> Sample:
-    """A copy to work on. User functions may write anywhere, the built-in path writes into no container in place."""
+    """A copy to work on.
+
+    User functions may write anywhere, the built-in path writes into no container in place.
+    """
     if deep:
         return copy.deepcopy(sample)
-    out = Sample.__new__(Sample)  # a quarter of the time of dataclasses.replace, which calls __init__ with every field by name
+    # a quarter of the time of dataclasses.replace, which calls __init__ with every field by name
+    out = Sample.__new__(Sample)
     for name in _FIELDS:
         setattr(out, name, getattr(sample, name))
     return out
@@ -203,5 +265,7 @@ def _fresh(sample: Sample, *, deep: bool) -> Sample:
 
 def _failed(sample: Sample, error: Exception) -> Sample:
     sample.status = Status.FAILED
-    sample.error = str(error) if isinstance(error, SlipstreamError) else f"{type(error).__name__}: {error}"
+    sample.error = (
+        str(error) if isinstance(error, SlipstreamError) else f"{type(error).__name__}: {error}"
+    )
     return sample

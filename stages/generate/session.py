@@ -1,4 +1,5 @@
-"""Multi-turn generation for custom functions, token-exact: what the model sampled is never decoded and encoded again.
+"""Multi-turn generation for custom functions, token-exact: what the model sampled is never decoded
+and encoded again.
 
 async def generate(args, sample, sampling_params):
     async with open_session(args, sample, sampling_params) as session:
@@ -28,8 +29,8 @@ from stages.generate.image_prompts import Vision, engine_request
 class Session:
     """One conversation with one engine, written into one sample as it goes.
 
-    The response budget, `sampling_params["max_new_tokens"]`, covers all turns and tool tokens together.
-    """
+    The response budget, `sampling_params["max_new_tokens"]`, covers all turns and tool tokens
+    together."""
 
     def __init__(
         self,
@@ -56,7 +57,8 @@ class Session:
         self._clock = clock or MonotonicClock()
         self._vision = vision
         if sample.session_id is None:
-            sample.session_id = uuid.uuid4().hex  # keeps all turns on the engine that holds their KV
+            # keeps all turns on the engine that holds their KV
+            sample.session_id = uuid.uuid4().hex
 
     @property
     def remaining(self) -> int:
@@ -74,37 +76,49 @@ class Session:
     async def generate(self, **overrides: Any) -> Completion:
         """One turn: sample on from everything so far, and append it as trained tokens.
 
-        `overrides` replace sampling parameters for this turn (stop, temperature, max_new_tokens ...).
-        Raises GenerateError when the session is done: look at `done` first.
-        """
+        `overrides` replace sampling parameters for this turn (stop, temperature, max_new_tokens
+        ...). Raises GenerateError when the session is done: look at `done` first."""
         if self.done:
-            raise GenerateError(f"no further turn: {self.turns} of {self._max_turns} turns, {self.remaining} tokens left")
+            raise GenerateError(
+                f"no further turn: {self.turns} of {self._max_turns} turns, {self.remaining} tokens"
+                " left"
+            )
         params = {**self._params, **overrides}
         params["max_new_tokens"] = min(params["max_new_tokens"], self.remaining)
         started = self._clock.now()
         have = self.sample.rollout_routed_experts
         known: dict[str, Any] = {} if have is None else {"known_experts": len(have)}
         ids, images = engine_request(self.sample, self._vision)
-        turn = await self._client.generate(ids, params, session_id=self.sample.session_id, **known, **images)
+        turn = await self._client.generate(
+            ids, params, session_id=self.sample.session_id, **known, **images
+        )
         if self._vision is not None:
             self._vision.check_answer(turn.token_ids)
         self.engine_seconds += self._clock.now() - started
         self.turns += 1
-        self.sample.append_response_tokens(turn.token_ids, log_probs=turn.log_probs, spans=turn.spans)
+        self.sample.append_response_tokens(
+            turn.token_ids, log_probs=turn.log_probs, spans=turn.spans
+        )
         if turn.routed_experts is not None:
             self.sample.add_routed_experts(turn.routed_experts, turn.experts_start)
         self._last_cut = turn.finish_reason == "length"
-        if self._last_cut and (self.remaining < 1 or len(turn.token_ids) < params["max_new_tokens"]):
+        if self._last_cut and (
+            self.remaining < 1 or len(turn.token_ids) < params["max_new_tokens"]
+        ):
             self.truncated = True  # by the budget, or by a limit of the engine's own
         return turn
 
     def append_tool(self, result: str | Sequence[int]) -> bool:
-        """Append what a tool said (text is encoded on its own; ids go in as they are): mask 0, no version.
+        """Append what a tool said (text is encoded on its own; ids go in as they are): mask 0, no
+        version.
 
-        Whole or not at all: when it does not fit, or when the turns are used up and nobody would read it, the session
-        is truncated and False comes back.
-        """
-        ids = self._tokenizer.encode(result, add_special_tokens=False) if isinstance(result, str) else list(result)
+        Whole or not at all: when it does not fit, or when the turns are used up and nobody would
+        read it, the session is truncated and False comes back."""
+        ids = (
+            self._tokenizer.encode(result, add_special_tokens=False)
+            if isinstance(result, str)
+            else list(result)
+        )
         if len(ids) >= self.remaining or self.turns >= self._max_turns:
             self.truncated = True
             return False
@@ -115,20 +129,30 @@ class Session:
     def finish(self) -> None:
         """Set text and status, unless the function has set a status itself."""
         tokens = self.sample.tokens[self.sample.prompt_length :]
-        self.sample.response = self._tokenizer.decode(tokens, skip_special_tokens=self._params.get("skip_special_tokens", True))
+        self.sample.response = self._tokenizer.decode(
+            tokens, skip_special_tokens=self._params.get("skip_special_tokens", True)
+        )
         if self.sample.status is Status.PENDING:
-            self.sample.status = Status.TRUNCATED if self.truncated or self._last_cut else Status.COMPLETED
+            self.sample.status = (
+                Status.TRUNCATED if self.truncated or self._last_cut else Status.COMPLETED
+            )
 
 
 @asynccontextmanager
-async def open_session(args: Any, sample: Sample, sampling_params: Mapping[str, Any]) -> AsyncIterator[Session]:
-    """A session over the run's engines, for a custom generate function with its own `args`, sample and parameters.
+async def open_session(
+    args: Any, sample: Sample, sampling_params: Mapping[str, Any]
+) -> AsyncIterator[Session]:
+    """A session over the run's engines, for a custom generate function with its own `args`, sample
+    and parameters.
 
-    On a clean exit the sample has its response text, its status (COMPLETED or TRUNCATED unless set) and in
-    `non_generation_time` the seconds that were not spent waiting for the engine. An exception leaves it unfinished.
-    """
+    On a clean exit the sample has its response text, its status (COMPLETED or TRUNCATED unless set)
+    and in `non_generation_time` the seconds that were not spent waiting for the engine. An
+    exception leaves it unfinished."""
     if not sample.tokens:
-        raise GenerateError("the sample has no prompt tokens: sessions start from sample.tokens, which the generate stage fills")
+        raise GenerateError(
+            "the sample has no prompt tokens: sessions start from sample.tokens, which the generate"
+            " stage fills"
+        )
     session = Session(
         sample,
         args.engine_client,

@@ -11,7 +11,8 @@ from pipeline.core.errors import ConfigError, GenerateError
 from pipeline.core.types import Sample
 
 SIGNATURES = (
-    "async f(args, sample, sampling_params), async f(args, sample, sampling_params, evaluation) or async f(args, samples, evaluation=False)"
+    "async f(args, sample, sampling_params), async f(args, sample, sampling_params, evaluation) or"
+    " async f(args, samples, evaluation=False)"
 )
 
 
@@ -24,7 +25,9 @@ class CustomGenerate:
     takes_list: bool
     takes_evaluation: bool
 
-    async def one(self, args: Any, sample: Sample, params: Mapping[str, Any], evaluation: bool) -> list[Sample]:
+    async def one(
+        self, args: Any, sample: Sample, params: Mapping[str, Any], evaluation: bool
+    ) -> list[Sample]:
         """What the function made of one sample: one or, with fan-out, several."""
         if self.takes_list:
             return await self.group(args, [sample], evaluation)
@@ -38,29 +41,49 @@ class CustomGenerate:
 
     def _samples(self, returned: Any) -> list[Sample]:
         samples = [returned] if isinstance(returned, Sample) else returned
-        if not isinstance(samples, list | tuple) or not samples or not all(isinstance(s, Sample) for s in samples):
-            raise GenerateError(f"{self.name} returned {_describe(returned)}; expected a Sample or a non-empty list of Samples")
+        if (
+            not isinstance(samples, list | tuple)
+            or not samples
+            or not all(isinstance(s, Sample) for s in samples)
+        ):
+            raise GenerateError(
+                f"{self.name} returned {_describe(returned)}; expected a Sample or a non-empty list"
+                " of Samples"
+            )
         return list(cast(Sequence[Sample], samples))
 
 
 def wrap(function: Callable[..., Any], spec: str) -> CustomGenerate:
     """Tell the signature forms apart. Raises ConfigError when `function` has none of them.
 
-    The list form is the one whose second parameter is called `samples`, or whose third is `evaluation`.
-    """
+    The list form is the one whose second parameter is called `samples`, or whose third is
+    `evaluation`."""
     target = function if inspect.isroutine(function) else type(function).__call__
     if not inspect.iscoroutinefunction(inspect.unwrap(target)):
-        raise ConfigError(f"{spec}: expected an async function, got {_describe(function)}; write {SIGNATURES}")
-    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        raise ConfigError(
+            f"{spec}: expected an async function, got {_describe(function)}; write {SIGNATURES}"
+        )
+    names = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is not p.VAR_KEYWORD
+    ]
     takes_list = len(names) >= 2 and (names[1] == "samples" or names[2:3] == ["evaluation"])
     wanted = 2 if takes_list else 3
-    required = [p for p in list(inspect.signature(function).parameters.values()) if p.default is p.empty and p.kind not in (p.VAR_KEYWORD,)]
+    required = [
+        p
+        for p in list(inspect.signature(function).parameters.values())
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD,)
+    ]
     if len(names) < wanted or any(p.name not in (*names[:wanted], "evaluation") for p in required):
         raise ConfigError(
-            f"{spec}: {getattr(function, '__name__', function)}({', '.join(names)}) fits no known signature; write {SIGNATURES}"
+            f"{spec}: {getattr(function, '__name__', function)}({', '.join(names)}) fits no known"
+            f" signature; write {SIGNATURES}"
         )
     name = f"{spec} ({getattr(function, '__name__', 'function')})"
-    return CustomGenerate(name=name, function=function, takes_list=takes_list, takes_evaluation="evaluation" in names)
+    return CustomGenerate(
+        name=name, function=function, takes_list=takes_list, takes_evaluation="evaluation" in names
+    )
 
 
 def _describe(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""Attention over samples packed end to end: torch SDPA, one batched causal call a block of samples of similar length.
+"""Attention over samples packed end to end: torch SDPA, one batched causal call a block of samples
+of similar length.
 
 Padding on the right needs no mask under causal attention: a real token never sees a later one.
 """
@@ -13,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_PADDING = 0.25  # a block may pad this share of its attention work (which goes with the square of the length)
+# a block may pad this share of its attention work (which goes with the square of the length)
+MAX_PADDING = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Packed tokens [start, end): `num` samples, padded to `length`. `index` [end - start]: their places in [num * length]."""
+    """Packed tokens [start, end): `num` samples, padded to `length`. `index` [end - start]: their
+    places in [num * length]."""
 
     start: int
     end: int
@@ -28,7 +31,8 @@ class Block:
 
 
 def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...]:
-    """Blocks over samples packed in this order; they are few when `lengths` are sorted, and any order is right."""
+    """Blocks over samples packed in this order; they are few when `lengths` are sorted, and any
+    order is right."""
     blocks, first, start = [], 0, 0
     while first < len(lengths):
         last, top, work = first + 1, lengths[first], lengths[first] ** 2
@@ -40,7 +44,9 @@ def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...
         part = lengths[first:last]
         index = None
         if min(part) != top:
-            index = torch.cat([torch.arange(n, device=device) + i * top for i, n in enumerate(part)])
+            index = torch.cat(
+                [torch.arange(n, device=device) + i * top for i, n in enumerate(part)]
+            )
         blocks.append(Block(start, start + sum(part), len(part), top, index))
         first, start = last, start + sum(part)
     return tuple(blocks)
@@ -58,7 +64,10 @@ class Places(Protocol):
 
 
 class Spread(torch.autograd.Function):
-    """[t, d] rows to their places in [size, d], zeros elsewhere. Places are distinct, so the backward is a plain gather."""
+    """[t, d] rows to their places in [size, d], zeros elsewhere.
+
+    Places are distinct, so the backward is a plain gather.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, size: int) -> Tensor:
@@ -82,21 +91,48 @@ class Collect(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0]
-        return grad.new_zeros(ctx.size, grad.shape[1]).index_copy_(0, ctx.saved_tensors[0], grad), None
+        return grad.new_zeros(ctx.size, grad.shape[1]).index_copy_(
+            0, ctx.saved_tensors[0], grad
+        ), None
 
 
-def attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], *, scale: float, window: int | None = None) -> Tensor:
-    """query: [t, heads, dim]; key: [t, kv_heads, dim]; value: [t, kv_heads, value_dim]; returns [t, heads, value_dim].
+def attend_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Sequence[Block],
+    *,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """query: [t, heads, dim]; key: [t, kv_heads, dim]; value: [t, kv_heads, value_dim]; returns [t,
+    heads, value_dim].
 
-    Every sample attends to itself, causally; with `window` a token sees itself and the `window` - 1 before it.
-    """
+    Every sample attends to itself, causally; with `window` a token sees itself and the `window` - 1
+    before it."""
     parts = [
-        attend_block(b, query[b.start : b.end], key[b.start : b.end], value[b.start : b.end], scale=scale, window=window) for b in blocks
+        attend_block(
+            b,
+            query[b.start : b.end],
+            key[b.start : b.end],
+            value[b.start : b.end],
+            scale=scale,
+            window=window,
+        )
+        for b in blocks
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def attend_block(block: Block, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None = None) -> Tensor:
+def attend_block(
+    block: Block,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
     """As attend_blocks, of the one block's tokens."""
     q, k, v = (batched(block, x) for x in (query, key, value))
     mask = None
@@ -104,9 +140,13 @@ def attend_block(block: Block, query: Tensor, key: Tensor, value: Tensor, *, sca
         ones = torch.ones(block.length, block.length, dtype=torch.bool, device=q.device)
         mask = ones.tril() & ones.triu(1 - window)
     gqa = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=gqa)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=gqa
+    )
     rows = out.transpose(1, 2).reshape(block.num * block.length, -1)
-    return (rows if block.index is None else Collect.apply(rows, block.index)).view(len(query), -1, v.shape[-1])
+    return (rows if block.index is None else Collect.apply(rows, block.index)).view(
+        len(query), -1, v.shape[-1]
+    )
 
 
 def batched(block: Places, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Off-policy correction: importance weights and masks of trained tokens, from one `Correction`. Pure.
+"""Off-policy correction: importance weights and masks of trained tokens, from one `Correction`.
+Pure.
 
-Shapes: N trained tokens, flattened over S samples. `log_probs` is the ratio's numerator: the old policy's (decoupled) or the new
-one's, detached (bypass); see configs/corrections.py.
-"""
+Shapes: N trained tokens, flattened over S samples. `log_probs` is the ratio's numerator: the old
+policy's (decoupled) or the new one's, detached (bypass); see configs/corrections.py."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Evidence(NamedTuple):
 class Corrected(NamedTuple):
     weights: Tensor  # [N] float32, no gradient; 0 where dropped
     mask: Tensor  # [N] bool: False where dropped
-    metrics: dict[str, Tensor]  # [N] each: ratio (at the correction's level, untouched), truncated (0 or 1)
+    # [N] each: ratio (at the correction's level, untouched), truncated (0 or 1)
+    metrics: dict[str, Tensor]
 
 
 def compute_correction(
@@ -48,16 +49,21 @@ def compute_correction(
     token_counts: Tensor,
     statistics: BatchStatistics | None = None,
 ) -> Corrected:
-    """(weights, mask, metrics) of the trained tokens: the loss of a token is multiplied by its weight, a dropped token has none.
+    """(weights, mask, metrics) of the trained tokens: the loss of a token is multiplied by its
+    weight, a dropped token has none.
 
-    log_probs, rollout_log_probs, advantages: [N]; token_counts: [S]. With r_t = exp(log_probs - rollout_log_probs) the level
-    makes w_t = r_t, the product over the sample (sequence) or its geometric mean; the action then truncates, clips or masks w
-    (or another measure). `statistics` None: these tokens are the whole optimizer step. Sources: `configs.corrections.PRESETS`.
-    """
+    log_probs, rollout_log_probs, advantages: [N]; token_counts: [S]. With r_t = exp(log_probs -
+    rollout_log_probs) the level makes w_t = r_t, the product over the sample (sequence) or its
+    geometric mean; the action then truncates, clips or masks w (or another measure). `statistics`
+    None: these tokens are the whole optimizer step. Sources: `configs.corrections.PRESETS`."""
     if statistics is None:
-        evidence = batch_evidence(correction, log_probs, rollout_log_probs, advantages, token_counts)
+        evidence = batch_evidence(
+            correction, log_probs, rollout_log_probs, advantages, token_counts
+        )
         statistics = batch_statistics(correction, [evidence])
-    weights, mask, ratio = _act(correction, log_probs, rollout_log_probs, advantages, token_counts, statistics.cut)
+    weights, mask, ratio = _act(
+        correction, log_probs, rollout_log_probs, advantages, token_counts, statistics.cut
+    )
     truncated = weights != (ratio if correction.weighted else torch.ones_like(ratio))
     if correction.batch_normalize and correction.weighted:
         weights = weights / max(statistics.mean_weight, 1e-8)
@@ -74,9 +80,9 @@ def batch_evidence(
 ) -> Evidence:
     """What one micro-batch says of the optimizer step. Shapes as in `compute_correction`.
 
-    Normalisation is over kept tokens at token level, over samples with a kept token at the others, where a sample has one weight;
-    each counts `sample_weights` [S] of its sample (None: 1), as it does in the loss.
-    """
+    Normalisation is over kept tokens at token level, over samples with a kept token at the others,
+    where a sample has one weight; each counts `sample_weights` [S] of its sample (None: 1), as it
+    does in the loss."""
     nothing = torch.zeros(0)
     if not correction.needs_statistics:
         return Evidence(0.0, 0.0, nothing, nothing)
@@ -84,18 +90,30 @@ def batch_evidence(
     share = (torch.ones_like(token_counts) if sample_weights is None else sample_weights).double()
     if correction.measure == "second_moment":
         concerned = _concerned(correction, x, advantages)
-        return Evidence(0.0, 0.0, x[concerned].square().cpu(), spread(share, token_counts)[concerned].cpu())
-    weights, mask, _ = _act(correction, log_probs, rollout_log_probs, advantages, token_counts, float("inf"))
+        return Evidence(
+            0.0, 0.0, x[concerned].square().cpu(), spread(share, token_counts)[concerned].cpu()
+        )
+    weights, mask, _ = _act(
+        correction, log_probs, rollout_log_probs, advantages, token_counts, float("inf")
+    )
     if correction.level == "token":
         count = spread(share, token_counts) * mask
-        return Evidence(float((weights.double() * count).sum()), float(count.sum()), nothing, nothing)
+        return Evidence(
+            float((weights.double() * count).sum()), float(count.sum()), nothing, nothing
+        )
     kept = sum_per_sample(mask.float(), token_counts)
     total = sum_per_sample(weights * mask, token_counts)[kept > 0] / kept[kept > 0]
-    return Evidence(float((total.double() * share[kept > 0]).sum()), float(share[kept > 0].sum()), nothing, nothing)
+    return Evidence(
+        float((total.double() * share[kept > 0]).sum()),
+        float(share[kept > 0].sum()),
+        nothing,
+        nothing,
+    )
 
 
 def batch_statistics(correction: Correction, evidence: Sequence[Evidence]) -> BatchStatistics:
-    """Statistics of the optimizer step from all its micro-batches on all ranks; their order and cut do not matter."""
+    """Statistics of the optimizer step from all its micro-batches on all ranks; their order and cut
+    do not matter."""
     num = sum(e.num_weights for e in evidence)
     mean = sum(e.sum_weights for e in evidence) / num if num else 1.0
     if correction.measure != "second_moment":
@@ -103,13 +121,21 @@ def batch_statistics(correction: Correction, evidence: Sequence[Evidence]) -> Ba
     moments, order = torch.cat([e.second_moments.double() for e in evidence]).sort()
     weights = torch.cat([e.moment_weights.double() for e in evidence])[order]
     means = (moments * weights).cumsum(0) / weights.cumsum(0)
-    means = means[torch.searchsorted(moments, moments, right=True) - 1]  # equal ones are kept, or dropped, together
+    # equal ones are kept, or dropped, together
+    means = means[torch.searchsorted(moments, moments, right=True) - 1]
     keep = int((means <= correction.high).sum())  # the running mean of sorted values never falls
-    return BatchStatistics(cut=float("inf") if keep == len(moments) else float(moments[keep - 1]) if keep else -1.0)
+    return BatchStatistics(
+        cut=float("inf") if keep == len(moments) else float(moments[keep - 1]) if keep else -1.0
+    )
 
 
 def _act(
-    correction: Correction, log_probs: Tensor, rollout_log_probs: Tensor, advantages: Tensor, token_counts: Tensor, cut: float
+    correction: Correction,
+    log_probs: Tensor,
+    rollout_log_probs: Tensor,
+    advantages: Tensor,
+    token_counts: Tensor,
+    cut: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(weights before normalisation and mask, mask, ratio at the correction's level), [N] each."""
     x = _log_ratio(log_probs, rollout_log_probs)
@@ -122,7 +148,10 @@ def _act(
     elif correction.action == "clip":
         weights = weights.clamp(low, high)
     elif correction.action == "mask":
-        mask = ~(_outside(correction, x, ratio, log_probs, rollout_log_probs, advantages, cut) & _concerned(correction, x, advantages))
+        mask = ~(
+            _outside(correction, x, ratio, log_probs, rollout_log_probs, advantages, cut)
+            & _concerned(correction, x, advantages)
+        )
     if correction.veto is not None:
         vetoed = sum_per_sample((x.exp() < correction.veto).float(), token_counts) > 0
         mask = mask & ~spread(vetoed, token_counts)
@@ -134,10 +163,13 @@ def _log_ratio(log_probs: Tensor, rollout_log_probs: Tensor) -> Tensor:
 
 
 def _at_level(level: str, x: Tensor, token_counts: Tensor) -> Tensor:
-    """[N] log of the token's ratio, of its sample's product, or of that product's geometric mean."""
+    """[N] log of the token's ratio, of its sample's product, or of that product's geometric
+    mean."""
     if level == "token":
         return x
-    per_sample = sum_per_sample(x, token_counts) if level == "sequence" else mean_per_sample(x, token_counts)
+    per_sample = (
+        sum_per_sample(x, token_counts) if level == "sequence" else mean_per_sample(x, token_counts)
+    )
     return spread(per_sample.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), token_counts)
 
 
@@ -151,7 +183,13 @@ def _concerned(correction: Correction, x: Tensor, advantages: Tensor) -> Tensor:
 
 
 def _outside(
-    correction: Correction, x: Tensor, ratio: Tensor, log_probs: Tensor, rollout_log_probs: Tensor, advantages: Tensor, cut: float
+    correction: Correction,
+    x: Tensor,
+    ratio: Tensor,
+    log_probs: Tensor,
+    rollout_log_probs: Tensor,
+    advantages: Tensor,
+    cut: float,
 ) -> Tensor:
     """[N] bool: the measure is out of bounds."""
     if correction.measure == "second_moment":

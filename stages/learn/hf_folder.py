@@ -1,4 +1,5 @@
-"""Hugging Face folders: what their safetensors hold, reading it tensor by tensor, and writing one as its weights arrive."""
+"""Hugging Face folders: what their safetensors hold, reading it tensor by tensor, and writing one
+as its weights arrive."""
 
 from __future__ import annotations
 
@@ -20,7 +21,17 @@ from torch import Tensor
 from pipeline.core.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5 << 30
-_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".index.json")
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".gguf",
+    ".pt",
+    ".pth",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".index.json",
+)
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPES["F8_E4M3"] = torch.bfloat16  # what `HfFolder` makes of it
 _SCALE = "_scale_inv"  # the tensor of a float8 one's scales
@@ -37,17 +48,27 @@ class Stored:
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the folder's safetensors by name; reads headers only. Raises CheckpointError for broken or absent files."""
+    """Every tensor of the folder's safetensors by name; reads headers only.
+
+    Raises CheckpointError for broken or absent files.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         where = _json(index).get("weight_map", {})
-        found = {name: _header(folder / file) for name, file in {f: f for f in where.values()}.items()}
+        found = {
+            name: _header(folder / file) for name, file in {f: f for f in where.values()}.items()
+        }
         if lost := [n for n, file in where.items() if n not in found[file]]:
-            raise CheckpointError(f"{index} lists {listed(lost)}, which the files do not hold: complete the download")
+            raise CheckpointError(
+                f"{index} lists {listed(lost)}, which the files do not hold: complete the download"
+            )
         return {name: found[file][name] for name, file in where.items()}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"{folder}: no safetensors in it; expected a Hugging Face folder (convert others with save_pretrained)")
+        raise CheckpointError(
+            f"{folder}: no safetensors in it; expected a Hugging Face folder (convert others with"
+            " save_pretrained)"
+        )
     return {name: stored for file in files for name, stored in _header(file).items()}
 
 
@@ -60,10 +81,15 @@ def _header(file: Path) -> dict[str, Stored]:
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = json.loads(f.read(length))
         header.pop("__metadata__", None)
-        if header and 8 + length + max(entry["data_offsets"][1] for entry in header.values()) > size:
+        if (
+            header
+            and 8 + length + max(entry["data_offsets"][1] for entry in header.values()) > size
+        ):
             raise ValueError(f"cut off: {size} bytes are less than its header says")
     except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: not a whole safetensors file ({error}): complete the download") from error
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file ({error}): complete the download"
+        ) from error
     return {
         name: Stored(
             file=file.name,
@@ -76,19 +102,25 @@ def _header(file: Path) -> dict[str, Stored]:
 
 
 def main_dtype(headers: Mapping[str, Stored]) -> torch.dtype:
-    """The floating-point type that most bytes are in (a router's bias may be wider than the rest). Raises CheckpointError for none."""
+    """The floating-point type that most bytes are in (a router's bias may be wider than the rest).
+
+    Raises CheckpointError for none.
+    """
     count: Counter[str] = Counter()
     for stored in headers.values():
         count[stored.dtype] += stored.num_bytes
     for name, _ in count.most_common(1):
         if name in _DTYPES:
             return _DTYPES[name]
-    raise CheckpointError(f"weights of type {', '.join(count) or 'none'}: expected {', '.join(_DTYPES)}; dequantise the checkpoint first")
+    raise CheckpointError(
+        f"weights of type {', '.join(count) or 'none'}: expected {', '.join(_DTYPES)}; dequantise"
+        " the checkpoint first"
+    )
 
 
 class HfFolder:
-    """The tensors of a folder by name; each is read when it is asked for, float8 in blocks as bfloat16. Raises CheckpointError for
-    broken or absent files."""
+    """The tensors of a folder by name; each is read when it is asked for, float8 in blocks as
+    bfloat16. Raises CheckpointError for broken or absent files."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.headers = path, read_headers(path)
@@ -97,7 +129,11 @@ class HfFolder:
     @property
     def names(self) -> set[str]:
         """Without those that are only scales of others."""
-        return {n for n in self.headers if not (n.endswith(_SCALE) and n.removesuffix(_SCALE) in self.headers)}
+        return {
+            n
+            for n in self.headers
+            if not (n.endswith(_SCALE) and n.removesuffix(_SCALE) in self.headers)
+        }
 
     def __getitem__(self, name: str) -> Tensor:
         file = self.headers[name].file
@@ -113,7 +149,8 @@ class HfFolder:
 
 
 def dequantised(weight: Tensor, scale: Tensor, block: int = 128) -> Tensor:
-    """float8 [m, n] and a scale for each block [ceil(m/128), ceil(n/128)] as bfloat16: how DeepSeek-V3 and Kimi K2 are published.
+    """float8 [m, n] and a scale for each block [ceil(m/128), ceil(n/128)] as bfloat16: how
+    DeepSeek-V3 and Kimi K2 are published.
 
     Source: deepseek-ai/DeepSeek-V3, inference/fp8_cast_bf16.py.
     """
@@ -129,13 +166,20 @@ def listed(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def write_hf_folder(weights: Iterable[tuple[str, Tensor]], source: Path, path: Path, *, max_shard_bytes: int | None = None) -> int:
-    """Write `weights` as safetensors into the folder `path`, with everything but weights copied from the folder `source`.
+def write_hf_folder(
+    weights: Iterable[tuple[str, Tensor]],
+    source: Path,
+    path: Path,
+    *,
+    max_shard_bytes: int | None = None,
+) -> int:
+    """Write `weights` as safetensors into the folder `path`, with everything but weights copied
+    from the folder `source`.
 
-    Holds one shard of at most `max_shard_bytes` (default: MAX_SHARD_BYTES; or one larger tensor) in memory. What is written is on the
-    disk, and `path` appears whole or not at all; one that was there is replaced. The tensors must keep their values until this
-    returns. Returns the bytes of the weights.
-    """
+    Holds one shard of at most `max_shard_bytes` (default: MAX_SHARD_BYTES; or one larger tensor) in
+    memory. What is written is on the disk, and `path` appears whole or not at all; one that was
+    there is replaced. The tensors must keep their values until this returns. Returns the bytes of
+    the weights."""
     if not (source / "config.json").is_file():
         raise CheckpointError(f"{source}: not a Hugging Face model folder (no config.json)")
     part = path.with_name(path.name + ".part")
@@ -147,9 +191,11 @@ def write_hf_folder(weights: Iterable[tuple[str, Tensor]], source: Path, path: P
             if file.is_file() and not file.name.endswith(_WEIGHTS):
                 shutil.copy2(file, part / file.name)
         config = _json(source / "config.json")
-        for stale in ("torch_dtype", "quantization_config"):  # what is written is not quantised, whatever the source was
+        # what is written is not quantised, whatever the source was
+        for stale in ("torch_dtype", "quantization_config"):
             config.pop(stale, None)
-        config["dtype"] = str(dtype).removeprefix("torch.")  # else a reader would cast to what the original was stored in
+        # else a reader would cast to what the original was stored in
+        config["dtype"] = str(dtype).removeprefix("torch.")
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         make_durable(part)
         shutil.rmtree(path, ignore_errors=True)
@@ -161,8 +207,13 @@ def write_hf_folder(weights: Iterable[tuple[str, Tensor]], source: Path, path: P
     return total
 
 
-def _write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> tuple[torch.dtype, int]:
-    """(the dtype of most bytes, bytes) of what was written. Files get their final names when it is known how many there are."""
+def _write_shards(
+    weights: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int
+) -> tuple[torch.dtype, int]:
+    """(the dtype of most bytes, bytes) of what was written.
+
+    Files get their final names when it is known how many there are.
+    """
     shard: dict[str, Tensor] = {}
     names: list[list[str]] = []
     num_bytes, count = 0, Counter[torch.dtype]()
@@ -191,12 +242,15 @@ def _write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path, max_shard
             (folder / f"{i}.shard").rename(folder / file)
             where.update(dict.fromkeys(keys, file))
         index = {"metadata": {"total_size": count.total()}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2), encoding="utf-8"
+        )
     return count.most_common(1)[0][0], count.total()
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """On the CPU, contiguous, and alone in its memory: safetensors refuses halves of a fused weight that share theirs."""
+    """On the CPU, contiguous, and alone in its memory: safetensors refuses halves of a fused weight
+    that share theirs."""
     tensor = tensor.detach()
     alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     if tensor.device.type == "cpu" and alone and tensor.is_contiguous():
@@ -205,7 +259,8 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def make_durable(folder: Path, *, files: bool = True) -> None:
-    """Return when `folder`, and with `files` everything in it, is on the disk and not only in the page cache."""
+    """Return when `folder`, and with `files` everything in it, is on the disk and not only in the
+    page cache."""
     for path in [folder, *(folder.rglob("*") if files else ())]:
         fd = os.open(path, os.O_RDONLY)
         try:

@@ -10,16 +10,21 @@ from torch import Tensor
 KlType = Literal["k1", "k2", "k3", "low_var_kl"]
 
 
-def compute_approx_kl(log_probs: Tensor, ref_log_probs: Tensor, kl_type: KlType = "k3", importance_ratio: Tensor | None = None) -> Tensor:
+def compute_approx_kl(
+    log_probs: Tensor,
+    ref_log_probs: Tensor,
+    kl_type: KlType = "k3",
+    importance_ratio: Tensor | None = None,
+) -> Tensor:
     """Per-token estimate of KL(p || ref) from tokens sampled by p. Both [N]; returns [N].
 
     With x = log p - log ref: k1 = x (unbiased, high variance), k2 = x^2 / 2 (biased, low variance),
-    k3 = exp(-x) - 1 + x (unbiased, non-negative); low_var_kl is k3 clamped to [-10, 10].
-    Source: Schulman, "Approximating KL Divergence" (2020), http://joschu.net/blog/kl-approx.html.
-    `importance_ratio` [N], p over the policy that sampled the tokens, with its gradient: the estimate, and the gradient of k3,
-    are then unbiased for tokens of that other policy (DeepSeek-AI 2025, DeepSeek-V3.2, arXiv:2512.02556, section 3.1; slime's
-    --use-unbiased-kl). It multiplies before the clamp.
-    """
+    k3 = exp(-x) - 1 + x (unbiased, non-negative); low_var_kl is k3 clamped to [-10, 10]. Source:
+    Schulman, "Approximating KL Divergence" (2020), http://joschu.net/blog/kl-approx.html.
+    `importance_ratio` [N], p over the policy that sampled the tokens, with its gradient: the
+    estimate, and the gradient of k3, are then unbiased for tokens of that other policy (DeepSeek-AI
+    2025, DeepSeek-V3.2, arXiv:2512.02556, section 3.1; slime's --use-unbiased-kl). It multiplies
+    before the clamp."""
     x = log_probs - ref_log_probs
     if kl_type == "k1":
         kl = x
@@ -35,11 +40,17 @@ def compute_approx_kl(log_probs: Tensor, ref_log_probs: Tensor, kl_type: KlType 
 
 
 def apply_kl_to_advantages(
-    advantages: Tensor, log_probs: Tensor, ref_log_probs: Tensor, *, kl_coef: float, kl_type: KlType = "k1"
+    advantages: Tensor,
+    log_probs: Tensor,
+    ref_log_probs: Tensor,
+    *,
+    kl_coef: float,
+    kl_type: KlType = "k1",
 ) -> Tensor:
-    """Advantages less the KL to the reference: A - kl_coef * KL(log_probs || ref). All [N]; no gradient passes.
+    """Advantages less the KL to the reference: A - kl_coef * KL(log_probs || ref). All [N]; no
+    gradient passes.
 
-    `log_probs` are the old policy's: the penalty is part of the reward, not of the loss. Each token pays for itself only (no
-    return over the rest of the sample), as in REINFORCE++-baseline (Hu et al. 2025, arXiv:2501.03262) and slime's function of it.
-    """
+    `log_probs` are the old policy's: the penalty is part of the reward, not of the loss. Each token
+    pays for itself only (no return over the rest of the sample), as in REINFORCE++-baseline (Hu et
+    al. 2025, arXiv:2501.03262) and slime's function of it."""
     return advantages - kl_coef * compute_approx_kl(log_probs, ref_log_probs, kl_type).detach()

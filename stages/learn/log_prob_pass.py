@@ -1,4 +1,5 @@
-"""What is computed ahead of an optimizer step: log-probs at consumption and under the reference, statistics of the whole step."""
+"""What is computed ahead of an optimizer step: log-probs at consumption and under the reference,
+statistics of the whole step."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from stages.learn.step_objective import Goal
 
 
 class Prepared(NamedTuple):
-    """A micro-batch with what was computed ahead of its optimizer step (where this rank sees log-probs; else None)."""
+    """A micro-batch with what was computed ahead of its optimizer step (where this rank sees
+    log-probs; else None)."""
 
     batch: Any  # Trained, and the model's inputs
     old: Tensor | None = None  # old log-probs; None: equal to the new ones
@@ -27,7 +29,11 @@ class Lends(Protocol):
 
 
 class Looks(Protocol):
-    """Passes without gradients. Log-probs are None for each micro-batch on a rank that does not see them (`sees` is False there)."""
+    """Passes without gradients.
+
+    Log-probs are None for each micro-batch on a rank that does not see them (`sees` is False
+    there).
+    """
 
     @property
     def sees(self) -> bool: ...
@@ -47,8 +53,8 @@ class Ahead:
     def prepare(self, steps: Sequence[Sequence[Any]]) -> list[list[Prepared]]:
         """Old log-probs under the weights at consumption, and the reference's.
 
-        At the first optimizer step the old ones are equal to the new: only what is made ahead of it needs the pass for them.
-        """
+        At the first optimizer step the old ones are equal to the new: only what is made ahead of it
+        needs the pass for them."""
         out = [[Prepared(mb) for mb in step] for step in steps]
         if self._goal.needs_old:
             for step in out if self._goal.needs_old_at_first else out[1:]:
@@ -59,14 +65,23 @@ class Ahead:
                     step[:] = self._passes.with_reference(step)
         return out
 
-    def statistics(self, micro_batches: list[Prepared], *, first: bool) -> tuple[list[Prepared], BatchStatistics | None]:
-        """What a batch-wide correction must know of the step: from current log-probs, or the old ones (equal to them at first)."""
+    def statistics(
+        self, micro_batches: list[Prepared], *, first: bool
+    ) -> tuple[list[Prepared], BatchStatistics | None]:
+        """What a batch-wide correction must know of the step: from current log-probs, or the old
+        ones (equal to them at first)."""
         goal, bypass = self._goal, self._goal.correction.ratio == "bypass"
-        current = self._passes.log_probs_now(micro_batches) if bypass or first else [None] * len(micro_batches)
+        current = (
+            self._passes.log_probs_now(micro_batches)
+            if bypass or first
+            else [None] * len(micro_batches)
+        )
         if not self._passes.sees:
             return micro_batches, None
         if first:
-            micro_batches = [p._replace(old=now) for p, now in zip(micro_batches, current, strict=True)]
+            micro_batches = [
+                p._replace(old=now) for p, now in zip(micro_batches, current, strict=True)
+            ]
         evidence = [goal.evidence(p, now) for p, now in zip(micro_batches, current, strict=True)]
         every = [e for part in self._passes.gather(evidence) for e in part]
         return micro_batches, batch_statistics(goal.correction, every)

@@ -1,8 +1,9 @@
-"""Log-probs, and all losses and corrections by one import: pure tensor functions over the trained tokens of a micro-batch.
+"""Log-probs, and all losses and corrections by one import: pure tensor functions over the trained
+tokens of a micro-batch.
 
-Shapes: N trained tokens, flattened over samples; V vocabulary entries (of this tensor-parallel rank); S samples.
-Policies: rollout (behaviour: the engine sampled from it), old (proximal: the learner at consumption), new (differentiated).
-"""
+Shapes: N trained tokens, flattened over samples; V vocabulary entries (of this tensor-parallel
+rank); S samples. Policies: rollout (behaviour: the engine sampled from it), old (proximal: the
+learner at consumption), new (differentiated)."""
 
 from __future__ import annotations
 
@@ -15,16 +16,36 @@ from torch import Tensor
 from stages.learn.corrections import compute_correction
 from stages.learn.diagnostics import compute_ess_fraction
 from stages.learn.kl import KlType, apply_kl_to_advantages, compute_approx_kl
-from stages.learn.policy_losses import PolicyLoss, compute_cispo_loss, compute_gspo_kl, compute_policy_loss
+from stages.learn.policy_losses import (
+    PolicyLoss,
+    compute_cispo_loss,
+    compute_gspo_kl,
+    compute_policy_loss,
+)
 from stages.learn.reduce import sum_of_sample_mean, sum_of_tokens, token_weights
 
 __all__ = [
-    "ImportanceWeights", "KlType", "PolicyLoss", "TokenLogProbs", "apply_kl_to_advantages", "compute_approx_kl", "compute_cispo_loss",
-    "compute_correction", "compute_ess_fraction", "compute_gspo_kl", "compute_log_probs_from_logits", "compute_policy_loss",
-    "compute_sft_loss", "compute_tis_weights", "sum_of_sample_mean", "sum_of_tokens", "token_weights",
-]  # fmt: skip
+    "ImportanceWeights",
+    "KlType",
+    "PolicyLoss",
+    "TokenLogProbs",
+    "apply_kl_to_advantages",
+    "compute_approx_kl",
+    "compute_cispo_loss",
+    "compute_correction",
+    "compute_ess_fraction",
+    "compute_gspo_kl",
+    "compute_log_probs_from_logits",
+    "compute_policy_loss",
+    "compute_sft_loss",
+    "compute_tis_weights",
+    "sum_of_sample_mean",
+    "sum_of_tokens",
+    "token_weights",
+]
 
-CHUNK_SIZE = 512  # rows of logits handled at once: what is made beside the logits does not grow with the batch
+# rows of logits handled at once: what is made beside the logits does not grow with the batch
+CHUNK_SIZE = 512
 
 
 class TokenLogProbs(NamedTuple):
@@ -33,11 +54,11 @@ class TokenLogProbs(NamedTuple):
 
 
 class _LogProbs(torch.autograd.Function):
-    """log softmax at the target and entropy, both differentiable, with nothing of size [N, V] made in the forward pass.
+    """log softmax at the target and entropy, both differentiable, with nothing of size [N, V] made
+    in the forward pass.
 
-    The softmax is computed again in the backward pass, `chunk` rows at a time. With a process group each rank holds V columns from
-    `start` on; maxima and sums run over the group.
-    """
+    The softmax is computed again in the backward pass, `chunk` rows at a time. With a process group
+    each rank holds V columns from `start` on; maxima and sums run over the group."""
 
     @staticmethod
     def forward(
@@ -56,12 +77,17 @@ class _LogProbs(torch.autograd.Function):
         mine = (local >= 0) & (local < words)
         index = local.clamp(0, max(words - 1, 0))
         top = _maxima(logits, group) / temperature
-        # Rows of sums: of exp(z), of exp(z) * z, and z at the target, where z = logits / temperature - top.
+        # Rows of sums: of exp(z), of exp(z) * z, and z at the target, where z = logits /
+        # temperature - top.
         sums = torch.zeros(3, n, dtype=torch.float32, device=logits.device)
         for at in range(0, n, chunk):
             rows = slice(at, at + chunk)
             z = _scaled(logits[rows], temperature).sub_(top[rows, None])
-            sums[2, rows] = z.gather(-1, index[rows, None])[:, 0].masked_fill_(~mine[rows], 0.0) if words else 0.0
+            sums[2, rows] = (
+                z.gather(-1, index[rows, None])[:, 0].masked_fill_(~mine[rows], 0.0)
+                if words
+                else 0.0
+            )
             if with_entropy:
                 exp = z.exp()
                 sums[1, rows] = torch.linalg.vecdot(exp, z)
@@ -94,7 +120,9 @@ class _LogProbs(torch.autograd.Function):
             if g_entropy is None:
                 piece = log_p.exp_().mul_(picked[rows, None] / -ctx.temperature)
             else:
-                weight = torch.addcmul(picked[rows, None], g_entropy[rows, None], log_p + entropy[rows, None])
+                weight = torch.addcmul(
+                    picked[rows, None], g_entropy[rows, None], log_p + entropy[rows, None]
+                )
                 piece = log_p.exp_().mul_(weight.div_(-ctx.temperature))
             if logits.shape[1]:
                 piece.scatter_add_(-1, index[rows, None], at_target[rows, None])
@@ -110,7 +138,11 @@ def _scaled(rows: Tensor, temperature: float) -> Tensor:
 def _maxima(logits: Tensor, group: Any) -> Tensor:
     """[N] float32: the largest of each row, over all ranks of the group."""
     padding_only = logits.shape[1] == 0
-    top = logits.new_full((len(logits),), -torch.inf, dtype=torch.float32) if padding_only else logits.detach().amax(-1).float()
+    top = (
+        logits.new_full((len(logits),), -torch.inf, dtype=torch.float32)
+        if padding_only
+        else logits.detach().amax(-1).float()
+    )
     if group is not None:
         dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
     return top
@@ -127,17 +159,20 @@ def compute_log_probs_from_logits(
     chunk_size: int = CHUNK_SIZE,
     overwrite_logits: bool = False,
 ) -> TokenLogProbs:
-    """Log-probabilities of `targets` under softmax(logits / temperature), and the entropy of each row.
+    """Log-probabilities of `targets` under softmax(logits / temperature), and the entropy of each
+    row.
 
-    logits: [N, V], any float type (computed in float32); targets: [N] int64 in the whole vocabulary. `group` and
-    `vocab_start`: the tensor-parallel group over which V is split and the first entry of this rank. Entropy is in nats,
-    None without `with_entropy`. Both results are differentiable.
-    `chunk_size`: rows taken through the softmax at once (-1: all), forwards and backwards: beside the logits and their gradient, memory
-    goes with it, not with N. `overwrite_logits`: the backward pass writes that gradient over the logits, which must then be needed by
-    nobody else, and can run once.
-    """
+    logits: [N, V], any float type (computed in float32); targets: [N] int64 in the whole
+    vocabulary. `group` and `vocab_start`: the tensor-parallel group over which V is split and the
+    first entry of this rank. Entropy is in nats, None without `with_entropy`. Both results are
+    differentiable. `chunk_size`: rows taken through the softmax at once (-1: all), forwards and
+    backwards: beside the logits and their gradient, memory goes with it, not with N.
+    `overwrite_logits`: the backward pass writes that gradient over the logits, which must then be
+    needed by nobody else, and can run once."""
     chunk = chunk_size if chunk_size > 0 else max(1, len(logits))
-    log_probs, entropy = _LogProbs.apply(logits, targets, group, vocab_start, with_entropy, temperature, chunk, overwrite_logits)
+    log_probs, entropy = _LogProbs.apply(
+        logits, targets, group, vocab_start, with_entropy, temperature, chunk, overwrite_logits
+    )
     return TokenLogProbs(log_probs, entropy if with_entropy else None)
 
 
@@ -147,13 +182,16 @@ class ImportanceWeights(NamedTuple):
     clipped: Tensor  # [N] bool: truncated at either end
 
 
-def compute_tis_weights(old_log_probs: Tensor, rollout_log_probs: Tensor, *, clip: float = 2.0, clip_low: float = 0.0) -> ImportanceWeights:
-    """Truncated importance sampling weight clamp(exp(old - rollout), clip_low, clip) that multiplies the policy loss. All [N].
+def compute_tis_weights(
+    old_log_probs: Tensor, rollout_log_probs: Tensor, *, clip: float = 2.0, clip_low: float = 0.0
+) -> ImportanceWeights:
+    """Truncated importance sampling weight clamp(exp(old - rollout), clip_low, clip) that
+    multiplies the policy loss. All [N].
 
-    Corrects for the gap between what the engine sampled from (other weights, other kernels) and the proximal policy.
-    Source: Ionides 2008, "Truncated Importance Sampling"; for RL of language models Yao et al. 2025, "Your Efficient RL
-    Framework Secretly Brings You Off-Policy RL Training", https://fengyao.notion.site/off-policy-rl; slime's --use-tis.
-    """
+    Corrects for the gap between what the engine sampled from (other weights, other kernels) and the
+    proximal policy. Source: Ionides 2008, "Truncated Importance Sampling"; for RL of language
+    models Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+    Training", https://fengyao.notion.site/off-policy-rl; slime's --use-tis."""
     raw = (old_log_probs - rollout_log_probs).detach().exp()
     weights = raw.clamp(clip_low, clip)
     return ImportanceWeights(weights, raw, weights != raw)

@@ -1,4 +1,7 @@
-"""What a step cost: the most memory that it held, tokens and operations a second. For every backend."""
+"""What a step cost: the most memory that it held, tokens and operations a second.
+
+For every backend.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Bytes at the peak since `restart`: torch's tensors on a GPU, on a CPU the whole process (resident memory)."""
+    """Bytes at the peak since `restart`: torch's tensors on a GPU, on a CPU the whole process
+    (resident memory)."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -25,8 +29,10 @@ class PeakMemory:
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
             return
-        with contextlib.suppress(OSError):  # a container may forbid it: then the peak is that of the process's life
-            _CLEAR.write_text("5")  # proc(5): sets the high-water mark of resident memory to what is resident now
+        # a container may forbid it: then the peak is that of the process's life
+        with contextlib.suppress(OSError):
+            # proc(5): sets the high-water mark of resident memory to what is resident now
+            _CLEAR.write_text("5")
 
     def read(self) -> int:
         """0 where the system does not say."""
@@ -41,10 +47,18 @@ class PeakMemory:
 class StepMeter:
     """One rank's. `restart` when a step begins, `metrics` when it is done."""
 
-    def __init__(self, device: torch.device, cost: Cost, num_devices: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        cost: Cost,
+        num_devices: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._cost, self._num_devices, self._clock = cost, num_devices, clock
         self._memory = PeakMemory(device)
-        self._peak = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self._peak = (
+            peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        )
         self._started = clock()
 
     def restart(self) -> None:
@@ -57,16 +71,18 @@ class StepMeter:
         return self._memory.read()
 
     def metrics(self, batch: TrainBatch, *, extra_passes: float = 0.0) -> dict[str, float]:
-        """num_tokens, seconds, tokens_per_second_per_device, model_tflops (1e12 operations a second and device), and mfu where the
-        device's peak is known.
+        """num_tokens, seconds, tokens_per_second_per_device, model_tflops (1e12 operations a second
+        and device), and mfu where the device's peak is known.
 
-        `extra_passes`: forward passes without a backward one (old and reference log-probs), over the whole batch. Operations are the
-        model's: what is computed again to save memory does not count. mfu: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B.
-        """
+        `extra_passes`: forward passes without a backward one (old and reference log-probs), over
+        the whole batch. Operations are the model's: what is computed again to save memory does not
+        count. mfu: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B."""
         seconds = max(self._clock() - self._started, 1e-9)
         micro_batches = [mb for step in batch.steps for rank in step.per_rank for mb in rank]
         tokens = sum(s.num_tokens for mb in micro_batches for s in mb)
-        operations = (TRAINING_PASSES + extra_passes) * sum(map(self._cost.of_micro_batch, micro_batches))
+        operations = (TRAINING_PASSES + extra_passes) * sum(
+            map(self._cost.of_micro_batch, micro_batches)
+        )
         tflops = operations / seconds / self._num_devices / 1e12
         return {
             "num_tokens": float(tokens),

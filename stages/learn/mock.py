@@ -1,4 +1,5 @@
-"""A learner without a model: takes its time, counts its steps, and reports figures of the right names and sizes."""
+"""A learner without a model: takes its time, counts its steps, and reports figures of the right
+names and sizes."""
 
 from __future__ import annotations
 
@@ -17,10 +18,15 @@ STATE_FILE = "mock_learner.json"
 
 
 class MockLearner:
-    """`Learner`. What can be computed from the batch is (tokens, staleness); the rest is made up from the step count."""
+    """`Learner`. What can be computed from the batch is (tokens, staleness); the rest is made up
+    from the step count."""
 
     def __init__(
-        self, config: MockConfig, *, clock: Clock | None = None, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        config: MockConfig,
+        *,
+        clock: Clock | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._seconds = config.mock_step_seconds
         self._clock, self._sleep = clock or MonotonicClock(), sleep
@@ -30,11 +36,18 @@ class MockLearner:
         began = self._clock.now()
         await self._sleep(self._seconds)
         self.num_steps += len(batch.steps)
-        samples = [s for step in batch.steps for rank in step.per_rank for micro_batch in rank for s in micro_batch]
+        samples = [
+            s
+            for step in batch.steps
+            for rank in step.per_rank
+            for micro_batch in rank
+            for s in micro_batch
+        ]
         return StepResult(metrics=self._metrics(samples, self._clock.now() - began))
 
     def _metrics(self, samples: list[TrainSample], seconds: float) -> dict[str, float]:
-        """Entropy falls with training; policies drift apart with staleness (KL about quadratic in it)."""
+        """Entropy falls with training; policies drift apart with staleness (KL about quadratic in
+        it)."""
         drift = 0.02 * sum(s.staleness for s in samples) / max(len(samples), 1)
         settled = math.exp(-self.num_steps / 50)
         return {
@@ -62,7 +75,9 @@ class MockLearner:
     async def save(self, path: Path, hf: Path | None) -> None:
         for folder in (path / "torch_dist", *([hf] if hf else [])):
             folder.mkdir(parents=True, exist_ok=True)
-        (path / "torch_dist" / STATE_FILE).write_text(json.dumps({"num_steps": self.num_steps}), encoding="utf-8")
+        (path / "torch_dist" / STATE_FILE).write_text(
+            json.dumps({"num_steps": self.num_steps}), encoding="utf-8"
+        )
 
     async def saved(self, *, wait: bool) -> bool:
         return True
@@ -74,7 +89,8 @@ class MockLearner:
             self.num_steps = int(json.loads(file.read_text(encoding="utf-8"))["num_steps"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{file}: not a mock learner's checkpoint ({type(error).__name__}: {error}); a --mock run resumes --mock runs only"
+                f"{file}: not a mock learner's checkpoint ({type(error).__name__}: {error}); a"
+                " --mock run resumes --mock runs only"
             ) from error
 
     async def close(self) -> None:

@@ -1,4 +1,7 @@
-"""From the log-probs of a micro-batch to its share of the loss and of the metrics. Pure: torch and the flags, no Megatron."""
+"""From the log-probs of a micro-batch to its share of the loss and of the metrics.
+
+Pure: torch and the flags, no Megatron.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,11 @@ from stages.learn.losses import (
 )
 from stages.learn.reduce import spread
 
-# Sums over trained tokens, in this order, ahead of those of `diagnostics`; `loss` is already divided by the step's denominator.
+# Sums over trained tokens, in this order, ahead of those of `diagnostics`; `loss` is already
+# divided by the step's denominator.
 SUMS = ("loss", "count", "entropy", "kl_old_new", "ratio", "clipped", "kl_ref")
-MAXIMA = ("ratio_max", "mismatch", "logprob_abs_diff")  # of them the second: |old / rollout - 1|, the third: |log old - log rollout|
+# of them the second: |old / rollout - 1|, the third: |log old - log rollout|
+MAXIMA = ("ratio_max", "mismatch", "logprob_abs_diff")
 SFT_SUMS = ("loss", "count", "correct_probability")
 NUM_POLICY_SUMS = len(SUMS) + NUM_SUMS
 
@@ -47,14 +52,17 @@ class TrainedTokens(Protocol):
     def sample_lengths(self) -> Tensor: ...  # [S], prompt and response
     @property
     def staleness(self) -> Tensor: ...  # [S], policy versions
-    def weights_of_samples(self, *, per_token: bool) -> Tensor: ...  # [S], in the mean over tokens or over samples
+
+    # [S], in the mean over tokens or over samples
+    def weights_of_samples(self, *, per_token: bool) -> Tensor: ...
 
 
 class Outcome(NamedTuple):
     loss: Tensor  # this micro-batch's share of the step's loss
     sums: Tensor  # [k]
     maxima: Tensor  # [m]
-    extra: dict[str, Tensor] = {}  # noqa: RUF012  # sums of a user's function, before the denominator
+    # sums of a user's function, before the denominator
+    extra: dict[str, Tensor] = {}  # noqa: RUF012
 
 
 class Extras(NamedTuple):
@@ -76,12 +84,13 @@ def policy_objective(
 ) -> Outcome:
     """One micro-batch's share of the loss, with its sums and maxima.
 
-    Loss: sum over trained tokens of (weight * policy loss + kl_loss_coef * KL - entropy_coef * entropy) * token weight /
-    denominator, where the denominator counts samples, or tokens with calculate_per_token_loss, over all ranks of the optimizer
-    step. A correction's mask takes tokens out of the policy loss only. A sample's tokens are multiplied by its weight.
-    `old` None: no update lies between the old policy and this one, so old = now, exactly. In the bypass PPO's ratio is against the
-    rollout policy itself, and kl_rollout_old and the weights compare it with `now`.
-    """
+    Loss: sum over trained tokens of (weight * policy loss + kl_loss_coef * KL - entropy_coef *
+    entropy) * token weight / denominator, where the denominator counts samples, or tokens with
+    calculate_per_token_loss, over all ranks of the optimizer step. A correction's mask takes tokens
+    out of the policy loss only. A sample's tokens are multiplied by its weight. `old` None: no
+    update lies between the old policy and this one, so old = now, exactly. In the bypass PPO's
+    ratio is against the rollout policy itself, and kl_rollout_old and the weights compare it with
+    `now`."""
     correction = correction_of(config)
     proximal = now.log_probs.detach() if old is None else old
     bypass = correction.ratio == "bypass"
@@ -90,13 +99,18 @@ def policy_objective(
     advantages = shaped_advantages(batch, proximal, extras.ref, config)
     surrogate = _surrogate(now.log_probs, anchor, advantages, batch, config, correction)
     statistics = extras.statistics or BatchStatistics()
-    corrected = compute_correction(correction, numerator, batch.rollout_log_probs, advantages, batch.token_counts, statistics)
+    corrected = compute_correction(
+        correction, numerator, batch.rollout_log_probs, advantages, batch.token_counts, statistics
+    )
     policy = surrogate.loss * corrected.weights  # 0 where dropped
     extra: dict[str, Tensor] = {}
     mean_over_kept = correction.active and correction.mean_over == "kept"
     if extras.tis_function is not None:
         policy, mask, extra = _custom_tis(surrogate.loss, proximal, batch, config, extras)
-        corrected, mean_over_kept = corrected._replace(weights=mask.to(policy.dtype), mask=mask), True
+        corrected, mean_over_kept = (
+            corrected._replace(weights=mask.to(policy.dtype), mask=mask),
+            True,
+        )
     # Dr. GRPO's sum over a sample is divided by a constant, however many of its tokens are kept.
     mean_over_kept = mean_over_kept and config.advantage_estimator != "dr_grpo"
     weights = loss_weights(batch, config, corrected.mask if mean_over_kept else None)
@@ -104,38 +118,57 @@ def policy_objective(
     total = (policy * weights).sum() if side is None else (policy * weights).sum() + side
     loss = total / denominator
     with torch.no_grad():
-        sums, maxima = _diagnose(loss, now, proximal, anchor, surrogate, corrected, kl_ref, batch, config, correction)
+        sums, maxima = _diagnose(
+            loss, now, proximal, anchor, surrogate, corrected, kl_ref, batch, config, correction
+        )
     return Outcome(loss, sums, maxima, extra)
 
 
-def loss_weights(batch: TrainedTokens, config: AlgorithmConfig, mask: Tensor | None = None) -> Tensor:
-    """[N] weight of every trained token in the loss sum: its place in the mean, times its sample's weight."""
+def loss_weights(
+    batch: TrainedTokens, config: AlgorithmConfig, mask: Tensor | None = None
+) -> Tensor:
+    """[N] weight of every trained token in the loss sum: its place in the mean, times its sample's
+    weight."""
     per_token = config.calculate_per_token_loss
     share = batch.weights_of_samples(per_token=per_token)
     return token_weights(batch.token_counts, per_token=per_token, mask=mask, sample_weights=share)
 
 
-def shaped_advantages(batch: TrainedTokens, proximal: Tensor, ref: Tensor | None, config: AlgorithmConfig) -> Tensor:
-    """[N] advantages, less the KL to the reference with --kl-coef; with ppo that is in the rewards already."""
+def shaped_advantages(
+    batch: TrainedTokens, proximal: Tensor, ref: Tensor | None, config: AlgorithmConfig
+) -> Tensor:
+    """[N] advantages, less the KL to the reference with --kl-coef; with ppo that is in the rewards
+    already."""
     if not config.kl_coef or config.advantage_estimator == "ppo":
         return batch.advantages
     assert ref is not None
-    return apply_kl_to_advantages(batch.advantages, proximal, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type)
+    return apply_kl_to_advantages(
+        batch.advantages, proximal, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type
+    )
 
 
-def penalised_rewards(batch: TrainedTokens, old: Tensor, ref: Tensor, config: AlgorithmConfig) -> Tensor:
-    """[N] ppo's token rewards (in the place of advantages, before the critic) less kl_coef * KL(old || reference) of every token.
+def penalised_rewards(
+    batch: TrainedTokens, old: Tensor, ref: Tensor, config: AlgorithmConfig
+) -> Tensor:
+    """[N] ppo's token rewards (in the place of advantages, before the critic) less kl_coef * KL(old
+    || reference) of every token.
 
-    So a token pays, through GAE, for all that follow it. Source: InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5 and
-    appendix C; slime's get_advantages_and_returns.
-    """
-    return apply_kl_to_advantages(batch.advantages, old, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type)
+    So a token pays, through GAE, for all that follow it. Source: InstructGPT, Ouyang et al. 2022,
+    arXiv:2203.02155, section 3.5 and appendix C; slime's get_advantages_and_returns."""
+    return apply_kl_to_advantages(
+        batch.advantages, old, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type
+    )
 
 
 def _side_terms(
-    now: TokenLogProbs, anchor: Tensor, batch: TrainedTokens, config: AlgorithmConfig, extras: Extras
+    now: TokenLogProbs,
+    anchor: Tensor,
+    batch: TrainedTokens,
+    config: AlgorithmConfig,
+    extras: Extras,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(KL loss less entropy bonus, summed; None without either), (the KL to the reference [N]; None without one)."""
+    """(KL loss less entropy bonus, summed; None without either), (the KL to the reference [N]; None
+    without one)."""
     assert now.entropy is not None
     terms, kl_ref = [], None
     if config.entropy_coef:
@@ -150,38 +183,66 @@ def _side_terms(
 
 
 def _surrogate(
-    log_probs: Tensor, anchor: Tensor, advantages: Tensor, batch: TrainedTokens, config: AlgorithmConfig, correction: Correction
+    log_probs: Tensor,
+    anchor: Tensor,
+    advantages: Tensor,
+    batch: TrainedTokens,
+    config: AlgorithmConfig,
+    correction: Correction,
 ) -> PolicyLoss:
     """The policy loss that --loss-type and --advantage-estimator choose, uncorrected."""
     if config.loss_type == "sft_loss":
         ratio = (log_probs - anchor).detach().exp()
-        return PolicyLoss(compute_sft_loss(log_probs), torch.zeros_like(ratio, dtype=torch.bool), ratio)
+        return PolicyLoss(
+            compute_sft_loss(log_probs), torch.zeros_like(ratio, dtype=torch.bool), ratio
+        )
     low, high = clip_range(batch, config)
     if config.advantage_estimator == "cispo":
         return compute_cispo_loss(log_probs, anchor, advantages, eps_clip=low, eps_clip_high=high)
     eps = low if correction.ppo_clip else None
     if config.advantage_estimator == "gspo":
         kl = compute_gspo_kl(log_probs, anchor, batch.token_counts)
-        return compute_policy_loss(-kl, torch.zeros_like(kl), advantages, eps_clip=eps, eps_clip_high=high, eps_clip_c=config.eps_clip_c)
-    return compute_policy_loss(log_probs, anchor, advantages, eps_clip=eps, eps_clip_high=high, eps_clip_c=config.eps_clip_c)
+        return compute_policy_loss(
+            -kl,
+            torch.zeros_like(kl),
+            advantages,
+            eps_clip=eps,
+            eps_clip_high=high,
+            eps_clip_c=config.eps_clip_c,
+        )
+    return compute_policy_loss(
+        log_probs,
+        anchor,
+        advantages,
+        eps_clip=eps,
+        eps_clip_high=high,
+        eps_clip_c=config.eps_clip_c,
+    )
 
 
 def clip_range(batch: TrainedTokens, config: AlgorithmConfig) -> tuple[Any, Any]:
-    """(eps_clip, eps_clip_high): numbers, or [N] where they shrink with staleness s: eps / (1 + staleness_clip_decay * s).
+    """(eps_clip, eps_clip_high): numbers, or [N] where they shrink with staleness s: eps / (1 +
+    staleness_clip_decay * s).
 
-    No paper's: PPO's range bounds one update's distance from the anchor, and a stale sample's anchor is already that many away.
-    """
+    No paper's: PPO's range bounds one update's distance from the anchor, and a stale sample's
+    anchor is already that many away."""
     high = config.eps_clip if config.eps_clip_high is None else config.eps_clip_high
     if not config.staleness_clip_decay:
         return config.eps_clip, high
-    shrink = spread(1.0 / (1.0 + config.staleness_clip_decay * batch.staleness.to(torch.float32)), batch.token_counts)
+    shrink = spread(
+        1.0 / (1.0 + config.staleness_clip_decay * batch.staleness.to(torch.float32)),
+        batch.token_counts,
+    )
     return config.eps_clip * shrink, high * shrink
 
 
 def _custom_tis(
     policy: Tensor, proximal: Tensor, batch: TrainedTokens, config: AlgorithmConfig, extras: Extras
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """slime's --custom-tis-function-path: (policy loss [N], mask [N], metrics). Its lists hold trained tokens only, a sample each."""
+    """slime's --custom-tis-function-path: (policy loss [N], mask [N], metrics).
+
+    Its lists hold trained tokens only, a sample each.
+    """
     assert extras.tis_function is not None
     counts = batch.token_counts.tolist()
     policy, masks, metrics = extras.tis_function(
@@ -194,7 +255,11 @@ def _custom_tis(
         response_lengths=counts,
     )
     weights = loss_weights(batch, config)
-    return policy, torch.cat(list(masks)) > 0, {k: (v.detach().float() * weights).sum() for k, v in metrics.items()}
+    return (
+        policy,
+        torch.cat(list(masks)) > 0,
+        {k: (v.detach().float() * weights).sum() for k, v in metrics.items()},
+    )
 
 
 def _diagnose(
@@ -212,7 +277,11 @@ def _diagnose(
     """(sums [NUM_POLICY_SUMS], maxima [len(MAXIMA)])."""
     assert now.entropy is not None
     log_ratio = proximal - batch.rollout_log_probs
-    ratio, truncated, applied = corrected.metrics["ratio"], corrected.metrics["truncated"], corrected.weights
+    ratio, truncated, applied = (
+        corrected.metrics["ratio"],
+        corrected.metrics["truncated"],
+        corrected.weights,
+    )
     if not correction.active:  # what --use-tis would do
         applied = ratio.clamp(config.tis_clip_low, config.tis_clip)
         truncated = (applied != ratio).float()
@@ -224,23 +293,41 @@ def _diagnose(
         surrogate.clipped.float(),
         torch.zeros_like(log_ratio) if kl_ref is None else kl_ref,
     ]
-    off = off_policy_sums(log_ratio, ratio, (~corrected.mask).float(), truncated, applied, batch.staleness, batch.token_counts)
+    off = off_policy_sums(
+        log_ratio,
+        ratio,
+        (~corrected.mask).float(),
+        truncated,
+        applied,
+        batch.staleness,
+        batch.token_counts,
+    )
     apart = (surrogate.ratio, log_ratio.expm1().abs(), log_ratio.abs())
-    maxima = torch.stack([x.amax() for x in apart]) if len(log_ratio) else loss.new_zeros(len(MAXIMA))
+    maxima = (
+        torch.stack([x.amax() for x in apart]) if len(log_ratio) else loss.new_zeros(len(MAXIMA))
+    )
     return torch.cat([loss.detach()[None], torch.stack(rows).sum(-1), off]), maxima.detach()
 
 
 def custom_objective(
-    function: Callable[..., Any], logits: Tensor, now: TokenLogProbs, old: Tensor | None, batch: TrainedTokens, denominator: float,
-    config: AlgorithmConfig, extras: Extras,
-) -> Outcome:  # fmt: skip
-    """--custom-loss-function-path: f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics), slime's signature.
+    function: Callable[..., Any],
+    logits: Tensor,
+    now: TokenLogProbs,
+    old: Tensor | None,
+    batch: TrainedTokens,
+    denominator: float,
+    config: AlgorithmConfig,
+    extras: Extras,
+) -> Outcome:
+    """--custom-loss-function-path: f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics),
+    slime's signature.
 
-    logits: [1, N, V], rows of the trained tokens only, before the temperature. `batch` has slime's names, a list with a tensor a
-    sample each, trained tokens only: log_probs (old), rollout_log_probs, ref_log_probs (None without a reference), advantages,
-    loss_masks, and response_lengths, total_lengths; beside them targets [N], staleness [S] and, differentiable,
-    current_log_probs [N]. The reducer takes [N] and divides nothing by the number of samples: the learner does.
-    """
+    logits: [1, N, V], rows of the trained tokens only, before the temperature. `batch` has slime's
+    names, a list with a tensor a sample each, trained tokens only: log_probs (old),
+    rollout_log_probs, ref_log_probs (None without a reference), advantages, loss_masks, and
+    response_lengths, total_lengths; beside them targets [N], staleness [S] and, differentiable,
+    current_log_probs [N]. The reducer takes [N] and divides nothing by the number of samples: the
+    learner does."""
     counts = batch.token_counts.tolist()
     proximal = now.log_probs.detach() if old is None else old
     ones = torch.ones_like(proximal)
@@ -262,22 +349,43 @@ def custom_objective(
     with torch.no_grad():
         ratio = (now.log_probs - proximal).exp()
         surrogate = PolicyLoss(ratio, torch.zeros_like(ratio, dtype=torch.bool), ratio)
-        none = compute_correction(Correction(), proximal, batch.rollout_log_probs, batch.advantages, batch.token_counts)
-        kl_ref = None if extras.ref is None else compute_approx_kl(now.log_probs, extras.ref, config.kl_loss_type)
-        sums, maxima = _diagnose(loss, now, proximal, proximal, surrogate, none, kl_ref, batch, config, Correction())
-    return Outcome(loss, sums, maxima, {k: torch.as_tensor(v).detach().float().sum() for k, v in metrics.items()})
+        none = compute_correction(
+            Correction(), proximal, batch.rollout_log_probs, batch.advantages, batch.token_counts
+        )
+        kl_ref = (
+            None
+            if extras.ref is None
+            else compute_approx_kl(now.log_probs, extras.ref, config.kl_loss_type)
+        )
+        sums, maxima = _diagnose(
+            loss, now, proximal, proximal, surrogate, none, kl_ref, batch, config, Correction()
+        )
+    return Outcome(
+        loss,
+        sums,
+        maxima,
+        {k: torch.as_tensor(v).detach().float().sum() for k, v in metrics.items()},
+    )
 
 
 def sft_objective(now: TokenLogProbs, denominator: float) -> Outcome:
-    """Mean cross entropy over all trained tokens of the step: loss share, SFT_SUMS, nothing in the maxima."""
+    """Mean cross entropy over all trained tokens of the step: loss share, SFT_SUMS, nothing in the
+    maxima."""
     loss = compute_sft_loss(now.log_probs).sum() / denominator
     detached = now.log_probs.detach()
-    sums = torch.stack([loss.detach(), detached.new_tensor(float(len(detached))), detached.exp().sum()])
+    sums = torch.stack(
+        [loss.detach(), detached.new_tensor(float(len(detached))), detached.exp().sum()]
+    )
     return Outcome(loss, sums, detached.new_zeros(len(MAXIMA)))
 
 
-def policy_metrics(sums: Tensor, maxima: Tensor, *, with_reference: bool = False) -> dict[str, float]:
-    """StepResult's metrics of one optimizer step from sums over all ranks. Means are over trained tokens."""
+def policy_metrics(
+    sums: Tensor, maxima: Tensor, *, with_reference: bool = False
+) -> dict[str, float]:
+    """StepResult's metrics of one optimizer step from sums over all ranks.
+
+    Means are over trained tokens.
+    """
     values = dict(zip(SUMS, sums[: len(SUMS)].double(), strict=True))
     count = values["count"].clamp(min=1)
     return {

@@ -1,4 +1,5 @@
-"""Policy losses of trained tokens: PPO's clip, dual clip, GSPO's sequence ratio, CISPO. Shapes: N trained tokens, S samples."""
+"""Policy losses of trained tokens: PPO's clip, dual clip, GSPO's sequence ratio, CISPO. Shapes: N
+trained tokens, S samples."""
 
 from __future__ import annotations
 
@@ -27,12 +28,13 @@ def compute_policy_loss(
     eps_clip_high: Bound | None = None,
     eps_clip_c: float | None = None,
 ) -> PolicyLoss:
-    """Clipped surrogate: max(-r A, -clip(r, 1 - eps_clip, 1 + eps_clip_high) A) with r = exp(log_probs - old_log_probs).
+    """Clipped surrogate: max(-r A, -clip(r, 1 - eps_clip, 1 + eps_clip_high) A) with r =
+    exp(log_probs - old_log_probs).
 
-    All [N]. Source: PPO, Schulman et al. 2017, arXiv:1707.06347, eq. 7 (negated); a higher upper bound is DAPO's
-    "clip-higher", Yu et al. 2025, arXiv:2503.14476, eq. 10. `eps_clip_high` None means `eps_clip`; `eps_clip` None: no clip.
-    `eps_clip_c` > 1, dual clip (Ye et al. 2020, arXiv:1912.09729, eq. 5): where A < 0 the loss is at most -eps_clip_c A.
-    """
+    All [N]. Source: PPO, Schulman et al. 2017, arXiv:1707.06347, eq. 7 (negated); a higher upper
+    bound is DAPO's "clip-higher", Yu et al. 2025, arXiv:2503.14476, eq. 10. `eps_clip_high` None
+    means `eps_clip`; `eps_clip` None: no clip. `eps_clip_c` > 1, dual clip (Ye et al. 2020,
+    arXiv:1912.09729, eq. 5): where A < 0 the loss is at most -eps_clip_c A."""
     ratio = (log_probs - old_log_probs).exp()
     loss = -ratio * advantages
     clipped = torch.zeros_like(loss, dtype=torch.bool)
@@ -50,7 +52,9 @@ def compute_policy_loss(
 def clamp_ratio(ratio: Tensor, eps_clip: Bound, eps_clip_high: Bound | None) -> Tensor:
     """clip(r, 1 - eps_clip, 1 + eps_clip_high), [N]. The bounds may differ from token to token."""
     high = eps_clip if eps_clip_high is None else eps_clip_high
-    return torch.minimum(torch.maximum(ratio, _tensor(1.0 - eps_clip, ratio)), _tensor(1.0 + high, ratio))
+    return torch.minimum(
+        torch.maximum(ratio, _tensor(1.0 - eps_clip, ratio)), _tensor(1.0 + high, ratio)
+    )
 
 
 def _tensor(bound: Bound, like: Tensor) -> Tensor:
@@ -58,22 +62,28 @@ def _tensor(bound: Bound, like: Tensor) -> Tensor:
 
 
 def compute_gspo_kl(log_probs: Tensor, old_log_probs: Tensor, token_counts: Tensor) -> Tensor:
-    """[N]: for every token its sample's mean of old - new, so that exp(-kl) is GSPO's length-normalised sequence ratio.
+    """[N]: for every token its sample's mean of old - new, so that exp(-kl) is GSPO's
+    length-normalised sequence ratio.
 
-    log_probs, old_log_probs: [N]; token_counts: [S]. The gradient passes to all tokens of the sample.
-    Source: GSPO, Zheng et al. 2025, arXiv:2507.18071, eq. 7; the paper's clip range is 3e-4 and 4e-4.
-    """
+    log_probs, old_log_probs: [N]; token_counts: [S]. The gradient passes to all tokens of the
+    sample. Source: GSPO, Zheng et al. 2025, arXiv:2507.18071, eq. 7; the paper's clip range is 3e-4
+    and 4e-4."""
     return spread(mean_per_sample(old_log_probs - log_probs, token_counts), token_counts)
 
 
 def compute_cispo_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, eps_clip: Bound, eps_clip_high: Bound | None = None
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    eps_clip: Bound,
+    eps_clip_high: Bound | None = None,
 ) -> PolicyLoss:
-    """-stop_gradient(clip(r, 1 - eps_clip, 1 + eps_clip_high)) A log_probs: clipped tokens keep a (bounded) gradient. All [N].
+    """-stop_gradient(clip(r, 1 - eps_clip, 1 + eps_clip_high)) A log_probs: clipped tokens keep a
+    (bounded) gradient. All [N].
 
-    Source: CISPO, MiniMax 2025, MiniMax-M1, arXiv:2506.13585, eq. 4 and 5 (there only the upper bound matters: 1 - eps_clip is
-    kept low). `clipped` says where the ratio was out of bounds.
-    """
+    Source: CISPO, MiniMax 2025, MiniMax-M1, arXiv:2506.13585, eq. 4 and 5 (there only the upper
+    bound matters: 1 - eps_clip is kept low). `clipped` says where the ratio was out of bounds."""
     ratio = (log_probs - old_log_probs).detach().exp()
     bounded = clamp_ratio(ratio, eps_clip, eps_clip_high)
     return PolicyLoss(-bounded * advantages * log_probs, bounded != ratio, ratio)

@@ -1,8 +1,8 @@
-"""A learner rank's algorithm, the same whatever holds the weights: rollouts to optimizer steps, refusals, metrics.
+"""A learner rank's algorithm, the same whatever holds the weights: rollouts to optimizer steps,
+refusals, metrics.
 
-A backend fills in the passes, the gradients and the update. Every rank calls the same methods in the same order, each on its own
-share of the batch.
-"""
+A backend fills in the passes, the gradients and the update. Every rank calls the same methods in
+the same order, each on its own share of the batch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class LearnerRank(ABC):
     device: torch.device
     settings: LearnerSettings
 
-    def _begin(self, goal: Goal, looks: Looks, reference: KeepsReference | None, meter: StepMeter) -> None:
+    def _begin(
+        self, goal: Goal, looks: Looks, reference: KeepsReference | None, meter: StepMeter
+    ) -> None:
         self._goal, self._reference, self._meter = goal, reference, meter
         self._ahead = Ahead(looks, goal, reference)
 
@@ -58,12 +60,17 @@ class LearnerRank(ABC):
 
     @abstractmethod
     def _pack(self, step: OptimizerStep) -> list[Any]:
-        """This rank's micro-batches (Trained, and the model's inputs). Raises LearnerError when the batch is cut for other ranks."""
+        """This rank's micro-batches (Trained, and the model's inputs).
+
+        Raises LearnerError when the batch is cut for other ranks.
+        """
 
     @abstractmethod
-    def _run(self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False) -> list[Outcome]:
-        """Forward and backward over this rank's micro-batches; an outcome of each, or nothing where this rank sees no log-probs.
-        Gradients are summed over micro-batches and ranks."""
+    def _run(
+        self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False
+    ) -> list[Outcome]:
+        """Forward and backward over this rank's micro-batches; an outcome of each, or nothing where
+        this rank sees no log-probs. Gradients are summed over micro-batches and ranks."""
 
     @abstractmethod
     def _zero_grad(self) -> None: ...
@@ -74,7 +81,8 @@ class LearnerRank(ABC):
 
     @abstractmethod
     def _update(self, grad_norm: float, *, lr: float | None, scale: float) -> float:
-        """Clip (`grad_norm` as found) and take the optimizer step, at `lr` or the schedule's times `scale`; returns that."""
+        """Clip (`grad_norm` as found) and take the optimizer step, at `lr` or the schedule's times
+        `scale`; returns that."""
 
     @abstractmethod
     def _advance_schedule(self) -> None: ...
@@ -97,12 +105,19 @@ class LearnerRank(ABC):
         """Is this the rank, of those that share samples, that says what was found?"""
         return True
 
-    def _reduce(self, sums: Tensor | None, maxima: Tensor | None, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _reduce(
+        self, sums: Tensor | None, maxima: Tensor | None, like: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Over ranks. None where this rank saw nothing; `like` has the shapes."""
-        return rendezvous.sum_and_max(*(x if x is not None else y for x, y in zip((sums, maxima), like, strict=True)))
+        return rendezvous.sum_and_max(
+            *(x if x is not None else y for x, y in zip((sums, maxima), like, strict=True))
+        )
 
-    def _criticise(self, batch: TrainBatch, prepared: list[list[Prepared]]) -> tuple[list[list[Prepared]], dict[str, float], bool]:
-        """(micro-batches with a critic's advantages, its metrics, does the policy learn from this rollout?)."""
+    def _criticise(
+        self, batch: TrainBatch, prepared: list[list[Prepared]]
+    ) -> tuple[list[list[Prepared]], dict[str, float], bool]:
+        """(micro-batches with a critic's advantages, its metrics, does the policy learn from this
+        rollout?)."""
         return prepared, {}, True
 
     def _own_metrics(self, num_micro_batches: int, *, taken: bool) -> dict[str, float]:
@@ -112,11 +127,12 @@ class LearnerRank(ABC):
     # ---- training
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
-        """Train on one rollout; metrics as StepResult says, the same on every rank: means over the optimizer steps.
+        """Train on one rollout; metrics as StepResult says, the same on every rank: means over the
+        optimizer steps.
 
-        Raises LearnerError on every rank when a loss or gradient is not finite: that optimizer step is not applied
-        (those before it, of the same rollout, are) and weights, optimizer and schedule are as they were before it.
-        """
+        Raises LearnerError on every rank when a loss or gradient is not finite: that optimizer step
+        is not applied (those before it, of the same rollout, are) and weights, optimizer and
+        schedule are as they were before it."""
         self.onload()
         self._meter.restart()
         before = self._tokens_passed
@@ -125,27 +141,34 @@ class LearnerRank(ABC):
         results = []
         for number, (step, micro_batches) in enumerate(zip(batch.steps, prepared, strict=True), 1):
             where = f"rollout {batch.rollout_id}, optimizer step {number} of {len(batch.steps)}"
-            results.append(self._policy_step(step, micro_batches, where, first=number == 1, taken=learns))
+            results.append(
+                self._policy_step(step, micro_batches, where, first=number == 1, taken=learns)
+            )
         interval = self.settings.algorithm.ref_update_interval
         if self._reference and interval and (batch.rollout_id + 1) % interval == 0:
             self._reference.copy_policy()
-        looked, trained = (now - then for now, then in zip(self._tokens_passed, before, strict=True))
+        looked, trained = (
+            now - then for now, then in zip(self._tokens_passed, before, strict=True)
+        )
         spent = self._meter.metrics(batch, extra_passes=looked / max(trained, 1))
         spent["peak_memory_bytes"] = rendezvous.largest(self._meter.peak_bytes, self.device)
         return {**over_steps(results), **spent, **critic_metrics}
 
     def sft_step(self, step: OptimizerStep, lr: float) -> dict[str, float]:
-        """One supervised step (mean cross entropy over the trained tokens) at learning rate `lr`, beside the schedule.
+        """One supervised step (mean cross entropy over the trained tokens) at learning rate `lr`,
+        beside the schedule.
 
-        Metrics: loss, grad_norm, lr, token_probability (mean), num_loss_tokens. Call `reset_optimizer` before the first rollout.
-        """
+        Metrics: loss, grad_norm, lr, token_probability (mean), num_loss_tokens. Call
+        `reset_optimizer` before the first rollout."""
         self.onload()
         denominator = float(max(1, step.num_loss_tokens))
 
         def goal(_logits: Tensor, now: TokenLogProbs, _prepared: Prepared) -> Outcome:
             return sft_objective(now, denominator)
 
-        found = self._optimizer_step([Prepared(mb) for mb in self._pack(step)], goal, len(SFT_SUMS), "supervised step", lr=lr)
+        found = self._optimizer_step(
+            [Prepared(mb) for mb in self._pack(step)], goal, len(SFT_SUMS), "supervised step", lr=lr
+        )
         loss, count, probability = found.sums.tolist()
         return {
             "loss": loss,
@@ -156,7 +179,8 @@ class LearnerRank(ABC):
         }
 
     def reset_optimizer(self) -> None:
-        """Forget Adam's moments and start the schedule anew: what a warm-up leaves must not shape the first rollouts.
+        """Forget Adam's moments and start the schedule anew: what a warm-up leaves must not shape
+        the first rollouts.
 
         The reference, unless it has a folder of its own, is the policy as it is now.
         """
@@ -164,7 +188,15 @@ class LearnerRank(ABC):
         if self._reference and not self.settings.algorithm.ref_load:
             self._reference.copy_policy()
 
-    def _policy_step(self, step: OptimizerStep, micro_batches: list[Prepared], where: str, *, first: bool, taken: bool) -> dict[str, float]:
+    def _policy_step(
+        self,
+        step: OptimizerStep,
+        micro_batches: list[Prepared],
+        where: str,
+        *,
+        first: bool,
+        taken: bool,
+    ) -> dict[str, float]:
         """`taken` False (--num-critic-only-steps): its metrics only, from forward passes."""
         goal, statistics = self._goal, None
         denominator = goal.denominator(step)
@@ -182,7 +214,12 @@ class LearnerRank(ABC):
             found = self._look(micro_batches, loss_of, where)
         extra = {k: v / denominator for k, v in found.extra.items()}
         measured = {"grad_norm": found.grad_norm, "lr": found.lr}
-        return {**extra, **self._own_metrics(len(micro_batches), taken=taken), **goal.metrics(found.sums, found.maxima), **measured}
+        return {
+            **extra,
+            **self._own_metrics(len(micro_batches), taken=taken),
+            **goal.metrics(found.sums, found.maxima),
+            **measured,
+        }
 
     def _look(self, micro_batches: Sequence[Prepared], objective: Objective, where: str) -> Found:
         """What a policy step that is not taken measures."""
@@ -191,7 +228,13 @@ class LearnerRank(ABC):
         sums, maxima = self._reduced(outcomes, NUM_POLICY_SUMS)
         if self._goal.off_policy(maxima):
             raise self._not_on_policy(self._goal, where)
-        return Found(sums, maxima, self._sum_by_name(outcomes) if self._goal.has_extra_metrics else {}, 0.0, 0.0)
+        return Found(
+            sums,
+            maxima,
+            self._sum_by_name(outcomes) if self._goal.has_extra_metrics else {},
+            0.0,
+            0.0,
+        )
 
     def _optimizer_step(
         self,
@@ -202,7 +245,10 @@ class LearnerRank(ABC):
         goal: Goal | None = None,
         lr: float | None = None,
     ) -> Found:
-        """Forward, backward, reduce, check, clip, update. `goal`: what checks and scales a policy step."""
+        """Forward, backward, reduce, check, clip, update.
+
+        `goal`: what checks and scales a policy step.
+        """
         self._zero_grad()
         outcomes = self._run(micro_batches, objective)
         sums, maxima = self._reduced(outcomes, num_sums)
@@ -211,8 +257,9 @@ class LearnerRank(ABC):
         if rendezvous.any_rank(not all(map(math.isfinite, (norm, loss, scale))), self.device):
             self._zero_grad()
             raise LearnerError(
-                f"{where}: loss {loss}, gradient norm {norm}: not finite. The step was refused, the weights are as before it. "
-                "Look for non-finite rewards, advantages or log-probs in the saved batch; a lower --lr or --clip-grad may help"
+                f"{where}: loss {loss}, gradient norm {norm}: not finite. The step was refused, the"
+                " weights are as before it. Look for non-finite rewards, advantages or log-probs"
+                " in the saved batch; a lower --lr or --clip-grad may help"
             )
         if goal and goal.off_policy(maxima):
             self._zero_grad()
@@ -222,17 +269,35 @@ class LearnerRank(ABC):
 
     def _reduced(self, outcomes: Sequence[Outcome], num_sums: int) -> tuple[Tensor, Tensor]:
         """(sums, maxima) over micro-batches and ranks."""
-        sums = sum((o.sums for o in outcomes), start=torch.zeros(num_sums, device=self.device)) if outcomes else None
+        sums = (
+            sum((o.sums for o in outcomes), start=torch.zeros(num_sums, device=self.device))
+            if outcomes
+            else None
+        )
         maxima = torch.stack([o.maxima for o in outcomes]).amax(0) if outcomes else None
-        return self._reduce(sums, maxima, (torch.zeros(num_sums, device=self.device), torch.zeros(len(MAXIMA), device=self.device)))
+        return self._reduce(
+            sums,
+            maxima,
+            (
+                torch.zeros(num_sums, device=self.device),
+                torch.zeros(len(MAXIMA), device=self.device),
+            ),
+        )
 
     def _not_on_policy(self, goal: Goal, where: str) -> LearnerError:
         """The same error on every rank."""
-        worst = max(Worst(*w) for w in rendezvous.gather_over_world(tuple(goal.worst) if self._reports() else (0.0, "")))
+        worst = max(
+            Worst(*w)
+            for w in rendezvous.gather_over_world(
+                tuple(goal.worst) if self._reports() else (0.0, "")
+            )
+        )
         return LearnerError(
-            f"{where}: --true-on-policy-mode, but the ratio old/rollout is {worst.mismatch:.3g} from 1 (--true-on-policy-tolerance "
-            f"{goal.config.true_on_policy_tolerance:g}) at {worst.token}. The step was refused. Engine and learner must have the same "
-            "weights, dtype and kernels: see --dtype and the engines' attention flags, or drop the mode and correct instead (--use-tis)"
+            f"{where}: --true-on-policy-mode, but the ratio old/rollout is {worst.mismatch:.3g}"
+            f" from 1 (--true-on-policy-tolerance {goal.config.true_on_policy_tolerance:g}) at"
+            f" {worst.token}. The step was refused. Engine and learner must have the same weights,"
+            " dtype and kernels: see --dtype and the engines' attention flags, or drop the mode"
+            " and correct instead (--use-tis)"
         )
 
     def _sum_by_name(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -249,7 +314,8 @@ class LearnerRank(ABC):
 
 
 def over_steps(results: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the optimizer steps that have the metric (a staleness may occur in some only), largest ratio, sum of tokens."""
+    """Means over the optimizer steps that have the metric (a staleness may occur in some only),
+    largest ratio, sum of tokens."""
     names = dict.fromkeys(name for r in results for name in r)
     values = {name: [r[name] for r in results if name in r] for name in names}
     metrics = {name: sum(v) / len(v) for name, v in values.items()}

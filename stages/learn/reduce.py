@@ -1,4 +1,7 @@
-"""From values of trained tokens to sums: over tokens, over samples of each sample's mean. Shapes: N trained tokens, S samples."""
+"""From values of trained tokens to sums: over tokens, over samples of each sample's mean.
+
+Shapes: N trained tokens, S samples.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from torch import Tensor
 
 
 def sample_of_token(token_counts: Tensor) -> Tensor:
-    """[N] int64: the sample (0 to S - 1) of every trained token. token_counts: [S], trained tokens a sample."""
-    return torch.arange(len(token_counts), device=token_counts.device).repeat_interleave(token_counts)
+    """[N] int64: the sample (0 to S - 1) of every trained token. token_counts: [S], trained tokens
+    a sample."""
+    return torch.arange(len(token_counts), device=token_counts.device).repeat_interleave(
+        token_counts
+    )
 
 
 def sum_per_sample(values: Tensor, token_counts: Tensor) -> Tensor:
@@ -26,30 +32,45 @@ def spread(per_sample: Tensor, token_counts: Tensor) -> Tensor:
     return per_sample.repeat_interleave(token_counts)
 
 
-def token_weights(token_counts: Tensor, *, per_token: bool, mask: Tensor | None = None, sample_weights: Tensor | None = None) -> Tensor:
-    """[N] weight of every trained token in the loss sum, from `token_counts` [S] (trained tokens a sample, sum N).
+def token_weights(
+    token_counts: Tensor,
+    *,
+    per_token: bool,
+    mask: Tensor | None = None,
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    """[N] weight of every trained token in the loss sum, from `token_counts` [S] (trained tokens a
+    sample, sum N).
 
-    per_token False: 1 / count, so that the weighted sum is the sum over samples of each sample's mean (slime's
-    sum_of_sample_mean; divide by the number of samples); True: 1 (divide by the number of tokens; DAPO, arXiv:2503.14476, eq. 8).
-    With `mask` [N] dropped tokens weigh 0 and a sample's mean is over the others. `sample_weights` [S] multiply each sample's.
-    """
+    per_token False: 1 / count, so that the weighted sum is the sum over samples of each sample's
+    mean (slime's sum_of_sample_mean; divide by the number of samples); True: 1 (divide by the
+    number of tokens; DAPO, arXiv:2503.14476, eq. 8). With `mask` [N] dropped tokens weigh 0 and a
+    sample's mean is over the others. `sample_weights` [S] multiply each sample's."""
     counts = token_counts.to(torch.int64)
-    kept = torch.ones(int(counts.sum()), device=counts.device) if mask is None else mask.to(torch.float32)
+    kept = (
+        torch.ones(int(counts.sum()), device=counts.device)
+        if mask is None
+        else mask.to(torch.float32)
+    )
     per_sample = torch.ones(len(counts), device=counts.device)
     if not per_token:
-        per_sample = per_sample / (counts.to(torch.float32) if mask is None else sum_per_sample(kept, counts)).clamp(min=1.0)
+        per_sample = per_sample / (
+            counts.to(torch.float32) if mask is None else sum_per_sample(kept, counts)
+        ).clamp(min=1.0)
     if sample_weights is not None:
         per_sample = per_sample * sample_weights
     return kept * spread(per_sample.to(torch.float32), counts)
 
 
 def sum_of_sample_mean(values: Tensor, token_counts: Tensor) -> Tensor:
-    """Sum over samples of the mean over each sample's trained tokens. values: [N]; token_counts: [S]. Empty samples add 0."""
+    """Sum over samples of the mean over each sample's trained tokens. values: [N]; token_counts:
+    [S]. Empty samples add 0."""
     return (values * token_weights(token_counts, per_token=False)).sum()
 
 
 def sum_of_tokens(values: Tensor, token_counts: Tensor) -> Tensor:
-    """Sum over all trained tokens (the reducer of the per-token mean). values: [N]; token_counts: [S], checked."""
+    """Sum over all trained tokens (the reducer of the per-token mean). values: [N]; token_counts:
+    [S], checked."""
     if int(token_counts.sum()) != values.numel():
         raise ValueError(f"{values.numel()} values for {int(token_counts.sum())} trained tokens")
     return values.sum()

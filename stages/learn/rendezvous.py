@@ -1,4 +1,7 @@
-"""Where learner ranks meet, and what they tell each other over the default process group. No backend's own."""
+"""Where learner ranks meet, and what they tell each other over the default process group.
+
+No backend's own.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,39 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-TIMEOUT = timedelta(minutes=30)  # of one collective: longer than any step; a dead peer is noticed at once, by its closed socket
+# of one collective: longer than any step; a dead peer is noticed at once, by its closed socket
+TIMEOUT = timedelta(minutes=30)
 
 
 def serve_store(world_size: int, host: str = "127.0.0.1") -> tuple[dist.Store, int]:
-    """Rank 0's rendezvous store and its port. It listens on `host` only (torch by itself listens on every interface)."""
+    """Rank 0's rendezvous store and its port.
+
+    It listens on `host` only (torch by itself listens on every interface).
+    """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind((host, 0))
     listener.listen()
     port = listener.getsockname()[1]
     fd = listener.detach()  # the store owns it from here
-    return dist.TCPStore(host, port, world_size, True, TIMEOUT, wait_for_workers=False, master_listen_fd=fd), port
+    return dist.TCPStore(
+        host, port, world_size, True, TIMEOUT, wait_for_workers=False, master_listen_fd=fd
+    ), port
 
 
 def join_store(host: str, port: int, world_size: int) -> dist.Store:
     return dist.TCPStore(host, port, world_size, False, TIMEOUT)
 
 
-def init_process_group(device: torch.device, *, rank: int, world_size: int, store: dist.Store | None) -> None:
+def init_process_group(
+    device: torch.device, *, rank: int, world_size: int, store: dist.Store | None
+) -> None:
     """The default process group: gloo on CPU, NCCL on CUDA. `store` None: a world of one."""
     if device.type == "cpu":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "gloo" if device.type == "cpu" else "nccl"
-    dist.init_process_group(backend, store=store or dist.HashStore(), rank=rank, world_size=world_size, timeout=TIMEOUT)
+    dist.init_process_group(
+        backend, store=store or dist.HashStore(), rank=rank, world_size=world_size, timeout=TIMEOUT
+    )
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -1,6 +1,6 @@
-"""Learning rate and weight decay as functions of the optimizer steps taken. The numbers are those of Megatron-core's
-OptimizerParamScheduler, which the Megatron learner uses itself; the WSD phases are of Hu et al. 2024 (MiniCPM), arXiv:2404.06395.
-"""
+"""Learning rate and weight decay as functions of the optimizer steps taken. The numbers are those
+of Megatron-core's OptimizerParamScheduler, which the Megatron learner uses itself; the WSD phases
+are of Hu et al. 2024 (MiniCPM), arXiv:2404.06395."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from pipeline.core.errors import ConfigError
 
 
 def warmup_and_decay(optim: OptimConfig, num_steps: int) -> tuple[int, int]:
-    """(steps of the warm-up, steps of the whole schedule) in a run of `num_steps` optimizer steps. Raises ConfigError when the phases
-    do not fit."""
+    """(steps of the warm-up, steps of the whole schedule) in a run of `num_steps` optimizer steps.
+    Raises ConfigError when the phases do not fit."""
     decay = optim.lr_decay_iters or max(num_steps, optim.lr_warmup_iters + 1)
-    warmup = optim.lr_warmup_iters if optim.lr_warmup_fraction is None else int(optim.lr_warmup_fraction * decay)
+    warmup = (
+        optim.lr_warmup_iters
+        if optim.lr_warmup_fraction is None
+        else int(optim.lr_warmup_fraction * decay)
+    )
     if warmup >= decay:
         raise ConfigError(f"--lr-warmup-iters {warmup} must be below --lr-decay-iters {decay}")
     if (optim.lr_wsd_decay_iters or 0) > decay:
-        raise ConfigError(f"--lr-wsd-decay-iters {optim.lr_wsd_decay_iters} is above the {decay} steps of the schedule, whose end it is")
+        raise ConfigError(
+            f"--lr-wsd-decay-iters {optim.lr_wsd_decay_iters} is above the {decay} steps of the"
+            " schedule, whose end it is"
+        )
     return warmup, decay
 
 
@@ -46,7 +53,11 @@ class Schedule:
         if o.lr_decay_style == "inverse-square-root":
             return max(self.min_lr, self.max_lr * math.sqrt(max(self.warmup_steps, 1) / max(n, 1)))
         done = (n - self.warmup_steps) / (self.decay_steps - self.warmup_steps)
-        left = _wsd_left(o, n, self.decay_steps) if o.lr_decay_style == "WSD" else _left(o.lr_decay_style, done)
+        left = (
+            _wsd_left(o, n, self.decay_steps)
+            if o.lr_decay_style == "WSD"
+            else _left(o.lr_decay_style, done)
+        )
         return self.min_lr + left * (self.max_lr - self.min_lr)
 
     def weight_decay(self, n: int) -> float:
@@ -54,7 +65,8 @@ class Schedule:
         o = self.optim
         if o.weight_decay_incr_style == "constant":
             return self.constant_weight_decay
-        assert o.start_weight_decay is not None and o.end_weight_decay is not None  # or the flags were refused
+        # or the flags were refused
+        assert o.start_weight_decay is not None and o.end_weight_decay is not None
         if n > self.decay_steps:
             return o.end_weight_decay
         risen = 1.0 - _left(o.weight_decay_incr_style, n / self.decay_steps)
@@ -81,7 +93,19 @@ def _left(style: str, done: float) -> float:
     raise AssertionError(style)
 
 
-def make_schedule(optim: OptimConfig, *, lr: float, min_lr: float, num_steps: int, weight_decay: float = 0.0) -> Schedule:
-    """Counted in optimizer steps, `num_steps` in the whole run. Raises ConfigError for phases that do not fit."""
+def make_schedule(
+    optim: OptimConfig, *, lr: float, min_lr: float, num_steps: int, weight_decay: float = 0.0
+) -> Schedule:
+    """Counted in optimizer steps, `num_steps` in the whole run.
+
+    Raises ConfigError for phases that do not fit.
+    """
     warmup, decay = warmup_and_decay(optim, num_steps)
-    return Schedule(optim=optim, max_lr=lr, min_lr=min_lr, constant_weight_decay=weight_decay, warmup_steps=warmup, decay_steps=decay)
+    return Schedule(
+        optim=optim,
+        max_lr=lr,
+        min_lr=min_lr,
+        constant_weight_decay=weight_decay,
+        warmup_steps=warmup,
+        decay_steps=decay,
+    )

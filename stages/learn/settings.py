@@ -20,7 +20,8 @@ class LearnerSettings:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     megatron: Mapping[str, Any] = field(default_factory=dict)  # Megatron's flags by field name
     num_optimizer_steps: int = 1  # of the whole run: where the learning-rate schedule ends
-    temperature: float = 1.0  # that the engine samples with: log-probs are of softmax(logits / temperature)
+    # that the engine samples with: log-probs are of softmax(logits / temperature)
+    temperature: float = 1.0
     seed: int = 1234
     async_save: bool = False  # snapshots are written while training goes on
     save_optim: bool = True  # snapshots hold optimizer and schedule

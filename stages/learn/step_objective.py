@@ -1,4 +1,7 @@
-"""What the flags ask of one optimizer step: which log-probs it needs ahead, its loss, its metrics. Holds the user's functions."""
+"""What the flags ask of one optimizer step: which log-probs it needs ahead, its loss, its metrics.
+
+Holds the user's functions.
+"""
 
 from __future__ import annotations
 
@@ -63,11 +66,16 @@ class Goal:
     @property
     def needs_old(self) -> bool:
         """Later optimizer steps of a rollout look back at the policy at consumption."""
-        return self.correction.ratio == "decoupled" or self.config.kl_coef > 0 or self.config.true_on_policy_mode
+        return (
+            self.correction.ratio == "decoupled"
+            or self.config.kl_coef > 0
+            or self.config.true_on_policy_mode
+        )
 
     @property
     def needs_old_at_first(self) -> bool:
-        """The critic is given rewards less the KL to the reference, ahead of all optimizer steps."""
+        """The critic is given rewards less the KL to the reference, ahead of all optimizer
+        steps."""
         return self.config.advantage_estimator == "ppo" and self.config.kl_coef > 0
 
     @property
@@ -76,31 +84,58 @@ class Goal:
 
     @property
     def wants_logits(self) -> bool:
-        """Of all trained tokens of a micro-batch, in its order; other objectives look at log-probs only."""
+        """Of all trained tokens of a micro-batch, in its order; other objectives look at log-probs
+        only."""
         return self._loss_function is not None
 
     def denominator(self, step: OptimizerStep) -> float:
-        return float(step.num_loss_tokens if self.config.calculate_per_token_loss else step.num_samples) or 1.0
+        return (
+            float(
+                step.num_loss_tokens if self.config.calculate_per_token_loss else step.num_samples
+            )
+            or 1.0
+        )
 
     def evidence(self, prepared: PreparedBatch, current: Tensor | None) -> Evidence:
-        """A micro-batch's part in the step's statistics. `current`: the current policy's log-probs, where they differ from the old."""
+        """A micro-batch's part in the step's statistics.
+
+        `current`: the current policy's log-probs, where they differ from the old.
+        """
         old = prepared.old if prepared.old is not None else current
         numerator = current if self.correction.ratio == "bypass" else old
         assert old is not None and numerator is not None
         batch = prepared.batch
         advantages = shaped_advantages(batch, old, prepared.ref, self.config)
         weights = batch.weights_of_samples(per_token=True)
-        return batch_evidence(self.correction, numerator, batch.rollout_log_probs, advantages, batch.token_counts, weights)
+        return batch_evidence(
+            self.correction,
+            numerator,
+            batch.rollout_log_probs,
+            advantages,
+            batch.token_counts,
+            weights,
+        )
 
     def outcome(
-        self, logits: Tensor, now: TokenLogProbs, prepared: PreparedBatch, denominator: float, statistics: BatchStatistics | None
+        self,
+        logits: Tensor,
+        now: TokenLogProbs,
+        prepared: PreparedBatch,
+        denominator: float,
+        statistics: BatchStatistics | None,
     ) -> Outcome:
         batch, old = prepared.batch, prepared.old
         if self.config.true_on_policy_mode:
-            self.worst = max(self.worst, worst_mismatch(now.log_probs.detach() if old is None else old, batch))
-        extras = Extras(ref=prepared.ref, statistics=statistics, tis_function=self._tis_function, args=self.args)
+            self.worst = max(
+                self.worst, worst_mismatch(now.log_probs.detach() if old is None else old, batch)
+            )
+        extras = Extras(
+            ref=prepared.ref, statistics=statistics, tis_function=self._tis_function, args=self.args
+        )
         if self._loss_function is not None:
-            return custom_objective(self._loss_function, logits, now, old, batch, denominator, self.config, extras)
+            return custom_objective(
+                self._loss_function, logits, now, old, batch, denominator, self.config, extras
+            )
         return policy_objective(now, old, batch, self.config, denominator, extras)
 
     def metrics(self, sums: Tensor, maxima: Tensor) -> dict[str, float]:
@@ -109,14 +144,17 @@ class Goal:
     def lr_scale(self, sums: Tensor) -> float:
         """sqrt(ESS fraction) with --ess-lr-scaling, else 1.
 
-        Source: VCPO, Huang et al. 2026, arXiv:2602.17616, section 4: the square root for Adam. ESS is of the ratios at the
-        correction's level (the paper's is of sequences: --off-policy-correction seq-tis).
-        """
+        Source: VCPO, Huang et al. 2026, arXiv:2602.17616, section 4: the square root for Adam. ESS
+        is of the ratios at the correction's level (the paper's is of sequences:
+        --off-policy-correction seq-tis)."""
         return math.sqrt(ess_of(sums[len(SUMS) :])) if self.config.ess_lr_scaling else 1.0
 
     def off_policy(self, maxima: Tensor) -> bool:
         """True-on-policy mode finds a ratio out of tolerance."""
-        return self.config.true_on_policy_mode and not float(maxima[1]) <= self.config.true_on_policy_tolerance
+        return (
+            self.config.true_on_policy_mode
+            and not float(maxima[1]) <= self.config.true_on_policy_tolerance
+        )
 
 
 def worst_mismatch(old_log_probs: Tensor, batch: Any) -> Worst:
@@ -129,15 +167,20 @@ def worst_mismatch(old_log_probs: Tensor, batch: Any) -> Worst:
     sample = int((ends <= at).sum())
     place = at - int(ends[sample] - batch.token_counts[sample])
     token = (
-        f"trained token {place} of sample {int(batch.sample_indices[sample])} (token id {int(batch.targets[at])}): log-prob "
-        f"{float(batch.rollout_log_probs[at]):.6f} at the engine, {float(old_log_probs[at]):.6f} at the learner"
+        f"trained token {place} of sample {int(batch.sample_indices[sample])} (token id"
+        f" {int(batch.targets[at])}): log-prob {float(batch.rollout_log_probs[at]):.6f} at the"
+        f" engine, {float(old_log_probs[at]):.6f} at the learner"
     )
     return Worst(float(mismatch[at]), token)
 
 
 def learner_args(settings: LearnerSettings) -> SimpleNamespace:
     """The flat `args` of user functions on the learner: the flags it knows of."""
-    out: dict[str, Any] = {**settings.megatron, "rollout_temperature": settings.temperature, "seed": settings.seed}
+    out: dict[str, Any] = {
+        **settings.megatron,
+        "rollout_temperature": settings.temperature,
+        "seed": settings.seed,
+    }
     for part in (settings.model, settings.algorithm, settings.optim, settings.cluster):
         out.update({name: getattr(part, name) for name in part.__slots__})
     return SimpleNamespace(**out)

@@ -1,4 +1,5 @@
-"""The trained tokens of a micro-batch, listed flat, with what is known of their samples: what every loss reads."""
+"""The trained tokens of a micro-batch, listed flat, with what is known of their samples: what every
+loss reads."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Trained:
     staleness: Tensor  # [S] int64, policy versions
     sample_indices: Tensor  # [S] int64: TrainSample.index
     sample_weights: Tensor  # [S] float32: what each trained token weighs in a mean over tokens
-    mean_weights: Tensor  # [S] float32: what the mean over a sample's trained tokens weighs in a mean over samples
+    # [S] float32: what the mean over a sample's trained tokens weighs in a mean over samples
+    mean_weights: Tensor
     num_tokens: int  # prompt and response
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
@@ -35,12 +37,19 @@ class Trained:
 
 
 def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict[str, Any]:
-    """The fields of Trained. Raises LearnerError for a sample whose first token would have to be predicted, or whose arrays disagree."""
+    """The fields of Trained.
+
+    Raises LearnerError for a sample whose first token would have to be predicted, or whose arrays
+    disagree.
+    """
     for s in samples:
         check_sample(s)
     masks = [np.asarray(s.loss_mask, dtype=bool) for s in samples]
     counts = [int(m.sum()) for m in masks]
-    means = [s.weight * (n / s.norm_length if s.norm_length else 1.0) for s, n in zip(samples, counts, strict=True)]
+    means = [
+        s.weight * (n / s.norm_length if s.norm_length else 1.0)
+        for s, n in zip(samples, counts, strict=True)
+    ]
 
     def flat(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
         kept = [part[m] for part, m in zip(parts, masks, strict=True)]
@@ -50,7 +59,9 @@ def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict
         return torch.tensor(values, dtype=dtype, device=device)
 
     return {
-        "targets": flat([s.tokens[s.num_tokens - s.response_length :] for s in samples], torch.int64),
+        "targets": flat(
+            [s.tokens[s.num_tokens - s.response_length :] for s in samples], torch.int64
+        ),
         "advantages": flat([s.advantages for s in samples], torch.float32),
         "rollout_log_probs": flat([s.rollout_log_probs for s in samples], torch.float32),
         "token_counts": each(counts, torch.int64),
@@ -67,6 +78,12 @@ def check_sample(s: TrainSample) -> None:
     """Raises LearnerError."""
     lengths = {len(s.loss_mask), len(s.advantages), len(s.rollout_log_probs)}
     if lengths != {s.response_length}:
-        raise LearnerError(f"sample {s.index}: response of {s.response_length} tokens, but arrays of {sorted(lengths)}")
+        raise LearnerError(
+            f"sample {s.index}: response of {s.response_length} tokens, but arrays of"
+            f" {sorted(lengths)}"
+        )
     if s.num_tokens < 2 or s.response_length >= s.num_tokens:
-        raise LearnerError(f"sample {s.index}: {s.num_tokens} tokens, {s.response_length} of them response: needs a prompt token ahead")
+        raise LearnerError(
+            f"sample {s.index}: {s.num_tokens} tokens, {s.response_length} of them response: needs"
+            " a prompt token ahead"
+        )

@@ -24,8 +24,9 @@ def make_transport(
     folder: Path | None = None,
     clock: Clock | None = None,
 ) -> RollingTransport:
-    """The transport that --weight-transport names. `device` "cuda" means NCCL, "cpu" gloo. `sender_address`: of rank 0's node,
-    as the engines reach it. `folder` (disk only; default: a temporary one) must be visible to learner and engines."""
+    """The transport that --weight-transport names. `device` "cuda" means NCCL, "cpu" gloo.
+    `sender_address`: of rank 0's node, as the engines reach it. `folder` (disk only; default: a
+    temporary one) must be visible to learner and engines."""
     if cluster.weight_transport == "disk":
         from stages.publish.disk import DiskTransport
 
@@ -34,4 +35,6 @@ def make_transport(
     from stages.publish.distributed import DistributedTransport
 
     backend = "nccl" if device == "cuda" else "gloo"
-    return DistributedTransport(pool, sender, cluster, backend=backend, sender_address=sender_address, clock=clock)
+    return DistributedTransport(
+        pool, sender, cluster, backend=backend, sender_address=sender_address, clock=clock
+    )

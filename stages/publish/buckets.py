@@ -1,8 +1,8 @@
 """Cutting a stream of named tensors into buckets, and the byte layout in which a bucket travels.
 
-The layout is the one SGLang takes apart for `load_format="flattened_bucket"`: each tensor contiguous, seen as bytes, one after
-the other in the order of its metadata, without padding. Types may be mixed.
-"""
+The layout is the one SGLang takes apart for `load_format="flattened_bucket"`: each tensor
+contiguous, seen as bytes, one after the other in the order of its metadata, without padding. Types
+may be mixed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 TensorMeta = tuple[str, str, list[int]]  # name, dtype as in torch.<dtype>, shape
 
 
-def split(tensors: Iterable[tuple[str, torch.Tensor]], max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Consecutive tensors, at most `max_bytes` a bucket; a tensor that alone is larger gets a bucket of its own."""
+def split(
+    tensors: Iterable[tuple[str, torch.Tensor]], max_bytes: int
+) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """Consecutive tensors, at most `max_bytes` a bucket; a tensor that alone is larger gets a
+    bucket of its own."""
     bucket: list[tuple[str, torch.Tensor]] = []
     size = 0
     for name, tensor in tensors:
@@ -29,21 +32,32 @@ def split(tensors: Iterable[tuple[str, torch.Tensor]], max_bytes: int) -> Iterat
         yield bucket
 
 
-def flatten(bucket: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> tuple[list[TensorMeta], torch.Tensor]:
-    """Metadata, and the bytes in new memory on `device`: uint8 [sum of nbytes]. The tensors may change afterwards."""
+def flatten(
+    bucket: Iterable[tuple[str, torch.Tensor]], device: torch.device
+) -> tuple[list[TensorMeta], torch.Tensor]:
+    """Metadata, and the bytes in new memory on `device`: uint8 [sum of nbytes].
+
+    The tensors may change afterwards.
+    """
     import torch
 
     bucket = list(bucket)
-    metas: list[TensorMeta] = [(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in bucket]
+    metas: list[TensorMeta] = [
+        (name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in bucket
+    ]
     flat = torch.empty(sum(t.nbytes for _, t in bucket), dtype=torch.uint8, device=device)
     at = 0
     for _, tensor in bucket:
-        flat[at : at + tensor.nbytes].copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
+        flat[at : at + tensor.nbytes].copy_(
+            tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        )
         at += tensor.nbytes
     return metas, flat
 
 
-def unflatten(metas: Iterable[TensorMeta], flat: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def unflatten(
+    metas: Iterable[TensorMeta], flat: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The inverse of `flatten`, as views where alignment allows it."""
     import math
 

@@ -1,4 +1,7 @@
-"""The control endpoints of one SGLang server, each with a deadline. Every failure is a WeightSyncError that names the engine."""
+"""The control endpoints of one SGLang server, each with a deadline.
+
+Every failure is a WeightSyncError that names the engine.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,13 @@ class EngineControl:
         try:
             return int(info["weight_version"])
         except (KeyError, TypeError, ValueError):
-            raise WeightSyncError(f"{self.endpoint} has no integer weight_version but {info.get('weight_version')!r}") from None
+            raise WeightSyncError(
+                f"{self.endpoint} has no integer weight_version but {info.get('weight_version')!r}"
+            ) from None
 
     async def pause(self, mode: str) -> None:
-        """`in_place` freezes requests with their KV; `retract` puts them back into the queue, their KV to be computed again."""
+        """`in_place` freezes requests with their KV; `retract` puts them back into the queue, their
+        KV to be computed again."""
         await self._post("pause_generation", {"mode": mode})
 
     async def resume(self) -> None:
@@ -47,10 +53,21 @@ class EngineControl:
         """Drop all cached KV. Refused while requests run; while paused by `retract` none does."""
         await self._call("POST", "flush_cache", {}, CONTROL_SECONDS)
 
-    async def init_group(self, name: str, address: str, port: int, world_size: int, backend: str) -> None:
+    async def init_group(
+        self, name: str, address: str, port: int, world_size: int, backend: str
+    ) -> None:
         """The engine's ranks enter the group as 1..world_size-1; returns when the group stands."""
-        where = {"master_address": address, "master_port": port, "rank_offset": 1, "world_size": world_size}
-        await self._post("init_weights_update_group", {**where, "group_name": name, "backend": backend}, TRANSFER_SECONDS)
+        where = {
+            "master_address": address,
+            "master_port": port,
+            "rank_offset": 1,
+            "world_size": world_size,
+        }
+        await self._post(
+            "init_weights_update_group",
+            {**where, "group_name": name, "backend": backend},
+            TRANSFER_SECONDS,
+        )
 
     async def destroy_group(self, name: str) -> None:
         await self._post("destroy_weights_update_group", {"group_name": name})
@@ -62,10 +79,16 @@ class EngineControl:
         await self._post("end_weight_update", {}, TRANSFER_SECONDS)
 
     async def receive(self, group: str, metas: Sequence[TensorMeta], version: int | None) -> None:
-        """Take part in one broadcast and load it. With `version`, that is the engine's version from here on.
-        `flush_cache` stays off: under in_place it is refused (and KV is kept apart by version), else it was done before."""
+        """Take part in one broadcast and load it. With `version`, that is the engine's version from
+        here on. `flush_cache` stays off: under in_place it is refused (and KV is kept apart by
+        version), else it was done before."""
         names, dtypes, shapes = zip(*metas, strict=True)
-        body: dict[str, Any] = {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": group}
+        body: dict[str, Any] = {
+            "names": names,
+            "dtypes": dtypes,
+            "shapes": shapes,
+            "group_name": group,
+        }
         body |= {"load_format": "flattened_bucket", "flush_cache": False}
         if version is not None:
             body["weight_version"] = str(version)
@@ -76,19 +99,33 @@ class EngineControl:
         body = {"model_path": str(folder), "weight_version": str(version), "flush_cache": False}
         await self._post("update_weights_from_disk", body, TRANSFER_SECONDS)
 
-    async def _post(self, path: str, body: Mapping[str, Any], seconds: float = CONTROL_SECONDS) -> None:
+    async def _post(
+        self, path: str, body: Mapping[str, Any], seconds: float = CONTROL_SECONDS
+    ) -> None:
         await self._call("POST", path, body, seconds)
 
-    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
+    async def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float
+    ) -> dict[str, Any]:
         try:
             timeout = aiohttp.ClientTimeout(total=seconds)
-            async with self._session.request(method, f"{self.endpoint}/{path}", json=body, timeout=timeout) as response:
-                answer = await response.json() if response.content_type == "application/json" else {"message": await response.text()}
+            async with self._session.request(
+                method, f"{self.endpoint}/{path}", json=body, timeout=timeout
+            ) as response:
+                answer = (
+                    await response.json()
+                    if response.content_type == "application/json"
+                    else {"message": await response.text()}
+                )
                 status = response.status
         except TimeoutError:
-            raise WeightSyncError(f"{self.endpoint}/{path} gave no answer in {seconds:g} s") from None
+            raise WeightSyncError(
+                f"{self.endpoint}/{path} gave no answer in {seconds:g} s"
+            ) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise WeightSyncError(f"{self.endpoint}/{path} failed: {type(error).__name__}: {error}") from error
+            raise WeightSyncError(
+                f"{self.endpoint}/{path} failed: {type(error).__name__}: {error}"
+            ) from error
         if status != 200 or not isinstance(answer, dict) or answer.get("success") is False:
             said = answer.get("message", answer) if isinstance(answer, dict) else answer
             raise AnsweredError(f"{self.endpoint}/{path} answered {status}: {str(said)[:500]}")

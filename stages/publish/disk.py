@@ -1,4 +1,5 @@
-"""Weights by way of a folder that learner and engines share: slower, and independent of process groups."""
+"""Weights by way of a folder that learner and engines share: slower, and independent of process
+groups."""
 
 from __future__ import annotations
 
@@ -14,12 +15,16 @@ from pipeline.core.time import Clock
 from stages.publish.control import EngineControl
 from stages.publish.rolling import PushPool, RefusedError, RollingTransport
 
-# SGLang's answers when it has not begun to load; any other failure may have overwritten some of the old weights.
+# SGLang's answers when it has not begun to load; any other failure may have overwritten some of the
+# old weights.
 NOT_BEGUN = ("Failed to get weights iterator", "Failed to get model loader")
 
 
 class DiskTransport(RollingTransport):
-    """See WeightTransport and RollingTransport. The staged weights are a folder, kept until the next push has arrived."""
+    """See WeightTransport and RollingTransport.
+
+    The staged weights are a folder, kept until the next push has arrived.
+    """
 
     def __init__(
         self,
@@ -45,7 +50,9 @@ class DiskTransport(RollingTransport):
         try:
             await asyncio.to_thread(_fresh, target)
         except OSError as error:
-            raise WeightSyncError(f"no folder for the weights of version {version} could be made: {error}") from error
+            raise WeightSyncError(
+                f"no folder for the weights of version {version} could be made: {error}"
+            ) from error
         await self._sender.export_hf(target)
         self._current = target
         return await asyncio.to_thread(_num_bytes, target)

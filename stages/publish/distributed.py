@@ -1,4 +1,5 @@
-"""Weights by broadcast from the learner: gloo on a CPU, NCCL on GPUs, one process group an engine."""
+"""Weights by broadcast from the learner: gloo on a CPU, NCCL on GPUs, one process group an
+engine."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class DistributedTransport(RollingTransport):
-    """See WeightTransport and RollingTransport. The staged weights are the buckets that the sender holds."""
+    """See WeightTransport and RollingTransport.
+
+    The staged weights are the buckets that the sender holds.
+    """
 
     def __init__(
         self,
@@ -34,14 +38,18 @@ class DistributedTransport(RollingTransport):
         clock: Clock | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`sender_address`: of the node where the learner's rank 0 runs, as the engines reach it."""
+        """`sender_address`: of the node where the learner's rank 0 runs, as the engines reach
+        it."""
         super().__init__(pool, cluster, clock=clock, sleep=sleep)
         self._sender, self._backend, self._address = sender, backend, sender_address
         self._metas: list[list[TensorMeta]] = []
         self._groups: dict[str, str] = {}  # endpoint -> name of its group
 
     async def close(self) -> None:
-        """Leaves the groups as far as the learner still lives. The engines' sides end with the engines."""
+        """Leaves the groups as far as the learner still lives.
+
+        The engines' sides end with the engines.
+        """
         for endpoint in list(self._groups):
             try:
                 await self._forget(endpoint)
@@ -54,7 +62,10 @@ class DistributedTransport(RollingTransport):
         return sum(_num_bytes(meta) for bucket in self._metas for meta in bucket)
 
     async def _connect(self, control: EngineControl) -> None:
-        """Form the engine's group, when it has none. Takes the engine's scheduler for as long as the two sides need to meet."""
+        """Form the engine's group, when it has none.
+
+        Takes the engine's scheduler for as long as the two sides need to meet.
+        """
         if control.endpoint in self._groups:
             return
         name = f"slipstream-weights-{uuid.uuid4().hex}"
@@ -66,8 +77,13 @@ class DistributedTransport(RollingTransport):
                 control.init_group(name, self._address, port, world, self._backend),
             )
         except BaseException as error:
-            if not isinstance(error, AnsweredError):  # its scheduler may wait for a group that never comes about
-                self._pool.condemn(control.endpoint, f"it was told to join a group that did not form ({error or type(error).__name__})")
+            # its scheduler may wait for a group that never comes about
+            if not isinstance(error, AnsweredError):
+                self._pool.condemn(
+                    control.endpoint,
+                    "it was told to join a group that did not form"
+                    f" ({error or type(error).__name__})",
+                )
             await shielded(self._forget(control.endpoint))
             raise
 
@@ -90,7 +106,10 @@ class DistributedTransport(RollingTransport):
 
 
 async def _together(engine: Awaitable[None], learner: Awaitable[None]) -> None:
-    """Both sides of one collective. Raises the first failure by itself, and does not wait for the side that is left alone."""
+    """Both sides of one collective.
+
+    Raises the first failure by itself, and does not wait for the side that is left alone.
+    """
 
     async def run(side: Awaitable[None]) -> None:
         await side

@@ -1,4 +1,5 @@
-"""A weight push without weights: every engine is paused for a while and then serves the next version."""
+"""A weight push without weights: every engine is paused for a while and then serves the next
+version."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ class MockTransport:
     """`WeightTransport`: one engine after the other, `mock_push_seconds` each."""
 
     def __init__(
-        self, pool: GatedPool, config: MockConfig, *, clock: Clock | None = None, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        pool: GatedPool,
+        config: MockConfig,
+        *,
+        clock: Clock | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._pool, self._seconds = pool, config.mock_push_seconds
         self._clock, self._sleep = clock or MonotonicClock(), sleep

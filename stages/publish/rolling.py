@@ -1,9 +1,10 @@
-"""What all transports have in common: a push rolls over the pool, one engine after the other, so that generation never stops.
+"""What all transports have in common: a push rolls over the pool, one engine after the other, so
+that generation never stops.
 
-Per engine: close its gate to new requests, pause it between two decode steps, change the weights, read back the version,
-continue. An engine is never left paused, and never serves weights of no version: one whose weights were touched by a push
-that then failed is ended and started again, and comes back with the current weights (`resync`).
-"""
+Per engine: close its gate to new requests, pause it between two decode steps, change the weights,
+read back the version, continue. An engine is never left paused, and never serves weights of no
+version: one whose weights were touched by a push that then failed is ended and started again, and
+comes back with the current weights (`resync`)."""
 
 from __future__ import annotations
 
@@ -56,7 +57,10 @@ class RefusedError(WeightSyncError):
 
 
 class RollingTransport(ABC):
-    """`WeightTransport`. A subclass says how weights are staged once, and how one paused engine gets them."""
+    """`WeightTransport`.
+
+    A subclass says how weights are staged once, and how one paused engine gets them.
+    """
 
     def __init__(
         self,
@@ -77,7 +81,10 @@ class RollingTransport(ABC):
         pool.on_restart = self.resync
 
     async def push(self, policy_version: int) -> PushResult:
-        """See WeightTransport. Engines that the pool has lost for good are left out, unless all are."""
+        """See WeightTransport.
+
+        Engines that the pool has lost for good are left out, unless all are.
+        """
         began = self._clock.now()
         async with self._lock:
             num_bytes = await self._stage(policy_version)
@@ -90,7 +97,9 @@ class RollingTransport(ABC):
                 failures.append(error)
         if failures or not self._delivered:
             what = "; ".join(map(str, failures)) or "no engine is left"
-            raise WeightSyncError(f"policy version {policy_version} did not reach every engine: {what}")
+            raise WeightSyncError(
+                f"policy version {policy_version} did not reach every engine: {what}"
+            )
         await self._all_delivered()
         return PushResult(
             policy_version=policy_version,
@@ -101,8 +110,9 @@ class RollingTransport(ABC):
         )
 
     async def resync(self, endpoint: str) -> None:
-        """Bring one engine that has just restarted to the weights of the last push. Before the first push: nothing to do.
-        This is what `SGLangPool.on_restart` wants. Raises WeightSyncError."""
+        """Bring one engine that has just restarted to the weights of the last push. Before the
+        first push: nothing to do. This is what `SGLangPool.on_restart` wants. Raises
+        WeightSyncError."""
         async with self._lock:
             self._delivered.discard(endpoint)
             await self._forget(endpoint)
@@ -124,10 +134,10 @@ class RollingTransport(ABC):
 
     @abstractmethod
     async def _load(self, control: EngineControl, version: int) -> None:
-        """Bring the staged weights to one paused engine. Raises RefusedError when it still holds its old ones; after any
-        other failure it may hold some of both, and is ended."""
+        """Bring the staged weights to one paused engine. Raises RefusedError when it still holds
+        its old ones; after any other failure it may hold some of both, and is ended."""
 
-    async def _forget(self, endpoint: str) -> None:  # noqa: B027 - nothing to forget is the common case
+    async def _forget(self, endpoint: str) -> None:  # noqa: B027
         """The engine's process is a new one: what was agreed with the old one is void."""
 
     async def _all_delivered(self) -> None:  # noqa: B027
@@ -139,11 +149,18 @@ class RollingTransport(ABC):
         return EngineControl(self._session, endpoint)
 
     async def _deliver(self, endpoint: str) -> None:
-        """Until this engine holds what is staged, or its attempts are used up. Meanwhile it may restart and be resynced."""
+        """Until this engine holds what is staged, or its attempts are used up.
+
+        Meanwhile it may restart and be resynced.
+        """
         assert self._staged is not None
         for attempt in range(ATTEMPTS):
             if not await self._pool.settled(endpoint):
-                logger.warning("policy version %d leaves out %s, which is lost for good", self._staged, endpoint)
+                logger.warning(
+                    "policy version %d leaves out %s, which is lost for good",
+                    self._staged,
+                    endpoint,
+                )
                 return
             async with self._lock:
                 if endpoint in self._delivered:
@@ -153,15 +170,27 @@ class RollingTransport(ABC):
                     return
                 except WeightSyncError as error:
                     failure = error
-            logger.warning("push of version %d, attempt %d of %d: %s", self._staged, attempt + 1, ATTEMPTS, failure)
+            logger.warning(
+                "push of version %d, attempt %d of %d: %s",
+                self._staged,
+                attempt + 1,
+                ATTEMPTS,
+                failure,
+            )
             await self._pool.report_failure(endpoint, failure)
             if attempt + 1 < ATTEMPTS:
                 await self._sleep(RETRY_SECONDS * 2**attempt)
-        stays = f"{endpoint} stays at version {self._pool.version_of(endpoint)} after {ATTEMPTS} attempts"
+        stays = (
+            f"{endpoint} stays at version {self._pool.version_of(endpoint)} after {ATTEMPTS}"
+            " attempts"
+        )
         raise WeightSyncError(f"{stays}: {failure}") from failure
 
     async def _update(self, endpoint: str, version: int) -> None:
-        """One engine, once. Whatever happens, the gate is open afterwards, and the engine goes on or is ended."""
+        """One engine, once.
+
+        Whatever happens, the gate is open afterwards, and the engine goes on or is ended.
+        """
         control = self._control(endpoint)
         await self._connect(control)
         confirmed: int | None = None
@@ -183,16 +212,21 @@ class RollingTransport(ABC):
         try:
             await self._load(control, version)
             if (got := await control.version()) != version:
-                raise WeightSyncError(f"{control.endpoint} says version {got} after it was given {version}")
+                raise WeightSyncError(
+                    f"{control.endpoint} says version {got} after it was given {version}"
+                )
         except RefusedError:
             raise
         except BaseException as error:  # cancellation too: nobody knows how much of it arrived
-            self._pool.condemn(control.endpoint, f"its weights are of no version ({error or type(error).__name__})")
+            self._pool.condemn(
+                control.endpoint, f"its weights are of no version ({error or type(error).__name__})"
+            )
             raise
 
     async def _pause(self, control: EngineControl) -> None:
-        """Also empties the cache under `retract`. That is done first, while a refusal has no consequences: a refused
-        cache flush takes the server down when it is part of the update itself."""
+        """Also empties the cache under `retract`. That is done first, while a refusal has no
+        consequences: a refused cache flush takes the server down when it is part of the update
+        itself."""
         mode = self._cluster.weight_update_mode
         await control.pause(mode)
         for attempt in range(FLUSH_ATTEMPTS if mode == "retract" else 0):
@@ -212,13 +246,16 @@ class RollingTransport(ABC):
                 return await control.resume()
             except WeightSyncError as error:
                 if attempt + 1 == ATTEMPTS:
-                    self._pool.condemn(control.endpoint, f"it could not be made to go on after a push ({error})")
+                    self._pool.condemn(
+                        control.endpoint, f"it could not be made to go on after a push ({error})"
+                    )
                     raise
                 await self._sleep(RETRY_SECONDS)
 
 
 async def shielded(work: Awaitable[T]) -> T:
-    """Run to its end even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
+    """Run to its end even if the caller is cancelled meanwhile; the cancellation is raised
+    afterwards."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)

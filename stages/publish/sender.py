@@ -1,8 +1,9 @@
-"""The learner's side of a push, in the process of its rank 0: gather, flatten, broadcast. Knows torch, not SGLang.
+"""The learner's side of a push, in the process of its rank 0: gather, flatten, broadcast. Knows
+torch, not SGLang.
 
-Ranks other than 0 have no sender: they take part in `prepare` by iterating their own weights (a collective) and dropping what
-they get. `prepare` therefore calls `weights()` exactly once and runs it to its end, also when it fails half-way.
-"""
+Ranks other than 0 have no sender: they take part in `prepare` by iterating their own weights (a
+collective) and dropping what they get. `prepare` therefore calls `weights()` exactly once and runs
+it to its end, also when it fails half-way."""
 
 from __future__ import annotations
 
@@ -18,16 +19,18 @@ from stages.publish.buckets import TensorMeta, flatten, split
 if TYPE_CHECKING:
     import torch
 
-GROUP_TIMEOUT_SECONDS = 120.0  # of forming a group and of one broadcast; an engine that dies is noticed sooner
+# of forming a group and of one broadcast; an engine that dies is noticed sooner
+GROUP_TIMEOUT_SECONDS = 120.0
 
 
 class BroadcastSender:
-    """Implements the methods of `WeightSender`, synchronously. Every failure is a WeightSyncError and leaves it usable.
+    """Implements the methods of `WeightSender`, synchronously. Every failure is a WeightSyncError
+    and leaves it usable.
 
-    What `prepare` gathered is a copy and stays until the next `prepare`: an engine that restarts in between gets exactly
-    the weights of its peers, however far the learner has gone on. `staging` is where the copy lies (default: `device`);
-    `torch.device("cpu")` saves GPU memory and costs a copy per bucket and engine.
-    """
+    What `prepare` gathered is a copy and stays until the next `prepare`: an engine that restarts in
+    between gets exactly the weights of its peers, however far the learner has gone on. `staging` is
+    where the copy lies (default: `device`); `torch.device("cpu")` saves GPU memory and costs a copy
+    per bucket and engine."""
 
     def __init__(
         self,
@@ -37,7 +40,8 @@ class BroadcastSender:
         staging: torch.device | None = None,
         timeout_seconds: float = GROUP_TIMEOUT_SECONDS,
     ) -> None:
-        """`weights()` yields (Hugging Face name, whole tensor), in any order but the same on all ranks."""
+        """`weights()` yields (Hugging Face name, whole tensor), in any order but the same on all
+        ranks."""
         self._weights, self._export = weights, export
         self._device, self._staging = device, staging or device
         self._timeout = timedelta(seconds=timeout_seconds)
@@ -45,14 +49,21 @@ class BroadcastSender:
         self._buckets: list[torch.Tensor] = []
 
     def join(self, group_name: str, address: str, port: int, world_size: int, backend: str) -> None:
-        """Enter a group as rank 0 and wait for the engine's ranks. The store that they meet at is served from here."""
+        """Enter a group as rank 0 and wait for the engine's ranks.
+
+        The store that they meet at is served from here.
+        """
         if group_name in self._groups:
             raise WeightSyncError(f"the learner is already in group {group_name}: leave it first")
         try:
-            self._groups[group_name] = _make_group(group_name, address, port, world_size, backend, self._timeout)
+            self._groups[group_name] = _make_group(
+                group_name, address, port, world_size, backend, self._timeout
+            )
         except Exception as error:
             where = f"{backend} group {group_name} of {world_size} at {address}:{port}"
-            raise WeightSyncError(f"the learner could not form {where}: {type(error).__name__}: {error}") from error
+            raise WeightSyncError(
+                f"the learner could not form {where}: {type(error).__name__}: {error}"
+            ) from error
 
     def leave(self, group_name: str) -> None:
         """Also when the other side is gone; a group that is not there is no error."""
@@ -64,10 +75,13 @@ class BroadcastSender:
         try:
             dist.destroy_process_group(group)
         except Exception as error:
-            raise WeightSyncError(f"the learner could not leave group {group_name}: {type(error).__name__}: {error}") from error
+            raise WeightSyncError(
+                f"the learner could not leave group {group_name}: {type(error).__name__}: {error}"
+            ) from error
 
     def prepare(self, max_bucket_bytes: int) -> list[list[TensorMeta]]:
-        """Copy the current weights into buckets of at most `max_bucket_bytes` (one tensor at least). Replaces the last ones."""
+        """Copy the current weights into buckets of at most `max_bucket_bytes` (one tensor at
+        least). Replaces the last ones."""
         self._buckets = []  # first: two copies at once may not fit
         metas, buckets = [], []
         weights = self._weights()
@@ -76,10 +90,13 @@ class BroadcastSender:
                 meta, flat = flatten(bucket, self._staging)
                 metas.append(meta)
                 buckets.append(flat)
-        except (RuntimeError, MemoryError) as error:  # torch's out-of-memory errors are RuntimeErrors
+        except (RuntimeError, MemoryError) as error:
+            # torch's out-of-memory errors are RuntimeErrors
             for _ in weights:  # the other ranks are in there too
                 pass
-            raise WeightSyncError(f"the weights could not be gathered into buckets: {type(error).__name__}: {error}") from error
+            raise WeightSyncError(
+                f"the weights could not be gathered into buckets: {type(error).__name__}: {error}"
+            ) from error
         self._buckets = buckets
         return metas
 
@@ -90,7 +107,8 @@ class BroadcastSender:
         group = self._groups.get(group_name)
         if group is None or bucket >= len(self._buckets):
             raise WeightSyncError(
-                f"nothing to send: bucket {bucket} of {len(self._buckets)}, group {group_name} joined: {group is not None}"
+                f"nothing to send: bucket {bucket} of {len(self._buckets)}, group {group_name}"
+                f" joined: {group is not None}"
             )
         try:
             dist.broadcast(self._buckets[bucket].to(self._device), src=0, group=group)
@@ -99,31 +117,49 @@ class BroadcastSender:
 
                 torch.cuda.synchronize(self._device)
         except Exception as error:
-            raise WeightSyncError(f"broadcasting bucket {bucket} to group {group_name} failed: {type(error).__name__}: {error}") from error
+            raise WeightSyncError(
+                f"broadcasting bucket {bucket} to group {group_name} failed:"
+                f" {type(error).__name__}: {error}"
+            ) from error
 
     def export_hf(self, path: Path) -> None:
-        """Write the current weights as safetensors with config.json. A collective where the export is one."""
+        """Write the current weights as safetensors with config.json.
+
+        A collective where the export is one.
+        """
         try:
             self._export(path)
         except OSError as error:
             raise WeightSyncError(f"the weights could not be written to {path}: {error}") from error
 
 
-def _make_group(name: str, address: str, port: int, world_size: int, backend: str, timeout: timedelta) -> Any:
+def _make_group(
+    name: str, address: str, port: int, world_size: int, backend: str, timeout: timedelta
+) -> Any:
     """A process group beside the learner's own, with rank numbers of its own.
 
-    `new_group` only makes subsets of the default group, which the engines are not in. So, as the engines do: a TCP store that
-    rank 0 serves, keys prefixed by the group's name, and torch's own (private) constructor on it.
-    """
+    `new_group` only makes subsets of the default group, which the engines are not in. So, as the
+    engines do: a TCP store that rank 0 serves, keys prefixed by the group's name, and torch's own
+    (private) constructor on it."""
     from torch.distributed import PrefixStore, TCPStore
     from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, _world
 
     # A socket of our own, bound to `address`: torch by itself listens on every interface.
     listener = socket.create_server((address, port))
     fd = listener.detach()  # the store owns it from here
-    store = TCPStore(address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=fd)
-    group, _ = _new_process_group_helper(
-        world_size, 0, [], Backend(backend), PrefixStore(name, store), group_name=name, timeout=timeout, backend_options=None
+    store = TCPStore(
+        address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=fd
     )
-    _world.pg_group_ranks[group] = {rank: rank for rank in range(world_size)}  # so that collectives know its ranks
+    group, _ = _new_process_group_helper(
+        world_size,
+        0,
+        [],
+        Backend(backend),
+        PrefixStore(name, store),
+        group_name=name,
+        timeout=timeout,
+        backend_options=None,
+    )
+    # so that collectives know its ranks
+    _world.pg_group_ranks[group] = {rank: rank for rank in range(world_size)}
     return group

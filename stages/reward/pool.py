@@ -1,4 +1,5 @@
-"""Worker processes for CPU-bound scorers: spawned when first needed, killed and replaced when a scorer hangs."""
+"""Worker processes for CPU-bound scorers: spawned when first needed, killed and replaced when a
+scorer hangs."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ def _initialise(parent: int) -> None:
 
 
 class WorkerPool:
-    """`await pool.run(function, args, timeout_seconds)`. Each worker is a pool of one, so that killing it hits no neighbour."""
+    """`await pool.run(function, args, timeout_seconds)`.
+
+    Each worker is a pool of one, so that killing it hits no neighbour.
+    """
 
     def __init__(self, num_workers: int) -> None:
         self._idle: list[ProcessPoolExecutor] = []
@@ -34,9 +38,12 @@ class WorkerPool:
         self._slots = asyncio.Semaphore(num_workers)
         self._closed = False
 
-    async def run(self, function: Callable[..., Any], args: tuple[Any, ...], timeout_seconds: float) -> Any:
-        """What `function(*args)` returns or raises, in a worker. TimeoutError after the deadline, RuntimeError when the worker
-        died. The deadline counts from the moment a worker is free: a queue is not the scorer's fault."""
+    async def run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], timeout_seconds: float
+    ) -> Any:
+        """What `function(*args)` returns or raises, in a worker. TimeoutError after the deadline,
+        RuntimeError when the worker died. The deadline counts from the moment a worker is free: a
+        queue is not the scorer's fault."""
         async with self._slots:
             if self._closed:
                 raise RuntimeError("the reward workers are closed")
@@ -47,11 +54,17 @@ class WorkerPool:
                 future = asyncio.get_running_loop().run_in_executor(worker, function, *args)
                 future.add_done_callback(_seen)
                 async with asyncio.timeout(timeout_seconds) as deadline:
-                    await asyncio.wait({future})  # a function may itself raise TimeoutError: told apart by who waits
-                healthy = not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
+                    # a function may itself raise TimeoutError: told apart by who waits
+                    await asyncio.wait({future})
+                healthy = not future.cancelled() and not isinstance(
+                    future.exception(), BrokenProcessPool
+                )
             except TimeoutError:
                 assert deadline.expired()
-                raise TimeoutError(f"no score after {timeout_seconds:g} s (--reward-timeout-seconds); its worker was killed") from None
+                raise TimeoutError(
+                    f"no score after {timeout_seconds:g} s (--reward-timeout-seconds); its worker"
+                    " was killed"
+                ) from None
             finally:  # cancelled, too: the worker is busy with what nobody waits for
                 self._busy.discard(worker)
                 if healthy and not self._closed:
@@ -71,8 +84,8 @@ class WorkerPool:
 
 
 async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
-    """Like asyncio.to_thread, but in a daemon thread of its own: one that hangs takes no place in a pool, and does not hold up
-    the end of the run."""
+    """Like asyncio.to_thread, but in a daemon thread of its own: one that hangs takes no place in a
+    pool, and does not hold up the end of the run."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 
@@ -98,7 +111,8 @@ async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _seen(future: asyncio.Future[Any]) -> None:
-    """A killed worker's future fails after its waiter has left: that is no news, and asyncio need not print it."""
+    """A killed worker's future fails after its waiter has left: that is no news, and asyncio need
+    not print it."""
     if not future.cancelled():
         future.exception()
 
@@ -106,11 +120,14 @@ def _seen(future: asyncio.Future[Any]) -> None:
 def _start() -> ProcessPoolExecutor:
     # spawn: a fork of a process with threads (aiohttp, torch) may deadlock
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=context, initializer=_initialise, initargs=(os.getpid(),))
+    return ProcessPoolExecutor(
+        1, mp_context=context, initializer=_initialise, initargs=(os.getpid(),)
+    )
 
 
 def _kill(worker: ProcessPoolExecutor) -> None:
-    processes = list((getattr(worker, "_processes", None) or {}).values())  # no public way to end a busy worker
+    # no public way to end a busy worker
+    processes = list((getattr(worker, "_processes", None) or {}).values())
     for process in processes:
         process.kill()
     worker.shutdown(wait=False, cancel_futures=True)

@@ -19,11 +19,12 @@ Lease = Callable[[], AbstractAsyncContextManager[str]]
 
 
 class TeacherStage:
-    """Implements `Reward` around another one: scores, and fills `teacher_log_probs` [R] of every sample that did not fail.
+    """Implements `Reward` around another one: scores, and fills `teacher_log_probs` [R] of every
+    sample that did not fail.
 
-    The teacher is an SGLang server that is asked to read prompt and response (`max_new_tokens` 0): its log-probs are of
-    softmax(logits), temperature 1, of the same token ids, so teacher and policy must share a vocabulary.
-    """
+    The teacher is an SGLang server that is asked to read prompt and response (`max_new_tokens` 0):
+    its log-probs are of softmax(logits), temperature 1, of the same token ids, so teacher and
+    policy must share a vocabulary."""
 
     def __init__(
         self,
@@ -34,7 +35,10 @@ class TeacherStage:
         timeout_seconds: float,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`lease`: the teacher's base URL, held for one request. `scored` False: there is no scorer, every reward is 0."""
+        """`lease`: the teacher's base URL, held for one request.
+
+        `scored` False: there is no scorer, every reward is 0.
+        """
         self._inner, self._lease, self._scored = inner, lease, scored
         self._timeout, self._sleep = aiohttp.ClientTimeout(total=timeout_seconds), sleep
         self._session: aiohttp.ClientSession | None = None
@@ -42,7 +46,11 @@ class TeacherStage:
     async def __call__(self, samples: Sequence[Sample]) -> None:
         if not self._scored:
             for sample in samples:
-                sample.reward = 0.0 if sample.reward is None and sample.status is not Status.FAILED else sample.reward
+                sample.reward = (
+                    0.0
+                    if sample.reward is None and sample.status is not Status.FAILED
+                    else sample.reward
+                )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._inner_scores(samples))
             for sample in samples:
@@ -66,7 +74,10 @@ class TeacherStage:
             except (aiohttp.ClientError, TimeoutError, RewardError) as error:
                 if attempt == ATTEMPTS:
                     sample.status, sample.reward = Status.FAILED, None
-                    sample.error = f"{type(error).__name__}: the teacher's log-probs could not be had ({error})"
+                    sample.error = (
+                        f"{type(error).__name__}: the teacher's log-probs could not be had"
+                        f" ({error})"
+                    )
                     return
                 await self._sleep(BACKOFF_SECONDS * attempt)
 
@@ -79,25 +90,38 @@ class TeacherStage:
             "input_ids": tokens,
             "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
             "return_logprob": True,
-            "logprob_start_len": max(start - 1, 0),  # the first entry that SGLang returns has no log-prob
+            # the first entry that SGLang returns has no log-prob
+            "logprob_start_len": max(start - 1, 0),
         }
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout)
-        async with self._lease() as url, self._session.post(f"{url}/generate", json=payload) as response:
+        async with (
+            self._lease() as url,
+            self._session.post(f"{url}/generate", json=payload) as response,
+        ):
             if response.status != 200:
-                raise RewardError(f"{url} answered {response.status}: {(await response.text())[:200]}")
+                raise RewardError(
+                    f"{url} answered {response.status}: {(await response.text())[:200]}"
+                )
             answer = await response.json()
         return _last(answer, tokens[start:])
 
 
 def _last(answer: Any, wanted: list[int]) -> list[float]:
-    entries = (answer.get("meta_info") or {}).get("input_token_logprobs") if isinstance(answer, dict) else None
+    entries = (
+        (answer.get("meta_info") or {}).get("input_token_logprobs")
+        if isinstance(answer, dict)
+        else None
+    )
     found = (entries or [])[-len(wanted) :]
-    # SGLang writes 0 for the vocabulary's last id (it may be an image's placeholder there); the log-prob beside it is right.
-    ids_fit = len(found) == len(wanted) and all(entry[1] in (token, 0) for entry, token in zip(found, wanted, strict=True))
+    # SGLang writes 0 for the vocabulary's last id (it may be an image's placeholder there); the
+    # log-prob beside it is right.
+    ids_fit = len(found) == len(wanted) and all(
+        entry[1] in (token, 0) for entry, token in zip(found, wanted, strict=True)
+    )
     if not ids_fit or any(entry[0] is None for entry in found):
         raise RewardError(
-            f"the teacher was asked for log-probs of the {len(wanted)} tokens {str(wanted)[:80]}, and answered {str(found)[:80]}: "
-            "is it an SGLang server with the policy's vocabulary?"
+            f"the teacher was asked for log-probs of the {len(wanted)} tokens {str(wanted)[:80]},"
+            f" and answered {str(found)[:80]}: is it an SGLang server with the policy's vocabulary?"
         )
     return [float(entry[0]) for entry in found]

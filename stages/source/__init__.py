@@ -23,13 +23,16 @@ def build_source(
     *,
     seed: int | None = None,
 ) -> PromptSource:
-    """The source that `spec` names: file.jsonl, file.parquet, path@[a:b], or reasoning_gym:TASK?param=value&...
+    """The source that `spec` names: file.jsonl, file.parquet, path@[a:b], or
+    reasoning_gym:TASK?param=value&...
 
-    `seed` (default --rollout-seed) is the shuffle's and the procedural tasks'; `tokenizer` None (--mock) leaves prompts
-    unrendered, without token ids. Every row is checked here. Raises DataError, or ConfigError for flags that don't fit.
-    """
+    `seed` (default --rollout-seed) is the shuffle's and the procedural tasks'; `tokenizer` None
+    (--mock) leaves prompts unrendered, without token ids. Every row is checked here. Raises
+    DataError, or ConfigError for flags that don't fit."""
     if not spec:
-        raise ConfigError("no prompts: set --prompt-data to a .jsonl or .parquet file, or to reasoning_gym:TASK")
+        raise ConfigError(
+            "no prompts: set --prompt-data to a .jsonl or .parquet file, or to reasoning_gym:TASK"
+        )
     seed = config.rollout_seed if seed is None else seed
     return PromptSource(
         _rows(spec, config, seed),

@@ -16,14 +16,19 @@ Renderer = Callable[[Row], tuple[str | Messages, list[int]]]
 
 
 def build_renderer(config: DataConfig, tokenizer: Tokenizer | None) -> Renderer:
-    """A function row -> (prompt, token ids). Without a tokenizer (--mock) the prompt stays as it is and has no ids.
+    """A function row -> (prompt, token ids). Without a tokenizer (--mock) the prompt stays as it is
+    and has no ids.
 
-    The system prompt is put ahead of every chat that has none of its own. Without --apply-chat-template, text is encoded
-    as it is (no special tokens added) and chat messages stay messages: whoever generates renders them.
-    """
+    The system prompt is put ahead of every chat that has none of its own. Without
+    --apply-chat-template, text is encoded as it is (no special tokens added) and chat messages stay
+    messages: whoever generates renders them."""
 
     def messages_of(row: Row) -> Messages:
-        messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
+        messages = (
+            [{"role": "user", "content": row.prompt}]
+            if isinstance(row.prompt, str)
+            else list(row.prompt)
+        )
         if row.images:
             messages = _with_images(row, messages)
         if config.system_prompt and messages[0]["role"] != "system":
@@ -33,27 +38,39 @@ def build_renderer(config: DataConfig, tokenizer: Tokenizer | None) -> Renderer:
     def render(row: Row) -> tuple[str | Messages, list[int]]:
         if isinstance(row.prompt, str) and not config.apply_chat_template:
             if config.system_prompt:
-                raise ConfigError("--system-prompt needs a chat, but the prompts are plain text: add --apply-chat-template")
-            return row.prompt, list(tokenizer.encode(row.prompt, add_special_tokens=False)) if tokenizer else []
+                raise ConfigError(
+                    "--system-prompt needs a chat, but the prompts are plain text: add"
+                    " --apply-chat-template"
+                )
+            return row.prompt, (
+                list(tokenizer.encode(row.prompt, add_special_tokens=False)) if tokenizer else []
+            )
         messages = messages_of(row)
         if tokenizer is None:
             return (messages if isinstance(row.prompt, list) else row.prompt), []
         if not getattr(tokenizer, "chat_template", True):
             if config.apply_chat_template:
-                raise ConfigError("--apply-chat-template: this tokenizer has no chat template; leave the flag out for a base model")
+                raise ConfigError(
+                    "--apply-chat-template: this tokenizer has no chat template; leave the flag out"
+                    " for a base model"
+                )
             return messages, []
         text = _apply(tokenizer, row, messages)
-        return (text if config.apply_chat_template else messages), list(tokenizer.encode(text, add_special_tokens=False))
+        return (text if config.apply_chat_template else messages), list(
+            tokenizer.encode(text, add_special_tokens=False)
+        )
 
     return render
 
 
 def _with_images(row: Row, messages: Messages) -> Messages:
-    """Contents as lists of text and images: an image at every <image>; where there is none, ahead of the first user's text."""
+    """Contents as lists of text and images: an image at every <image>; where there is none, ahead
+    of the first user's text."""
     marks = sum(_text_of(m).count(IMAGE) for m in messages) + sum(_parts_of(m) for m in messages)
     if marks not in (0, len(row.images)):
         raise DataError(
-            f"{row.where}: {marks} places for images ({IMAGE} in the text, or parts of type image), but {len(row.images)} images"
+            f"{row.where}: {marks} places for images ({IMAGE} in the text, or parts of type image),"
+            f" but {len(row.images)} images"
         )
     out, missing = [], len(row.images) if marks == 0 else 0
     for message in messages:
@@ -78,13 +95,23 @@ def _text_of(message: dict[str, Any]) -> str:
 
 def _parts_of(message: dict[str, Any]) -> int:
     content = message["content"]
-    return sum(isinstance(p, dict) and p.get("type") == "image" for p in content) if isinstance(content, list) else 0
+    return (
+        sum(isinstance(p, dict) and p.get("type") == "image" for p in content)
+        if isinstance(content, list)
+        else 0
+    )
 
 
 def _apply(tokenizer: Tokenizer, row: Row, messages: Messages) -> str:
     """The text of the chat, up to where the assistant begins to speak."""
     kwargs: dict[str, Any] = {"tools": row.tools} if row.tools else {}
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs))
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **kwargs
+            )
+        )
     except Exception as error:  # templates are programs of the model's author; each raises its own
-        raise DataError(f"{row.where}: the chat template refuses the prompt: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"{row.where}: the chat template refuses the prompt: {type(error).__name__}: {error}"
+        ) from error

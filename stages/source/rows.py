@@ -31,7 +31,10 @@ class Row:
 
 
 class Rows(Protocol):
-    """A set of prompts, seen epoch by epoch. A file has the same rows in every epoch, an endless task has new ones."""
+    """A set of prompts, seen epoch by epoch.
+
+    A file has the same rows in every epoch, an endless task has new ones.
+    """
 
     name: str
     endless: bool
@@ -47,15 +50,19 @@ class Rows(Protocol):
 
 
 class FileRows:
-    """A JSONL or Parquet file, or the slice `path@[a:b]` of its rows (Python's rules, so b may be negative)."""
+    """A JSONL or Parquet file, or the slice `path@[a:b]` of its rows (Python's rules, so b may be
+    negative)."""
 
     endless = False
 
     def __init__(self, spec: str, config: DataConfig) -> None:
-        """Raises DataError naming file and line for the first malformed row (with --skip-bad-rows: counts them), and for no rows."""
+        """Raises DataError naming file and line for the first malformed row (with --skip-bad-rows:
+        counts them), and for no rows."""
         path, self._slice = split_slice(spec)
         if path.suffix not in (".jsonl", ".parquet"):
-            raise DataError(f"{spec!r}: expected a file ending in .jsonl or .parquet, or reasoning_gym:TASK")
+            raise DataError(
+                f"{spec!r}: expected a file ending in .jsonl or .parquet, or reasoning_gym:TASK"
+            )
         if not path.is_file():
             raise DataError(f"prompt file {path} does not exist{_similar(path)}")
         self.name = path.name
@@ -70,10 +77,19 @@ class FileRows:
                     raise
                 self.num_bad_rows += 1
             else:
-                digest.update(repr((self._rows[-1].prompt, self._rows[-1].label, *self._rows[-1].images)).encode())
+                digest.update(
+                    repr(
+                        (self._rows[-1].prompt, self._rows[-1].label, *self._rows[-1].images)
+                    ).encode()
+                )
         if not self._rows:
             raise DataError(
-                f"{spec!r} holds no prompts" + (f" ({self.num_bad_rows} malformed rows were skipped)" if self.num_bad_rows else "")
+                f"{spec!r} holds no prompts"
+                + (
+                    f" ({self.num_bad_rows} malformed rows were skipped)"
+                    if self.num_bad_rows
+                    else ""
+                )
             )
         self._fingerprint = f"{len(self._rows)}:{digest.hexdigest()}"
 
@@ -103,7 +119,10 @@ def split_slice(spec: str) -> tuple[Path, slice]:
     path, _, inside = spec[:-1].rpartition("@[")
     match = re.fullmatch(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*", inside)
     if match is None:
-        raise DataError(f"{spec!r}: cannot read the slice [{inside}]; expected path@[a:b] with whole numbers, either may be left out")
+        raise DataError(
+            f"{spec!r}: cannot read the slice [{inside}]; expected path@[a:b] with whole numbers,"
+            " either may be left out"
+        )
     start, stop = (int(n) if n is not None else None for n in match.groups())
     return Path(path).expanduser(), slice(start, stop)
 
@@ -144,9 +163,15 @@ def _read_parquet(path: Path, part: slice) -> Iterator[_Raw]:
 def check_row(raw: _Raw, config: DataConfig, folder: Path | None = None) -> Row:
     """A well-formed row, or DataError naming where, what was found, and what was expected."""
     if raw.error:
-        raise DataError(f"{raw.where} {raw.error}; expected {_expected(config)} (--skip-bad-rows skips and counts such rows)")
+        raise DataError(
+            f"{raw.where} {raw.error}; expected {_expected(config)} (--skip-bad-rows skips and"
+            " counts such rows)"
+        )
     if not isinstance(raw.value, dict):
-        raise DataError(f"{raw.where} is a {_kind(raw.value)}; expected {_expected(config)} (--skip-bad-rows skips and counts such rows)")
+        raise DataError(
+            f"{raw.where} is a {_kind(raw.value)}; expected {_expected(config)} (--skip-bad-rows"
+            " skips and counts such rows)"
+        )
     row = raw.value
     if config.input_key not in row:
         raise _missing(raw.where, row, config.input_key, "--input-key")
@@ -156,7 +181,10 @@ def check_row(raw: _Raw, config: DataConfig, folder: Path | None = None) -> Row:
     try:
         _json_text(label)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{raw.where}: the label in {config.label_key!r} cannot be kept as JSON: {error}; store it as text") from error
+        raise DataError(
+            f"{raw.where}: the label in {config.label_key!r} cannot be kept as JSON: {error}; store"
+            " it as text"
+        ) from error
     return Row(
         where=raw.where,
         prompt=_check_prompt(raw.where, config.input_key, row[config.input_key]),
@@ -167,7 +195,9 @@ def check_row(raw: _Raw, config: DataConfig, folder: Path | None = None) -> Row:
     )
 
 
-def _images(where: str, key: str | None, row: Mapping[str, Any], folder: Path | None) -> tuple[str, ...]:
+def _images(
+    where: str, key: str | None, row: Mapping[str, Any], folder: Path | None
+) -> tuple[str, ...]:
     """Files are looked for beside the prompt file."""
     if key is None or row.get(key) is None:
         return ()
@@ -182,13 +212,23 @@ def _check_prompt(where: str, key: str, prompt: Any) -> str | Messages:
     try:
         _json_text(prompt)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: {key!r} cannot be kept as JSON: {error}; expected text or a list of chat messages") from error
+        raise DataError(
+            f"{where}: {key!r} cannot be kept as JSON: {error}; expected text or a list of chat"
+            " messages"
+        ) from error
     if isinstance(prompt, str) and prompt:
         return prompt
     if isinstance(prompt, list) and prompt:
         for place, message in enumerate(prompt):
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-                raise DataError(f"{where}: message {place} of {key!r} is {message!r:.80}; expected {{'role': ..., 'content': ...}}")
+            if (
+                not isinstance(message, dict)
+                or not isinstance(message.get("role"), str)
+                or "content" not in message
+            ):
+                raise DataError(
+                    f"{where}: message {place} of {key!r} is {message!r:.80}; expected {{'role':"
+                    " ..., 'content': ...}"
+                )
         return prompt
     found = f"an empty {_kind(prompt)}" if isinstance(prompt, str | list) else f"a {_kind(prompt)}"
     raise DataError(f"{where}: {key!r} is {found}; expected text or a list of chat messages")
@@ -202,7 +242,10 @@ def _parsed(where: str, key: str, value: Any, kind: type) -> Any:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise DataError(f"{where}: {key!r} is text that is not JSON ({error.msg}); expected a JSON {_NAMES[kind]}") from error
+            raise DataError(
+                f"{where}: {key!r} is text that is not JSON ({error.msg}); expected a JSON"
+                f" {_NAMES[kind]}"
+            ) from error
     if not isinstance(value, kind):
         raise DataError(f"{where}: {key!r} is a {_kind(value)}; expected a JSON {_NAMES[kind]}")
     try:
@@ -213,11 +256,20 @@ def _parsed(where: str, key: str, value: Any, kind: type) -> Any:
 
 
 def _json_text(value: Any) -> bytes:
-    """Raises TypeError for what JSON has not (dates, bytes), ValueError for what UTF-8 has not (half a surrogate pair)."""
+    """Raises TypeError for what JSON has not (dates, bytes), ValueError for what UTF-8 has not
+    (half a surrogate pair)."""
     return json.dumps(value, ensure_ascii=False).encode()
 
 
-_NAMES: dict[type, str] = {dict: "object", list: "list", str: "text", int: "number", float: "number", bool: "boolean", type(None): "null"}
+_NAMES: dict[type, str] = {
+    dict: "object",
+    list: "list",
+    str: "text",
+    int: "number",
+    float: "number",
+    bool: "boolean",
+    type(None): "null",
+}
 
 
 def _kind(value: Any) -> str:
@@ -232,7 +284,9 @@ def _expected(config: DataConfig) -> str:
 def _missing(where: str, row: Mapping[str, Any], key: str, flag: str) -> DataError:
     close = difflib.get_close_matches(key, list(row), n=1)
     hint = f"; did you mean {flag} {close[0]}?" if close else f"; set {flag}"
-    return DataError(f"{where} has no {key!r}: it has {', '.join(map(repr, row)) or 'no keys'}{hint}")
+    return DataError(
+        f"{where} has no {key!r}: it has {', '.join(map(repr, row)) or 'no keys'}{hint}"
+    )
 
 
 def _similar(path: Path) -> str:

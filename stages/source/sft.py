@@ -10,22 +10,30 @@ from pipeline.core.protocols import Source, Tokenizer
 
 
 def sft_pairs(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless (prompt ids, answer ids + eos). The answer is the label; a list of accepted answers gives its first.
+    """Endless (prompt ids, answer ids + eos). The answer is the label; a list of accepted answers
+    gives its first.
 
     Raises DataError for a prompt without an answer, and for a tokenizer without an eos token.
     """
     eos = getattr(tokenizer, "eos_token_id", None)
     if eos is None:
-        raise DataError("the tokenizer has no eos token, so the warm-up cannot teach the model to stop; set eos_token in its config")
+        raise DataError(
+            "the tokenizer has no eos token, so the warm-up cannot teach the model to stop; set"
+            " eos_token in its config"
+        )
     while True:
         sample = source.get_samples(1)[0][0]
         answer = _answer(sample.label)
         if answer is None:
             raise DataError(
-                f"the warm-up needs an answer with every prompt, got label {sample.label!r} for {sample.prompt!r:.80}: set --label-key"
+                f"the warm-up needs an answer with every prompt, got label {sample.label!r} for"
+                f" {sample.prompt!r:.80}: set --label-key"
             )
         if not sample.tokens:
-            raise DataError(f"the warm-up needs token ids, but the prompt is a chat: add --apply-chat-template ({sample.prompt!r:.80})")
+            raise DataError(
+                "the warm-up needs token ids, but the prompt is a chat: add --apply-chat-template"
+                f" ({sample.prompt!r:.80})"
+            )
         yield sample.tokens, [*tokenizer.encode(answer, add_special_tokens=False), eos]
 
 

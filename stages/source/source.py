@@ -17,11 +17,15 @@ from stages.source.render import Renderer
 from stages.source.rows import Row, Rows
 
 logger = logging.getLogger(__name__)
-_HELD_OUT = 1 << 31  # chunks of an endless task from here on are for evaluation: training never gets there
+# chunks of an endless task from here on are for evaluation: training never gets there
+_HELD_OUT = 1 << 31
 
 
 class PromptSource:
-    """Implements `Source`. The order depends on seed and epoch only, so a position (epoch, offset) is all there is to keep."""
+    """Implements `Source`.
+
+    The order depends on seed and epoch only, so a position (epoch, offset) is all there is to keep.
+    """
 
     def __init__(
         self,
@@ -33,7 +37,8 @@ class PromptSource:
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
-        """`max_prompt_len`: in tokens; longer prompts are skipped, counted (`num_too_long`) and named (`too_long`, and in the log)."""
+        """`max_prompt_len`: in tokens; longer prompts are skipped, counted (`num_too_long`) and
+        named (`too_long`, and in the log)."""
         self._rows, self._render = rows, render
         self._n, self._max_len = n_samples_per_prompt, max_prompt_len
         self._shuffle, self._seed = shuffle and not rows.endless, seed
@@ -43,11 +48,13 @@ class PromptSource:
         self._used = 0  # prompts handed out since the epoch began
         self.num_bad_rows = rows.num_bad_rows
         self.num_too_long = 0  # distinct prompts skipped
-        self.too_long: deque[tuple[int, int]] = deque(maxlen=1000)  # the last of them: (row index, tokens)
+        # the last of them: (row index, tokens)
+        self.too_long: deque[tuple[int, int]] = deque(maxlen=1000)
         self._order_of: tuple[int, np.ndarray] | None = None
         if rows.num_bad_rows:
             logger.warning("%s: %d malformed rows skipped", rows.name, rows.num_bad_rows)
-        render(rows.row(0, 0))  # a template or flag that does not fit says so before anything starts
+        # a template or flag that does not fit says so before anything starts
+        render(rows.row(0, 0))
 
     def __len__(self) -> int:
         """Prompts an epoch, before any are skipped for their length."""
@@ -59,16 +66,20 @@ class PromptSource:
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
         """See `Source`. Raises DataError when every prompt is over the limit."""
-        return [self._returned.popleft() if self._returned else self._next_group() for _ in range(num_samples)]
+        return [
+            self._returned.popleft() if self._returned else self._next_group()
+            for _ in range(num_samples)
+        ]
 
     def add_samples(self, groups: list[list[Sample]]) -> None:
         self._returned.extend(groups)
 
     def all_prompts(self, limit: int | None = None) -> list[list[Sample]]:
-        """For evaluation: the first `limit` prompts in the set's own order, over-long ones skipped (and counted).
+        """For evaluation: the first `limit` prompts in the set's own order, over-long ones skipped
+        (and counted).
 
-        Of an endless task: `limit` prompts that training with the same seed never meets. Moves no position.
-        """
+        Of an endless task: `limit` prompts that training with the same seed never meets. Moves no
+        position."""
         if limit is None and self._rows.endless:
             raise ValueError(f"{self._rows.name} never ends: say how many prompts")
         groups: list[list[Sample]] = []
@@ -94,16 +105,20 @@ class PromptSource:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises DataError when the position is one in other prompts, or in another order of them."""
+        """Raises DataError when the position is one in other prompts, or in another order of
+        them."""
         if state["prompts"] != self._identity():
             raise DataError(
-                f"the saved position (epoch {state['epoch']}, offset {state['offset']}) belongs to other prompts or another shuffle: "
-                f"saved with {state['prompts']}, now {self._identity()}. Resume with the same --prompt-data, --rollout-seed and "
-                "--rollout-shuffle, or start a new run"
+                f"the saved position (epoch {state['epoch']}, offset {state['offset']}) belongs to"
+                f" other prompts or another shuffle: saved with {state['prompts']}, now"
+                f" {self._identity()}. Resume with the same --prompt-data, --rollout-seed and"
+                " --rollout-shuffle, or start a new run"
             )
         self.epoch, self._offset, self._used = state["epoch"], state["offset"], state["used"]
         self.num_too_long = state["num_too_long"]
-        self._returned = deque([Sample.from_dict(sample) for sample in group] for group in state["returned"])
+        self._returned = deque(
+            [Sample.from_dict(sample) for sample in group] for group in state["returned"]
+        )
 
     def _identity(self) -> dict[str, Any]:
         return {"rows": self._rows.fingerprint(), "shuffle": self._shuffle, "seed": self._seed}
@@ -117,7 +132,11 @@ class PromptSource:
             index = int(self._order(self.epoch)[self._offset])
             self._offset += 1
             # A file's rows are all met in epoch 0: those skipped later are no new ones.
-            group = self._group(index, self._rows.row(self.epoch, index), first_visit=self._rows.endless or self.epoch == 0)
+            group = self._group(
+                index,
+                self._rows.row(self.epoch, index),
+                first_visit=self._rows.endless or self.epoch == 0,
+            )
             if group is not None:
                 self._used += 1
                 return group
@@ -126,7 +145,11 @@ class PromptSource:
         """Row indices of one epoch, [len(rows)]: a permutation of its own for every epoch."""
         if self._order_of is None or self._order_of[0] != epoch:
             size = len(self._rows)
-            order = np.random.default_rng([self._seed, epoch]).permutation(size) if self._shuffle else np.arange(size)
+            order = (
+                np.random.default_rng([self._seed, epoch]).permutation(size)
+                if self._shuffle
+                else np.arange(size)
+            )
             self._order_of = (epoch, order)
         return self._order_of[1]
 
@@ -136,20 +159,29 @@ class PromptSource:
             if first_visit:
                 self.num_too_long += 1
                 self.too_long.append((index, len(tokens)))
-                logger.warning("%s skipped: %d tokens, --rollout-max-prompt-len is %d", row.where, len(tokens), self._max_len)
+                logger.warning(
+                    "%s skipped: %d tokens, --rollout-max-prompt-len is %d",
+                    row.where,
+                    len(tokens),
+                    self._max_len,
+                )
             return None
         return [self._sample(row, prompt, tokens) for _ in range(self._n)]
 
     def _sample(self, row: Row, prompt: str | list[dict[str, Any]], tokens: list[int]) -> Sample:
-        metadata = copy.deepcopy(dict(row.metadata))  # each sample its own: custom functions write into it
+        # each sample its own: custom functions write into it
+        metadata = copy.deepcopy(dict(row.metadata))
         if row.tools:
             metadata.setdefault("tools", copy.deepcopy(row.tools))
         return Sample(
             prompt=copy.deepcopy(prompt),
-            tokens=[] if row.images else list(tokens),  # an image is as many tokens as its processor says, when it is generated from
+            # an image is as many tokens as its processor says, when it is generated from
+            tokens=[] if row.images else list(tokens),
             multimodal_inputs={"images": list(row.images)} if row.images else None,
             label=copy.deepcopy(row.label),
-            metadata=metadata,  # a data file must not name code to run: function paths come from flags and user functions only
+            # a data file must not name code to run: function paths come from flags and user
+            # functions only
+            metadata=metadata,
         )
 
     def _held_out(self) -> Iterator[Iterator[tuple[int, Row]]]:
@@ -160,6 +192,6 @@ class PromptSource:
 
     def _nothing_left(self) -> DataError:
         return DataError(
-            f"{self._rows.name}: all {len(self._rows)} prompts are longer than --rollout-max-prompt-len {self._max_len}; raise it, "
-            "or look at the prompts"
+            f"{self._rows.name}: all {len(self._rows)} prompts are longer than"
+            f" --rollout-max-prompt-len {self._max_len}; raise it, or look at the prompts"
         )

@@ -1,9 +1,9 @@
 """Prompts from reasoning-gym: `reasoning_gym:TASK?param=value&...`.
 
-With `size` the task is a fixed set, shuffled anew every epoch; without it the task never ends: every "epoch" is a
-chunk generated from a seed of its own. A handful of reasoning-gym tasks iterate over sets of strings and so depend on
-PYTHONHASHSEED as well; set it where such a task must be the same after a restart.
-"""
+With `size` the task is a fixed set, shuffled anew every epoch; without it the task never ends:
+every "epoch" is a chunk generated from a seed of its own. A handful of reasoning-gym tasks iterate
+over sets of strings and so depend on PYTHONHASHSEED as well; set it where such a task must be the
+same after a restart."""
 
 from __future__ import annotations
 
@@ -23,18 +23,22 @@ from pipeline.core.tagged_json import to_jsonable
 from stages.source.rows import Row
 
 PREFIX = "reasoning_gym:"
-CHUNK = 512  # rows of one chunk of an endless task: some tasks generate all of them when they are created
+# rows of one chunk of an endless task: some tasks generate all of them when they are created
+CHUNK = 512
 
 
 class TaskRows:
-    """Procedural prompts. `label` is the task's answer; `metadata["reasoning_gym"]` is what its scorer needs:
-    {"task": name, "params": {...}, "entry": {question, answer, metadata}}, in pipeline.core.tagged_json's form.
-    """
+    """Procedural prompts. `label` is the task's answer; `metadata["reasoning_gym"]` is what its
+    scorer needs: {"task": name, "params": {...}, "entry": {question, answer, metadata}}, in
+    pipeline.core.tagged_json's form."""
 
     num_bad_rows = 0
 
     def __init__(self, spec: str, *, seed: int) -> None:
-        """`seed` is used unless the spec has one. Raises DataError for an unknown task or a parameter it refuses."""
+        """`seed` is used unless the spec has one.
+
+        Raises DataError for an unknown task or a parameter it refuses.
+        """
         self.name, self._params = parse_task(spec)
         self.endless = "size" not in self._params
         self._seed = int(self._params.pop("seed", seed) or 0)
@@ -60,7 +64,9 @@ class TaskRows:
             where=where,
             prompt=kept["question"],
             label=kept["answer"],
-            metadata={"reasoning_gym": {"task": self.name, "params": self._stored_params, "entry": kept}},
+            metadata={
+                "reasoning_gym": {"task": self.name, "params": self._stored_params, "entry": kept}
+            },
         )
 
     def fingerprint(self) -> str:
@@ -68,25 +74,39 @@ class TaskRows:
 
     def _chunk(self, epoch: int) -> Any:
         if epoch != self._epoch:
-            # Seeds of neighbouring chunks must be far apart: reasoning-gym's rows are seeded by seed + index.
-            seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0]) if self.endless else self._seed
-            self._dataset, self._epoch = create_task(self.name, {**self._params, "seed": seed, "size": self._size}), epoch
+            # Seeds of neighbouring chunks must be far apart: reasoning-gym's rows are seeded by
+            # seed + index.
+            seed = (
+                int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
+                if self.endless
+                else self._seed
+            )
+            self._dataset, self._epoch = (
+                create_task(self.name, {**self._params, "seed": seed, "size": self._size}),
+                epoch,
+            )
         return self._dataset
 
 
 def parse_task(spec: str) -> tuple[str, dict[str, Any]]:
-    """`reasoning_gym:TASK?a=1&b=x` -> (TASK, {a: 1, b: "x"}), values as the task's own config declares them."""
+    """`reasoning_gym:TASK?a=1&b=x` -> (TASK, {a: 1, b: "x"}), values as the task's own config
+    declares them."""
     from reasoning_gym.factory import DATASETS
 
     name, _, query = spec.removeprefix(PREFIX).partition("?")
     if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(sorted(DATASETS))}"
+        hint = (
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else f"it has {', '.join(sorted(DATASETS))}"
+        )
         raise DataError(f"{spec!r}: reasoning-gym has no task {name!r}; {hint}")
     declared = _declared(DATASETS[name][1])
     params: dict[str, Any] = {}
     for part in filter(None, query.split("&")):
-        key, equals, value = (unquote(p) for p in part.partition("="))  # not parse_qsl: it would turn + into a space
+        # not parse_qsl: it would turn + into a space
+        key, equals, value = (unquote(p) for p in part.partition("="))
         if not equals:
             raise DataError(f"{spec!r}: {part!r} has no value; expected param=value&param=value")
         if key not in declared:
@@ -98,14 +118,20 @@ def parse_task(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def create_task(name: str, params: dict[str, Any]) -> Any:
-    """The reasoning-gym dataset. Raises DataError with the task's own words when it refuses its parameters."""
+    """The reasoning-gym dataset.
+
+    Raises DataError with the task's own words when it refuses its parameters.
+    """
     from reasoning_gym.factory import create_dataset
 
     try:
         return create_dataset(name, **params)
     except (AssertionError, ValueError, TypeError, KeyError) as error:
         given = ", ".join(f"{k}={v!r}" for k, v in params.items())
-        raise DataError(f"reasoning-gym task {name} refuses its parameters ({given}): {error or 'no reason given'}") from error
+        raise DataError(
+            f"reasoning-gym task {name} refuses its parameters ({given}):"
+            f" {error or 'no reason given'}"
+        ) from error
 
 
 def _declared(config: type) -> dict[str, Any]:
@@ -118,7 +144,11 @@ def _convert(what: str, text: str, kind: Any) -> Any:
     """Text -> `kind`; DataError says what was expected."""
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return None if text.lower() == "none" else _convert(what, text, next(o for o in options if o is not type(None)))
+        return (
+            None
+            if text.lower() == "none"
+            else _convert(what, text, next(o for o in options if o is not type(None)))
+        )
     if origin is typing.Literal:
         if text not in options:
             raise DataError(f"{what}={text} is none of {', '.join(map(repr, options))}")
@@ -133,10 +163,14 @@ def _convert(what: str, text: str, kind: Any) -> Any:
         try:
             return kind(text)
         except ValueError as error:
-            raise DataError(f"{what}={text} is not {'a whole number' if kind is int else 'a number'}") from error
+            raise DataError(
+                f"{what}={text} is not {'a whole number' if kind is int else 'a number'}"
+            ) from error
     if (origin or kind) in (list, tuple, Sequence):
         return _convert_list(what, text, tuple if (origin or kind) is tuple else list, options)
-    raise DataError(f"{what} takes a {getattr(kind, '__name__', kind)}, which cannot be written in a spec")
+    raise DataError(
+        f"{what} takes a {getattr(kind, '__name__', kind)}, which cannot be written in a spec"
+    )
 
 
 def _convert_list(what: str, text: str, kind: type, options: Sequence[Any]) -> Any:

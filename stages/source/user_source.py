@@ -1,4 +1,5 @@
-"""A user's own data source, in slime's shape: `get_samples(n)`, `add_samples(groups)`, `save(rollout_id)`, `load(rollout_id)`."""
+"""A user's own data source, in slime's shape: `get_samples(n)`, `add_samples(groups)`,
+`save(rollout_id)`, `load(rollout_id)`."""
 
 from __future__ import annotations
 
@@ -14,11 +15,12 @@ METHODS = ("get_samples", "add_samples", "save", "load")
 
 
 class UserSource:
-    """Implements `Source` over an instance of the class that `--data-source-path` names, made as `Class(args)`.
+    """Implements `Source` over an instance of the class that `--data-source-path` names, made as
+    `Class(args)`.
 
-    Where it stands is its own affair: a snapshot calls `save(n)`, with n counting the snapshots from 1, and a resumed run calls
-    `load(n)`. After `load` it must hand out the same groups again, in the same order: what a crash left complete is told by that order.
-    """
+    Where it stands is its own affair: a snapshot calls `save(n)`, with n counting the snapshots
+    from 1, and a resumed run calls `load(n)`. After `load` it must hand out the same groups again,
+    in the same order: what a crash left complete is told by that order."""
 
     def __init__(self, spec: str, args: SimpleNamespace, n_samples_per_prompt: int) -> None:
         """Raises ConfigError when it cannot be imported, DataError when it is no data source."""
@@ -27,23 +29,34 @@ class UserSource:
         missing = [name for name in METHODS if not callable(getattr(self.user, name, None))]
         if missing:
             raise DataError(
-                f"--data-source-path {spec}: {type(self.user).__name__} has no {', '.join(missing)}; expected {', '.join(METHODS)}"
+                f"--data-source-path {spec}: {type(self.user).__name__} has no"
+                f" {', '.join(missing)}; expected {', '.join(METHODS)}"
             )
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
-        """Raises DataError unless they are `num_samples` groups of n_samples_per_prompt Samples each."""
+        """Raises DataError unless they are `num_samples` groups of n_samples_per_prompt Samples
+        each."""
         groups = self.user.get_samples(num_samples)
         if not isinstance(groups, list) or len(groups) != num_samples:
             got = f"{len(groups)} of them" if isinstance(groups, list) else type(groups).__name__
             raise DataError(
-                f"--data-source-path {self._spec}: get_samples({num_samples}) gave {got}; expected a list of {num_samples} groups"
+                f"--data-source-path {self._spec}: get_samples({num_samples}) gave {got}; expected"
+                f" a list of {num_samples} groups"
             )
         for group in groups:
-            if not isinstance(group, list) or len(group) != self._n or not all(isinstance(s, Sample) for s in group):
-                shape = f"a list of {len(group)} {type(group[0]).__name__}" if isinstance(group, list) and group else repr(group)[:80]
+            if (
+                not isinstance(group, list)
+                or len(group) != self._n
+                or not all(isinstance(s, Sample) for s in group)
+            ):
+                shape = (
+                    f"a list of {len(group)} {type(group[0]).__name__}"
+                    if isinstance(group, list) and group
+                    else repr(group)[:80]
+                )
                 raise DataError(
-                    f"--data-source-path {self._spec}: a group is {shape}; expected a list of --n-samples-per-prompt {self._n} "
-                    "pipeline.core.types.Sample"
+                    f"--data-source-path {self._spec}: a group is {shape}; expected a list of"
+                    f" --n-samples-per-prompt {self._n} pipeline.core.types.Sample"
                 )
         return groups
 
@@ -58,8 +71,9 @@ class UserSource:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state.get("data_source_path") != self._spec:
             raise DataError(
-                f"the saved position is of {state.get('data_source_path') or '--prompt-data'}, not of --data-source-path {self._spec}: "
-                "resume with the same prompts, or start a new run"
+                f"the saved position is of {state.get('data_source_path') or '--prompt-data'}, not"
+                f" of --data-source-path {self._spec}: resume with the same prompts, or start a"
+                " new run"
             )
         self._num_saves = state["save"]
         self.user.load(self._num_saves)

@@ -1,11 +1,11 @@
-"""Kill a run with -9 at random instants, resume it, and look at its account in the end: nothing lost, nothing trained twice.
+"""Kill a run with -9 at random instants, resume it, and look at its account in the end: nothing
+lost, nothing trained twice.
 
     python -m tests.chaos.chaos --kills 200 [--real] [--seed 0] [any flag of train_async.py]
 
-Every life of the run is killed after a random while (one in four while it starts): the driver, or one of its children (an engine, a
-learner rank, a scorer), or all at once. After enough kills the run may end. Prints one line a life, then the ledger's totals; exits 1
-unless they hold.
-"""
+Every life of the run is killed after a random while (one in four while it starts): the driver, or
+one of its children (an engine, a learner rank, a scorer), or all at once. After enough kills the
+run may end. Prints one line a life, then the ledger's totals; exits 1 unless they hold."""
 
 from __future__ import annotations
 
@@ -28,29 +28,74 @@ from buffers.ledger import Ledger
 from tests.conftest import ROOT, entry_command, mapped_by_others
 
 MOCK = (
-    "--mock", "--rollout-batch-size", "4", "--n-samples-per-prompt", "2", "--async-buffer-size", "2", "--save-interval", "3",
-    "--mock-step-seconds", "0.05", "--mock-seconds-per-token", "0.0005", "--mock-failure-rate", "0.02",
-)  # fmt: skip
+    "--mock",
+    "--rollout-batch-size",
+    "4",
+    "--n-samples-per-prompt",
+    "2",
+    "--async-buffer-size",
+    "2",
+    "--save-interval",
+    "3",
+    "--mock-step-seconds",
+    "0.05",
+    "--mock-seconds-per-token",
+    "0.0005",
+    "--mock-failure-rate",
+    "0.02",
+)
 REAL = (
-    "--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"), "--sft-steps", "3", "--rollout-batch-size", "4",
-    "--n-samples-per-prompt", "4", "--eval-interval", "1000000", "--save-interval", "4",
-)  # fmt: skip
+    "--config",
+    str(ROOT / "configs" / "presets" / "quickstart.yaml"),
+    "--sft-steps",
+    "3",
+    "--rollout-batch-size",
+    "4",
+    "--n-samples-per-prompt",
+    "4",
+    "--eval-interval",
+    "1000000",
+    "--save-interval",
+    "4",
+)
 
 
 def chaos(
-    folder: Path, *, kills: int, real: bool, seed: int, num_rollout: int, more: Sequence[str] = (), say: Any = print
+    folder: Path,
+    *,
+    kills: int,
+    real: bool,
+    seed: int,
+    num_rollout: int,
+    more: Sequence[str] = (),
+    say: Any = print,
 ) -> dict[str, Any]:
     """Returns the ledger's totals with `kills` and `problems` (empty when all holds)."""
     rng = random.Random(seed)
     run = folder / "chaos"
-    flags = (*(REAL if real else MOCK), *more, "--num-rollout", str(num_rollout), "--runs-dir", str(folder), "--name", "chaos")
+    flags = (
+        *(REAL if real else MOCK),
+        *more,
+        "--num-rollout",
+        str(num_rollout),
+        "--runs-dir",
+        str(folder),
+        "--name",
+        "chaos",
+    )
     done, before = 0, shared_memory()
     while True:
         journal = run / "buffer" / FILE_NAME
         if not journal.exists():  # killed before it had promised anything
             shutil.rmtree(run, ignore_errors=True)
         load = ("--load", str(run)) if journal.exists() else ()
-        process = subprocess.Popen(entry_command(*flags, *load), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            entry_command(*flags, *load),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         victim = _kill_somebody(process, rng, 60.0 if real else 2.0, run) if done < kills else None
         _, err = process.communicate(timeout=900)
         if victim is not None:
@@ -63,13 +108,16 @@ def chaos(
             raise RuntimeError(f"the run ended with {process.returncode}: {err[-3000:]}")
         elif process.returncode not in (0, 1):
             raise RuntimeError(f"a life ended with {process.returncode} unkilled: {err[-3000:]}")
-    for left in shared_memory() - before:  # semaphores of killed processes, which nobody else can remove
+    # semaphores of killed processes, which nobody else can remove
+    for left in shared_memory() - before:
         left.unlink(missing_ok=True)
     records, _ = read_journal(run / "buffer" / FILE_NAME)
     return {
         **Ledger(records).totals(),
         "kills": done,
-        "problems": problems(run, records, num_rollout, fresh=2 if "--max-times-sampled" in more else 4),
+        "problems": problems(
+            run, records, num_rollout, fresh=2 if "--max-times-sampled" in more else 4
+        ),
     }
 
 
@@ -103,14 +151,18 @@ def problems(run: Path, records: list[dict[str, Any]], num_rollout: int, fresh: 
         found.append(f"version numbers went back or were used twice: {pushes}")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     versions = [r["policy_version"] for r in rows if r["kind"] == "train"]
-    if versions != sorted(versions) or [r["rollout_id"] for r in rows if r["kind"] == "train"] != list(range(num_rollout)):
+    if versions != sorted(versions) or [
+        r["rollout_id"] for r in rows if r["kind"] == "train"
+    ] != list(range(num_rollout)):
         found.append(f"metrics: versions {versions}")
     return found
 
 
-def _kill_somebody(process: subprocess.Popen[str], rng: random.Random, longest: float, run: Path) -> str | None:
-    """After a random while: one time in four of its start, else of the first change it makes to the journal, however slow the machine.
-    None when the run ended before."""
+def _kill_somebody(
+    process: subprocess.Popen[str], rng: random.Random, longest: float, run: Path
+) -> str | None:
+    """After a random while: one time in four of its start, else of the first change it makes to the
+    journal, however slow the machine. None when the run ended before."""
     journal = run / "buffer" / FILE_NAME
     before = _size(journal)
     early = rng.random() < 0.25
@@ -157,7 +209,8 @@ def _name(process: psutil.Process) -> str:
 
 
 def _end_orphans(run: Path) -> None:
-    """Processes that the killed driver had started and that lived in sessions of their own: they name the run's folder."""
+    """Processes that the killed driver had started and that lived in sessions of their own: they
+    name the run's folder."""
     for process in psutil.process_iter():
         try:
             if str(run) in " ".join(process.cmdline()) and process.ppid() == 1:
@@ -168,20 +221,35 @@ def _end_orphans(run: Path) -> None:
 
 def _trained(run: Path) -> int:
     metrics = run / "metrics.jsonl"
-    return sum('"kind": "train"' in line for line in metrics.read_text().splitlines()) if metrics.exists() else 0
+    return (
+        sum('"kind": "train"' in line for line in metrics.read_text().splitlines())
+        if metrics.exists()
+        else 0
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--real", action="store_true", help="SGLang and Megatron instead of the simulated parts")
+    parser.add_argument(
+        "--real", action="store_true", help="SGLang and Megatron instead of the simulated parts"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-rollout", type=int)
     options, more = parser.parse_known_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="slipstream-chaos-") as folder:
         num_rollout = options.num_rollout or (12 if options.real else 15 * options.kills)
-        found = chaos(Path(folder), kills=options.kills, real=options.real, seed=options.seed, num_rollout=num_rollout, more=more)
+        found = chaos(
+            Path(folder),
+            kills=options.kills,
+            real=options.real,
+            seed=options.seed,
+            num_rollout=num_rollout,
+            more=more,
+        )
     print(json.dumps({**found, "seconds": round(time.monotonic() - began)}))
     return 1 if found["problems"] else 0
 

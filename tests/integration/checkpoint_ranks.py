@@ -1,4 +1,5 @@
-"""Run by test_checkpoint_layouts in four processes: checkpoints of other layouts loaded, trained on, saved again; saves beside training.
+"""Run by test_checkpoint_layouts in four processes: checkpoints of other layouts loaded, trained
+on, saved again; saves beside training.
 
 usage: checkpoint_ranks.py RANK PORT MODEL OUT
 """
@@ -49,7 +50,9 @@ def make(rank: int, port: int, model: Path, name: str, flags: dict[str, object])
     from tests.integration import learner_cases as cases
 
     store = torch.distributed.PrefixStore(name, join_store("127.0.0.1", port, 4))
-    return MegatronRank(settings(cases, model, ranks=4, megatron=flags), rank=rank, world_size=4, store=store)
+    return MegatronRank(
+        settings(cases, model, ranks=4, megatron=flags), rank=rank, world_size=4, store=store
+    )
 
 
 def settings(cases: Any, model: Path, **more: Any) -> Any:
@@ -57,18 +60,27 @@ def settings(cases: Any, model: Path, **more: Any) -> Any:
     from configs.schema import OptimConfig
 
     optim = OptimConfig(lr_decay_style="cosine", lr_warmup_iters=2)
-    return cases.settings(model, optim=optim, steps=20, use_kl_loss=True, kl_loss_coef=0.1, kl_loss_type="k3", **more)
+    return cases.settings(
+        model, optim=optim, steps=20, use_kl_loss=True, kl_loss_coef=0.1, kl_loss_type="k3", **more
+    )
 
 
 def step(learner: Any, seed: int) -> dict[str, float]:
     from tests.integration import learner_cases as cases
 
     samples = cases.make_samples(cases.LENGTHS, seed=seed)
-    return dict(learner.step(cases.make_batch(cases.make_step(samples, ranks=learner.dp_size, micro_batches=2), rollout_id=seed)))
+    return dict(
+        learner.step(
+            cases.make_batch(
+                cases.make_step(samples, ranks=learner.dp_size, micro_batches=2), rollout_id=seed
+            )
+        )
+    )
 
 
 def beside(learner: Any, out: Path, model: Path) -> None:
-    """A step is taken after the state was copied and before a byte is written; then a save that fails on one rank."""
+    """A step is taken after the state was copied and before a byte is written; then a save that
+    fails on one rank."""
     from pipeline.core.errors import CheckpointError
     from stages.learn.megatron import async_save
 
@@ -103,7 +115,9 @@ def beside(learner: Any, out: Path, model: Path) -> None:
     async_save._write = real
     learner.begin_save(out / "recovered", None)
     learner.finish_save()
-    (out / f"beside.{learner.rank}.json").write_text(json.dumps({"after": after, "again": again, "early": early, "said": said}))
+    (out / f"beside.{learner.rank}.json").write_text(
+        json.dumps({"after": after, "again": again, "early": early, "said": said})
+    )
 
 
 def write(out: Path, layout: str, name: str, learner: Any, metrics: dict[str, float]) -> None:

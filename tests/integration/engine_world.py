@@ -1,4 +1,5 @@
-"""Two real SGLang servers of a tiny random Qwen3, and what stands in for the learner: a Hugging Face model in this process."""
+"""Two real SGLang servers of a tiny random Qwen3, and what stands in for the learner: a Hugging
+Face model in this process."""
 
 from __future__ import annotations
 
@@ -21,11 +22,20 @@ from stages.engine.pool import SGLangPool
 from stages.engine.spec import EngineSpec
 from stages.publish.sender import BroadcastSender
 
-CLUSTER = ClusterConfig(rollout_num_gpus=2, sglang_server_concurrency=32, update_weight_buffer_size=100_000)
+CLUSTER = ClusterConfig(
+    rollout_num_gpus=2, sglang_server_concurrency=32, update_weight_buffer_size=100_000
+)
 SHAPE = {
-    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "tie_word_embeddings": False,
-}  # fmt: skip
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
+}
 
 
 def make_model(seed: int = 0, scale: float = 6.0) -> Any:
@@ -58,7 +68,8 @@ def engine_spec(folder: Path, index: int, **user: Any) -> EngineSpec:
 
 
 class Threaded:
-    """A BroadcastSender whose blocking calls do not hold the loop: what the learner's actor is to the driver."""
+    """A BroadcastSender whose blocking calls do not hold the loop: what the learner's actor is to
+    the driver."""
 
     def __init__(self, sender: BroadcastSender) -> None:
         self._sender = sender
@@ -88,7 +99,10 @@ class Answer:
             list(prompt),
             [row[1] for row in rows],
             torch.tensor([row[0] for row in rows]),
-            [VersionSpan(int(label["version"]), label["start"], label["end"]) for label in meta["weight_versions"]],
+            [
+                VersionSpan(int(label["version"]), label["start"], label["end"])
+                for label in meta["weight_versions"]
+            ],
             meta["cached_tokens"],
         )
 
@@ -106,7 +120,12 @@ class World:
         # The iterator is made per push: it must see the weights as they are then.
         export = lambda path: self.model.save_pretrained(path)  # noqa: E731
         self.sender = Threaded(
-            BroadcastSender(lambda: iter(self.model.state_dict().items()), export, torch.device("cpu"), timeout_seconds=30.0)
+            BroadcastSender(
+                lambda: iter(self.model.state_dict().items()),
+                export,
+                torch.device("cpu"),
+                timeout_seconds=30.0,
+            )
         )
 
     def learn(self) -> None:
@@ -120,18 +139,25 @@ class World:
 
         return copy.deepcopy(self.model)
 
-    async def post(self, endpoint: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    async def post(
+        self, endpoint: str, path: str, body: dict[str, Any]
+    ) -> tuple[int, dict[str, Any]]:
         async with self.http.post(f"{endpoint}/{path}", json=body) as response:
             return response.status, await response.json()
 
-    async def generate(self, endpoint: str, prompt: Sequence[int], key: str, max_new_tokens: int = 8) -> Answer:
+    async def generate(
+        self, endpoint: str, prompt: Sequence[int], key: str, max_new_tokens: int = 8
+    ) -> Answer:
         status, body = await self.post(endpoint, "generate", request(prompt, key, max_new_tokens))
         assert status == 200, body
         return Answer.of(prompt, body)
 
     @asynccontextmanager
-    async def running(self, endpoint: str, prompt: Sequence[int], key: str, max_new_tokens: int) -> AsyncIterator[asyncio.Task[Answer]]:
-        """A streamed request that has generated a token and goes on, slowly inside the block; the task is its end."""
+    async def running(
+        self, endpoint: str, prompt: Sequence[int], key: str, max_new_tokens: int
+    ) -> AsyncIterator[asyncio.Task[Answer]]:
+        """A streamed request that has generated a token and goes on, slowly inside the block; the
+        task is its end."""
         import json
 
         await self.post(endpoint, "slow_down", {"forward_sleep_time": 0.01})
@@ -169,18 +195,31 @@ class World:
                     others = ("k_proj", "v_proj") if part == "q_proj" else ("up_proj",)
                     parts = [state[name], *(state[name.replace(part, other)] for other in others)]
                     out[name.replace(part, fused)] = torch.cat(parts)
-        single = {name: t for name, t in state.items() if not any(f".{p}_proj." in name for p in ("q", "k", "v", "gate", "up"))}
-        return {name: hashlib.sha256(t.contiguous().numpy().tobytes()).digest()[:8].hex() for name, t in (single | out).items()}
+        single = {
+            name: t
+            for name, t in state.items()
+            if not any(f".{p}_proj." in name for p in ("q", "k", "v", "gate", "up"))
+        }
+        return {
+            name: hashlib.sha256(t.contiguous().numpy().tobytes()).digest()[:8].hex()
+            for name, t in (single | out).items()
+        }
 
 
 def request(prompt: Sequence[int], key: str, max_new_tokens: int) -> dict[str, Any]:
     params = {"max_new_tokens": max_new_tokens, "temperature": 1.0, "ignore_eos": True}
-    return {"input_ids": list(prompt), "sampling_params": params, "return_logprob": True, "extra_key": key}
+    return {
+        "input_ids": list(prompt),
+        "sampling_params": params,
+        "return_logprob": True,
+        "extra_key": key,
+    }
 
 
 def log_probs(model: Any, answer: Answer, *, start: int = 0, before: Any = None) -> torch.Tensor:
-    """Of the response tokens [start:] under `model`. With `before`, all KV that precedes the sampling of token `start` is
-    computed by that model: what an engine does whose weights change in place between two decode steps."""
+    """Of the response tokens [start:] under `model`. With `before`, all KV that precedes the
+    sampling of token `start` is computed by that model: what an engine does whose weights change in
+    place between two decode steps."""
     tokens = torch.tensor([answer.prompt + answer.tokens])
     first = len(answer.prompt) + start - 1  # the position whose logits gave token `start`
     with torch.no_grad():

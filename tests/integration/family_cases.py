@@ -1,4 +1,5 @@
-"""One tiny random checkpoint of every architecture, and of variants within one; configs as transformers names the keys."""
+"""One tiny random checkpoint of every architecture, and of variants within one; configs as
+transformers names the keys."""
 
 from __future__ import annotations
 
@@ -41,27 +42,58 @@ _LATENT = {
     "scoring_func": "sigmoid",
     "v_head_dim": 24,
 }
-_YARN = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 64, "beta_fast": 32}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32,
+}
 _ROUTED = {**_HEADS, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 # name -> (model_type, config)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", _BASE),
     "qwen3": ("qwen3", _HEADS),
-    "llama": ("llama", {**_BASE, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
-    "glm4": ("glm4", {**_HEADS, "attention_bias": True, "rms_norm_eps": 1e-5, "pad_token_id": None}),
+    "llama": (
+        "llama",
+        {**_BASE, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    ),
+    "glm4": (
+        "glm4",
+        {**_HEADS, "attention_bias": True, "rms_norm_eps": 1e-5, "pad_token_id": None},
+    ),
     "qwen3_moe": ("qwen3_moe", {**_ROUTED, "norm_topk_prob": True}),
-    "glm4_moe": ("glm4_moe", {**_HEADS, **_BIAS_BALANCED, "attention_bias": True, "use_qk_norm": True}),
+    "glm4_moe": (
+        "glm4_moe",
+        {**_HEADS, **_BIAS_BALANCED, "attention_bias": True, "use_qk_norm": True},
+    ),
     "deepseek_v3": (
         "deepseek_v3",
-        {**_LATENT, "q_lora_rank": 24, "n_group": 4, "topk_group": 1, "rope_parameters": {**_YARN, "rope_theta": 10000.0}},
+        {
+            **_LATENT,
+            "q_lora_rank": 24,
+            "n_group": 4,
+            "topk_group": 1,
+            "rope_parameters": {**_YARN, "rope_theta": 10000.0},
+        },
     ),
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3_moe-dense-first": ("qwen3_moe", {**_ROUTED, "norm_topk_prob": False, "mlp_only_layers": [0]}),
-    "glm4_moe-air": ("glm4_moe", {**_HEADS, **_BIAS_BALANCED, "attention_bias": True, "use_qk_norm": False}),
+    "qwen3_moe-dense-first": (
+        "qwen3_moe",
+        {**_ROUTED, "norm_topk_prob": False, "mlp_only_layers": [0]},
+    ),
+    "glm4_moe-air": (
+        "glm4_moe",
+        {**_HEADS, **_BIAS_BALANCED, "attention_bias": True, "use_qk_norm": False},
+    ),
     # Moonlight: no low-rank query, one group of experts, no yarn, two shared experts.
-    "deepseek_v3-moonlight": ("deepseek_v3", {**_LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 2}),
+    "deepseek_v3-moonlight": (
+        "deepseek_v3",
+        {**_LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 2},
+    ),
 }
 
 
@@ -74,7 +106,9 @@ def make_family(name: str, path: Path, seed: int = 0) -> Path:
 
     model_type, config = {**FAMILIES, **VARIANTS}[name]
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **config), dtype=torch.float32
+    )
     with torch.no_grad():
         for key, p in [*model.named_parameters(), *model.named_buffers()]:
             if key.endswith("_bias") or key.endswith(".bias"):

@@ -1,4 +1,7 @@
-"""One of two ranks: every family's weights in and out again under layouts that split them. Run by test_families.py."""
+"""One of two ranks: every family's weights in and out again under layouts that split them.
+
+Run by test_families.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor_model_parallel_size": 2},
     "pp2": {"pipeline_model_parallel_size": 2},
     "ep2": {"expert_model_parallel_size": 2},
-    "tp2-ep2": {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "expert_tensor_parallel_size": 1},
+    "tp2-ep2": {
+        "tensor_model_parallel_size": 2,
+        "expert_model_parallel_size": 2,
+        "expert_tensor_parallel_size": 1,
+    },
     "etp2": {"tensor_model_parallel_size": 1, "expert_tensor_parallel_size": 2},
 }
 
@@ -42,9 +49,18 @@ def main(rank: int, port: int, root: Path) -> None:
         for layout in layouts_of(folder):
             number += 1
             part = torch.distributed.PrefixStore(f"layout{number}", store)
-            learner = start(cases.settings(folder, ranks=2, megatron=LAYOUTS[layout]), rank=rank, world_size=2, store=part)
+            learner = start(
+                cases.settings(folder, ranks=2, megatron=LAYOUTS[layout]),
+                rank=rank,
+                world_size=2,
+                store=part,
+            )
             got = cases.weights_of(learner)
-            wrong = sorted(n for n in want.keys() | got.keys() if n not in want or n not in got or not torch.equal(want[n], got[n]))
+            wrong = sorted(
+                n
+                for n in want.keys() | got.keys()
+                if n not in want or n not in got or not torch.equal(want[n], got[n])
+            )
             found[f"{folder.name} {layout}"] = wrong
             learner.close()
     (root / f"found.{rank}.json").write_text(json.dumps(found))

@@ -1,7 +1,8 @@
-"""Run by test_fsdp in two processes: trained with, saved, resumed, refused; what each rank found as JSON.
+"""Run by test_fsdp in two processes: trained with, saved, resumed, refused; what each rank found as
+JSON.
 
-usage: fsdp_ranks.py RANK PORT MODEL SAVED OUT SEEING. SAVED: a snapshot that one rank wrote; SEEING: a model that sees.
-"""
+usage: fsdp_ranks.py RANK PORT MODEL SAVED OUT SEEING. SAVED: a snapshot that one rank wrote;
+SEEING: a model that sees."""
 
 from __future__ import annotations
 
@@ -12,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 ALGORITHM: dict[str, Any] = {
-    "off_policy_correction": "m2po", "use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k3", "ref_update_interval": 2,
-}  # fmt: skip
+    "off_policy_correction": "m2po",
+    "use_kl_loss": True,
+    "kl_loss_coef": 0.1,
+    "kl_loss_type": "k3",
+    "ref_update_interval": 2,
+}
 
 
 def main(rank: int, port: int, model: Path, saved: Path, out: Path, seeing: Path) -> None:
@@ -29,20 +34,28 @@ def main(rank: int, port: int, model: Path, saved: Path, out: Path, seeing: Path
     from tests.integration.test_fsdp import settings_of
 
     store = join_store("127.0.0.1", port, 2)
-    learner = start_rank(settings_of("fsdp", model, ranks=2, **ALGORITHM), rank=rank, world_size=2, store=store)
+    learner = start_rank(
+        settings_of("fsdp", model, ranks=2, **ALGORITHM), rank=rank, world_size=2, store=store
+    )
     steps = [cases.make_step(part, ranks=2, micro_batches=2) for part in cases.halves()]
-    found: dict[str, Any] = {"trained": [learner.step(cases.make_batch(*steps, rollout_id=i)) for i in range(2)]}
+    found: dict[str, Any] = {
+        "trained": [learner.step(cases.make_batch(*steps, rollout_id=i)) for i in range(2)]
+    }
     learner.save(out / "pair")
     found["after"] = learner.step(cases.make_batch(*steps, rollout_id=2))
     learner.load(out / "pair")
     found["resumed"] = learner.step(cases.make_batch(*steps, rollout_id=2))
-    found["refused"] = refusal(learner, cases.make_batch(cases.make_step(cases.poisoned(), ranks=2, micro_batches=2)))
+    found["refused"] = refusal(
+        learner, cases.make_batch(cases.make_step(cases.poisoned(), ranks=2, micro_batches=2))
+    )
     found["miscut"] = refusal(learner, cases.make_batch(cases.make_step(cases.halves()[0])))
     learner.load(saved)
     found["from_one"] = learner.step(cases.make_batch(*steps, rollout_id=2))
     learner.close()
     store = torch.distributed.PrefixStore("vision", join_store("127.0.0.1", port, 2))
-    learner = start_rank(settings_of("fsdp", seeing, ranks=2, use_tis=True), rank=rank, world_size=2, store=store)
+    learner = start_rank(
+        settings_of("fsdp", seeing, ranks=2, use_tis=True), rank=rank, world_size=2, store=store
+    )
     found["vision"] = [learner.step(cases.make_batch(vision_step(seeing, 2))) for _ in range(3)]
     learner.close()
     (out / f"{rank}.json").write_text(json.dumps(found))

@@ -1,7 +1,8 @@
-"""Run by test_megatron_layouts in four processes: every case in turn, what each rank found as JSON, its weights as safetensors.
+"""Run by test_megatron_layouts in four processes: every case in turn, what each rank found as JSON,
+its weights as safetensors.
 
-Cases of two ranks run on two pairs of processes side by side. usage: layouts.py RANK PORT MODELS OUT [CASE...]
-"""
+Cases of two ranks run on two pairs of processes side by side. usage: layouts.py RANK PORT MODELS
+OUT [CASE...]"""
 
 from __future__ import annotations
 
@@ -15,19 +16,33 @@ from pathlib import Path
 from typing import Any
 
 WORLD = 4
-# Adam's step is about the learning rate whatever the gradient; with this epsilon a gradient of rounding errors moves nothing.
+# Adam's step is about the learning rate whatever the gradient; with this epsilon a gradient of
+# rounding errors moves nothing.
 OPTIMIZER: dict[str, object] = {"lr": 1e-3, "adam_eps": 1e-5}
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "token-mean": {"calculate_per_token_loss": True, "use_tis": True, "entropy_coef": 0.01},
-    # Sequence-level importance ratios, sequence-level correction normalised over the batch, KL to the reference.
+    # Sequence-level importance ratios, sequence-level correction normalised over the batch, KL to
+    # the reference.
     "gspo": {
-        "advantage_estimator": "gspo", "off_policy_correction": "seq-tis", "correction_batch_normalize": True,
-        "use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k3",
+        "advantage_estimator": "gspo",
+        "off_policy_correction": "seq-tis",
+        "correction_batch_normalize": True,
+        "use_kl_loss": True,
+        "kl_loss_coef": 0.1,
+        "kl_loss_type": "k3",
     },
-    "ppo": {"advantage_estimator": "ppo", "gamma": 0.95, "lambd": 0.9, "normalize_advantages": True},
-    "custom": {"loss_type": "custom_loss", "custom_loss_function_path": f"{Path(__file__)}:from_logits"},
-}  # fmt: skip
+    "ppo": {
+        "advantage_estimator": "ppo",
+        "gamma": 0.95,
+        "lambd": 0.9,
+        "normalize_advantages": True,
+    },
+    "custom": {
+        "loss_type": "custom_loss",
+        "custom_loss_function_path": f"{Path(__file__)}:from_logits",
+    },
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +62,16 @@ SP: dict[str, object] = {"sequence_parallel": True}
 VPP2: dict[str, object] = {"virtual_pipeline_model_parallel_size": 2}
 DISTRIBUTED: dict[str, object] = {"use_distributed_optimizer": True}
 SELECTIVE: dict[str, object] = {"recompute_granularity": "selective"}
-BLOCK: dict[str, object] = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
-FULL: dict[str, object] = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+BLOCK: dict[str, object] = {
+    "recompute_granularity": "full",
+    "recompute_method": "block",
+    "recompute_num_layers": 1,
+}
+FULL: dict[str, object] = {
+    "recompute_granularity": "full",
+    "recompute_method": "uniform",
+    "recompute_num_layers": 1,
+}
 
 CASES: dict[str, Case] = {
     "tp2-pp2": Case(ranks=4, flags={**TP2, **PP2}),
@@ -59,7 +82,9 @@ CASES: dict[str, Case] = {
     "pp2": Case(ranks=2, flags=PP2),
     "pp2-vpp2": Case(ranks=2, flags={**PP2, **VPP2}),
     # The other way to say it; three micro-batches, which the learner makes four.
-    "pp2-vpp2-by-layers": Case(ranks=2, flags=PP2, optim={"num_layers_per_virtual_pipeline_stage": 1}, micro_batches=3),
+    "pp2-vpp2-by-layers": Case(
+        ranks=2, flags=PP2, optim={"num_layers_per_virtual_pipeline_stage": 1}, micro_batches=3
+    ),
     "dp2": Case(ranks=2, flags=DISTRIBUTED),
     "cp2": Case(ranks=2, flags=CP2),
     "cp2-gspo": Case(ranks=2, flags=CP2, objective="gspo"),
@@ -85,7 +110,8 @@ CASES |= {
 
 
 def make_models(folder: Path) -> None:
-    """dense: four layers, so that two virtual stages of two ranks have one each; experts: two layers, four experts."""
+    """dense: four layers, so that two virtual stages of two ranks have one each; experts: two
+    layers, four experts."""
     from tests.integration import family_cases
     from tests.integration import learner_cases as cases
 
@@ -100,33 +126,47 @@ def from_logits(args: Any, batch: dict[str, Any], logits: Any, sum_of_sample_mea
     targets = batch["targets"][:, None]
     log_probs = torch.log_softmax(logits[0], -1).gather(-1, targets)[:, 0]
     margin = logits[0].amax(-1) - logits[0].gather(-1, targets)[:, 0]
-    return sum_of_sample_mean(0.1 * margin - log_probs * torch.cat(batch["advantages"])), {"margin": margin.sum()}
+    return sum_of_sample_mean(0.1 * margin - log_probs * torch.cat(batch["advantages"])), {
+        "margin": margin.sum()
+    }
 
 
 def train(learner: Any, micro_batches: int = 2) -> dict[str, Any]:
-    """Three rollouts of two optimizer steps; the last one's metrics are of weights that all the others made."""
+    """Three rollouts of two optimizer steps; the last one's metrics are of weights that all the
+    others made."""
     from tests.integration import learner_cases as cases
 
     metrics = []
     for seed in range(3):
         samples = cases.make_samples(cases.LENGTHS, seed)
-        parts = [cases.make_step(part, ranks=learner.dp_size, micro_batches=micro_batches) for part in (samples[:4], samples[4:])]
+        parts = [
+            cases.make_step(part, ranks=learner.dp_size, micro_batches=micro_batches)
+            for part in (samples[:4], samples[4:])
+        ]
         metrics.append(learner.step(cases.make_batch(*parts, rollout_id=seed)))
     return {"metrics": metrics, "log_probs": log_probs_by_sample(learner)}
 
 
 def log_probs_by_sample(learner: Any) -> dict[int, list[float]]:
-    """Of the trained tokens, under the weights as they are now; nothing on stages before the last."""
+    """Of the trained tokens, under the weights as they are now; nothing on stages before the
+    last."""
     from stages.learn.log_prob_pass import Prepared
     from tests.integration import learner_cases as cases
 
-    step = cases.make_step(cases.make_samples(cases.LENGTHS, 7), ranks=learner.dp_size, micro_batches=2)
+    step = cases.make_step(
+        cases.make_samples(cases.LENGTHS, 7), ranks=learner.dp_size, micro_batches=2
+    )
     packed = [Prepared(mb) for mb in learner._passes.pack(step.per_rank)]
     out = {}
     for prepared, found in zip(packed, learner._passes.log_probs_now(packed), strict=True):
         if found is not None:
             parts = found.split(prepared.batch.token_counts.tolist())
-            out.update({int(i): p.tolist() for i, p in zip(prepared.batch.sample_indices, parts, strict=True)})
+            out.update(
+                {
+                    int(i): p.tolist()
+                    for i, p in zip(prepared.batch.sample_indices, parts, strict=True)
+                }
+            )
     return out
 
 
@@ -165,7 +205,11 @@ def run(case: Case, rank: int, store: Any, models: Path, folder: Path) -> dict[s
     from configs.schema import OptimConfig
 
     settings = cases.settings(
-        models / case.model, ranks=case.ranks, megatron=flags, optim=OptimConfig(**case.optim), **OBJECTIVES[case.objective]
+        models / case.model,
+        ranks=case.ranks,
+        megatron=flags,
+        optim=OptimConfig(**case.optim),
+        **OBJECTIVES[case.objective],
     )
     learner = MegatronRank(settings, rank=rank, world_size=case.ranks, store=store)
     try:

@@ -15,7 +15,10 @@ from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 from stages.learn.settings import LearnerSettings
 
 VOCAB = 101
-MEASURED = frozenset({"seconds", "tokens_per_second_per_device", "model_tflops", "peak_memory_bytes"})  # metrics that no two runs share
+# metrics that no two runs share
+MEASURED = frozenset(
+    {"seconds", "tokens_per_second_per_device", "model_tflops", "peak_memory_bytes"}
+)
 _SHAPE = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -43,7 +46,8 @@ def make_model(kind: str, path: Path, *, tied: bool, seed: int = 0, num_layers: 
         model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied))
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.mul_(1 + 0.3 * torch.randn_like(p)) if "norm" in name else p.mul_(4.0)  # so that attention and norms matter
+            # so that attention and norms matter
+            p.mul_(1 + 0.3 * torch.randn_like(p)) if "norm" in name else p.mul_(4.0)
     model.save_pretrained(path)
     (path / "tokenizer_config.json").write_text("{}")
     return path
@@ -58,7 +62,9 @@ def load_hf(path: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def settings(model: Path, *, ranks: int = 1, optim: OptimConfig | None = None, steps: int = 10, **flags: Any) -> LearnerSettings:
+def settings(
+    model: Path, *, ranks: int = 1, optim: OptimConfig | None = None, steps: int = 10, **flags: Any
+) -> LearnerSettings:
     """Flags of AlgorithmConfig by name; `megatron` takes Megatron's."""
     megatron: Mapping[str, Any] = flags.pop("megatron", {})
     temperature: float = flags.pop("temperature", 1.0)
@@ -75,19 +81,24 @@ def settings(model: Path, *, ranks: int = 1, optim: OptimConfig | None = None, s
 
 
 def make_samples(lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[TrainSample]:
-    """One sample a (prompt, response) length pair; about a fifth of the response tokens carry no loss.
+    """One sample a (prompt, response) length pair; about a fifth of the response tokens carry no
+    loss.
 
     Neighbours with prompts of equal length are of one group: the same prompt."""
     rng = np.random.default_rng(seed)
     groups = np.cumsum([i > 0 and lengths[i][0] != lengths[i - 1][0] for i in range(len(lengths))])
-    prompts = {int(g): rng.integers(0, VOCAB, prompt) for g, (prompt, _) in zip(groups, lengths, strict=True)}
+    prompts = {
+        int(g): rng.integers(0, VOCAB, prompt)
+        for g, (prompt, _) in zip(groups, lengths, strict=True)
+    }
     return [
         TrainSample(
             index=i,
             group_index=int(groups[i]),
             tokens=np.concatenate([prompts[int(groups[i])], rng.integers(0, VOCAB, response)]),
             response_length=response,
-            loss_mask=(rng.random(response) < 0.8).astype(np.uint8) | (np.arange(response) == 0).astype(np.uint8),
+            loss_mask=(rng.random(response) < 0.8).astype(np.uint8)
+            | (np.arange(response) == 0).astype(np.uint8),
             rollout_log_probs=rng.normal(-4.6, 0.6, response).astype(np.float32),
             advantages=rng.normal(size=response).astype(np.float32),
             reward=0.0,
@@ -98,19 +109,31 @@ def make_samples(lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[Trai
 
 
 def numbered(samples: Sequence[TrainSample]) -> list[TrainSample]:
-    """With loss on every response token, and rollout log-probs that number those tokens from 0: a packing shows where they went."""
+    """With loss on every response token, and rollout log-probs that number those tokens from 0: a
+    packing shows where they went."""
     ends = np.cumsum([0, *(s.response_length for s in samples)])
     return [
-        dataclasses.replace(s, loss_mask=np.ones(s.response_length, np.uint8), rollout_log_probs=np.arange(a, b, dtype=np.float32))
+        dataclasses.replace(
+            s,
+            loss_mask=np.ones(s.response_length, np.uint8),
+            rollout_log_probs=np.arange(a, b, dtype=np.float32),
+        )
         for s, a, b in zip(samples, ends[:-1], ends[1:], strict=True)
     ]
 
 
-def make_step(samples: Sequence[TrainSample], *, ranks: int = 1, micro_batches: int = 1) -> OptimizerStep:
+def make_step(
+    samples: Sequence[TrainSample], *, ranks: int = 1, micro_batches: int = 1
+) -> OptimizerStep:
     """Samples dealt out in turn over ranks and micro-batches."""
-    parts = [[tuple(samples[r + ranks * m :: ranks * micro_batches]) for m in range(micro_batches)] for r in range(ranks)]
+    parts = [
+        [tuple(samples[r + ranks * m :: ranks * micro_batches]) for m in range(micro_batches)]
+        for r in range(ranks)
+    ]
     tokens = sum(int(s.loss_mask.sum()) for s in samples)
-    return OptimizerStep(per_rank=tuple(tuple(p) for p in parts), num_samples=len(samples), num_loss_tokens=tokens)
+    return OptimizerStep(
+        per_rank=tuple(tuple(p) for p in parts), num_samples=len(samples), num_loss_tokens=tokens
+    )
 
 
 def make_batch(*steps: OptimizerStep, rollout_id: int = 0) -> TrainBatch:
@@ -125,14 +148,21 @@ def token_log_probs(model: Any, sample: TrainSample, temperature: float) -> torc
     ids = torch.from_numpy(sample.tokens)[None]
     logits = model(ids).logits[0] / temperature
     first = sample.num_tokens - sample.response_length
-    rows = [torch.log_softmax(logits[t - 1], -1)[ids[0, t]] for t in range(first, sample.num_tokens)]
+    rows = [
+        torch.log_softmax(logits[t - 1], -1)[ids[0, t]] for t in range(first, sample.num_tokens)
+    ]
     return torch.stack(rows)
 
 
 def reference_loss(
-    model: Any, samples: Sequence[TrainSample], old: Sequence[torch.Tensor], config: AlgorithmConfig, temperature: float = 1.0
+    model: Any,
+    samples: Sequence[TrainSample],
+    old: Sequence[torch.Tensor],
+    config: AlgorithmConfig,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
-    """The policy loss of one optimizer step, written as the formula reads: a loop over samples and tokens."""
+    """The policy loss of one optimizer step, written as the formula reads: a loop over samples and
+    tokens."""
     total = torch.zeros(())
     num_tokens = sum(int(s.loss_mask.sum()) for s in samples)
     high = config.eps_clip if config.eps_clip_high is None else config.eps_clip_high
@@ -144,21 +174,36 @@ def reference_loss(
         for t in range(s.response_length):
             if not s.loss_mask[t]:
                 continue
-            anchor = float(s.rollout_log_probs[t]) if config.use_rollout_logprobs else float(old_lp[t])
+            anchor = (
+                float(s.rollout_log_probs[t]) if config.use_rollout_logprobs else float(old_lp[t])
+            )
             ratio, advantage = (new[t] - anchor).exp(), float(s.advantages[t])
-            loss = torch.maximum(-ratio * advantage, -ratio.clamp(1 - config.eps_clip, 1 + high) * advantage)
+            loss = torch.maximum(
+                -ratio * advantage, -ratio.clamp(1 - config.eps_clip, 1 + high) * advantage
+            )
             if config.use_tis:
-                loss = loss * min(max(np.exp(float(old_lp[t]) - float(s.rollout_log_probs[t])), config.tis_clip_low), config.tis_clip)
+                loss = loss * min(
+                    max(
+                        np.exp(float(old_lp[t]) - float(s.rollout_log_probs[t])),
+                        config.tis_clip_low,
+                    ),
+                    config.tis_clip,
+                )
             if config.entropy_coef:
                 row = log_p[s.num_tokens - s.response_length + t - 1]
                 loss = loss + config.entropy_coef * (row.exp() * row).sum()
             losses.append(loss)
-        total = total + (sum(losses) / num_tokens if config.calculate_per_token_loss else sum(losses) / len(losses) / len(samples))
+        total = total + (
+            sum(losses) / num_tokens
+            if config.calculate_per_token_loss
+            else sum(losses) / len(losses) / len(samples)
+        )
     return total
 
 
 def hf_gradients(rank: Any) -> dict[str, torch.Tensor]:
-    """The reduced gradients of the last step, by Hugging Face name and layout (one rank, no clipping)."""
+    """The reduced gradients of the last step, by Hugging Face name and layout (one rank, no
+    clipping)."""
     bridge, model = rank._built.bridge, rank._built.models[0]
     names = bridge.names(model)
     out = {}
@@ -178,7 +223,8 @@ def halves() -> list[list[TrainSample]]:
 
 
 def poisoned() -> list[TrainSample]:
-    """Samples of which one has an advantage that is not a number; it lands on the first rank only."""
+    """Samples of which one has an advantage that is not a number; it lands on the first rank
+    only."""
     samples = make_samples(LENGTHS)
     samples[0].advantages[0] = float("nan")
     return samples
@@ -188,4 +234,8 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a Hugging Face folder, under the names that they have there."""
     from safetensors.torch import load_file
 
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }

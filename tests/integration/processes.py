@@ -10,15 +10,27 @@ from tests.conftest import ROOT
 
 
 def run_ranks(count: int, module: str, *words: object, timeout: float = 400) -> None:
-    """`python -m tests.integration.MODULE RANK PORT WORDS...` in `count` processes, to their end; fails with what they said when one
-    does. PORT is of their rendezvous store."""
+    """`python -m tests.integration.MODULE RANK PORT WORDS...` in `count` processes, to their end;
+    fails with what they said when one does. PORT is of their rendezvous store."""
     from stages.learn.rendezvous import serve_store
 
     store, port = serve_store(count)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     command = [sys.executable, "-m", f"tests.integration.{module}"]
     ranks = [
-        subprocess.Popen([*command, str(r), str(port), *map(str, words)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(r), str(port), *map(str, words)],
+            cwd=ROOT,
+            env=env,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for r in range(count)
     ]
     try:

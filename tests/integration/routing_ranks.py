@@ -1,4 +1,5 @@
-"""Run by test_routing_layouts in two processes: routing replay under every layout of two ranks, what it measured as JSON.
+"""Run by test_routing_layouts in two processes: routing replay under every layout of two ranks,
+what it measured as JSON.
 
 usage: routing_ranks.py RANK PORT MODEL OUT
 """
@@ -10,27 +11,48 @@ import sys
 from pathlib import Path
 from typing import Any
 
-FULL: dict[str, object] = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+FULL: dict[str, object] = {
+    "recompute_granularity": "full",
+    "recompute_method": "uniform",
+    "recompute_num_layers": 1,
+}
 LAYOUTS: dict[str, dict[str, object]] = {
     "dp2-ep2": {"expert_model_parallel_size": 2},
     "tp2-sp-ep2": {
-        "tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_model_parallel_size": 2, "expert_tensor_parallel_size": 1,
+        "tensor_model_parallel_size": 2,
+        "sequence_parallel": True,
+        "expert_model_parallel_size": 2,
+        "expert_tensor_parallel_size": 1,
     },
     "cp2": {"context_parallel_size": 2},
-    "pp2-vpp2-recompute": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2, **FULL},
-}  # fmt: skip
-REPLAYS: dict[str, dict[str, Any]] = {"engine": {"use_rollout_routing_replay": True}, "consumption": {"use_routing_replay": True}}
+    "pp2-vpp2-recompute": {
+        "pipeline_model_parallel_size": 2,
+        "virtual_pipeline_model_parallel_size": 2,
+        **FULL,
+    },
+}
+REPLAYS: dict[str, dict[str, Any]] = {
+    "engine": {"use_rollout_routing_replay": True},
+    "consumption": {"use_routing_replay": True},
+}
 OPTIMIZER = {"lr": 1e-2, "adam_eps": 1e-4}
 
 
 def train(learner: Any) -> dict[str, float]:
-    """One rollout of two optimizer steps, in micro-batches of which several are under way in a pipeline."""
+    """One rollout of two optimizer steps, in micro-batches of which several are under way in a
+    pipeline."""
     from tests.integration import learner_cases as cases
     from tests.integration import routing_cases as routing
 
     samples = routing.with_random_experts(cases.make_samples([*cases.LENGTHS, *cases.LENGTHS]))
     halves = samples[:8], samples[8:]
-    return dict(learner.step(cases.make_batch(*(cases.make_step(h, ranks=learner.dp_size, micro_batches=4) for h in halves))))
+    return dict(
+        learner.step(
+            cases.make_batch(
+                *(cases.make_step(h, ranks=learner.dp_size, micro_batches=4) for h in halves)
+            )
+        )
+    )
 
 
 def main(rank: int, port: int, model: Path, out: Path) -> None:

@@ -1,8 +1,9 @@
-"""The calculator agent on a real SGLang server, with a tiny Qwen3 that has really learned to call the calculator.
+"""The calculator agent on a real SGLang server, with a tiny Qwen3 that has really learned to call
+the calculator.
 
-The model is trained here, on CPU, in seconds: a few prompts, overfitted. So the tool calls, the answers that use what the
-tool said, and the log-probs of both come from the model itself; nothing is forced on it by a grammar or a bias.
-"""
+The model is trained here, on CPU, in seconds: a few prompts, overfitted. So the tool calls, the
+answers that use what the tool said, and the log-probs of both come from the model itself; nothing
+is forced on it by a grammar or a bias."""
 
 from __future__ import annotations
 
@@ -58,7 +59,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     width = max(map(len, rows))
     tokens = torch.tensor([row + [IM_END] * (width - len(row)) for row in rows])
     targets = torch.tensor(
-        [[t if m else -100 for t, m in zip(r, k, strict=True)] + [-100] * (width - len(r)) for r, k in zip(rows, masks, strict=True)]
+        [
+            [t if m else -100 for t, m in zip(r, k, strict=True)] + [-100] * (width - len(r))
+            for r, k in zip(rows, masks, strict=True)
+        ]
     )
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     for _ in range(300):
@@ -69,7 +73,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.step()
         if loss.item() < 5e-4:
             break
-    assert loss.item() < 1e-2, "the model has not learned to call the tool: the test would see nothing of what it is for"
+    assert loss.item() < 1e-2, (
+        "the model has not learned to call the tool: the test would see nothing of what it is for"
+    )
     policy.save_pretrained(out)
     AutoTokenizer.from_pretrained(folder).save_pretrained(out)
     return out
@@ -83,7 +89,13 @@ class Recording:
         self.turns: dict[str | None, list[tuple[list[int], Completion]]] = {}
         self.before: Any = None
 
-    async def generate(self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None) -> Completion:
+    async def generate(
+        self,
+        input_ids: Sequence[int],
+        sampling_params: Mapping[str, Any],
+        *,
+        session_id: str | None = None,
+    ) -> Completion:
         if self.before is not None:
             await self.before(len(self.turns.get(session_id, ())))
         done = await self._client.generate(input_ids, sampling_params, session_id=session_id)
@@ -92,14 +104,23 @@ class Recording:
 
 
 @pytest.fixture
-async def engine(model: Path, tmp_path: Path, nothing_left_behind: None) -> AsyncIterator[tuple[Any, Any]]:
+async def engine(
+    model: Path, tmp_path: Path, nothing_left_behind: None
+) -> AsyncIterator[tuple[Any, Any]]:
     """(pool of one real server, client)"""
     from stages.engine.launch import Engine
     from stages.engine.pool import SGLangPool
     from stages.engine.spec import EngineSpec
     from stages.generate.client import SGLangClient
 
-    spec = EngineSpec(index=0, model_path=model, log_path=tmp_path / "engine.log", device="cpu", dtype="float32", tokens_per_request=512)
+    spec = EngineSpec(
+        index=0,
+        model_path=model,
+        log_path=tmp_path / "engine.log",
+        device="cpu",
+        dtype="float32",
+        tokens_per_request=512,
+    )
     pool = SGLangPool([Engine(spec)], concurrency=64, max_restarts=0, start_timeout_seconds=240)
     try:
         await pool.start()
@@ -115,10 +136,14 @@ def stage_of(client: Any, model: Path) -> Any:
     from stages.generate.generate import GenerateStage
 
     rollout = RolloutConfig(
-        custom_generate_function_path=str(ROOT / "examples/calculator_agent.py"), rollout_max_response_len=120, max_turns=4
+        custom_generate_function_path=str(ROOT / "examples/calculator_agent.py"),
+        rollout_max_response_len=120,
+        max_turns=4,
     )
     args = flat_args(Config(rollout=rollout))
-    return GenerateStage(client, AutoTokenizer.from_pretrained(model), rollout, args, context_length=512)
+    return GenerateStage(
+        client, AutoTokenizer.from_pretrained(model), rollout, args, context_length=512
+    )
 
 
 def group_of(prompt: str, n: int, first: int = 0) -> list[Sample]:
@@ -137,7 +162,9 @@ def reference_log_probs(model: Path, sample: Sample) -> np.ndarray:
     return log_probs[range(at - 1, len(sample.tokens) - 1), sample.tokens[at:]].numpy()
 
 
-def check_trajectory(model: Path, sample: Sample, turns: list[tuple[list[int], Completion]]) -> None:
+def check_trajectory(
+    model: Path, sample: Sample, turns: list[tuple[list[int], Completion]]
+) -> None:
     """Tokens, mask, log-probs and spans of `sample` are those of the requests that made it."""
     from examples.calculator_agent import answer, find_call
 
@@ -145,7 +172,8 @@ def check_trajectory(model: Path, sample: Sample, turns: list[tuple[list[int], C
     mask: list[int] = []
     expected = list(str(sample.prompt).encode())
     for asked, done in turns:
-        assert asked == expected  # token-in-token-out: each turn starts from exactly what is in the sample
+        # token-in-token-out: each turn starts from exactly what is in the sample
+        assert asked == expected
         tool = b""
         if (call := find_call(done.text)) is not None:
             tool = f"<result>{answer(call)}</result>".encode()
@@ -154,31 +182,47 @@ def check_trajectory(model: Path, sample: Sample, turns: list[tuple[list[int], C
     assert sample.tokens == expected and sample.loss_mask == mask
     assert sample.rollout_log_probs is not None
     trained = np.asarray(mask, bool)
-    np.testing.assert_allclose(np.asarray(sample.rollout_log_probs)[trained], reference_log_probs(model, sample)[trained], atol=TOLERANCE)
+    np.testing.assert_allclose(
+        np.asarray(sample.rollout_log_probs)[trained],
+        reference_log_probs(model, sample)[trained],
+        atol=TOLERANCE,
+    )
     covered = np.zeros(len(mask), bool)
     for span in sample.weight_versions:
         covered[span.start : span.end] = True
     assert (covered == trained).all()
 
 
-async def test_the_agent_calls_its_tool_and_every_token_is_accounted_for(model: Path, engine: tuple[Any, Any]) -> None:
+async def test_the_agent_calls_its_tool_and_every_token_is_accounted_for(
+    model: Path, engine: tuple[Any, Any]
+) -> None:
     pool, client = engine
     recording = Recording(client)
     generate = stage_of(recording, model)
-    samples = [s for place, prompt in enumerate(DIALOGUES) for s in await generate(group_of(prompt, 3, 3 * place))]
+    samples = [
+        s
+        for place, prompt in enumerate(DIALOGUES)
+        for s in await generate(group_of(prompt, 3, 3 * place))
+    ]
     for sample in samples:
         check_trajectory(model, sample, recording.turns[sample.session_id])
     for prompt, turns in DIALOGUES.items():
         mine = [s for s in samples if s.prompt == prompt]
-        right = [s for s in mine if s.metadata["num_calls"] == len(turns) - 1 and s.response.endswith(turns[-1])]
-        assert len(right) >= 2, [s.response for s in mine]  # sampled at temperature 1: a slip is possible, two are not
+        right = [
+            s
+            for s in mine
+            if s.metadata["num_calls"] == len(turns) - 1 and s.response.endswith(turns[-1])
+        ]
+        # sampled at temperature 1: a slip is possible, two are not
+        assert len(right) >= 2, [s.response for s in mine]
     assert client.statistics.cached_tokens > 0  # later turns stood on the KV of earlier ones
     await pushed_between_turns(model, pool, client)
     await aborts_reach_the_server(pool, client)
 
 
 async def pushed_between_turns(model: Path, pool: Any, client: Any) -> None:
-    """A new version arrives while the calculator calculates: the next turn has its label, and none of the old version's KV."""
+    """A new version arrives while the calculator calculates: the next turn has its label, and none
+    of the old version's KV."""
     recording = Recording(client)
     (endpoint,) = pool.endpoints
 
@@ -201,14 +245,16 @@ async def pushed_between_turns(model: Path, pool: Any, client: Any) -> None:
 
 
 async def aborts_reach_the_server(pool: Any, client: Any) -> None:
-    """What the client does when it is cancelled ends the request at the engine, long before its length limit."""
+    """What the client does when it is cancelled ends the request at the engine, long before its
+    length limit."""
     (endpoint,) = pool.endpoints
     params = {"max_new_tokens": 500, "ignore_eos": True}
     async with aiohttp.ClientSession() as http:
         body = {"rid": "long", "input_ids": [50, 61], "sampling_params": params}
         async with asyncio.TaskGroup() as group:
             request = group.create_task(http.post(f"{endpoint}/generate", json=body))
-            await client.generate([50, 61], {"max_new_tokens": 2, "ignore_eos": True})  # the long one is under way by now
+            # the long one is under way by now
+            await client.generate([50, 61], {"max_new_tokens": 2, "ignore_eos": True})
             await client._abort(endpoint, "long")
         said = await request.result().json()
     assert said["meta_info"]["finish_reason"]["type"] == "abort"

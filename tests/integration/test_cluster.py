@@ -1,4 +1,5 @@
-"""Learner ranks as Ray actors: they train as one process does, refusals and deaths are told apart, nothing is left behind."""
+"""Learner ranks as Ray actors: they train as one process does, refusals and deaths are told apart,
+nothing is left behind."""
 
 from __future__ import annotations
 
@@ -47,10 +48,16 @@ def steps(ranks: int) -> list[Any]:
 
 
 def children_named(*names: str) -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if any(n in " ".join(p.cmdline()) for n in names)]
+    return [
+        p
+        for p in psutil.Process().children(recursive=True)
+        if any(n in " ".join(p.cmdline()) for n in names)
+    ]
 
 
-async def test_two_actors_train_as_one_process(model: Path, group: LearnerGroup, tmp_path: Path) -> None:
+async def test_two_actors_train_as_one_process(
+    model: Path, group: LearnerGroup, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file
 
     from stages.learn.megatron import start_rank
@@ -85,7 +92,9 @@ async def test_refusal_leaves_all_ranks_usable(group: LearnerGroup, tmp_path: Pa
     with pytest.raises(LearnerError, match=r"rollout 9.*refused"):
         await group.step(bad)
     await group.save(tmp_path / "after", tmp_path / "after" / "hf")
-    first, second = ((tmp_path / x / "hf" / "model.safetensors").read_bytes() for x in ("before", "after"))
+    first, second = (
+        (tmp_path / x / "hf" / "model.safetensors").read_bytes() for x in ("before", "after")
+    )
     assert first == second
     assert (await group.step(cases.make_batch(*steps(2)))).metrics["grad_norm"] > 0
 
@@ -97,21 +106,31 @@ async def test_save_load_and_bad_folder(group: LearnerGroup, tmp_path: Path) -> 
         await group.load(tmp_path / "nowhere")
     await group.load(tmp_path / "1")
     got = (await group.step(cases.make_batch(*steps(2)))).metrics
-    assert {k: v for k, v in got.items() if k not in cases.MEASURED} == {k: v for k, v in want.items() if k not in cases.MEASURED}
+    assert {k: v for k, v in got.items() if k not in cases.MEASURED} == {
+        k: v for k, v in want.items() if k not in cases.MEASURED
+    }
 
 
 async def test_prepare_names_every_tensor_once(model: Path, group: LearnerGroup) -> None:
-    """What a push would send; that it arrives is tested with real engines (test_numerical_truth)."""
+    """What a push would send; that it arrives is tested with real engines
+    (test_numerical_truth)."""
     buckets = await group.prepare(64 << 10)
     assert len(buckets) > 1
     named = {name: (dtype, tuple(shape)) for bucket in buckets for name, dtype, shape in bucket}
     assert sum(len(bucket) for bucket in buckets) == len(named)
-    assert named == {n: ("float32", tuple(p.shape)) for n, p in cases.load_hf(model).named_parameters()}
+    assert named == {
+        n: ("float32", tuple(p.shape)) for n, p in cases.load_hf(model).named_parameters()
+    }
 
 
 async def test_everything_listens_on_loopback_only(group: LearnerGroup) -> None:
     ours = children_named("ray", "gcs_server")
-    open_to = {c.laddr.ip for p in ours for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN}
+    open_to = {
+        c.laddr.ip
+        for p in ours
+        for c in p.net_connections(kind="inet")
+        if c.status == psutil.CONN_LISTEN
+    }
     assert open_to and open_to <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
@@ -157,10 +176,22 @@ asyncio.run(main())
 
 async def test_kill_now_is_clean(model: Path) -> None:
     def run() -> tuple[str, list[int]]:
-        out = subprocess.run([sys.executable, "-c", KILL_NOW, str(model)], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", KILL_NOW, str(model)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         *pids, folder = out.split()
-        psutil.wait_procs([psutil.Process(int(p)) for p in pids if psutil.pid_exists(int(p))], timeout=10)
-        left = [p.pid for p in psutil.process_iter(["cmdline", "status"]) if folder in " ".join(p.info["cmdline"] or [])]
+        psutil.wait_procs(
+            [psutil.Process(int(p)) for p in pids if psutil.pid_exists(int(p))], timeout=10
+        )
+        left = [
+            p.pid
+            for p in psutil.process_iter(["cmdline", "status"])
+            if folder in " ".join(p.info["cmdline"] or [])
+        ]
         return folder, left + [int(p) for p in pids if psutil.pid_exists(int(p))]
 
     folder, left = await asyncio.to_thread(run)

@@ -1,4 +1,5 @@
-"""A real engine on a CPU in deterministic mode: a request's seed decides its tokens, whoever is served beside it; and its memory calls."""
+"""A real engine on a CPU in deterministic mode: a request's seed decides its tokens, whoever is
+served beside it; and its memory calls."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.slow
 
 
 async def test_seeds_and_memory(tmp_path: Path, nothing_left_behind: None) -> None:
-    model = resolve_checkpoint(f"tiny:{ROOT / 'configs' / 'models' / 'tiny-qwen3.yaml'}", tmp_path).absolute()
+    model = resolve_checkpoint(
+        f"tiny:{ROOT / 'configs' / 'models' / 'tiny-qwen3.yaml'}", tmp_path
+    ).absolute()
     spec = EngineSpec(
         index=0,
         model_path=model,
@@ -37,10 +40,28 @@ async def test_seeds_and_memory(tmp_path: Path, nothing_left_behind: None) -> No
         async with aiohttp.ClientSession() as session:
 
             async def tokens(seed: int, key: str) -> list[int]:
-                params: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 24, "ignore_eos": True, "sampling_seed": seed}
-                body = {"input_ids": list(range(40, 60)), "sampling_params": params, "return_logprob": True, "extra_key": key}
-                async with pool.lease() as endpoint, session.post(f"{endpoint}/generate", json=body) as response:
-                    return [token for _, token, _ in (await response.json())["meta_info"]["output_token_logprobs"]]
+                params: dict[str, Any] = {
+                    "temperature": 1.0,
+                    "max_new_tokens": 24,
+                    "ignore_eos": True,
+                    "sampling_seed": seed,
+                }
+                body = {
+                    "input_ids": list(range(40, 60)),
+                    "sampling_params": params,
+                    "return_logprob": True,
+                    "extra_key": key,
+                }
+                async with (
+                    pool.lease() as endpoint,
+                    session.post(f"{endpoint}/generate", json=body) as response,
+                ):
+                    return [
+                        token
+                        for _, token, _ in (await response.json())["meta_info"][
+                            "output_token_logprobs"
+                        ]
+                    ]
 
             together = await asyncio.gather(*(tokens(seed, "a") for seed in range(8)))
             backwards = await asyncio.gather(*(tokens(seed, "b") for seed in reversed(range(8))))
@@ -49,7 +70,8 @@ async def test_seeds_and_memory(tmp_path: Path, nothing_left_behind: None) -> No
             memory = EngineMemory(pool)
             await memory.release()
             await memory.resume()
-            assert await tokens(3, "c") == together[3]  # alone, with weights and cache that were away
+            # alone, with weights and cache that were away
+            assert await tokens(3, "c") == together[3]
             assert pool.statistics().num_healthy == 1
     finally:
         await pool.close()

@@ -22,13 +22,20 @@ async def test_an_engine_that_does_not_come_up_shows_its_log_and_a_hint(tmp_path
         await engine.start(0, 200.0)
     said = str(caught.value)
     assert "engine 0" in said and "Hint: check the folder --hf-checkpoint names" in said
-    assert "Cannot find any model weights" in said and str(tmp_path / "logs" / "engine-0.log") in said
+    assert (
+        "Cannot find any model weights" in said and str(tmp_path / "logs" / "engine-0.log") in said
+    )
     assert not engine.alive and engine._members() == []
 
 
 def test_sglangs_parser_gives_types_and_complaints() -> None:
-    parsed = flags.parse_server_args(["--mem-fraction-static", "0.5", "--tp-size", "2", "--lora-paths", "a"])
+    parsed = flags.parse_server_args(
+        ["--mem-fraction-static", "0.5", "--tp-size", "2", "--lora-paths", "a"]
+    )
     assert (parsed["mem_fraction_static"], parsed["tp_size"]) == (0.5, 2)
-    assert set(flags.server_args()) == set(parsed) - {"config"}  # what the source says is what the parser has
-    with pytest.raises(ConfigError, match=r"SGLang refuses --tp-size two: argument --t.*invalid int value: 'two'"):
+    # what the source says is what the parser has
+    assert set(flags.server_args()) == set(parsed) - {"config"}
+    with pytest.raises(
+        ConfigError, match=r"SGLang refuses --tp-size two: argument --t.*invalid int value: 'two'"
+    ):
         flags.parse_server_args(["--tp-size", "two"])

@@ -41,16 +41,22 @@ def biases(rank: Any) -> torch.Tensor:
     return dict(rank.hf_weights())[BIAS].clone()
 
 
-def test_the_bias_rises_for_idle_experts_and_falls_for_busy_ones(biased: Path, tmp_path: Path) -> None:
-    """By the rate, with the sign of (mean - tokens of the expert); it is among the pushed and the saved weights."""
-    samples = cases.make_samples([(6 + i, 12) for i in range(6)])  # no two share a prompt: every token counts once
+def test_the_bias_rises_for_idle_experts_and_falls_for_busy_ones(
+    biased: Path, tmp_path: Path
+) -> None:
+    """By the rate, with the sign of (mean - tokens of the expert); it is among the pushed and the
+    saved weights."""
+    # no two share a prompt: every token counts once
+    samples = cases.make_samples([(6 + i, 12) for i in range(6)])
     taken = np.concatenate([routing.RoutedModel(biased).took(s)[:, 0] for s in samples])
     load = np.bincount(taken.ravel(), minlength=8)
     with rank_of(biased, megatron={"moe_router_bias_update_rate": RATE}, use_kl_loss=True) as rank:
         before = biases(rank)
         rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
         after = biases(rank)
-        assert (after - before).numpy() == pytest.approx(RATE * np.sign(load.mean() - load), abs=1e-6)
+        assert (after - before).numpy() == pytest.approx(
+            RATE * np.sign(load.mean() - load), abs=1e-6
+        )
         with rank._reference.in_place():  # the reference has its own
             assert torch.equal(biases(rank), before)
         rank.save(tmp_path / "saved")
@@ -73,7 +79,8 @@ def test_the_bias_is_frozen_by_default(biased: Path) -> None:
 
 
 def test_an_auxiliary_loss_reaches_the_routers_and_the_metrics(tmp_path: Path) -> None:
-    """Its value against the formula over transformers' routing, N * sum(f_i P_i), and its gradient in the routers only."""
+    """Its value against the formula over transformers' routing, N * sum(f_i P_i), and its gradient
+    in the routers only."""
     folder = routing.make_moe(tmp_path / "moe")
     samples = cases.make_samples([(7, 20)])
     losses = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.1}
@@ -97,10 +104,21 @@ def test_an_auxiliary_loss_reaches_the_routers_and_the_metrics(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"moe_aux_loss_coeff": 0.1}, "--moe-aux-loss-coeff 0.1 without --moe-router-load-balancing-type"),
-        ({"moe_router_bias_update_rate": 0.1}, "--moe-router-bias-update-rate 0.1: the model's routers have no expert bias"),
+        (
+            {"moe_aux_loss_coeff": 0.1},
+            "--moe-aux-loss-coeff 0.1 without --moe-router-load-balancing-type",
+        ),
+        (
+            {"moe_router_bias_update_rate": 0.1},
+            "--moe-router-bias-update-rate 0.1: the model's routers have no expert bias",
+        ),
     ],
 )
-def test_what_would_change_nothing_is_refused(tmp_path: Path, flags: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said), rank_of(routing.make_moe(tmp_path / "moe"), megatron=flags):
+def test_what_would_change_nothing_is_refused(
+    tmp_path: Path, flags: dict[str, Any], said: str
+) -> None:
+    with (
+        pytest.raises(ConfigError, match=said),
+        rank_of(routing.make_moe(tmp_path / "moe"), megatron=flags),
+    ):
         pass

@@ -1,4 +1,5 @@
-"""Every architecture: Hugging Face -> Megatron -> Hugging Face to the bit, logits as transformers has them, a step of training."""
+"""Every architecture: Hugging Face -> Megatron -> Hugging Face to the bit, logits as transformers
+has them, a step of training."""
 
 from __future__ import annotations
 
@@ -41,14 +42,19 @@ def test_round_trip_logits_and_a_step(folders: dict[str, Path], name: str) -> No
     from stages.learn.megatron import start_rank
 
     samples = cases.make_samples(cases.LENGTHS)
-    rank, model = start_rank(cases.settings(folders[name], use_tis=True)), cases.load_hf(folders[name])
+    rank, model = (
+        start_rank(cases.settings(folders[name], use_tis=True)),
+        cases.load_hf(folders[name]),
+    )
     try:
         before, want = cases.weights_of(rank), checkpoint(folders[name])
         assert before.keys() == want.keys()
         assert all(torch.equal(before[n], want[n]) for n in want)
         for sample, got in zip(samples, logits_of(rank, samples), strict=True):
             with torch.no_grad():
-                expected = model(torch.from_numpy(sample.tokens[:-1])[None]).logits[0, -sample.response_length :]
+                expected = model(torch.from_numpy(sample.tokens[:-1])[None]).logits[
+                    0, -sample.response_length :
+                ]
             assert (got - expected).abs().max() < 1e-4
         metrics = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
         after = cases.weights_of(rank)
@@ -59,14 +65,19 @@ def test_round_trip_logits_and_a_step(folders: dict[str, Path], name: str) -> No
     loss.backward()
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)
-    assert metrics["grad_norm"] == pytest.approx(sum(g.square().sum() for g in grads).sqrt().item(), rel=1e-4)
-    frozen = {n for n in before if torch.equal(before[n], after[n]) and ".mlp.experts." not in n}  # an expert may go unchosen
-    assert all(n.endswith("e_score_correction_bias") for n in frozen), frozen  # --moe-router-bias-update-rate is 0
+    assert metrics["grad_norm"] == pytest.approx(
+        sum(g.square().sum() for g in grads).sqrt().item(), rel=1e-4
+    )
+    # an expert may go unchosen
+    frozen = {n for n in before if torch.equal(before[n], after[n]) and ".mlp.experts." not in n}
+    # --moe-router-bias-update-rate is 0
+    assert all(n.endswith("e_score_correction_bias") for n in frozen), frozen
 
 
 @pytest.fixture(scope="module")
 def found_by_two_ranks(root: Path, folders: dict[str, Path]) -> dict[str, list[str]]:
-    """Layout and family -> tensors that did not come back as they went in, from two processes that split them."""
+    """Layout and family -> tensors that did not come back as they went in, from two processes that
+    split them."""
     run_ranks(2, "family_ranks", root)
     one, other = (json.loads((root / f"found.{r}.json").read_text()) for r in range(2))
     assert one.keys() == other.keys()
@@ -92,8 +103,12 @@ def test_presets_make_megatron_configurations(folders: dict[str, Path], tmp_path
 
     try:
         for name, published in PUBLISHED.items():
-            flags = parse_config(["--config", f"{ROOT}/configs/models/{name}.yaml", "--moe-aux-loss-coeff", "0.5"], FLAG_FAMILIES)[0]
-            own = {"kimi-k2": {"model_type": "kimi_k2"}}.get(name, {})  # which transformers does not know
+            flags = parse_config(
+                ["--config", f"{ROOT}/configs/models/{name}.yaml", "--moe-aux-loss-coeff", "0.5"],
+                FLAG_FAMILIES,
+            )[0]
+            # which transformers does not know
+            own = {"kimi-k2": {"model_type": "kimi_k2"}}.get(name, {})
             (tmp_path / "config.json").write_text(json.dumps({**published.config, **own}))
             config = make_bridge(tmp_path, torch.bfloat16, model_fields(flags.megatron)).config
             assert config.moe_aux_loss_coeff == 0.5
@@ -101,7 +116,12 @@ def test_presets_make_megatron_configurations(folders: dict[str, Path], tmp_path
             assert config.num_moe_experts == flags.megatron.get("num_experts")
             assert config.layernorm_epsilon == published.config["rms_norm_eps"]
             if name == "kimi-k2":
-                assert (config.beta_fast, config.rotary_scaling_factor, config.rope_type, config.rotary_base) == (1, 32, "yarn", 50000)
+                assert (
+                    config.beta_fast,
+                    config.rotary_scaling_factor,
+                    config.rope_type,
+                    config.rotary_base,
+                ) == (1, 32, "yarn", 50000)
     finally:
         rank.close()
 
@@ -125,7 +145,9 @@ def test_float8_checkpoints_are_read_in_blocks(tmp_path: Path) -> None:
     assert folder["w"].dtype is torch.bfloat16
     assert ((folder["w"] - wanted).abs() <= wanted.abs() / 14 + 0.02).all()
     assert torch.equal(folder["plain"], wanted)
-    assert folder.names == {"w", "plain"} and main_dtype({"w": folder.headers["w"]}) is torch.bfloat16
+    assert (
+        folder.names == {"w", "plain"} and main_dtype({"w": folder.headers["w"]}) is torch.bfloat16
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +159,9 @@ def test_float8_checkpoints_are_read_in_blocks(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
     ],
 )
-def test_variants_that_cannot_be_expressed_are_refused(folders: dict[str, Path], tmp_path: Path, change: Any, says: str) -> None:
+def test_variants_that_cannot_be_expressed_are_refused(
+    folders: dict[str, Path], tmp_path: Path, change: Any, says: str
+) -> None:
     from stages.learn.megatron import start_rank
 
     config = json.loads((folders["deepseek_v3"] / "config.json").read_text())
@@ -156,7 +180,9 @@ def test_missing_and_misshapen_tensors_are_listed(folders: dict[str, Path], tmp_
     (tmp_path / "config.json").write_text((folders["deepseek_v3"] / "config.json").read_text())
     tensors[expert] = tensors[expert][:-1].contiguous()
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=rf"1 of another shape: {expert} is \[63, 32\], expected \[64, 32\]"):
+    with pytest.raises(
+        CheckpointError, match=rf"1 of another shape: {expert} is \[63, 32\], expected \[64, 32\]"
+    ):
         start_rank(cases.settings(tmp_path))
     del tensors[expert], tensors["model.layers.1.mlp.gate.e_score_correction_bias"]
     save_file(tensors, tmp_path / "model.safetensors")

@@ -1,7 +1,8 @@
-"""Families behind a real SGLang server on this machine: its log-probs are transformers', before and after a push from Megatron.
+"""Families behind a real SGLang server on this machine: its log-probs are transformers', before and
+after a push from Megatron.
 
-Two families by default (each is a server's start, some 20 seconds); SLIPSTREAM_ALL_FAMILIES=1 runs every one that SGLang serves on a CPU.
-"""
+Two families by default (each is a server's start, some 20 seconds); SLIPSTREAM_ALL_FAMILIES=1 runs
+every one that SGLang serves on a CPU."""
 
 from __future__ import annotations
 
@@ -19,12 +20,20 @@ from stages.engine.pool import SGLangPool
 from stages.publish.distributed import DistributedTransport
 from stages.publish.sender import BroadcastSender
 from tests.integration import learner_cases as cases
-from tests.integration.engine_world import CLUSTER, Answer, Threaded, engine_spec, log_probs, request
+from tests.integration.engine_world import (
+    CLUSTER,
+    Answer,
+    Threaded,
+    engine_spec,
+    log_probs,
+    request,
+)
 from tests.integration.family_cases import make_family
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 PROMPT = list(range(40, 60))
-# Two at a time: most of a server's start is one core's work. Not deepseek_v3: its attention is not served here (docs/models.md).
+# Two at a time: most of a server's start is one core's work. Not deepseek_v3: its attention is not
+# served here (docs/models.md).
 ON_CPU = [("glm4", "glm4_moe"), ("qwen2", "llama"), ("qwen3_moe",)]
 
 
@@ -34,14 +43,20 @@ async def generate(http: aiohttp.ClientSession, endpoint: str, key: str) -> Answ
         return Answer.of(PROMPT, await response.json())
 
 
-@pytest.mark.parametrize("names", ON_CPU if os.environ.get("SLIPSTREAM_ALL_FAMILIES") else ON_CPU[:1])
-async def test_families_are_served_and_take_pushed_weights(names: tuple[str, ...], tmp_path: Path, nothing_left_behind: None) -> None:
+@pytest.mark.parametrize(
+    "names", ON_CPU if os.environ.get("SLIPSTREAM_ALL_FAMILIES") else ON_CPU[:1]
+)
+async def test_families_are_served_and_take_pushed_weights(
+    names: tuple[str, ...], tmp_path: Path, nothing_left_behind: None
+) -> None:
     torch.set_num_threads(1)
     pools = {}
     for name in names:
         make_family(name, tmp_path / name / "model")
         engine = Engine(engine_spec(tmp_path / name, 0))
-        pools[name] = SGLangPool([engine], concurrency=8, max_restarts=0, start_timeout_seconds=240.0)
+        pools[name] = SGLangPool(
+            [engine], concurrency=8, max_restarts=0, start_timeout_seconds=240.0
+        )
     try:
         async with asyncio.TaskGroup() as group:
             for pool in pools.values():
@@ -58,7 +73,9 @@ async def check(pool: SGLangPool, folder: Path) -> None:
     from stages.learn.megatron import start_rank
 
     rank: Any = start_rank(cases.settings(folder / "model"))
-    sender = BroadcastSender(rank.hf_weights, rank.export_hf, torch.device("cpu"), timeout_seconds=60.0)
+    sender = BroadcastSender(
+        rank.hf_weights, rank.export_hf, torch.device("cpu"), timeout_seconds=60.0
+    )
     transport = DistributedTransport(pool, Threaded(sender), CLUSTER)
     try:
         async with aiohttp.ClientSession() as http:
@@ -66,12 +83,23 @@ async def check(pool: SGLangPool, folder: Path) -> None:
             answer = await generate(http, pool.endpoints[0], "before")
             torch.testing.assert_close(answer.log_probs, log_probs(old, answer), atol=1e-4, rtol=0)
             for _ in range(3):
-                rank.step(cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS), micro_batches=2)))
+                rank.step(
+                    cases.make_batch(
+                        cases.make_step(cases.make_samples(cases.LENGTHS), micro_batches=2)
+                    )
+                )
             await transport.push(1)
             rank.export_hf(folder / "new")
             answer = await generate(http, pool.endpoints[0], "after")
-            torch.testing.assert_close(answer.log_probs, log_probs(cases.load_hf(folder / "new"), answer), atol=1e-4, rtol=0)
-            assert (answer.log_probs - log_probs(old, answer)).abs().max() > 0.1, "the weights should differ visibly"
+            torch.testing.assert_close(
+                answer.log_probs,
+                log_probs(cases.load_hf(folder / "new"), answer),
+                atol=1e-4,
+                rtol=0,
+            )
+            assert (answer.log_probs - log_probs(old, answer)).abs().max() > 0.1, (
+                "the weights should differ visibly"
+            )
     finally:
         await transport.close()
         rank.close()

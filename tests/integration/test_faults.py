@@ -13,17 +13,45 @@ import pytest
 from tests.conftest import ROOT, entry_command, read_metrics, run_entry
 
 PRESET = ("--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"))
-SHORT = ("--sft-steps", "2", "--rollout-batch-size", "4", "--n-samples-per-prompt", "4", "--eval-max-prompts", "8")
+SHORT = (
+    "--sft-steps",
+    "2",
+    "--rollout-batch-size",
+    "4",
+    "--n-samples-per-prompt",
+    "4",
+    "--eval-max-prompts",
+    "8",
+)
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_refuses_the_step_keeps_the_batch_and_stops_the_run(tmp_path: Path, nothing_left_behind: None) -> None:
-    """The first step, at an absurd learning rate, wrecks the weights; the second one's loss is not a number."""
+def test_a_loss_that_is_no_number_refuses_the_step_keeps_the_batch_and_stops_the_run(
+    tmp_path: Path, nothing_left_behind: None
+) -> None:
+    """The first step, at an absurd learning rate, wrecks the weights; the second one's loss is not
+    a number."""
     done = run_entry(
-        *PRESET, *SHORT, "--rm-type", "random", "--reward-threshold", "0", "--lr", "1e30",
-        "--update-weights-interval", "4", "--async-buffer-size", "2", "--num-rollout", "8",
-        "--runs-dir", str(tmp_path), "--name", "n", timeout=300,
-    )  # fmt: skip
+        *PRESET,
+        *SHORT,
+        "--rm-type",
+        "random",
+        "--reward-threshold",
+        "0",
+        "--lr",
+        "1e30",
+        "--update-weights-interval",
+        "4",
+        "--async-buffer-size",
+        "2",
+        "--num-rollout",
+        "8",
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "n",
+        timeout=300,
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     (kept,) = (tmp_path / "n").glob("refused-batch-*.npz")
     assert "LearnerError" in done.stderr and str(kept) in done.stderr
@@ -42,16 +70,34 @@ def test_a_full_disk_stops_the_run_and_says_so(tmp_path: Path, nothing_left_behi
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
     done = subprocess.run(
-        entry_command("--mock", "--num-rollout", "200", "--async-buffer-size", "2", "--runs-dir", str(tmp_path), "--name", "d"),
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, preexec_fn=small_files,
-    )  # fmt: skip
+        entry_command(
+            "--mock",
+            "--num-rollout",
+            "200",
+            "--async-buffer-size",
+            "2",
+            "--runs-dir",
+            str(tmp_path),
+            "--name",
+            "d",
+        ),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=small_files,
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "ReplayBufferError" in done.stderr or "File too large" in done.stderr
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_second_signal_leaves_at_once_and_still_clean(tmp_path: Path, nothing_left_behind: None, real: bool) -> None:
-    """A step of an hour (simulated), or an engine that still starts: nobody waits for that twice, or this test hits its time limit."""
+def test_a_second_signal_leaves_at_once_and_still_clean(
+    tmp_path: Path, nothing_left_behind: None, real: bool
+) -> None:
+    """A step of an hour (simulated), or an engine that still starts: nobody waits for that twice,
+    or this test hits its time limit."""
     flags = (*PRESET, *SHORT) if real else ("--mock", "--mock-step-seconds", "3600")
     with subprocess.Popen(
         entry_command(*flags, "--runs-dir", str(tmp_path), "--name", "u"),

@@ -1,4 +1,5 @@
-"""The FSDP backend against the Megatron backend, two ranks against one, checkpoints between them, refusals."""
+"""The FSDP backend against the Megatron backend, two ranks against one, checkpoints between them,
+refusals."""
 
 from __future__ import annotations
 
@@ -23,26 +24,51 @@ from tests.integration import learner_cases as cases
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 # Every loss path, and between them every flag of the optimizer.
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "tis": {"use_tis": True, "entropy_coef": 0.01, "megatron": {"weight_decay": 0.1, "adam_beta2": 0.9, "adam_eps": 1e-6}},
-    "m2po-kl": {"off_policy_correction": "m2po", "use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k3", "ref_update_interval": 1},
-    "decoupled": {"off_policy_correction": "decoupled-ppo", "calculate_per_token_loss": True, "kl_coef": 0.1},
+    "tis": {
+        "use_tis": True,
+        "entropy_coef": 0.01,
+        "megatron": {"weight_decay": 0.1, "adam_beta2": 0.9, "adam_eps": 1e-6},
+    },
+    "m2po-kl": {
+        "off_policy_correction": "m2po",
+        "use_kl_loss": True,
+        "kl_loss_coef": 0.1,
+        "kl_loss_type": "k3",
+        "ref_update_interval": 1,
+    },
+    "decoupled": {
+        "off_policy_correction": "decoupled-ppo",
+        "calculate_per_token_loss": True,
+        "kl_coef": 0.1,
+    },
     "gspo": {"advantage_estimator": "gspo", "temperature": 0.7, "megatron": {"clip_grad": 0.0}},
-    "cispo": {"advantage_estimator": "cispo", "ess_lr_scaling": True, "off_policy_correction": "seq-tis"},
+    "cispo": {
+        "advantage_estimator": "cispo",
+        "ess_lr_scaling": True,
+        "off_policy_correction": "seq-tis",
+    },
     "sft": {"loss_type": "sft_loss", "custom_tis_function_path": None},
 }
 OPTIM = OptimConfig(lr_decay_style="cosine", lr_warmup_iters=1, lr_decay_iters=6)
 
 
-def settings_of(backend: str, model: Path, *, gradient_checkpointing: bool = False, **flags: Any) -> Any:
+def settings_of(
+    backend: str, model: Path, *, gradient_checkpointing: bool = False, **flags: Any
+) -> Any:
     settings = cases.settings(model, optim=OPTIM, **flags)
-    named = dataclasses.replace(settings.model, train_backend=backend, gradient_checkpointing=gradient_checkpointing)
+    named = dataclasses.replace(
+        settings.model, train_backend=backend, gradient_checkpointing=gradient_checkpointing
+    )
     return dataclasses.replace(settings, model=named)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
-    return {"qwen3": cases.make_model("qwen3", root / "qwen3", tied=False), "tied": cases.make_model("llama", root / "tied", tied=True)}
+    return {
+        "qwen3": cases.make_model("qwen3", root / "qwen3", tied=False),
+        "tied": cases.make_model("llama", root / "tied", tied=True),
+    }
 
 
 @pytest.fixture
@@ -79,7 +105,9 @@ def close_to(a: dict[str, float], b: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_same_numbers_as_megatron(folders: dict[str, Path], start: Callable[..., Any], name: str) -> None:
+def test_same_numbers_as_megatron(
+    folders: dict[str, Path], start: Callable[..., Any], name: str
+) -> None:
     model = folders["tied" if name == "gspo" else "qwen3"]
     want, want_weights = two_rollouts(start("megatron", model, **ALGORITHMS[name]))
     got, got_weights = two_rollouts(start("fsdp", model, **ALGORITHMS[name]))
@@ -91,8 +119,11 @@ def test_same_numbers_as_megatron(folders: dict[str, Path], start: Callable[...,
 
 
 @pytest.fixture(scope="module")
-def pair(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
-    """(what one rank found, what each of two found, their folder): the same three rollouts, the third from the other's snapshot too."""
+def pair(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
+    """(what one rank found, what each of two found, their folder): the same three rollouts, the
+    third from the other's snapshot too."""
     from stages.learn.fsdp import start_rank
     from stages.learn.rendezvous import serve_store
 
@@ -101,11 +132,21 @@ def pair(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     trained, weights = two_rollouts(single)
     single.save(out / "single")
     store, port = serve_store(2)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     seeing = vision_cases.make_folder(out / "models")
     words = [str(port), str(folders["qwen3"]), str(out / "single"), str(out), str(seeing)]
     command = [sys.executable, "-m", "tests.integration.fsdp_ranks"]
-    ranks = [subprocess.Popen([*command, str(r), *words], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) for r in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(r), *words], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+        )
+        for r in range(2)
+    ]
     try:
         steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
         third = single.step(cases.make_batch(*steps, rollout_id=2))
@@ -121,7 +162,13 @@ def pair(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     single = start_rank(settings_of("fsdp", seeing, use_tis=True))
     seen = [single.step(cases.make_batch(fsdp_ranks.vision_step(seeing, 1))) for _ in range(3)]
     single.close()
-    found = {"trained": trained, "weights": weights, "third": third, "from_two": from_two, "vision": seen}
+    found = {
+        "trained": trained,
+        "weights": weights,
+        "third": third,
+        "from_two": from_two,
+        "vision": seen,
+    }
     return found, [json.loads((out / f"{r}.json").read_text()) for r in range(2)], out
 
 
@@ -142,7 +189,10 @@ def test_two_ranks_train_as_one(pair: Any) -> None:
 def test_checkpoints_resume_exactly_and_fit_any_number_of_ranks(pair: Any) -> None:
     single, two, _ = pair
     for found in two:
-        after, resumed = ({k: v for k, v in found[x].items() if k not in cases.MEASURED} for x in ("after", "resumed"))
+        after, resumed = (
+            {k: v for k, v in found[x].items() if k not in cases.MEASURED}
+            for x in ("after", "resumed")
+        )
         assert after == resumed and after["loss"] != found["trained"][-1]["loss"]
         close_to(found["from_one"], single["third"])
     close_to(single["from_two"], single["third"])
@@ -151,22 +201,29 @@ def test_checkpoints_resume_exactly_and_fit_any_number_of_ranks(pair: Any) -> No
 def test_ranks_without_an_image_look_along(pair: Any) -> None:
     """They would else wait for one another in the vision tower's collectives."""
     single, two, _ = pair
-    assert single["vision"][1]["grad_norm"] != single["vision"][2]["grad_norm"]  # the first is at learning rate 0
+    # the first is at learning rate 0
+    assert single["vision"][1]["grad_norm"] != single["vision"][2]["grad_norm"]
     for found in two:
         for a, b in zip(found["vision"], single["vision"], strict=True):
             close_to(a, b)
 
 
-def test_gradient_checkpointing_changes_no_bit(folders: dict[str, Path], start: Callable[..., Any]) -> None:
+def test_gradient_checkpointing_changes_no_bit(
+    folders: dict[str, Path], start: Callable[..., Any]
+) -> None:
     plain, weights = two_rollouts(start("fsdp", folders["qwen3"], use_tis=True))
-    saving, again = two_rollouts(start("fsdp", folders["qwen3"], use_tis=True, gradient_checkpointing=True))
+    saving, again = two_rollouts(
+        start("fsdp", folders["qwen3"], use_tis=True, gradient_checkpointing=True)
+    )
     assert [{k: v for k, v in m.items() if k not in cases.MEASURED} for m in saving] == [
         {k: v for k, v in m.items() if k not in cases.MEASURED} for m in plain
     ]
     assert all(torch.equal(again[key], weights[key]) for key in weights)
 
 
-def test_supervised_steps_leave_only_their_weights(folders: dict[str, Path], start: Callable[..., Any]) -> None:
+def test_supervised_steps_leave_only_their_weights(
+    folders: dict[str, Path], start: Callable[..., Any]
+) -> None:
     step = cases.make_step(cases.make_samples(cases.LENGTHS), micro_batches=2)
     found = {}
     for backend in ("megatron", "fsdp"):
@@ -176,19 +233,27 @@ def test_supervised_steps_leave_only_their_weights(folders: dict[str, Path], sta
         found[backend].append(rank.step(cases.make_batch(step)))
     for a, b in zip(found["fsdp"], found["megatron"], strict=True):
         close_to(a, b)
-    assert found["fsdp"][2]["loss"] < found["fsdp"][0]["loss"] and found["fsdp"][3]["lr"] == 0.0  # warm-up starts anew
+    # warm-up starts anew
+    assert found["fsdp"][2]["loss"] < found["fsdp"][0]["loss"] and found["fsdp"][3]["lr"] == 0.0
 
 
-def test_bfloat16_computes_with_it_and_keeps_float32(folders: dict[str, Path], start: Callable[..., Any]) -> None:
+def test_bfloat16_computes_with_it_and_keeps_float32(
+    folders: dict[str, Path], start: Callable[..., Any]
+) -> None:
     rank = start("fsdp", folders["qwen3"], dtype="bfloat16", use_tis=True)
     metrics, weights = two_rollouts(rank)
     want, _ = two_rollouts(start("fsdp", folders["qwen3"], use_tis=True))
     assert {t.dtype for t in weights.values()} == {torch.bfloat16}  # what engines and exports get
     assert {p.dtype for p in rank._model.parameters()} == {torch.float32}
-    assert metrics[0]["loss"] == pytest.approx(want[0]["loss"], rel=0.1) and metrics[0]["loss"] != want[0]["loss"]
+    assert (
+        metrics[0]["loss"] == pytest.approx(want[0]["loss"], rel=0.1)
+        and metrics[0]["loss"] != want[0]["loss"]
+    )
 
 
-def test_a_refused_step_changes_nothing(folders: dict[str, Path], start: Callable[..., Any]) -> None:
+def test_a_refused_step_changes_nothing(
+    folders: dict[str, Path], start: Callable[..., Any]
+) -> None:
     rank = start("fsdp", folders["qwen3"])
     good = cases.make_batch(cases.make_step(cases.halves()[0]))
     rank.step(good)
@@ -199,7 +264,9 @@ def test_a_refused_step_changes_nothing(folders: dict[str, Path], start: Callabl
     assert rank.step(good)["lr"] > 0
 
 
-def test_folders_and_checkpoints_that_do_not_fit(folders: dict[str, Path], start: Callable[..., Any], tmp_path: Path) -> None:
+def test_folders_and_checkpoints_that_do_not_fit(
+    folders: dict[str, Path], start: Callable[..., Any], tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     rank = start("fsdp", folders["qwen3"])
@@ -209,27 +276,39 @@ def test_folders_and_checkpoints_that_do_not_fit(folders: dict[str, Path], start
     with pytest.raises(CheckpointError, match="written with --train-backend megatron"):
         rank.load(tmp_path)
     rank.save(tmp_path / "saved")
-    with pytest.raises(CheckpointError, match=r"of another model: surplus .*lm_head.*; shapes exp_avg"):
+    with pytest.raises(
+        CheckpointError, match=r"of another model: surplus .*lm_head.*; shapes exp_avg"
+    ):
         start("fsdp", folders["tied"]).load(tmp_path / "saved")
     tensors = load_file(folders["qwen3"] / "model.safetensors")
     (tmp_path / "config.json").write_bytes((folders["qwen3"] / "config.json").read_bytes())
     tensors["model.extra"] = tensors.pop("model.norm.weight")
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing model.norm.weight; not of this model model.extra"):
+    with pytest.raises(
+        CheckpointError, match=r"missing model.norm.weight; not of this model model.extra"
+    ):
         start("fsdp", tmp_path)
 
 
 def test_experts_and_sliding_windows(tmp_path: Path, start: Callable[..., Any]) -> None:
-    """Experts that transformers fuses are read and written as published; a window changes what a token sees, as in transformers."""
+    """Experts that transformers fuses are read and written as published; a window changes what a
+    token sees, as in transformers."""
     from safetensors.torch import load_file
 
     model = cases.load_hf(make_mixture(tmp_path / "moe"))
     rank = start("fsdp", tmp_path / "moe", calculate_per_token_loss=True)
     stored = load_file(tmp_path / "moe" / "model.safetensors")
     ours = cases.weights_of(rank)
-    assert ours.keys() == stored.keys() and all(torch.equal(ours[key], stored[key]) for key in stored)
+    assert ours.keys() == stored.keys() and all(
+        torch.equal(ours[key], stored[key]) for key in stored
+    )
     samples = cases.make_samples(cases.LENGTHS)
-    samples = [dataclasses.replace(s, rollout_log_probs=cases.token_log_probs(model, s, 1.0).detach().numpy()) for s in samples]
+    samples = [
+        dataclasses.replace(
+            s, rollout_log_probs=cases.token_log_probs(model, s, 1.0).detach().numpy()
+        )
+        for s in samples
+    ]
     metrics = rank.step(cases.make_batch(cases.make_step(samples)))
     assert abs(metrics["kl_rollout_old_k1"]) < 1e-5 and metrics["rollout_ratio_p99"] == 1.0
 
@@ -238,7 +317,15 @@ def make_mixture(path: Path) -> Path:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     torch.manual_seed(0)
-    shape = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "use_sliding_window": True, "max_window_layers": 1}
-    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**cases._SHAPE, head_dim=16, sliding_window=7, **shape))
+    shape = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "use_sliding_window": True,
+        "max_window_layers": 1,
+    }
+    model = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**cases._SHAPE, head_dim=16, sliding_window=7, **shape)
+    )
     model.save_pretrained(path)
     return path

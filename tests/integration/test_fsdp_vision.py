@@ -1,4 +1,5 @@
-"""A model that sees, through the FSDP learner: packed samples with and without images against transformers, one at a time."""
+"""A model that sees, through the FSDP learner: packed samples with and without images against
+transformers, one at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ def rank(folder: Path) -> Iterator[Any]:
     from stages.learn.fsdp import start_rank
 
     settings = cases.settings(folder, optim=OptimConfig(), use_tis=True)
-    learner = start_rank(dataclasses.replace(settings, model=dataclasses.replace(settings.model, train_backend="fsdp")))
+    learner = start_rank(
+        dataclasses.replace(
+            settings, model=dataclasses.replace(settings.model, train_backend="fsdp")
+        )
+    )
     yield learner
     learner.close()
 
@@ -51,7 +56,9 @@ def log_probs_of(model: Any, sample: TrainSample) -> torch.Tensor:
     return torch.stack([table[t - 1, ids[0, t]] for t in range(first, sample.num_tokens)])
 
 
-def test_packed_log_probs_equal_transformers(folder: Path, samples: list[TrainSample], rank: Any) -> None:
+def test_packed_log_probs_equal_transformers(
+    folder: Path, samples: list[TrainSample], rank: Any
+) -> None:
     from transformers import AutoModelForImageTextToText
 
     from stages.learn.log_prob_pass import Prepared
@@ -64,11 +71,16 @@ def test_packed_log_probs_equal_transformers(folder: Path, samples: list[TrainSa
         parts = values.split(mb.token_counts.tolist())
         for index, got in zip(mb.sample_indices.tolist(), parts, strict=True):
             if index >= 0:
-                torch.testing.assert_close(got, log_probs_of(model, samples[index]), atol=2e-5, rtol=2e-5)
+                torch.testing.assert_close(
+                    got, log_probs_of(model, samples[index]), atol=2e-5, rtol=2e-5
+                )
 
 
-def test_a_blank_image_joins_text_where_others_see_and_changes_nothing(samples: list[TrainSample], rank: Any) -> None:
-    """Every rank's vision tower must run in every micro-batch of such a step, or the ranks would wait for one another."""
+def test_a_blank_image_joins_text_where_others_see_and_changes_nothing(
+    samples: list[TrainSample], rank: Any
+) -> None:
+    """Every rank's vision tower must run in every micro-batch of such a step, or the ranks would
+    wait for one another."""
     text, seen = samples[3], samples[0]
     alone = rank._pack(cases.make_step([text]))
     mixed = rank._pack(cases.make_step([seen, text], micro_batches=2))
@@ -81,7 +93,13 @@ def test_a_blank_image_joins_text_where_others_see_and_changes_nothing(samples: 
         from stages.learn.log_prob_pass import Prepared
 
         rank._run([Prepared(mb) for mb in batch], lambda _logits, now, _p: _outcome(now))
-        grads.append({n: p.grad.to_local().clone() for n, p in rank._model.named_parameters() if p.grad is not None})
+        grads.append(
+            {
+                n: p.grad.to_local().clone()
+                for n, p in rank._model.named_parameters()
+                if p.grad is not None
+            }
+        )
     assert all(torch.allclose(grads[1][n], g, atol=1e-6) for n, g in grads[0].items())
     towers = [g for n, g in grads[1].items() if "visual" in n]
     assert towers and not any(g.any() for g in towers)  # they are there, and zero
@@ -94,13 +112,17 @@ def _outcome(now: Any) -> Any:
     return sft_objective(now, 1.0)
 
 
-def test_both_towers_learn_and_what_does_not_fit_is_refused(samples: list[TrainSample], rank: Any) -> None:
+def test_both_towers_learn_and_what_does_not_fit_is_refused(
+    samples: list[TrainSample], rank: Any
+) -> None:
     before = cases.weights_of(rank)
     metrics = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
     assert metrics["grad_norm"] > 0
     after = cases.weights_of(rank)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert any("visual.patch_embed" in n for n in moved) and any("language_model.layers.0" in n for n in moved)
+    assert any("visual.patch_embed" in n for n in moved) and any(
+        "language_model.layers.0" in n for n in moved
+    )
     cut = dataclasses.replace(samples[0], tokens=samples[0].tokens[samples[0].tokens != 262])
     with pytest.raises(LearnerError, match="0 image placeholder tokens for 4 image tokens"):
         rank.step(cases.make_batch(cases.make_step([cut])))

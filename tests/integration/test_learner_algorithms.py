@@ -1,4 +1,5 @@
-"""The algorithm's options on the real learner: every preset takes a step, the reference model is frozen, kept and resumed."""
+"""The algorithm's options on the real learner: every preset takes a step, the reference model is
+frozen, kept and resumed."""
 
 from __future__ import annotations
 
@@ -56,8 +57,15 @@ def make_rank(folder: Path) -> Iterator[Callable[..., Any]]:
 
 def batch(rollout_id: int = 0) -> Any:
     """Two optimizer steps, the first in two micro-batches; stale samples among fresh ones."""
-    samples = [dataclasses.replace(s, staleness=s.index) for s in cases.make_samples(cases.LENGTHS, seed=rollout_id)]
-    return cases.make_batch(cases.make_step(samples[:4], micro_batches=2), cases.make_step(samples[4:]), rollout_id=rollout_id)
+    samples = [
+        dataclasses.replace(s, staleness=s.index)
+        for s in cases.make_samples(cases.LENGTHS, seed=rollout_id)
+    ]
+    return cases.make_batch(
+        cases.make_step(samples[:4], micro_batches=2),
+        cases.make_step(samples[4:]),
+        rollout_id=rollout_id,
+    )
 
 
 def without_time(metrics: dict[str, float]) -> dict[str, float]:
@@ -66,7 +74,11 @@ def without_time(metrics: dict[str, float]) -> dict[str, float]:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"off_policy_correction": name} for name in PRESETS},
-    "normalised": {"off_policy_correction": "seq-tis", "correction_batch_normalize": True, "ess_lr_scaling": True},
+    "normalised": {
+        "off_policy_correction": "seq-tis",
+        "correction_batch_normalize": True,
+        "ess_lr_scaling": True,
+    },
     "gspo": {"advantage_estimator": "gspo"},
     "cispo": {"advantage_estimator": "cispo", "staleness_clip_decay": 0.5},
     "dual-clip": {"eps_clip_c": 3.0, "use_tis": True, "tis_level": "geometric"},
@@ -82,11 +94,19 @@ def test_every_option_takes_a_step(make_rank: Callable[..., Any], name: str) -> 
     before = cases.weights_of(rank)
     metrics = rank.step(batch())
     assert all(math.isfinite(v) for v in metrics.values())
-    assert {"ess_fraction/staleness_0", "rollout_ratio_p99/staleness_4-7", "kl_rollout_old_k1", "masked_fraction"} <= metrics.keys()
+    assert {
+        "ess_fraction/staleness_0",
+        "rollout_ratio_p99/staleness_4-7",
+        "kl_rollout_old_k1",
+        "masked_fraction",
+    } <= metrics.keys()
     assert "masked_fraction/staleness_8+" not in metrics
     assert 0 <= metrics["masked_fraction"] <= 1
     # seq-mis and geo-rs drop every sample of rollout log-probs as wild as these
-    assert any(not torch.equal(before[n], t) for n, t in rank.hf_weights()) or metrics["masked_fraction"] == 1
+    assert (
+        any(not torch.equal(before[n], t) for n, t in rank.hf_weights())
+        or metrics["masked_fraction"] == 1
+    )
 
 
 def test_the_learning_rate_follows_the_effective_sample_size(make_rank: Callable[..., Any]) -> None:
@@ -122,12 +142,19 @@ def test_the_reference_is_the_policy_it_was(folder: Path, make_rank: Callable[..
     assert got == pytest.approx(torch.cat(values).mean().item(), rel=1e-3)
 
 
-def test_ref_load_and_the_update_interval(folder: Path, make_rank: Callable[..., Any], tmp_path: Path) -> None:
+def test_ref_load_and_the_update_interval(
+    folder: Path, make_rank: Callable[..., Any], tmp_path: Path
+) -> None:
     rank = make_rank(megatron={"lr": 1e-2})
     rank.step(batch())
     rank.export_hf(tmp_path / "other")
-    other = make_rank(**KL, ref_load=str(tmp_path / "other"), ref_update_interval=2, megatron={"lr": 1e-2})
-    one = [cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS)), rollout_id=i) for i in range(3)]
+    other = make_rank(
+        **KL, ref_load=str(tmp_path / "other"), ref_update_interval=2, megatron={"lr": 1e-2}
+    )
+    one = [
+        cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS)), rollout_id=i)
+        for i in range(3)
+    ]
     assert other.step(one[0])["kl_ref"] > 1e-6  # not the policy's own weights
     assert other.step(one[1])["kl_ref"] > 1e-6  # after it the reference is the policy
     assert other.step(one[2])["kl_ref"] == 0.0
@@ -138,7 +165,8 @@ def test_ref_load_and_the_update_interval(folder: Path, make_rank: Callable[...,
 def test_a_checkpoint_keeps_the_reference(make_rank: Callable[..., Any], tmp_path: Path) -> None:
     flags = {**KL, "ref_update_interval": 1, "megatron": {"lr": 1e-2}}
     rank = make_rank(**flags)
-    rank.step(batch(0))  # the reference is now neither the folder's model nor what the policy will be
+    # the reference is now neither the folder's model nor what the policy will be
+    rank.step(batch(0))
     rank.save(tmp_path / "1")
     want = rank.step(batch(1))
     resumed = make_rank(**flags)
@@ -162,16 +190,24 @@ def test_user_functions(make_rank: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FUNCTIONS)
     one = cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS), micro_batches=2))
     want = make_rank(loss_type="sft_loss", temperature=0.7).step(one)
-    got = make_rank(loss_type="custom_loss", custom_loss_function_path=f"{tmp_path}/mine.py", temperature=0.7).step(one)
+    got = make_rank(
+        loss_type="custom_loss", custom_loss_function_path=f"{tmp_path}/mine.py", temperature=0.7
+    ).step(one)
     assert got["mine/ones"] == pytest.approx(1.0)
-    assert (got["loss"], got["grad_norm"]) == pytest.approx((want["loss"], want["grad_norm"]), rel=1e-5)
+    assert (got["loss"], got["grad_norm"]) == pytest.approx(
+        (want["loss"], want["grad_norm"]), rel=1e-5
+    )
     want = make_rank(use_tis=True).step(one)
     got = make_rank(use_tis=True, custom_tis_function_path=f"{tmp_path}/mine.py").step(one)
     assert got["mine/ratio"] > 0
-    assert (got["loss"], got["grad_norm"]) == pytest.approx((want["loss"], want["grad_norm"]), rel=1e-5)
+    assert (got["loss"], got["grad_norm"]) == pytest.approx(
+        (want["loss"], want["grad_norm"]), rel=1e-5
+    )
 
 
-def test_true_on_policy_mode_names_the_worst_token(folder: Path, make_rank: Callable[..., Any]) -> None:
+def test_true_on_policy_mode_names_the_worst_token(
+    folder: Path, make_rank: Callable[..., Any]
+) -> None:
     model = cases.load_hf(folder)
     samples = []
     with torch.no_grad():
@@ -187,6 +223,8 @@ def test_true_on_policy_mode_names_the_worst_token(folder: Path, make_rank: Call
     place = int(np.flatnonzero(samples[6].loss_mask)[2])
     changed[place] += 0.01
     bad = [*samples[:6], dataclasses.replace(samples[6], rollout_log_probs=changed), samples[7]]
-    with pytest.raises(LearnerError, match=r"optimizer step 1 of 1.*trained token 2 of sample 6.*refused"):
+    with pytest.raises(
+        LearnerError, match=r"optimizer step 1 of 1.*trained token 2 of sample 6.*refused"
+    ):
         rank.step(cases.make_batch(cases.make_step(bad, micro_batches=2)))
     assert all(torch.equal(before[n], t) for n, t in rank.hf_weights())

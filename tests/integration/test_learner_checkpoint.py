@@ -17,10 +17,13 @@ from tests.integration import learner_cases as cases
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
-SCHEDULE = OptimConfig(lr_decay_style="cosine", lr_warmup_iters=3)  # of which every step has a learning rate of its own
+# of which every step has a learning rate of its own
+SCHEDULE = OptimConfig(lr_decay_style="cosine", lr_warmup_iters=3)
 
 
-@pytest.fixture(scope="module", params=[("qwen3", True), ("llama", False)], ids=["qwen3-tied", "llama"])
+@pytest.fixture(
+    scope="module", params=[("qwen3", True), ("llama", False)], ids=["qwen3-tied", "llama"]
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kind, tied = request.param
     return cases.make_model(kind, tmp_path_factory.mktemp("model") / kind, tied=tied)
@@ -37,7 +40,9 @@ def rank(folder: Path) -> Iterator[Any]:
 
 def batch(rollout_id: int) -> Any:
     samples = cases.make_samples(cases.LENGTHS, seed=rollout_id)
-    return cases.make_batch(cases.make_step(samples[:4]), cases.make_step(samples[4:]), rollout_id=rollout_id)
+    return cases.make_batch(
+        cases.make_step(samples[:4]), cases.make_step(samples[4:]), rollout_id=rollout_id
+    )
 
 
 def without_time(metrics: dict[str, float]) -> dict[str, float]:
@@ -48,7 +53,10 @@ def test_fresh_export_is_bit_exact(folder: Path, rank: Any, tmp_path: Path) -> N
     from safetensors.torch import load_file
 
     rank.export_hf(tmp_path / "hf")
-    got, want = load_file(tmp_path / "hf" / "model.safetensors"), load_file(folder / "model.safetensors")
+    got, want = (
+        load_file(tmp_path / "hf" / "model.safetensors"),
+        load_file(folder / "model.safetensors"),
+    )
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
 
@@ -61,7 +69,8 @@ def test_resumed_run_takes_the_same_step(folder: Path, rank: Any, tmp_path: Path
     want = [without_time(rank.step(batch(i))) for i in (1, 2)]
     weights = cases.weights_of(rank)
     rank.close()
-    resumed = start_rank(cases.settings(folder, use_tis=True, optim=SCHEDULE))  # a fresh process would do the same
+    # a fresh process would do the same
+    resumed = start_rank(cases.settings(folder, use_tis=True, optim=SCHEDULE))
     try:
         resumed.load(tmp_path / "1")
         assert [without_time(resumed.step(batch(i))) for i in (1, 2)] == want
@@ -85,11 +94,15 @@ def test_exported_folder_is_transformers_own(rank: Any, tmp_path: Path) -> None:
     assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
     assert json.loads((tmp_path / "1" / "hf" / "config.json").read_text())["dtype"] == "float32"
     assert (tmp_path / "1" / "hf" / "tokenizer_config.json").is_file()
-    out = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    out = model.generate(
+        torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False, pad_token_id=0
+    )
     assert out.shape == (1, 7)
 
 
-def test_large_models_are_written_in_shards(rank: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_are_written_in_shards(
+    rank: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from stages.learn import hf_folder
 
     monkeypatch.setattr(hf_folder, "MAX_SHARD_BYTES", 100_000)
@@ -101,7 +114,8 @@ def test_large_models_are_written_in_shards(rank: Any, tmp_path: Path, monkeypat
 
 
 def test_resumed_from_a_save_beside_training(folder: Path, rank: Any, tmp_path: Path) -> None:
-    """The next step is taken while the bytes may still be on their way; a save at once after it waits for nothing of the first."""
+    """The next step is taken while the bytes may still be on their way; a save at once after it
+    waits for nothing of the first."""
     rank.step(batch(0))
     rank.begin_save(tmp_path / "1", tmp_path / "1" / "hf")
     want = without_time(rank.step(batch(1)))
@@ -110,7 +124,10 @@ def test_resumed_from_a_save_beside_training(folder: Path, rank: Any, tmp_path: 
     rank.finish_save()
     assert rank.save_written() and not (tmp_path / "2" / "hf").exists()
     rank.load(tmp_path / "1")
-    assert all(torch.equal(p, dict(rank.hf_weights())[name]) for name, p in cases.load_hf(tmp_path / "1" / "hf").named_parameters())
+    assert all(
+        torch.equal(p, dict(rank.hf_weights())[name])
+        for name, p in cases.load_hf(tmp_path / "1" / "hf").named_parameters()
+    )
     assert without_time(rank.step(batch(1))) == want
 
 

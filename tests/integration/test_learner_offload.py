@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 FLAGS: dict[str, dict[str, Any]] = {
     "float32": {"use_tis": True, "use_kl_loss": True, "kl_loss_coef": 0.1},
     "bfloat16": {"dtype": "bfloat16", "use_tis": True},  # with master weights
-    "distributed-optimizer": {"megatron": {"use_distributed_optimizer": True}},  # parameters are views of one buffer
+    # parameters are views of one buffer
+    "distributed-optimizer": {"megatron": {"use_distributed_optimizer": True}},
     "critic": {"advantage_estimator": "ppo"},
 }
 
@@ -49,8 +50,12 @@ def numbers(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def storages(rank: Any) -> list[torch.UntypedStorage]:
-    """Of weights, gradients, master weights and moments, found independently of what is under test."""
-    tensors = [*rank._built.ddp[0].parameters(), *(p.main_grad for p in rank._built.ddp[0].parameters())]
+    """Of weights, gradients, master weights and moments, found independently of what is under
+    test."""
+    tensors = [
+        *rank._built.ddp[0].parameters(),
+        *(p.main_grad for p in rank._built.ddp[0].parameters()),
+    ]
     for optimizer in rank._built.torch_optimizers:
         tensors += [p for g in optimizer.param_groups for p in g["params"]]
         tensors += [t for s in optimizer.state.values() for t in (s["exp_avg"], s["exp_avg_sq"])]
@@ -58,7 +63,9 @@ def storages(rank: Any) -> list[torch.UntypedStorage]:
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_steps_between_which_the_device_is_given_up(make_rank: Callable[..., Any], name: str, tmp_path: Path) -> None:
+def test_steps_between_which_the_device_is_given_up(
+    make_rank: Callable[..., Any], name: str, tmp_path: Path
+) -> None:
     batch = cases.make_batch(*(cases.make_step(part) for part in cases.halves()))
     plain = make_rank(**FLAGS[name])
     want = [numbers(plain.step(batch)) for _ in range(3)]
@@ -71,7 +78,8 @@ def test_steps_between_which_the_device_is_given_up(make_rank: Callable[..., Any
         assert min(sizes) > 0
         rank.offload()
         assert [s.nbytes() for s in held] == [0] * len(held)
-        assert rank._offload.num_bytes_out >= sum(distinct.values())  # the critic's too, where there is one
+        # the critic's too, where there is one
+        assert rank._offload.num_bytes_out >= sum(distinct.values())
         if i == 1:  # a push, and a snapshot, from the host
             pushed = list(rank.hf_weights())  # all at once, after the last has been taken
             assert all(s.nbytes() == 0 for s in held)
@@ -80,7 +88,10 @@ def test_steps_between_which_the_device_is_given_up(make_rank: Callable[..., Any
             assert all(s.nbytes() == 0 for s in held)
             rank.onload()
             assert [s.nbytes() for s in held] == sizes
-            assert all(torch.equal(tensor, own) for (_, tensor), (_, own) in zip(pushed, rank.hf_weights(), strict=True))
+            assert all(
+                torch.equal(tensor, own)
+                for (_, tensor), (_, own) in zip(pushed, rank.hf_weights(), strict=True)
+            )
     assert got == want
     rank.onload()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in rank.hf_weights())
@@ -96,13 +107,21 @@ def test_an_optimizer_that_is_on_the_cpu_already(make_rank: Callable[..., Any]) 
     batch = cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS)))
     want = make_rank()
     losses = [want.step(batch)["loss"] for _ in range(2)]
-    hybrid = {"optimizer_cpu_offload": "true", "optimizer_offload_fraction": "1.0", "overlap_cpu_optimizer_d2h_h2d": "true"}
-    assert owned_by("OptimizerConfig", hybrid) == {k: 1.0 if "fraction" in k else True for k in hybrid}  # what a GPU run is given
+    hybrid = {
+        "optimizer_cpu_offload": "true",
+        "optimizer_offload_fraction": "1.0",
+        "overlap_cpu_optimizer_d2h_h2d": "true",
+    }
+    # what a GPU run is given
+    assert owned_by("OptimizerConfig", hybrid) == {
+        k: 1.0 if "fraction" in k else True for k in hybrid
+    }
     assert [make_rank(megatron=hybrid).step(batch)["loss"]] == losses[:1]
 
 
 def test_two_ranks_whose_collectives_overlap(folder: Path, tmp_path: Path) -> None:
-    """A gather of parameters that is still under way when the device is given up is finished first."""
+    """A gather of parameters that is still under way when the device is given up is finished
+    first."""
     run_ranks(2, "offload_ranks", folder, tmp_path)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())

@@ -1,4 +1,5 @@
-"""Real runs that must learn something: from rollouts that are versions old, and from a teacher's engine."""
+"""Real runs that must learn something: from rollouts that are versions old, and from a teacher's
+engine."""
 
 from __future__ import annotations
 
@@ -21,23 +22,48 @@ def warm_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return warm_model(tmp_path_factory.mktemp("warm"))
 
 
-def test_tis_learns_from_rollouts_that_are_versions_old(warm_quickstart: Path, nothing_left_behind: None) -> None:
+def test_tis_learns_from_rollouts_that_are_versions_old(
+    warm_quickstart: Path, nothing_left_behind: None
+) -> None:
     """The short version of benchmarks/off_policy.py."""
     options = argparse.Namespace(staleness=8, lr=0.0007, rollouts=45, steps=1)
     rows = train(*flags("tis", options, warm_quickstart, seed=7))["train"]
     rewards = [r["reward_mean"] for r in rows]
-    assert fmean(r["staleness_mean"] for r in rows) > 2 and max(r["staleness_max"] for r in rows) <= 8
+    assert (
+        fmean(r["staleness_mean"] for r in rows) > 2 and max(r["staleness_max"] for r in rows) <= 8
+    )
     assert fmean(rewards[:5]) < 0.4 and fmean(rewards[-5:]) > 0.5, rewards
 
 
-def test_a_student_comes_nearer_to_its_teacher(tmp_path: Path, warm_quickstart: Path, nothing_left_behind: None) -> None:
-    """On-policy distillation: the teacher was warmed up on words; the student was not, and gets no reward."""
+def test_a_student_comes_nearer_to_its_teacher(
+    tmp_path: Path, warm_quickstart: Path, nothing_left_behind: None
+) -> None:
+    """On-policy distillation: the teacher was warmed up on words; the student was not, and gets no
+    reward."""
     done = run_entry(
-        "--hf-checkpoint", f"tiny:{ROOT / 'configs' / 'models' / 'quickstart-qwen3.yaml'}", "--rollout-max-response-len", "8",
-        "--prompt-data", str(ROOT / "configs" / "presets" / "quickstart-warmup.jsonl"), "--num-rollout", "12",
-        "--rollout-batch-size", "16", "--n-samples-per-prompt", "4", "--lr", "0.004", "--use-opd",
-        "--opd-teacher-load", str(warm_quickstart), "--runs-dir", str(tmp_path), "--name", "student", timeout=400,
-    )  # fmt: skip
+        "--hf-checkpoint",
+        f"tiny:{ROOT / 'configs' / 'models' / 'quickstart-qwen3.yaml'}",
+        "--rollout-max-response-len",
+        "8",
+        "--prompt-data",
+        str(ROOT / "configs" / "presets" / "quickstart-warmup.jsonl"),
+        "--num-rollout",
+        "12",
+        "--rollout-batch-size",
+        "16",
+        "--n-samples-per-prompt",
+        "4",
+        "--lr",
+        "0.004",
+        "--use-opd",
+        "--opd-teacher-load",
+        str(warm_quickstart),
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "student",
+        timeout=400,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_metrics(tmp_path / "student", "train")
     kl = [r["opd_kl"] for r in rows]

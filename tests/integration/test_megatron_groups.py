@@ -15,7 +15,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 def num_gloo_loops() -> int:
     """Threads that gloo has for groups: one each, and it never rests."""
     gc.collect()  # groups of ranks of other tests, which are closed
-    return sum("gloo_tcp_loop" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+    return sum(
+        "gloo_tcp_loop" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir()
+    )
 
 
 def test_groups_of_the_same_ranks_are_one(tmp_path: Path) -> None:

@@ -71,11 +71,16 @@ def test_two_ranks_train_as_one(single: Any, pair: Path, layout: str) -> None:
         for got, want in zip(results(pair, layout, rank)["metrics"], metrics, strict=True):
             assert got.keys() == want.keys()
             for name in got.keys() - cases.MEASURED:
-                assert got[name] == pytest.approx(want[name], rel=1e-4, abs=1e-5), (layout, rank, name)
+                assert got[name] == pytest.approx(want[name], rel=1e-4, abs=1e-5), (
+                    layout,
+                    rank,
+                    name,
+                )
     exported = load_file(pair / layout / "hf" / "model.safetensors")
     assert exported.keys() == weights.keys()
     for name, tensor in exported.items():
-        assert (tensor - weights[name]).abs().max() < 1e-3, name  # a step moves by 1e-3: see the next line
+        # a step moves by 1e-3: see the next line
+        assert (tensor - weights[name]).abs().max() < 1e-3, name
     moved = torch.cat([(exported[n] - weights[n]).flatten() for n in weights])
     assert moved.square().mean().sqrt() < 1e-5
 
@@ -84,7 +89,10 @@ def test_two_ranks_train_as_one(single: Any, pair: Path, layout: str) -> None:
 def test_resume_is_exact(pair: Path, layout: str) -> None:
     for rank in range(2):
         result = results(pair, layout, rank)
-        after, resumed = ({k: v for k, v in result[x].items() if k not in cases.MEASURED} for x in ("after", "resumed"))
+        after, resumed = (
+            {k: v for k, v in result[x].items() if k not in cases.MEASURED}
+            for x in ("after", "resumed")
+        )
         assert after == resumed
         assert after["loss"] != result["metrics"][-1]["loss"]
 
@@ -102,23 +110,41 @@ def single_options(model: Path) -> dict[str, list[dict[str, float]]]:
     out = {}
     for option, algorithm in OPTIONS.items():
         rank = start_rank(cases.settings(model, **algorithm))
-        out[option] = [rank.step(cases.make_batch(*(cases.make_step(part, micro_batches=2) for part in cases.halves()))) for _ in range(2)]
+        out[option] = [
+            rank.step(
+                cases.make_batch(
+                    *(cases.make_step(part, micro_batches=2) for part in cases.halves())
+                )
+            )
+            for _ in range(2)
+        ]
         rank.close()
     return out
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_options_are_the_same_on_two_ranks(single_options: Any, pair_of_options: Path, layout: str, option: str) -> None:
-    """Loss, reference KL, batch-wide statistics, user functions; and resuming is exact, the reference included."""
+def test_options_are_the_same_on_two_ranks(
+    single_options: Any, pair_of_options: Path, layout: str, option: str
+) -> None:
+    """Loss, reference KL, batch-wide statistics, user functions; and resuming is exact, the
+    reference included."""
     for rank in range(2):
         result = results(pair_of_options, f"{layout}.{option}", rank)
         for got, want in zip(result["metrics"], single_options[option], strict=True):
             assert got.keys() == want.keys()
             for name in got.keys() - cases.MEASURED:
-                rel = 0.021 if "rollout_ratio" in name else 1e-3  # a quantile may be of the next bin
-                assert got[name] == pytest.approx(want[name], rel=rel, abs=2e-5), (layout, rank, name)
-        after, resumed = ({k: v for k, v in result[x].items() if k not in cases.MEASURED} for x in ("after", "resumed"))
+                # a quantile may be of the next bin
+                rel = 0.021 if "rollout_ratio" in name else 1e-3
+                assert got[name] == pytest.approx(want[name], rel=rel, abs=2e-5), (
+                    layout,
+                    rank,
+                    name,
+                )
+        after, resumed = (
+            {k: v for k, v in result[x].items() if k not in cases.MEASURED}
+            for x in ("after", "resumed")
+        )
         assert after == resumed
     if "kl_ref" in single_options[option][1]:
         assert single_options[option][0]["kl_ref"] != single_options[option][1]["kl_ref"]
@@ -129,24 +155,35 @@ def test_every_rank_names_the_same_token(model: Path, pair_of_options: Path) -> 
     worst = {}
     with torch.no_grad():
         for s in cases.halves()[0]:
-            gap = (cases.token_log_probs(own, s, 1.0) - torch.from_numpy(s.rollout_log_probs)).expm1().abs()
+            gap = (
+                (cases.token_log_probs(own, s, 1.0) - torch.from_numpy(s.rollout_log_probs))
+                .expm1()
+                .abs()
+            )
             trained = gap[torch.from_numpy(s.loss_mask.astype(bool))]
             worst[s.index] = (float(trained.max()), int(trained.argmax()))
     sample = max(worst, key=lambda i: worst[i])
     for layout in LAYOUTS:
         said = [results(pair_of_options, f"{layout}.on-policy", rank) for rank in range(2)]
         assert said[0] == said[1]
-        assert re.search(rf"trained token {worst[sample][1]} of sample {sample} .*refused", said[0]), (layout, said[0])
+        assert re.search(
+            rf"trained token {worst[sample][1]} of sample {sample} .*refused", said[0]
+        ), (layout, said[0])
 
 
 def test_checkpoint_of_two_ranks_loads_on_one(model: Path, algorithm: str, pair: Path) -> None:
     from stages.learn.megatron import start_rank
 
-    rank = start_rank(cases.settings(model, **ALGORITHMS[algorithm], megatron={"use_distributed_optimizer": True}))
+    rank = start_rank(
+        cases.settings(model, **ALGORITHMS[algorithm], megatron={"use_distributed_optimizer": True})
+    )
     try:
         rank.load(pair / "dp2-distributed-optimizer")
         steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
-        got, want = rank.step(cases.make_batch(*steps)), results(pair, "dp2-distributed-optimizer", 0)["after"]
+        got, want = (
+            rank.step(cases.make_batch(*steps)),
+            results(pair, "dp2-distributed-optimizer", 0)["after"],
+        )
         assert got["loss"] == pytest.approx(want["loss"], abs=1e-5)
         assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=1e-4)
     finally:

@@ -1,4 +1,5 @@
-"""Pieces of the Megatron learner that can be looked at alone: flags, packing, attention, the CPU view."""
+"""Pieces of the Megatron learner that can be looked at alone: flags, packing, attention, the CPU
+view."""
 
 from __future__ import annotations
 
@@ -17,10 +18,13 @@ from tests.integration import learner_cases as cases
 
 def test_flags_import_neither_torch_nor_megatron() -> None:
     code = (
-        "import sys; from stages.learn.megatron.arguments import megatron_flags; flags = megatron_flags();"
-        "print(len(flags), [m for m in ('torch', 'megatron', 'numpy') if m in sys.modules])"
+        "import sys; from stages.learn.megatron.arguments import megatron_flags; flags ="
+        " megatron_flags();print(len(flags), [m for m in ('torch', 'megatron', 'numpy') if m in"
+        " sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split(maxsplit=1)
     assert int(out[0]) > 300
     assert out[1].strip() == "[]"
 
@@ -48,8 +52,12 @@ def test_flags_are_the_fields_of_the_real_classes() -> None:
 
 
 def _not_from_text(cls: Any, name: str) -> bool:
-    annotation = str(next(c.__annotations__[name] for c in cls.__mro__ if name in c.__annotations__))
-    return any(word in annotation for word in ("Callable", "ContextManager", "RecipeConfig")) or name.startswith("_")
+    annotation = str(
+        next(c.__annotations__[name] for c in cls.__mro__ if name in c.__annotations__)
+    )
+    return any(
+        word in annotation for word in ("Callable", "ContextManager", "RecipeConfig")
+    ) or name.startswith("_")
 
 
 @pytest.mark.parametrize(
@@ -100,8 +108,15 @@ def test_wrong_values_are_named(name: str, text: str, expected: str) -> None:
 def test_a_flag_reaches_every_owner() -> None:
     import torch
 
-    values = {"use_distributed_optimizer": "true", "params_dtype": "bf16", "lr": "3e-4", "recompute_granularity": "selective"}
-    model, optimizer, ddp = build_configs(values, num_layers=2, hidden_size=64, num_attention_heads=4)
+    values = {
+        "use_distributed_optimizer": "true",
+        "params_dtype": "bf16",
+        "lr": "3e-4",
+        "recompute_granularity": "selective",
+    }
+    model, optimizer, ddp = build_configs(
+        values, num_layers=2, hidden_size=64, num_attention_heads=4
+    )
     assert optimizer.use_distributed_optimizer and ddp.use_distributed_optimizer
     assert model.params_dtype is optimizer.params_dtype is torch.bfloat16
     assert optimizer.lr == 3e-4 and model.recompute_granularity == "selective"
@@ -114,7 +129,8 @@ def test_a_flag_reaches_every_owner() -> None:
 @pytest.mark.parametrize("thd", [False, True])
 @pytest.mark.parametrize("multiple_of", [1, 8])
 def test_packing(multiple_of: int, thd: bool) -> None:
-    """Every trained token is predicted from the token before it, at its position; a shared prompt is packed once, if the attention can."""
+    """Every trained token is predicted from the token before it, at its position; a shared prompt
+    is packed once, if the attention can."""
     import torch
 
     from stages.learn.megatron import load
@@ -143,7 +159,8 @@ def test_packing(multiple_of: int, thd: bool) -> None:
 @pytest.mark.parametrize("thd", [False, True])
 @pytest.mark.parametrize("multiple_of", [1, 8])
 def test_packing_over_context_parallel_ranks(multiple_of: int, thd: bool) -> None:
-    """Every trained token is predicted once, on one rank, from the token before it; all ranks know all targets."""
+    """Every trained token is predicted once, on one rank, from the token before it; all ranks know
+    all targets."""
     import torch
 
     from stages.learn.megatron import load
@@ -154,7 +171,16 @@ def test_packing_over_context_parallel_ranks(multiple_of: int, thd: bool) -> Non
 
     samples = cases.make_samples(cases.LENGTHS)
     places = [(s, t) for s in samples for t in range(s.response_length)]
-    ranks = [pack(cases.numbered(samples), torch.device("cpu"), thd=thd, multiple_of=multiple_of, share=Share(3, r)) for r in range(3)]
+    ranks = [
+        pack(
+            cases.numbered(samples),
+            torch.device("cpu"),
+            thd=thd,
+            multiple_of=multiple_of,
+            share=Share(3, r),
+        )
+        for r in range(3)
+    ]
     assert len({p.num_inputs for p in ranks}) == 1 and ranks[0].num_inputs % multiple_of == 0
     owned = []
     for packed in ranks:
@@ -163,15 +189,21 @@ def test_packing_over_context_parallel_ranks(multiple_of: int, thd: bool) -> Non
         for row, k in zip(packed.rows.tolist(), packed.own.tolist(), strict=True):
             s, t = places[int(packed.rollout_log_probs[k])]
             at = s.num_tokens - s.response_length + t
-            assert (packed.tokens[0, row], packed.positions[0, row], packed.targets[k]) == (s.tokens[at - 1], at - 1, s.tokens[at])
+            assert (packed.tokens[0, row], packed.positions[0, row], packed.targets[k]) == (
+                s.tokens[at - 1],
+                at - 1,
+                s.tokens[at],
+            )
     assert sorted(owned) == list(range(len(places)))
-    assert min(len(p.rows) for p in ranks) > len(places) / 6  # chunks from both ends: nobody is left without work
+    # chunks from both ends: nobody is left without work
+    assert min(len(p.rows) for p in ranks) > len(places) / 6
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_packs_for_transformer_engine() -> None:
-    """Its documented contract: int32 ends of whole sequences that divide by 2 c, and of each sequence slices r and 2c - 1 - r on rank r."""
+    """Its documented contract: int32 ends of whole sequences that divide by 2 c, and of each
+    sequence slices r and 2c - 1 - r on rank r."""
     import torch
 
     from stages.learn.megatron import load
@@ -183,13 +215,22 @@ def test_packs_for_transformer_engine() -> None:
     samples = cases.make_samples(cases.LENGTHS)
     alone = pack(samples, torch.device("cpu"), thd=True, multiple_of=8)
     packing = alone.packing
-    assert packing.qkv_format == "thd" and packing.cu_seqlens_q is packing.cu_seqlens_kv and packing.cu_seqlens_q_padded is None
+    assert (
+        packing.qkv_format == "thd"
+        and packing.cu_seqlens_q is packing.cu_seqlens_kv
+        and packing.cu_seqlens_q_padded is None
+    )
     ends = packing.cu_seqlens_q
     assert ends.dtype == torch.int32 and ends[0] == 0 and ends[-1] == alone.num_inputs
     inputs = sorted(s.num_tokens - 1 for s in samples)
     assert sorted(ends.diff().tolist()) == sorted([*inputs, -sum(inputs) % 8])
-    assert packing.max_seqlen_q == packing.max_seqlen_kv == max(inputs) and isinstance(packing.max_seqlen_q, int)
-    parts = [pack(samples, torch.device("cpu"), thd=True, multiple_of=8, share=Share(2, r)) for r in range(2)]
+    assert packing.max_seqlen_q == packing.max_seqlen_kv == max(inputs) and isinstance(
+        packing.max_seqlen_q, int
+    )
+    parts = [
+        pack(samples, torch.device("cpu"), thd=True, multiple_of=8, share=Share(2, r))
+        for r in range(2)
+    ]
     ends = parts[0].packing.cu_seqlens_q
     assert torch.equal(ends, parts[1].packing.cu_seqlens_q) and (ends.diff() % 4 == 0).all()
     assert ends[-1] == sum(p.num_inputs for p in parts) and parts[0].num_inputs % 8 == 0
@@ -213,7 +254,9 @@ def test_what_carries_no_loss_is_not_predicted() -> None:
 
     samples = cases.make_samples(cases.LENGTHS)
     packed = pack(samples, torch.device("cpu"), thd=False)
-    trained = sorted(float(x) for s in samples for x in s.rollout_log_probs[s.loss_mask.astype(bool)])
+    trained = sorted(
+        float(x) for s in samples for x in s.rollout_log_probs[s.loss_mask.astype(bool)]
+    )
     assert sorted(packed.rollout_log_probs.tolist()) == trained
     assert sorted(packed.token_counts.tolist()) == sorted(int(s.loss_mask.sum()) for s in samples)
 
@@ -222,7 +265,8 @@ def test_what_carries_no_loss_is_not_predicted() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("lengths", [[5], [4, 4, 4], [40, 39, 7, 7, 1], [3, 50, 2]])
 def test_blocks_of_similar_length_are_exact(lengths: list[int]) -> None:
-    """Packed attention and its gradients against one call a sequence, grouped-query heads included."""
+    """Packed attention and its gradients against one call a sequence, grouped-query heads
+    included."""
     import torch
     import torch.nn.functional as F
 
@@ -249,8 +293,14 @@ def test_blocks_of_similar_length_are_exact(lengths: list[int]) -> None:
     out = attention(q, k, v, packed_seq_params=PackedSequences(qkv_format="sbhd", blocks=blocks))
     parts = []
     for a, b, c in zip(*(x.split(lengths) for x in (q, k, v)), strict=True):
-        heads = (x.permute(1, 2, 0, 3) for x in (a, b.repeat_interleave(2, 2), c.repeat_interleave(2, 2)))
-        parts.append(F.scaled_dot_product_attention(*heads, is_causal=True).permute(2, 0, 1, 3).reshape(len(a), 1, -1))
+        heads = (
+            x.permute(1, 2, 0, 3) for x in (a, b.repeat_interleave(2, 2), c.repeat_interleave(2, 2))
+        )
+        parts.append(
+            F.scaled_dot_product_attention(*heads, is_causal=True)
+            .permute(2, 0, 1, 3)
+            .reshape(len(a), 1, -1)
+        )
     want = torch.cat(parts)
     assert (out - want).abs().max() < 1e-5
     weight = torch.randn_like(want)
@@ -282,7 +332,8 @@ def test_only_megatron_sees_cpu_as_cuda() -> None:
 
 
 def _expected_lr(style: str, t: int) -> float:
-    """The published shapes: warm-up 3 steps from 1e-4 to 1e-3, decay to 1e-5 by step 10, WSD's last phase 4 steps."""
+    """The published shapes: warm-up 3 steps from 1e-4 to 1e-3, decay to 1e-5 by step 10, WSD's last
+    phase 4 steps."""
     top, low, first, warmup, end, phase = 1e-3, 1e-5, 1e-4, 3, 10, 4
     if t <= warmup:
         return first + (top - first) * t / warmup
@@ -308,7 +359,16 @@ def _expected_lr(style: str, t: int) -> float:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "style",
-    ["constant", "linear", "cosine", "inverse-square-root", "WSD-linear", "WSD-cosine", "WSD-exponential", "WSD-minus_sqrt"],
+    [
+        "constant",
+        "linear",
+        "cosine",
+        "inverse-square-root",
+        "WSD-linear",
+        "WSD-cosine",
+        "WSD-exponential",
+        "WSD-minus_sqrt",
+    ],
 )
 def test_learning_rate_and_weight_decay_schedules(style: str) -> None:
     from types import SimpleNamespace
@@ -321,15 +381,26 @@ def test_learning_rate_and_weight_decay_schedules(style: str) -> None:
     from stages.learn.schedule import make_schedule
 
     group: dict[str, float] = {}
-    optimizer = SimpleNamespace(param_groups=[group], config=SimpleNamespace(lr=1e-3, min_lr=1e-5, weight_decay=0.3))
+    optimizer = SimpleNamespace(
+        param_groups=[group], config=SimpleNamespace(lr=1e-3, min_lr=1e-5, weight_decay=0.3)
+    )
     name, _, phase = style.partition("-") if style.startswith("WSD") else (style, "", "")
     wsd: Any = {"lr_wsd_decay_iters": 4, "lr_wsd_decay_style": phase} if phase else {}
-    wd: Any = {"start_weight_decay": 0.1, "end_weight_decay": 0.2, "weight_decay_incr_style": "linear"} if phase else {}
-    optim = OptimConfig(lr_decay_style=name, lr_warmup_fraction=0.3, lr_warmup_init=1e-4, **wsd, **wd)  # type: ignore[arg-type]
+    wd: Any = (
+        {"start_weight_decay": 0.1, "end_weight_decay": 0.2, "weight_decay_incr_style": "linear"}
+        if phase
+        else {}
+    )
+    optim = OptimConfig(
+        lr_decay_style=name, lr_warmup_fraction=0.3, lr_warmup_init=1e-4, **wsd, **wd
+    )  # type: ignore[arg-type]
     scheduler = _make_scheduler(optimizer, optim, 10)
-    ours = make_schedule(optim, lr=1e-3, min_lr=1e-5, num_steps=10, weight_decay=0.3)  # the FSDP learner's
+    # the FSDP learner's
+    ours = make_schedule(optim, lr=1e-3, min_lr=1e-5, num_steps=10, weight_decay=0.3)
     for t in range(13):
-        assert (ours.rate(t), ours.weight_decay(t)) == pytest.approx((group["lr"], group["weight_decay"]), rel=1e-12)
+        assert (ours.rate(t), ours.weight_decay(t)) == pytest.approx(
+            (group["lr"], group["weight_decay"]), rel=1e-12
+        )
         assert group["lr"] == pytest.approx(_expected_lr(style, t), rel=1e-9), t
         assert group["weight_decay"] == pytest.approx(0.1 + 0.1 * min(t, 10) / 10 if wd else 0.3)
         scheduler.step(increment=1)

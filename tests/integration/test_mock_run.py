@@ -26,19 +26,56 @@ FAST = (
     "0.0001",
 )
 TRAIN_KEYS = {
-    "kind", "rollout_id", "policy_version", "reward_mean", "loss", "grad_norm", "num_samples", "num_tokens", "staleness_mean",
-    "staleness_p50", "staleness_p99", "staleness_max", "staleness_bound", "ess_fraction", "kl_rollout_old",
-    "generation_idle_fraction", "trainer_idle_fraction", "wall_seconds",
-}  # fmt: skip
+    "kind",
+    "rollout_id",
+    "policy_version",
+    "reward_mean",
+    "loss",
+    "grad_norm",
+    "num_samples",
+    "num_tokens",
+    "staleness_mean",
+    "staleness_p50",
+    "staleness_p99",
+    "staleness_max",
+    "staleness_bound",
+    "ess_fraction",
+    "kl_rollout_old",
+    "generation_idle_fraction",
+    "trainer_idle_fraction",
+    "wall_seconds",
+}
 SUMMARY_KEYS = {
-    "num_rollouts", "final_policy_version", "reward_first", "reward_last", "samples_generated", "samples_trained", "samples_failed",
-    "staleness_max", "staleness_bound", "push_count", "push_stall_seconds_p50", "generation_idle_fraction", "trainer_idle_fraction",
-    "wall_seconds", "seconds_to_reward_0_9",
-}  # fmt: skip
+    "num_rollouts",
+    "final_policy_version",
+    "reward_first",
+    "reward_last",
+    "samples_generated",
+    "samples_trained",
+    "samples_failed",
+    "staleness_max",
+    "staleness_bound",
+    "push_count",
+    "push_stall_seconds_p50",
+    "generation_idle_fraction",
+    "trainer_idle_fraction",
+    "wall_seconds",
+    "seconds_to_reward_0_9",
+}
 
 
 def test_a_run_leaves_what_it_promises(tmp_path: Path, nothing_left_behind: None) -> None:
-    done = run_entry(*FAST, "--num-rollout", "12", "--async-buffer-size", "2", "--runs-dir", str(tmp_path), "--name", "m")
+    done = run_entry(
+        *FAST,
+        "--num-rollout",
+        "12",
+        "--async-buffer-size",
+        "2",
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "m",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "m"
     train = read_metrics(run, "train")
@@ -64,7 +101,16 @@ def buffer_filter(args, rollout_id, buffer, num_samples):
     "flags",
     [
         ("--max-times-sampled", "2", "--buffer-selector", "prioritized"),
-        ("--max-times-sampled", "4", "--samples-per-insert", "2", "--max-staleness", "5", "--buffer-selector", "uniform"),
+        (
+            "--max-times-sampled",
+            "4",
+            "--samples-per-insert",
+            "2",
+            "--max-staleness",
+            "5",
+            "--buffer-selector",
+            "uniform",
+        ),
         ("--stale-policy", "drop", "--mock-length-sigma", "1.5"),
         ("--stale-policy", "retry", "--mock-length-sigma", "1.5"),
         ("--buffer-filter-path", "FILTER"),
@@ -72,31 +118,73 @@ def buffer_filter(args, rollout_id, buffer, num_samples):
     ],
     ids=lambda flags: "".join(flags[:2]),
 )
-def test_every_way_to_fill_a_rollout_trains_to_the_end_and_adds_up(tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_every_way_to_fill_a_rollout_trains_to_the_end_and_adds_up(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
     (tmp_path / "f.py").write_text(FILTER)
     words = [str(tmp_path / "f.py") if word == "FILTER" else word for word in flags]
-    done = run_entry(*FAST, *words, "--num-rollout", "15", "--async-buffer-size", "2", "--runs-dir", str(tmp_path), "--name", "m")
+    done = run_entry(
+        *FAST,
+        *words,
+        "--num-rollout",
+        "15",
+        "--async-buffer-size",
+        "2",
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "m",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     train = read_metrics(tmp_path / "m", "train")
     assert len(train) == 15 and all(r["staleness_max"] <= r["staleness_bound"] for r in train)
     ledger = Ledger(read_journal(tmp_path / "m" / "buffer" / FILE_NAME)[0])
     totals, fresh = ledger.totals(), 4 if "--max-times-sampled" not in flags else 2
-    assert (totals["trained"], totals["lost"], totals["duplicated"], totals["pending"]) == (15 * fresh, 0, 0, 0)
+    assert (totals["trained"], totals["lost"], totals["duplicated"], totals["pending"]) == (
+        15 * fresh,
+        0,
+        0,
+        0,
+    )
     summary = json.loads((tmp_path / "m" / "summary.json").read_text())
-    assert totals["replayed"] == summary["groups_replayed"] == sum(r["num_groups_replayed"] for r in train)
+    assert (
+        totals["replayed"]
+        == summary["groups_replayed"]
+        == sum(r["num_groups_replayed"] for r in train)
+    )
     assert bool(totals["replayed"]) == ("--max-times-sampled" in flags)
     assert totals["removed"] * 4 == summary.get("samples_removed_stale", 0)
 
 
 def test_k0_is_on_policy(tmp_path: Path) -> None:
-    done = run_entry(*FAST, "--num-rollout", "6", "--async-buffer-size", "0", "--runs-dir", str(tmp_path), "--name", "sync")
+    done = run_entry(
+        *FAST,
+        "--num-rollout",
+        "6",
+        "--async-buffer-size",
+        "0",
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "sync",
+    )
     assert done.returncode == 0, done.stderr
     assert {r["staleness_max"] for r in read_metrics(tmp_path / "sync", "train")} == {0}
 
 
 def test_failing_requests_are_counted_and_never_trained(tmp_path: Path) -> None:
     done = run_entry(
-        *FAST, "--num-rollout", "8", "--async-buffer-size", "2", "--mock-failure-rate", "0.2", "--runs-dir", str(tmp_path), "--name", "f"
+        *FAST,
+        "--num-rollout",
+        "8",
+        "--async-buffer-size",
+        "2",
+        "--mock-failure-rate",
+        "0.2",
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "f",
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "f" / "summary.json").read_text())
@@ -105,7 +193,9 @@ def test_failing_requests_are_counted_and_never_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_run_goes_on_where_it_was(tmp_path: Path, number: signal.Signals, nothing_left_behind: None) -> None:
+def test_a_signal_saves_and_the_run_goes_on_where_it_was(
+    tmp_path: Path, number: signal.Signals, nothing_left_behind: None
+) -> None:
     flags = (
         *FAST,
         "--num-rollout",
@@ -120,13 +210,20 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_was(tmp_path: Path, number:
         "s",
     )
     process = subprocess.Popen(
-        entry_command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ)
+        entry_command(*flags),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ),
     )
     assert process.stdout is not None
     lines = []
     for line in process.stdout:  # plain output: a line a rollout
         lines.append(line)
-        if (tmp_path / "s" / "metrics.jsonl").exists() and len(read_metrics(tmp_path / "s", "train")) >= 5:
+        if (tmp_path / "s" / "metrics.jsonl").exists() and len(
+            read_metrics(tmp_path / "s", "train")
+        ) >= 5:
             process.send_signal(number)
             break
     rest, _ = process.communicate(timeout=60)
@@ -152,7 +249,9 @@ def test_many_of_the_users_functions_at_once(tmp_path: Path, nothing_left_behind
         "custom-reward-post-process-path": "reward_post_process",
         "custom-advantage-function-path": "advantages",
     }
-    flags = [word for flag, name in paths.items() for word in (f"--{flag}", str(hooks / f"{name}.py"))]
+    flags = [
+        word for flag, name in paths.items() for word in (f"--{flag}", str(hooks / f"{name}.py"))
+    ]
     flags += [
         "--mask-offpolicy-in-partial-rollout",
         "--normalize-advantages",
@@ -162,38 +261,98 @@ def test_many_of_the_users_functions_at_once(tmp_path: Path, nothing_left_behind
         "2",
     ]
     done = run_entry(
-        *FAST, *flags, "--num-rollout", "6", "--async-buffer-size", "2", "--save", str(tmp_path / "save"), "--runs-dir", str(tmp_path),
-        "--name", "h",
-    )  # fmt: skip
+        *FAST,
+        *flags,
+        "--num-rollout",
+        "6",
+        "--async-buffer-size",
+        "2",
+        "--save",
+        str(tmp_path / "save"),
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "h",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     train = read_metrics(tmp_path / "h", "train")
     assert [r["rollout_id"] for r in train] == list(range(6))
     log = (tmp_path / "h" / "run.log").read_text()
-    taken = [int(line.split("this rollout took ")[1].split()[0]) for line in log.splitlines() if "this rollout took" in line]
-    assert len(taken) == 6 and min(taken) >= 4 and sum(taken) > 6 * 4  # with those that the filter dropped
-    assert all(r["num_samples"] <= 4 * 2 * 2 for r in train) and max(r["num_samples"] for r in train) > 4 * 2  # fan-out
+    taken = [
+        int(line.split("this rollout took ")[1].split()[0])
+        for line in log.splitlines()
+        if "this rollout took" in line
+    ]
+    # with those that the filter dropped
+    assert len(taken) == 6 and min(taken) >= 4 and sum(taken) > 6 * 4
+    # fan-out
+    assert (
+        all(r["num_samples"] <= 4 * 2 * 2 for r in train)
+        and max(r["num_samples"] for r in train) > 4 * 2
+    )
     assert (tmp_path / "save" / "data_source").is_dir()
 
 
 def test_a_function_that_answers_nonsense_stops_the_run_with_its_flag(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def post_process_rewards(args, samples): return None\n")
     done = run_entry(
-        *FAST, "--num-rollout", "2", "--custom-reward-post-process-path", str(tmp_path / "mine.py"), "--runs-dir", str(tmp_path)
+        *FAST,
+        "--num-rollout",
+        "2",
+        "--custom-reward-post-process-path",
+        str(tmp_path / "mine.py"),
+        "--runs-dir",
+        str(tmp_path),
     )
     assert done.returncode == 2
-    assert "--custom-reward-post-process-path: the function returned NoneType" in done.stdout + done.stderr
+    assert (
+        "--custom-reward-post-process-path: the function returned NoneType"
+        in done.stdout + done.stderr
+    )
 
 
 def test_a_synchronous_run_repeats_itself(tmp_path: Path) -> None:
-    """Same seed, same run, whatever the timing: --deterministic-mode with K = 0. Another seed is another run."""
+    """Same seed, same run, whatever the timing: --deterministic-mode with K = 0. Another seed is
+    another run."""
     rows, trouble = {}, ("--mock-failure-rate", "0.1", "--dynamic-sampling-filter-path", "zero_std")
     extra = (*trouble, "--num-steps-per-rollout", "4", "--buffer-selector", "lifo")
     for name, seed, pace in (("a", "7", "0.00005"), ("b", "7", "0.0004"), ("c", "8", "0.00005")):
-        flags = ("--num-rollout", "4", "--async-buffer-size", "0", "--deterministic-mode", "--runs-dir", str(tmp_path), "--name", name)
-        done = run_entry(*FAST, *extra, *flags, "--seed", seed, "--mock-seconds-per-token", pace, "--group-max-retries", "3")
+        flags = (
+            "--num-rollout",
+            "4",
+            "--async-buffer-size",
+            "0",
+            "--deterministic-mode",
+            "--runs-dir",
+            str(tmp_path),
+            "--name",
+            name,
+        )
+        done = run_entry(
+            *FAST,
+            *extra,
+            *flags,
+            "--seed",
+            seed,
+            "--mock-seconds-per-token",
+            pace,
+            "--group-max-retries",
+            "3",
+        )
         assert done.returncode == 0, done.stdout + done.stderr
-        timed = ("seconds", "time", "idle", "per_second", "bytes", "samples_generated", "samples_failed")
-        rows[name] = [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in read_metrics(tmp_path / name, "train")]
+        timed = (
+            "seconds",
+            "time",
+            "idle",
+            "per_second",
+            "bytes",
+            "samples_generated",
+            "samples_failed",
+        )
+        rows[name] = [
+            {k: v for k, v in row.items() if not any(t in k for t in timed)}
+            for row in read_metrics(tmp_path / name, "train")
+        ]
     assert rows["a"] == rows["b"]
     assert all(row["batch_digest"] for row in rows["a"])
     assert [row["batch_digest"] for row in rows["a"]] != [row["batch_digest"] for row in rows["c"]]

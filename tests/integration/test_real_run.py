@@ -1,4 +1,5 @@
-"""The whole pipeline on its real parts, as a user starts it: SGLang, Megatron, Ray, Arrow; a tiny Qwen3, a few rollouts."""
+"""The whole pipeline on its real parts, as a user starts it: SGLang, Megatron, Ray, Arrow; a tiny
+Qwen3, a few rollouts."""
 
 from __future__ import annotations
 
@@ -15,17 +16,42 @@ from tests.conftest import ROOT, entry_command, read_metrics, run_entry
 
 pytestmark = pytest.mark.slow
 PRESET = ("--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"))
-SHORT = ("--sft-steps", "5", "--rollout-batch-size", "4", "--n-samples-per-prompt", "4", "--eval-max-prompts", "8")
+SHORT = (
+    "--sft-steps",
+    "5",
+    "--rollout-batch-size",
+    "4",
+    "--n-samples-per-prompt",
+    "4",
+    "--eval-max-prompts",
+    "8",
+)
 
 
-def test_a_short_quickstart_trains_pushes_and_leaves_a_model_that_answers(tmp_path: Path, nothing_left_behind: None) -> None:
-    done = run_entry(*PRESET, *SHORT, "--num-rollout", "6", "--eval-interval", "3", "--runs-dir", str(tmp_path), "--name", "q", timeout=400)
+def test_a_short_quickstart_trains_pushes_and_leaves_a_model_that_answers(
+    tmp_path: Path, nothing_left_behind: None
+) -> None:
+    done = run_entry(
+        *PRESET,
+        *SHORT,
+        "--num-rollout",
+        "6",
+        "--eval-interval",
+        "3",
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "q",
+        timeout=400,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "q"
     train = read_metrics(run, "train")
     assert [r["rollout_id"] for r in train] == list(range(6))
     assert max(r["staleness_max"] for r in train) <= train[0]["staleness_bound"]
-    assert all(abs(r["kl_rollout_old"]) < 0.5 for r in train), "the engine and the learner disagree about the policy"
+    assert all(abs(r["kl_rollout_old"]) < 0.5 for r in train), (
+        "the engine and the learner disagree about the policy"
+    )
     assert {r["policy_version"] for r in train} == set(range(6))
     evals = read_metrics(run, "eval")
     assert evals and all(r["policy_version_min"] <= r["policy_version_max"] <= 6 for r in evals)
@@ -49,12 +75,22 @@ def _answers(folder: Path) -> None:
     assert out.shape[1] > ids.shape[1]
 
 
-def test_an_engine_killed_in_mid_run_loses_nothing_and_the_run_resumes_after_a_signal(tmp_path: Path, nothing_left_behind: None) -> None:
-    """Kill the only engine with -9 while it generates: requests wait for its restart. Then Ctrl-C, then --load."""
+def test_an_engine_killed_in_mid_run_loses_nothing_and_the_run_resumes_after_a_signal(
+    tmp_path: Path, nothing_left_behind: None
+) -> None:
+    """Kill the only engine with -9 while it generates: requests wait for its restart.
+
+    Then Ctrl-C, then --load.
+    """
     flags = (*PRESET, *SHORT, "--num-rollout", "8", "--runs-dir", str(tmp_path), "--name", "k")
     run = tmp_path / "k"
     process = subprocess.Popen(
-        entry_command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ)
+        entry_command(*flags),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ),
     )
     assert process.stdout is not None
     lines, killed = [], False
@@ -63,7 +99,9 @@ def test_an_engine_killed_in_mid_run_loses_nothing_and_the_run_resumes_after_a_s
         trained = len(read_metrics(run, "train")) if (run / "metrics.jsonl").exists() else 0
         if not killed and trained >= 2:
             engine = next(
-                p for p in psutil.Process(process.pid).children(recursive=True) if "sglang.launch_server" in " ".join(p.cmdline())
+                p
+                for p in psutil.Process(process.pid).children(recursive=True)
+                if "sglang.launch_server" in " ".join(p.cmdline())
             )
             engine.kill()
             killed = True
@@ -72,7 +110,11 @@ def test_an_engine_killed_in_mid_run_loses_nothing_and_the_run_resumes_after_a_s
             break
     rest, _ = process.communicate(timeout=180)
     assert process.returncode == 128 + signal.SIGINT, "".join(lines) + rest
-    assert [r["event"] for r in read_metrics(run, "engine") if r["event"] != "stats"] == ["start", "death", "restart"]
+    assert [r["event"] for r in read_metrics(run, "engine") if r["event"] != "stats"] == [
+        "start",
+        "death",
+        "restart",
+    ]
     again = run_entry(*flags, "--load", str(run), timeout=400)
     assert again.returncode == 0, again.stdout + again.stderr
     rows = read_metrics(run, "train")

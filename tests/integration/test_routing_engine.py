@@ -1,4 +1,5 @@
-"""Routed experts from a real SGLang server: whose they are, what they become over turns and a push, and what replaying them is good for."""
+"""Routed experts from a real SGLang server: whose they are, what they become over turns and a push,
+and what replaying them is good for."""
 
 from __future__ import annotations
 
@@ -55,7 +56,13 @@ class Numbers(MockTokenizer):
 
 async def two_turns(client: SGLangClient, index: int, between: Any = None) -> Sample:
     """24 tokens, three of a tool's, and 13 more."""
-    args = SimpleNamespace(engine_client=client, tokenizer=Numbers(), max_turns=4, context_length=None, clock=MonotonicClock())
+    args = SimpleNamespace(
+        engine_client=client,
+        tokenizer=Numbers(),
+        max_turns=4,
+        context_length=None,
+        clock=MonotonicClock(),
+    )
     sample = Sample(index=index, group_index=0, tokens=[3 + index, 7, 11, 13, 17])
     async with open_session(args, sample, PARAMS) as session:
         await session.generate(max_new_tokens=24)
@@ -101,16 +108,24 @@ async def test_experts_of_a_real_engine(tmp_path: Path, nothing_left_behind: Non
 
     # Many experts, and loud ones: small differences of the scores are common, and are heard.
     folder = routing.make_moe(tmp_path / "moe", num_experts=32, loudness=3.0)
-    pool = SGLangPool([engine_of(folder, tmp_path)], concurrency=32, max_restarts=0, start_timeout_seconds=240)
-    client = SGLangClient(pool, RolloutConfig(generate_max_retries=0), experts_shape=experts_shape(folder))
+    pool = SGLangPool(
+        [engine_of(folder, tmp_path)], concurrency=32, max_restarts=0, start_timeout_seconds=240
+    )
+    client = SGLangClient(
+        pool, RolloutConfig(generate_max_retries=0), experts_shape=experts_shape(folder)
+    )
     newer = routing.make_moe(tmp_path / "newer", seed=1, num_experts=32, loudness=3.0)
     weights = cases.stored(newer)
-    sender = BroadcastSender(lambda: iter(weights.items()), lambda path: None, torch.device("cpu"), timeout_seconds=30.0)
+    sender = BroadcastSender(
+        lambda: iter(weights.items()), lambda path: None, torch.device("cpu"), timeout_seconds=30.0
+    )
     transport = make_transport(pool, Threaded(sender), CLUSTER, device="cpu")
     try:
         await pool.start()
         samples = list(await asyncio.gather(*(two_turns(client, i) for i in range(8))))
-        wrong = SGLangClient(pool, RolloutConfig(generate_max_retries=0), experts_shape=(routing.LAYERS, 3))
+        wrong = SGLangClient(
+            pool, RolloutConfig(generate_max_retries=0), experts_shape=(routing.LAYERS, 3)
+        )
         with pytest.raises(EngineError, match="routed experts"):
             await wrong.generate([1, 2, 3], PARAMS)
         await wrong.close()
@@ -122,11 +137,14 @@ async def test_experts_of_a_real_engine(tmp_path: Path, nothing_left_behind: Non
     # They are those of transformers, row by row, over both turns.
     reference = routing.RoutedModel(folder)
     rows = [train_sample(s) for s in samples]
-    assert all(r.routed_experts is not None and len(r.routed_experts) == r.num_tokens - 1 for r in rows)
+    assert all(
+        r.routed_experts is not None and len(r.routed_experts) == r.num_tokens - 1 for r in rows
+    )
     assert np.concatenate([same(r.routed_experts, reference.took(r)) for r in rows]).mean() > 0.999
     check_push(spanning, reference, routing.RoutedModel(newer))
 
-    # A learner in bfloat16 routes some tokens elsewhere; with the engine's experts its log-probs are nearer to the engine's.
+    # A learner in bfloat16 routes some tokens elsewhere; with the engine's experts its log-probs
+    # are nearer to the engine's.
     found = {}
     for name, flags in {"free": {}, "replayed": {"use_rollout_routing_replay": True}}.items():
         rank = start_rank(cases.settings(folder, dtype="bfloat16", **flags))
@@ -142,8 +160,11 @@ async def test_experts_of_a_real_engine(tmp_path: Path, nothing_left_behind: Non
 
 
 def check_push(sample: Sample, older: routing.RoutedModel, newer: routing.RoutedModel) -> None:
-    """Rows of the first turn stay those of the weights that sampled it; what was read after the push went through the new ones."""
-    assert [s.version for s in sample.weight_versions] == [0, 1] and sample.weight_versions[1] == VersionSpan(1, 27, 40)
+    """Rows of the first turn stay those of the weights that sampled it; what was read after the
+    push went through the new ones."""
+    assert [s.version for s in sample.weight_versions] == [0, 1] and sample.weight_versions[
+        1
+    ] == VersionSpan(1, 27, 40)
     row = train_sample(sample)
     assert row.routed_experts is not None
     first = 5 + 24 - 1  # the last token of the first turn is read first by the second

@@ -40,5 +40,8 @@ def test_two_ranks_replay_as_one(model: Path, pair: list[dict[str, Any]], replay
             got = found[f"{layout} {replay}"]
             assert got.keys() == want.keys()
             for name in got.keys() - cases.MEASURED:
-                shared = name == "routing_mismatch"  # a prompt that two samples share counts once where both are in one micro-batch
-                assert got[name] == pytest.approx(want[name], rel=0.05 if shared else 1e-4, abs=1e-5), (layout, name)
+                # a prompt that two samples share counts once where both are in one micro-batch
+                shared = name == "routing_mismatch"
+                assert got[name] == pytest.approx(
+                    want[name], rel=0.05 if shared else 1e-4, abs=1e-5
+                ), (layout, name)

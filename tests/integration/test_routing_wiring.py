@@ -1,4 +1,7 @@
-"""A run with R3 asks its engines, its client and its learner for the same thing. Nothing is started."""
+"""A run with R3 asks its engines, its client and its learner for the same thing.
+
+Nothing is started.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,30 @@ DATA = ["--prompt-data", "reasoning_gym:spell_backward", "--device", "cpu"]
 def backend_of(logs: Path, *flags: str) -> Backend:
     config = load_config([*DATA, *flags])
     run_dir: Any = SimpleNamespace(logs=logs)
-    clock = RolloutClock(rollout_batch_size=8, async_buffer_size=0, update_weights_interval=1, num_rollout=1)
+    clock = RolloutClock(
+        rollout_batch_size=8, async_buffer_size=0, update_weights_interval=1, num_rollout=1
+    )
     args = flat_args(config)
     return real_backend(
-        Site(config=config, args=args, run_dir=run_dir, snapshot=None, state=None, ledger=None, clock=clock, time=MonotonicClock())
+        Site(
+            config=config,
+            args=args,
+            run_dir=run_dir,
+            snapshot=None,
+            state=None,
+            ledger=None,
+            clock=clock,
+            time=MonotonicClock(),
+        )
     )
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("flag", [(), ("--use-rollout-routing-replay",), ("--use-routing-replay",)])
 def test_only_r3_asks_engines_for_experts(tmp_path: Path, flag: tuple[str, ...]) -> None:
-    backend: Any = backend_of(tmp_path, "--hf-checkpoint", "tiny:configs/models/tiny-qwen3-moe.yaml", *flag)
+    backend: Any = backend_of(
+        tmp_path, "--hf-checkpoint", "tiny:configs/models/tiny-qwen3-moe.yaml", *flag
+    )
     asked = bool(flag) and "rollout" in flag[0]
     assert backend.generate._client._experts_shape == ((2, 2) if asked else None)
     (slot,) = backend.generate._client._pool._slots.values()
@@ -43,4 +59,9 @@ def test_only_r3_asks_engines_for_experts(tmp_path: Path, flag: tuple[str, ...])
 @pytest.mark.filterwarnings("ignore")
 def test_a_dense_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no experts"):
-        backend_of(tmp_path, "--hf-checkpoint", "tiny:configs/models/tiny-qwen3.yaml", "--use-rollout-routing-replay")
+        backend_of(
+            tmp_path,
+            "--hf-checkpoint",
+            "tiny:configs/models/tiny-qwen3.yaml",
+            "--use-rollout-routing-replay",
+        )

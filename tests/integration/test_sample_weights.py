@@ -1,4 +1,7 @@
-"""What a sample weighs in the learner: several samples of one rollout count as one, and Dr. GRPO's constant divides token sums."""
+"""What a sample weighs in the learner: several samples of one rollout count as one, and Dr.
+
+GRPO's constant divides token sums.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,15 @@ def step(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
     def run(samples: list[TrainSample], **flags: Any) -> dict[str, Any]:
         for old in ranks:
             old.close()
-        ranks[:] = [start_rank(cases.settings(folder, megatron={"clip_grad": 0.0}, use_tis=True, **flags))]
+        ranks[:] = [
+            start_rank(cases.settings(folder, megatron={"clip_grad": 0.0}, use_tis=True, **flags))
+        ]
         batch = make_batch(samples, rollout_id=0, policy_version=0, num_dp_ranks=1, max_tokens=60)
         loss = ranks[0].step(batch)["loss"]
-        return {"loss": loss, **{name: grad.clone() for name, grad in cases.hf_gradients(ranks[0]).items()}}
+        return {
+            "loss": loss,
+            **{name: grad.clone() for name, grad in cases.hf_gradients(ranks[0]).items()},
+        }
 
     yield run
     for rank in ranks:
@@ -49,7 +57,9 @@ def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("per_token", [False, True], ids=["per-sample", "per-token"])
-def test_a_rollout_of_three_equal_samples_is_one_rollout(step: Callable[..., Any], per_token: bool) -> None:
+def test_a_rollout_of_three_equal_samples_is_one_rollout(
+    step: Callable[..., Any], per_token: bool
+) -> None:
     once = cases.make_samples(cases.LENGTHS)
     thrice = [dataclasses.replace(s, weight=1 / 3) for s in once[:2] for _ in range(3)] + once[2:]
     flags = {"calculate_per_token_loss": per_token, "entropy_coef": 0.01}
@@ -57,8 +67,12 @@ def test_a_rollout_of_three_equal_samples_is_one_rollout(step: Callable[..., Any
 
 
 def test_a_constant_divides_token_sums(step: Callable[..., Any]) -> None:
-    """sum / L instead of sum / n: as advantages times n / L, as long as there is nothing but the surrogate."""
+    """sum / L instead of sum / n: as advantages times n / L, as long as there is nothing but the
+    surrogate."""
     made = cases.make_samples(cases.LENGTHS)
     constant = [dataclasses.replace(s, norm_length=40) for s in made]
-    scaled = [dataclasses.replace(s, advantages=s.advantages * (int(s.loss_mask.sum()) / 40)) for s in made]
+    scaled = [
+        dataclasses.replace(s, advantages=s.advantages * (int(s.loss_mask.sum()) / 40))
+        for s in made
+    ]
     assert_same(step(constant), step(scaled))

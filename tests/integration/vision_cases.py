@@ -19,7 +19,8 @@ def make_folder(cache: Path) -> Path:
 
 
 def make_samples(folder: Path) -> list[TrainSample]:
-    """Four images of three sizes in three samples (one has two), and a text; responses of random tokens."""
+    """Four images of three sizes in three samples (one has two), and a text; responses of random
+    tokens."""
     from PIL import Image
 
     from stages.generate.image_prompts import Vision
@@ -29,8 +30,15 @@ def make_samples(folder: Path) -> list[TrainSample]:
     see = "<|vision_start|><|image_pad|><|vision_end|>"
     out = []
     for i, sizes in enumerate([[(32, 32)], [(48, 32), (32, 32)], [(64, 64)], []]):
-        images = [Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
-        sample = Sample(prompt=f"user {see * len(images)} what?", multimodal_inputs={"images": images}, tokens=[5, 6, 7])
+        images = [
+            Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8))
+            for width, height in sizes
+        ]
+        sample = Sample(
+            prompt=f"user {see * len(images)} what?",
+            multimodal_inputs={"images": images},
+            tokens=[5, 6, 7],
+        )
         if images:
             vision.prepare(sample)
         n = 3 + i
@@ -39,8 +47,16 @@ def make_samples(folder: Path) -> list[TrainSample]:
         arrays: Any = sample.multimodal_train_inputs
         out.append(
             TrainSample(
-                index=i, group_index=i, tokens=np.array([*sample.tokens, *answer]), response_length=n, loss_mask=np.ones(n, np.uint8),
-                rollout_log_probs=-one, advantages=one * (1.0 if i % 2 else -0.5), reward=0.0, staleness=0, multimodal=arrays,
+                index=i,
+                group_index=i,
+                tokens=np.array([*sample.tokens, *answer]),
+                response_length=n,
+                loss_mask=np.ones(n, np.uint8),
+                rollout_log_probs=-one,
+                advantages=one * (1.0 if i % 2 else -0.5),
+                reward=0.0,
+                staleness=0,
+                multimodal=arrays,
             )
-        )  # fmt: skip
+        )
     return out

@@ -40,14 +40,23 @@ def samples(draw: st.DrawFn) -> Sample:
         response=draw(TEXT),
         response_length=length,
         label=draw(JSON),
-        reward=draw(optional(st.floats(allow_nan=False) | st.dictionaries(TEXT, st.floats(allow_nan=False), max_size=3))),
+        reward=draw(
+            optional(
+                st.floats(allow_nan=False)
+                | st.dictionaries(TEXT, st.floats(allow_nan=False), max_size=3)
+            )
+        ),
         loss_mask=draw(optional(st.lists(st.integers(0, 1), min_size=length, max_size=length))),
         status=draw(st.sampled_from(Status)),
         metadata=draw(OBJECTS),
         multimodal_inputs=draw(optional(OBJECTS)),
         multimodal_train_inputs=draw(optional(OBJECTS)),
         weight_versions=draw(st.lists(st.builds(VersionSpan, INTS, INTS, INTS), max_size=3)),
-        rollout_log_probs=draw(optional(st.lists(st.floats(width=32, allow_nan=False), min_size=length, max_size=length))),
+        rollout_log_probs=draw(
+            optional(
+                st.lists(st.floats(width=32, allow_nan=False), min_size=length, max_size=length)
+            )
+        ),
         rollout_routed_experts=draw(optional(experts())),
         remove_sample=draw(st.booleans()),
         generate_function_path=draw(optional(TEXT)),

@@ -1,4 +1,5 @@
-"""Cutting a rollout into micro-batches: whatever the lengths, nothing is lost, and every rank gets equally many."""
+"""Cutting a rollout into micro-batches: whatever the lengths, nothing is lost, and every rank gets
+equally many."""
 
 from __future__ import annotations
 
@@ -41,13 +42,16 @@ def make_samples(lengths: list[int], fan_out: bool = False) -> list[TrainSample]
 
 
 def make_groups(groups: list[tuple[int, list[int]]]) -> list[TrainSample]:
-    """(prompt length, response lengths) a group; told apart by their first token behind the prompt, which is their place."""
+    """(prompt length, response lengths) a group; told apart by their first token behind the prompt,
+    which is their place."""
     samples: list[TrainSample] = []
     for number, (prompt, responses) in enumerate(groups):
         for n in responses:
             base = make_samples([2 * n])[0]
             tokens = np.concatenate([np.full(prompt, -1 - number), np.full(n, len(samples))])
-            samples.append(dataclasses.replace(base, index=len(samples), group_index=number, tokens=tokens))
+            samples.append(
+                dataclasses.replace(base, index=len(samples), group_index=number, tokens=tokens)
+            )
     return samples
 
 
@@ -56,19 +60,33 @@ def place(s: TrainSample) -> int:
 
 
 def cut(samples: list[TrainSample], ranks: int, max_tokens: int, **kwargs: Any) -> TrainBatch:
-    return make_batch(samples, rollout_id=3, policy_version=2, num_dp_ranks=ranks, max_tokens=max_tokens, **kwargs)
+    return make_batch(
+        samples, rollout_id=3, policy_version=2, num_dp_ranks=ranks, max_tokens=max_tokens, **kwargs
+    )
 
 
 def layout(batch: TrainBatch) -> list[list[list[list[int]]]]:
     """[step][rank][micro-batch][sample], a sample told by its place in the rollout."""
-    return [[[[int(s.tokens[0]) for s in mb] for mb in rank] for rank in step.per_rank] for step in batch.steps]
+    return [
+        [[[int(s.tokens[0]) for s in mb] for mb in rank] for rank in step.per_rank]
+        for step in batch.steps
+    ]
 
 
 @settings(max_examples=300, deadline=None)
-@given(lengths=LENGTHS, ranks=st.integers(1, 4), steps=st.integers(1, 3), max_tokens=st.integers(1, 60), fan_out=st.booleans())
+@given(
+    lengths=LENGTHS,
+    ranks=st.integers(1, 4),
+    steps=st.integers(1, 3),
+    max_tokens=st.integers(1, 60),
+    fan_out=st.booleans(),
+)
 @example(lengths=[20, 6, 6], ranks=2, steps=1, max_tokens=10, fan_out=False)  # cannot be kept
-@example(lengths=[1] * 6, ranks=2, steps=1, max_tokens=4, fan_out=True)  # samples that carry the same index
-def test_any_rollout(lengths: list[int], ranks: int, steps: int, max_tokens: int, fan_out: bool) -> None:
+# samples that carry the same index
+@example(lengths=[1] * 6, ranks=2, steps=1, max_tokens=4, fan_out=True)
+def test_any_rollout(
+    lengths: list[int], ranks: int, steps: int, max_tokens: int, fan_out: bool
+) -> None:
     assume(len(lengths) >= steps * ranks)
     samples = make_samples(lengths, fan_out)
     batch = cut(samples, ranks, max_tokens, num_steps_per_rollout=steps)
@@ -82,24 +100,37 @@ def test_any_rollout(lengths: list[int], ranks: int, steps: int, max_tokens: int
         assert step.num_samples == len(members)
         assert step.num_loss_tokens == sum(int(samples[i].loss_mask.sum()) for i in members)
         assert len(ranks_of) == ranks
-        assert len({len(rank) for rank in ranks_of}) == 1 and all(mb for rank in ranks_of for mb in rank)
-        over = [mb for rank in ranks_of for mb in rank if len(mb) > 1 and sum(lengths[i] for i in mb) > max_tokens]
-        # The budget holds, or the micro-batch is one sample; or else nearly every sample is alone already, and what is left
-        # over does not divide by the ranks.
+        assert len({len(rank) for rank in ranks_of}) == 1 and all(
+            mb for rank in ranks_of for mb in rank
+        )
+        over = [
+            mb
+            for rank in ranks_of
+            for mb in rank
+            if len(mb) > 1 and sum(lengths[i] for i in mb) > max_tokens
+        ]
+        # The budget holds, or the micro-batch is one sample; or else nearly every sample is alone
+        # already, and what is left over does not divide by the ranks.
         assert len(over) <= len(members) % ranks
         if over:
             assert len(ranks_of[0]) == len(members) // ranks
-    assert layout(cut(make_samples(lengths, fan_out), ranks, max_tokens, num_steps_per_rollout=steps)) == placed
+    assert (
+        layout(cut(make_samples(lengths, fan_out), ranks, max_tokens, num_steps_per_rollout=steps))
+        == placed
+    )
 
 
 @settings(max_examples=100, deadline=None)
 @given(LENGTHS, st.integers(1, 60))
-def test_pack_keeps_the_budget_and_is_at_most_twice_the_least(lengths: list[int], max_tokens: int) -> None:
+def test_pack_keeps_the_budget_and_is_at_most_twice_the_least(
+    lengths: list[int], max_tokens: int
+) -> None:
     bins = pack(make_samples(lengths), max_tokens)
     assert Counter(int(s.tokens[0]) for b in bins for s in b) == Counter(range(len(lengths)))
     assert all(len(b) == 1 or sum(s.num_tokens for s in b) <= max_tokens for b in bins)
     short = [b for b in bins if sum(s.num_tokens for s in b) <= max_tokens]
-    assert sum(2 * sum(s.num_tokens for s in b) <= max_tokens for b in short) <= 1  # two half-empty bins would be one
+    # two half-empty bins would be one
+    assert sum(2 * sum(s.num_tokens for s in b) <= max_tokens for b in short) <= 1
 
 
 @settings(max_examples=100, deadline=None)
@@ -113,7 +144,13 @@ def test_balance_is_within_the_longest_sample(lengths: list[int], num_bins: int)
 @given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3))
 def test_too_few_samples(num_samples: int, ranks: int, steps: int) -> None:
     assume(num_samples < ranks * steps)
-    with pytest.raises(DataError, match=f"rollout 3 has {num_samples} samples with a loss, for {steps} optimizer steps on {ranks} "):
+    with pytest.raises(
+        DataError,
+        match=(
+            f"rollout 3 has {num_samples} samples with a loss, for {steps} optimizer steps on"
+            f" {ranks} "
+        ),
+    ):
         cut(make_samples([4] * num_samples), ranks, 10, num_steps_per_rollout=steps)
 
 
@@ -121,14 +158,21 @@ def test_too_few_samples(num_samples: int, ranks: int, steps: int) -> None:
 def test_global_batch_size_says_the_number_of_steps(num_samples: int, size: int) -> None:
     batch = cut(make_samples([4] * num_samples), 1, 10, global_batch_size=size)
     sizes = [s.num_samples for s in batch.steps]
-    assert len(sizes) == -(-num_samples // size) and max(sizes) <= size and max(sizes) - min(sizes) <= 1
+    assert (
+        len(sizes) == -(-num_samples // size)
+        and max(sizes) <= size
+        and max(sizes) - min(sizes) <= 1
+    )
 
 
 @given(st.lists(st.booleans(), min_size=4, max_size=30), st.integers(1, 3))
 def test_a_sample_without_a_trained_token_only_counts(trained: list[bool], steps: int) -> None:
     assume(sum(trained) >= steps)
     samples = make_samples([4] * len(trained))
-    samples = [s if t else dataclasses.replace(s, loss_mask=np.zeros_like(s.loss_mask)) for s, t in zip(samples, trained, strict=True)]
+    samples = [
+        s if t else dataclasses.replace(s, loss_mask=np.zeros_like(s.loss_mask))
+        for s, t in zip(samples, trained, strict=True)
+    ]
     batch = cut(samples, 1, 10, num_steps_per_rollout=steps)
     placed = sorted(i for step in layout(batch) for rank in step for mb in rank for i in mb)
     assert placed == [i for i, t in enumerate(trained) if t]
@@ -150,8 +194,18 @@ def test_samples_of_one_fan_out_that_share_an_index_are_told_apart() -> None:
     assert sorted(i for rank in step for mb in rank for i in mb) == list(range(6))
 
 
-GROUPS = st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(1, 20), min_size=1, max_size=6)), min_size=1, max_size=10)
-COSTS = st.builds(Cost, linear=st.floats(1, 10), attention=st.floats(0, 1), head=st.floats(0, 5), shares_prompts=st.booleans())
+GROUPS = st.lists(
+    st.tuples(st.integers(1, 30), st.lists(st.integers(1, 20), min_size=1, max_size=6)),
+    min_size=1,
+    max_size=10,
+)
+COSTS = st.builds(
+    Cost,
+    linear=st.floats(1, 10),
+    attention=st.floats(0, 1),
+    head=st.floats(0, 5),
+    shares_prompts=st.booleans(),
+)
 
 
 def first_fit_decreasing(sizes: list[int], room: int) -> int:
@@ -168,7 +222,9 @@ def first_fit_decreasing(sizes: list[int], room: int) -> int:
 
 @settings(max_examples=200, deadline=None)
 @given(GROUPS, st.integers(1, 80))
-def test_siblings_together_cost_no_micro_batch(groups: list[tuple[int, list[int]]], max_tokens: int) -> None:
+def test_siblings_together_cost_no_micro_batch(
+    groups: list[tuple[int, list[int]]], max_tokens: int
+) -> None:
     samples = make_groups(groups)
     bins = pack(samples, max_tokens)
     assert sorted(place(s) for b in bins for s in b) == list(range(len(samples)))
@@ -178,27 +234,37 @@ def test_siblings_together_cost_no_micro_batch(groups: list[tuple[int, list[int]
 
 @settings(max_examples=200, deadline=None)
 @given(GROUPS, st.integers(1, 80), st.floats(0, 1))
-def test_shared_prompts_are_packed_for_the_least_work(groups: list[tuple[int, list[int]]], max_tokens: int, attention: float) -> None:
+def test_shared_prompts_are_packed_for_the_least_work(
+    groups: list[tuple[int, list[int]]], max_tokens: int, attention: float
+) -> None:
     cost = Cost(attention=attention, shares_prompts=True)
     samples = make_groups(groups)
     bins = pack(samples, max_tokens, cost)
     assert sorted(place(s) for b in bins for s in b) == list(range(len(samples)))
     assert all(len(b) == 1 or sum(s.num_tokens for s in b) <= max_tokens for b in bins)
-    assert sum(map(cost.of_micro_batch, bins)) <= sum(map(cost.of_micro_batch, pack(samples, max_tokens))) * (1 + 1e-9)
+    assert sum(map(cost.of_micro_batch, bins)) <= sum(
+        map(cost.of_micro_batch, pack(samples, max_tokens))
+    ) * (1 + 1e-9)
     full = [sum(s.num_tokens for s in b) for b in bins]
     assert sum(2 * n <= max_tokens for n in full) <= 1
 
 
 def test_long_tailed_groups_are_kept_together_at_the_price_of_a_few_micro_batches() -> None:
     rng = np.random.default_rng(0)
-    samples = make_groups([(40, [int(n) for n in np.clip(rng.lognormal(3.5, 1.0, 8), 2, 300)]) for _ in range(32)])
+    samples = make_groups(
+        [(40, [int(n) for n in np.clip(rng.lognormal(3.5, 1.0, 8), 2, 300)]) for _ in range(32)]
+    )
     shared, alone = pack(samples, 1000, Cost(shares_prompts=True)), pack(samples, 1000)
-    prompts = [len({(s.group_index, i) for i, b in enumerate(bins) for s in b}) for bins in (shared, alone)]
+    prompts = [
+        len({(s.group_index, i) for i, b in enumerate(bins) for s in b}) for bins in (shared, alone)
+    ]
     assert prompts[0] <= 36 < 50 <= prompts[1] and len(alone) < len(shared) <= 1.5 * len(alone)
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 20), st.integers(1, 20))
-def test_equal_groups_that_fit_are_never_cut(num_groups: int, size: int, prompt: int, response: int) -> None:
+def test_equal_groups_that_fit_are_never_cut(
+    num_groups: int, size: int, prompt: int, response: int
+) -> None:
     """The common case: a micro-batch of whole groups, so every prompt is packed once."""
     samples = make_groups([(prompt, [response] * size)] * num_groups)
     bins = pack(samples, 2 * size * (prompt + response))
@@ -226,7 +292,8 @@ def test_balance_is_within_the_most_costly_and_no_worse_than_sample_by_sample(
 
 
 def test_work_is_balanced_by_operations_not_by_tokens() -> None:
-    """One sample of 1000 tokens looks at as many pairs as a hundred of 100: by tokens it would be given as many again for company."""
+    """One sample of 1000 tokens looks at as many pairs as a hundred of 100: by tokens it would be
+    given as many again for company."""
     samples = make_samples([1000] + [100] * 20)
     quadratic = Cost(linear=1.0, attention=1.0)
     by_tokens, by_work = balance(samples, 2), balance(samples, 2, quadratic)
@@ -239,7 +306,9 @@ def test_work_is_balanced_by_operations_not_by_tokens() -> None:
 def test_static_micro_batches(groups: list[tuple[int, list[int]]], ranks: int, size: int) -> None:
     samples = make_groups(groups)
     assume(len(samples) >= ranks)
-    assert [len(b) for b in count_out(samples, size)][:-1] == [size] * (-(-len(samples) // size) - 1)
+    assert [len(b) for b in count_out(samples, size)][:-1] == [size] * (
+        -(-len(samples) // size) - 1
+    )
     (step,) = cut(samples, ranks, 1, micro_batch_size=size).steps
     sizes = [[len(mb) for mb in rank] for rank in step.per_rank]
     assert sum(map(sum, sizes)) == len(samples) and len({len(rank) for rank in sizes}) == 1
@@ -250,4 +319,6 @@ def test_static_micro_batches(groups: list[tuple[int, list[int]]], ranks: int, s
 @given(st.lists(st.integers(1, 40), min_size=4, max_size=20), st.integers(1, 4))
 def test_unbalanced_is_in_turn(lengths: list[int], ranks: int) -> None:
     (step,) = layout(cut(make_samples(lengths), ranks, 10_000, balanced=False))
-    assert [sorted(i for mb in rank for i in mb) for rank in step] == [list(range(r, len(lengths), ranks)) for r in range(ranks)]
+    assert [sorted(i for mb in rank for i in mb) for rank in step] == [
+        list(range(r, len(lengths), ranks)) for r in range(ranks)
+    ]

@@ -39,14 +39,19 @@ def test_round_trip(group: Group) -> None:
             assert sample.rollout_log_probs.dtype == np.float32
         if original.rollout_routed_experts is not None:
             assert sample.rollout_routed_experts.shape == original.rollout_routed_experts.shape
-        assert sample.weight_versions == original.weight_versions and type(sample.status) is type(original.status)
+        assert sample.weight_versions == original.weight_versions and type(sample.status) is type(
+            original.status
+        )
     assert plain(from_batch(to_batch(back))) == plain(group), "what was read can be written again"
 
 
 @given(st.lists(groups(), min_size=1, max_size=5), st.integers(1, 30_000), st.randoms())
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
-def test_any_order_of_reads_and_frees(tmp_path_factory, stored: list[Group], segment_bytes: int, random) -> None:
-    """Whatever the segment size: each batch is read as it was written until it is freed, and no file stays behind."""
+def test_any_order_of_reads_and_frees(
+    tmp_path_factory, stored: list[Group], segment_bytes: int, random
+) -> None:
+    """Whatever the segment size: each batch is read as it was written until it is freed, and no
+    file stays behind."""
     directory = tmp_path_factory.mktemp("buffer")
     store = SegmentStore(directory, segment_bytes)
     locations = [store.append(to_batch(group)) for group in stored]

@@ -1,4 +1,5 @@
-"""A recorded run of the buffer, cut off at every byte of its files and restored; and its files, damaged at random."""
+"""A recorded run of the buffer, cut off at every byte of its files and restored; and its files,
+damaged at random."""
 
 from __future__ import annotations
 
@@ -24,28 +25,46 @@ NUM_ROLLOUT, NUM_FUZZ = 3, 10_000
 
 
 def new_clock() -> RolloutClock:
-    return RolloutClock(rollout_batch_size=2, async_buffer_size=1, update_weights_interval=1, num_rollout=NUM_ROLLOUT)
+    return RolloutClock(
+        rollout_batch_size=2,
+        async_buffer_size=1,
+        update_weights_interval=1,
+        num_rollout=NUM_ROLLOUT,
+    )
 
 
 def group_of(clock: RolloutClock, index: int) -> Group:
     admission = clock.outstanding[index]
     sample = Sample(
-        index=index, tokens=[index, index + 1], response_length=1, rollout_log_probs=[-0.5], reward=1.0, status=Status.COMPLETED,
+        index=index,
+        tokens=[index, index + 1],
+        response_length=1,
+        rollout_log_probs=[-0.5],
+        reward=1.0,
+        status=Status.COMPLETED,
         weight_versions=[VersionSpan(clock.policy_version, 0, 1)],
-    )  # fmt: skip
-    return Group(group_index=index, deadline=admission.deadline, admitted_version=admission.policy_version, samples=(sample,))
+    )
+    return Group(
+        group_index=index,
+        deadline=admission.deadline,
+        admitted_version=admission.policy_version,
+        samples=(sample,),
+    )
 
 
 @dataclass
 class Recorded:
     folder: Path
-    checkpoints: list[tuple[int, int, dict[str, Any]]]  # (bytes of the journal when it was complete, rollouts, the clock's state)
+    # (bytes of the journal when it was complete, rollouts, the clock's state)
+    checkpoints: list[tuple[int, int, dict[str, Any]]]
 
     def files(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self.folder.iterdir()}
 
 
-async def go_on(buffer: ReplayBuffer, clock: RolloutClock, until: int, discard: int | None = None) -> list[int]:
+async def go_on(
+    buffer: ReplayBuffer, clock: RolloutClock, until: int, discard: int | None = None
+) -> list[int]:
     """Train up to rollout `until`; returns the groups that had to be generated."""
     generated: list[int] = []
 
@@ -65,7 +84,9 @@ async def go_on(buffer: ReplayBuffer, clock: RolloutClock, until: int, discard: 
             await produce(admission.group_index)
         rollout = clock.num_trained
         groups = await buffer.take(rollout)
-        assert [list(s.tokens) for g in groups for s in g.samples] == [[g.group_index, g.group_index + 1] for g in groups]
+        assert [list(s.tokens) for g in groups for s in g.samples] == [
+            [g.group_index, g.group_index + 1] for g in groups
+        ]
         clock.trained(rollout)
         buffer.pushing(clock.policy_version + 1)
         clock.pushed()
@@ -99,7 +120,11 @@ def recover(recorded: Recorded, folder: Path, journal_bytes: int) -> None:
             name = f"rollout_{rollouts:06d}"
     records, _ = read_journal(folder / FILE_NAME)
     before = Ledger(records)
-    complete = set(before.recallable()) | {g for g, a in before.accounts.items() if a.consumed and a.consumed[0][0] >= clock.num_trained}
+    complete = set(before.recallable()) | {
+        g
+        for g, a in before.accounts.items()
+        if a.consumed and a.consumed[0][0] >= clock.num_trained
+    }
     clock.skip_versions_until(before.policy_version)
 
     async def finish() -> list[int]:
@@ -141,7 +166,9 @@ def lay_out(folder: Path, files: dict[str, bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_damaged_files_are_named_and_never_silently_wrong(recorded: Recorded, tmp_path: Path) -> None:
+def test_ten_thousand_damaged_files_are_named_and_never_silently_wrong(
+    recorded: Recorded, tmp_path: Path
+) -> None:
     rng = random.Random(0)
     (segment,) = recorded.folder.glob("segment-*.arrow")
     journal = recorded.folder / FILE_NAME
@@ -164,7 +191,9 @@ def test_ten_thousand_damaged_files_are_named_and_never_silently_wrong(recorded:
                 assert found == records[: len(found)], f"damage {number} was read as other records"
             else:
                 for offset, batch in scan(path):
-                    assert batch.equals(batches[offset]), f"damage {number} was read as another group"
+                    assert batch.equals(batches[offset]), (
+                        f"damage {number} was read as another group"
+                    )
         except BufferCorruption as e:
             assert str(path) in str(e)
             named += 1

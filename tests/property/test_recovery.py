@@ -1,7 +1,8 @@
-"""Crashes at any instant: the real clock, buffer, journal and segments, driven by hypothesis, killed and restored.
+"""Crashes at any instant: the real clock, buffer, journal and segments, driven by hypothesis,
+killed and restored.
 
-The model keeps what a correct run must keep: which groups were ever complete, which are trained under the last checkpoint.
-"""
+The model keeps what a correct run must keep: which groups were ever complete, which are trained
+under the last checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ P, NUM_ROLLOUT = 2, 8  # P: fresh groups a rollout
 
 
 class Runs(RuleBasedStateMachine):
-    """admit / put / discard / take + train / push / checkpoint / crash + restore, in any order that the clock allows."""
+    """admit / put / discard / take + train / push / checkpoint / crash + restore, in any order that
+    the clock allows."""
 
     @initialize(
         k=st.integers(0, 3),
@@ -41,7 +43,9 @@ class Runs(RuleBasedStateMachine):
         policy=st.sampled_from(["wait", "drop", "retry"]),
         selector=st.sampled_from(["deadline", "uniform", "prioritized"]),
     )
-    def begin(self, k: int, n: int, slack: int, most: int, durability: Any, policy: Any, selector: Any) -> None:
+    def begin(
+        self, k: int, n: int, slack: int, most: int, durability: Any, policy: Any, selector: Any
+    ) -> None:
         self.config = AsyncConfig(
             async_buffer_size=k,
             update_weights_interval=n,
@@ -71,12 +75,15 @@ class Runs(RuleBasedStateMachine):
             num_rollout=NUM_ROLLOUT,
             max_staleness=self.config.max_staleness,
             limiter=RateLimiter.rollouts(
-                fresh=P, samples_per_insert=float(self.config.max_times_sampled), buffer_size=self.config.async_buffer_size
+                fresh=P,
+                samples_per_insert=float(self.config.max_times_sampled),
+                buffer_size=self.config.async_buffer_size,
             ),
         )
 
     def teardown(self) -> None:
-        """Whatever happened: the run can still be brought to its end, and then everything is accounted for."""
+        """Whatever happened: the run can still be brought to its end, and then everything is
+        accounted for."""
         if hasattr(self, "buffer"):
             for step in range(5000):
                 if self.clock.finished:
@@ -100,26 +107,35 @@ class Runs(RuleBasedStateMachine):
         admission = self.buffer.try_admit()
         assert admission is not None
         known = self.prompt_of.setdefault(admission.group_index, admission.prompt_index)
-        assert known == admission.prompt_index, "after a crash a group answers another prompt than before"
+        assert known == admission.prompt_index, (
+            "after a crash a group answers another prompt than before"
+        )
         self._recall(admission.group_index)
 
     def _note_removed(self) -> None:
         """What the buffer removed itself, for its deadline."""
         settled = {g for groups in self.trained for g in groups}
-        gone = {g for g in range(self.clock.num_admitted) if g not in self.clock.outstanding and g not in settled}
+        gone = {
+            g
+            for g in range(self.clock.num_admitted)
+            if g not in self.clock.outstanding and g not in settled
+        }
         assert gone == self.given_back & gone or self.config.stale_policy != "wait"
         self.given_back |= gone
         self.complete -= gone
 
     def _recall(self, group: int) -> None:
         found = self.buffer.recall(group)
-        assert (found == "complete") == (group in self.complete), f"group {group} was complete before: it must not be generated again"
+        assert (found == "complete") == (group in self.complete), (
+            f"group {group} was complete before: it must not be generated again"
+        )
         assert (found == "discarded") == (group in self.given_back)
         self._note_removed()
 
     @rule(count=st.integers(5, 80), seed=st.integers(0, 1000))
     def run_on(self, count: int, seed: int) -> None:
-        """A longer stretch without a crash, groups completing in any order, slow ones among them."""
+        """A longer stretch without a crash, groups completing in any order, slow ones among
+        them."""
         chance = random.Random(seed)
         for _ in range(count):
             if not self.clock.finished:
@@ -134,7 +150,11 @@ class Runs(RuleBasedStateMachine):
         elif self.clock.may_admit():
             self.admit()
         elif generating:
-            self._put(chance.choice(generating[1:]) if len(generating) > 1 and chance.random() < 0.9 else generating[0])
+            self._put(
+                chance.choice(generating[1:])
+                if len(generating) > 1 and chance.random() < 0.9
+                else generating[0]
+            )
         elif self.clock.push_pending:
             self._push()
 
@@ -155,7 +175,12 @@ class Runs(RuleBasedStateMachine):
             status=Status.COMPLETED,
             weight_versions=[span],
         )
-        whole = Group(group_index=group, deadline=admission.deadline, admitted_version=admission.policy_version, samples=(sample,))
+        whole = Group(
+            group_index=group,
+            deadline=admission.deadline,
+            admitted_version=admission.policy_version,
+            samples=(sample,),
+        )
         self.loop.run_until_complete(self.buffer.put(whole))
         assert group not in self.complete
         self.complete.add(group)
@@ -181,12 +206,19 @@ class Runs(RuleBasedStateMachine):
     def _take(self, crash_before_trained: bool = False) -> None:
         rollout = self.clock.num_trained
         groups = self.loop.run_until_complete(self.buffer.take(rollout))
-        assert [s.tokens[0] for g in groups for s in g.samples] == [g.group_index for g in groups], "the bytes are another group's"
+        assert [s.tokens[0] for g in groups for s in g.samples] == [
+            g.group_index for g in groups
+        ], "the bytes are another group's"
         if crash_before_trained:
             self.crash()
             return
-        times = Counter(g for rollouts in (self.trained, self.replayed) for groups in rollouts for g in groups)
-        assert all(g.times_sampled == times[g.group_index] + 1 <= self.config.max_times_sampled for g in groups)
+        times = Counter(
+            g for rollouts in (self.trained, self.replayed) for groups in rollouts for g in groups
+        )
+        assert all(
+            g.times_sampled == times[g.group_index] + 1 <= self.config.max_times_sampled
+            for g in groups
+        )
         assert all(0 < g.probability <= 1 for g in groups)
         self.trained.append([g.group_index for g in groups if g.times_sampled == 1])
         self.replayed.append([g.group_index for g in groups if g.times_sampled > 1])
@@ -222,7 +254,8 @@ class Runs(RuleBasedStateMachine):
         self.crash(torn)
 
     def crash(self, torn: int = 0) -> None:
-        """The process is gone; its files are as they were, behind them perhaps the beginning of a line."""
+        """The process is gone; its files are as they were, behind them perhaps the beginning of a
+        line."""
         self.buffer._journal.close()  # descriptors only: every line is written already
         self.buffer._shelf.store._segments.clear()
         with (self.folder / FILE_NAME).open("ab") as f:
@@ -238,8 +271,13 @@ class Runs(RuleBasedStateMachine):
         self.clock.skip_versions_until(ledger.policy_version)
         assert self.clock.policy_version >= max(self.versions)
         self.versions.append(self.clock.policy_version)
-        self.buffer = ReplayBuffer(self.folder, self.config, self.clock, ledger=ledger, restored_from=name)
-        self.trained, self.replayed = self.trained[: self.clock.num_trained], self.replayed[: self.clock.num_trained]
+        self.buffer = ReplayBuffer(
+            self.folder, self.config, self.clock, ledger=ledger, restored_from=name
+        )
+        self.trained, self.replayed = (
+            self.trained[: self.clock.num_trained],
+            self.replayed[: self.clock.num_trained],
+        )
         for group in list(self.clock.outstanding):
             self._recall(group)
 
@@ -260,7 +298,9 @@ class Runs(RuleBasedStateMachine):
         assert len(set(prompts)) == len(prompts), "a prompt is trained on twice"
         answered = {a.prompt_index for a in ledger.accounts.values()}
         assert answered == set(range(len(answered))), "a prompt is skipped"
-        assert {g for g, a in ledger.accounts.items() if a.times_put and a.discarded is None} == self.complete
+        assert {
+            g for g, a in ledger.accounts.items() if a.times_put and a.discarded is None
+        } == self.complete
         assert all(a.times_put <= 1 for a in ledger.accounts.values())
 
 

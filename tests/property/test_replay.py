@@ -1,7 +1,8 @@
-"""The replay buffer under random timing: generators, filter, learner and push channel as tasks of one event loop.
+"""The replay buffer under random timing: generators, filter, learner and push channel as tasks of
+one event loop.
 
-Time is the number of turns that the event loop has made, so a run that needs too many of them is a deadlock.
-"""
+Time is the number of turns that the event loop has made, so a run that needs too many of them is a
+deadlock."""
 
 from __future__ import annotations
 
@@ -21,15 +22,33 @@ MAX_TURNS = 20_000
 
 
 class Run:
-    """One random run; the versions of tokens are read off a simulated engine pool while they are made."""
+    """One random run; the versions of tokens are read off a simulated engine pool while they are
+    made."""
 
-    def __init__(self, directory: Path, P: int, K: int, N: int, slack: int, rollouts: int, budget: int, name: str, seed: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        P: int,
+        K: int,
+        N: int,
+        slack: int,
+        rollouts: int,
+        budget: int,
+        name: str,
+        seed: int,
+    ) -> None:
         self.random = random.Random(seed)
         staleness = -(-K // N) + slack
         self.clock = RolloutClock(
-            rollout_batch_size=P, async_buffer_size=K, update_weights_interval=N, max_staleness=staleness, num_rollout=rollouts
+            rollout_batch_size=P,
+            async_buffer_size=K,
+            update_weights_interval=N,
+            max_staleness=staleness,
+            num_rollout=rollouts,
         )
-        config = AsyncConfig(buffer_durability="memory", buffer_max_bytes=budget, buffer_selector=name)  # type: ignore[arg-type]
+        config = AsyncConfig(
+            buffer_durability="memory", buffer_max_bytes=budget, buffer_selector=name
+        )  # type: ignore[arg-type]
         self.buffer = ReplayBuffer(directory, config, self.clock, max_segment_bytes=10_000)
         self.engines = [0, 0]  # the version of each
         self.seen: dict[int, list[int]] = {}  # rollout -> groups
@@ -61,11 +80,22 @@ class Run:
             self.lost.add(admission.group_index)
             return self.buffer.discard(admission.group_index, "failed")
         n = spans[-1].end
-        sample = Sample(tokens=[1] * n, response_length=n, loss_mask=[1] * n, rollout_log_probs=[0.0] * n, weight_versions=spans)
+        sample = Sample(
+            tokens=[1] * n,
+            response_length=n,
+            loss_mask=[1] * n,
+            rollout_log_probs=[0.0] * n,
+            weight_versions=spans,
+        )
         samples = tuple([sample] * self.random.randint(1, 3))
         version = admission.policy_version
         await self.buffer.put(
-            Group(group_index=admission.group_index, deadline=admission.deadline, admitted_version=version, samples=samples)
+            Group(
+                group_index=admission.group_index,
+                deadline=admission.deadline,
+                admitted_version=version,
+                samples=samples,
+            )
         )
 
     async def learn(self) -> None:
@@ -77,7 +107,9 @@ class Run:
                 for group in groups:
                     for sample in group.samples:
                         self.staleness = max(
-                            self.staleness, self.clock.version_at(rollout) - min(s.version for s in sample.weight_versions)
+                            self.staleness,
+                            self.clock.version_at(rollout)
+                            - min(s.version for s in sample.weight_versions),
                         )
                 await self.turns(5)
                 if push is not None:  # one at a time; training goes on beside it
@@ -128,7 +160,9 @@ def test_every_group_is_consumed_once_within_the_bound(tmp_path_factory, **knobs
     P, rollouts = knobs["P"], knobs["rollouts"]
     consumed = [g for groups in run.seen.values() for g in groups]
     assert [len(groups) for groups in run.seen.values()] == [P] * rollouts
-    assert sorted([*consumed, *run.lost]) == list(range(run.clock.num_admitted)), "each group is consumed or lost, once"
+    assert sorted([*consumed, *run.lost]) == list(range(run.clock.num_admitted)), (
+        "each group is consumed or lost, once"
+    )
     assert run.staleness == run.buffer.statistics().staleness_max <= run.clock.max_staleness
     assert run.buffer.statistics().num_bytes == 0
     assert [p.name for p in directory.iterdir()] == ["journal.log"], "consumed segments are deleted"

@@ -1,4 +1,5 @@
-"""Admission and deadlines, driven at random: the bound holds, each group is consumed once, nothing deadlocks, nothing waits in vain."""
+"""Admission and deadlines, driven at random: the bound holds, each group is consumed once, nothing
+deadlocks, nothing waits in vain."""
 
 from __future__ import annotations
 
@@ -20,15 +21,24 @@ SELECTORS = st.sampled_from(["deadline", "fifo", "lifo", "uniform"])
 class Pipeline(RuleBasedStateMachine):
     """Generators, one learner and a push channel, each free to move whenever it may.
 
-    Tokens are as stale as they can be: every group is generated entirely by the oldest version that any engine served when
-    the group was admitted, which is what the clock had confirmed.
-    """
+    Tokens are as stale as they can be: every group is generated entirely by the oldest version that
+    any engine served when the group was admitted, which is what the clock had confirmed."""
 
     @initialize(
-        P=st.integers(1, 4), K=st.integers(0, 4), N=st.integers(1, 3), slack=st.integers(0, 2), rollouts=st.integers(1, 12), name=SELECTORS
+        P=st.integers(1, 4),
+        K=st.integers(0, 4),
+        N=st.integers(1, 3),
+        slack=st.integers(0, 2),
+        rollouts=st.integers(1, 12),
+        name=SELECTORS,
     )
     def begin(self, P: int, K: int, N: int, slack: int, rollouts: int, name: str) -> None:
-        self.knobs = {"rollout_batch_size": P, "async_buffer_size": K, "update_weights_interval": N, "num_rollout": rollouts}
+        self.knobs = {
+            "rollout_batch_size": P,
+            "async_buffer_size": K,
+            "update_weights_interval": N,
+            "num_rollout": rollouts,
+        }
         self.knobs["max_staleness"] = -(-K // N) + slack
         self.selector = make_selector(name)
         self.clock = RolloutClock(**self.knobs)
@@ -39,7 +49,8 @@ class Pipeline(RuleBasedStateMachine):
         self.consumed: dict[int, int] = {}  # group -> rollout
         self.generating: list[int] = []
 
-    # -- moves --------------------------------------------------------------------------------------------------------
+    # -- moves
+    # --------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.clock.may_admit())
     @rule(count=st.integers(1, 8))
@@ -57,7 +68,8 @@ class Pipeline(RuleBasedStateMachine):
     @precondition(lambda self: self.generating)
     @rule(data=st.data(), reason=st.sampled_from(["failed", "zero_std"]))
     def lose(self, data: st.DataObject, reason: str) -> None:
-        group = data.draw(st.sampled_from(sorted(self.clock.outstanding)))  # generating, or ready and filtered late
+        # generating, or ready and filtered late
+        group = data.draw(st.sampled_from(sorted(self.clock.outstanding)))
         self.scheduler.remove(group)
         self.clock.give_back(group, reason)
         self.generating = [g for g in self.generating if g != group]
@@ -93,26 +105,33 @@ class Pipeline(RuleBasedStateMachine):
         trained, before = self.clock.num_trained, self.clock
         self.clock = RolloutClock(**self.knobs)
         self.clock.load_state_dict(state)
-        assert (self.clock.policy_version, self.clock.released) == (before.policy_version, before.released)
+        assert (self.clock.policy_version, self.clock.released) == (
+            before.policy_version,
+            before.released,
+        )
         self.consumed = {g: r for g, r in self.consumed.items() if r < trained}
         self.scheduler = DeadlineScheduler(self.clock.batch_size, self.selector)
         self.generating = []
         for admission in self.clock.outstanding.values():
             self._admitted(admission)
 
-    # -- what must hold -----------------------------------------------------------------------------------------------
+    # -- what must hold
+    # -----------------------------------------------------------------------------------------------
 
     @invariant()
     def the_window_is_kept(self) -> None:
         clock = self.clock
-        assert clock.released // clock.interval <= clock.policy_version, "a rollout is released whose due push is missing"
+        assert clock.released // clock.interval <= clock.policy_version, (
+            "a rollout is released whose due push is missing"
+        )
         assert len(clock.outstanding) <= (clock.buffer_size + 1) * clock.batch_size
         assert len(clock.outstanding) == len(self.scheduler)
         held = clock.num_admitted - sum(clock.given_back.values())
         assert held <= clock.num_rollout * clock.batch_size
 
     def teardown(self) -> None:
-        """Whatever happened: if groups keep completing, worst one last, the run ends, and every group has one fate."""
+        """Whatever happened: if groups keep completing, worst one last, the run ends, and every
+        group has one fate."""
         if not hasattr(self, "clock"):
             return
         for _ in range(10_000):
@@ -157,21 +176,30 @@ class Pipeline(RuleBasedStateMachine):
         self.clock.consume(rollout, plan.group_indices)
         for group in plan.group_indices:
             self.scheduler.remove(group)
-            assert group not in self.generating and group not in self.consumed and group not in self.lost
+            assert (
+                group not in self.generating
+                and group not in self.consumed
+                and group not in self.lost
+            )
             self.consumed[group] = rollout
             assert rollout <= self.deadline[group]
             learner = rollout // self.knobs["update_weights_interval"]
             assert 0 <= learner - self.version[group] <= self.knobs["max_staleness"]
-            assert self.clock.staleness(self.version[group], rollout) == learner - self.version[group]
+            assert (
+                self.clock.staleness(self.version[group], rollout) == learner - self.version[group]
+            )
 
 
 TestPipeline = Pipeline.TestCase
-TestPipeline.settings = settings(max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck))
+TestPipeline.settings = settings(
+    max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @st.composite
 def states(draw: st.DrawFn) -> tuple[int, list[tuple[int, bool]]]:
-    """P, and (deadline - rollout, ready?) of a few outstanding groups whose deadlines can be kept."""
+    """P, and (deadline - rollout, ready?) of a few outstanding groups whose deadlines can be
+    kept."""
     P = draw(st.integers(1, 3))
     groups = draw(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=9))
     kept: list[tuple[int, bool]] = []
@@ -182,28 +210,43 @@ def states(draw: st.DrawFn) -> tuple[int, list[tuple[int, bool]]]:
 
 
 def feasible(P: int, deadlines: list[int], rollouts_from: int) -> bool:
-    """Can all be consumed in time by rollouts `rollouts_from`.., P each, in the order of their deadlines?"""
-    return all(rollouts_from + place // P <= deadline for place, deadline in enumerate(sorted(deadlines)))
+    """Can all be consumed in time by rollouts `rollouts_from`.., P each, in the order of their
+    deadlines?"""
+    return all(
+        rollouts_from + place // P <= deadline for place, deadline in enumerate(sorted(deadlines))
+    )
 
 
 @given(states(), st.sampled_from(["deadline", "fifo", "lifo"]), st.integers(0, 5))
 @settings(max_examples=600, deadline=None)
-def test_the_plan_is_the_best_batch_that_endangers_no_deadline(state: tuple[int, list[tuple[int, bool]]], name: str, rollout: int) -> None:
-    """Against brute force over all batches: it waits exactly when no batch of ready groups is safe, and otherwise takes the one
-    that is best in the selector's order."""
+def test_the_plan_is_the_best_batch_that_endangers_no_deadline(
+    state: tuple[int, list[tuple[int, bool]]], name: str, rollout: int
+) -> None:
+    """Against brute force over all batches: it waits exactly when no batch of ready groups is safe,
+    and otherwise takes the one that is best in the selector's order."""
     P, groups = state
     selector = make_selector(name)
     scheduler = DeadlineScheduler(P, selector)
     for index, (slack, _) in enumerate(groups):
         scheduler.register(index, rollout + slack)
-    candidates = [Candidate(i, rollout + slack, i) for i, (slack, ready) in enumerate(groups) if ready]
+    candidates = [
+        Candidate(i, rollout + slack, i) for i, (slack, ready) in enumerate(groups) if ready
+    ]
     for c in candidates:
         scheduler.ready(c.group_index)
     ranked = sorted(candidates, key=lambda c: (selector(c, rollout), c.sequence))
     safe = [
         set(places)
         for places in itertools.combinations(range(len(ranked)), P)
-        if feasible(P, [rollout + s for i, (s, _) in enumerate(groups) if i not in {ranked[p].group_index for p in places}], rollout + 1)
+        if feasible(
+            P,
+            [
+                rollout + s
+                for i, (s, _) in enumerate(groups)
+                if i not in {ranked[p].group_index for p in places}
+            ],
+            rollout + 1,
+        )
     ]
     plan = scheduler.plan(rollout)
     if not safe:
@@ -216,7 +259,9 @@ def test_the_plan_is_the_best_batch_that_endangers_no_deadline(state: tuple[int,
 
 @given(states())
 @settings(max_examples=300, deadline=None)
-def test_a_wait_ends_when_enough_of_those_it_names_complete(state: tuple[int, list[tuple[int, bool]]]) -> None:
+def test_a_wait_ends_when_enough_of_those_it_names_complete(
+    state: tuple[int, list[tuple[int, bool]]],
+) -> None:
     P, groups = state
     scheduler = DeadlineScheduler(P)
     for index, (deadline, _) in enumerate(groups):

@@ -25,15 +25,27 @@ def completion(text: str, *, version: int = 0, finish: str = "stop") -> Completi
 
 
 class FakeEngineClient:
-    """Gives its scripted answers in order (an exception is raised); writes down what it was asked."""
+    """Gives its scripted answers in order (an exception is raised); writes down what it was
+    asked."""
 
-    def __init__(self, *script: Completion | Exception | str, clock: ManualClock | None = None, seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        *script: Completion | Exception | str,
+        clock: ManualClock | None = None,
+        seconds: float = 0.0,
+    ) -> None:
         self.script = list(script)
         self.asked: list[tuple[list[int], dict[str, Any], str | None]] = []
         self.on_request: Callable[[], None] = lambda: None
         self._clock, self._seconds = clock, seconds
 
-    async def generate(self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], *, session_id: str | None = None) -> Completion:
+    async def generate(
+        self,
+        input_ids: Sequence[int],
+        sampling_params: Mapping[str, Any],
+        *,
+        session_id: str | None = None,
+    ) -> Completion:
         self.asked.append((list(input_ids), dict(sampling_params), session_id))
         if self._clock is not None:
             self._clock.advance(self._seconds)
@@ -45,10 +57,22 @@ class FakeEngineClient:
 
 
 def sample(prompt: str = "Q: ", **more: Any) -> Sample:
-    return Sample(**{"prompt": prompt, "tokens": list(prompt.encode()), "index": 0, "group_index": 0, **more})
+    return Sample(
+        **{"prompt": prompt, "tokens": list(prompt.encode()), "index": 0, "group_index": 0, **more}
+    )
 
 
-def session_args(client: FakeEngineClient, *, max_turns: int = 8, context_length: int | None = None, clock: Any = None) -> SimpleNamespace:
+def session_args(
+    client: FakeEngineClient,
+    *,
+    max_turns: int = 8,
+    context_length: int | None = None,
+    clock: Any = None,
+) -> SimpleNamespace:
     return SimpleNamespace(
-        engine_client=client, tokenizer=MockTokenizer(), max_turns=max_turns, context_length=context_length, clock=clock or ManualClock()
+        engine_client=client,
+        tokenizer=MockTokenizer(),
+        max_turns=max_turns,
+        context_length=context_length,
+        clock=clock or ManualClock(),
     )

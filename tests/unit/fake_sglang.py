@@ -1,4 +1,5 @@
-"""A scripted server that speaks as much of SGLang's HTTP interface as the client uses, and a pool of such servers."""
+"""A scripted server that speaks as much of SGLang's HTTP interface as the client uses, and a pool
+of such servers."""
 
 from __future__ import annotations
 
@@ -15,15 +16,24 @@ Step = Callable[[dict[str, Any]], Awaitable[web.Response]]
 
 
 def answer(
-    ids: Sequence[int] = (65, 66, 67), *, spans: Sequence[tuple[int, int, int]] | None = None, cached: int = 0, finish: str = "stop"
+    ids: Sequence[int] = (65, 66, 67),
+    *,
+    spans: Sequence[tuple[int, int, int]] | None = None,
+    cached: int = 0,
+    finish: str = "stop",
 ) -> dict[str, Any]:
-    labels = [{"version": str(v), "start": s, "end": e} for v, s, e in (spans if spans is not None else [(0, 0, len(ids))])]
+    labels = [
+        {"version": str(v), "start": s, "end": e}
+        for v, s, e in (spans if spans is not None else [(0, 0, len(ids))])
+    ]
     return {
         "text": bytes(ids).decode(),
         "output_ids": list(ids),
         "meta_info": {
             "finish_reason": {"type": finish},
-            "output_token_logprobs": [[-0.25 * (i + 1), token, None] for i, token in enumerate(ids)],
+            "output_token_logprobs": [
+                [-0.25 * (i + 1), token, None] for i, token in enumerate(ids)
+            ],
             "weight_versions": labels,
             "cached_tokens": cached,
         },
@@ -44,7 +54,8 @@ async def drops(request: dict[str, Any]) -> web.Response:
 
 @dataclass
 class FakeSGLang:
-    """Answers its n-th /generate with the n-th step of the script, and with the last one from there on."""
+    """Answers its n-th /generate with the n-th step of the script, and with the last one from there
+    on."""
 
     script: list[Step] = field(default_factory=lambda: [says()])
     requests: list[dict[str, Any]] = field(default_factory=list)

@@ -1,4 +1,5 @@
-"""The most memory that torch's CPU allocator holds at once during a call, above what it held before: exact, not sampled."""
+"""The most memory that torch's CPU allocator holds at once during a call, above what it held
+before: exact, not sampled."""
 
 from __future__ import annotations
 

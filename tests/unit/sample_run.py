@@ -1,4 +1,5 @@
-"""A realistic run directory, made without running anything: `python -m tests.unit.sample_run RUN_DIR [NUM_ROLLOUTS]`.
+"""A realistic run directory, made without running anything: `python -m tests.unit.sample_run
+RUN_DIR [NUM_ROLLOUTS]`.
 
 Records come from the real builders, so report and telemetry see what a run would give them.
 """
@@ -12,18 +13,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.types import EvalResult, Group, PushResult, Sample, Status, StepResult, VersionSpan
+from pipeline.core.types import (
+    EvalResult,
+    Group,
+    PushResult,
+    Sample,
+    Status,
+    StepResult,
+    VersionSpan,
+)
 from pipeline.run.metrics import BufferFill, Lap, eval_record, push_record, train_record
 from pipeline.run.record_file import line_of
 
-CONFIG = "# The run.\n- --num-rollout {n}\n- --async-buffer-size 2\n- --update-weights-interval 1\n- --hf-checkpoint <tiny & local>\n"
+CONFIG = (
+    "# The run.\n- --num-rollout {n}\n- --async-buffer-size 2\n- --update-weights-interval 1\n-"
+    " --hf-checkpoint <tiny & local>\n"
+)
 
 
-def make_sample(index: int, *, reward: float, spans: list[tuple[int, int]], status: Status = Status.COMPLETED) -> Sample:
+def make_sample(
+    index: int, *, reward: float, spans: list[tuple[int, int]], status: Status = Status.COMPLETED
+) -> Sample:
     """`spans`: (version, number of tokens) one after the other."""
     sample = Sample(index=index, tokens=[1, 2, 3], reward=reward, status=status)
     for version, n in spans:
-        sample.append_response_tokens([5] * n, log_probs=[-0.1] * n, spans=[VersionSpan(version, 0, n)])
+        sample.append_response_tokens(
+            [5] * n, log_probs=[-0.1] * n, spans=[VersionSpan(version, 0, n)]
+        )
     return sample
 
 
@@ -37,9 +53,21 @@ def make_groups(rng: random.Random, rollout: int, skill: float) -> list[Group]:
             status = Status.TRUNCATED if n > 38 else Status.COMPLETED
             old = rng.randint(1, n - 1) if lag else n
             spans = [(rollout - lag, old), (rollout - lag + 1, n - old)] if lag else [(rollout, n)]
-            samples.append(make_sample((rollout * 4 + g) * 8 + i, reward=float(rng.random() < skill), spans=spans, status=status))
+            samples.append(
+                make_sample(
+                    (rollout * 4 + g) * 8 + i,
+                    reward=float(rng.random() < skill),
+                    spans=spans,
+                    status=status,
+                )
+            )
         groups.append(
-            Group(group_index=rollout * 4 + g, deadline=rollout + 2, admitted_version=max(rollout - 2, 0), samples=tuple(samples))
+            Group(
+                group_index=rollout * 4 + g,
+                deadline=rollout + 2,
+                admitted_version=max(rollout - 2, 0),
+                samples=tuple(samples),
+            )
         )
     return groups
 
@@ -63,7 +91,13 @@ def learner_metrics(rng: random.Random, rollout: int) -> dict[str, float]:
 def records(num_rollouts: int, *, seed: int = 7) -> Iterator[dict[str, Any]]:
     """What a run of so many rollouts emits."""
     rng, wall = random.Random(seed), 14.0
-    yield {"kind": "engine", "event": "start", "engine": "engine-0", "port": 31000, "wall_seconds": 9.0}
+    yield {
+        "kind": "engine",
+        "event": "start",
+        "engine": "engine-0",
+        "port": 31000,
+        "wall_seconds": 9.0,
+    }
     for r in range(num_rollouts):
         skill = 0.25 + 0.72 / (1 + math.exp(-(r - num_rollouts * 0.35) / (num_rollouts * 0.09)))
         interval = 1.2 + rng.random() * 0.6 + (2.5 if r == 0 else 0)
@@ -74,15 +108,25 @@ def records(num_rollouts: int, *, seed: int = 7) -> Iterator[dict[str, Any]]:
             groups=make_groups(rng, r, skill),
             result=StepResult(metrics=learner_metrics(rng, r)),
             staleness_bound=2,
-            lap=Lap(seconds=interval, trainer_idle_fraction=0.05 + rng.random() * 0.25, generation_idle_fraction=rng.random() * 0.15),
+            lap=Lap(
+                seconds=interval,
+                trainer_idle_fraction=0.05 + rng.random() * 0.25,
+                generation_idle_fraction=rng.random() * 0.15,
+            ),
             wall_seconds=wall,
-            buffer=BufferFill(ready=rng.randint(0, 7), pending=rng.randint(3, 8), capacity=12, num_bytes=40_000),
+            buffer=BufferFill(
+                ready=rng.randint(0, 7), pending=rng.randint(3, 8), capacity=12, num_bytes=40_000
+            ),
             samples_generated=(r + 3) * 32,
             samples_failed=r // 9,
         )
         stall = rng.uniform(0.01, 0.05)
         push = PushResult(
-            policy_version=r + 1, seconds=stall + rng.uniform(0.05, 0.2), stall_seconds=stall, num_bytes=4_000_000, num_engines=1
+            policy_version=r + 1,
+            seconds=stall + rng.uniform(0.05, 0.2),
+            stall_seconds=stall,
+            num_bytes=4_000_000,
+            num_engines=1,
         )
         yield push_record(push, rollout_id=r) | {"wall_seconds": wall + 0.2}
         if r % 10 == 9:
@@ -101,14 +145,28 @@ def records(num_rollouts: int, *, seed: int = 7) -> Iterator[dict[str, Any]]:
                 )
             ) | {"wall_seconds": wall + 2}
         if r == num_rollouts // 2:
-            yield {"kind": "engine", "event": "death", "engine": "engine-0", "reason": "exit code -9", "wall_seconds": wall + 0.3}
-            yield {"kind": "engine", "event": "restart", "engine": "engine-0", "port": 31001, "wall_seconds": wall + 0.9}
+            yield {
+                "kind": "engine",
+                "event": "death",
+                "engine": "engine-0",
+                "reason": "exit code -9",
+                "wall_seconds": wall + 0.3,
+            }
+            yield {
+                "kind": "engine",
+                "event": "restart",
+                "engine": "engine-0",
+                "port": 31001,
+                "wall_seconds": wall + 0.9,
+            }
 
 
 def write_run(path: Path, num_rollouts: int, *, asked_for: int | None = None) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.yaml").write_text(CONFIG.format(n=asked_for or num_rollouts))
-    (path / "metrics.jsonl").write_text("".join(line_of({"time": 1.7e9, **record}) for record in records(num_rollouts)))
+    (path / "metrics.jsonl").write_text(
+        "".join(line_of({"time": 1.7e9, **record}) for record in records(num_rollouts))
+    )
     return path
 
 

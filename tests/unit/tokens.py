@@ -1,4 +1,5 @@
-"""Trained tokens of made-up samples, and a model small enough to look through: a table of logits, one row a context."""
+"""Trained tokens of made-up samples, and a model small enough to look through: a table of logits,
+one row a context."""
 
 from __future__ import annotations
 
@@ -45,12 +46,16 @@ class FakeSample:
 
 
 def make_samples(lengths: Sequence[int], seed: int, spread: float) -> list[FakeSample]:
-    """`spread`: standard deviation of the gaps between the policies, in nats; 0 is on-policy (every log-prob is the model's own)."""
+    """`spread`: standard deviation of the gaps between the policies, in nats; 0 is on-policy (every
+    log-prob is the model's own)."""
     g = torch.Generator().manual_seed(seed)
     log_p = torch.log_softmax(make_model(seed), -1)
     samples = []
     for n in lengths:
-        contexts, targets = torch.randint(CONTEXTS, (n,), generator=g), torch.randint(WORDS, (n,), generator=g)
+        contexts, targets = (
+            torch.randint(CONTEXTS, (n,), generator=g),
+            torch.randint(WORDS, (n,), generator=g),
+        )
         own = log_p[contexts, targets]
         old, rollout, ref = (own + spread * torch.randn(n, generator=g) for _ in range(3))
         samples.append(
@@ -87,5 +92,11 @@ def pack(samples: Sequence[FakeSample], dtype: torch.dtype = torch.float32) -> F
         old=flat("old"),
         ref=flat("ref"),
         sample_weights=torch.tensor([s.weight for s in samples], dtype=dtype),
-        mean_weights=torch.tensor([s.weight * (len(s.targets) / s.norm_length if s.norm_length else 1.0) for s in samples], dtype=dtype),
+        mean_weights=torch.tensor(
+            [
+                s.weight * (len(s.targets) / s.norm_length if s.norm_length else 1.0)
+                for s in samples
+            ],
+            dtype=dtype,
+        ),
     )

@@ -1,7 +1,7 @@
-"""Stand-in for SGLang's CUDA kernel wheel on a CPU: names that SGLang 0.5.21 imports at module level, none of which it calls
-on the dense, non-speculative torch_native path. Any other name is an ImportError, as it should be. Where a real
-sgl_kernel is installed, importing this one gives the real one.
-"""
+"""Stand-in for SGLang's CUDA kernel wheel on a CPU: names that SGLang 0.5.21 imports at module
+level, none of which it calls on the dense, non-speculative torch_native path. Any other name is an
+ImportError, as it should be. Where a real sgl_kernel is installed, importing this one gives the
+real one."""
 
 import importlib.machinery
 import importlib.util
@@ -29,14 +29,19 @@ OPERATORS = (
 
 def _missing(name):
     def kernel(*_args, **_kwargs):
-        raise NotImplementedError(f"sgl_kernel.{name} was called, but this machine has no sgl_kernel: this SGLang option needs a GPU build")
+        raise NotImplementedError(
+            f"sgl_kernel.{name} was called, but this machine has no sgl_kernel: this SGLang option"
+            " needs a GPU build"
+        )
 
     kernel.__name__ = name
     return kernel
 
 
 _here = str(Path(__file__).resolve().parent.parent)
-_real = importlib.machinery.PathFinder.find_spec("sgl_kernel", [p for p in sys.path if str(Path(p or ".").resolve()) != _here])
+_real = importlib.machinery.PathFinder.find_spec(
+    "sgl_kernel", [p for p in sys.path if str(Path(p or ".").resolve()) != _here]
+)
 if _real is not None and _real.loader is not None:
     _module = sys.modules[__name__] = importlib.util.module_from_spec(_real)
     _real.loader.exec_module(_module)

@@ -1,4 +1,7 @@
-"""The learner on torch's FSDP2 over the Hugging Face model. Importing this package imports no torch; `load` does."""
+"""The learner on torch's FSDP2 over the Hugging Face model.
+
+Importing this package imports no torch; `load` does.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The attention that Hugging Face models call, over packed samples: FlashAttention's varlen kernel where there is one, else torch SDPA."""
+"""The attention that Hugging Face models call, over packed samples: FlashAttention's varlen kernel
+where there is one, else torch SDPA."""
 
 from __future__ import annotations
 
@@ -26,7 +27,12 @@ def attention_arguments(name: str, packing: Packing) -> dict[str, Any]:
     if name == PACKED:
         return {"packing": packing}
     ends, longest = packing.ends, packing.longest
-    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    return {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def packed_attention(
@@ -41,11 +47,17 @@ def packed_attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function. query: [1, heads, t, dim]; key, value: [1, kv_heads, t, dim]; returns [1, t, heads, dim]."""
+    """transformers' attention function. query: [1, heads, t, dim]; key, value: [1, kv_heads, t,
+    dim]; returns [1, t, heads, dim]."""
     if packing is None:
-        raise NotImplementedError(f"{type(module).__name__} does not hand the model's keyword arguments on to its attention")
+        raise NotImplementedError(
+            f"{type(module).__name__} does not hand the model's keyword arguments on to its"
+            " attention"
+        )
     if extra := [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]:
-        raise NotImplementedError(f"{type(module).__name__} asks for {', '.join(extra)}, which torch's SDPA does not have")
+        raise NotImplementedError(
+            f"{type(module).__name__} asks for {', '.join(extra)}, which torch's SDPA does not have"
+        )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     return attend_blocks(q, k, v, packing.blocks, scale=scale, window=sliding_window)[None], None

@@ -1,4 +1,5 @@
-"""Checkpoints through torch.distributed.checkpoint, as safetensors and JSON: nothing that is read back is executed.
+"""Checkpoints through torch.distributed.checkpoint, as safetensors and JSON: nothing that is read
+back is executed.
 
 Every rank writes its shards; a checkpoint is readable with any number of ranks.
 """
@@ -24,31 +25,51 @@ _ABOUT = "slipstream.json"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write `tensors` (sharded) and `about` (JSON) as the folder `path`; every rank calls it. An older checkpoint is replaced."""
+    """Write `tensors` (sharded) and `about` (JSON) as the folder `path`; every rank calls it.
+
+    An older checkpoint is replaced.
+    """
     if dist.get_rank() == 0:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     dist.barrier()
-    dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
+    dcp.save(
+        dict(tensors), storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True)
+    )
     if dist.get_rank() == 0:
         (path / _ABOUT).write_text(json.dumps({"format": FORMAT, **about}) + "\n", encoding="utf-8")
     dist.barrier()
 
 
 def load(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read into `tensors`; returns what `save` was told beside them. Raises CheckpointError, before anything is written, when `path`
-    is no such checkpoint or one of another model."""
+    """Read into `tensors`; returns what `save` was told beside them. Raises CheckpointError, before
+    anything is written, when `path` is no such checkpoint or one of another model."""
     about = _about(path)
     there = _shapes(path)
     wanted = {name: tuple(t.shape) for name, t in tensors.items()}
     if wanted != there:
         missing, surplus = sorted(set(wanted) - set(there)), sorted(set(there) - set(wanted))
-        other = [f"{n} {list(there[n])} instead of {list(wanted[n])}" for n in sorted(wanted) if n in there and there[n] != wanted[n]]
-        said = [f"{w} {', '.join(n[:3])}" for w, n in (("missing", missing), ("surplus", surplus), ("shapes", other)) if n]
+        other = [
+            f"{n} {list(there[n])} instead of {list(wanted[n])}"
+            for n in sorted(wanted)
+            if n in there and there[n] != wanted[n]
+        ]
+        said = [
+            f"{w} {', '.join(n[:3])}"
+            for w, n in (("missing", missing), ("surplus", surplus), ("shapes", other))
+            if n
+        ]
         raise CheckpointError(f"{path}: of another model: {'; '.join(said)}")
     try:
         dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path)))
-    except (dcp.api.CheckpointException, SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+    except (
+        dcp.api.CheckpointException,
+        SafetensorError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        OSError,
+    ) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
     return about
 
@@ -57,18 +78,23 @@ def _about(path: Path) -> dict[str, Any]:
     if not (path / _ABOUT).is_file():
         megatron = path.parent / "torch_dist"
         hint = (
-            f"; {megatron} was written with --train-backend megatron: go on with that, or start from its weights with --hf-checkpoint "
-            f"{path.parent / 'hf'}"
+            f"; {megatron} was written with --train-backend megatron: go on with that, or start"
+            f" from its weights with --hf-checkpoint {path.parent / 'hf'}"
             if megatron.is_dir()
             else ""
         )
-        raise CheckpointError(f"{path}: no checkpoint of --train-backend fsdp ({_ABOUT} is missing){hint}")
+        raise CheckpointError(
+            f"{path}: no checkpoint of --train-backend fsdp ({_ABOUT} is missing){hint}"
+        )
     try:
         about = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / _ABOUT}: cannot be read as JSON: {error}") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise CheckpointError(f"{path / _ABOUT}: format {about.get('format') if isinstance(about, dict) else about!r}, expected {FORMAT}")
+        raise CheckpointError(
+            f"{path / _ABOUT}: format"
+            f" {about.get('format') if isinstance(about, dict) else about!r}, expected {FORMAT}"
+        )
     return about
 
 

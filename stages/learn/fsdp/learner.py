@@ -1,4 +1,5 @@
-"""One learner rank on the Hugging Face model: shards of weights, gradients and optimizer; passes over packed micro-batches."""
+"""One learner rank on the Hugging Face model: shards of weights, gradients and optimizer; passes
+over packed micro-batches."""
 
 from __future__ import annotations
 
@@ -38,11 +39,11 @@ FOLDER = "fsdp"  # in a snapshot, beside hf
 
 
 class FSDPRank(LearnerRank):
-    """One process's part of the learner, its own `stages.learn.log_prob_pass.Looks`. Initialises the process group; only one may live in a
-    process at a time.
+    """One process's part of the learner, its own `stages.learn.log_prob_pass.Looks`. Initialises
+    the process group; only one may live in a process at a time.
 
-    Raises ConfigError for flags that contradict each other, CheckpointError for a model folder that cannot be used.
-    """
+    Raises ConfigError for flags that contradict each other, CheckpointError for a model folder that
+    cannot be used."""
 
     def __init__(
         self,
@@ -66,11 +67,22 @@ class FSDPRank(LearnerRank):
             goal = Goal(settings)
             checkpointing = settings.model.gradient_checkpointing
             self._model, self._attention = build_model(
-                self._folder, device=self.device, dtype=self._dtype, gradient_checkpointing=checkpointing
+                self._folder,
+                device=self.device,
+                dtype=self._dtype,
+                gradient_checkpointing=checkpointing,
             )
-            self._vision = Vision(self._model) if getattr(self._model.config, "vision_config", None) is not None else None
+            self._vision = (
+                Vision(self._model)
+                if getattr(self._model.config, "vision_config", None) is not None
+                else None
+            )
             self._optimizer = Optimizer(self._model, settings)
-            self._kept = Reference(self._model, settings.algorithm.ref_load) if goal.needs_reference else None
+            self._kept = (
+                Reference(self._model, settings.algorithm.ref_load)
+                if goal.needs_reference
+                else None
+            )
             cost = read_cost(self._folder, shares_prompts=False)
             self._begin(goal, self, self._kept, StepMeter(self.device, cost, world_size, clock))
         except BaseException:
@@ -81,22 +93,38 @@ class FSDPRank(LearnerRank):
 
     def _pack(self, step: OptimizerStep) -> list[MicroBatch]:
         if len(step.per_rank) != self.world_size:
-            raise LearnerError(f"the batch is cut for {len(step.per_rank)} data-parallel ranks, the learner has {self.world_size}")
+            raise LearnerError(
+                f"the batch is cut for {len(step.per_rank)} data-parallel ranks, the learner has"
+                f" {self.world_size}"
+            )
         if not step.per_rank[self.rank]:
-            raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
+            raise LearnerError(
+                "an optimizer step without micro-batches: every rank needs at least one, and"
+                " equally many"
+            )
         mine, vision = step.per_rank[self.rank], self._vision
         if vision is None:
             if has_images(step):
-                raise LearnerError("samples with multimodal_train_inputs, but the model does not see (no vision_config in its config.json)")
+                raise LearnerError(
+                    "samples with multimodal_train_inputs, but the model does not see (no"
+                    " vision_config in its config.json)"
+                )
             return [pack(samples, self.device) for samples in mine]
         if has_images(step):
-            mine = tuple(mb if any(s.multimodal for s in mb) else (*mb, vision.blank()) for mb in mine)
+            mine = tuple(
+                mb if any(s.multimodal for s in mb) else (*mb, vision.blank()) for mb in mine
+            )
         return [pack(samples, self.device, vision.positions) for samples in mine]
 
     def _logits(self, batch: MicroBatch) -> Tensor:
         """[1, N, V] of the trained tokens only."""
         how = attention_arguments(self._attention, batch.packing)
-        what = {"input_ids": batch.tokens, "position_ids": batch.positions, "logits_to_keep": batch.rows, **batch.media}
+        what = {
+            "input_ids": batch.tokens,
+            "position_ids": batch.positions,
+            "logits_to_keep": batch.rows,
+            **batch.media,
+        }
         out = self._model(**what, use_cache=False, **how)
         logits: Tensor = out.logits
         return logits
@@ -118,13 +146,22 @@ class FSDPRank(LearnerRank):
         """Log-probs under the weights that the model has now, without gradients."""
         self._num_looked += sum(p.batch.num_tokens for p in micro_batches)
         with self._without_gradients():
-            return [self._log_probs(self._logits(p.batch), p.batch, with_entropy=False).log_probs for p in micro_batches]
+            return [
+                self._log_probs(self._logits(p.batch), p.batch, with_entropy=False).log_probs
+                for p in micro_batches
+            ]
 
     def with_old(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
-        return [p._replace(old=old) for p, old in zip(micro_batches, self.log_probs_now(micro_batches), strict=True)]
+        return [
+            p._replace(old=old)
+            for p, old in zip(micro_batches, self.log_probs_now(micro_batches), strict=True)
+        ]
 
     def with_reference(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
-        return [p._replace(ref=ref) for p, ref in zip(micro_batches, self.log_probs_now(micro_batches), strict=True)]
+        return [
+            p._replace(ref=ref)
+            for p, ref in zip(micro_batches, self.log_probs_now(micro_batches), strict=True)
+        ]
 
     def gather(self, value: Any) -> list[Any]:
         return rendezvous.gather_over_world(value)
@@ -135,14 +172,17 @@ class FSDPRank(LearnerRank):
 
     @contextlib.contextmanager
     def _without_gradients(self) -> Iterator[None]:
-        """FSDP keeps the root's gathered weights for a backward pass, which never comes: let them go, others may be put in."""
+        """FSDP keeps the root's gathered weights for a backward pass, which never comes: let them
+        go, others may be put in."""
         with torch.no_grad():
             try:
                 yield
             finally:
                 self._model.reshard()
 
-    def _run(self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False) -> list[Outcome]:
+    def _run(
+        self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False
+    ) -> list[Outcome]:
         outcomes = []
         passed = sum(p.batch.num_tokens for p in micro_batches)
         self._num_looked += passed if forward_only else 0
@@ -150,9 +190,12 @@ class FSDPRank(LearnerRank):
         with self._without_gradients() if forward_only else contextlib.nullcontext():
             for prepared in micro_batches:
                 logits = self._logits(prepared.batch)
-                outcome = objective(logits, self._log_probs(logits, prepared.batch, with_entropy=True), prepared)
+                outcome = objective(
+                    logits, self._log_probs(logits, prepared.batch, with_entropy=True), prepared
+                )
                 if not forward_only:
-                    (outcome.loss * self.world_size).backward()  # FSDP takes the mean over ranks; ours are shares of a sum
+                    # FSDP takes the mean over ranks; ours are shares of a sum
+                    (outcome.loss * self.world_size).backward()
                 outcomes.append(outcome._replace(loss=outcome.loss.detach()))
         return outcomes
 
@@ -186,16 +229,22 @@ class FSDPRank(LearnerRank):
         return self.world_size
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, whole tensor) of all weights in --dtype, gathered one at a time; every rank iterates to the end.
+        """(Hugging Face name, whole tensor) of all weights in --dtype, gathered one at a time;
+        every rank iterates to the end.
 
         Tensors may share memory with the model: copy what must outlive the next step.
         """
         for name, tensor in self._state().items():
             whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-            yield from exported(self._model, name, whole.to(self._dtype) if whole.is_floating_point() else whole)
+            yield from exported(
+                self._model, name, whole.to(self._dtype) if whole.is_floating_point() else whole
+            )
 
     def export_hf(self, path: Path) -> None:
-        """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files. Every rank calls it."""
+        """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files.
+
+        Every rank calls it.
+        """
         if self.rank == 0:
             write_hf_folder(self.hf_weights(), self._folder, path)
         else:
@@ -204,9 +253,12 @@ class FSDPRank(LearnerRank):
         dist.barrier()
 
     def save(self, path: Path, hf: Path | EllipsisType | None = ...) -> None:
-        """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and the Hugging Face folder `hf` (default `path`/hf; None:
-        no such folder). Every rank calls it."""
-        tensors = {**{f"model.{n}": t for n, t in self._state().items()}, **self._optimizer.tensors()}
+        """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and the Hugging Face
+        folder `hf` (default `path`/hf; None: no such folder). Every rank calls it."""
+        tensors = {
+            **{f"model.{n}": t for n, t in self._state().items()},
+            **self._optimizer.tensors(),
+        }
         checkpoint.save(path / FOLDER, tensors, self._optimizer.counts())
         if self._kept:
             self._kept.save(path / "reference")
@@ -214,18 +266,22 @@ class FSDPRank(LearnerRank):
             self.export_hf(path / "hf" if isinstance(hf, EllipsisType) else hf)
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote under `path`, with any number of ranks. Raises CheckpointError on every rank when it is not there or
-        does not fit.
+        """Read what `save` wrote under `path`, with any number of ranks. Raises CheckpointError on
+        every rank when it is not there or does not fit.
 
         A run that had no reference leaves ours as it was built: --ref-load, or --hf-checkpoint.
         """
-        tensors = {**{f"model.{n}": t for n, t in self._state().items()}, **self._optimizer.tensors()}
+        tensors = {
+            **{f"model.{n}": t for n, t in self._state().items()},
+            **self._optimizer.tensors(),
+        }
         self._optimizer.load_counts(checkpoint.load(path / FOLDER, tensors))
         if self._kept and (path / "reference").is_dir():
             self._kept.load(path / "reference")
 
     def _state(self) -> dict[str, Any]:
-        """Parameters (sharded) and the buffers that checkpoints have, by the model's names; they share its memory."""
+        """Parameters (sharded) and the buffers that checkpoints have, by the model's names; they
+        share its memory."""
         return whole_state(self._model)
 
     def close(self) -> None:
@@ -239,7 +295,11 @@ def _device(settings: LearnerSettings) -> torch.device:
     asked, there = settings.model.device, torch.cuda.is_available()
     if asked == "cuda" and not there:
         raise ConfigError("--device cuda: this process sees no CUDA device")
-    return torch.device("cuda", torch.cuda.current_device()) if there and asked != "cpu" else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if there and asked != "cpu"
+        else torch.device("cpu")
+    )
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

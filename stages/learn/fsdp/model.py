@@ -1,4 +1,5 @@
-"""The Hugging Face model, sharded over all ranks with FSDP2: float32 master weights, computed with in --dtype, reduced in float32."""
+"""The Hugging Face model, sharded over all ranks with FSDP2: float32 master weights, computed with
+in --dtype, reduced in float32."""
 
 from __future__ import annotations
 
@@ -17,25 +18,34 @@ from pipeline.core.errors import CheckpointError
 from stages.learn.fsdp.attention import attention_of
 from stages.learn.fsdp.weights import Weights
 
-_PACKABLE = {"full_attention", "sliding_attention"}  # other layers would carry one sample's state into the next
+# other layers would carry one sample's state into the next
+_PACKABLE = {"full_attention", "sliding_attention"}
 
 
-def build_model(folder: Path, *, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool) -> tuple[Any, str]:
-    """(the model with this rank's shards of the folder's weights, the name of its attention). Raises CheckpointError.
+def build_model(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool
+) -> tuple[Any, str]:
+    """(the model with this rank's shards of the folder's weights, the name of its attention).
+    Raises CheckpointError.
 
-    Blocks are read and sharded one after another: beside the shards, one whole block is in memory at a time.
-    """
+    Blocks are read and sharded one after another: beside the shards, one whole block is in memory
+    at a time."""
     attention = attention_of(device)
     model = _empty(folder, attention)
     _no_dropout(model)
     model.train()
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
-            raise CheckpointError(f"{folder}: {type(model).__name__} has no gradient checkpointing: drop --gradient-checkpointing")
+            raise CheckpointError(
+                f"{folder}: {type(model).__name__} has no gradient checkpointing: drop"
+                " --gradient-checkpointing"
+            )
         model.gradient_checkpointing_enable({"use_reentrant": False})
     weights = Weights(folder, model)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(param_dtype=None if dtype is torch.float32 else dtype, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if dtype is torch.float32 else dtype, reduce_dtype=torch.float32
+    )
     names = {p: n for n, p in model.named_parameters()}
     for block in _blocks(model):
         _fill(block, names, weights, device)
@@ -60,18 +70,29 @@ def _empty(folder: Path, attention: str) -> Any:
         config = AutoConfig.from_pretrained(folder)
         sees = getattr(config, "vision_config", None) is not None
         maker: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        parts = {name: attention if name == "text_config" else "sdpa" for name in config.sub_configs} if sees else attention
+        parts = (
+            {name: attention if name == "text_config" else "sdpa" for name in config.sub_configs}
+            if sees
+            else attention
+        )
         with _parameters_on_meta():
             model = maker.from_config(config, dtype=torch.float32, attn_implementation=parts)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise CheckpointError(f"{folder}/config.json: transformers makes no model of it: {error}") from error
+        raise CheckpointError(
+            f"{folder}/config.json: transformers makes no model of it: {error}"
+        ) from error
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or _PACKABLE)
-    if not model._supports_attention_backend or getattr(model, "_is_stateful", False) or kinds - _PACKABLE:
+    if (
+        not model._supports_attention_backend
+        or getattr(model, "_is_stateful", False)
+        or kinds - _PACKABLE
+    ):
         what = ", ".join(sorted(kinds - _PACKABLE)) or "its own attention code"
         raise CheckpointError(
-            f"{folder}: {type(model).__name__} ({what}) cannot take packed samples; expected a causal model whose layers are "
-            f"{' or '.join(sorted(_PACKABLE))} and go through transformers' attention functions"
+            f"{folder}: {type(model).__name__} ({what}) cannot take packed samples; expected a"
+            f" causal model whose layers are {' or '.join(sorted(_PACKABLE))} and go through"
+            " transformers' attention functions"
         )
     return model
 
@@ -110,12 +131,16 @@ def _blocks(model: Any) -> list[nn.Module]:
     return [block for block in found if id(block) not in inside]
 
 
-def _fill(module: nn.Module, names: dict[nn.Parameter, str], weights: Weights, device: torch.device) -> None:
+def _fill(
+    module: nn.Module, names: dict[nn.Parameter, str], weights: Weights, device: torch.device
+) -> None:
     """Real parameters for those on meta; tied ones stay tied."""
     made: dict[nn.Parameter, nn.Parameter] = {}
     for part in module.modules():
         for key, p in list(part._parameters.items()):
             if p is not None and p.is_meta:
                 if p not in made:
-                    made[p] = nn.Parameter(weights[names[p]].to(device), requires_grad=p.requires_grad)
+                    made[p] = nn.Parameter(
+                        weights[names[p]].to(device), requires_grad=p.requires_grad
+                    )
                 part._parameters[key] = made[p]

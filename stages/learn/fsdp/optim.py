@@ -1,4 +1,7 @@
-"""AdamW over the shards, clipping by the norm over all of them, and the schedule. Flags and numbers are Megatron's."""
+"""AdamW over the shards, clipping by the norm over all of them, and the schedule.
+
+Flags and numbers are Megatron's.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,17 @@ from torch import Tensor, nn
 from stages.learn.schedule import Schedule, make_schedule
 from stages.learn.settings import LearnerSettings
 
-# Megatron's optimizer flags that mean something here, with its defaults (lr and clip_grad: slime's).
+# Megatron's optimizer flags that mean something here, with its defaults (lr and clip_grad:
+# slime's).
 DEFAULTS = {
-    "lr": 1e-6, "min_lr": 0.0, "weight_decay": 0.0, "clip_grad": 1.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_eps": 1e-8,
-}  # fmt: skip
+    "lr": 1e-6,
+    "min_lr": 0.0,
+    "weight_decay": 0.0,
+    "clip_grad": 1.0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_eps": 1e-8,
+}
 CLIP_EPSILON = 1e-6
 
 
@@ -29,9 +39,18 @@ class Optimizer:
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         decayed = [p for p, name in self.names.items() if p.ndim > 1 and not name.endswith(".bias")]
         rest = [p for p, name in self.names.items() if p.ndim <= 1 or name.endswith(".bias")]
-        groups = [{"params": decayed, "weight_decay": given["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": given["weight_decay"]},
+            {"params": rest, "weight_decay": 0.0},
+        ]
         betas = (given["adam_beta1"], given["adam_beta2"])
-        self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=given["lr"], betas=betas, eps=given["adam_eps"], fused=True)
+        self.adam = torch.optim.AdamW(
+            [g for g in groups if g["params"]],
+            lr=given["lr"],
+            betas=betas,
+            eps=given["adam_eps"],
+            fused=True,
+        )
         self.schedule: Schedule = make_schedule(
             settings.optim,
             lr=given["lr"],
@@ -51,11 +70,14 @@ class Optimizer:
 
     @torch.no_grad()
     def grad_norm(self) -> float:
-        """L2 norm over all parameters and ranks, the same on every rank; a parameter without a gradient counts 0."""
+        """L2 norm over all parameters and ranks, the same on every rank; a parameter without a
+        gradient counts 0."""
         local = self._local_grads()
         norms = torch._foreach_norm(local) if local else []
         device = next(iter(self.names)).device
-        total = torch.stack(norms).float().square().sum() if norms else torch.zeros((), device=device)
+        total = (
+            torch.stack(norms).float().square().sum() if norms else torch.zeros((), device=device)
+        )
         dist.all_reduce(total)
         return math.sqrt(float(total)) if float(total) >= 0 else float(total)  # NaN stays NaN
 
@@ -95,7 +117,10 @@ class Optimizer:
 
     def counts(self) -> dict[str, Any]:
         """JSON-able. Call `tensors` first."""
-        return {"num_steps": self.num_steps, "adam_steps": {n: int(self.adam.state[p]["step"]) for p, n in self.names.items()}}
+        return {
+            "num_steps": self.num_steps,
+            "adam_steps": {n: int(self.adam.state[p]["step"]) for p, n in self.names.items()},
+        }
 
     def load_counts(self, counts: Mapping[str, Any]) -> None:
         """Call `tensors` first. Shape and rates of the schedule stay today's flags'."""

@@ -36,15 +36,24 @@ class MicroBatch(Trained):
 
 
 def pack(
-    samples: Sequence[TrainSample], device: torch.device, positions_of: Callable[[TrainSample], np.ndarray] | None = None
+    samples: Sequence[TrainSample],
+    device: torch.device,
+    positions_of: Callable[[TrainSample], np.ndarray] | None = None,
 ) -> MicroBatch:
-    """`positions_of` a sample's inputs, [3, T - 1], where the model sees. Raises LearnerError as trained_fields does."""
+    """`positions_of` a sample's inputs, [3, T - 1], where the model sees.
+
+    Raises LearnerError as trained_fields does.
+    """
     order = sorted(samples, key=lambda s: -s.num_tokens)
     fields = trained_fields(order, device)
     lengths = [s.num_tokens - 1 for s in order]
     starts = np.cumsum([0, *lengths])
-    # The token behind place p of a sample is p + 1: the first of a response is predicted at the prompt's last place.
-    rows = [a + s.num_tokens - s.response_length - 1 + np.flatnonzero(s.loss_mask) for s, a in zip(order, starts, strict=False)]
+    # The token behind place p of a sample is p + 1: the first of a response is predicted at the
+    # prompt's last place.
+    rows = [
+        a + s.num_tokens - s.response_length - 1 + np.flatnonzero(s.loss_mask)
+        for s, a in zip(order, starts, strict=False)
+    ]
 
     def flat(parts: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(device=device, dtype=torch.int64)
@@ -63,7 +72,9 @@ def pack(
     )
 
 
-def _positions(order: Sequence[TrainSample], positions_of: Callable[[TrainSample], np.ndarray] | None) -> Tensor:
+def _positions(
+    order: Sequence[TrainSample], positions_of: Callable[[TrainSample], np.ndarray] | None
+) -> Tensor:
     if positions_of is None:
         return torch.from_numpy(np.concatenate([np.arange(s.num_tokens - 1) for s in order]))[None]
     return torch.from_numpy(np.concatenate([positions_of(s) for s in order], axis=1))[:, None]
@@ -74,6 +85,14 @@ def _media(order: Sequence[TrainSample], device: torch.device) -> dict[str, Tens
     seen = [s for s in order if s.multimodal]
     names = [set(s.multimodal or ()) for s in seen]
     if any(n != names[0] for n in names):
-        raise LearnerError(f"samples of one micro-batch have different multimodal_train_inputs: {', '.join(sorted(map(str, names)))}")
-    parts = {name: [np.asarray((s.multimodal or {})[name]) for s in seen] for name in (sorted(names[0]) if names else ())}
-    return {name: torch.from_numpy(np.concatenate(arrays)).to(device) for name, arrays in parts.items()}
+        raise LearnerError(
+            "samples of one micro-batch have different multimodal_train_inputs:"
+            f" {', '.join(sorted(map(str, names)))}"
+        )
+    parts = {
+        name: [np.asarray((s.multimodal or {})[name]) for s in seen]
+        for name in (sorted(names[0]) if names else ())
+    }
+    return {
+        name: torch.from_numpy(np.concatenate(arrays)).to(device) for name, arrays in parts.items()
+    }

@@ -1,4 +1,5 @@
-"""The frozen reference model: a second set of this rank's shards on the host, lent to the model for forward passes."""
+"""The frozen reference model: a second set of this rank's shards on the host, lent to the model for
+forward passes."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from stages.learn.rank import KeepsReference
 
 
 class Reference(KeepsReference):
-    """Begins as a copy of the policy, or with the weights of `folder`. Raises CheckpointError for one of another shape."""
+    """Begins as a copy of the policy, or with the weights of `folder`.
+
+    Raises CheckpointError for one of another shape.
+    """
 
     def __init__(self, model: Any, folder: str | None) -> None:
         self._model = model
@@ -37,7 +41,8 @@ class Reference(KeepsReference):
 
     @contextlib.contextmanager
     def in_place(self, *, write: bool = False) -> Iterator[None]:
-        """The model has the reference's weights inside; `write`: what is put there stays in the reference."""
+        """The model has the reference's weights inside; `write`: what is put there stays in the
+        reference."""
         local = self._local()
         policy = [t.clone() for t in local]
         try:
@@ -56,7 +61,9 @@ class Reference(KeepsReference):
         weights = Weights(folder, self._model)
         with self.in_place(write=True):
             for name, p in self._parameters.items():
-                whole = distribute_tensor(weights[name].to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+                whole = distribute_tensor(
+                    weights[name].to(p.device), p.device_mesh, p.placements, src_data_rank=None
+                )
                 p.detach().to_local().copy_(whole.to_local())
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""The learner on Megatron-core. Importing this package imports neither torch nor Megatron; `load` does."""
+"""The learner on Megatron-core.
+
+Importing this package imports neither torch nor Megatron; `load` does.
+"""
 
 from __future__ import annotations
 

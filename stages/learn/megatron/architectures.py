@@ -1,8 +1,8 @@
 """Model families: what a Hugging Face config.json means in Megatron's fields. No torch here.
 
-`shape_of` gives what the checkpoint decides (a flag may repeat it, not change it), `HABITS` what is only a default. Sources: the
-modelling code of transformers for each `model_type`, and Megatron-core 0.16.1's TransformerConfig and MLATransformerConfig.
-"""
+`shape_of` gives what the checkpoint decides (a flag may repeat it, not change it), `HABITS` what is
+only a default. Sources: the modelling code of transformers for each `model_type`, and Megatron-core
+0.16.1's TransformerConfig and MLATransformerConfig."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.core.errors import CheckpointError
 
-# Routing in RL: no auxiliary loss and a frozen expert bias (the reward shapes the model, balance was learnt before), scores in float32
-# as the engine has them.
+# Routing in RL: no auxiliary loss and a frozen expert bias (the reward shapes the model, balance
+# was learnt before), scores in float32 as the engine has them.
 HABITS: dict[str, Any] = {
     "moe_aux_loss_coeff": 0.0,
     "moe_router_bias_update_rate": 0.0,
@@ -57,9 +57,15 @@ def _qwen3(hf: Any) -> dict[str, Any]:
 
 def _qwen3_moe(hf: Any) -> dict[str, Any]:
     dense = set(hf.mlp_only_layers or ())
-    sparse = [int(i not in dense and (i + 1) % hf.decoder_sparse_step == 0) for i in range(hf.num_hidden_layers)]
+    sparse = [
+        int(i not in dense and (i + 1) % hf.decoder_sparse_step == 0)
+        for i in range(hf.num_hidden_layers)
+    ]
     # Softmax over the chosen is softmax over all, made to add up to one.
-    score = {"moe_router_score_function": "softmax", "moe_router_pre_softmax": not hf.norm_topk_prob}
+    score = {
+        "moe_router_score_function": "softmax",
+        "moe_router_pre_softmax": not hf.norm_topk_prob,
+    }
     return {**_qwen3(hf), **_experts(hf, hf.num_experts, sparse), **score}
 
 
@@ -93,13 +99,17 @@ def _deepseek_v3(hf: Any) -> dict[str, Any]:
     if yarn:  # transformers' defaults, where config.json is silent
         fields["mscale"] = rope.get("mscale", 1.0)
         fields["mscale_all_dim"] = rope.get("mscale_all_dim", 0.0)
-        fields["beta_fast"], fields["beta_slow"] = rope.get("beta_fast", 32), rope.get("beta_slow", 1)
+        fields["beta_fast"], fields["beta_slow"] = (
+            rope.get("beta_fast", 32),
+            rope.get("beta_slow", 1),
+        )
         fields["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
     return fields
 
 
 def _balanced_by_bias(hf: Any) -> dict[str, Any]:
-    """DeepSeek-V3's experts: sigmoid scores, a bias that only chooses, groups of experts, shared experts, dense layers first."""
+    """DeepSeek-V3's experts: sigmoid scores, a bias that only chooses, groups of experts, shared
+    experts, dense layers first."""
     dense = min(hf.first_k_dense_replace, hf.num_hidden_layers)
     fields = {
         **_experts(hf, hf.n_routed_experts, [0] * dense + [1] * (hf.num_hidden_layers - dense)),
@@ -132,16 +142,21 @@ _SHAPES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "deepseek_v3": _deepseek_v3,
 }
 MODEL_TYPES = tuple(_SHAPES)
-SAME_AS = {"kimi_k2": "deepseek_v3"}  # model types that transformers does not know, and the one whose modelling code theirs is
+# model types that transformers does not know, and the one whose modelling code theirs is
+SAME_AS = {"kimi_k2": "deepseek_v3"}
 
 
 def shape_of(hf: Any) -> dict[str, Any]:
-    """TransformerConfig's fields that the checkpoint decides, by name; values as a command line would give them.
+    """TransformerConfig's fields that the checkpoint decides, by name; values as a command line
+    would give them.
 
-    Raises CheckpointError for a family or a variant that Megatron-core or this project cannot express.
-    """
+    Raises CheckpointError for a family or a variant that Megatron-core or this project cannot
+    express."""
     if hf.model_type not in _SHAPES:
-        raise CheckpointError(f"model_type {hf.model_type!r} is not supported; expected one of {', '.join(MODEL_TYPES)}")
+        raise CheckpointError(
+            f"model_type {hf.model_type!r} is not supported; expected one of"
+            f" {', '.join(MODEL_TYPES)}"
+        )
     for wrong, what in _unsupported(hf):
         if wrong:
             raise CheckpointError(f"a {hf.model_type} with {what} is not supported")
@@ -154,12 +169,22 @@ def _unsupported(hf: Any) -> list[tuple[bool, str]]:
     return [
         (kind == "llama" and (hf.attention_bias or hf.mlp_bias), "attention_bias or mlp_bias"),
         (kind == "deepseek_v3" and hf.attention_bias, "attention_bias"),
-        (kind == "deepseek_v3" and not getattr(hf, "rope_interleave", True), "rope_interleave false"),
+        (
+            kind == "deepseek_v3" and not getattr(hf, "rope_interleave", True),
+            "rope_interleave false",
+        ),
         (bias_balanced and not hf.norm_topk_prob, "norm_topk_prob false"),
-        # Megatron ranks a group by the sum of its best topk / group_topk scores, transformers by the best two.
-        (bias_balanced and groups > 1 and hf.num_experts_per_tok != 2 * chosen, f"num_experts_per_tok other than {2 * chosen}"),
+        # Megatron ranks a group by the sum of its best topk / group_topk scores, transformers by
+        # the best two.
+        (
+            bias_balanced and groups > 1 and hf.num_experts_per_tok != 2 * chosen,
+            f"num_experts_per_tok other than {2 * chosen}",
+        ),
         (bool(getattr(hf, "use_sliding_window", False)), "use_sliding_window"),
-        (getattr(hf, "hidden_act", "silu") != "silu", f"hidden_act {getattr(hf, 'hidden_act', None)!r}"),
+        (
+            getattr(hf, "hidden_act", "silu") != "silu",
+            f"hidden_act {getattr(hf, 'hidden_act', None)!r}",
+        ),
     ]
 
 
@@ -188,10 +213,19 @@ def rope_of(hf: Any) -> dict[str, Any]:
     if kind == "linear":
         return {**out, "seq_len_interpolation_factor": rope["factor"]}
     if kind == "llama3":
-        fixed = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+        fixed = {
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
         if wrong := {k: rope.get(k) for k, v in fixed.items() if rope.get(k) != v}:
-            raise CheckpointError(f"rope_type llama3 with {wrong}: Megatron-core has these fixed at {fixed}")
+            raise CheckpointError(
+                f"rope_type llama3 with {wrong}: Megatron-core has these fixed at {fixed}"
+            )
         return {**out, "rope_scaling": True, "rope_scaling_factor": rope["factor"]}
     if kind != "default":
-        raise CheckpointError(f"rope_type {kind!r} is not supported for {hf.model_type}: expected default, linear or llama3")
+        raise CheckpointError(
+            f"rope_type {kind!r} is not supported for {hf.model_type}: expected default, linear or"
+            " llama3"
+        )
     return out

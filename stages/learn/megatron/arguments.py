@@ -1,8 +1,8 @@
 """Megatron's flags: every field of its configuration dataclasses that a command line can set.
 
-Names, types and help come from the installed source by `ast`, so that neither torch nor Megatron is imported to parse a
-command line. `build_configs` (which does import them) makes the real dataclasses.
-"""
+Names, types and help come from the installed source by `ast`, so that neither torch nor Megatron is
+imported to parse a command line. `build_configs` (which does import them) makes the real
+dataclasses."""
 
 from __future__ import annotations
 
@@ -27,10 +27,19 @@ OWNERS: dict[str, tuple[tuple[str, str], ...]] = {
         ("transformer/transformer_config.py", "MLATransformerConfig"),
     ),
     "OptimizerConfig": (("optimizer/optimizer_config.py", "OptimizerConfig"),),
-    "DistributedDataParallelConfig": (("distributed/distributed_data_parallel_config.py", "DistributedDataParallelConfig"),),
+    "DistributedDataParallelConfig": (
+        ("distributed/distributed_data_parallel_config.py", "DistributedDataParallelConfig"),
+    ),
 }
 MODEL = "Model"  # owner of the words that only restate the checkpoint
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+DTYPES = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+}
 ACTIVATIONS = ("silu", "gelu", "relu")
 ENUMS = {"AttnBackend": ("flash", "fused", "unfused", "local", "auto"), "CudaGraphScope": ()}
 _SCALARS = {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false"}
@@ -56,26 +65,43 @@ def _source(relative: str) -> ast.Module:
         path = Path(root) / "core" / relative
         if path.is_file():
             return ast.parse(path.read_text(encoding="utf-8"))
-    raise ConfigError(f"megatron-core is not installed (no megatron/core/{relative}): run `make setup`, or drop Megatron's flags")
+    raise ConfigError(
+        f"megatron-core is not installed (no megatron/core/{relative}): run `make setup`, or drop"
+        " Megatron's flags"
+    )
 
 
 def _fields(relative: str, class_name: str) -> dict[str, tuple[ast.expr, str | None, str]]:
     """name -> (annotation, default's source, docstring below the field)."""
-    body = next((n.body for n in _source(relative).body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
+    body = next(
+        (
+            n.body
+            for n in _source(relative).body
+            if isinstance(n, ast.ClassDef) and n.name == class_name
+        ),
+        None,
+    )
     if body is None:
-        raise ConfigError(f"megatron-core has no {class_name} in {relative}: version 0.16.1 is expected")
+        raise ConfigError(
+            f"megatron-core has no {class_name} in {relative}: version 0.16.1 is expected"
+        )
     out = {}
     for node, after in zip(body, [*body[1:], None], strict=True):
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
             continue
-        doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+        doc = (
+            after.value.value
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            else ""
+        )
         default = ast.unparse(node.value) if node.value is not None else None
         out[node.target.id] = (node.annotation, default, inspect.cleandoc(str(doc)))
     return out
 
 
 def _describe(node: ast.expr) -> str | None:
-    """The annotation in words; None where no command line could give such a value (functions, process groups)."""
+    """The annotation in words; None where no command line could give such a value (functions,
+    process groups)."""
     if isinstance(node, ast.Constant) and node.value is None:
         return None
     text = ast.unparse(node)
@@ -95,41 +121,76 @@ def _describe(node: ast.expr) -> str | None:
             return " or ".join(dict.fromkeys(words)) or None
         if head.lower() in ("list", "tuple"):
             return "a list, e.g. [1,2]"
-    return "a list, e.g. [1,2]" if text in ("list", "tuple") else "a JSON object" if text == "dict" else None
+    return (
+        "a list, e.g. [1,2]"
+        if text in ("list", "tuple")
+        else "a JSON object"
+        if text == "dict"
+        else None
+    )
 
 
 @functools.cache
 def megatron_flags() -> dict[str, Flag]:
-    """Every settable field by name, in Megatron's order. A name that several classes have lists them all as owners."""
+    """Every settable field by name, in Megatron's order.
+
+    A name that several classes have lists them all as owners.
+    """
     flags: dict[str, Flag] = {}
     for owner, classes in OWNERS.items():
         merged: dict[str, tuple[ast.expr, str | None, str]] = {}
         for relative, class_name in classes:
             merged.update(_fields(relative, class_name))
         for name, (annotation, default, doc) in merged.items():
-            words = "one of " + ", ".join(ACTIVATIONS) if name == "activation_func" else _describe(annotation)
+            words = (
+                "one of " + ", ".join(ACTIVATIONS)
+                if name == "activation_func"
+                else _describe(annotation)
+            )
             if words is None or name.startswith("_"):
                 continue
             if name in flags:
                 old = flags[name]
-                flags[name] = Flag(**{**{f: getattr(old, f) for f in Flag.__slots__}, "owners": (*old.owners, owner)})
+                flags[name] = Flag(
+                    **{
+                        **{f: getattr(old, f) for f in Flag.__slots__},
+                        "owners": (*old.owners, owner),
+                    }
+                )
                 continue
             source = ast.unparse(annotation)
             is_bool = source in ("bool", "Optional[bool]")
-            flags[name] = Flag(name=name, type=words, annotation=source, owners=(owner,), help=doc, default=default, is_bool=is_bool)
+            flags[name] = Flag(
+                name=name,
+                type=words,
+                annotation=source,
+                owners=(owner,),
+                help=doc,
+                default=default,
+                is_bool=is_bool,
+            )
     for name, (source, doc) in MODEL_FLAGS.items():
         words = _describe(ast.parse(source, mode="eval").body) or ""
-        flag = Flag(name=name, type=words, annotation=source, owners=(MODEL,), help=doc, default=None, is_bool=source == "bool")
+        flag = Flag(
+            name=name,
+            type=words,
+            annotation=source,
+            owners=(MODEL,),
+            help=doc,
+            default=None,
+            is_bool=source == "bool",
+        )
         assert name not in flags, name
         flags[name] = flag
     return flags
 
 
 def convert(name: str, text: Any) -> Any:
-    """The value of flag `name` from the command line's text: bool, int, float, str, list or dict (dtypes and enums stay names).
+    """The value of flag `name` from the command line's text: bool, int, float, str, list or dict
+    (dtypes and enums stay names).
 
-    Values that are not text (from YAML, say) are checked the same way. Raises ConfigError with flag, value and what was expected.
-    """
+    Values that are not text (from YAML, say) are checked the same way. Raises ConfigError with
+    flag, value and what was expected."""
     flags = megatron_flags()
     if name not in flags:
         raise ConfigError(f"--{name.replace('_', '-')} is not a Megatron flag")
@@ -137,7 +198,8 @@ def convert(name: str, text: Any) -> Any:
     node: ast.expr = ast.parse(flag.annotation, mode="eval").body
     if name == "activation_func":
         node = ast.parse(f"Literal{list(ACTIVATIONS)}", mode="eval").body
-    if name == "q_lora_rank":  # annotated as int; Megatron's attention takes None for a query without low rank
+    # annotated as int; Megatron's attention takes None for a query without low rank
+    if name == "q_lora_rank":
         node = ast.parse("Optional[int]", mode="eval").body
     if name == "moe_layer_freq" and isinstance(text, str):
         text = layer_pattern(text) or text
@@ -181,7 +243,11 @@ def _parse_scalar(kind: str, given: Any) -> tuple[bool, Any]:
     if kind == "str":
         return isinstance(given, str), given
     try:
-        return (False, None) if isinstance(given, bool) else (True, int(word) if kind == "int" else float(word))
+        return (
+            (False, None)
+            if isinstance(given, bool)
+            else (True, int(word) if kind == "int" else float(word))
+        )
     except ValueError:
         return False, None
 
@@ -189,9 +255,18 @@ def _parse_scalar(kind: str, given: Any) -> tuple[bool, Any]:
 def _parse_union(head: str, items: list[ast.expr], given: Any) -> tuple[bool, Any]:
     if head == "Optional" and (given is None or str(given).lower() in ("none", "null")):
         return True, None
-    # Text fits everything, so a plain string is the last alternative tried; but a single word is no list of one where it may be text.
-    if isinstance(given, str) and any(ast.unparse(i) == "str" for i in items) and given.replace("_", "").isalnum():
-        items = [i for i in items if ast.unparse(i).split("[")[0].split(".")[-1].lower() not in ("list", "tuple")]
+    # Text fits everything, so a plain string is the last alternative tried; but a single word is no
+    # list of one where it may be text.
+    if (
+        isinstance(given, str)
+        and any(ast.unparse(i) == "str" for i in items)
+        and given.replace("_", "").isalnum()
+    ):
+        items = [
+            i
+            for i in items
+            if ast.unparse(i).split("[")[0].split(".")[-1].lower() not in ("list", "tuple")
+        ]
     for item in sorted(items, key=lambda i: ast.unparse(i) == "str"):
         ok, value = _parse(item, given)
         if ok:
@@ -226,12 +301,14 @@ def _parse_dict(given: Any) -> tuple[bool, Any]:
 
 
 def model_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything in `values` that speaks of the model: TransformerConfig's fields, and the words that restate the checkpoint."""
+    """Everything in `values` that speaks of the model: TransformerConfig's fields, and the words
+    that restate the checkpoint."""
     return {**owned_by("TransformerConfig", values), **owned_by(MODEL, values)}
 
 
 def owned_by(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `values` that `owner` (a key of OWNERS, or MODEL) takes, converted and resolved to torch and enum objects.
+    """Those of `values` that `owner` (a key of OWNERS, or MODEL) takes, converted and resolved to
+    torch and enum objects.
 
     Imports torch and Megatron. Raises ConfigError for a name that is no Megatron flag.
     """
@@ -259,7 +336,8 @@ def _resolve(name: str, annotation: str, value: Any) -> Any:
 
 
 def build_configs(values: Mapping[str, Any], **transformer: Any) -> tuple[Any, Any, Any]:
-    """(TransformerConfig, OptimizerConfig, DistributedDataParallelConfig) from flag values; `transformer` adds model fields."""
+    """(TransformerConfig, OptimizerConfig, DistributedDataParallelConfig) from flag values;
+    `transformer` adds model fields."""
     from megatron.core.distributed import DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig
     from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
@@ -268,7 +346,10 @@ def build_configs(values: Mapping[str, Any], **transformer: Any) -> tuple[Any, A
     cls = MLATransformerConfig if fields.get("multi_latent_attention") else TransformerConfig
     known = set(inspect.signature(cls).parameters)
     if unknown := sorted(set(fields) - known):
-        raise ConfigError(f"{', '.join('--' + n.replace('_', '-') for n in unknown)}: only with --multi-latent-attention")
+        raise ConfigError(
+            f"{', '.join('--' + n.replace('_', '-') for n in unknown)}: only with"
+            " --multi-latent-attention"
+        )
     return (
         cls(**fields),
         OptimizerConfig(**owned_by("OptimizerConfig", values)),

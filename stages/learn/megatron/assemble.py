@@ -1,4 +1,5 @@
-"""Putting a rank together from the settings: device, groups, model, gradient buffers, optimizer, schedule."""
+"""Putting a rank together from the settings: device, groups, model, gradient buffers, optimizer,
+schedule."""
 
 from __future__ import annotations
 
@@ -11,7 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
 from megatron.core.optimizer import OptimizerConfig, clip_grads, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -30,7 +35,8 @@ from stages.learn.megatron.virtual import resolve_virtual
 from stages.learn.schedule import warmup_and_decay
 from stages.learn.settings import LearnerSettings
 
-DEFAULTS = {"lr": 1e-6, "min_lr": 0.0, "weight_decay": 0.0, "clip_grad": 1.0}  # slime's lr and clipping; the rest is Megatron's
+# slime's lr and clipping; the rest is Megatron's
+DEFAULTS = {"lr": 1e-6, "min_lr": 0.0, "weight_decay": 0.0, "clip_grad": 1.0}
 
 
 @dataclass(kw_only=True)
@@ -77,7 +83,8 @@ class Built:
                 group["lr"] = lr
 
     def finish_param_gather(self) -> None:
-        """With --overlap-param-gather the weights are whole only after the next forward pass has begun: make them so now."""
+        """With --overlap-param-gather the weights are whole only after the next forward pass has
+        begun: make them so now."""
         for ddp in self.ddp:
             if ddp.ddp_config.overlap_param_gather:
                 ddp.start_param_sync(force_sync=True)
@@ -95,7 +102,8 @@ class Built:
         self.scheduler = self.make_scheduler()
 
     def complete_optimizer_state(self) -> None:
-        """Give torch's AdamW the zeros that it makes at its first step: a checkpoint can then be written and read before that."""
+        """Give torch's AdamW the zeros that it makes at its first step: a checkpoint can then be
+        written and read before that."""
         for optimizer in self.torch_optimizers:
             if isinstance(optimizer, torch.optim.AdamW):
                 for p in (p for group in optimizer.param_groups for p in group["params"]):
@@ -109,29 +117,44 @@ class Built:
         config = self.optimizer.config
         if config.clip_grad > 0:
             decoupled = config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
-            clip_grads.clip_grad_by_total_norm_fp32(self.optimizer_parameters(), config.clip_grad, norm, decoupled)
+            clip_grads.clip_grad_by_total_norm_fp32(
+                self.optimizer_parameters(), config.clip_grad, norm, decoupled
+            )
 
     def optimizer_parameters(self) -> list[torch.nn.Parameter]:
-        return [p for optimizer in self.torch_optimizers for group in optimizer.param_groups for p in group["params"]]
+        return [
+            p
+            for optimizer in self.torch_optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        ]
 
 
-def build(settings: LearnerSettings, *, rank: int, world_size: int, store: dist.Store | None) -> Built:
+def build(
+    settings: LearnerSettings, *, rank: int, world_size: int, store: dist.Store | None
+) -> Built:
     """Raises ConfigError and CheckpointError as MegatronRank says."""
     on_cpu = compat.install()
     if settings.model.device == "cuda" and on_cpu:
         raise ConfigError("--device cuda: this process sees no CUDA device")
     device = torch.device("cpu" if on_cpu or settings.model.device == "cpu" else "cuda")
     if device.type == "cpu" and not on_cpu:
-        raise ConfigError("--device cpu on a machine with CUDA: hide the devices instead (CUDA_VISIBLE_DEVICES=)")
+        raise ConfigError(
+            "--device cpu on a machine with CUDA: hide the devices instead (CUDA_VISIBLE_DEVICES=)"
+        )
     values = {name: convert(name, given) for name, given in settings.megatron.items()}
     if not settings.model.hf_checkpoint:
         raise ConfigError("--hf-checkpoint is not given: the folder of the model to train")
     hf_folder = Path(settings.model.hf_checkpoint)
-    values = resolve_virtual(values, settings.optim.num_layers_per_virtual_pipeline_stage, hf_folder)
+    values = resolve_virtual(
+        values, settings.optim.num_layers_per_virtual_pipeline_stage, hf_folder
+    )
     dtype = _dtype(settings.model.dtype, device)
     use_deterministic_kernels(bool(values.get("deterministic_mode")))
     seed_everything(settings.seed)
-    parallel.initialize(values, rank=rank, world_size=world_size, store=store, device=device, seed=settings.seed)
+    parallel.initialize(
+        values, rank=rank, world_size=world_size, store=store, device=device, seed=settings.seed
+    )
     bridge = make_bridge(hf_folder, dtype, model_fields(values))
     with compat.cuda_methods():
         models = bridge.build()
@@ -154,15 +177,20 @@ def build(settings: LearnerSettings, *, rank: int, world_size: int, store: dist.
         make_scheduler=make_scheduler,
         forward_backward=get_forward_backward_func(),
         thd=bridge.use_te,
-        token_multiple=bridge.config.tensor_model_parallel_size if bridge.config.sequence_parallel else 1,
+        token_multiple=bridge.config.tensor_model_parallel_size
+        if bridge.config.sequence_parallel
+        else 1,
         vocab_shard=bridge.padded_vocab_size // bridge.config.tensor_model_parallel_size,
         dp_rank=mpu.get_data_parallel_rank(),
         dp_size=mpu.get_data_parallel_world_size(),
     )
 
 
-def load_first_weights(bridge: Any, models: list[PolicyModel], hf_folder: Path, settings: LearnerSettings) -> None:
-    """What training begins with: --initial-megatron-checkpoint, or the Hugging Face folder. Raises CheckpointError."""
+def load_first_weights(
+    bridge: Any, models: list[PolicyModel], hf_folder: Path, settings: LearnerSettings
+) -> None:
+    """What training begins with: --initial-megatron-checkpoint, or the Hugging Face folder. Raises
+    CheckpointError."""
     initial = settings.model.initial_megatron_checkpoint
     if initial is None:
         load_hf_weights(bridge, models, hf_folder)
@@ -176,29 +204,44 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _wrap(config: Any, models: list[PolicyModel], given: Mapping[str, Any], device: torch.device) -> list[DistributedDataParallel]:
-    """Gradient buffers and reduction. Sums are in float32 whatever the weights are, unless a flag says otherwise."""
+def _wrap(
+    config: Any, models: list[PolicyModel], given: Mapping[str, Any], device: torch.device
+) -> list[DistributedDataParallel]:
+    """Gradient buffers and reduction.
+
+    Sums are in float32 whatever the weights are, unless a flag says otherwise.
+    """
     ddp_config = DistributedDataParallelConfig(**{"grad_reduce_in_fp32": True, **given})
     modules = [m.to(device) for m in models]
-    if config.num_moe_experts and config.expert_tensor_parallel_size != config.tensor_model_parallel_size:
+    if (
+        config.num_moe_experts
+        and config.expert_tensor_parallel_size != config.tensor_model_parallel_size
+    ):
         _mark_experts(modules)
     if config.bf16 or config.fp16:
         biases = [b for m in models for b in expert_biases(m)]
         modules = [Float16Module(config, m) for m in modules]
         for bias, kept in zip((b for m in models for b in expert_biases(m)), biases, strict=True):
-            bias.data = kept  # Megatron computes with it in float32 again, but only after it was rounded
-    return [DistributedDataParallel(config, ddp_config, m, disable_bucketing=i > 0) for i, m in enumerate(modules)]
+            # Megatron computes with it in float32 again, but only after it was rounded
+            bias.data = kept
+    return [
+        DistributedDataParallel(config, ddp_config, m, disable_bucketing=i > 0)
+        for i, m in enumerate(modules)
+    ]
 
 
 def _mark_experts(models: list[PolicyModel]) -> None:
-    """Experts that are cut otherwise than the other layers are reduced over ranks of their own. Megatron-core 0.16.1 marks them so
-    only with --expert-model-parallel-size > 1, and else adds up gradients of different shards."""
+    """Experts that are cut otherwise than the other layers are reduced over ranks of their own.
+    Megatron-core 0.16.1 marks them so only with --expert-model-parallel-size > 1, and else adds up
+    gradients of different shards."""
     for name, p in (x for model in models for x in model.named_parameters()):
         if ".mlp.experts." in name:
             p.allreduce = False
 
 
-def _make_optimizer(ddp: list[DistributedDataParallel], dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
+def _make_optimizer(
+    ddp: list[DistributedDataParallel], dtype: torch.dtype, given: Mapping[str, Any]
+) -> Any:
     base = {"optimizer": "adam", "bf16": dtype is torch.bfloat16, "params_dtype": dtype, **DEFAULTS}
     on_cpu = next(ddp[0].parameters()).device.type == "cpu"
     if on_cpu:  # an optimizer that is there already has nowhere to be offloaded to
@@ -212,7 +255,8 @@ def _make_optimizer(ddp: list[DistributedDataParallel], dtype: torch.dtype, give
 
 
 def _use_fused_adam(optimizer: torch.optim.Optimizer) -> None:
-    """torch's fused CPU AdamW goes over the memory once instead of about ten times; the update is the same."""
+    """torch's fused CPU AdamW goes over the memory once instead of about ten times; the update is
+    the same."""
     if isinstance(optimizer, torch.optim.AdamW):
         for group in optimizer.param_groups:
             group.update(fused=True, foreach=False)
@@ -224,13 +268,20 @@ def _connect(config: Any, ddp: list[DistributedDataParallel], optimizer: Any) ->
     config.no_sync_func = [d.no_sync for d in ddp] if len(ddp) > 1 else ddp[0].no_sync
     config.grad_scale_func = optimizer.scale_loss if config.fp16 else None
     if ddp[0].ddp_config.overlap_grad_reduce:
-        config.grad_sync_func = [d.start_grad_sync for d in ddp] if len(ddp) > 1 else ddp[0].start_grad_sync
+        config.grad_sync_func = (
+            [d.start_grad_sync for d in ddp] if len(ddp) > 1 else ddp[0].start_grad_sync
+        )
     if ddp[0].ddp_config.overlap_param_gather:
-        config.param_sync_func = [d.start_param_sync for d in ddp] if len(ddp) > 1 else ddp[0].start_param_sync
+        config.param_sync_func = (
+            [d.start_param_sync for d in ddp] if len(ddp) > 1 else ddp[0].start_param_sync
+        )
 
 
 def _make_scheduler(optimizer: Any, optim: OptimConfig, num_steps: int) -> OptimizerParamScheduler:
-    """Counted in optimizer steps. A resumed run keeps its place and takes shape and rates from today's flags."""
+    """Counted in optimizer steps.
+
+    A resumed run keeps its place and takes shape and rates from today's flags.
+    """
     warmup, decay = warmup_and_decay(optim, num_steps)
     config = optimizer.config
     constant = optim.weight_decay_incr_style == "constant"

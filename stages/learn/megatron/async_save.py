@@ -1,8 +1,9 @@
-"""Saving while training goes on: the state is copied, a thread writes the copies, the checkpoint becomes one when every rank has written.
+"""Saving while training goes on: the state is copied, a thread writes the copies, the checkpoint
+becomes one when every rank has written.
 
-Megatron plans who writes what and merges the results (both take all ranks, and so the training thread); its own asynchronous callers
-fork or start processes, which a rank with Ray's, gloo's and OpenMP's threads must not. Here a thread of the rank calls Megatron's writer.
-"""
+Megatron plans who writes what and merges the results (both take all ranks, and so the training
+thread); its own asynchronous callers fork or start processes, which a rank with Ray's, gloo's and
+OpenMP's threads must not. Here a thread of the rank calls Megatron's writer."""
 
 from __future__ import annotations
 
@@ -35,9 +36,13 @@ class Job:
 
 
 def torch_dist_job(state: dict[str, Any], path: Path) -> Job:
-    """Copies what this rank writes of Megatron's sharded `state`. Every rank calls it; `path` is an empty folder."""
+    """Copies what this rank writes of Megatron's sharded `state`.
+
+    Every rank calls it; `path` is an empty folder.
+    """
     if filesystem_async._results_queue is None:
-        filesystem_async._results_queue = queue.Queue()  # Megatron's default is one between processes
+        # Megatron's default is one between processes
+        filesystem_async._results_queue = queue.Queue()
     request = dist_checkpointing.save(state, str(path), async_sharded_save=True)
 
     def finish() -> None:
@@ -47,7 +52,10 @@ def torch_dist_job(state: dict[str, Any], path: Path) -> Job:
     if request.async_fn is None:  # other ranks write
         return Job(path=path, write=lambda: None, finish=finish)
     transforms, (_, buckets, results) = request.async_fn.args[0], request.async_fn_args
-    copies = [(file, key, (objects, [(item, _copy(t)) for item, t in tensors])) for file, key, (objects, tensors) in buckets]
+    copies = [
+        (file, key, (objects, [(item, _copy(t)) for item, t in tensors]))
+        for file, key, (objects, tensors) in buckets
+    ]
 
     def write() -> None:
         written = {}
@@ -68,7 +76,9 @@ def _write(transforms: Any, number: int, bucket: Any) -> Any:
     answer: queue.Queue[Any] = queue.Queue()
     counter: queue.Queue[int] = queue.Queue()
     counter.put(number)
-    filesystem_async.FileSystemWriterAsync.write_preloaded_data(transforms, number, bucket, answer, counter, True)
+    filesystem_async.FileSystemWriterAsync.write_preloaded_data(
+        transforms, number, bucket, answer, counter, True
+    )
     _, result = answer.get_nowait()
     if isinstance(result, Exception):
         raise result
@@ -76,7 +86,8 @@ def _write(transforms: Any, number: int, bucket: Any) -> Any:
 
 
 def hf_job(weights: Iterator[tuple[str, Tensor]], source: Path, path: Path, *, write: bool) -> Job:
-    """Copies whole weights on the rank with `write`, which takes as much host memory as the model has; every rank iterates them."""
+    """Copies whole weights on the rank with `write`, which takes as much host memory as the model
+    has; every rank iterates them."""
     copies = [(name, _copy(tensor)) for name, tensor in weights if write]
     copies.reverse()
 
@@ -84,7 +95,11 @@ def hf_job(weights: Iterator[tuple[str, Tensor]], source: Path, path: Path, *, w
         while copies:
             yield copies.pop()
 
-    return Job(path=path, write=(lambda: _hf(drained(), source, path)) if write else lambda: None, finish=lambda: None)
+    return Job(
+        path=path,
+        write=(lambda: _hf(drained(), source, path)) if write else lambda: None,
+        finish=lambda: None,
+    )
 
 
 def _hf(weights: Iterator[tuple[str, Tensor]], source: Path, path: Path) -> None:
@@ -118,7 +133,8 @@ class Saves:
         return self._thread is None or not self._thread.is_alive()
 
     def finish(self) -> None:
-        """Wait for the bytes and make checkpoints of them; every rank calls it. Nothing to do when nothing is under way.
+        """Wait for the bytes and make checkpoints of them; every rank calls it. Nothing to do when
+        nothing is under way.
 
         Raises CheckpointError on every rank when one could not write.
         """
@@ -126,14 +142,21 @@ class Saves:
             return
         self._thread.join()
         jobs, self._jobs, self._thread = self._jobs, (), None
-        said = f"rank {dist.get_rank()}: {type(self._error).__name__}: {self._error}" if self._error else ""
+        said = (
+            f"rank {dist.get_rank()}: {type(self._error).__name__}: {self._error}"
+            if self._error
+            else ""
+        )
         failed = [text for text in rendezvous.gather_over_world(said) if text]
         if failed:
             _empty(filesystem_async._results_queue)
             if dist.get_rank() == 0:
                 for job in jobs:
                     shutil.rmtree(job.path, ignore_errors=True)
-            raise CheckpointError(f"{jobs[0].path.parent}: the snapshot was not written: {'; '.join(failed)}. The one before is in force")
+            raise CheckpointError(
+                f"{jobs[0].path.parent}: the snapshot was not written: {'; '.join(failed)}. The one"
+                " before is in force"
+            )
         for job in jobs:
             job.finish()
         if dist.get_rank() == 0:

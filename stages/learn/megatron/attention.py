@@ -1,14 +1,16 @@
-"""Core attention and norm for Megatron's local layer spec: torch SDPA over packed sequences, no TransformerEngine needed.
+"""Core attention and norm for Megatron's local layer spec: torch SDPA over packed sequences, no
+TransformerEngine needed.
 
-Packed tokens are cut into blocks of sequences of similar length, and each block is one batched causal SDPA call. Padding on
-the right needs no mask under causal attention: a real token never sees a later one.
+Packed tokens are cut into blocks of sequences of similar length, and each block is one batched
+causal SDPA call. Padding on the right needs no mask under causal attention: a real token never sees
+a later one.
 
-Samples of a group begin with the same prompt. It is packed once, and the samples' tails attend to it and to themselves: the
-same numbers from fewer tokens (Liu et al. 2025, "Prefix Grouper: Efficient GRPO Training through Shared-Prefix Forward").
+Samples of a group begin with the same prompt. It is packed once, and the samples' tails attend to
+it and to themselves: the same numbers from fewer tokens (Liu et al. 2025, "Prefix Grouper:
+Efficient GRPO Training through Shared-Prefix Forward").
 
-Under context parallelism a rank holds two chunks of every sequence (context.py). A chunk is such a tail as well: it attends to all
-that comes before it, on whatever rank, and to itself.
-"""
+Under context parallelism a rank holds two chunks of every sequence (context.py). A chunk is such a
+tail as well: it attends to all that comes before it, on whatever rank, and to itself."""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
+from megatron.core.transformer.utils import (
+    ensure_metadata_has_dp_cp_group,
+    make_sharded_tensors_for_checkpoint,
+)
 from torch import Tensor
 
 from stages.learn.blocks import MAX_PADDING, Block, Collect, attend_block, batched
@@ -33,7 +38,8 @@ from stages.learn.blocks import MAX_PADDING, Block, Collect, attend_block, batch
 
 @dataclass(frozen=True, slots=True)
 class TailBlock:
-    """Packed tokens [start, end): `num` tails, padded to `length`, each after a prefix that lies elsewhere, padded to `prefix`."""
+    """Packed tokens [start, end): `num` tails, padded to `length`, each after a prefix that lies
+    elsewhere, padded to `prefix`."""
 
     start: int
     end: int
@@ -41,17 +47,21 @@ class TailBlock:
     length: int
     prefix: int
     index: Tensor | None  # as in Block
-    keys: Tensor  # [num * (prefix + length)]: where each key and value lies; anywhere, where there is none
+    # [num * (prefix + length)]: where each key and value lies; anywhere, where there is none
+    keys: Tensor
     mask: Tensor  # [num, 1, length, prefix + length]: True where a query may look
 
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Tokens of one sample side by side in the pack, and all they may look at: what comes before them, then themselves."""
+    """Tokens of one sample side by side in the pack, and all they may look at: what comes before
+    them, then themselves."""
 
     start: int
     length: int
-    keys: np.ndarray  # [prefix + length] int64: places in the pack, or in all ranks' packs end to end under context parallelism
+    # [prefix + length] int64: places in the pack, or in all ranks' packs end to end under context
+    # parallelism
+    keys: np.ndarray
 
     @property
     def prefix(self) -> int:
@@ -64,7 +74,8 @@ class Tail:
 
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """Megatron's packing record; `blocks`, then `tails`, are how the local attention walks over it (empty for TransformerEngine)."""
+    """Megatron's packing record; `blocks`, then `tails`, are how the local attention walks over it
+    (empty for TransformerEngine)."""
 
     blocks: tuple[Block, ...] = ()
     tails: tuple[TailBlock, ...] = ()
@@ -73,7 +84,8 @@ class PackedSequences(PackedSeqParams):
 
 
 def cut_tails(tails: Sequence[Tail], device: torch.device) -> tuple[TailBlock, ...]:
-    """Blocks over tails packed in this order, end to end; few when they are sorted by prefix and length."""
+    """Blocks over tails packed in this order, end to end; few when they are sorted by prefix and
+    length."""
     blocks, first = [], 0
     while first < len(tails):
         last, prefix, length, work = first, 0, 0, 0
@@ -95,18 +107,26 @@ def _tail_block(part: Sequence[Tail], device: torch.device) -> TailBlock:
     mask[..., prefix:] = torch.ones(length, length, dtype=torch.bool).tril()
     for i, t in enumerate(part):
         places = torch.from_numpy(t.keys)
-        keys[i, : t.prefix], keys[i, prefix : prefix + t.length] = places[: t.prefix], places[t.prefix :]
+        keys[i, : t.prefix], keys[i, prefix : prefix + t.length] = (
+            places[: t.prefix],
+            places[t.prefix :],
+        )
         mask[i, ..., : t.prefix] = True
     index = None
     if any(t.length != length for t in part):
-        index = torch.cat([torch.arange(t.length) + i * length for i, t in enumerate(part)]).to(device)
+        index = torch.cat([torch.arange(t.length) + i * length for i, t in enumerate(part)]).to(
+            device
+        )
     start = part[0].start
     end = part[-1].start + part[-1].length
-    return TailBlock(start, end, num, length, prefix, index, keys.view(-1).to(device), mask.to(device))
+    return TailBlock(
+        start, end, num, length, prefix, index, keys.view(-1).to(device), mask.to(device)
+    )
 
 
 class SdpaCoreAttention(MegatronModule):
-    """Causal attention of packed sequences: [t, 1, heads, dim] -> [t, 1, heads * dim] (this tensor-parallel rank's heads)."""
+    """Causal attention of packed sequences: [t, 1, heads, dim] -> [t, 1, heads * dim] (this
+    tensor-parallel rank's heads)."""
 
     cp_group: Any = None
 
@@ -137,26 +157,48 @@ class SdpaCoreAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSequences | None = None,
     ) -> Tensor:
-        """query: [t, 1, heads, dim]; key, value: [t, 1, kv_heads, dim]; returns [t, 1, heads * dim].
+        """query: [t, 1, heads, dim]; key, value: [t, 1, kv_heads, dim]; returns [t, 1, heads *
+        dim].
 
-        Under context parallelism keys and values of all ranks are gathered first; their gradients are summed back.
-        """
+        Under context parallelism keys and values of all ranks are gathered first; their gradients
+        are summed back."""
         if self.cp_group is not None:
             assert packed_seq_params is not None and not packed_seq_params.blocks
-            both = gather_from_sequence_parallel_region(torch.cat([key, value], -1), group=self.cp_group)
+            both = gather_from_sequence_parallel_region(
+                torch.cat([key, value], -1), group=self.cp_group
+            )
             key, value = both.split([key.shape[-1], value.shape[-1]], -1)
-        blocks = packed_seq_params.blocks if packed_seq_params else (Block(0, len(query), 1, len(query), None),)
+        blocks = (
+            packed_seq_params.blocks
+            if packed_seq_params
+            else (Block(0, len(query), 1, len(query), None),)
+        )
         q, k, v = query[:, 0], key[:, 0], value[:, 0]
-        parts = [attend_block(b, q[b.start : b.end], k[b.start : b.end], v[b.start : b.end], scale=self.scale).flatten(1) for b in blocks]
+        parts = [
+            attend_block(
+                b, q[b.start : b.end], k[b.start : b.end], v[b.start : b.end], scale=self.scale
+            ).flatten(1)
+            for b in blocks
+        ]
         if packed_seq_params:
-            parts += [self._attend_after_prefix(b, query[b.start : b.end], key, value) for b in packed_seq_params.tails]
+            parts += [
+                self._attend_after_prefix(b, query[b.start : b.end], key, value)
+                for b in packed_seq_params.tails
+            ]
             if packed_seq_params.pad:
-                parts.append(query.new_zeros(packed_seq_params.pad, query.shape[2] * value.shape[-1]))
+                parts.append(
+                    query.new_zeros(packed_seq_params.pad, query.shape[2] * value.shape[-1])
+                )
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(len(query), 1, -1)
 
-    def _attend_after_prefix(self, block: TailBlock, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend_after_prefix(
+        self, block: TailBlock, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
         q = batched(block, query)
-        k, v = (x[:, 0].index_select(0, block.keys).view(block.num, -1, *x.shape[-2:]).transpose(1, 2) for x in (key, value))
+        k, v = (
+            x[:, 0].index_select(0, block.keys).view(block.num, -1, *x.shape[-2:]).transpose(1, 2)
+            for x in (key, value)
+        )
         if q.shape[1] != k.shape[1]:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=block.mask, scale=self.scale)
@@ -165,15 +207,21 @@ class SdpaCoreAttention(MegatronModule):
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm with Megatron's constructor; under sequence parallelism its gradient is summed over the TP ranks."""
+    """torch's RMSNorm with Megatron's constructor; under sequence parallelism its gradient is
+    summed over the TP ranks."""
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel
 
-    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> Any:
-        """For checkpoints, where Megatron asks the module itself (a norm inside an MLP): whole on every tensor and data rank."""
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None
+    ) -> Any:
+        """For checkpoints, where Megatron asks the module itself (a norm inside an MLP): whole on
+        every tensor and data rank."""
         group = ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"]
         own = self.state_dict(prefix="", keep_vars=True)
         tensor_ranks = mpu.get_tensor_model_parallel_group()
-        return make_sharded_tensors_for_checkpoint(own, prefix, {}, sharded_offsets, tp_group=tensor_ranks, dp_cp_group=group)
+        return make_sharded_tensors_for_checkpoint(
+            own, prefix, {}, sharded_offsets, tp_group=tensor_ranks, dp_cp_group=group
+        )

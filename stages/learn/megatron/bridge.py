@@ -1,4 +1,5 @@
-"""Between a Hugging Face folder and Megatron's model: configuration, layers and names, by mbridge, for both layer specs."""
+"""Between a Hugging Face folder and Megatron's model: configuration, layers and names, by mbridge,
+for both layer specs."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from stages.learn.megatron.weights import gather_hf_weights, load_hf_weights
 __all__ = ["load_hf_weights", "make_bridge"]
 
 logger = logging.getLogger(__name__)
-# Kernels of apex and TransformerEngine, and torch.compile'd fusions, which the local spec goes without.
+# Kernels of apex and TransformerEngine, and torch.compile'd fusions, which the local spec goes
+# without.
 _LOCAL = {
     "apply_rope_fusion": False,
     "bias_activation_fusion": False,
@@ -52,7 +54,11 @@ class _Bridge(LLMBridge):
     def __init__(self, hf_config: Any, dtype: torch.dtype, fields: Mapping[str, Any]) -> None:
         self._fields = dict(fields)
         self.use_te = have_transformer_engine() and torch.cuda.is_available()
-        super().__init__(hf_config, dtype=dtype, make_vocab_size_divisible_by=mpu.get_tensor_model_parallel_world_size())
+        super().__init__(
+            hf_config,
+            dtype=dtype,
+            make_vocab_size_divisible_by=mpu.get_tensor_model_parallel_world_size(),
+        )
 
     def _build_config(self) -> Any:
         shape = shape_of(self.hf_config)
@@ -60,52 +66,90 @@ class _Bridge(LLMBridge):
         given = {**(HABITS if shape.get("num_moe_experts") else {}), **self._fields, **shape}
         if not self.use_te:
             if absent := sorted(name for name in _LOCAL if self._fields.get(name)):
-                logger.warning("without TransformerEngine there is no %s: off", ", ".join("--" + n.replace("_", "-") for n in absent))
+                logger.warning(
+                    "without TransformerEngine there is no %s: off",
+                    ", ".join("--" + n.replace("_", "-") for n in absent),
+                )
             given.update(_LOCAL)
         self.extra_args: dict[str, Any] = {
             "attention_dropout": 0.0,  # the engine samples without it
             # Megatron trains experts under tensor parallelism only so.
-            "sequence_parallel": "num_moe_experts" in shape and mpu.get_tensor_model_parallel_world_size() > 1,
+            "sequence_parallel": (
+                "num_moe_experts" in shape and mpu.get_tensor_model_parallel_world_size() > 1
+            ),
             "transformer_impl": "transformer_engine" if self.use_te else "local",
             "use_cpu_initialization": not torch.cuda.is_available(),
-            "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+            "gradient_accumulation_fusion": (
+                importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+            ),
             **given,
         }
         self._check_layout(shape)
-        if unknown := sorted(set(self._fields) - set(inspect.signature(self.TransformerConfigClass).parameters)):
+        if unknown := sorted(
+            set(self._fields) - set(inspect.signature(self.TransformerConfigClass).parameters)
+        ):
             flags = ", ".join("--" + name.replace("_", "-") for name in unknown)
-            raise ConfigError(f"{flags}: only for multi-latent attention, which {self.hf_config.model_type} has not; drop the flag")
+            raise ConfigError(
+                f"{flags}: only for multi-latent attention, which {self.hf_config.model_type} has"
+                " not; drop the flag"
+            )
         return self._build_base_config()
 
     def _check_layout(self, shape: Mapping[str, Any]) -> None:
-        if shape.get("num_moe_experts") and mpu.get_tensor_model_parallel_world_size() > 1 and not self.extra_args["sequence_parallel"]:
-            raise ConfigError("--sequence-parallel false: experts under --tensor-model-parallel-size > 1 need it; drop the flag")
-        if shape["multi_latent_attention"] and not self.use_te and mpu.get_context_parallel_world_size() > 1:
-            raise ConfigError("--context-parallel-size > 1: multi-latent attention needs TransformerEngine for it; drop the flag")
+        if (
+            shape.get("num_moe_experts")
+            and mpu.get_tensor_model_parallel_world_size() > 1
+            and not self.extra_args["sequence_parallel"]
+        ):
+            raise ConfigError(
+                "--sequence-parallel false: experts under --tensor-model-parallel-size > 1 need it;"
+                " drop the flag"
+            )
+        if (
+            shape["multi_latent_attention"]
+            and not self.use_te
+            and mpu.get_context_parallel_world_size() > 1
+        ):
+            raise ConfigError(
+                "--context-parallel-size > 1: multi-latent attention needs TransformerEngine for"
+                " it; drop the flag"
+            )
 
     def _get_gptmodel_args(self) -> dict[str, Any]:
         hf = self.hf_config
-        out = {"vocab_size": hf.vocab_size, "max_sequence_length": hf.max_position_embeddings, "position_embedding_type": "rope"}
+        out = {
+            "vocab_size": hf.vocab_size,
+            "max_sequence_length": hf.max_position_embeddings,
+            "position_embedding_type": "rope",
+        }
         return {**out, **rope_of(hf)}
 
     def _adjust_mapping_for_shared_weights(self) -> None:
-        """Tied output weights, on this object only: mbridge writes into the class, which other models share."""
+        """Tied output weights, on this object only: mbridge writes into the class, which other
+        models share."""
         if self.hf_config.tie_word_embeddings:
-            self._DIRECT_MAPPING = {**self._DIRECT_MAPPING, "output_layer.weight": "model.embed_tokens.weight"}
+            self._DIRECT_MAPPING = {
+                **self._DIRECT_MAPPING,
+                "output_layer.weight": "model.embed_tokens.weight",
+            }
 
     def names(self, model: torch.nn.Module) -> dict[str, str]:
         """A chunk's own name of each weight -> the name that all ranks agree on."""
         return agreed_names(model, self.config)
 
     def hf_names(self, agreed: str) -> list[str]:
-        """What the weight of this agreed name is called in a Hugging Face folder; several are fused in Megatron."""
+        """What the weight of this agreed name is called in a Hugging Face folder; several are fused
+        in Megatron."""
         try:
             return list(self._weight_name_mapping_mcore_to_hf(agreed))
         except NotImplementedError as error:
-            raise CheckpointError(f"{self.hf_config.model_type}: Megatron's {agreed} has no Hugging Face name") from error
+            raise CheckpointError(
+                f"{self.hf_config.model_type}: Megatron's {agreed} has no Hugging Face name"
+            ) from error
 
     def to_megatron(self, agreed: str, tensors: list[Tensor]) -> Tensor:
-        """Whole Hugging Face tensors, in the order of `hf_names`, as one whole tensor in Megatron's layout."""
+        """Whole Hugging Face tensors, in the order of `hf_names`, as one whole tensor in Megatron's
+        layout."""
         whole: Tensor = self._weight_to_mcore_format(agreed, tensors)
         return whole
 
@@ -114,7 +158,8 @@ class _Bridge(LLMBridge):
         return list(zip(*self._weight_to_hf_format(agreed, whole), strict=True))
 
     def build(self) -> list[PolicyModel]:
-        """This rank's model chunks (one, or one a virtual pipeline stage), weights not yet loaded."""
+        """This rank's model chunks (one, or one a virtual pipeline stage), weights not yet
+        loaded."""
         size = self.config.virtual_pipeline_model_parallel_size
         models = []
         for stage in range(size) if size else (None,):
@@ -129,7 +174,9 @@ class _Bridge(LLMBridge):
         self.padded_vocab_size = args["vocab_size"] = -(-self.vocab_size // multiple) * multiple
         model = PolicyModel(
             config=self.config,
-            transformer_layer_spec=layer_spec(self.config, self.hf_config.model_type, use_te=self.use_te, vp_stage=stage),
+            transformer_layer_spec=layer_spec(
+                self.config, self.hf_config.model_type, use_te=self.use_te, vp_stage=stage
+            ),
             pre_process=first,
             post_process=last,
             share_embeddings_and_output_weights=self.hf_config.tie_word_embeddings,
@@ -137,8 +184,12 @@ class _Bridge(LLMBridge):
             **args,
         )
         model.num_words = self.vocab_size
-        if last and self.config.sequence_parallel:  # PolicyModel gathers the sequence, and its backward sums over the ranks
-            model.output_layer.sequence_parallel, model.output_layer.disable_grad_reduce = False, True
+        # PolicyModel gathers the sequence, and its backward sums over the ranks
+        if last and self.config.sequence_parallel:
+            model.output_layer.sequence_parallel, model.output_layer.disable_grad_reduce = (
+                False,
+                True,
+            )
         return model
 
     def hf_weights(self, models: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
@@ -147,7 +198,10 @@ class _Bridge(LLMBridge):
 
 
 def read_hf_config(path: Path) -> Any:
-    """transformers' configuration of the folder `path`. Raises CheckpointError for a folder or family that cannot be used."""
+    """transformers' configuration of the folder `path`.
+
+    Raises CheckpointError for a folder or family that cannot be used.
+    """
     from transformers import AutoConfig
 
     if not (path / "config.json").is_file():
@@ -155,7 +209,11 @@ def read_hf_config(path: Path) -> Any:
     try:
         raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
         kind = SAME_AS.get(raw.get("model_type"))
-        hf = AutoConfig.for_model(**{**raw, "model_type": kind}) if kind else AutoConfig.from_pretrained(path)
+        hf = (
+            AutoConfig.for_model(**{**raw, "model_type": kind})
+            if kind
+            else AutoConfig.from_pretrained(path)
+        )
     except (ValueError, OSError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}/config.json: {error}") from error
     try:
@@ -167,11 +225,11 @@ def read_hf_config(path: Path) -> Any:
 
 
 def make_bridge(path: Path, dtype: torch.dtype, fields: Mapping[str, Any]) -> Any:
-    """The bridge for the Hugging Face folder `path`; `fields`: what the user gave, by flags.model_fields.
+    """The bridge for the Hugging Face folder `path`; `fields`: what the user gave, by
+    flags.model_fields.
 
-    Model-parallel state must be initialised. Raises CheckpointError for a folder or family that cannot be used, ConfigError for
-    flags that contradict its config.json.
-    """
+    Model-parallel state must be initialised. Raises CheckpointError for a folder or family that
+    cannot be used, ConfigError for flags that contradict its config.json."""
     hf = read_hf_config(path)
     open_fields = split_flags(hf, fields, str(path))
     family = family_class(hf.model_type)

@@ -1,4 +1,5 @@
-"""Checkpoints: torch_dist (all that training needs to go on) and Hugging Face folders (what others read)."""
+"""Checkpoints: torch_dist (all that training needs to go on) and Hugging Face folders (what others
+read)."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ def _keys(models: Sequence[Any]) -> list[str]:
 
 
 def _model_state(models: Sequence[Any]) -> dict[str, Any]:
-    return {k: m.sharded_state_dict(metadata=_model_meta()) for k, m in zip(_keys(models), models, strict=True)}
+    return {
+        k: m.sharded_state_dict(metadata=_model_meta())
+        for k, m in zip(_keys(models), models, strict=True)
+    }
 
 
 def _restore_models(models: Sequence[Any], state: dict[str, Any]) -> None:
@@ -40,24 +44,34 @@ def _restore_models(models: Sequence[Any], state: dict[str, Any]) -> None:
 
 
 def _state(built: Any, *, loading: bool) -> dict[str, Any]:
-    """Megatron's sharded description of everything to save, readable under another data-parallel layout."""
+    """Megatron's sharded description of everything to save, readable under another data-parallel
+    layout."""
     built.complete_optimizer_state()
     state = _model_state(built.models)
-    meta = {**_model_meta(), "chained_optim_avoid_prefix": True, "distrib_optim_sharding_type": "fully_reshardable"}
+    meta = {
+        **_model_meta(),
+        "chained_optim_avoid_prefix": True,
+        "distrib_optim_sharding_type": "fully_reshardable",
+    }
     # Without is_loading a fresh optimizer has no state to load into, and would silently stay fresh.
-    state["optimizer"] = built.optimizer.sharded_state_dict(state, is_loading=loading, metadata=meta)
+    state["optimizer"] = built.optimizer.sharded_state_dict(
+        state, is_loading=loading, metadata=meta
+    )
     state["scheduler"] = built.scheduler.state_dict()
     return state
 
 
-Write = Callable[[dict[str, Any], Path], Any]  # what becomes of a sharded state: write_now, or async_save.torch_dist_job
+# what becomes of a sharded state: write_now, or async_save.torch_dist_job
+Write = Callable[[dict[str, Any], Path], Any]
 
 
 def save(built: Any, path: Path, *, optimizer: bool = True, write: Write | None = None) -> Any:
-    """Write weights and, with `optimizer`, optimizer and schedule under `path`; every rank calls it. An older checkpoint there is
-    replaced."""
+    """Write weights and, with `optimizer`, optimizer and schedule under `path`; every rank calls
+    it. An older checkpoint there is replaced."""
     with compat.cuda_methods():
-        return _write(_state(built, loading=False) if optimizer else _model_state(built.models), path, write)
+        return _write(
+            _state(built, loading=False) if optimizer else _model_state(built.models), path, write
+        )
 
 
 def save_models(models: Sequence[Any], path: Path, *, write: Write | None = None) -> Any:
@@ -83,34 +97,50 @@ def write_now(state: dict[str, Any], path: Path) -> None:
 
 
 def load(built: Any, path: Path, *, optimizer: bool = True) -> None:
-    """Read what `save` wrote; without `optimizer` weights alone. Raises CheckpointError when `path` is no such checkpoint, or one of
-    another model."""
+    """Read what `save` wrote; without `optimizer` weights alone. Raises CheckpointError when `path`
+    is no such checkpoint, or one of another model."""
     if not optimizer:
         load_models(built.models, path)
         built.optimizer.reload_model_params()
         return
     with _explained(path, "this model and optimizer"), compat.cuda_methods():
         if "scheduler" not in torch_dist.read_common(path):
-            raise CheckpointError(f"{path} holds no optimizer (--no-save-optim): --no-load-optim goes on with a fresh one")
+            raise CheckpointError(
+                f"{path} holds no optimizer (--no-save-optim): --no-load-optim goes on with a"
+                " fresh one"
+            )
         _check_optimizer(built, path)
         _restore(built, dist_checkpointing.load(_state(built, loading=True), str(path)))
 
 
 def _check_optimizer(built: Any, path: Path) -> None:
-    """Megatron's distributed optimizer keeps its float32 weights with its state; the others do not, or elsewhere."""
+    """Megatron's distributed optimizer keeps its float32 weights with its state; the others do not,
+    or elsewhere."""
     with torch_dist.Reader(path) as held:
         saved = any(".state.param." in key for key in held.tensors)
     if saved != built.ddp[0].ddp_config.use_distributed_optimizer:
-        said = [f"{'with' if flag else 'without'} --use-distributed-optimizer" for flag in (saved, not saved)]
-        raise CheckpointError(f"{path} was saved {said[0]}, this run is {said[1]}: use the same, or a fresh optimizer with --no-load-optim")
+        said = [
+            f"{'with' if flag else 'without'} --use-distributed-optimizer"
+            for flag in (saved, not saved)
+        ]
+        raise CheckpointError(
+            f"{path} was saved {said[0]}, this run is {said[1]}: use the same, or a fresh optimizer"
+            " with --no-load-optim"
+        )
 
 
 def load_models(models: Sequence[Any], path: Path) -> None:
-    """The weights of any torch_dist checkpoint of this model, whatever layout and layer spec it was saved with. Raises CheckpointError
-    that lists what is missing or of another shape; nothing is loaded then."""
+    """The weights of any torch_dist checkpoint of this model, whatever layout and layer spec it was
+    saved with. Raises CheckpointError that lists what is missing or of another shape; nothing is
+    loaded then."""
     with _explained(path, "this model"), compat.cuda_methods(), torch_dist.Reader(path) as held:
         entries = [sharded.fitted_all(model, held) for model in models]
-        found = sharded.compare([e for part in entries for e in part.values()], held, num_words=models[0].num_words, whole=False)
+        found = sharded.compare(
+            [e for part in entries for e in part.values()],
+            held,
+            num_words=models[0].num_words,
+            whole=False,
+        )
         if every := [text for text in rendezvous.gather_over_world(str(found)) if text]:
             raise CheckpointError(f"{path} does not fit this model: {every[0]}")
         loaded = dist_checkpointing.load(dict(zip(_keys(models), entries, strict=True)), str(path))
@@ -122,31 +152,47 @@ def load_models(models: Sequence[Any], path: Path) -> None:
 @contextlib.contextmanager
 def _explained(path: Path, target: str) -> Iterator[None]:
     if not (path / "metadata.json").is_file():
-        raise CheckpointError(f"{path}: no torch_dist checkpoint (metadata.json is missing); expected what --save wrote")
+        raise CheckpointError(
+            f"{path}: no torch_dist checkpoint (metadata.json is missing); expected what --save"
+            " wrote"
+        )
     try:
-        torch_dist.read_metadata(path)  # refuses a pickle that names what it should not, before Megatron reads it
+        # refuses a pickle that names what it should not, before Megatron reads it
+        torch_dist.read_metadata(path)
         yield
-    except (CheckpointException, CheckpointingException, KeyError, ValueError, RuntimeError, OSError) as error:
+    except (
+        CheckpointException,
+        CheckpointingException,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        OSError,
+    ) as error:
         raise CheckpointError(f"{path}: cannot be loaded into {target}: {error}") from error
 
 
 def _restore(built: Any, state: dict[str, Any]) -> None:
     _restore_models(built.models, state)
     optimizer = state["optimizer"]
-    for part in [optimizer] if "state" in optimizer else optimizer.values():  # one, or a chain of them
+    # one, or a chain of them
+    for part in [optimizer] if "state" in optimizer else optimizer.values():
         entries = part.get("state", {}) if isinstance(part, dict) else {}
         if any(isinstance(e, dict) and "exp_avg" in e for e in entries.values()):
-            entries.setdefault("common_step", torch.zeros(()))  # Megatron leaves out a step count of zero
+            # Megatron leaves out a step count of zero
+            entries.setdefault("common_step", torch.zeros(()))
     built.optimizer.load_state_dict(optimizer)
     built.scheduler.num_steps = 0  # Megatron adds the saved steps to those taken
     built.scheduler.load_state_dict(state["scheduler"])
 
 
-def export_hf(weights: Iterator[tuple[str, Tensor]], source: Path, path: Path, *, write: bool) -> None:
-    """Write a Hugging Face folder: `weights` as safetensors, everything but weights copied from the folder `source`.
+def export_hf(
+    weights: Iterator[tuple[str, Tensor]], source: Path, path: Path, *, write: bool
+) -> None:
+    """Write a Hugging Face folder: `weights` as safetensors, everything but weights copied from the
+    folder `source`.
 
-    All ranks iterate `weights` to the end; only the one with `write` touches the disk. The folder appears whole or not at all.
-    """
+    All ranks iterate `weights` to the end; only the one with `write` touches the disk. The folder
+    appears whole or not at all."""
     if write:
         write_hf_folder(weights, source, path)
     else:

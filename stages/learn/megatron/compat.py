@@ -1,9 +1,9 @@
 """Megatron-core 0.16.1 on a machine without CUDA.
 
-Megatron writes `device="cuda"` and `torch.cuda.current_device()` in places that a CPU run passes too. `install()` gives those
-Megatron modules (and mbridge's helpers), and nobody else, a view of torch in which "cuda" means the CPU; torch itself stays
-as it is. Seven more spots need a word of their own, each explained below. With a CUDA device `install()` does nothing.
-"""
+Megatron writes `device="cuda"` and `torch.cuda.current_device()` in places that a CPU run passes
+too. `install()` gives those Megatron modules (and mbridge's helpers), and nobody else, a view of
+torch in which "cuda" means the CPU; torch itself stays as it is. Seven more spots need a word of
+their own, each explained below. With a CUDA device `install()` does nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from typing import Any
 from pipeline.core.errors import LearnerError
 
 SUPPORTED = "0.16.1"
-# Modules on the paths that we run (model, schedules, optimizer, checkpoints) that name the CUDA device.
+# Modules on the paths that we run (model, schedules, optimizer, checkpoints) that name the CUDA
+# device.
 _MODULES = (
     "megatron.core.dist_checkpointing.strategies.filesystem_async",
     "megatron.core.dist_checkpointing.strategies.state_dict_saver",
@@ -53,7 +54,10 @@ _installed = False
 
 
 class _View(ModuleType):
-    """A module seen with some names replaced. The names are copied, so looking one up costs what it costs in the original."""
+    """A module seen with some names replaced.
+
+    The names are copied, so looking one up costs what it costs in the original.
+    """
 
     def __init__(self, original: ModuleType, **replaced: Any) -> None:
         super().__init__(original.__name__, original.__doc__)
@@ -65,17 +69,19 @@ class _View(ModuleType):
 
 
 def prepare_environment() -> None:
-    """To be called before torch is imported in a process that will train; does nothing where CUDA devices are to be seen.
+    """To be called before torch is imported in a process that will train; does nothing where CUDA
+    devices are to be seen.
 
-    Megatron's fusions are torch.compile'd functions; compiling them for every new shape costs far more than they save on a CPU.
-    """
+    Megatron's fusions are torch.compile'd functions; compiling them for every new shape costs far
+    more than they save on a CPU."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if hidden or not Path("/dev/nvidiactl").exists():
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def install() -> bool:
-    """Make Megatron run on this machine. True when the CPU view is in place, False on a CUDA machine (nothing done).
+    """Make Megatron run on this machine. True when the CPU view is in place, False on a CUDA
+    machine (nothing done).
 
     Idempotent. Raises LearnerError for a Megatron version that this was not written for.
     """
@@ -88,7 +94,10 @@ def install() -> bool:
         return True
     megatron = importlib.import_module("megatron.core")
     if megatron.__version__ != SUPPORTED:
-        raise LearnerError(f"megatron-core {megatron.__version__} on a machine without CUDA: only {SUPPORTED} is known to work")
+        raise LearnerError(
+            f"megatron-core {megatron.__version__} on a machine without CUDA: only {SUPPORTED} is"
+            " known to work"
+        )
     view = _cpu_view(torch)
     for name in _MODULES:
         vars(importlib.import_module(name))["torch"] = view
@@ -104,11 +113,11 @@ def install() -> bool:
 
 @contextlib.contextmanager
 def cuda_methods() -> Iterator[None]:
-    """Within, where `install()` is in place: `tensor.cuda()` is the tensor, and `tensor.type()` answers as for a CUDA tensor.
+    """Within, where `install()` is in place: `tensor.cuda()` is the tensor, and `tensor.type()`
+    answers as for a CUDA tensor.
 
-    Megatron's optimizers sort parameters by that text, and move checkpoint shards that way. Not for the model's path: every
-    torch call within passes through Python.
-    """
+    Megatron's optimizers sort parameters by that text, and move checkpoint shards that way. Not for
+    the model's path: every torch call within passes through Python."""
     if not _installed:
         yield
         return
@@ -116,11 +125,17 @@ def cuda_methods() -> Iterator[None]:
     from torch.overrides import TorchFunctionMode
 
     class CpuAsCuda(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func is torch.Tensor.cuda:
                 return args[0]
             out = func(*args, **(kwargs or {}))
-            return out.replace("torch.", "torch.cuda.", 1) if func is torch.Tensor.type and len(args) == 1 and not kwargs else out
+            return (
+                out.replace("torch.", "torch.cuda.", 1)
+                if func is torch.Tensor.type and len(args) == 1 and not kwargs
+                else out
+            )
 
     with CpuAsCuda():
         yield
@@ -128,12 +143,13 @@ def cuda_methods() -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_groups() -> Iterator[None]:
-    """Within, where `install()` is in place: Megatron's process groups of the same ranks are one group.
+    """Within, where `install()` is in place: Megatron's process groups of the same ranks are one
+    group.
 
-    Megatron makes some twenty, most of them of the same ranks when there are few. To NCCL an idle group is nothing; gloo has three
-    threads for each, one of which wakes a hundred times a second, and a handshake over the store. Every rank asks for the same groups in
-    the same order, and the calls in a group stay in the order in which each rank makes them.
-    """
+    Megatron makes some twenty, most of them of the same ranks when there are few. To NCCL an idle
+    group is nothing; gloo has three threads for each, one of which wakes a hundred times a second,
+    and a handshake over the store. Every rank asks for the same groups in the same order, and the
+    calls in a group stay in the order in which each rank makes them."""
     if not _installed:
         yield
         return
@@ -160,44 +176,66 @@ def _cpu_view(torch: Any) -> _View:
         @functools.wraps(factory)
         def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> Any:
             del pin_memory  # page-locked memory exists for copies to a GPU
-            return factory(*args, device=cpu if str(device).startswith("cuda") else device, **kwargs)
+            return factory(
+                *args, device=cpu if str(device).startswith("cuda") else device, **kwargs
+            )
 
         return make
 
     def nothing(*_args: Any, **_kwargs: Any) -> None:
         return None
 
-    cuda = _View(torch.cuda, current_device=lambda: cpu, synchronize=nothing, empty_cache=nothing, manual_seed=torch.manual_seed)
-    cuda.__dict__["Stream"] = nothing  # the token dispatcher keeps one; _patch_experts says why it is never used
+    cuda = _View(
+        torch.cuda,
+        current_device=lambda: cpu,
+        synchronize=nothing,
+        empty_cache=nothing,
+        manual_seed=torch.manual_seed,
+    )
+    # the token dispatcher keeps one; _patch_experts says why it is never used
+    cuda.__dict__["Stream"] = nothing
     cuda.__dict__["get_rng_state"] = lambda device=None: torch.get_rng_state()
     return _View(torch, cuda=cuda, **{name: on_cpu(getattr(torch, name)) for name in _FACTORIES})
 
 
 def _patch_random(torch: Any) -> None:
-    """The generator whose state Megatron saves around recomputed layers and parallel regions is the CPU's."""
+    """The generator whose state Megatron saves around recomputed layers and parallel regions is the
+    CPU's."""
     random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
-    random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
-    random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
+    random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: (
+        torch.get_rng_state()
+    )
+    random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(
+        new_state
+    )
 
 
 def _patch_clipping(torch: Any) -> None:
-    """Megatron's clipping asserts CUDA gradients; without apex it is this one multiplication anyhow."""
+    """Megatron's clipping asserts CUDA gradients; without apex it is this one multiplication
+    anyhow."""
 
-    def clip(parameters: Any, max_norm: float, total_norm: float, use_decoupled_grad: bool = False) -> None:
+    def clip(
+        parameters: Any, max_norm: float, total_norm: float, use_decoupled_grad: bool = False
+    ) -> None:
         grads = [p.grad for p in parameters if p.grad is not None]
         if grads and (scale := max_norm / (total_norm + 1e-6)) < 1.0:
             torch._foreach_mul_(grads, scale)
 
     for name in ("clip_grads", "optimizer"):
-        vars(importlib.import_module(f"megatron.core.optimizer.{name}"))["clip_grad_by_total_norm_fp32"] = clip
+        vars(importlib.import_module(f"megatron.core.optimizer.{name}"))[
+            "clip_grad_by_total_norm_fp32"
+        ] = clip
 
 
 def _patch_distributed_optimizer(torch: Any) -> None:
-    """Loading the sharded Adam state was written for fused CUDA optimizers, which keep the step count in the parameter group.
+    """Loading the sharded Adam state was written for fused CUDA optimizers, which keep the step
+    count in the parameter group.
 
     torch's AdamW keeps a step tensor a parameter, and has no state at all before its first step.
     """
-    cls: Any = importlib.import_module("megatron.core.optimizer.distrib_optimizer").DistributedOptimizer
+    cls: Any = importlib.import_module(
+        "megatron.core.optimizer.distrib_optimizer"
+    ).DistributedOptimizer
     state_dict, load_state_dict = cls.state_dict, cls.load_state_dict
 
     def state_dict_of_all(self: Any) -> Any:
@@ -221,25 +259,35 @@ def _patch_distributed_optimizer(torch: Any) -> None:
             if name in own and name != "step":
                 own[name].copy_(value)
 
-    cls.state_dict, cls.load_state_dict, cls._set_main_param_and_optimizer_states = state_dict_of_all, load_own_steps, set_states
+    cls.state_dict, cls.load_state_dict, cls._set_main_param_and_optimizer_states = (
+        state_dict_of_all,
+        load_own_steps,
+        set_states,
+    )
 
 
 def _patch_checkpoint_writer() -> None:
-    """A synchronous save needs no multiprocessing manager (three seconds, and a child that outlives a killed parent)."""
-    writer: Any = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    """A synchronous save needs no multiprocessing manager (three seconds, and a child that outlives
+    a killed parent)."""
+    writer: Any = importlib.import_module(
+        "megatron.core.dist_checkpointing.strategies.filesystem_async"
+    )
     writer._results_queue = queue.Queue()
 
 
 def _patch_experts(torch: Any) -> None:
-    """Routers name a TransformerEngine function that is not there; dispatchers copy the expert counts to the host on a side stream.
+    """Routers name a TransformerEngine function that is not there; dispatchers copy the expert
+    counts to the host on a side stream.
 
-    The counts are on the host: what is left of the copy is that all_to_all wants its splits as numbers, not as tensors. And MLA's
-    module believes that TransformerEngine is there, then asks whether a layer is of a class that is not.
-    """
+    The counts are on the host: what is left of the copy is that all_to_all wants its splits as
+    numbers, not as tensors. And MLA's module believes that TransformerEngine is there, then asks
+    whether a layer is of a class that is not."""
     utils: Any = importlib.import_module("megatron.core.transformer.moe.moe_utils")
     if not hasattr(utils, "te_general_gemm"):
         utils.te_general_gemm = None
-    cls: Any = importlib.import_module("megatron.core.transformer.moe.token_dispatcher").MoEAlltoAllTokenDispatcher
+    cls: Any = importlib.import_module(
+        "megatron.core.transformer.moe.token_dispatcher"
+    ).MoEAlltoAllTokenDispatcher
 
     def splits_as_numbers(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
         if not self.drop_and_pad and point == self.cuda_dtoh_point:
@@ -250,29 +298,50 @@ def _patch_experts(torch: Any) -> None:
         return tokens_per_expert
 
     cls._maybe_dtoh_and_synchronize = splits_as_numbers
-    vars(importlib.import_module("megatron.core.transformer.multi_latent_attention"))["HAVE_TE"] = False
+    vars(importlib.import_module("megatron.core.transformer.multi_latent_attention"))["HAVE_TE"] = (
+        False
+    )
 
 
 def _patch_uneven_collectives(torch: Any) -> None:
-    """Experts split over tensor ranks exchange as many tokens as each has; gloo wants equal shapes, so they are padded."""
+    """Experts split over tensor ranks exchange as many tokens as each has; gloo wants equal shapes,
+    so they are padded."""
     mappings: Any = importlib.import_module("megatron.core.tensor_parallel.mappings")
-    gather, reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+    gather, reduce_scatter = (
+        mappings._gather_along_first_dim,
+        mappings._reduce_scatter_along_first_dim,
+    )
 
     def padded(x: Any, length: int) -> Any:
         return torch.cat([x, x.new_zeros(length - x.shape[0], *x.shape[1:])])
 
-    def gather_uneven(input_: Any, group: Any, output_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
+    def gather_uneven(
+        input_: Any, group: Any, output_split_sizes: Any = None, use_global_buffer: bool = False
+    ) -> Any:
         if output_split_sizes is None or group.size() == 1:
             return gather(input_, group, None, use_global_buffer)
         longest = max(output_split_sizes)
         parts = gather(padded(input_, longest), group).split(longest) if longest else ()
-        return torch.cat([p[:n] for p, n in zip(parts, output_split_sizes, strict=True)]) if parts else input_
+        return (
+            torch.cat([p[:n] for p, n in zip(parts, output_split_sizes, strict=True)])
+            if parts
+            else input_
+        )
 
-    def reduce_scatter_uneven(input_: Any, group: Any, input_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
+    def reduce_scatter_uneven(
+        input_: Any, group: Any, input_split_sizes: Any = None, use_global_buffer: bool = False
+    ) -> Any:
         if input_split_sizes is None or group.size() == 1:
             return reduce_scatter(input_, group, None, use_global_buffer)
         longest = max(input_split_sizes)
         parts = [padded(p, longest) for p in input_.split(input_split_sizes)]
-        return reduce_scatter(torch.cat(parts), group)[: input_split_sizes[group.rank()]] if longest else input_
+        return (
+            reduce_scatter(torch.cat(parts), group)[: input_split_sizes[group.rank()]]
+            if longest
+            else input_
+        )
 
-    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather_uneven, reduce_scatter_uneven
+    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = (
+        gather_uneven,
+        reduce_scatter_uneven,
+    )

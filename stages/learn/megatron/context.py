@@ -1,8 +1,10 @@
-"""Context parallelism: how the tokens of a pack lie on the ranks that share it, and what brings their results together again.
+"""Context parallelism: how the tokens of a pack lie on the ranks that share it, and what brings
+their results together again.
 
-Megatron's cut, which TransformerEngine's attention expects as well: every sequence, padded to a multiple of 2 c for c ranks, falls
-into 2 c chunks, and rank i holds chunks i and 2c - 1 - i. Under causal attention all ranks then have the same work.
-Source: Megatron-core's get_batch_on_this_cp_rank; striped in Brandon et al. 2023, arXiv:2311.09431, for the same reason.
+Megatron's cut, which TransformerEngine's attention expects as well: every sequence, padded to a
+multiple of 2 c for c ranks, falls into 2 c chunks, and rank i holds chunks i and 2c - 1 - i. Under
+causal attention all ranks then have the same work. Source: Megatron-core's
+get_batch_on_this_cp_rank; striped in Brandon et al. 2023, arXiv:2311.09431, for the same reason.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of one sequence that lie side by side on a rank: `length` from `offset` in the sequence, at `place` on the rank."""
+    """Tokens of one sequence that lie side by side on a rank: `length` from `offset` in the
+    sequence, at `place` on the rank."""
 
     sequence: int
     offset: int
@@ -56,16 +59,18 @@ class Layout:
 
     @property
     def gathered(self) -> np.ndarray:
-        """[t]: where each place of the pack is when all ranks' tokens lie one rank behind the other."""
+        """[t]: where each place of the pack is when all ranks' tokens lie one rank behind the
+        other."""
         return self.rank * self.held.shape[1] + self.local
 
 
 def lay_out(lengths: Sequence[int], pad: int, share: Share, *, by_sequence: bool) -> Layout:
-    """Sequences of `lengths`, end to end, then one of `pad` tokens (all multiples of share.unit), over the ranks.
+    """Sequences of `lengths`, end to end, then one of `pad` tokens (all multiples of share.unit),
+    over the ranks.
 
-    `by_sequence`: a sequence's two chunks lie side by side, as TransformerEngine has it; else all first chunks come before all
-    second ones, so that neighbours are of like length. What pads is the end of every rank's tokens, and in no chunk.
-    """
+    `by_sequence`: a sequence's two chunks lie side by side, as TransformerEngine has it; else all
+    first chunks come before all second ones, so that neighbours are of like length. What pads is
+    the end of every rank's tokens, and in no chunk."""
     if share.size == 1:
         every = np.arange(sum(lengths) + pad)
         starts = np.cumsum([0, *lengths])
@@ -96,14 +101,15 @@ def _chunks(lengths: Sequence[int], size: int, rank: int, by_sequence: bool) -> 
 
 
 class _Whole(torch.autograd.Function):
-    """[n, ...] values of this rank's trained tokens -> [N, ...] of all. Every rank goes on with the same numbers, and takes back the
-    gradient of its own: none is counted twice."""
+    """[n, ...] values of this rank's trained tokens -> [N, ...] of all. Every rank goes on with the
+    same numbers, and takes back the gradient of its own: none is counted twice."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, own: Tensor, size: int) -> Tensor:
         ctx.save_for_backward(own)
         out = values.new_zeros(size, *values.shape[1:]).index_copy_(0, own, values)
-        dist.all_reduce(out, group=mpu.get_context_parallel_group())  # each place has one summand that is not 0: exact
+        # each place has one summand that is not 0: exact
+        dist.all_reduce(out, group=mpu.get_context_parallel_group())
         return out
 
     @staticmethod
@@ -112,7 +118,8 @@ class _Whole(torch.autograd.Function):
 
 
 def whole(values: Tensor, own: Tensor | None, size: int) -> Tensor:
-    """Values [n, ...] of the trained tokens `own` [n] that this rank predicts -> [size, ...], the same on all ranks; differentiable.
+    """Values [n, ...] of the trained tokens `own` [n] that this rank predicts -> [size, ...], the
+    same on all ranks; differentiable.
 
     `own` None: they are all of them already.
     """

@@ -1,4 +1,5 @@
-"""Checkpoints from one format to another, weight by weight: one shard and one weight in memory, whatever layout they were saved with."""
+"""Checkpoints from one format to another, weight by weight: one shard and one weight in memory,
+whatever layout they were saved with."""
 
 from __future__ import annotations
 
@@ -47,18 +48,23 @@ def to_hf(
     max_shard_bytes: int | None = None,
     trust_pickle: bool = False,
 ) -> Converted:
-    """A Megatron checkpoint as the Hugging Face folder `output`, with configuration and tokenizer of `origin`.
+    """A Megatron checkpoint as the Hugging Face folder `output`, with configuration and tokenizer
+    of `origin`.
 
-    `dtype` None: as stored. Raises CheckpointError that lists what is missing, surplus or of another shape, before anything is
-    written; `output` appears whole or not at all.
-    """
+    `dtype` None: as stored. Raises CheckpointError that lists what is missing, surplus or of
+    another shape, before anything is written; `output` appears whole or not at all."""
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_source(weights, trust_pickle))
         whole = stack.enter_context(skeleton(origin, dtype or source.dtype()))
         if found := source.compare(whole):
-            raise CheckpointError(f"{weights.folder} does not fit the model of {origin}: {found}. Is --hf-checkpoint another model's?")
-        num_bytes = write_hf_folder(_as_hf(source, whole, dtype), origin, output, max_shard_bytes=max_shard_bytes)
+            raise CheckpointError(
+                f"{weights.folder} does not fit the model of {origin}: {found}. Is --hf-checkpoint"
+                " another model's?"
+            )
+        num_bytes = write_hf_folder(
+            _as_hf(source, whole, dtype), origin, output, max_shard_bytes=max_shard_bytes
+        )
         count = len(whole.hf_shapes())
     return Converted(num_weights=count, num_bytes=num_bytes, seconds=time.perf_counter() - began)
 
@@ -72,7 +78,9 @@ def _source(weights: Weights, trust_pickle: bool) -> Iterator[Source]:
         yield TorchDist(reader)
 
 
-def _as_hf(source: Source, whole: Skeleton, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+def _as_hf(
+    source: Source, whole: Skeleton, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
     for weight in whole.weights:
         for name, tensor in whole.bridge.to_hf(weight.agreed, source.read(weight)):
             yield name, tensor if dtype is None else tensor.to(dtype)
@@ -92,25 +100,33 @@ class TorchDist:
             default=None,
         )
         if key is None:
-            raise CheckpointError(f"{self._reader.folder}: holds no decoder.* weights; expected a GPT model's checkpoint")
+            raise CheckpointError(
+                f"{self._reader.folder}: holds no decoder.* weights; expected a GPT model's"
+                " checkpoint"
+            )
         return self._reader.dtype(key)
 
     def compare(self, skeleton: Skeleton) -> sharded.Mismatch:
         entries = sharded.fitted_all(skeleton.model, self._reader)
         self._entries = {weight.own: entries[weight.own] for weight in skeleton.weights}
-        return sharded.compare(self._entries.values(), self._reader, num_words=skeleton.bridge.vocab_size, whole=True)
+        return sharded.compare(
+            self._entries.values(), self._reader, num_words=skeleton.bridge.vocab_size, whole=True
+        )
 
     def read(self, weight: Weight) -> Tensor:
         entry = self._entries[weight.own]
-        parts = [self._reader.read(p.key, offset, size).view(p.local_shape) for p, offset, size in sharded.boxes(entry)]
+        parts = [
+            self._reader.read(p.key, offset, size).view(p.local_shape)
+            for p, offset, size in sharded.boxes(entry)
+        ]
         return sharded.merged(entry, parts)
 
 
 def to_torch_dist(folder: Path, output: Path, *, dtype: torch.dtype | None = None) -> Converted:
     """A Hugging Face folder as Megatron-LM's `output`/release (torch_dist, weights only).
 
-    `dtype` None: as stored. Raises CheckpointError as `to_hf` does; `output` appears whole or not at all.
-    """
+    `dtype` None: as stored. Raises CheckpointError as `to_hf` does; `output` appears whole or not
+    at all."""
     began = time.perf_counter()
     tensors = HfFolder(folder)
     part = output.with_name(output.name + ".part")
@@ -128,7 +144,9 @@ def to_torch_dist(folder: Path, output: Path, *, dtype: torch.dtype | None = Non
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    return Converted(num_weights=len(whole.weights), num_bytes=num_bytes, seconds=time.perf_counter() - began)
+    return Converted(
+        num_weights=len(whole.weights), num_bytes=num_bytes, seconds=time.perf_counter() - began
+    )
 
 
 def _write_torch_dist(whole: Skeleton, tensors: HfFolder, target: Path) -> int:
@@ -136,9 +154,15 @@ def _write_torch_dist(whole: Skeleton, tensors: HfFolder, target: Path) -> int:
     writer = torch_dist.Writer(target)
     try:
         for weight in whole.weights:
-            tensor = whole.bridge.to_megatron(weight.agreed, [tensors[name] for name, _ in weight.hf])
-            for piece, offset, size in sharded.boxes(sharded.with_data(entries[weight.own], tensor)):
-                writer.add(piece.key, piece.data.view(size), offset=offset, shape=piece.global_shape)
+            tensor = whole.bridge.to_megatron(
+                weight.agreed, [tensors[name] for name, _ in weight.hf]
+            )
+            for piece, offset, size in sharded.boxes(
+                sharded.with_data(entries[weight.own], tensor)
+            ):
+                writer.add(
+                    piece.key, piece.data.view(size), offset=offset, shape=piece.global_shape
+                )
         for key in sharded.empty_states(whole.model):
             writer.add_object(key, None)
         writer.finish({"checkpoint_version": 3.0, "iteration": 0})

@@ -1,8 +1,8 @@
-"""PPO's critic: the policy's architecture with one output, its own optimizer and schedule, on the policy's ranks.
+"""PPO's critic: the policy's architecture with one output, its own optimizer and schedule, on the
+policy's ranks.
 
-A rollout: values of every trained token under the critic at consumption -> GAE -> the policy's advantages and the critic's targets ->
-the critic's optimizer steps, cut as the policy's are.
-"""
+A rollout: values of every trained token under the critic at consumption -> GAE -> the policy's
+advantages and the critic's targets -> the critic's optimizer steps, cut as the policy's are."""
 
 from __future__ import annotations
 
@@ -51,18 +51,20 @@ class Judged(NamedTuple):
 
 
 class ValueHead(torch.nn.Module):
-    """In the place of the output layer: hidden states [N, 1, H] -> values [N, 1, 1], in float32. Starts at 0: returns are then advantages.
+    """In the place of the output layer: hidden states [N, 1, H] -> values [N, 1, 1], in float32.
+    Starts at 0: returns are then advantages.
 
-    The same on every tensor-parallel rank. Under sequence parallelism the gather before it adds up what comes back from all of
-    them, so each gives its share.
-    """
+    The same on every tensor-parallel rank. Under sequence parallelism the gather before it adds up
+    what comes back from all of them, so each gives its share."""
 
     def __init__(self, hidden_size: int, share: float) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1, hidden_size))
         self._share = share
 
-    def forward(self, hidden: Tensor, weight: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
+    def forward(
+        self, hidden: Tensor, weight: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None]:
         if self._share != 1.0:
             hidden = hidden * self._share + hidden.detach() * (1.0 - self._share)
         return torch.nn.functional.linear(hidden.float(), self.weight.float()), None
@@ -85,29 +87,51 @@ class Critic:
         """Does only the critic learn from this rollout?"""
         return rollout_id < self._config.num_critic_only_steps
 
-    def estimate(self, steps: Sequence[Sequence[PackedMicroBatch]]) -> tuple[list[list[PackedMicroBatch]], list[list[Targets | None]]]:
-        """The micro-batches with token rewards replaced by advantages, and what the critic is to learn from them."""
+    def estimate(
+        self, steps: Sequence[Sequence[PackedMicroBatch]]
+    ) -> tuple[list[list[PackedMicroBatch]], list[list[Targets | None]]]:
+        """The micro-batches with token rewards replaced by advantages, and what the critic is to
+        learn from them."""
         flat = [mb for step in steps for mb in step]
         values = [v for step in steps for v in self._values(step)]
         if not values:  # not the last pipeline stage: neither advantages nor targets are looked at
             return [list(step) for step in steps], [[None] * len(step) for step in steps]
         a = self._algorithm
-        found = [compute_gae(mb.advantages, v, mb.token_counts, gamma=a.gamma, lambd=a.lambd) for mb, v in zip(flat, values, strict=True)]
+        found = [
+            compute_gae(mb.advantages, v, mb.token_counts, gamma=a.gamma, lambd=a.lambd)
+            for mb, v in zip(flat, values, strict=True)
+        ]
         advantages = [g.advantages for g in found]
         if a.normalize_advantages:
             advantages = whiten_over_ranks(advantages, mpu.get_data_parallel_group())
-        filled = iter([dataclasses.replace(mb, advantages=x) for mb, x in zip(flat, advantages, strict=True)])
+        filled = iter(
+            [dataclasses.replace(mb, advantages=x) for mb, x in zip(flat, advantages, strict=True)]
+        )
         targets = iter([Targets(v, g.returns) for v, g in zip(values, found, strict=True)])
-        return [[next(filled) for _ in step] for step in steps], [[next(targets) for _ in step] for step in steps]
+        return [[next(filled) for _ in step] for step in steps], [
+            [next(targets) for _ in step] for step in steps
+        ]
 
     def train(
-        self, batch: TrainBatch, steps: Sequence[Sequence[PackedMicroBatch]], targets: Sequence[Sequence[Targets | None]]
+        self,
+        batch: TrainBatch,
+        steps: Sequence[Sequence[PackedMicroBatch]],
+        targets: Sequence[Sequence[Targets | None]],
     ) -> dict[str, float]:
-        """One value step for every policy step; metrics are means over them. Raises LearnerError as MegatronRank.step does."""
+        """One value step for every policy step; metrics are means over them.
+
+        Raises LearnerError as MegatronRank.step does.
+        """
         results = []
-        for number, (step, micro_batches, goals) in enumerate(zip(batch.steps, steps, targets, strict=True), 1):
+        for number, (step, micro_batches, goals) in enumerate(
+            zip(batch.steps, steps, targets, strict=True), 1
+        ):
             where = f"rollout {batch.rollout_id}, critic step {number} of {len(batch.steps)}"
-            results.append(self._step(step, [Judged(*pair) for pair in zip(micro_batches, goals, strict=True)], where))
+            results.append(
+                self._step(
+                    step, [Judged(*pair) for pair in zip(micro_batches, goals, strict=True)], where
+                )
+            )
         return {k: sum(r[k] for r in results) / len(results) for k in results[0]}
 
     def _values(self, micro_batches: Sequence[PackedMicroBatch]) -> list[Tensor]:
@@ -117,7 +141,9 @@ class Critic:
         with torch.no_grad():
             return self._passes.run([Judged(mb) for mb in micro_batches], keep, forward_only=True)
 
-    def _step(self, step: OptimizerStep, micro_batches: Sequence[Judged], where: str) -> dict[str, float]:
+    def _step(
+        self, step: OptimizerStep, micro_batches: Sequence[Judged], where: str
+    ) -> dict[str, float]:
         built, per_token = self.built, self._algorithm.calculate_per_token_loss
         denominator = float(step.num_loss_tokens if per_token else step.num_samples) or 1.0
         scale = len(micro_batches) * built.dp_size  # Megatron divides by both
@@ -125,7 +151,9 @@ class Critic:
         def loss_of(judged: Judged, out: Tensor) -> tuple[Tensor, Tensor]:
             assert judged.targets is not None
             values, clip = _values_of(out, judged.batch), self._config.value_clip
-            loss, sums = _objective(values, judged.batch, judged.targets, self._algorithm, clip, denominator)
+            loss, sums = _objective(
+                values, judged.batch, judged.targets, self._algorithm, clip, denominator
+            )
             return loss * scale, sums
 
         for model in built.ddp:
@@ -134,19 +162,27 @@ class Critic:
         with self._balance.restored_on_error():
             return self._apply(micro_batches, loss_of, where)
 
-    def _apply(self, micro_batches: Sequence[Judged], loss_of: Callable[..., Any], where: str) -> dict[str, float]:
+    def _apply(
+        self, micro_batches: Sequence[Judged], loss_of: Callable[..., Any], where: str
+    ) -> dict[str, float]:
         """Forward, backward, reduce, check, clip, update."""
         built = self.built
         found = self._passes.run(micro_batches, loss_of, forward_only=False)
         zeros = torch.zeros(len(_SUMS), device=built.device)
-        sums, _ = parallel.reduce_metrics(sum(found, start=zeros.clone()) if found else None, None, (zeros, zeros[:1].clone()))
+        sums, _ = parallel.reduce_metrics(
+            sum(found, start=zeros.clone()) if found else None, None, (zeros, zeros[:1].clone())
+        )
         overflow = built.optimizer.prepare_grads()
         norm = float(built.optimizer.get_grad_norm())
-        if rendezvous.any_rank(bool(overflow) or not (math.isfinite(norm) and math.isfinite(float(sums[0]))), built.device):
+        if rendezvous.any_rank(
+            bool(overflow) or not (math.isfinite(norm) and math.isfinite(float(sums[0]))),
+            built.device,
+        ):
             built.optimizer.zero_grad()
             raise LearnerError(
-                f"{where}: value loss {float(sums[0])}, gradient norm {norm}: not finite. The step was refused, the critic is as before "
-                "it. Look for non-finite rewards in the saved batch; a lower --critic-lr may help"
+                f"{where}: value loss {float(sums[0])}, gradient norm {norm}: not finite. The step"
+                " was refused, the critic is as before it. Look for non-finite rewards in the"
+                " saved batch; a lower --critic-lr may help"
             )
         built.clip_gradients(norm)
         built.optimizer.step_with_ready_grads()
@@ -154,7 +190,9 @@ class Critic:
         built.scheduler.step(increment=1)
         return {**_metrics(sums), "critic_grad_norm": norm, "critic_lr": lr}
 
-    def save(self, path: Path, *, optimizer: bool = True, write: checkpoint.Write | None = None) -> Any:
+    def save(
+        self, path: Path, *, optimizer: bool = True, write: checkpoint.Write | None = None
+    ) -> Any:
         """Write `path`/critic: weights, optimizer, schedule. Every rank calls it."""
         self.built.finish_param_gather()
         return checkpoint.save(self.built, path / FOLDER, optimizer=optimizer, write=write)
@@ -169,13 +207,18 @@ def _values_of(out: Tensor, mb: PackedMicroBatch) -> Tensor:
 
 
 def _build(settings: LearnerSettings, policy: building.Built) -> building.Built:
-    """Model, gradient buffers, optimizer and schedule; the backbone from --critic-load's folder, or the policy's."""
+    """Model, gradient buffers, optimizer and schedule; the backbone from --critic-load's folder, or
+    the policy's."""
     values = {name: convert(name, given) for name, given in settings.megatron.items()}
     dtype = building._dtype(settings.model.dtype, policy.device)
     load = settings.critic.critic_load
     if load is not None and not Path(load).is_dir():
         raise CheckpointError(f"--critic-load {load}: no such folder")
-    folder = Path(load) if load is not None and (Path(load) / "config.json").is_file() else policy.hf_folder
+    folder = (
+        Path(load)
+        if load is not None and (Path(load) / "config.json").is_file()
+        else policy.hf_folder
+    )
     bridge = make_bridge(folder, dtype, model_fields(values))
     with compat.cuda_methods():
         models = bridge.build()
@@ -183,41 +226,75 @@ def _build(settings: LearnerSettings, policy: building.Built) -> building.Built:
         building.load_first_weights(bridge, models, folder, settings)
     else:
         load_hf_weights(bridge, models, folder)
-    share = 1.0 / bridge.config.tensor_model_parallel_size if bridge.config.sequence_parallel else 1.0
+    share = (
+        1.0 / bridge.config.tensor_model_parallel_size if bridge.config.sequence_parallel else 1.0
+    )
     for model in models:
         model.share_embeddings_and_output_weights = False
         if model.post_process:
             model.output_layer = ValueHead(bridge.config.hidden_size, share).to(dtype)
-    ddp = building._wrap(bridge.config, models, owned_by("DistributedDataParallelConfig", values), policy.device)
+    ddp = building._wrap(
+        bridge.config, models, owned_by("DistributedDataParallelConfig", values), policy.device
+    )
     rate = {} if settings.critic.critic_lr is None else {"lr": settings.critic.critic_lr}
-    optimizer = building._make_optimizer(ddp, dtype, {**owned_by("OptimizerConfig", values), **rate})
+    optimizer = building._make_optimizer(
+        ddp, dtype, {**owned_by("OptimizerConfig", values), **rate}
+    )
     building._connect(bridge.config, ddp, optimizer)
     warmup = settings.critic.critic_lr_warmup_iters
-    optim = dataclasses.replace(settings.optim, lr_warmup_iters=warmup, lr_warmup_fraction=None, lr_warmup_init=0.0)
+    optim = dataclasses.replace(
+        settings.optim, lr_warmup_iters=warmup, lr_warmup_fraction=None, lr_warmup_init=0.0
+    )
 
     def make_scheduler() -> Any:
         return building._make_scheduler(optimizer, optim, settings.num_optimizer_steps)
 
-    changed = {"bridge": bridge, "hf_folder": folder, "models": models, "ddp": ddp, "optimizer": optimizer}
-    return dataclasses.replace(policy, **changed, scheduler=make_scheduler(), make_scheduler=make_scheduler)
+    changed = {
+        "bridge": bridge,
+        "hf_folder": folder,
+        "models": models,
+        "ddp": ddp,
+        "optimizer": optimizer,
+    }
+    return dataclasses.replace(
+        policy, **changed, scheduler=make_scheduler(), make_scheduler=make_scheduler
+    )
 
 
 def _objective(
-    values: Tensor, mb: PackedMicroBatch, goal: Targets, config: AlgorithmConfig, value_clip: float, denominator: float
+    values: Tensor,
+    mb: PackedMicroBatch,
+    goal: Targets,
+    config: AlgorithmConfig,
+    value_clip: float,
+    denominator: float,
 ) -> tuple[Tensor, Tensor]:
     """(loss share, _SUMS [k]) of one micro-batch, weighted as the policy loss is."""
     per_token = config.calculate_per_token_loss
-    weights = token_weights(mb.token_counts, per_token=per_token, sample_weights=mb.weights_of_samples(per_token=per_token))
+    weights = token_weights(
+        mb.token_counts,
+        per_token=per_token,
+        sample_weights=mb.weights_of_samples(per_token=per_token),
+    )
     found = compute_value_loss(values, goal.old_values, goal.returns, value_clip=value_clip)
     loss = (found.loss * weights).sum() / denominator
     with torch.no_grad():
         error = goal.returns - values
-        parts = (torch.ones_like(values), found.clipped.float(), values, goal.returns, goal.returns.square(), error, error.square())
+        parts = (
+            torch.ones_like(values),
+            found.clipped.float(),
+            values,
+            goal.returns,
+            goal.returns.square(),
+            error,
+            error.square(),
+        )
         return loss, torch.cat([loss.detach()[None], torch.stack(parts).sum(-1)])
 
 
 def _metrics(sums: Tensor) -> dict[str, float]:
-    """Means over trained tokens. explained_variance: 1 - Var(R - V) / Var(R), 0 where all returns are equal."""
+    """Means over trained tokens. explained_variance: 1 - Var(R - V) / Var(R), 0 where all returns
+    are equal."""
     total = dict(zip(_SUMS, sums.double().tolist(), strict=True))
     count = max(total["count"], 1.0)
     mean = {k: v / count for k, v in total.items()}

@@ -1,4 +1,5 @@
-"""One learner rank on Megatron: its model, gradient reduction, optimizer and schedule under the algorithm of `stages.learn.rank`."""
+"""One learner rank on Megatron: its model, gradient reduction, optimizer and schedule under the
+algorithm of `stages.learn.rank`."""
 
 from __future__ import annotations
 
@@ -36,10 +37,11 @@ from stages.learn.step_objective import Goal
 
 
 class MegatronRank(LearnerRank):
-    """One process's part of the learner. Initialises the process groups; only one may live in a process at a time.
+    """One process's part of the learner. Initialises the process groups; only one may live in a
+    process at a time.
 
-    Raises ConfigError for flags that contradict each other, CheckpointError for a model folder that cannot be used.
-    """
+    Raises ConfigError for flags that contradict each other, CheckpointError for a model folder that
+    cannot be used."""
 
     def __init__(
         self,
@@ -53,7 +55,11 @@ class MegatronRank(LearnerRank):
         self.settings, self.rank, self.world_size = settings, rank, world_size
         try:
             self._built: Built = build(settings, rank=rank, world_size=world_size, store=store)
-            self._critic = Critic(settings, self._built) if settings.algorithm.advantage_estimator == "ppo" else None
+            self._critic = (
+                Critic(settings, self._built)
+                if settings.algorithm.advantage_estimator == "ppo"
+                else None
+            )
             self.device = self._built.device
             self._balance = Balance(self._built.models, self._built.bridge.config)
             self._routing = self._make_routing()
@@ -63,7 +69,9 @@ class MegatronRank(LearnerRank):
             meter = StepMeter(self.device, cost, world_size, clock)
             self._kept = self._make_reference(goal)
             self._begin(goal, self._passes, self._kept, meter)
-            self._offload = Offload([self._built, *([self._critic.built] if self._critic is not None else [])])
+            self._offload = Offload(
+                [self._built, *([self._critic.built] if self._critic is not None else [])]
+            )
             self._saves = Saves()
         except BaseException:
             parallel.shutdown()
@@ -98,13 +106,21 @@ class MegatronRank(LearnerRank):
 
     def _pack(self, step: OptimizerStep) -> list[PackedMicroBatch]:
         packed = self._passes.pack(step.per_rank)
-        if self.settings.algorithm.use_rollout_routing_replay and any(mb.routed_experts is None for mb in packed):
-            raise LearnerError("the rollout has samples with no routed experts: --use-rollout-routing-replay needs them all")
+        if self.settings.algorithm.use_rollout_routing_replay and any(
+            mb.routed_experts is None for mb in packed
+        ):
+            raise LearnerError(
+                "the rollout has samples with no routed experts: --use-rollout-routing-replay needs"
+                " them all"
+            )
         return packed
 
-    def _run(self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False) -> list[Outcome]:
-        # Megatron divides the loss by the micro-batches and the gradients by the data-parallel size; ours are shares of a sum.
-        # (The context-parallel size is in both: the schedule multiplies by it.)
+    def _run(
+        self, micro_batches: Sequence[Prepared], objective: Objective, *, forward_only: bool = False
+    ) -> list[Outcome]:
+        # Megatron divides the loss by the micro-batches and the gradients by the data-parallel
+        # size; ours are shares of a sum. (The context-parallel size is in both: the schedule
+        # multiplies by it.)
         scale = len(micro_batches) * self._built.dp_size
 
         def loss_of(prepared: Prepared, logits: Tensor, non_loss_data: bool = False) -> Any:
@@ -120,14 +136,24 @@ class MegatronRank(LearnerRank):
     def _reports(self) -> bool:
         return parallel.reports()
 
-    def _reduce(self, sums: Tensor | None, maxima: Tensor | None, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _reduce(
+        self, sums: Tensor | None, maxima: Tensor | None, like: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         return parallel.reduce_metrics(sums, maxima, like)
 
     @property
     def _tokens_passed(self) -> tuple[int, int]:
         return self._passes.tokens_forward_only, self._passes.tokens_trained
 
-    def _policy_step(self, step: OptimizerStep, micro_batches: list[Prepared], where: str, *, first: bool, taken: bool) -> dict[str, float]:
+    def _policy_step(
+        self,
+        step: OptimizerStep,
+        micro_batches: list[Prepared],
+        where: str,
+        *,
+        first: bool,
+        taken: bool,
+    ) -> dict[str, float]:
         if self._routing:
             self._routing.reset_mismatch()
         return super()._policy_step(step, micro_batches, where, first=first, taken=taken)
@@ -169,22 +195,33 @@ class MegatronRank(LearnerRank):
 
     # ---- the critic
 
-    def _criticise(self, batch: TrainBatch, prepared: list[list[Prepared]]) -> tuple[list[list[Prepared]], dict[str, float], bool]:
+    def _criticise(
+        self, batch: TrainBatch, prepared: list[list[Prepared]]
+    ) -> tuple[list[list[Prepared]], dict[str, float], bool]:
         """With ppo: the critic makes advantages of the token rewards, and takes its own steps."""
         if self._critic is None:
             return prepared, {}, True
         rewarded = [[self._with_rewards(p) for p in step] for step in prepared]
         packed, targets = self._critic.estimate(rewarded)
         metrics = self._critic.train(batch, packed, targets)
-        filled = [[p._replace(batch=mb) for p, mb in zip(*pair, strict=True)] for pair in zip(prepared, packed, strict=True)]
+        filled = [
+            [p._replace(batch=mb) for p, mb in zip(*pair, strict=True)]
+            for pair in zip(prepared, packed, strict=True)
+        ]
         return filled, metrics, not self._critic.is_alone(batch.rollout_id)
 
     def _with_rewards(self, prepared: Prepared) -> PackedMicroBatch:
-        """Token rewards, less the KL to the reference with --kl-coef. Only the last pipeline stage looks at them, and has both."""
+        """Token rewards, less the KL to the reference with --kl-coef.
+
+        Only the last pipeline stage looks at them, and has both.
+        """
         mb: PackedMicroBatch = prepared.batch
         if prepared.old is None or prepared.ref is None:
             return mb
-        return dataclasses.replace(mb, advantages=penalised_rewards(mb, prepared.old, prepared.ref, self.settings.algorithm))
+        return dataclasses.replace(
+            mb,
+            advantages=penalised_rewards(mb, prepared.old, prepared.ref, self.settings.algorithm),
+        )
 
     # ---- weights and checkpoints
 
@@ -197,7 +234,8 @@ class MegatronRank(LearnerRank):
         return self._built.dp_size
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, whole tensor) of all weights; every rank iterates to the end, every rank gets them.
+        """(Hugging Face name, whole tensor) of all weights; every rank iterates to the end, every
+        rank gets them.
 
         Tensors may share memory with the model: copy what must outlive the next step.
         """
@@ -215,7 +253,8 @@ class MegatronRank(LearnerRank):
     # ---- the device
 
     def offload(self) -> None:
-        """Leave the device: weights, gradients and optimizer state (and the critic's) go to the host. Pushes and saves still work."""
+        """Leave the device: weights, gradients and optimizer state (and the critic's) go to the
+        host. Pushes and saves still work."""
         self._offload.out()
 
     def onload(self) -> None:
@@ -225,33 +264,44 @@ class MegatronRank(LearnerRank):
     # ---- checkpoints
 
     def export_hf(self, path: Path) -> None:
-        """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files. Every rank calls it."""
+        """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files.
+
+        Every rank calls it.
+        """
         with self._offload.weights_present():
             if not self._offload.is_out:
                 self._built.finish_param_gather()
-            checkpoint.export_hf(self._built.bridge.hf_weights(self._built.models), self._built.hf_folder, path, write=self.rank == 0)
+            checkpoint.export_hf(
+                self._built.bridge.hf_weights(self._built.models),
+                self._built.hf_folder,
+                path,
+                write=self.rank == 0,
+            )
         dist.barrier()
 
     def save(self, path: Path, hf: Path | EllipsisType | None = ...) -> None:
-        """Write `path`/torch_dist (weights, optimizer, schedule), `path`/reference and `path`/critic. Every rank calls it.
+        """Write `path`/torch_dist (weights, optimizer, schedule), `path`/reference and
+        `path`/critic. Every rank calls it.
 
-        Also the Hugging Face folder `hf` (default `path`/hf). Returns when all of it is on the disk. --no-save-optim leaves optimizer
-        and schedule out.
-        """
+        Also the Hugging Face folder `hf` (default `path`/hf). Returns when all of it is on the
+        disk. --no-save-optim leaves optimizer and schedule out."""
         with self._offload.present():
             self._save(path, None)
             if hf is not None:
                 self.export_hf(path / "hf" if isinstance(hf, EllipsisType) else hf)
 
     def begin_save(self, path: Path, hf: Path | None) -> None:
-        """Copy all that `save` writes, and the weights for the Hugging Face folder `hf`; a thread writes. Every rank calls it.
+        """Copy all that `save` writes, and the weights for the Hugging Face folder `hf`; a thread
+        writes. Every rank calls it.
 
         What was begun before must have been finished.
         """
         with self._offload.present():
             jobs = self._save(path, torch_dist_job)
             if hf is not None:
-                jobs.append(hf_job(self.hf_weights(), self._built.hf_folder, hf, write=self.rank == 0))
+                jobs.append(
+                    hf_job(self.hf_weights(), self._built.hf_folder, hf, write=self.rank == 0)
+                )
         self._saves.begin(jobs)
 
     def save_written(self) -> bool:
@@ -259,7 +309,10 @@ class MegatronRank(LearnerRank):
         return self._saves.written()
 
     def finish_save(self) -> None:
-        """Wait for the thread and make it a checkpoint, on the disk. Every rank calls it. Raises CheckpointError on all when one failed."""
+        """Wait for the thread and make it a checkpoint, on the disk.
+
+        Every rank calls it. Raises CheckpointError on all when one failed.
+        """
         self._saves.finish()
 
     def _save(self, path: Path, write: checkpoint.Write | None) -> list[Any]:
@@ -273,7 +326,8 @@ class MegatronRank(LearnerRank):
         return jobs
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote under `path`. Raises CheckpointError on every rank when it is not there or does not fit.
+        """Read what `save` wrote under `path`. Raises CheckpointError on every rank when it is not
+        there or does not fit.
 
         A run that had no reference leaves ours as it was built: --ref-load, or --hf-checkpoint.
         """

@@ -1,7 +1,8 @@
-"""Passes without gradients need less memory than a step: their micro-batches may be several of a step's at once.
+"""Passes without gradients need less memory than a step: their micro-batches may be several of a
+step's at once.
 
-The budget is --log-probs-max-tokens-per-gpu. Runs are numbers of the step's micro-batches, neighbours.
-"""
+The budget is --log-probs-max-tokens-per-gpu. Runs are numbers of the step's micro-batches,
+neighbours."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from stages.learn.megatron.packing import PackedMicroBatch
 
 
 def join(num_tokens: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Runs of micro-batches with at most `max_tokens` tokens together; one that is larger stays alone."""
+    """Runs of micro-batches with at most `max_tokens` tokens together; one that is larger stays
+    alone."""
     runs: list[list[int]] = []
     held = 0
     for i, tokens in enumerate(num_tokens):
@@ -33,7 +35,8 @@ def apart(
     wide: Sequence[PackedMicroBatch],
     found: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """What was `found` [N] of every wide micro-batch, for the step's micro-batches of `samples`, in their order of samples."""
+    """What was `found` [N] of every wide micro-batch, for the step's micro-batches of `samples`, in
+    their order of samples."""
     out: list[Tensor | None] = []
     for run, mb, log_probs in zip(runs, wide, found, strict=True):
         if log_probs is None:

@@ -1,4 +1,5 @@
-"""Hugging Face names by family, in mbridge's style: its own tables where it has them, ours where it has none or not all."""
+"""Hugging Face names by family, in mbridge's style: its own tables where it has them, ours where it
+has none or not all."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ _LAYER = "model.layers.{layer_number}."
 
 
 class Qwen3MoE(Qwen3MoEBridge):
-    """With dense layers between (`mlp_only_layers`, `decoder_sparse_step`), which mbridge leaves out."""
+    """With dense layers between (`mlp_only_layers`, `decoder_sparse_step`), which mbridge leaves
+    out."""
 
     _MLP_MAPPING: ClassVar = {**Qwen3MoEBridge._MLP_MAPPING, **Qwen2Bridge._MLP_MAPPING}
 
 
 class Glm4(LLMBridge):
-    """GLM-4-0414 and GLM-Z1: gate and up projection in one tensor, and a norm behind attention and behind the MLP (spec.py)."""
+    """GLM-4-0414 and GLM-Z1: gate and up projection in one tensor, and a norm behind attention and
+    behind the MLP (spec.py)."""
 
     _ATTENTION_MAPPING: ClassVar = {
         **LLMBridge._ATTENTION_MAPPING,
@@ -34,7 +37,8 @@ class Glm4(LLMBridge):
 
 
 class DeepseekV3(DeepseekV3Bridge):
-    """mbridge's names; its configuration is for an older Megatron-core, ours comes from families.py."""
+    """mbridge's names; its configuration is for an older Megatron-core, ours comes from
+    families.py."""
 
     TransformerConfigClass = MLATransformerConfig
 

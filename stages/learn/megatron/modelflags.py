@@ -1,9 +1,10 @@
-"""Megatron-LM's words for a model's shape that are no field of a configuration class, and what a checkpoint says to all of them.
+"""Megatron-LM's words for a model's shape that are no field of a configuration class, and what a
+checkpoint says to all of them.
 
-`--swiglu`, `--norm-epsilon`, `--vocab-size` and their like are arguments of Megatron's training script (megatron/training/arguments.py),
-which the wheel has not; slime's and everybody's model scripts are written in them. Here they only restate the checkpoint: one that
-agrees is taken, one that does not is refused. No torch here.
-"""
+`--swiglu`, `--norm-epsilon`, `--vocab-size` and their like are arguments of Megatron's training
+script (megatron/training/arguments.py), which the wheel has not; slime's and everybody's model
+scripts are written in them. Here they only restate the checkpoint: one that agrees is taken, one
+that does not is refused. No torch here."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ from stages.learn.megatron.architectures import rope_of, shape_of
 # name -> (annotation, help)
 MODEL_FLAGS: dict[str, tuple[str, str]] = {
     "disable_bias_linear": ("bool", "No biases in linear layers."),
-    "group_query_attention": ("bool", "Fewer key and value heads than query heads; --num-query-groups says how many."),
+    "group_query_attention": (
+        "bool",
+        "Fewer key and value heads than query heads; --num-query-groups says how many.",
+    ),
     "max_position_embeddings": ("int", "Longest sequence that the positions were made for."),
     "norm_epsilon": ("float", "Epsilon of all norms."),
     "num_experts": ("int", "Experts in an MoE layer."),
@@ -28,12 +32,19 @@ MODEL_FLAGS: dict[str, tuple[str, str]] = {
     "rope_scaling_factor": ("float", "Factor of Llama 3.1's rotary scaling."),
     "rotary_seq_len_interpolation_factor": ("float", "Linear interpolation of rotary positions."),
     "swiglu": ("bool", "Gated linear units with SiLU."),
-    "untie_embeddings_and_output_weights": ("bool", "An output layer of its own, instead of the embedding's weights."),
+    "untie_embeddings_and_output_weights": (
+        "bool",
+        "An output layer of its own, instead of the embedding's weights.",
+    ),
     "use_rope_scaling": ("bool", "Llama 3.1's rotary scaling."),
-    "use_rotary_position_embeddings": ("bool", "The older way to say --position-embedding-type rope."),
+    "use_rotary_position_embeddings": (
+        "bool",
+        "The older way to say --position-embedding-type rope.",
+    ),
     "vocab_size": ("int", "Words of the vocabulary, without padding."),
 }
-# Other words for a field of TransformerConfig: name -> (field, the value that the flag's value means).
+# Other words for a field of TransformerConfig: name -> (field, the value that the flag's value
+# means).
 _RESTATED: dict[str, Any] = {
     "disable_bias_linear": ("add_bias_linear", lambda given: not given),
     "norm_epsilon": ("layernorm_epsilon", float),
@@ -53,7 +64,8 @@ _ABSENT: dict[str, Any] = {
     "rotary_scaling_factor": 1.0,
     "rotary_seq_len_interpolation_factor": None,
 }
-_NO_CHOICE = ("moe_router_num_groups", "moe_router_group_topk")  # 1 says the same as leaving them out
+# 1 says the same as leaving them out
+_NO_CHOICE = ("moe_router_num_groups", "moe_router_group_topk")
 
 
 def checkpoint_says(hf: Any) -> dict[str, Any]:
@@ -76,7 +88,8 @@ def checkpoint_says(hf: Any) -> dict[str, Any]:
         "post_mlp_layernorm": hf.model_type == "glm4",
     }
     if said["multi_latent_attention"]:
-        del said["kv_channels"]  # nothing reads it there, and model scripts put all sorts of numbers
+        # nothing reads it there, and model scripts put all sorts of numbers
+        del said["kv_channels"]
     said["group_query_attention"] = said["num_query_groups"] < said["num_attention_heads"]
     for name in _NO_CHOICE:
         said.setdefault(name, None)
@@ -86,10 +99,11 @@ def checkpoint_says(hf: Any) -> dict[str, Any]:
 
 
 def split_flags(hf: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Of the model flags that a user gave, those that the checkpoint leaves open, as TransformerConfig's fields.
+    """Of the model flags that a user gave, those that the checkpoint leaves open, as
+    TransformerConfig's fields.
 
-    `given`: by name, converted. Raises ConfigError that lists every flag that contradicts the config.json in `where`.
-    """
+    `given`: by name, converted. Raises ConfigError that lists every flag that contradicts the
+    config.json in `where`."""
     said, fields, wrong = checkpoint_says(hf), {}, []
     for name, value in given.items():
         if name == "rope_fusion":
@@ -99,7 +113,10 @@ def split_flags(hf: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]
         elif not _same(name, value, said):
             wrong.append(f"--{name.replace('_', '-')} {value}, but {where} has {said[name]}")
     if wrong:
-        raise ConfigError(f"{'; '.join(wrong)}: drop {'them' if len(wrong) > 1 else 'the flag'}, or give the checkpoint that was meant")
+        raise ConfigError(
+            f"{'; '.join(wrong)}: drop {'them' if len(wrong) > 1 else 'the flag'}, or give the"
+            " checkpoint that was meant"
+        )
     return fields
 
 
@@ -117,7 +134,8 @@ def _same(name: str, value: Any, said: Mapping[str, Any]) -> bool:
 
 
 def layer_pattern(text: str) -> list[int] | None:
-    """`([0]*3+[1]*58)`, as Megatron-LM writes --moe-layer-freq, as a list; None when it is something else."""
+    """`([0]*3+[1]*58)`, as Megatron-LM writes --moe-layer-freq, as a list; None when it is
+    something else."""
     try:
         found = _list_of(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError):

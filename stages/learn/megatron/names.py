@@ -1,8 +1,9 @@
-"""Names of weights: a model chunk's own, and those that every rank and both layer specs agree on, which mbridge knows.
+"""Names of weights: a model chunk's own, and those that every rank and both layer specs agree on,
+which mbridge knows.
 
-The agreed names are TransformerEngine's, with global layer and expert numbers: a norm belongs to the linear layer behind it, and the
-weights of experts stand side by side (`mlp.experts.linear_fc1.weight7`).
-"""
+The agreed names are TransformerEngine's, with global layer and expert numbers: a norm belongs to
+the linear layer behind it, and the weights of experts stand side by side
+(`mlp.experts.linear_fc1.weight7`)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _EXPERT_BIAS = ".mlp.router.expert_bias"
 
 
 def is_expert(name: str) -> bool:
-    """Whether the weight of this agreed name belongs to one routed expert, and so to one expert-parallel rank."""
+    """Whether the weight of this agreed name belongs to one routed expert, and so to one
+    expert-parallel rank."""
     return ".mlp.experts.linear_fc" in name
 
 
@@ -31,14 +33,16 @@ def expert_of(name: str) -> tuple[str, int]:
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Own name -> tensor of everything that a checkpoint holds: parameters, and the routers' expert biases (buffers)."""
+    """Own name -> tensor of everything that a checkpoint holds: parameters, and the routers' expert
+    biases (buffers)."""
     out: dict[str, torch.Tensor] = dict(model.named_parameters())
     out.update((name, b) for name, b in model.named_buffers() if name.endswith(_EXPERT_BIAS))
     return out
 
 
 def expert_biases(model: torch.nn.Module) -> list[torch.Tensor]:
-    """The routers' expert biases as they are now: a model that is converted to another dtype gets new ones."""
+    """The routers' expert biases as they are now: a model that is converted to another dtype gets
+    new ones."""
     return [b for name, b in model.named_buffers() if name.endswith(_EXPERT_BIAS)]
 
 
@@ -52,7 +56,9 @@ def agreed_names(model: Any, config: Any) -> dict[str, str]:
             out[name] = name
             continue
         place = int(found[1])
-        out[name] = f"decoder.layers.{numbers[place]}.{_in_layer(found[2], config, routed=routed[place])}"
+        out[name] = (
+            f"decoder.layers.{numbers[place]}.{_in_layer(found[2], config, routed=routed[place])}"
+        )
     return out
 
 
@@ -60,11 +66,17 @@ def _in_layer(name: str, config: Any, *, routed: bool) -> str:
     if found := _LOCAL_EXPERT.match(name):
         name = f"mlp.experts.{found[2]}.{found[3]}{found[1]}"
     if found := _GROUPED_EXPERT.match(name):
-        first = mpu.get_expert_model_parallel_rank() * (config.num_moe_experts // mpu.get_expert_model_parallel_world_size())
+        first = mpu.get_expert_model_parallel_rank() * (
+            config.num_moe_experts // mpu.get_expert_model_parallel_world_size()
+        )
         return f"{found[1]}{first + int(found[2])}"
     if config.multi_latent_attention:
-        name = name.replace("self_attention.q_layernorm.", "self_attention.linear_q_up_proj.layer_norm_")
-        name = name.replace("self_attention.kv_layernorm.", "self_attention.linear_kv_up_proj.layer_norm_")
+        name = name.replace(
+            "self_attention.q_layernorm.", "self_attention.linear_q_up_proj.layer_norm_"
+        )
+        name = name.replace(
+            "self_attention.kv_layernorm.", "self_attention.linear_kv_up_proj.layer_norm_"
+        )
     else:
         name = name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_")
     return name if routed else name.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")

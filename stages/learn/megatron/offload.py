@@ -1,9 +1,10 @@
-"""Giving the device up between steps: weights, gradient buffers and optimizer state go to the host, and come back bit for bit.
+"""Giving the device up between steps: weights, gradient buffers and optimizer state go to the host,
+and come back bit for bit.
 
-What moves are storages, not tensors: each is copied to the host and resized to nothing, so that every view of it (Megatron's parameters
-and gradients are views of large buffers) stays what it is, and finds its numbers again when the storage is filled again. On a CPU
-the "device" is the host, and the same happens; it saves nothing there.
-"""
+What moves are storages, not tensors: each is copied to the host and resized to nothing, so that
+every view of it (Megatron's parameters and gradients are views of large buffers) stays what it is,
+and finds its numbers again when the storage is filled again. On a CPU the "device" is the host, and
+the same happens; it saves nothing there."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from stages.learn.megatron.assemble import Built
 class _Away(NamedTuple):
     storage: torch.UntypedStorage
     num_bytes: int
-    host: Tensor | None  # [num_bytes] uint8; None: not worth keeping (gradients), zeros when it is back
+    # [num_bytes] uint8; None: not worth keeping (gradients), zeros when it is back
+    host: Tensor | None
 
 
 class Offload:
@@ -31,7 +33,8 @@ class Offload:
         self._builts, self._device = builts, builts[0].device
         self._weights: list[_Away] = []
         self._rest: list[_Away] = []
-        self._pinned: dict[int, list[Tensor]] = {}  # host memory of earlier times, by size: page-locking is slow
+        # host memory of earlier times, by size: page-locking is slow
+        self._pinned: dict[int, list[Tensor]] = {}
         self.is_out = False
 
     @property
@@ -45,7 +48,8 @@ class Offload:
             return
         seen: set[int] = set()
         for built in self._builts:
-            built.finish_param_gather()  # else the next forward pass would write into what is not there
+            # else the next forward pass would write into what is not there
+            built.finish_param_gather()
             built.optimizer.zero_grad()
         gradients = [self._leave(t, seen, keep=False) for t in self._gradients()]
         self._weights = _found(self._leave(p, seen) for p in self._parameters())
@@ -96,15 +100,25 @@ class Offload:
     def _leave(self, tensor: Tensor, seen: set[int], *, keep: bool = True) -> _Away | None:
         """A copy of its storage; None when it is empty, elsewhere, or copied already."""
         storage = tensor.untyped_storage()
-        if not storage.nbytes() or tensor.device.type != self._device.type or storage.data_ptr() in seen:
+        if (
+            not storage.nbytes()
+            or tensor.device.type != self._device.type
+            or storage.data_ptr() in seen
+        ):
             return None
         seen.add(storage.data_ptr())
-        host = self._host(storage.nbytes()).copy_(_bytes(storage), non_blocking=True) if keep else None
+        host = (
+            self._host(storage.nbytes()).copy_(_bytes(storage), non_blocking=True) if keep else None
+        )
         return _Away(storage, storage.nbytes(), host)
 
     def _host(self, num_bytes: int) -> Tensor:
         kept = self._pinned.get(num_bytes)
-        return kept.pop() if kept else torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        return (
+            kept.pop()
+            if kept
+            else torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        )
 
     def _return(self, those: Iterable[_Away], *, last: bool = True) -> None:
         """`last`: the copies on the host are of no use afterwards."""
@@ -125,7 +139,11 @@ class Offload:
     def _parameters(self) -> Iterator[Tensor]:
         for built in self._builts:
             for ddp in built.ddp:
-                yield from (b.param_data for b in (*ddp.buffers, *ddp.expert_parallel_buffers) if b.param_data is not None)
+                yield from (
+                    b.param_data
+                    for b in (*ddp.buffers, *ddp.expert_parallel_buffers)
+                    if b.param_data is not None
+                )
                 yield from ddp.parameters()
 
     def _gradients(self) -> Iterator[Tensor]:
@@ -137,7 +155,12 @@ class Offload:
         """Master weights and moments. Step counters (of no dimension) stay."""
         for optimizer in (o for built in self._builts for o in built.torch_optimizers):
             yield from (p for group in optimizer.param_groups for p in group["params"])
-            yield from (t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor) and t.dim())
+            yield from (
+                t
+                for state in optimizer.state.values()
+                for t in state.values()
+                if isinstance(t, Tensor) and t.dim()
+            )
 
 
 def _found(those: Iterable[_Away | None]) -> list[_Away]:

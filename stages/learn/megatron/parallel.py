@@ -24,13 +24,29 @@ def check_sizes(values: Mapping[str, Any], world_size: int) -> int:
     sizes = [int(values.get(name, 1)) for name in _SIZES]
     product = sizes[0] * sizes[1] * sizes[2]
     if world_size % product:
-        flags = " x ".join(f"--{n.replace('_', '-')} {s}" for n, s in zip(_SIZES, sizes, strict=True) if s > 1)
-        raise ConfigError(f"{flags} needs a multiple of {product} learner ranks, got {world_size}: set --actor-num-gpus-per-node")
+        flags = " x ".join(
+            f"--{n.replace('_', '-')} {s}" for n, s in zip(_SIZES, sizes, strict=True) if s > 1
+        )
+        raise ConfigError(
+            f"{flags} needs a multiple of {product} learner ranks, got {world_size}: set"
+            " --actor-num-gpus-per-node"
+        )
     return world_size // product
 
 
-def initialize(values: Mapping[str, Any], *, rank: int, world_size: int, store: dist.Store | None, device: torch.device, seed: int) -> None:
-    """The default process group (gloo on CPU, NCCL on CUDA) and Megatron's groups. `store` None: a world of one."""
+def initialize(
+    values: Mapping[str, Any],
+    *,
+    rank: int,
+    world_size: int,
+    store: dist.Store | None,
+    device: torch.device,
+    seed: int,
+) -> None:
+    """The default process group (gloo on CPU, NCCL on CUDA) and Megatron's groups.
+
+    `store` None: a world of one.
+    """
     check_sizes(values, world_size)
     init_process_group(device, rank=rank, world_size=world_size, store=store)
     with compat.shared_groups():
@@ -54,12 +70,13 @@ def shutdown() -> None:
             dist.destroy_process_group()
 
 
-def reduce_metrics(sums: Tensor | None, maxima: Tensor | None, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def reduce_metrics(
+    sums: Tensor | None, maxima: Tensor | None, like: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """Sums and maxima over the data-parallel ranks, given to every pipeline stage.
 
-    Only the last stage has values; the others pass None and learn the shapes from `like`. Context-parallel ranks have the same values
-    each (of whole samples), which count once.
-    """
+    Only the last stage has values; the others pass None and learn the shapes from `like`.
+    Context-parallel ranks have the same values each (of whole samples), which count once."""
     group = mpu.get_data_parallel_group()
     sums, maxima = (like[0] if sums is None else sums), (like[1] if maxima is None else maxima)
     dist.all_reduce(sums, group=group)
@@ -84,5 +101,10 @@ def is_last_stage() -> bool:
 
 
 def reports() -> bool:
-    """One rank of every model copy says what was found: the first tensor and context rank of the last pipeline stage."""
-    return is_last_stage() and mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0
+    """One rank of every model copy says what was found: the first tensor and context rank of the
+    last pipeline stage."""
+    return (
+        is_last_stage()
+        and mpu.get_tensor_model_parallel_rank() == 0
+        and mpu.get_context_parallel_rank() == 0
+    )

@@ -1,4 +1,5 @@
-"""Micro-batches through the model: packed, run by Megatron's schedule, their logits turned into log-probs."""
+"""Micro-batches through the model: packed, run by Megatron's schedule, their logits turned into
+log-probs."""
 
 from __future__ import annotations
 
@@ -45,11 +46,15 @@ class Passes:
         own_logits: bool = False,
         max_tokens_ahead: int | None = None,
     ) -> None:
-        """`routing`: where routed experts are replayed. `own_logits`: nobody but `log_probs` looks at the logits. They stay in the
-        model's type, and their gradient takes their place. `max_tokens_ahead`: of a micro-batch without gradients; None: as in a step.
-        """
+        """`routing`: where routed experts are replayed. `own_logits`: nobody but `log_probs` looks
+        at the logits. They stay in the model's type, and their gradient takes their place.
+        `max_tokens_ahead`: of a micro-batch without gradients; None: as in a step."""
         self._built, self._temperature, self._routing = built, temperature, routing
-        self._chunk_size, self._own_logits, self._max_tokens_ahead = chunk_size, own_logits, max_tokens_ahead
+        self._chunk_size, self._own_logits, self._max_tokens_ahead = (
+            chunk_size,
+            own_logits,
+            max_tokens_ahead,
+        )
         half = built.bridge.config.bf16 or built.bridge.config.fp16
         self.tokens_forward_only = self.tokens_trained = 0  # that went through, since the start
         self._options = {"fp32_output": False} if own_logits and half else {}  # of Float16Module
@@ -57,11 +62,19 @@ class Passes:
     def pack(self, per_rank: tuple[tuple[MicroBatch, ...], ...]) -> list[PackedMicroBatch]:
         built = self._built
         if len(per_rank) != built.dp_size:
-            raise LearnerError(f"the batch is cut for {len(per_rank)} data-parallel ranks, the learner has {built.dp_size}")
+            raise LearnerError(
+                f"the batch is cut for {len(per_rank)} data-parallel ranks, the learner has"
+                f" {built.dp_size}"
+            )
         if not per_rank[built.dp_rank]:
-            raise LearnerError("an optimizer step without micro-batches: every rank needs at least one, and equally many")
+            raise LearnerError(
+                "an optimizer step without micro-batches: every rank needs at least one, and"
+                " equally many"
+            )
         if len(built.ddp) > 1:
-            per_rank = in_multiples(per_rank, built.bridge.config.microbatch_group_size_per_vp_stage)
+            per_rank = in_multiples(
+                per_rank, built.bridge.config.microbatch_group_size_per_vp_stage
+            )
         return [self.pack_one(mb) for mb in per_rank[built.dp_rank]]
 
     def pack_one(self, samples: Sequence[TrainSample]) -> PackedMicroBatch:
@@ -72,10 +85,23 @@ class Passes:
                 routing.check(sample)
         layers = routing.layers if routing is not None else ()
         share, multiple = Share.of_this_rank(), built.token_multiple
-        packed = pack(samples, built.device, thd=built.thd, multiple_of=multiple, share=share, expert_layers=layers)
-        return packed if routing is None else dataclasses.replace(packed, routed_experts=routing.own_tokens(packed))
+        packed = pack(
+            samples,
+            built.device,
+            thd=built.thd,
+            multiple_of=multiple,
+            share=share,
+            expert_layers=layers,
+        )
+        return (
+            packed
+            if routing is None
+            else dataclasses.replace(packed, routed_experts=routing.own_tokens(packed))
+        )
 
-    def log_probs(self, logits: Tensor, mb: PackedMicroBatch, *, with_entropy: bool) -> TokenLogProbs:
+    def log_probs(
+        self, logits: Tensor, mb: PackedMicroBatch, *, with_entropy: bool
+    ) -> TokenLogProbs:
         shard = self._built.vocab_shard
         temperature = self._temperature
         found = log_probs_of(
@@ -89,33 +115,54 @@ class Passes:
         )
         if mb.own is None:
             return found
-        # Whole samples on every context-parallel rank: means and ratios over a sample are then what they are on one.
+        # Whole samples on every context-parallel rank: means and ratios over a sample are then what
+        # they are on one.
         columns = [c for c in found if c is not None]
-        return TokenLogProbs(*whole(torch.stack(columns, -1), mb.own, len(mb.targets)).unbind(-1), *([None] * (2 - len(columns))))
+        return TokenLogProbs(
+            *whole(torch.stack(columns, -1), mb.own, len(mb.targets)).unbind(-1),
+            *([None] * (2 - len(columns))),
+        )
 
     def with_old(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
-        """With the old log-probs, under the weights that the model has now; for R2 with the experts, too, that they went through."""
+        """With the old log-probs, under the weights that the model has now; for R2 with the
+        experts, too, that they went through."""
         records = self._routing is not None and self._routing.records
-        old = self.log_probs_now(micro_batches, routing="record") if records else self._ahead(micro_batches, "replay")
+        old = (
+            self.log_probs_now(micro_batches, routing="record")
+            if records
+            else self._ahead(micro_batches, "replay")
+        )
         out = [p._replace(old=o) for p, o in zip(micro_batches, old, strict=True)]
         if self._routing is None or not records:
             return out
         took = [self._routing.take_recorded(p.batch) for p in micro_batches]
-        return [p._replace(batch=dataclasses.replace(p.batch, routed_experts=t)) for p, t in zip(out, took, strict=True)]
+        return [
+            p._replace(batch=dataclasses.replace(p.batch, routed_experts=t))
+            for p, t in zip(out, took, strict=True)
+        ]
 
     def with_reference(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
-        """With the log-probs of the reference, whose weights are in the model now. It routes freely."""
+        """With the log-probs of the reference, whose weights are in the model now.
+
+        It routes freely.
+        """
         found = self._ahead(micro_batches, "free")
         return [p._replace(ref=ref) for p, ref in zip(micro_batches, found, strict=True)]
 
     def _ahead(self, micro_batches: Sequence[Prepared], routing: Mode) -> list[Tensor | None]:
-        """Log-probs now, through fewer and larger micro-batches where --log-probs-max-tokens-per-gpu allows."""
+        """Log-probs now, through fewer and larger micro-batches where
+        --log-probs-max-tokens-per-gpu allows."""
         packed = [p.batch for p in micro_batches]
         if self._max_tokens_ahead is None:
             return self.log_probs_now(micro_batches, routing=routing)
         runs = join([mb.num_tokens for mb in packed], self._max_tokens_ahead)
-        group = self._built.bridge.config.microbatch_group_size_per_vp_stage if len(self._built.ddp) > 1 else 1
-        most = int(rendezvous.largest(len(runs), self._built.device))  # ranks must go through the model equally often
+        group = (
+            self._built.bridge.config.microbatch_group_size_per_vp_stage
+            if len(self._built.ddp) > 1
+            else 1
+        )
+        # ranks must go through the model equally often
+        most = int(rendezvous.largest(len(runs), self._built.device))
         runs = divide(runs, -(-most // group) * group)
         wide = [self.pack_one([s for i in run for s in packed[i].samples]) for run in runs]
         found = self.log_probs_now([Prepared(mb) for mb in wide], routing=routing)
@@ -128,8 +175,13 @@ class Passes:
     def gather(self, value: Any) -> list[Any]:
         return parallel.gather_over_data_ranks(value)
 
-    def log_probs_now(self, micro_batches: Sequence[Prepared], *, routing: Mode = "replay") -> list[Tensor | None]:
-        """Log-probs under the weights that the model has now, without gradients. None for each on stages before the last."""
+    def log_probs_now(
+        self, micro_batches: Sequence[Prepared], *, routing: Mode = "replay"
+    ) -> list[Tensor | None]:
+        """Log-probs under the weights that the model has now, without gradients.
+
+        None for each on stages before the last.
+        """
 
         def keep(prepared: Prepared, logits: Tensor, non_loss_data: bool = True) -> Tensor:
             return self.log_probs(logits, prepared.batch, with_entropy=False).log_probs
@@ -139,19 +191,36 @@ class Passes:
         return found or [None] * len(micro_batches)
 
     def run(
-        self, micro_batches: Sequence[Packed], last_stage: Callable[..., Any], *, forward_only: bool, routing: Mode = "replay"
+        self,
+        micro_batches: Sequence[Packed],
+        last_stage: Callable[..., Any],
+        *,
+        forward_only: bool,
+        routing: Mode = "replay",
     ) -> list[Any]:
-        """Megatron's schedule over the micro-batches; `last_stage(micro_batch, output)` gives what is collected of each.
+        """Megatron's schedule over the micro-batches; `last_stage(micro_batch, output)` gives what
+        is collected of each.
 
-        `routing`: "replay" where the micro-batches have routed experts to replay, "free" not even then, "record" for `with_old`.
-        """
+        `routing`: "replay" where the micro-batches have routed experts to replay, "free" not even
+        then, "record" for `with_old`."""
 
         def forward(source: Iterator[Packed], model: Any) -> tuple[Tensor, Callable[..., Any]]:
             prepared = next(source)
             mb = prepared.batch
             replay = self._routing
-            with replay.around(model, mb, routing, forward_only=forward_only) if replay else contextlib.nullcontext():
-                logits = model(mb.tokens, mb.positions, None, packed_seq_params=mb.packing, loss_mask=mb.rows, **self._options)
+            with (
+                replay.around(model, mb, routing, forward_only=forward_only)
+                if replay
+                else contextlib.nullcontext()
+            ):
+                logits = model(
+                    mb.tokens,
+                    mb.positions,
+                    None,
+                    packed_seq_params=mb.packing,
+                    loss_mask=mb.rows,
+                    **self._options,
+                )
             return logits, lambda out, **kwargs: last_stage(prepared, out, **kwargs)
 
         passed = sum(p.batch.num_tokens for p in micro_batches)

@@ -1,8 +1,8 @@
-"""The frozen reference model: a second set of this rank's weights on the host, lent to the model for forward passes.
+"""The frozen reference model: a second set of this rank's weights on the host, lent to the model
+for forward passes.
 
-One model, two sets of weights, as in slime: the parameters' storage is exchanged, nothing of the policy is copied or converted, and
-every parallel layout works as it does for the policy.
-"""
+One model, two sets of weights, as in slime: the parameters' storage is exchanged, nothing of the
+policy is copied or converted, and every parallel layout works as it does for the policy."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ class Reference:
 
     def __init__(self, built: Any) -> None:
         self._built = built
-        self._parameters: list[Tensor] = [*(p for m in built.models for p in m.parameters()), *expert_biases(built.models)]
-        self._tensors: list[Tensor] = [torch.empty_like(p, device="cpu", requires_grad=False) for p in self._parameters]
+        self._parameters: list[Tensor] = [
+            *(p for m in built.models for p in m.parameters()),
+            *expert_biases(built.models),
+        ]
+        self._tensors: list[Tensor] = [
+            torch.empty_like(p, device="cpu", requires_grad=False) for p in self._parameters
+        ]
         self.copy_policy()
 
     @torch.no_grad()
@@ -38,7 +43,8 @@ class Reference:
 
     @contextlib.contextmanager
     def in_place(self, *, write: bool = False) -> Iterator[None]:
-        """The model computes with the reference's weights inside; `write`: what is loaded into it there stays in the reference."""
+        """The model computes with the reference's weights inside; `write`: what is loaded into it
+        there stays in the reference."""
         with self._no_gather_in_flight():
             policy = [p.data for p in self._parameters]
             try:
@@ -54,7 +60,8 @@ class Reference:
 
     @contextlib.contextmanager
     def _no_gather_in_flight(self) -> Iterator[None]:
-        """With --overlap-param-gather the first forward pass after a step still writes into the policy's weights: finish that first."""
+        """With --overlap-param-gather the first forward pass after a step still writes into the
+        policy's weights: finish that first."""
         overlapped = [d for d in self._built.ddp if d.ddp_config.overlap_param_gather]
         for ddp in overlapped:
             ddp.disable_forward_pre_hook(param_sync=True)
@@ -65,7 +72,10 @@ class Reference:
                 ddp.enable_forward_pre_hook()
 
     def load_weights(self, path: Path) -> None:
-        """--ref-load: a Hugging Face or torch_dist folder of the policy's shape. Raises CheckpointError."""
+        """--ref-load: a Hugging Face or torch_dist folder of the policy's shape.
+
+        Raises CheckpointError.
+        """
         weights = find_weights(path, "--ref-load")
         if weights.format == "hf":
             with self.in_place(write=True):

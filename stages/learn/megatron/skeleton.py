@@ -1,4 +1,5 @@
-"""The whole model without memory: every weight's names and shapes, and where Megatron's formats keep it."""
+"""The whole model without memory: every weight's names and shapes, and where Megatron's formats
+keep it."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ class Skeleton:
 
 @contextlib.contextmanager
 def skeleton(origin: Path, dtype: torch.dtype) -> Iterator[Skeleton]:
-    """The model that `origin`'s config.json describes, on one rank. There must be no process group. Raises CheckpointError."""
+    """The model that `origin`'s config.json describes, on one rank.
+
+    There must be no process group. Raises CheckpointError.
+    """
     compat.install()
     parallel.initialize({}, rank=0, world_size=1, store=None, device=torch.device("cpu"), seed=0)
     try:
@@ -57,7 +61,9 @@ def _weights(bridge: Any, model: Any) -> Iterator[Weight]:
         try:
             hf = tuple((name, tuple(t.shape)) for name, t in bridge.to_hf(agreed, tensors[own]))
         except NotImplementedError as error:
-            raise CheckpointError(f"{bridge.hf_config.model_type}: Megatron's {agreed} has no Hugging Face name") from error
+            raise CheckpointError(
+                f"{bridge.hf_config.model_type}: Megatron's {agreed} has no Hugging Face name"
+            ) from error
         if twice := seen.intersection(name for name, _ in hf):
             raise AssertionError(f"{agreed}: {twice} is made of another weight already")
         seen.update(name for name, _ in hf)

@@ -1,4 +1,5 @@
-"""The layers of a model: TransformerEngine's where it is, else Megatron's local ones with our own attention and norm."""
+"""The layers of a model: TransformerEngine's where it is, else Megatron's local ones with our own
+attention and norm."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from stages.learn.megatron.attention import RMSNorm, SdpaCoreAttention
 def layer_spec(config: Any, model_type: str, *, use_te: bool, vp_stage: int | None) -> Any:
     """Megatron's TransformerBlockSubmodules of this pipeline stage."""
     spec = get_gpt_decoder_block_spec(config, use_te, normalization="RMSNorm", vp_stage=vp_stage)
-    kinds = {id(layer): layer for layer in spec.layer_specs}.values()  # layers of one kind share their spec
+    # layers of one kind share their spec
+    kinds = {id(layer): layer for layer in spec.layer_specs}.values()
     if not use_te:
         spec.layer_norm = RMSNorm
         for layer in kinds:
@@ -34,14 +36,17 @@ def _make_local(parts: Any, config: Any) -> None:
     attention = parts.self_attention.submodules
     attention.core_attention = SdpaCoreAttention
     if config.multi_latent_attention:
-        parts.self_attention = dataclasses.replace(parts.self_attention, module=PackedLatentAttention)
+        parts.self_attention = dataclasses.replace(
+            parts.self_attention, module=PackedLatentAttention
+        )
         attention.q_layernorm = attention.kv_layernorm = RMSNorm
     elif config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
 
 
 class PackedLatentAttention(MLASelfAttention):
-    """MLA over our packing: its rotary table is read at each token's own position, as PolicyModel does for other models."""
+    """MLA over our packing: its rotary table is read at each token's own position, as PolicyModel
+    does for other models."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,20 +61,26 @@ class PackedLatentAttention(MLASelfAttention):
         inference_context: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Tensors [t, 1, heads, dim] for SdpaCoreAttention, which alone needs to know of the packing."""
+        """Tensors [t, 1, heads, dim] for SdpaCoreAttention, which alone needs to know of the
+        packing."""
         self.rotary_pos_emb.packing = packed_seq_params
-        return super().get_query_key_value_tensors(hidden_states, key_value_states, position_ids, None, inference_context, **kwargs)
+        return super().get_query_key_value_tensors(
+            hidden_states, key_value_states, position_ids, None, inference_context, **kwargs
+        )
 
 
 class _AtPositions(torch.nn.Module):
-    """Stands for one of Megatron's rotary embeddings: the rows of its table at the positions of `packing`."""
+    """Stands for one of Megatron's rotary embeddings: the rows of its table at the positions of
+    `packing`."""
 
     def __init__(self, table: Any) -> None:
         super().__init__()
         self.table, self.packing = table, None
 
     def get_rotary_seq_len(self, *args: Any) -> int:
-        length: int = self.packing.max_seqlen_q if self.packing else self.table.get_rotary_seq_len(*args)
+        length: int = (
+            self.packing.max_seqlen_q if self.packing else self.table.get_rotary_seq_len(*args)
+        )
         return length
 
     def forward(self, length: int, packed_seq: bool = False) -> Any:
@@ -86,7 +97,8 @@ def _sandwich(parts: Any) -> None:
     Megatron-core has no field for it; the two modules' outputs are where it belongs.
     """
     parts.self_attention = dataclasses.replace(parts.self_attention, module=SandwichAttention)
-    # A class and no ModuleSpec: Megatron would warn of an MLP that it does not know, for every layer.
+    # A class and no ModuleSpec: Megatron would warn of an MLP that it does not know, for every
+    # layer.
     parts.mlp = type("SandwichMLP", (SandwichMLP,), {"parts": parts.mlp.submodules})
 
 

@@ -1,9 +1,9 @@
-"""torch_dist checkpoints without a process group: reading any part of a tensor, and writing tensors as they come.
+"""torch_dist checkpoints without a process group: reading any part of a tensor, and writing tensors
+as they come.
 
-The format is torch.distributed.checkpoint's: tensors, each as torch.save writes it, one behind the other in `*.distcp` files; where
-each piece lies is in the pickle `.metadata`, of which only the classes that belong there are built. `metadata.json` and `common.pt`
-are Megatron's.
-"""
+The format is torch.distributed.checkpoint's: tensors, each as torch.save writes it, one behind the
+other in `*.distcp` files; where each piece lies is in the pickle `.metadata`, of which only the
+classes that belong there are built. `metadata.json` and `common.pt` are Megatron's."""
 
 from __future__ import annotations
 
@@ -32,14 +32,27 @@ from torch.distributed.checkpoint.metadata import (
 from pipeline.core.errors import CheckpointError
 
 FILE = "__0_0.distcp"
-# What a .metadata pickle may name: torch's and Megatron's descriptions of tensors and of who wrote which, nothing that acts.
+# What a .metadata pickle may name: torch's and Megatron's descriptions of tensors and of who wrote
+# which, nothing that acts.
 _DESCRIPTIONS = (
-    "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata",
+    "BytesStorageMetadata",
+    "ChunkStorageMetadata",
+    "Metadata",
+    "MetadataIndex",
+    "StorageMeta",
+    "TensorProperties",
+    "TensorStorageMetadata",
     "_MEM_FORMAT_ENCODING",
-)  # fmt: skip
+)
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "torch.distributed.checkpoint.metadata": _DESCRIPTIONS,
-    "torch.distributed.checkpoint.planner": ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"),
+    "torch.distributed.checkpoint.planner": (
+        "BytesIOWriteData",
+        "SavePlan",
+        "TensorWriteData",
+        "WriteItem",
+        "WriteItemType",
+    ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
     "torch.distributed._shard.sharded_tensor.metadata": ("MEM_FORMAT_ENCODING", "TensorProperties"),
     "megatron.core.dist_checkpointing.strategies.torch": ("MCoreMetadata", "MCoreSavePlan"),
@@ -53,45 +66,75 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name in _ALLOWED.get(module, ()) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        if name in _ALLOWED.get(module, ()) or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no description of tensors needs")
+        raise pickle.UnpicklingError(
+            f"it names {module}.{name}, which no description of tensors needs"
+        )
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """What the checkpoint in `folder` holds and where. Raises CheckpointError when it is not one, or its pickle names anything else."""
+    """What the checkpoint in `folder` holds and where.
+
+    Raises CheckpointError when it is not one, or its pickle names anything else.
+    """
     try:
         kind = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["sharded_backend"]
         if kind != "torch_dist":
             raise CheckpointError(
-                f"{folder}: sharded_backend {kind!r}: this Megatron-core reads torch_dist only; convert it with the release that wrote it"
+                f"{folder}: sharded_backend {kind!r}: this Megatron-core reads torch_dist only;"
+                " convert it with the release that wrote it"
             )
         with (folder / ".metadata").open("rb") as f:
             metadata = _Unpickler(f).load()
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, ImportError, IndexError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder}: no whole torch_dist checkpoint (metadata.json, .metadata): {error}") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        AttributeError,
+        ImportError,
+        IndexError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise CheckpointError(
+            f"{folder}: no whole torch_dist checkpoint (metadata.json, .metadata): {error}"
+        ) from error
     if not isinstance(metadata, Metadata):
-        raise CheckpointError(f"{folder}/.metadata: expected torch's Metadata, got {type(metadata).__name__}")
+        raise CheckpointError(
+            f"{folder}/.metadata: expected torch's Metadata, got {type(metadata).__name__}"
+        )
     return metadata
 
 
 def read_common(folder: Path) -> dict[str, Any]:
-    """common.pt: what is no tensor of the model. Never runs code. Raises CheckpointError when it is not there or holds other classes."""
+    """common.pt: what is no tensor of the model.
+
+    Never runs code. Raises CheckpointError when it is not there or holds other classes.
+    """
     try:
-        common: dict[str, Any] = torch.load(folder / "common.pt", map_location="cpu", weights_only=True)
+        common: dict[str, Any] = torch.load(
+            folder / "common.pt", map_location="cpu", weights_only=True
+        )
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise CheckpointError(f"{folder}/common.pt cannot be read: {error}") from error
     return common
 
 
 class Reader:
-    """Tensors of a checkpoint by key; any box of any of them, whatever the layout it was saved with."""
+    """Tensors of a checkpoint by key; any box of any of them, whatever the layout it was saved
+    with."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         metadata = read_metadata(folder)
         entries = metadata.state_dict_metadata
-        self.tensors: dict[str, TensorStorageMetadata] = {k: m for k, m in entries.items() if isinstance(m, TensorStorageMetadata)}
+        self.tensors: dict[str, TensorStorageMetadata] = {
+            k: m for k, m in entries.items() if isinstance(m, TensorStorageMetadata)
+        }
         self._where: dict[tuple[str, tuple[int, ...]], _StorageInfo] = {}
         for index, info in metadata.storage_data.items():
             self._where[index.fqn, tuple(index.offset or ())] = info
@@ -105,7 +148,12 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self.close()
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -115,30 +163,45 @@ class Reader:
         return self.tensors[key].properties.dtype
 
     def read(self, key: str, offset: Sequence[int], size: Sequence[int]) -> Tensor:
-        """The box of `size` at `offset`. Raises CheckpointError when the file is cut off, or the pieces do not cover the box."""
+        """The box of `size` at `offset`.
+
+        Raises CheckpointError when the file is cut off, or the pieces do not cover the box.
+        """
         out: Tensor | None = None
         left = math.prod(size)
         for chunk in self.tensors[key].chunks:
             low = [max(o, c) for o, c in zip(offset, chunk.offsets, strict=True)]
-            high = [min(o + s, c + n) for o, s, c, n in zip(offset, size, chunk.offsets, chunk.sizes, strict=True)]
+            high = [
+                min(o + s, c + n)
+                for o, s, c, n in zip(offset, size, chunk.offsets, chunk.sizes, strict=True)
+            ]
             if any(a >= b for a, b in zip(low, high, strict=True)):
                 continue
             piece = self._piece(key, chunk)
-            taken = piece[tuple(slice(a - c, b - c) for a, b, c in zip(low, high, chunk.offsets, strict=True))]
+            taken = piece[
+                tuple(slice(a - c, b - c) for a, b, c in zip(low, high, chunk.offsets, strict=True))
+            ]
             if tuple(taken.shape) == tuple(size):
                 return taken
             out = torch.empty(tuple(size), dtype=self.dtype(key)) if out is None else out
-            out[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))] = taken
+            out[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))] = (
+                taken
+            )
             left -= taken.numel()
         if out is None or left > 0:
-            raise CheckpointError(f"{self.folder}: {key}: its pieces do not cover {list(size)} at {list(offset)}: not a whole checkpoint")
+            raise CheckpointError(
+                f"{self.folder}: {key}: its pieces do not cover {list(size)} at {list(offset)}: not"
+                " a whole checkpoint"
+            )
         return out
 
     def _piece(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
         try:
             info = self._where[key, tuple(chunk.offsets)]
             if info.relative_path not in self._files:
-                self._files[info.relative_path] = (self.folder / Path(info.relative_path).name).open("rb")
+                self._files[info.relative_path] = (
+                    self.folder / Path(info.relative_path).name
+                ).open("rb")
             file = self._files[info.relative_path]
             file.seek(info.offset)
             data = file.read(info.length)
@@ -149,7 +212,8 @@ class Reader:
             raise CheckpointError(f"{self.folder}: {key} cannot be read: {error}") from error
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != tuple(chunk.sizes):
             raise CheckpointError(
-                f"{self.folder}: {key}: expected a tensor of {list(chunk.sizes)}, found {getattr(tensor, 'shape', type(tensor))}"
+                f"{self.folder}: {key}: expected a tensor of {list(chunk.sizes)}, found"
+                f" {getattr(tensor, 'shape', type(tensor))}"
             )
         return tensor
 
@@ -166,9 +230,12 @@ class Writer:
         self.num_bytes = 0
 
     def add(self, key: str, tensor: Tensor, *, offset: Sequence[int], shape: Sequence[int]) -> None:
-        """`tensor` (as many dimensions as `shape`) is the piece at `offset` of the tensor `key` of `shape`."""
+        """`tensor` (as many dimensions as `shape`) is the piece at `offset` of the tensor `key` of
+        `shape`."""
         if key not in self._entries:
-            self._entries[key] = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(shape), [])
+            self._entries[key] = TensorStorageMetadata(
+                TensorProperties(dtype=tensor.dtype), torch.Size(shape), []
+            )
         chunk = ChunkStorageMetadata(torch.Size(offset), torch.Size(tensor.shape))
         chunks = self._entries[key].chunks
         self._put(MetadataIndex(key, chunk.offsets, len(chunks)), _compact(tensor))
@@ -189,10 +256,17 @@ class Writer:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        metadata = Metadata(state_dict_metadata=self._entries, planner_data=None, storage_data=self._where)
+        metadata = Metadata(
+            state_dict_metadata=self._entries, planner_data=None, storage_data=self._where
+        )
         (self._folder / ".metadata").write_bytes(pickle.dumps(metadata))
         torch.save(dict(common), self._folder / "common.pt")
-        config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+        config = {
+            "sharded_backend": "torch_dist",
+            "sharded_backend_version": 1,
+            "common_backend": "torch",
+            "common_backend_version": 1,
+        }
         (self._folder / "metadata.json").write_text(json.dumps(config), encoding="utf-8")
 
     def close(self) -> None:
@@ -202,4 +276,8 @@ class Writer:
 def _compact(tensor: Tensor) -> Tensor:
     """Without the rest of the memory that a view shares: torch.save would write all of it."""
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor.detach() if whole and tensor.is_contiguous() else tensor.detach().clone(memory_format=torch.contiguous_format)
+    return (
+        tensor.detach()
+        if whole and tensor.is_contiguous()
+        else tensor.detach().clone(memory_format=torch.contiguous_format)
+    )

@@ -1,4 +1,5 @@
-"""Virtual pipeline stages: how many there are, and micro-batches in the numbers that their schedule takes."""
+"""Virtual pipeline stages: how many there are, and micro-batches in the numbers that their schedule
+takes."""
 
 from __future__ import annotations
 
@@ -13,43 +14,69 @@ from pipeline.core.types import MicroBatch
 PerRank = tuple[tuple[MicroBatch, ...], ...]
 # With any of these the layers are not dealt out evenly, and Megatron checks the numbers itself.
 _UNEVEN = (
-    "pipeline_model_parallel_layout", "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage",
-    "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split",
-)  # fmt: skip
+    "pipeline_model_parallel_layout",
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+)
 
 
-def resolve_virtual(values: Mapping[str, Any], layers_each: int | None, hf_folder: Path) -> dict[str, Any]:
-    """Megatron's flags with --num-layers-per-virtual-pipeline-stage turned into the number of stages. Raises ConfigError."""
-    pipeline, virtual = int(values.get("pipeline_model_parallel_size", 1)), values.get("virtual_pipeline_model_parallel_size")
+def resolve_virtual(
+    values: Mapping[str, Any], layers_each: int | None, hf_folder: Path
+) -> dict[str, Any]:
+    """Megatron's flags with --num-layers-per-virtual-pipeline-stage turned into the number of
+    stages. Raises ConfigError."""
+    pipeline, virtual = (
+        int(values.get("pipeline_model_parallel_size", 1)),
+        values.get("virtual_pipeline_model_parallel_size"),
+    )
     config = hf_folder / "config.json"
-    if (virtual is None and layers_each is None) or any(values.get(name) for name in _UNEVEN) or not config.is_file():
+    if (
+        (virtual is None and layers_each is None)
+        or any(values.get(name) for name in _UNEVEN)
+        or not config.is_file()
+    ):
         return dict(values)
     layers = int(json.loads(config.read_text(encoding="utf-8"))["num_hidden_layers"])
     if layers_each is None:
-        flag, stages, together = f"--virtual-pipeline-model-parallel-size {virtual}", virtual, pipeline * int(virtual or 1)
+        flag, stages, together = (
+            f"--virtual-pipeline-model-parallel-size {virtual}",
+            virtual,
+            pipeline * int(virtual or 1),
+        )
     else:
-        flag, together = f"--num-layers-per-virtual-pipeline-stage {layers_each}", pipeline * layers_each
-        stages = layers // together if layers // together > 1 else None  # all layers of a rank in one stage: an ordinary pipeline
+        flag, together = (
+            f"--num-layers-per-virtual-pipeline-stage {layers_each}",
+            pipeline * layers_each,
+        )
+        # all layers of a rank in one stage: an ordinary pipeline
+        stages = layers // together if layers // together > 1 else None
     if layers % together:
-        raise ConfigError(f"{flag} x --pipeline-model-parallel-size {pipeline} does not divide the {layers} layers of {hf_folder}")
+        raise ConfigError(
+            f"{flag} x --pipeline-model-parallel-size {pipeline} does not divide the {layers}"
+            f" layers of {hf_folder}"
+        )
     return {**values, "virtual_pipeline_model_parallel_size": stages}
 
 
 def in_multiples(per_rank: PerRank, multiple: int) -> PerRank:
-    """The same samples on the same ranks, in micro-batches whose number is a multiple of `multiple`, equal on all ranks.
+    """The same samples on the same ranks, in micro-batches whose number is a multiple of
+    `multiple`, equal on all ranks.
 
-    Up to the next multiple by halving the largest; where a rank has too few samples for that, down, by joining the smallest, which may
-    then hold more tokens than --max-tokens-per-gpu. Raises LearnerError for a rank with fewer samples than `multiple`.
-    """
+    Up to the next multiple by halving the largest; where a rank has too few samples for that, down,
+    by joining the smallest, which may then hold more tokens than --max-tokens-per-gpu. Raises
+    LearnerError for a rank with fewer samples than `multiple`."""
     now = len(per_rank[0])
     if now % multiple == 0:
         return per_rank
     fewest = min(sum(len(mb) for mb in rank) for rank in per_rank)
     if fewest < multiple:
         raise LearnerError(
-            f"a data-parallel rank has {fewest} samples with a loss in an optimizer step: virtual pipeline stages need {multiple} "
-            "micro-batches, or a multiple. Raise --rollout-batch-size or --global-batch-size, or drop "
-            "--virtual-pipeline-model-parallel-size"
+            f"a data-parallel rank has {fewest} samples with a loss in an optimizer step: virtual"
+            f" pipeline stages need {multiple} micro-batches, or a multiple. Raise"
+            " --rollout-batch-size or --global-batch-size, or drop"
+            " --virtual-pipeline-model-parallel-size"
         )
     count = min(now + -now % multiple, fewest // multiple * multiple)
     return tuple(_recut(list(rank), count) for rank in per_rank)
@@ -57,7 +84,9 @@ def in_multiples(per_rank: PerRank, multiple: int) -> PerRank:
 
 def _recut(rank: list[MicroBatch], count: int) -> tuple[MicroBatch, ...]:
     while len(rank) < count:
-        most = rank.pop(max((i for i, mb in enumerate(rank) if len(mb) > 1), key=lambda i: _tokens(rank[i])))
+        most = rank.pop(
+            max((i for i, mb in enumerate(rank) if len(mb) > 1), key=lambda i: _tokens(rank[i]))
+        )
         rank += [most[::2], most[1::2]]
     while len(rank) > count:
         rank.sort(key=_tokens, reverse=True)

@@ -1,8 +1,9 @@
-"""Weights in and out: safetensors -> this rank's shards, and this rank's shards -> whole tensors on every rank.
+"""Weights in and out: safetensors -> this rank's shards, and this rank's shards -> whole tensors on
+every rank.
 
-What is split over tensor ranks is cut along its partition dimension; a gated linear_fc1 holds gate and up one above the other, and
-each half is cut. Experts are split over the expert-tensor group, and live on one expert-parallel rank.
-"""
+What is split over tensor ranks is cut along its partition dimension; a gated linear_fc1 holds gate
+and up one above the other, and each half is cut. Experts are split over the expert-tensor group,
+and live on one expert-parallel rank."""
 
 from __future__ import annotations
 
@@ -22,14 +23,19 @@ from stages.learn.megatron.names import expert_of, is_expert, weights_of
 
 
 def load_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path) -> None:
-    """Fill `models` from the safetensors under `path`. Raises CheckpointError that lists what is missing or of another shape.
+    """Fill `models` from the safetensors under `path`. Raises CheckpointError that lists what is
+    missing or of another shape.
 
-    Every rank reads what it needs by itself. Nothing is written when a tensor is missing; a wrong shape shows while loading.
-    """
+    Every rank reads what it needs by itself. Nothing is written when a tensor is missing; a wrong
+    shape shows while loading."""
     check_hf_weights(bridge, models, path)
     try:
         folder = HfFolder(path)
-        wanted = [(bridge.hf_names(agreed), agreed, weights_of(m)[own]) for m in models for own, agreed in bridge.names(m).items()]
+        wanted = [
+            (bridge.hf_names(agreed), agreed, weights_of(m)[own])
+            for m in models
+            for own, agreed in bridge.names(m).items()
+        ]
         wrong = []
         for hf_names, agreed, target in wanted:
             whole = bridge.to_megatron(agreed, [folder[n] for n in hf_names])
@@ -41,20 +47,36 @@ def load_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path) 
     except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: the safetensors do not fit config.json: {error}") from error
     if wrong:
-        raise CheckpointError(f"{path}: the safetensors do not fit config.json: wrong shapes: {listed(wrong)}")
+        raise CheckpointError(
+            f"{path}: the safetensors do not fit config.json: wrong shapes: {listed(wrong)}"
+        )
 
 
-def gather_hf_weights(bridge: Any, models: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, whole tensor) of every weight, gathered over tensor, expert and pipeline ranks.
+def gather_hf_weights(
+    bridge: Any, models: Sequence[torch.nn.Module]
+) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, whole tensor) of every weight, gathered over tensor, expert and pipeline
+    ranks.
 
-    Every rank of the model-parallel group must iterate to the end, and every one gets the tensors. They may share memory with the
-    model: copy before the next step.
-    """
-    own = {agreed: weights_of(m)[name].detach() for m in models for name, agreed in bridge.names(m).items()}
-    dims = {agreed: split_dim(bridge.config, agreed, weights_of(m)[name]) for m in models for name, agreed in bridge.names(m).items()}
+    Every rank of the model-parallel group must iterate to the end, and every one gets the tensors.
+    They may share memory with the model: copy before the next step."""
+    own = {
+        agreed: weights_of(m)[name].detach()
+        for m in models
+        for name, agreed in bridge.names(m).items()
+    }
+    dims = {
+        agreed: split_dim(bridge.config, agreed, weights_of(m)[name])
+        for m in models
+        for name, agreed in bridge.names(m).items()
+    }
     seen: set[str] = set()
     for name, tensor, dim in _over_pipeline(own, dims):
-        whole = _merged(bridge.config, name, _over_tensor_ranks(tensor, expert=is_expert(name)), dim) if dim is not None else tensor
+        whole = (
+            _merged(bridge.config, name, _over_tensor_ranks(tensor, expert=is_expert(name)), dim)
+            if dim is not None
+            else tensor
+        )
         for global_name, weight in _over_expert_ranks(bridge.config, name, whole):
             for hf_name, hf_weight in bridge.to_hf(global_name, weight):
                 if hf_name not in seen:  # tied embeddings live on the first and the last stage
@@ -63,10 +85,13 @@ def gather_hf_weights(bridge: Any, models: Sequence[torch.nn.Module]) -> Iterato
 
 
 def split_dim(config: Any, name: str, tensor: Tensor) -> int | None:
-    """The dimension along which the weight of this agreed name is split over the (expert-)tensor ranks, if it is."""
+    """The dimension along which the weight of this agreed name is split over the (expert-)tensor
+    ranks, if it is."""
     if is_expert(name):  # by name: TransformerEngine's grouped weights do not say
         return 1 if ".linear_fc2.weight" in name else 0 if ".linear_fc1." in name else None
-    if not getattr(tensor, "tensor_model_parallel", False) or (config.transformer_impl == "transformer_engine" and "_down_proj." in name):
+    if not getattr(tensor, "tensor_model_parallel", False) or (
+        config.transformer_impl == "transformer_engine" and "_down_proj." in name
+    ):
         return None  # TransformerEngine keeps MLA's down projections whole, and marks them as split
     dim: int = tensor.partition_dim
     return dim
@@ -79,10 +104,18 @@ def _is_gated(config: Any, name: str) -> bool:
 def own_part(config: Any, name: str, whole: Tensor, like: Tensor) -> Tensor:
     """This rank's shard of `whole`, in Megatron's layout."""
     dim = split_dim(config, name, like)
-    size = mpu.get_expert_tensor_parallel_world_size() if is_expert(name) else mpu.get_tensor_model_parallel_world_size()
+    size = (
+        mpu.get_expert_tensor_parallel_world_size()
+        if is_expert(name)
+        else mpu.get_tensor_model_parallel_world_size()
+    )
     if dim is None or size == 1:
         return whole
-    rank = mpu.get_expert_tensor_parallel_rank() if is_expert(name) else mpu.get_tensor_model_parallel_rank()
+    rank = (
+        mpu.get_expert_tensor_parallel_rank()
+        if is_expert(name)
+        else mpu.get_tensor_model_parallel_rank()
+    )
     if _is_gated(config, name):
         return torch.cat([half.chunk(size, 0)[rank] for half in whole.chunk(2, 0)])
     return whole.chunk(size, dim)[rank]
@@ -97,15 +130,20 @@ def _merged(config: Any, name: str, parts: list[Tensor], dim: int) -> Tensor:
     return torch.cat(parts, dim)
 
 
-def _over_pipeline(own: dict[str, Tensor], dims: dict[str, int | None]) -> Iterator[tuple[str, Tensor, int | None]]:
-    """(name, this tensor rank's tensor, the dimension it is split along) of all pipeline stages, in their order."""
+def _over_pipeline(
+    own: dict[str, Tensor], dims: dict[str, int | None]
+) -> Iterator[tuple[str, Tensor, int | None]]:
+    """(name, this tensor rank's tensor, the dimension it is split along) of all pipeline stages, in
+    their order."""
     if mpu.get_pipeline_model_parallel_world_size() == 1:
         for name, tensor in own.items():
             yield name, tensor, dims[name]
         return
     group = mpu.get_pipeline_model_parallel_group()
     stages: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(stages, [(n, tuple(t.shape), t.dtype, dims[n]) for n, t in own.items()], group=group)
+    dist.all_gather_object(
+        stages, [(n, tuple(t.shape), t.dtype, dims[n]) for n, t in own.items()], group=group
+    )
     device = next(iter(own.values())).device
     for stage, entries in enumerate(stages):
         mine = stage == mpu.get_pipeline_model_parallel_rank()
@@ -116,10 +154,18 @@ def _over_pipeline(own: dict[str, Tensor], dims: dict[str, int | None]) -> Itera
 
 
 def _over_tensor_ranks(tensor: Tensor, *, expert: bool) -> list[Tensor]:
-    size = mpu.get_expert_tensor_parallel_world_size() if expert else mpu.get_tensor_model_parallel_world_size()
+    size = (
+        mpu.get_expert_tensor_parallel_world_size()
+        if expert
+        else mpu.get_tensor_model_parallel_world_size()
+    )
     if size == 1:
         return [tensor]
-    return _all_gather(tensor, size, mpu.get_expert_tensor_parallel_group() if expert else mpu.get_tensor_model_parallel_group())
+    return _all_gather(
+        tensor,
+        size,
+        mpu.get_expert_tensor_parallel_group() if expert else mpu.get_tensor_model_parallel_group(),
+    )
 
 
 def _over_expert_ranks(config: Any, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

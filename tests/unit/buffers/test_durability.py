@@ -1,4 +1,5 @@
-"""Group commit: who returns has had a sync begin after it asked; syncs are shared and never overlap; failures reach all who waited."""
+"""Group commit: who returns has had a sync begin after it asked; syncs are shared and never
+overlap; failures reach all who waited."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from pipeline.schedule.clock import RolloutClock
 
 
 class Disk:
-    """`written` becomes `durable` when a sync that began later ends; syncs end when the test says so."""
+    """`written` becomes `durable` when a sync that began later ends; syncs end when the test says
+    so."""
 
     def __init__(self) -> None:
         self.written = self.durable = self.syncs = self.running = 0
@@ -89,7 +91,12 @@ async def test_cancelling_one_who_waits_leaves_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("durability", "synced"), [("fsync", {".", "journal.log", "segment-000000.arrow"}), ("process", set()), ("memory", set())]
+    ("durability", "synced"),
+    [
+        ("fsync", {".", "journal.log", "segment-000000.arrow"}),
+        ("process", set()),
+        ("memory", set()),
+    ],
 )
 async def test_a_put_returns_when_all_its_files_are_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Any, synced: set[str]
@@ -100,10 +107,23 @@ async def test_a_put_returns_when_all_its_files_are_on_the_disk(
         seen.add(str(Path(f"/proc/self/fd/{fd}").readlink().relative_to(tmp_path)))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    clock = RolloutClock(rollout_batch_size=1, async_buffer_size=1, update_weights_interval=1, num_rollout=2)
-    buffer = ReplayBuffer(tmp_path, AsyncConfig(async_buffer_size=1, buffer_durability=durability), clock)
+    clock = RolloutClock(
+        rollout_batch_size=1, async_buffer_size=1, update_weights_interval=1, num_rollout=2
+    )
+    buffer = ReplayBuffer(
+        tmp_path, AsyncConfig(async_buffer_size=1, buffer_durability=durability), clock
+    )
     admission = await buffer.admit()
-    sample = Sample(index=0, tokens=[1, 2], response_length=1, rollout_log_probs=[0.0], reward=0.0, status=Status.COMPLETED)
-    await buffer.put(Group(group_index=0, deadline=admission.deadline, admitted_version=0, samples=(sample,)))
+    sample = Sample(
+        index=0,
+        tokens=[1, 2],
+        response_length=1,
+        rollout_log_probs=[0.0],
+        reward=0.0,
+        status=Status.COMPLETED,
+    )
+    await buffer.put(
+        Group(group_index=0, deadline=admission.deadline, admitted_version=0, samples=(sample,))
+    )
     assert seen == synced
     buffer.close()

@@ -1,4 +1,5 @@
-"""What a rollout is made of, where the user has a say: replay, --buffer-filter-path, --stale-policy, --min-size-to-sample."""
+"""What a rollout is made of, where the user has a say: replay, --buffer-filter-path,
+--stale-policy, --min-size-to-sample."""
 
 from __future__ import annotations
 
@@ -19,20 +20,48 @@ from configs.schema import AsyncConfig
 from pipeline.core.errors import ReplayBufferError
 from pipeline.schedule.clock import RolloutClock
 from pipeline.schedule.rate_limiter import RateLimiter
-from tests.unit.buffers.test_replay_buffer import admit_all, indices, make_group, release, settled, turns
+from tests.unit.buffers.test_replay_buffer import (
+    admit_all,
+    indices,
+    make_group,
+    release,
+    settled,
+    turns,
+)
 
 
-def make(path: Path, *, fresh: int = 2, K: int = 1, S: int = 3, num_rollout: int = 10, minimum: int | None = None, **options: Any):
+def make(
+    path: Path,
+    *,
+    fresh: int = 2,
+    K: int = 1,
+    S: int = 3,
+    num_rollout: int = 10,
+    minimum: int | None = None,
+    **options: Any,
+):
     user_filter = options.pop("user_filter", None)
     config = AsyncConfig(async_buffer_size=K, max_staleness=S, **options)
-    limiter = RateLimiter.rollouts(fresh=fresh, samples_per_insert=config.samples_of_a_group, buffer_size=K, min_size_to_sample=minimum)
+    limiter = RateLimiter.rollouts(
+        fresh=fresh,
+        samples_per_insert=config.samples_of_a_group,
+        buffer_size=K,
+        min_size_to_sample=minimum,
+    )
     clock = RolloutClock(
-        rollout_batch_size=fresh, async_buffer_size=K, update_weights_interval=1, max_staleness=S, num_rollout=num_rollout, limiter=limiter
+        rollout_batch_size=fresh,
+        async_buffer_size=K,
+        update_weights_interval=1,
+        max_staleness=S,
+        num_rollout=num_rollout,
+        limiter=limiter,
     )
     return ReplayBuffer(path, config, clock, user_filter=user_filter), clock
 
 
-async def rollouts(buffer: ReplayBuffer, clock: RolloutClock, count: int) -> list[list[tuple[int, int]]]:
+async def rollouts(
+    buffer: ReplayBuffer, clock: RolloutClock, count: int
+) -> list[list[tuple[int, int]]]:
     """(group, times sampled) of each."""
     out = []
     for r in range(count):
@@ -59,7 +88,9 @@ async def test_every_group_is_trained_on_as_often_as_asked(tmp_path: Path) -> No
 async def test_a_replayed_group_is_within_the_staleness_bound(tmp_path: Path) -> None:
     buffer, clock = make(tmp_path, max_times_sampled=9, samples_per_insert=2.0, S=2, K=1)
     taken = await rollouts(buffer, clock, 9)
-    assert max(times for groups in taken for _, times in groups) == 3, "S = 2: versions v, v + 1 and v + 2 may train on it"
+    assert max(times for groups in taken for _, times in groups) == 3, (
+        "S = 2: versions v, v + 1 and v + 2 may train on it"
+    )
     assert buffer.statistics().staleness_max == 2
 
 
@@ -68,7 +99,12 @@ async def test_the_ledger_tells_replays_from_duplicates(tmp_path: Path) -> None:
     await rollouts(buffer, clock, 3)
     buffer.close()
     totals = Ledger(read_journal(tmp_path / FILE_NAME)[0]).totals()
-    assert (totals["trained"], totals["replayed"], totals["lost"], totals["duplicated"]) == (6, 4, 0, 0)
+    assert (totals["trained"], totals["replayed"], totals["lost"], totals["duplicated"]) == (
+        6,
+        4,
+        0,
+        0,
+    )
 
 
 async def test_segments_stay_as_long_as_a_group_may_be_replayed(tmp_path: Path) -> None:
@@ -109,8 +145,12 @@ def filtered(function: Callable[..., Any]) -> UserFilter:
 async def test_the_users_function_chooses_among_the_ready_groups(tmp_path: Path) -> None:
     seen: list[Any] = []
 
-    def newest(args: Any, rollout_id: int, buffer: list[list[Any]], num_samples: int) -> list[list[Any]]:
-        seen.append((args.answer, rollout_id, [group[0].group_index for group in buffer], num_samples))
+    def newest(
+        args: Any, rollout_id: int, buffer: list[list[Any]], num_samples: int
+    ) -> list[list[Any]]:
+        seen.append(
+            (args.answer, rollout_id, [group[0].group_index for group in buffer], num_samples)
+        )
         return [buffer.pop() for _ in range(num_samples)]
 
     buffer, _ = make(tmp_path, fresh=2, K=1, S=3, user_filter=filtered(newest))
@@ -121,16 +161,22 @@ async def test_the_users_function_chooses_among_the_ready_groups(tmp_path: Path)
 
 
 async def test_what_is_due_is_trained_on_whatever_the_function_wants(tmp_path: Path) -> None:
-    def newest(args: Any, rollout_id: int, buffer: list[list[Any]], num_samples: int) -> list[list[Any]]:
+    def newest(
+        args: Any, rollout_id: int, buffer: list[list[Any]], num_samples: int
+    ) -> list[list[Any]]:
         return buffer[-num_samples:][::-1]
 
     buffer, clock = make(tmp_path, fresh=1, K=1, S=1, user_filter=filtered(newest))
     taken = [groups[0][0] for groups in await rollouts(buffer, clock, 4)]
-    assert taken == [1, 0, 2, 3], "it may put off group 0 once; from then on the oldest is always due"
+    assert taken == [1, 0, 2, 3], (
+        "it may put off group 0 once; from then on the oldest is always due"
+    )
 
 
 async def test_what_the_function_takes_out_is_removed_counted_and_replaced(tmp_path: Path) -> None:
-    def no_even(args: Any, rollout_id: int, buffer: list[list[Any]], num_samples: int) -> list[list[Any]]:
+    def no_even(
+        args: Any, rollout_id: int, buffer: list[list[Any]], num_samples: int
+    ) -> list[list[Any]]:
         buffer[:] = [group for group in buffer if group[0].group_index % 2]
         return buffer[:num_samples]
 
@@ -158,8 +204,12 @@ async def test_what_the_function_takes_out_is_removed_counted_and_replaced(tmp_p
         (lambda buffer, n: [list(buffer[0])], "not in `buffer`"),
     ],
 )
-async def test_an_answer_that_cannot_be_used_is_refused(tmp_path: Path, answer: Callable[..., Any], message: str) -> None:
-    buffer, _ = make(tmp_path, fresh=1, K=1, user_filter=filtered(lambda args, r, b, n: answer(b, n)))
+async def test_an_answer_that_cannot_be_used_is_refused(
+    tmp_path: Path, answer: Callable[..., Any], message: str
+) -> None:
+    buffer, _ = make(
+        tmp_path, fresh=1, K=1, user_filter=filtered(lambda args, r, b, n: answer(b, n))
+    )
     for admission in admit_all(buffer):
         await buffer.put(make_group(admission))
     with pytest.raises(ReplayBufferError, match=message):
@@ -170,7 +220,8 @@ async def test_an_answer_that_cannot_be_used_is_refused(tmp_path: Path, answer: 
 
 
 async def late_group(tmp_path: Path, policy: str) -> tuple[ReplayBuffer, RolloutClock, Any]:
-    """K = S = 1, one group a rollout: group 0 is still generating when its last rollout is taken."""
+    """K = S = 1, one group a rollout: group 0 is still generating when its last rollout is
+    taken."""
     buffer, clock = make(tmp_path, fresh=1, K=1, S=1, stale_policy=policy)
     slow, quick = admit_all(buffer)
     await buffer.put(make_group(quick))
@@ -189,7 +240,9 @@ async def test_drop_does_not_wait_and_counts_what_it_removes(tmp_path: Path) -> 
     assert clock.given_back == {"stale: dropped": 1}
     statistics = buffer.statistics()
     assert statistics.removed_lengths == {50: 2} and statistics.trained_lengths == {10: 4}
-    assert [a.prompt_index for a in admit_all(buffer)] == [3, 4], "one for its slot, one for the rollout that was trained on"
+    assert [a.prompt_index for a in admit_all(buffer)] == [3, 4], (
+        "one for its slot, one for the rollout that was trained on"
+    )
 
 
 async def test_retry_gives_the_prompt_to_the_next_admission(tmp_path: Path) -> None:
@@ -203,7 +256,9 @@ async def test_retry_gives_the_prompt_to_the_next_admission(tmp_path: Path) -> N
     assert again.policy_version == 2 and again.deadline > slow.deadline
 
 
-async def test_a_ready_group_that_no_rollout_can_take_any_more_is_removed_too(tmp_path: Path) -> None:
+async def test_a_ready_group_that_no_rollout_can_take_any_more_is_removed_too(
+    tmp_path: Path,
+) -> None:
     buffer, clock = make(tmp_path, fresh=1, K=2, S=2, stale_policy="drop", buffer_selector="lifo")
     slow = admit_all(buffer)
     await buffer.put(make_group(slow[0]))
@@ -244,5 +299,7 @@ def test_a_users_priority_must_be_a_number(tmp_path: Path) -> None:
     buffer, _ = make(tmp_path)
     group = make_group(admit_all(buffer)[0])
     assert user_priority("p.py", lambda args, samples: len(samples), None)(group) == 2.0
-    with pytest.raises(ReplayBufferError, match=r"p.py gave nan for group 0: expected a number >= 0"):
+    with pytest.raises(
+        ReplayBufferError, match=r"p.py gave nan for group 0: expected a number >= 0"
+    ):
         user_priority("p.py", lambda args, samples: float("nan"), None)(group)

@@ -20,9 +20,28 @@ from pipeline.schedule.clock import RolloutClock
 UNLIMITED = 1 << 40
 
 
-def make(path: Path, P: int = 2, K: int = 1, S: int | None = None, max_bytes: int = UNLIMITED, num_rollout: int = 10, **kwargs: Any):
-    clock = RolloutClock(rollout_batch_size=P, async_buffer_size=K, update_weights_interval=1, max_staleness=S, num_rollout=num_rollout)
-    config = AsyncConfig(async_buffer_size=K, max_staleness=S, buffer_max_bytes=max_bytes, buffer_selector=kwargs.pop("name", "deadline"))
+def make(
+    path: Path,
+    P: int = 2,
+    K: int = 1,
+    S: int | None = None,
+    max_bytes: int = UNLIMITED,
+    num_rollout: int = 10,
+    **kwargs: Any,
+):
+    clock = RolloutClock(
+        rollout_batch_size=P,
+        async_buffer_size=K,
+        update_weights_interval=1,
+        max_staleness=S,
+        num_rollout=num_rollout,
+    )
+    config = AsyncConfig(
+        async_buffer_size=K,
+        max_staleness=S,
+        buffer_max_bytes=max_bytes,
+        buffer_selector=kwargs.pop("name", "deadline"),
+    )
     return ReplayBuffer(path, config, clock, **kwargs), clock
 
 
@@ -42,7 +61,12 @@ def make_group(admission: Admission, num_tokens: int = 10, version: int | None =
         )
         for i in range(2)
     )
-    return Group(group_index=admission.group_index, deadline=admission.deadline, admitted_version=admission.policy_version, samples=samples)
+    return Group(
+        group_index=admission.group_index,
+        deadline=admission.deadline,
+        admitted_version=admission.policy_version,
+        samples=samples,
+    )
 
 
 def admit_all(buffer: ReplayBuffer) -> list[Admission]:
@@ -83,7 +107,9 @@ async def test_take_waits_for_what_is_due_and_for_nothing_else(tmp_path: Path) -
     first = admit_all(buffer)
     for a in first[1:3]:
         await buffer.put(make_group(a))
-    assert indices(await buffer.take(0)) == [1, 2], "all are due by rollout 1: group 0 can still make that"
+    assert indices(await buffer.take(0)) == [1, 2], (
+        "all are due by rollout 1: group 0 can still make that"
+    )
     release(clock, 0)
     late = admit_all(buffer)
     for a in [first[3], *late]:
@@ -103,7 +129,9 @@ async def test_admission_waits_for_the_release(tmp_path: Path) -> None:
     await turns()
     assert not admission.done(), "trained, but not pushed"
     clock.pushed()
-    assert (await admission) == Admission(group_index=1, deadline=1, policy_version=1, prompt_index=1)
+    assert (await admission) == Admission(
+        group_index=1, deadline=1, policy_version=1, prompt_index=1
+    )
 
 
 async def test_a_discarded_group_is_replaced_and_no_longer_waited_for(tmp_path: Path) -> None:
@@ -201,11 +229,14 @@ async def test_only_admitted_groups_are_stored_and_only_once(tmp_path: Path) -> 
     with pytest.raises(ReplayBufferError, match="group 0 is put, but is not generating"):
         await buffer.put(make_group(admission))
     with pytest.raises(ReplayBufferError, match="group 5 is put, but is not generating"):
-        await buffer.put(make_group(Admission(group_index=5, deadline=1, policy_version=0, prompt_index=5)))
+        await buffer.put(
+            make_group(Admission(group_index=5, deadline=1, policy_version=0, prompt_index=5))
+        )
 
 
 async def test_tokens_beyond_the_bound_stop_the_run(tmp_path: Path) -> None:
-    """The scheduler keeps the bound for honest engines; one that served older weights than it confirmed is found out here."""
+    """The scheduler keeps the bound for honest engines; one that served older weights than it
+    confirmed is found out here."""
     buffer, clock = make(tmp_path, P=1, K=1)
     for r in range(2):
         await buffer.put(make_group(await buffer.admit(), version=0))
@@ -215,7 +246,11 @@ async def test_tokens_beyond_the_bound_stop_the_run(tmp_path: Path) -> None:
     assert buffer.statistics().staleness_max == 1
     await buffer.put(make_group(await buffer.admit(), version=0))
     with pytest.raises(
-        ReplayBufferError, match=r"policy version 0 at rollout 2 are 2 versions stale, the bound is 1.*admitted at version 2"
+        ReplayBufferError,
+        match=(
+            r"policy version 0 at rollout 2 are 2 versions stale, the bound is 1.*admitted at"
+            r" version 2"
+        ),
     ):
         await buffer.take(2)
     assert [a.group_index for a in buffer.outstanding()] == [2], "nothing was consumed"
@@ -279,7 +314,13 @@ async def test_statistics_say_where_every_group_is(tmp_path: Path) -> None:
     await buffer.take(0)
     buffer.discard(3, "zero_std")
     s = buffer.statistics()
-    assert (s.num_generating, s.num_ready, s.num_put, s.num_taken, s.num_discarded) == (1, 1, 2, 1, {"zero_std": 1})
+    assert (s.num_generating, s.num_ready, s.num_put, s.num_taken, s.num_discarded) == (
+        1,
+        1,
+        2,
+        1,
+        {"zero_std": 1},
+    )
     assert s.num_bytes > 0 and s.staleness_bound == 3
 
 
@@ -291,7 +332,9 @@ async def test_segments_are_deleted_once_a_checkpoint_covers_them(tmp_path: Path
         groups = await buffer.take(r)
         release(clock, r)
         np.testing.assert_array_equal(groups[0].samples[0].tokens, np.arange(10))
-    assert len(files(tmp_path)) == 1 + 6, "the journal, and every group: a crash now would need them"
+    assert len(files(tmp_path)) == 1 + 6, (
+        "the journal, and every group: a crash now would need them"
+    )
     buffer.committed(2, "rollout_000002")
     assert len(files(tmp_path)) == 1 + 2
     buffer.committed(3, "rollout_000003")
@@ -309,7 +352,9 @@ async def test_close_wakes_whoever_waits(tmp_path: Path) -> None:
         with pytest.raises(ReplayBufferError, match="closed"):
             await task
     with pytest.raises(ReplayBufferError, match="closed"):
-        await buffer.put(make_group(Admission(group_index=0, deadline=0, policy_version=0, prompt_index=0)))
+        await buffer.put(
+            make_group(Admission(group_index=0, deadline=0, policy_version=0, prompt_index=0))
+        )
 
 
 async def test_a_resumed_buffer_waits_for_what_was_outstanding(tmp_path: Path) -> None:
@@ -317,7 +362,9 @@ async def test_a_resumed_buffer_waits_for_what_was_outstanding(tmp_path: Path) -
     for a in admit_all(buffer):
         await buffer.put(make_group(a))
     buffer.close()
-    again = RolloutClock(rollout_batch_size=1, async_buffer_size=1, update_weights_interval=1, num_rollout=10)
+    again = RolloutClock(
+        rollout_batch_size=1, async_buffer_size=1, update_weights_interval=1, num_rollout=10
+    )
     again.load_state_dict(clock.state_dict())
     resumed = ReplayBuffer(tmp_path, AsyncConfig(async_buffer_size=1), again)
     assert resumed.try_admit() is None

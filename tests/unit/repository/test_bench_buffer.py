@@ -1,4 +1,7 @@
-"""The buffer's benchmark: what it measures is there, and comes back as it went in. No figure is judged."""
+"""The buffer's benchmark: what it measures is there, and comes back as it went in.
+
+No figure is judged.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,12 @@ SMALL = Load(num_samples=8, group_size=4, response_tokens=16, num_singles=3)
 
 def test_payload_bytes_are_those_of_the_arrays() -> None:
     (first, *_), *_ = make_groups(SMALL, single=False)
-    arrays: list[Any] = [first.tokens, first.loss_mask, first.rollout_log_probs, np.array(first.weight_versions, np.int64)]
+    arrays: list[Any] = [
+        first.tokens,
+        first.loss_mask,
+        first.rollout_log_probs,
+        np.array(first.weight_versions, np.int64),
+    ]
     assert SMALL.sample_bytes == sum(a.nbytes for a in arrays)
 
 
@@ -44,13 +52,19 @@ def test_a_changed_number_is_noticed(name: str) -> None:
 
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("durability", ["memory", "process", "fsync"])
-async def test_the_buffer_gives_back_what_it_was_given_and_frees_it(tmp_path: Path, durability: Any, single: bool) -> None:
-    contender = Slipstream(tmp_path, durability, SMALL, single=single, lists=durability == "process")
+async def test_the_buffer_gives_back_what_it_was_given_and_frees_it(
+    tmp_path: Path, durability: Any, single: bool
+) -> None:
+    contender = Slipstream(
+        tmp_path, durability, SMALL, single=single, lists=durability == "process"
+    )
     for _ in range(3):
         times = await contender.round(check=True)
         assert times.put > 0 and times.get > 0
     statistics = contender._buffer.statistics()
-    assert statistics.num_taken == 3 * (SMALL.num_singles if single else SMALL.num_samples // SMALL.group_size)
+    assert statistics.num_taken == 3 * (
+        SMALL.num_singles if single else SMALL.num_samples // SMALL.group_size
+    )
     assert statistics.num_bytes == 0 and statistics.num_segments <= 1
     contender.close()
 
@@ -59,16 +73,35 @@ async def test_the_copy_moves_as_many_bytes_as_a_round_has() -> None:
     for single, pieces in ((False, 1), (True, SMALL.num_singles)):
         copy = MemoryCopy(SMALL, single=single)
         await copy.round()
-        assert all(np.array_equal(target, source) for target, source in zip(copy._targets, copy._sources, strict=True))
+        assert all(
+            np.array_equal(target, source)
+            for target, source in zip(copy._targets, copy._sources, strict=True)
+        )
         samples = SMALL.num_singles if single else SMALL.num_samples
         assert pieces * copy._targets[0].nbytes == samples * SMALL.sample_bytes
 
 
 def test_rates_and_ratios() -> None:
-    found = figures([Times(put=1.0, get=4.0), Times(put=2.0, get=2.0), Times(put=4.0, get=8.0)], num_samples=8, sample_bytes=10**9)
-    assert found["put"] == {"samples_per_second": 4, "samples_per_second_best": 8, "gb_per_second": 4, "gb_per_second_best": 8}
-    assert found["get"] == {"samples_per_second": 2, "samples_per_second_best": 4, "gb_per_second": 2, "gb_per_second_best": 4}
-    assert ratio([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == 3.0, "the median of quotients, not the quotient of medians"
+    found = figures(
+        [Times(put=1.0, get=4.0), Times(put=2.0, get=2.0), Times(put=4.0, get=8.0)],
+        num_samples=8,
+        sample_bytes=10**9,
+    )
+    assert found["put"] == {
+        "samples_per_second": 4,
+        "samples_per_second_best": 8,
+        "gb_per_second": 4,
+        "gb_per_second_best": 8,
+    }
+    assert found["get"] == {
+        "samples_per_second": 2,
+        "samples_per_second_best": 4,
+        "gb_per_second": 2,
+        "gb_per_second_best": 4,
+    }
+    assert ratio([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == 3.0, (
+        "the median of quotients, not the quotient of medians"
+    )
 
 
 def test_transfer_queue_is_held_to_fifty() -> None:
@@ -80,16 +113,36 @@ def test_transfer_queue_is_held_to_fifty() -> None:
         }
         for mode in buffer.MODES
     }
-    assert buffer.aims(rounds)["single put over TransferQueue's, process"] == {"aim": ">= 50", "found": 49.0, "met": False}
-    assert buffer.aims(rounds)["batched get over the memory copy"] == {"aim": ">= 0.5", "found": 1 / 3, "met": False}
+    assert buffer.aims(rounds)["single put over TransferQueue's, process"] == {
+        "aim": ">= 50",
+        "found": 49.0,
+        "met": False,
+    }
+    assert buffer.aims(rounds)["batched get over the memory copy"] == {
+        "aim": ">= 0.5",
+        "found": 1 / 3,
+        "met": False,
+    }
 
 
 def test_quick_run_without_ray(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = buffer.main(["--quick", "--no-ray", "--open-samples", "80", "--directory", str(tmp_path)])
-    names = ["memory copy", "slipstream memory", "slipstream process", "slipstream fsync", "slipstream process, from lists"]
+    names = [
+        "memory copy",
+        "slipstream memory",
+        "slipstream process",
+        "slipstream fsync",
+        "slipstream process, from lists",
+    ]
     assert [list(out[mode]) for mode in buffer.MODES] == [names, names]
-    assert all(side["samples_per_second_best"] >= side["samples_per_second"] > 0 for n in names for side in out["single"][n].values())
-    assert out["transferqueue"].startswith("not installed") and "pip install" in out["transferqueue"]
+    assert all(
+        side["samples_per_second_best"] >= side["samples_per_second"] > 0
+        for n in names
+        for side in out["single"][n].values()
+    )
+    assert (
+        out["transferqueue"].startswith("not installed") and "pip install" in out["transferqueue"]
+    )
     assert not any("TransferQueue" in name for name in out["aims"]), "no figure without it"
     (row,) = out["open"]
     assert (row["samples"], row["records"]) == (80, 1 + 2 * 80 // buffer_open.GROUP_SIZE)

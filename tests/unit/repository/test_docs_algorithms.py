@@ -1,4 +1,5 @@
-"""docs/algorithms.md has every estimator, loss, KL and correction, with the defaults that the flags have."""
+"""docs/algorithms.md has every estimator, loss, KL and correction, with the defaults that the flags
+have."""
 
 from __future__ import annotations
 
@@ -8,14 +9,19 @@ import typing
 
 import pytest
 
-from configs.command_line.flags import own_flags
 from configs.corrections import PRESETS
+from configs.flags import own_flags
 from configs.schema import AlgorithmConfig, Estimator
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "algorithms.md").read_text()
-ROWS = {cells[1].strip().strip("`"): [c.strip() for c in cells[1:-1]] for line in PAGE.splitlines() if len(cells := line.split("|")) > 3}
-CUT = ("global-batch-size", "num-steps-per-rollout")  # how a rollout is cut, not what is learnt from it
+ROWS = {
+    cells[1].strip().strip("`"): [c.strip() for c in cells[1:-1]]
+    for line in PAGE.splitlines()
+    if len(cells := line.split("|")) > 3
+}
+# how a rollout is cut, not what is learnt from it
+CUT = ("global-batch-size", "num-steps-per-rollout")
 _MORE = "".join((ROOT / "docs" / name).read_text() for name in ("performance.md", "moe.md"))
 ELSEWHERE = {*CUT, *re.findall(r"--(?:no-)?([a-z-]+)", _MORE)} - {"true-on-policy-mode"}
 
@@ -24,19 +30,29 @@ ELSEWHERE = {*CUT, *re.findall(r"--(?:no-)?([a-z-]+)", _MORE)} - {"true-on-polic
 def test_every_correction_has_its_bounds(name: str) -> None:
     correction, said = PRESETS[name].correction, ROWS[name][-1]
     bounds = [b for b in (correction.low, correction.high) if 0 < b < math.inf]
-    assert [math.exp(-1e-4) if "exp" in b else float(b) for b in said.split(",") if b.strip()] == pytest.approx(bounds)
+    assert [
+        math.exp(-1e-4) if "exp" in b else float(b) for b in said.split(",") if b.strip()
+    ] == pytest.approx(bounds)
 
 
 def test_every_estimator_and_flag_is_there() -> None:
     assert [name for name in typing.get_args(Estimator) if name not in ROWS] == []
-    flags = [f.name for f in own_flags().values() if f.section == "algorithm" and f.name not in ELSEWHERE]
+    flags = [
+        f.name for f in own_flags().values() if f.section == "algorithm" and f.name not in ELSEWHERE
+    ]
     functions = (ROOT / "docs" / "custom-functions.md").read_text()
-    missing = [f for f in flags if f"--{f}" not in PAGE + functions and f"--disable-{f}" not in PAGE]
+    missing = [
+        f for f in flags if f"--{f}" not in PAGE + functions and f"--disable-{f}" not in PAGE
+    ]
     assert missing == []
 
 
 def test_defaults() -> None:
     a = AlgorithmConfig()
-    assert f"`--eps-clip` {a.eps_clip:g}," in PAGE and f"[{a.kl_loss_type}]" in PAGE and f"`--gamma` [{a.gamma:g}]" in PAGE
+    assert (
+        f"`--eps-clip` {a.eps_clip:g}," in PAGE
+        and f"[{a.kl_loss_type}]" in PAGE
+        and f"`--gamma` [{a.gamma:g}]" in PAGE
+    )
     assert f"`--advantage-estimator` [{a.advantage_estimator}]" in PAGE
     assert f"off; {a.tis_clip_low:g}, {a.tis_clip:g}; {a.tis_level}; {a.tis_mode}" in PAGE

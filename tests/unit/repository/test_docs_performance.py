@@ -1,11 +1,12 @@
-"""docs/performance.md: every flag in it exists, with the default that it states, and every field is one that a row can have."""
+"""docs/performance.md: every flag in it exists, with the default that it states, and every field is
+one that a row can have."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from configs.command_line.flags import own_flags, words_of
+from configs.flags import own_flags, words_of
 from stages.engine.server_args import server_arg
 from stages.learn.megatron.arguments import megatron_flags
 

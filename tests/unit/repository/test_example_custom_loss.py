@@ -21,11 +21,15 @@ def test_the_loss_trains_on_good_samples_only() -> None:
     batch = pack(samples)
     logits = table[batch.contexts]
     now = compute_log_probs_from_logits(logits, batch.targets)
-    got = custom_objective(loss_function, logits[None], now, batch.old, batch, 6.0, AlgorithmConfig(), Extras())
+    got = custom_objective(
+        loss_function, logits[None], now, batch.old, batch, 6.0, AlgorithmConfig(), Extras()
+    )
     each = [-part.mean().item() for part in now.log_probs.split(LENGTHS)]
     good = [s.advantage > 0 for s in samples]
     assert 0 < sum(good) < 6
-    assert got.loss.item() == pytest.approx(sum(x for x, g in zip(each, good, strict=True) if g) / 6, abs=1e-6)
+    assert got.loss.item() == pytest.approx(
+        sum(x for x, g in zip(each, good, strict=True) if g) / 6, abs=1e-6
+    )
     assert got.extra["good_fraction"].item() == pytest.approx(sum(good))
 
 
@@ -34,7 +38,9 @@ def test_the_correction_drops_samples_that_are_far_off() -> None:
     args = SimpleNamespace(tis_clip=2.0, tis_clip_low=0.0)
     batch = pack(make_samples(LENGTHS, 4, spread=0.3))
     now = compute_log_probs_from_logits(table[batch.contexts], batch.targets)
-    got = policy_objective(now, batch.old, batch, config, 6.0, Extras(tis_function=tis_function, args=args))
+    got = policy_objective(
+        now, batch.old, batch, config, 6.0, Extras(tis_function=tis_function, args=args)
+    )
     gaps = (batch.old - batch.rollout_log_probs).split(LENGTHS)
     want, kept = 0.0, 0
     at = 0
@@ -42,7 +48,9 @@ def test_the_correction_drops_samples_that_are_far_off() -> None:
         if abs(gap.mean().item()) <= 0.1:
             kept += 1
             r, a = (now.log_probs - batch.old)[at : at + n].exp(), batch.advantages[at : at + n]
-            want += (torch.maximum(-r * a, -r.clamp(0.8, 1.2) * a) * gap.exp().clamp(max=2.0)).mean().item() / 6
+            want += (
+                torch.maximum(-r * a, -r.clamp(0.8, 1.2) * a) * gap.exp().clamp(max=2.0)
+            ).mean().item() / 6
         at += n
     assert 0 < kept < 6
     assert got.loss.item() == pytest.approx(want, abs=1e-6)

@@ -36,8 +36,13 @@ class Tokenizer:
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return "".join(map(chr, ids))
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **_: Any) -> list[int]:
-        turns = [f"<{m['role'][0]}{'' if self._forgets and m is not messages[-1] else m['content']}>" for m in messages]
+    def apply_chat_template(
+        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **_: Any
+    ) -> list[int]:
+        turns = [
+            f"<{m['role'][0]}{'' if self._forgets and m is not messages[-1] else m['content']}>"
+            for m in messages
+        ]
         return self.encode("".join(turns) + ("<a" if add_generation_prompt else ""))
 
 
@@ -49,7 +54,9 @@ def shown(sample: Sample) -> str:
     """Trained characters in capitals."""
     assert sample.loss_mask is not None
     mask = [0] * sample.prompt_length + list(sample.loss_mask)
-    return "".join(chr(t).upper() if m else chr(t) for t, m in zip(sample.tokens, mask, strict=True))
+    return "".join(
+        chr(t).upper() if m else chr(t) for t, m in zip(sample.tokens, mask, strict=True)
+    )
 
 
 async def test_a_text_label_is_the_response() -> None:
@@ -61,7 +68,11 @@ async def test_a_text_label_is_the_response() -> None:
 async def test_every_assistant_turn_is_trained_and_nothing_else() -> None:
     got = await generate(args(), Sample(prompt=CHAT[:1], label=CHAT[1:]), {})
     assert shown(got) == "<ua><aBC><td><aE>"
-    assert [chr(t) for t, m in zip(got.tokens[got.prompt_length :], got.loss_mask or [], strict=True) if m] == list("bc>e>")
+    assert [
+        chr(t)
+        for t, m in zip(got.tokens[got.prompt_length :], got.loss_mask or [], strict=True)
+        if m
+    ] == list("bc>e>")
     check_sample(got, fallback_version=0)
 
 

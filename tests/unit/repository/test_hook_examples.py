@@ -1,4 +1,5 @@
-"""Every example in examples/hooks is found by its flag's default name and does what its first line says, on plausible samples."""
+"""Every example in examples/hooks is found by its flag's default name and does what its first line
+says, on plausible samples."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def groups(*rewards: list[float]) -> list[Group]:
             group_index=g,
             deadline=0,
             admitted_version=0,
-            samples=tuple(make_sample(r, n=2 + i, index=10 * g + i, group_index=g) for i, r in enumerate(rs)),
+            samples=tuple(
+                make_sample(r, n=2 + i, index=10 * g + i, group_index=g) for i, r in enumerate(rs)
+            ),
         )
         for g, rs in enumerate(rewards)
     ]
@@ -53,23 +56,44 @@ def own(**paths: str) -> Any:
 
 async def test_generate_fans_out() -> None:
     class Client:
-        async def generate(self, input_ids: Any, sampling_params: Any, *, session_id: str | None = None) -> Completion:
-            return Completion(token_ids=(65, 66), log_probs=(-1.0, -2.0), spans=(VersionSpan(4, 0, 2),), finish_reason="stop")
+        async def generate(
+            self, input_ids: Any, sampling_params: Any, *, session_id: str | None = None
+        ) -> Completion:
+            return Completion(
+                token_ids=(65, 66),
+                log_probs=(-1.0, -2.0),
+                spans=(VersionSpan(4, 0, 2),),
+                finish_reason="stop",
+            )
 
-    args = SimpleNamespace(engine_client=Client(), tokenizer=MockTokenizer(), max_turns=2, context_length=None, clock=MonotonicClock())
+    args = SimpleNamespace(
+        engine_client=Client(),
+        tokenizer=MockTokenizer(),
+        max_turns=2,
+        context_length=None,
+        clock=MonotonicClock(),
+    )
     function: Any = load_function(hook("generate"), "generate")
     made = await function(args, Sample(index=7, tokens=[1, 2]), {"max_new_tokens": 8})
     assert [(s.index, s.response, s.status) for s in made] == [(7, "AB", Status.COMPLETED)] * 2
     assert made[0].session_id != made[1].session_id
-    assert len(await function(args, Sample(tokens=[1]), {"max_new_tokens": 8}, evaluation=True)) == 1
+    assert (
+        len(await function(args, Sample(tokens=[1]), {"max_new_tokens": 8}, evaluation=True)) == 1
+    )
 
 
 async def test_group_reward_shares_one_point() -> None:
     function: Any = load_function(hook("group_reward"), "reward_func")
-    assert await function(ARGS, [Sample(response=r, label="4") for r in ("4", "5", " 4 ")]) == [0.5, 0.0, 0.5]
+    assert await function(ARGS, [Sample(response=r, label="4") for r in ("4", "5", " 4 ")]) == [
+        0.5,
+        0.0,
+        0.5,
+    ]
 
 
-@pytest.mark.parametrize(("rewards", "reason"), [([1.0, 1.0], "too_easy"), ([0.0, 0.0], "too_hard"), ([0.0, 1.0], None)])
+@pytest.mark.parametrize(
+    ("rewards", "reason"), [([1.0, 1.0], "too_easy"), ([0.0, 0.0], "too_hard"), ([0.0, 1.0], None)]
+)
 def test_dynamic_filter(rewards: list[float], reason: str | None) -> None:
     verdict = build_filter(hook("dynamic_filter"), ARGS)([Sample(reward=r) for r in rewards])
     assert (verdict.keep, verdict.reason) == (reason is None, reason)
@@ -96,45 +120,83 @@ def test_reward_post_process_ranks_within_groups() -> None:
 def test_convert_samples_takes_the_loss_from_the_last_token_of_what_was_cut_off() -> None:
     made = groups([0.0, 1.0], [2.0])
     made[0].samples[1].status = Status.TRUNCATED
-    rows = compute_advantages(made, policy_version=3, hooks=own(custom_convert_samples_to_train_data_path=hook("convert_samples")))
+    rows = compute_advantages(
+        made,
+        policy_version=3,
+        hooks=own(custom_convert_samples_to_train_data_path=hook("convert_samples")),
+    )
     assert [r.loss_mask.tolist() for r in rows] == [[1, 1], [1, 1, 0], [1, 1]]
     assert [float(r.advantages[0]) for r in rows] == [-1.0, 0.0, 1.0]
-    assert [(r.index, r.group_index, r.staleness, r.weight) for r in rows] == [(0, 0, 0, 1.0), (1, 0, 0, 1.0), (10, 1, 0, 1.0)]
+    assert [(r.index, r.group_index, r.staleness, r.weight) for r in rows] == [
+        (0, 0, 0, 1.0),
+        (1, 0, 0, 1.0),
+        (10, 1, 0, 1.0),
+    ]
 
 
 def test_advantages_grow_towards_the_end() -> None:
-    rows = compute_advantages(groups([0.0, 1.0, 2.0]), policy_version=3, hooks=own(custom_advantage_function_path=hook("advantages")))
+    rows = compute_advantages(
+        groups([0.0, 1.0, 2.0]),
+        policy_version=3,
+        hooks=own(custom_advantage_function_path=hook("advantages")),
+    )
     np.testing.assert_allclose(rows[0].advantages, [-0.5, -1.0], rtol=1e-5)
     np.testing.assert_allclose(rows[2].advantages, np.linspace(0.5, 1.0, 4), rtol=1e-5)
 
 
 def test_buffer_filter_takes_the_newest_and_removes_what_was_cut_off() -> None:
     def group(index: int, version: int, *statuses: Status) -> Group:
-        samples = [Sample(status=s, response_length=1, loss_mask=[1], weight_versions=[VersionSpan(version, 0, 1)]) for s in statuses]
-        return Group(group_index=index, deadline=9, admitted_version=version, samples=tuple(samples))
+        samples = [
+            Sample(
+                status=s,
+                response_length=1,
+                loss_mask=[1],
+                weight_versions=[VersionSpan(version, 0, 1)],
+            )
+            for s in statuses
+        ]
+        return Group(
+            group_index=index, deadline=9, admitted_version=version, samples=tuple(samples)
+        )
 
     cut, whole = Status.TRUNCATED, Status.COMPLETED
-    choose = UserFilter("buffer_filter.py", load_function(hook("buffer_filter"), "buffer_filter"), ARGS)
-    got = choose(0, [group(0, 3, whole), group(1, 5, cut, cut), group(2, 4, cut, whole), group(3, 5, whole)], 2)
+    choose = UserFilter(
+        "buffer_filter.py", load_function(hook("buffer_filter"), "buffer_filter"), ARGS
+    )
+    got = choose(
+        0,
+        [group(0, 3, whole), group(1, 5, cut, cut), group(2, 4, cut, whole), group(3, 5, whole)],
+        2,
+    )
     assert got == Choice(wanted=(3, 2), removed=(1,))
 
 
 def test_priority_is_largest_where_half_are_right() -> None:
     priority = user_priority("priority.py", load_function(hook("priority"), "priority"), ARGS)
-    got = [priority(g) for g in groups([0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0])]
+    got = [
+        priority(g)
+        for g in groups(
+            [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]
+        )
+    ]
     assert got == [0.0, 3 / 16, 1 / 4, 0.0]
 
 
 def test_loss_and_correction_are_found_by_their_default_names() -> None:
     """What they do: test_example_custom_loss.py."""
     config = AlgorithmConfig(
-        loss_type="custom_loss", custom_loss_function_path=hook("custom_loss"), custom_tis_function_path=hook("custom_loss")
+        loss_type="custom_loss",
+        custom_loss_function_path=hook("custom_loss"),
+        custom_tis_function_path=hook("custom_loss"),
     )
     assert Goal(LearnerSettings(model=ModelConfig(), algorithm=config)).has_extra_metrics
 
 
 def test_sample_filter_spares_groups_that_are_all_cut_off() -> None:
-    made = [[Sample(status=s) for s in (Status.TRUNCATED, Status.COMPLETED)], [Sample(status=Status.TRUNCATED)]]
+    made = [
+        [Sample(status=s) for s in (Status.TRUNCATED, Status.COMPLETED)],
+        [Sample(status=Status.TRUNCATED)],
+    ]
     apply = build_sample_filter(hook("sample_filter"), ARGS)
     assert apply is not None
     apply(made)
@@ -160,5 +222,9 @@ def test_every_example_is_covered_and_listed() -> None:
 def test_every_function_flag_is_on_the_page() -> None:
     page = (ROOT / "docs" / "custom-functions.md").read_text()
     rule = inspect.getsource(functions)
-    flags = [line.split('"')[1] for line in rule.splitlines() if line.strip().strip("(").startswith('"--')]
+    flags = [
+        line.split('"')[1]
+        for line in rule.splitlines()
+        if line.strip().strip("(").startswith('"--')
+    ]
     assert len(flags) >= 9 and [f for f in flags if f"`{f}`" not in page] == []

@@ -14,14 +14,17 @@ from stages.evaluate import NO_VERSION, Evaluator
 
 
 class FakeGenerate:
-    """Answers i tokens for the i-th sample, by versions that rise; the prompt `bad` fails, `long` is truncated."""
+    """Answers i tokens for the i-th sample, by versions that rise; the prompt `bad` fails, `long`
+    is truncated."""
 
     def __init__(self) -> None:
         self.evaluation: list[bool] = []
         self.indices: list[int | None] = []
         self.running = self.most_running = 0
 
-    async def __call__(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[Sample]:
+    async def __call__(
+        self, samples: Sequence[Sample], *, evaluation: bool = False
+    ) -> list[Sample]:
         self.evaluation.append(evaluation)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
@@ -34,7 +37,9 @@ class FakeGenerate:
                 sample.status, sample.error = Status.FAILED, "no"
                 continue
             n = len(self.indices)
-            sample.append_response_tokens([1] * n, log_probs=[-1.0] * n, spans=[VersionSpan(10 + n, 0, n)])
+            sample.append_response_tokens(
+                [1] * n, log_probs=[-1.0] * n, spans=[VersionSpan(10 + n, 0, n)]
+            )
             sample.status = Status.TRUNCATED if sample.prompt == "long" else Status.COMPLETED
         return list(samples)
 
@@ -47,9 +52,20 @@ async def reward(samples: Sequence[Sample]) -> None:
 
 async def test_a_data_set_becomes_one_result() -> None:
     generate = FakeGenerate()
-    prompts = [Sample(prompt="a", label=1), Sample(prompt="bad", label=1), Sample(prompt="long", label=0)]
+    prompts = [
+        Sample(prompt="a", label=1),
+        Sample(prompt="bad", label=1),
+        Sample(prompt="long", label=0),
+    ]
     clock = ManualClock()
-    evaluator = Evaluator(generate, reward, {"math": prompts}, EvalConfig(n_samples_per_eval_prompt=2), reward_key="score", clock=clock)
+    evaluator = Evaluator(
+        generate,
+        reward,
+        {"math": prompts},
+        EvalConfig(n_samples_per_eval_prompt=2),
+        reward_key="score",
+        clock=clock,
+    )
     (result,) = await evaluator.evaluate(7)
     assert (result.name, result.rollout_id) == ("math", 7)
     assert (result.num_samples, result.num_failed) == (6, 2)
@@ -57,19 +73,36 @@ async def test_a_data_set_becomes_one_result() -> None:
     assert result.response_length_mean == (1 + 2 + 5 + 6) / 4
     assert (result.policy_version_min, result.policy_version_max) == (11, 16)
     assert generate.indices == [0, 1, 2, 3, 4, 5] and set(generate.evaluation) == {True}
-    assert all(p.status is Status.PENDING and p.index is None for p in prompts)  # the next evaluation asks the same
+    # the next evaluation asks the same
+    assert all(p.status is Status.PENDING and p.index is None for p in prompts)
 
 
 async def test_data_sets_come_in_order_and_a_failed_one_has_no_version() -> None:
-    evaluator = Evaluator(FakeGenerate(), reward, {"b": [Sample(prompt="bad")], "a": [Sample(prompt="x", label=1)]}, EvalConfig())
+    evaluator = Evaluator(
+        FakeGenerate(),
+        reward,
+        {"b": [Sample(prompt="bad")], "a": [Sample(prompt="x", label=1)]},
+        EvalConfig(),
+    )
     failed, good = await evaluator.evaluate(0)
-    assert (failed.name, failed.num_failed, failed.reward_mean, failed.policy_version_min) == ("b", 1, 0.0, NO_VERSION)
+    assert (failed.name, failed.num_failed, failed.reward_mean, failed.policy_version_min) == (
+        "b",
+        1,
+        0.0,
+        NO_VERSION,
+    )
     assert good.reward_mean == 1.0
 
 
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_only_so_many_prompts_are_under_way(limit: int) -> None:
     generate = FakeGenerate()
-    evaluator = Evaluator(generate, reward, {"a": [Sample(prompt="x", label=1)] * 9}, EvalConfig(), max_concurrent_prompts=limit)
+    evaluator = Evaluator(
+        generate,
+        reward,
+        {"a": [Sample(prompt="x", label=1)] * 9},
+        EvalConfig(),
+        max_concurrent_prompts=limit,
+    )
     await evaluator.evaluate(0)
     assert generate.most_running == limit

@@ -23,9 +23,14 @@ def test_no_filter_keeps_everything() -> None:
     assert build_filter(None, ARGS)(rewarded(1.0, 1.0)) == DynamicFilterOutput(keep=True)
 
 
-@pytest.mark.parametrize(("rewards", "keep"), [((1.0, 1.0, 1.0), False), ((0.0, 0.0), False), ((1.0, 0.0), True), ((0.5,), False)])
+@pytest.mark.parametrize(
+    ("rewards", "keep"),
+    [((1.0, 1.0, 1.0), False), ((0.0, 0.0), False), ((1.0, 0.0), True), ((0.5,), False)],
+)
 def test_zero_std(rewards: tuple[float, ...], keep: bool) -> None:
-    assert build_filter("zero_std", ARGS)(rewarded(*rewards)) == DynamicFilterOutput(keep=keep, reason=None if keep else "zero_std")
+    assert build_filter("zero_std", ARGS)(rewarded(*rewards)) == DynamicFilterOutput(
+        keep=keep, reason=None if keep else "zero_std"
+    )
 
 
 def test_zero_std_looks_at_the_entry_that_is_trained_on() -> None:
@@ -37,16 +42,20 @@ def test_zero_std_looks_at_the_entry_that_is_trained_on() -> None:
 def test_a_users_filter_gets_args_and_samples(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
-        "from stages.filter import DynamicFilterOutput\n"
-        "def keep(args, samples, **kwargs): return len(samples) >= args.least\n"
-        "def worded(args, samples, **kwargs): return DynamicFilterOutput(keep=False, reason='dull')\n"
-        "def silent(args, samples, **kwargs): pass\n"
+        "from stages.filter import DynamicFilterOutput\ndef keep(args, samples, **kwargs): return"
+        " len(samples) >= args.least\ndef worded(args, samples, **kwargs): return"
+        " DynamicFilterOutput(keep=False, reason='dull')\ndef silent(args, samples, **kwargs):"
+        " pass\n"
     )
     plain = build_filter(str(path), ARGS)
     assert plain(rewarded(1.0, 1.0)) == DynamicFilterOutput(keep=True)
     assert plain(rewarded(1.0)) == DynamicFilterOutput(keep=False, reason=str(path))
-    assert build_filter(f"{path}:worded", ARGS)(rewarded(1.0)) == DynamicFilterOutput(keep=False, reason="dull")
-    with pytest.raises(ConfigError, match="answered None: expected True, False or DynamicFilterOutput"):
+    assert build_filter(f"{path}:worded", ARGS)(rewarded(1.0)) == DynamicFilterOutput(
+        keep=False, reason="dull"
+    )
+    with pytest.raises(
+        ConfigError, match="answered None: expected True, False or DynamicFilterOutput"
+    ):
         build_filter(f"{path}:silent", ARGS)(rewarded(1.0))
     with pytest.raises(ConfigError, match="absent"):
         build_filter(f"{path}:absent", ARGS)

@@ -1,4 +1,5 @@
-"""Where a checkpoint's weights lie: every form that is found, and what is said of the others; the flags that name them."""
+"""Where a checkpoint's weights lie: every form that is found, and what is said of the others; the
+flags that name them."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def test_megatron_folders(megatron: Path) -> None:
     write(megatron / "release" / "mp_rank_00" / "model_optim_rng.pt")
     write(megatron / "latest_checkpointed_iteration.txt", "release")
     assert find_weights(megatron, "--x").format == "torch"
-    with pytest.raises(CheckpointError, match=r"--x .* is of Megatron's older `torch` format: expected torch_dist"):
+    with pytest.raises(
+        CheckpointError, match=r"--x .* is of Megatron's older `torch` format: expected torch_dist"
+    ):
         find_torch_dist(megatron, "--x")
     write(megatron / "latest_checkpointed_iteration.txt", "7")
     with pytest.raises(CheckpointError, match=r"says '7', but there is no folder iter_0000007"):
@@ -67,7 +70,9 @@ def test_others_are_named(tmp_path: Path) -> None:
         find_weights(tmp_path / "odd", "--x")
 
 
-@pytest.mark.parametrize(("text", "size"), [("5GiB", 5 << 30), ("500MB", 500_000_000), ("1.5 kb", 1500), ("4096", 4096)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GiB", 5 << 30), ("500MB", 500_000_000), ("1.5 kb", 1500), ("4096", 4096)]
+)
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
@@ -81,14 +86,35 @@ def test_sizes_that_are_none(text: str) -> None:
 def load(tmp_path: Path, *words: str) -> object:
     write(tmp_path / "model" / "config.json", "{}")
     write(tmp_path / "data.jsonl")
-    base = ["--hf-checkpoint", f"{tmp_path}/model", "--prompt-data", f"{tmp_path}/data.jsonl", "--rm-type", "random"]
+    base = [
+        "--hf-checkpoint",
+        f"{tmp_path}/model",
+        "--prompt-data",
+        f"{tmp_path}/data.jsonl",
+        "--rm-type",
+        "random",
+    ]
     return load_config([*base, *words])
 
 
 def test_flags_that_name_them(megatron: Path) -> None:
     for words in (
-        ("--initial-megatron-checkpoint", str(megatron), "--ref-load", str(megatron / "iter_0000050"), "--use-kl-loss"),
-        ("--save-hf", "out/{rollout_id}", "--async-save", "--no-save-optim", "--no-load-optim", "--ckpt-format", "torch_dist"),
+        (
+            "--initial-megatron-checkpoint",
+            str(megatron),
+            "--ref-load",
+            str(megatron / "iter_0000050"),
+            "--use-kl-loss",
+        ),
+        (
+            "--save-hf",
+            "out/{rollout_id}",
+            "--async-save",
+            "--no-save-optim",
+            "--no-load-optim",
+            "--ckpt-format",
+            "torch_dist",
+        ),
         ("--save-hf", "none"),
     ):
         load(megatron, *words)
@@ -97,8 +123,14 @@ def test_flags_that_name_them(megatron: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--initial-megatron-checkpoint", "{}/model"), "--initial-megatron-checkpoint .* is a Hugging Face folder"),
-        (("--initial-megatron-checkpoint", "{}/no"), "--initial-megatron-checkpoint .*no such folder"),
+        (
+            ("--initial-megatron-checkpoint", "{}/model"),
+            "--initial-megatron-checkpoint .* is a Hugging Face folder",
+        ),
+        (
+            ("--initial-megatron-checkpoint", "{}/no"),
+            "--initial-megatron-checkpoint .*no such folder",
+        ),
         (("--ref-load", "{}/empty", "--use-kl-loss"), "--ref-load .*no checkpoint found"),
         (("--save-hf", "out"), r"--save-hf out: expected \{rollout_id\}"),
         (("--save-hf", "out/{step}"), r"--save-hf .*expected \{rollout_id\}"),

@@ -1,4 +1,5 @@
-"""Functions that a user names: loaded, checked without running them, and what is said when that fails."""
+"""Functions that a user names: loaded, checked without running them, and what is said when that
+fails."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ def test_a_file_is_loaded_once(write) -> None:
 
 
 def test_two_files_of_one_name_are_two(write) -> None:
-    one, two = write("a/reward.py", "def f(): return 1\n"), write("b/reward.py", "def f(): return 2\n")
+    one, two = (
+        write("a/reward.py", "def f(): return 1\n"),
+        write("b/reward.py", "def f(): return 2\n"),
+    )
     assert [load_function(one, "f")(), load_function(two, "f")()] == [1, 2]
 
 
@@ -45,7 +49,11 @@ def test_a_file_may_import_its_neighbour(write) -> None:
 def test_modules_with_dot_and_colon() -> None:
     import json.decoder
 
-    assert load_function("json.decoder.JSONDecoder") is load_function("json.decoder:JSONDecoder") is json.decoder.JSONDecoder
+    assert (
+        load_function("json.decoder.JSONDecoder")
+        is load_function("json.decoder:JSONDecoder")
+        is json.decoder.JSONDecoder
+    )
     check_function("json.decoder:JSONDecoder")
 
 
@@ -62,7 +70,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("spec", BAD)
-def test_what_cannot_be_loaded(write, tmp_path: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_loaded(
+    write, tmp_path: Path, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write("mine.py", "LIMIT = 3\nasync def generate(): ...\n")
     write("broken.py", "def f(:\n")
     monkeypatch.chdir(tmp_path)
@@ -86,12 +96,18 @@ def test_a_file_that_raises_names_its_line_and_may_be_repaired(write) -> None:
 
 def test_a_module_that_misses_a_dependency_is_not_called_missing_itself(write) -> None:
     path = write("needs.py", "import no_such_dependency\ndef f(): ...\n")
-    with pytest.raises(ConfigError, match="could not be imported: ModuleNotFoundError: No module named 'no_such_dependency'"):
+    with pytest.raises(
+        ConfigError,
+        match="could not be imported: ModuleNotFoundError: No module named 'no_such_dependency'",
+    ):
         load_function(path, "f")
 
 
 def test_checking_runs_nothing(write, tmp_path: Path) -> None:
-    path = write("effects.py", f"open({str(tmp_path / 'touched')!r}, 'w')\nif True:\n    def f(): ...\ng = f\n")
+    path = write(
+        "effects.py",
+        f"open({str(tmp_path / 'touched')!r}, 'w')\nif True:\n    def f(): ...\ng = f\n",
+    )
     check_function(f"{path}:f")
     check_function(f"{path}:g")
     assert not (tmp_path / "touched").exists()

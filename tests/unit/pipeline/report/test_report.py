@@ -22,10 +22,23 @@ from pipeline.run.record_file import line_of
 from tests.unit.sample_run import records, write_run
 
 SUMMARY_KEYS = [
-    "num_rollouts", "final_policy_version", "reward_first", "reward_last", "samples_generated", "samples_trained", "samples_failed",
-    "staleness_max", "staleness_bound", "groups_replayed", "push_count", "push_stall_seconds_p50", "generation_idle_fraction",
-    "trainer_idle_fraction", "wall_seconds", "seconds_to_reward_0_9",
-]  # fmt: skip
+    "num_rollouts",
+    "final_policy_version",
+    "reward_first",
+    "reward_last",
+    "samples_generated",
+    "samples_trained",
+    "samples_failed",
+    "staleness_max",
+    "staleness_bound",
+    "groups_replayed",
+    "push_count",
+    "push_stall_seconds_p50",
+    "generation_idle_fraction",
+    "trainer_idle_fraction",
+    "wall_seconds",
+    "seconds_to_reward_0_9",
+]
 VOID = {"meta", "line", "circle", "rect", "path", "br"}
 
 
@@ -38,7 +51,9 @@ class Balanced(HTMLParser):
         self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [f"{tag} {k}={v}" for k, v in attrs if k in ("src", "href", "srcset", "action")]
+        self.links += [
+            f"{tag} {k}={v}" for k, v in attrs if k in ("src", "href", "srcset", "action")
+        ]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -85,8 +100,12 @@ def test_summary_of_a_whole_run(tmp_path: Path) -> None:
             "groups_replayed": 0,
             "push_count": 40,
             "push_stall_seconds_p50": median(r["stall_seconds"] for r in pushes),
-            "generation_idle_fraction": sum(r["generation_idle_fraction"] * r["interval_seconds"] for r in train) / total,
-            "trainer_idle_fraction": sum(r["trainer_idle_fraction"] * r["interval_seconds"] for r in train) / total,
+            "generation_idle_fraction": (
+                sum(r["generation_idle_fraction"] * r["interval_seconds"] for r in train) / total
+            ),
+            "trainer_idle_fraction": (
+                sum(r["trainer_idle_fraction"] * r["interval_seconds"] for r in train) / total
+            ),
             "wall_seconds": max(r["wall_seconds"] for r in rows),
             "seconds_to_reward_0_9": train[first_at_goal]["wall_seconds"],
         }
@@ -97,10 +116,14 @@ def test_summary_of_a_whole_run(tmp_path: Path) -> None:
 def test_a_goal_that_is_never_reached_is_null(tmp_path: Path) -> None:
     run = tmp_path / "r"
     run.mkdir()
-    rows = [{"kind": "train", "rollout_id": i, "reward_mean": 1.0 if i % 2 else 0.7, "wall_seconds": i} for i in range(20)]
+    rows = [
+        {"kind": "train", "rollout_id": i, "reward_mean": 1.0 if i % 2 else 0.7, "wall_seconds": i}
+        for i in range(20)
+    ]
     (run / "metrics.jsonl").write_text("".join(map(line_of, rows)))
     got = write_summary(run)
-    assert got["seconds_to_reward_0_9"] is None  # single rollouts touch 1.0, the trailing mean does not
+    # single rollouts touch 1.0, the trailing mean does not
+    assert got["seconds_to_reward_0_9"] is None
     check_page(write_report(run))
 
 
@@ -151,9 +174,35 @@ HOLES: list[list[dict[str, Any]]] = [
     [],
     [{"kind": "engine", "event": "start", "engine": "e"}],
     [{"kind": "eval", "rollout_id": 0, "error": "engine gone"}],
-    [{"kind": "train", "rollout_id": 0, "reward_mean": None, "loss": None, "non_finite": ["loss=nan"]}],
-    [{"kind": "train", "rollout_id": 0, "reward_mean": 0.5, "staleness_max": 0, "staleness_bound": 0, "wall_seconds": 1.0}],
-    [{"kind": "train", "rollout_id": i, "reward_mean": -100.0 * i, "loss": 1e9, "wall_seconds": 1.0} for i in range(3)],
+    [
+        {
+            "kind": "train",
+            "rollout_id": 0,
+            "reward_mean": None,
+            "loss": None,
+            "non_finite": ["loss=nan"],
+        }
+    ],
+    [
+        {
+            "kind": "train",
+            "rollout_id": 0,
+            "reward_mean": 0.5,
+            "staleness_max": 0,
+            "staleness_bound": 0,
+            "wall_seconds": 1.0,
+        }
+    ],
+    [
+        {
+            "kind": "train",
+            "rollout_id": i,
+            "reward_mean": -100.0 * i,
+            "loss": 1e9,
+            "wall_seconds": 1.0,
+        }
+        for i in range(3)
+    ],
 ]
 
 
@@ -194,30 +243,42 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def _python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = "[n for n in ('matplotlib', 'numpy', 'rich', 'torch') if n in sys.modules]"
-    assert _python(f"import sys, pipeline.__main__ as m; m.parser().format_help(); print({heavy})") == "[]"
+    assert (
+        _python(f"import sys, pipeline.__main__ as m; m.parser().format_help(); print({heavy})")
+        == "[]"
+    )
 
 
 def test_reports_need_neither_pandas_nor_torch(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", 3)
     _python(
-        "import sys; sys.modules.update(pandas=None, torch=None); from pipeline.__main__ import main; "
-        f"assert main(['report', {str(run)!r}]) == 0"
+        "import sys; sys.modules.update(pandas=None, torch=None); from pipeline.__main__ import"
+        f" main; assert main(['report', {str(run)!r}]) == 0"
     )
     assert (run / "reward.png").exists()
 
 
 def test_without_matplotlib_there_is_a_page_and_no_picture(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", 3)
-    _python(f"import sys; sys.modules['matplotlib'] = None; from pipeline.report import write_report; write_report({str(run)!r})")
+    _python(
+        "import sys; sys.modules['matplotlib'] = None; from pipeline.report import write_report;"
+        f" write_report({str(run)!r})"
+    )
     assert (run / "report.html").exists()
     assert not (run / "reward.png").exists()
 
 
-@pytest.mark.parametrize("values", [[0.0, 1e-9, -1e-9], [1e-13, 3e-13], [0.0, 0.0], [5.0, 5.0 + 1e-12]])
+@pytest.mark.parametrize(
+    "values", [[0.0, 1e-9, -1e-9], [1e-13, 3e-13], [0.0, 0.0], [5.0, 5.0 + 1e-12]]
+)
 def test_rounding_noise_is_drawn_as_a_flat_line(values: list[float]) -> None:
-    assert "<svg" in chart([Series(label="loss", points=list(enumerate(values)))], x_label="rollout", y_label="loss")
+    assert "<svg" in chart(
+        [Series(label="loss", points=list(enumerate(values)))], x_label="rollout", y_label="loss"
+    )

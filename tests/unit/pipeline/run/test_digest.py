@@ -29,7 +29,9 @@ def sample(index: int = 0, **other: Any) -> TrainSample:
 
 
 def digest(*samples: TrainSample) -> str:
-    return batch_digest(make_batch(samples, rollout_id=0, policy_version=0, num_dp_ranks=1, max_tokens=64))
+    return batch_digest(
+        make_batch(samples, rollout_id=0, policy_version=0, num_dp_ranks=1, max_tokens=64)
+    )
 
 
 CHANGES: dict[str, Any] = {
@@ -54,8 +56,13 @@ def test_every_field_counts(name: str) -> None:
 
 def test_who_has_which_weight_counts() -> None:
     one, other = sample(0, weight=0.25), sample(1, weight=0.75)
-    assert digest(one, other) != digest(dataclasses.replace(one, weight=0.75), dataclasses.replace(other, weight=0.25))
+    assert digest(one, other) != digest(
+        dataclasses.replace(one, weight=0.75), dataclasses.replace(other, weight=0.25)
+    )
 
 
 def test_all_fields_are_tried() -> None:
-    assert {f.name for f in dataclasses.fields(TrainSample)} == CHANGES.keys() | {"weight", "response_length"}
+    assert {f.name for f in dataclasses.fields(TrainSample)} == CHANGES.keys() | {
+        "weight",
+        "response_length",
+    }

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.time import ManualClock
-from pipeline.core.types import EvalResult, Group, PushResult, Sample, Status, StepResult, VersionSpan
+from pipeline.core.types import (
+    EvalResult,
+    Group,
+    PushResult,
+    Sample,
+    Status,
+    StepResult,
+    VersionSpan,
+)
 from pipeline.run.metrics import (
     BufferFill,
     Lap,
@@ -23,10 +31,25 @@ from pipeline.run.metrics import (
 from tests.unit.sample_run import make_sample
 
 ISSUE_FIELDS = {
-    "kind", "rollout_id", "policy_version", "reward_mean", "loss", "grad_norm", "num_samples", "num_tokens", "staleness_mean",
-    "staleness_p50", "staleness_p99", "staleness_max", "staleness_bound", "ess_fraction", "kl_rollout_old",
-    "generation_idle_fraction", "trainer_idle_fraction", "wall_seconds",
-}  # fmt: skip
+    "kind",
+    "rollout_id",
+    "policy_version",
+    "reward_mean",
+    "loss",
+    "grad_norm",
+    "num_samples",
+    "num_tokens",
+    "staleness_mean",
+    "staleness_p50",
+    "staleness_p99",
+    "staleness_max",
+    "staleness_bound",
+    "ess_fraction",
+    "kl_rollout_old",
+    "generation_idle_fraction",
+    "trainer_idle_fraction",
+    "wall_seconds",
+}
 
 
 @given(st.dictionaries(st.integers(0, 30), st.integers(1, 50), min_size=1))
@@ -68,7 +91,9 @@ def test_idle_shares_are_of_the_lap() -> None:
         clock.advance(3)
     clock.advance(1)
     engines.update(a=6.0, b=1.0)
-    assert meter.lap() == Lap(seconds=4.0, trainer_idle_fraction=0.25, generation_idle_fraction=0.25)
+    assert meter.lap() == Lap(
+        seconds=4.0, trainer_idle_fraction=0.25, generation_idle_fraction=0.25
+    )
     with meter.trainer_busy():
         clock.advance(2)
     engines.update(a=8.0)
@@ -100,9 +125,18 @@ def test_counter_total_sees_restarts() -> None:
 
 
 def _groups() -> list[Group]:
-    even = (make_sample(0, reward=1.0, spans=[(3, 4)]), make_sample(1, reward=1.0, spans=[(2, 2), (3, 2)]))
-    mixed = (make_sample(2, reward=0.0, spans=[(3, 8)], status=Status.TRUNCATED), make_sample(3, reward=1.0, spans=[(3, 4)]))
-    return [Group(group_index=i, deadline=5, admitted_version=2, samples=s) for i, s in enumerate((even, mixed))]
+    even = (
+        make_sample(0, reward=1.0, spans=[(3, 4)]),
+        make_sample(1, reward=1.0, spans=[(2, 2), (3, 2)]),
+    )
+    mixed = (
+        make_sample(2, reward=0.0, spans=[(3, 8)], status=Status.TRUNCATED),
+        make_sample(3, reward=1.0, spans=[(3, 4)]),
+    )
+    return [
+        Group(group_index=i, deadline=5, admitted_version=2, samples=s)
+        for i, s in enumerate((even, mixed))
+    ]
 
 
 def test_train_record_has_what_is_promised() -> None:
@@ -111,7 +145,14 @@ def test_train_record_has_what_is_promised() -> None:
         policy_version=3,
         groups=_groups(),
         result=StepResult(
-            metrics={"loss": 0.5, "grad_norm": 1.5, "ess_fraction": 0.9, "kl_rollout_old": 0.01, "entropy": 2.0, "seconds": 0.7}
+            metrics={
+                "loss": 0.5,
+                "grad_norm": 1.5,
+                "ess_fraction": 0.9,
+                "kl_rollout_old": 0.01,
+                "entropy": 2.0,
+                "seconds": 0.7,
+            }
         ),
         staleness_bound=2,
         lap=Lap(seconds=4.0, trainer_idle_fraction=0.1, generation_idle_fraction=0.2),
@@ -122,20 +163,50 @@ def test_train_record_has_what_is_promised() -> None:
     )
     assert record.keys() >= ISSUE_FIELDS
     expected = {
-        "kind": "train", "rollout_id": 7, "reward_mean": 0.75, "zero_std_fraction": 0.5, "num_samples": 4, "num_tokens": 20 + 4 * 3,
-        "num_response_tokens": 20, "num_loss_tokens": 20, "response_length_mean": 5.0, "response_length_max": 8, "truncated_fraction": 0.25,
-        "staleness_mean": 0.1, "staleness_max": 1, "tokens_per_second": 5.0, "buffer_fill": 0.25, "entropy": 2.0, "step_seconds": 0.7,
-    }  # fmt: skip
+        "kind": "train",
+        "rollout_id": 7,
+        "reward_mean": 0.75,
+        "zero_std_fraction": 0.5,
+        "num_samples": 4,
+        "num_tokens": 20 + 4 * 3,
+        "num_response_tokens": 20,
+        "num_loss_tokens": 20,
+        "response_length_mean": 5.0,
+        "response_length_max": 8,
+        "truncated_fraction": 0.25,
+        "staleness_mean": 0.1,
+        "staleness_max": 1,
+        "tokens_per_second": 5.0,
+        "buffer_fill": 0.25,
+        "entropy": 2.0,
+        "step_seconds": 0.7,
+    }
     assert {k: record[k] for k in expected} == pytest.approx(expected)
     assert "seconds" not in record
 
 
 def test_push_and_eval_records() -> None:
-    push = push_record(PushResult(policy_version=4, seconds=0.5, stall_seconds=0.1, num_bytes=10, num_engines=2), rollout_id=3)
-    assert (push["kind"], push["rollout_id"], push["policy_version"], push["stall_seconds"]) == ("push", 3, 4, 0.1)
+    push = push_record(
+        PushResult(policy_version=4, seconds=0.5, stall_seconds=0.1, num_bytes=10, num_engines=2),
+        rollout_id=3,
+    )
+    assert (push["kind"], push["rollout_id"], push["policy_version"], push["stall_seconds"]) == (
+        "push",
+        3,
+        4,
+        0.1,
+    )
     result = EvalResult(
-        name="e", rollout_id=3, policy_version_min=1, policy_version_max=2, reward_mean=0.5, num_samples=8, num_failed=0,
-        response_length_mean=4.0, truncated_fraction=0.0, seconds=1.0,
-    )  # fmt: skip
+        name="e",
+        rollout_id=3,
+        policy_version_min=1,
+        policy_version_max=2,
+        reward_mean=0.5,
+        num_samples=8,
+        num_failed=0,
+        response_length_mean=4.0,
+        truncated_fraction=0.0,
+        seconds=1.0,
+    )
     assert eval_record(result) | {"kind": "eval"} == eval_record(result)
     assert eval_record(result)["policy_version_max"] == 2

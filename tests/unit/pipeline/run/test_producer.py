@@ -1,4 +1,5 @@
-"""The producer: what fails is tried again, then given up; what is filtered is replaced; what was under way is resumed."""
+"""The producer: what fails is tried again, then given up; what is filtered is replaced; what was
+under way is resumed."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class FakeSource:
 
 
 class FakeGenerate:
-    """Fails the attempts that `fails(prompt, place in the group, attempt)` names; hangs at prompts in `hanging`."""
+    """Fails the attempts that `fails(prompt, place in the group, attempt)` names; hangs at prompts
+    in `hanging`."""
 
     def __init__(self, fails: Callable[[str, int, int], bool] = lambda *_: False) -> None:
         self.fails, self.hanging = fails, set[str]()
@@ -55,7 +57,9 @@ class FakeGenerate:
         self.version: Callable[[], int] = lambda: 0
         self.sixth_call = asyncio.Event()
 
-    async def __call__(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[Sample]:
+    async def __call__(
+        self, samples: Sequence[Sample], *, evaluation: bool = False
+    ) -> list[Sample]:
         assert not evaluation and samples
         self.calls.append((str(samples[0].prompt), [s.index % N for s in samples]))
         if len(self.calls) == 6:
@@ -72,7 +76,9 @@ class FakeGenerate:
             sample.status, sample.error = Status.FAILED, "EngineError: no route"
             return sample
         sample.tokens = [1]
-        sample.append_response_tokens([2], log_probs=[-1.0], spans=[VersionSpan(self.version(), 0, 1)])
+        sample.append_response_tokens(
+            [2], log_probs=[-1.0], spans=[VersionSpan(self.version(), 0, 1)]
+        )
         sample.status = Status.COMPLETED
         return sample
 
@@ -91,9 +97,23 @@ class FakeReward:
 class World:
     """A producer with a real buffer and clock between fakes."""
 
-    def __init__(self, path: Path, *, keep: Callable[..., Any] = lambda s: KEEP, retries: int = 1, K: int = 0, **generate: Any) -> None:
-        self.clock = RolloutClock(rollout_batch_size=2, async_buffer_size=K, update_weights_interval=1, num_rollout=50)
-        self.source, self.generate, self.reward = FakeSource(), FakeGenerate(**generate), FakeReward()
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep: Callable[..., Any] = lambda s: KEEP,
+        retries: int = 1,
+        K: int = 0,
+        **generate: Any,
+    ) -> None:
+        self.clock = RolloutClock(
+            rollout_batch_size=2, async_buffer_size=K, update_weights_interval=1, num_rollout=50
+        )
+        self.source, self.generate, self.reward = (
+            FakeSource(),
+            FakeGenerate(**generate),
+            FakeReward(),
+        )
         self.generate.version = lambda: self.clock.policy_version
         self.path, self.keep, self.retries, self.K = path, keep, retries, K
 
@@ -131,7 +151,10 @@ async def test_groups_come_numbered_and_scored_under_their_admission(tmp_path: P
     w = world(tmp_path)
     async with w.running(), asyncio.timeout(20):
         groups = await w.buffer.take(0)
-    assert [(g.group_index, g.deadline, g.admitted_version) for g in groups] == [(0, 0, 0), (1, 0, 0)]
+    assert [(g.group_index, g.deadline, g.admitted_version) for g in groups] == [
+        (0, 0, 0),
+        (1, 0, 0),
+    ]
     assert [[(s.group_index, s.index, s.prompt, s.reward) for s in g.samples] for g in groups] == [
         [(0, 0, "0", 0.0), (0, 1, "0", 1.0)],
         [(1, 2, "1", 0.0), (1, 3, "1", 1.0)],
@@ -141,28 +164,44 @@ async def test_groups_come_numbered_and_scored_under_their_admission(tmp_path: P
 
 
 async def test_only_the_failed_samples_are_generated_again(tmp_path: Path) -> None:
-    w = world(tmp_path, fails=lambda prompt, place, attempt: prompt == "1" and place == 1 and attempt == 1)
+    w = world(
+        tmp_path, fails=lambda prompt, place, attempt: prompt == "1" and place == 1 and attempt == 1
+    )
     async with w.running(), asyncio.timeout(20):
         groups = await w.buffer.take(0)
     assert [g.group_index for g in groups] == [0, 1]
-    assert [s.index for s in groups[1].samples] == [2, 3] and all(s.status is Status.COMPLETED for s in groups[1].samples)
+    assert [s.index for s in groups[1].samples] == [2, 3] and all(
+        s.status is Status.COMPLETED for s in groups[1].samples
+    )
     assert [c for c in w.generate.calls if c[0] == "1"] == [("1", [0, 1]), ("1", [1])]
     assert w.reward.seen[-1] == [0, 1]  # a group reward sees the whole group
     assert w.producer.counts == {"samples_generated": 5, "samples_failed": 1, "groups_retried": 1}
 
 
-async def test_a_group_that_fails_for_good_is_given_up_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_group_that_fails_for_good_is_given_up_and_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     w = world(tmp_path, retries=2, fails=lambda prompt, place, attempt: prompt == "0")
     async with w.running(), asyncio.timeout(20):
         groups = await w.buffer.take(0)
-    assert sorted(g.samples[0].prompt for g in groups) == ["1", "2"]  # never trained on as if its reward were 0
+    # never trained on as if its reward were 0
+    assert sorted(g.samples[0].prompt for g in groups) == ["1", "2"]
     assert w.clock.given_back == {"failed: EngineError": 1} and w.clock.num_admitted == 3
-    assert w.producer.counts == {"samples_generated": 10, "samples_failed": 6, "groups_retried": 2, "groups_failed": 1}
-    assert "group 0 given up: 2 samples failed, the first with: EngineError: no route" in caplog.text
+    assert w.producer.counts == {
+        "samples_generated": 10,
+        "samples_failed": 6,
+        "groups_retried": 2,
+        "groups_failed": 1,
+    }
+    assert (
+        "group 0 given up: 2 samples failed, the first with: EngineError: no route" in caplog.text
+    )
     assert "0" not in w.producer.state_dict()["prompts"]
 
 
-async def test_samples_that_a_custom_function_numbered_itself_are_given_up_not_lost(tmp_path: Path) -> None:
+async def test_samples_that_a_custom_function_numbered_itself_are_given_up_not_lost(
+    tmp_path: Path,
+) -> None:
     w = world(tmp_path, fails=lambda *_: True)
     plain = w.generate._filled
 
@@ -200,7 +239,9 @@ async def test_failures_in_a_row_end_the_run_with_their_cause(tmp_path: Path) ->
     with pytest.raises(ExceptionGroup) as caught:
         async with asyncio.timeout(20):
             await w.producer.run()
-    assert caught.group_contains(GenerateError, match="16 groups failed in a row, the last with: EngineError: no route")
+    assert caught.group_contains(
+        GenerateError, match="16 groups failed in a row, the last with: EngineError: no route"
+    )
     assert w.producer.counts["groups_failed"] == 16
     w.buffer.close()
 
@@ -213,7 +254,9 @@ async def test_a_success_in_between_starts_the_count_anew(tmp_path: Path) -> Non
     assert w.producer.counts["groups_failed"] == 30
 
 
-async def test_resume_generates_the_groups_under_way_under_their_old_admissions(tmp_path: Path) -> None:
+async def test_resume_generates_the_groups_under_way_under_their_old_admissions(
+    tmp_path: Path,
+) -> None:
     old = world(tmp_path / "old", K=1)
     old.generate.hanging = {"2", "4"}
     async with old.running(), asyncio.timeout(20):
@@ -221,8 +264,11 @@ async def test_resume_generates_the_groups_under_way_under_their_old_admissions(
         old.clock.trained(0)
         old.clock.pushed()
         old.producer.forget()
-        await old.generate.sixth_call.wait()  # two more rollouts are admitted: 2 and 4 hang, 3 and 5 wait in the buffer or come to
-        state = json.loads(json.dumps({"clock": old.clock.state_dict(), "producer": old.producer.state_dict()}))
+        # two more rollouts are admitted: 2 and 4 hang, 3 and 5 wait in the buffer or come to
+        await old.generate.sixth_call.wait()
+        state = json.loads(
+            json.dumps({"clock": old.clock.state_dict(), "producer": old.producer.state_dict()})
+        )
         admissions = dict(old.clock.outstanding)
     assert sorted(admissions) == [2, 3, 4, 5] == sorted(map(int, state["producer"]["prompts"]))
 
@@ -235,9 +281,14 @@ async def test_resume_generates_the_groups_under_way_under_their_old_admissions(
         new.clock.trained(1)
         new.clock.pushed()
         taken += await new.buffer.take(2)
-    assert [(g.group_index, g.samples[0].prompt, g.samples[0].index) for g in taken] == [(i, str(i), N * i) for i in (2, 3, 4, 5)]
-    assert [(g.deadline, g.admitted_version) for g in taken] == [(a.deadline, a.policy_version) for a in admissions.values()]
-    assert new.source.next >= 6 and not {"0", "1"} & {prompt for prompt, _ in new.generate.calls}  # nothing is trained on twice
+    assert [(g.group_index, g.samples[0].prompt, g.samples[0].index) for g in taken] == [
+        (i, str(i), N * i) for i in (2, 3, 4, 5)
+    ]
+    assert [(g.deadline, g.admitted_version) for g in taken] == [
+        (a.deadline, a.policy_version) for a in admissions.values()
+    ]
+    # nothing is trained on twice
+    assert new.source.next >= 6 and not {"0", "1"} & {prompt for prompt, _ in new.generate.calls}
     assert Counter(prompt for prompt, _ in new.generate.calls).most_common(1)[0][1] == 1
 
 
@@ -246,7 +297,10 @@ async def test_groups_taken_but_not_trained_are_generated_again(tmp_path: Path) 
     async with w.running(), asyncio.timeout(20):
         await w.buffer.take(0)
         clock, producer = w.clock.state_dict(), w.producer.state_dict()
-    assert sorted(producer["prompts"]) == ["0", "1"] and [a[0] for a in clock["outstanding"]] == [0, 1]
+    assert sorted(producer["prompts"]) == ["0", "1"] and [a[0] for a in clock["outstanding"]] == [
+        0,
+        1,
+    ]
 
 
 async def test_a_state_whose_clock_and_prompts_disagree_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The user's wish to end: once is an orderly end, twice is at once, the same signal told twice is once."""
+"""The user's wish to end: once is an orderly end, twice is at once, the same signal told twice is
+once."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ async def test_a_result_passes_through_while_nobody_wants_to_end(world: World) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_the_wait_and_cancels_what_was_waited_for(world: World, number: int) -> None:
+async def test_a_signal_ends_the_wait_and_cancels_what_was_waited_for(
+    world: World, number: int
+) -> None:
     cancelled = asyncio.Event()
     started = asyncio.Event()
 
@@ -76,7 +79,8 @@ async def test_after_the_wish_no_new_wait_begins(world: World) -> None:
 async def test_the_same_signal_told_twice_is_one_wish(world: World) -> None:
     await until_requested(world)
     world.now += SAME_SIGNAL_SECONDS / 2
-    world.stop._on_signal(signal.SIGTERM)  # as the loop does: whether a handler has run cannot be seen where it does nothing
+    # as the loop does: whether a handler has run cannot be seen where it does nothing
+    world.stop._on_signal(signal.SIGTERM)
     assert (world.killed, world.left) == (0, [])
 
 

@@ -54,38 +54,67 @@ async def test_a_snapshot_is_found_by_run_folder_or_name(tmp_path: Path) -> None
     folder = tmp_path / "checkpoints"
     first, second = await save(folder, 2, clock={"a": 1}), await save(folder, 4, clock={"a": 2})
     assert (first.name, second.name) == ("rollout_000002", "rollout_000004")
-    assert find_snapshot(str(tmp_path)) == find_snapshot(str(folder)) == find_snapshot(str(second)) == second
+    assert (
+        find_snapshot(str(tmp_path))
+        == find_snapshot(str(folder))
+        == find_snapshot(str(second))
+        == second
+    )
     assert find_snapshot(str(first)) == first
     assert read_state(second)["clock"] == {"a": 2} and read_state(first)["clock"] == {"a": 1}
 
 
-async def test_a_torn_snapshot_is_refused_by_name_and_the_one_before_is_in_force(tmp_path: Path) -> None:
+async def test_a_torn_snapshot_is_refused_by_name_and_the_one_before_is_in_force(
+    tmp_path: Path,
+) -> None:
     good = await save(tmp_path, 2)
     await crash(tmp_path, 4)
     assert find_snapshot(str(tmp_path)) == good
-    with pytest.raises(CheckpointError, match=r"rollout_000004: a snapshot without its DONE marker \(torn by a crash\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"rollout_000004: a snapshot without its DONE marker \(torn by a crash\)",
+    ):
         find_snapshot(str(tmp_path / "rollout_000004"))
     again = await save(tmp_path, 4, weights="new")  # a resumed run gets there again
-    assert again.name == "rollout_000004" and (again / "torch_dist" / "weights").read_text() == "new"
+    assert (
+        again.name == "rollout_000004" and (again / "torch_dist" / "weights").read_text() == "new"
+    )
     assert find_snapshot(str(tmp_path)) == again
 
 
 async def test_until_it_is_committed_the_one_before_is_in_force(tmp_path: Path) -> None:
     good = await save(tmp_path, 2)
-    pending = await begin_snapshot(tmp_path, 4, FakeLearner("late"), {"clock": {"a": 1}}, "{checkpoint}/hf")
+    pending = await begin_snapshot(
+        tmp_path, 4, FakeLearner("late"), {"clock": {"a": 1}}, "{checkpoint}/hf"
+    )
     assert find_snapshot(str(tmp_path)) == good
     commit_snapshot(pending)
-    assert find_snapshot(str(tmp_path)) == pending.path and read_state(pending.path)["clock"] == {"a": 1}
+    assert find_snapshot(str(tmp_path)) == pending.path and read_state(pending.path)["clock"] == {
+        "a": 1
+    }
 
 
-@pytest.mark.parametrize(("template", "want"), [("{checkpoint}/hf", "rollout_000004/hf"), ("hf/{rollout_id}", "hf/3"), (None, None)])
-async def test_save_hf_names_the_folder(tmp_path: Path, template: str | None, want: str | None) -> None:
+@pytest.mark.parametrize(
+    ("template", "want"),
+    [("{checkpoint}/hf", "rollout_000004/hf"), ("hf/{rollout_id}", "hf/3"), (None, None)],
+)
+async def test_save_hf_names_the_folder(
+    tmp_path: Path, template: str | None, want: str | None
+) -> None:
     learner = FakeLearner()
-    await begin_snapshot(tmp_path, 4, learner, {}, template if template is None or "checkpoint" in template else f"{tmp_path}/{template}")
+    await begin_snapshot(
+        tmp_path,
+        4,
+        learner,
+        {},
+        template if template is None or "checkpoint" in template else f"{tmp_path}/{template}",
+    )
     assert learner.hf == (want and tmp_path / want)
 
 
-async def test_a_crash_between_the_marker_and_the_link_leaves_both_loadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crash_between_the_marker_and_the_link_leaves_both_loadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = await save(tmp_path, 2)
 
     def killed(*_: Any) -> None:
@@ -100,7 +129,9 @@ async def test_a_crash_between_the_marker_and_the_link_leaves_both_loadable(tmp_
     assert find_snapshot(str(tmp_path)).name == "rollout_000006"
 
 
-async def test_another_runs_snapshot_of_that_name_is_neither_lost_nor_mistaken_for_this_one(tmp_path: Path) -> None:
+async def test_another_runs_snapshot_of_that_name_is_neither_lost_nor_mistaken_for_this_one(
+    tmp_path: Path,
+) -> None:
     theirs = await save(tmp_path, 2, weights="theirs")
     mine = await save(tmp_path, 2, weights="mine", clock={"a": 1})
     assert (theirs / "torch_dist" / "weights").read_text() == "theirs"
@@ -109,7 +140,10 @@ async def test_another_runs_snapshot_of_that_name_is_neither_lost_nor_mistaken_f
 
 
 def test_nothing_to_load_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected a run directory, its checkpoints folder, or a rollout_NNNNNN folder"):
+    with pytest.raises(
+        CheckpointError,
+        match="expected a run directory, its checkpoints folder, or a rollout_NNNNNN folder",
+    ):
         find_snapshot(str(tmp_path))
 
 

@@ -1,4 +1,5 @@
-"""The supervised warm-up: which batches the learner is given, at which learning rate, and that the optimizer starts afresh."""
+"""The supervised warm-up: which batches the learner is given, at which learning rate, and that the
+optimizer starts afresh."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ class FakeLearner:
 async def run(num_dp_ranks: int = 1, **config: float) -> tuple[FakeLearner, float]:
     learner = FakeLearner()
     pairs = (([i, i + 1], [i + 2]) for i in itertools.count())
-    loss = await warm_up(learner, pairs, WarmupConfig(**config), AlgorithmConfig(), num_dp_ranks, make_batch)  # type: ignore[arg-type]
+    loss = await warm_up(
+        learner, pairs, WarmupConfig(**config), AlgorithmConfig(), num_dp_ranks, make_batch
+    )  # type: ignore[arg-type]
     return learner, loss
 
 
@@ -43,7 +46,9 @@ def test_the_loss_is_on_the_answer_alone() -> None:
 
 async def test_each_pair_is_used_once_and_the_optimizer_starts_afresh_at_the_end() -> None:
     learner, loss = await run(sft_steps=3, sft_batch_size=4, sft_lr=1e-3, num_dp_ranks=2)
-    seen = [[s.tokens[0] for rank in step.per_rank for mb in rank for s in mb] for step in learner.steps]
+    seen = [
+        [s.tokens[0] for rank in step.per_rank for mb in rank for s in mb] for step in learner.steps
+    ]
     assert [sorted(first) for first in seen] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert all(len(step.per_rank) == 2 for step in learner.steps)
     assert (learner.resets_after, loss) == ([3], 7.0)

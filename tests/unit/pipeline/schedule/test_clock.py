@@ -10,8 +10,16 @@ from pipeline.core.errors import ConfigError
 from pipeline.schedule.clock import RolloutClock
 
 
-def make(P: int = 2, K: int = 1, N: int = 1, S: int | None = None, num_rollout: int = 10) -> RolloutClock:
-    return RolloutClock(rollout_batch_size=P, async_buffer_size=K, update_weights_interval=N, max_staleness=S, num_rollout=num_rollout)
+def make(
+    P: int = 2, K: int = 1, N: int = 1, S: int | None = None, num_rollout: int = 10
+) -> RolloutClock:
+    return RolloutClock(
+        rollout_batch_size=P,
+        async_buffer_size=K,
+        update_weights_interval=N,
+        max_staleness=S,
+        num_rollout=num_rollout,
+    )
 
 
 def admit_all(clock: RolloutClock) -> list[int]:
@@ -55,7 +63,9 @@ def test_synchronous_mode_admits_one_rollout_at_the_newest_version() -> None:
         (2, "tttp", [1, 1, 1, 3]),  # the push after rollout 1 also frees rollout 2
     ],
 )
-def test_released_counts_trained_rollouts_whose_due_push_is_complete(interval: int, steps: str, released: list[int]) -> None:
+def test_released_counts_trained_rollouts_whose_due_push_is_complete(
+    interval: int, steps: str, released: list[int]
+) -> None:
     clock = make(P=1, K=interval * 3, N=interval)
     seen = []
     for step in steps:
@@ -69,7 +79,13 @@ def test_released_counts_trained_rollouts_whose_due_push_is_complete(interval: i
 
 
 def test_the_default_bound_is_k_over_n_rounded_up() -> None:
-    assert [make(K=k, N=n).max_staleness for k, n in [(0, 1), (1, 1), (4, 2), (5, 2), (3, 4)]] == [0, 1, 2, 3, 1]
+    assert [make(K=k, N=n).max_staleness for k, n in [(0, 1), (1, 1), (4, 2), (5, 2), (3, 4)]] == [
+        0,
+        1,
+        2,
+        3,
+        1,
+    ]
     assert make(K=3, N=2, S=4).max_deadline_distance == 8
 
 
@@ -131,7 +147,9 @@ def test_staleness_is_measured_against_the_version_the_learner_consumes_at() -> 
     train(clock, 0)
     train(clock, 1, push=False)
     clock.consume(2, [2])
-    assert clock.policy_version == 0 and clock.staleness(0) == 1, "a push under way already counts for the learner"
+    assert clock.policy_version == 0 and clock.staleness(0) == 1, (
+        "a push under way already counts for the learner"
+    )
     assert clock.staleness(0, rollout_id=5) == 2
 
 
@@ -156,7 +174,12 @@ def test_resume_goes_on_without_a_burst() -> None:
     other.load_state_dict(state)
     assert list(other.outstanding) == [2, 4, 5, 6, 7, 8]
     assert [a.deadline for a in other.outstanding.values()] == [2, 2, 2, 3, 3, 3]
-    assert (other.released, other.policy_version, other.num_consumed, other.given_back) == (1, 1, 1, {"failed": 1})
+    assert (other.released, other.policy_version, other.num_consumed, other.given_back) == (
+        1,
+        1,
+        1,
+        {"failed": 1},
+    )
     assert not other.may_admit(), "what is outstanding is still counted"
     assert other.state_dict() == state
 

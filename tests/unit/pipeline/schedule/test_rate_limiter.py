@@ -1,4 +1,5 @@
-"""The rate limiter: what it allows, what it refuses to be, and that two sides under it never wait for each other."""
+"""The rate limiter: what it allows, what it refuses to be, and that two sides under it never wait
+for each other."""
 
 from __future__ import annotations
 
@@ -27,12 +28,16 @@ def test_with_two_samples_an_insert_half_as_many_are_admitted() -> None:
 
 
 def test_below_the_min_size_nothing_is_sampled_and_everything_inserted() -> None:
-    limiter = RateLimiter.sample_to_insert_ratio(samples_per_insert=1.0, min_size_to_sample=10, error_buffer=2.0)
+    limiter = RateLimiter.sample_to_insert_ratio(
+        samples_per_insert=1.0, min_size_to_sample=10, error_buffer=2.0
+    )
     assert limiter.can_insert(inserts=9, samples=0)
     assert not limiter.can_sample(inserts=9, samples=0, size=9)
     assert limiter.can_sample(inserts=10, samples=0, size=10)
     assert not limiter.can_insert(inserts=12, samples=0), "diff would be 13, the upper end is 12"
-    assert not limiter.can_sample(inserts=10, samples=2, size=10), "diff would be 7, the lower end is 8"
+    assert not limiter.can_sample(inserts=10, samples=2, size=10), (
+        "diff would be 7, the lower end is 8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,8 +50,16 @@ def test_below_the_min_size_nothing_is_sampled_and_everything_inserted() -> None
         ({"max_diff": 4.0, "batch": 4, "samples_per_insert": 1.5}, "Widen it to 5.5"),
     ],
 )
-def test_a_limiter_that_would_block_both_sides_cannot_be_made(changes: dict[str, float], message: str) -> None:
-    good = {"samples_per_insert": 1.0, "min_size_to_sample": 1, "min_diff": 0.0, "max_diff": 8.0, "batch": 1}
+def test_a_limiter_that_would_block_both_sides_cannot_be_made(
+    changes: dict[str, float], message: str
+) -> None:
+    good = {
+        "samples_per_insert": 1.0,
+        "min_size_to_sample": 1,
+        "min_diff": 0.0,
+        "max_diff": 8.0,
+        "batch": 1,
+    }
     RateLimiter(**good)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
         RateLimiter(**{**good, **changes})  # type: ignore[arg-type]
@@ -54,17 +67,26 @@ def test_a_limiter_that_would_block_both_sides_cannot_be_made(changes: dict[str,
 
 def test_reverbs_error_buffer_must_hold_an_insert() -> None:
     with pytest.raises(ConfigError, match="too narrow"):
-        RateLimiter.sample_to_insert_ratio(samples_per_insert=4.0, min_size_to_sample=1, error_buffer=1.0)
+        RateLimiter.sample_to_insert_ratio(
+            samples_per_insert=4.0, min_size_to_sample=1, error_buffer=1.0
+        )
 
 
 class TwoSides(RuleBasedStateMachine):
     """An inserter and a sampler, each as greedy as it likes."""
 
-    @initialize(fresh=st.integers(1, 6), per_insert=st.sampled_from([1.0, 1.5, 2.0, 3.0]), k=st.integers(0, 4), minimum=st.integers(1, 12))
+    @initialize(
+        fresh=st.integers(1, 6),
+        per_insert=st.sampled_from([1.0, 1.5, 2.0, 3.0]),
+        k=st.integers(0, 4),
+        minimum=st.integers(1, 12),
+    )
     def begin(self, fresh: int, per_insert: float, k: int, minimum: int) -> None:
         while not (fresh * per_insert).is_integer():
             fresh += 1
-        self.limiter = RateLimiter.rollouts(fresh=fresh, samples_per_insert=per_insert, buffer_size=k, min_size_to_sample=minimum)
+        self.limiter = RateLimiter.rollouts(
+            fresh=fresh, samples_per_insert=per_insert, buffer_size=k, min_size_to_sample=minimum
+        )
         self.inserts = self.samples = 0
 
     @rule(count=st.integers(1, 20))
@@ -75,7 +97,9 @@ class TwoSides(RuleBasedStateMachine):
     @rule(count=st.integers(1, 4))
     def sample(self, count: int) -> None:
         for _ in range(count):
-            if self.limiter.can_sample(inserts=self.inserts, samples=self.samples, size=self.inserts):
+            if self.limiter.can_sample(
+                inserts=self.inserts, samples=self.samples, size=self.inserts
+            ):
                 self.samples += self.limiter.batch
 
     @invariant()
@@ -84,9 +108,13 @@ class TwoSides(RuleBasedStateMachine):
             return
         limiter, diff = self.limiter, self.inserts * self.limiter.samples_per_insert - self.samples
         may_insert = limiter.can_insert(inserts=self.inserts, samples=self.samples)
-        assert may_insert or limiter.can_sample(inserts=self.inserts, samples=self.samples, size=self.inserts), "both sides wait"
+        assert may_insert or limiter.can_sample(
+            inserts=self.inserts, samples=self.samples, size=self.inserts
+        ), "both sides wait"
         assert diff >= limiter.min_diff
-        assert diff <= max(limiter.max_diff, limiter.min_size_to_sample * limiter.samples_per_insert)
+        assert diff <= max(
+            limiter.max_diff, limiter.min_size_to_sample * limiter.samples_per_insert
+        )
 
 
 TestTwoSides = TwoSides.TestCase
@@ -95,9 +123,13 @@ TestTwoSides.settings = settings(max_examples=150, stateful_step_count=30, deadl
 
 @given(st.floats(0.25, 8.0), st.integers(1, 50), st.floats(0.0, 100.0))
 @settings(max_examples=200, deadline=None)
-def test_whatever_ratio_can_be_made_never_deadlocks(per_insert: float, minimum: int, error_buffer: float) -> None:
+def test_whatever_ratio_can_be_made_never_deadlocks(
+    per_insert: float, minimum: int, error_buffer: float
+) -> None:
     try:
-        limiter = RateLimiter.sample_to_insert_ratio(samples_per_insert=per_insert, min_size_to_sample=minimum, error_buffer=error_buffer)
+        limiter = RateLimiter.sample_to_insert_ratio(
+            samples_per_insert=per_insert, min_size_to_sample=minimum, error_buffer=error_buffer
+        )
     except ConfigError:
         return
     inserts = samples = 0

@@ -1,4 +1,5 @@
-"""Random selectors: the chances are those they say, also for candidates that join between two draws."""
+"""Random selectors: the chances are those they say, also for candidates that join between two
+draws."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ def candidates(priorities: list[float]) -> list[Candidate]:
     return [Candidate(i, 9, i, p) for i, p in enumerate(priorities)]
 
 
-def first_two(selector: Selector, groups: list[Candidate], rollout: int) -> tuple[tuple[int, float], tuple[int, float]]:
+def first_two(
+    selector: Selector, groups: list[Candidate], rollout: int
+) -> tuple[tuple[int, float], tuple[int, float]]:
     draw = Draw(selector, rollout)
     for c in groups:
         draw.push(c)
@@ -58,7 +61,9 @@ def test_who_joins_between_two_draws_has_no_better_chance() -> None:
 
 def test_exponent_zero_is_uniform_and_priority_zero_is_not_never() -> None:
     groups = candidates([0.0, 5.0])
-    flat = Counter(first_two(make_selector("prioritized", exponent=0.0), groups, r)[0][0] for r in range(1000))
+    flat = Counter(
+        first_two(make_selector("prioritized", exponent=0.0), groups, r)[0][0] for r in range(1000)
+    )
     assert 430 <= flat[0] <= 570
     (_, _), (last, probability) = first_two(make_selector("prioritized", exponent=1.0), groups, 0)
     assert (last, probability) == (0, 1.0)
@@ -74,11 +79,18 @@ def test_what_is_not_random_has_probability_one(name: str) -> None:
 
 def entry(group: int, *, version: int = 0, times: int = 1) -> Entry:
     place = Location(segment=0, offset=group, num_bytes=1)
-    return Entry(candidate=Candidate(group, -1, group), place=place, oldest_version=version, times_sampled=times)
+    return Entry(
+        candidate=Candidate(group, -1, group),
+        place=place,
+        oldest_version=version,
+        times_sampled=times,
+    )
 
 
 def pool(most: int, staleness: int = 3) -> ResamplePool:
-    return ResamplePool(selector=make_selector("fifo"), max_times_sampled=most, max_staleness=staleness)
+    return ResamplePool(
+        selector=make_selector("fifo"), max_times_sampled=most, max_staleness=staleness
+    )
 
 
 def test_a_group_leaves_the_pool_after_its_last_time() -> None:

@@ -54,16 +54,26 @@ def restored_logging() -> Iterator[None]:
     root = logging.getLogger()
     before = (root.level, list(root.handlers), logging.getLogger("pipeline").level)
     yield
-    assert (root.level, list(root.handlers), logging.getLogger("pipeline").level) == before, "logging was not given back"
+    assert (root.level, list(root.handlers), logging.getLogger("pipeline").level) == before, (
+        "logging was not given back"
+    )
 
 
-def test_every_sink_gets_the_same_dict_and_a_broken_one_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_sink_gets_the_same_dict_and_a_broken_one_stops_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     first, broken, last = Keeps(), Breaks(), Keeps()
     telemetry = Telemetry([first, broken, last], unix_time=lambda: 12.5)
     telemetry.emit("train", loss=float("nan"), rollout_id=0)
     telemetry.emit("push", rollout_id=0)
     assert first.records == last.records
-    assert first.records[0] == {"kind": "train", "time": 12.5, "loss": None, "rollout_id": 0, "non_finite": ["loss=nan"]}
+    assert first.records[0] == {
+        "kind": "train",
+        "time": 12.5,
+        "loss": None,
+        "rollout_id": 0,
+        "non_finite": ["loss=nan"],
+    }
     assert len(broken.records) == 1
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert "disk full" in caplog.text
@@ -82,7 +92,8 @@ def test_jsonl_is_whole_after_each_line_and_after_a_torn_one(tmp_path: Path) -> 
     path.write_text('{"kind": "train", "roll')
     sink = JsonlSink(path)
     sink.write({"kind": "train", "rollout_id": 1})
-    assert json.loads(path.read_text().splitlines()[1]) == {"kind": "train", "rollout_id": 1}  # before any close
+    # before any close
+    assert json.loads(path.read_text().splitlines()[1]) == {"kind": "train", "rollout_id": 1}
     sink.close()
 
 
@@ -90,7 +101,9 @@ def _config(**run: Any) -> Config:
     return Config(run=RunConfig(num_rollout=20, **run))
 
 
-def test_plain_output_is_a_line_a_rollout(run_dir: RunDir, capsys: pytest.CaptureFixture[str], restored_logging: None) -> None:
+def test_plain_output_is_a_line_a_rollout(
+    run_dir: RunDir, capsys: pytest.CaptureFixture[str], restored_logging: None
+) -> None:
     telemetry = open_telemetry(run_dir, _config(), live=False)
     for record in records(20):
         telemetry.emit(**record)
@@ -99,7 +112,9 @@ def test_plain_output_is_a_line_a_rollout(run_dir: RunDir, capsys: pytest.Captur
     telemetry.close()
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert [line.split(" | ")[0] for line in lines if line.startswith("rollout")] == [f"rollout {i}/20" for i in range(1, 21)]
+    assert [line.split(" | ")[0] for line in lines if line.startswith("rollout")] == [
+        f"rollout {i}/20" for i in range(1, 21)
+    ]
     assert "max 2 (bound 2)" in lines[-1] or "max 2 (bound 2)" in lines[-2]
     assert any(line.startswith("eval held-out: reward") for line in lines)
     assert any("engine-0: death (reason exit code -9)" in line for line in lines)
@@ -109,7 +124,9 @@ def test_plain_output_is_a_line_a_rollout(run_dir: RunDir, capsys: pytest.Captur
     assert len(read_records(run_dir.metrics)) == len(list(records(20)))
 
 
-def test_the_live_view_shows_the_run_and_the_warnings(run_dir: RunDir, restored_logging: None) -> None:
+def test_the_live_view_shows_the_run_and_the_warnings(
+    run_dir: RunDir, restored_logging: None
+) -> None:
     screen, clock = io.StringIO(), ManualClock()
     console = Console(file=screen, force_terminal=True, width=110, height=40, color_system=None)
     telemetry = open_telemetry(run_dir, _config(), live=True, console=console, clock=clock)
@@ -164,7 +181,9 @@ def test_eta_is_the_mean_pace_of_what_is_left() -> None:
     view = RunView(name="r", num_rollout=10)
     assert view.eta_seconds() is None
     for r, seconds in enumerate((1.0, 3.0)):
-        view.add({"kind": "train", "rollout_id": r, "reward_mean": 0.5, "interval_seconds": seconds})
+        view.add(
+            {"kind": "train", "rollout_id": r, "reward_mean": 0.5, "interval_seconds": seconds}
+        )
     assert view.eta_seconds() == 8 * 2.0
 
 
@@ -176,7 +195,9 @@ def test_sparkline() -> None:
     assert sparkline([], 10) == ""
 
 
-def test_resume_goes_on_in_the_same_file(run_dir: RunDir, capsys: pytest.CaptureFixture[str], restored_logging: None) -> None:
+def test_resume_goes_on_in_the_same_file(
+    run_dir: RunDir, capsys: pytest.CaptureFixture[str], restored_logging: None
+) -> None:
     first = open_telemetry(run_dir, _config(), live=False)
     for record in records(9):
         first.emit(**record)
@@ -186,8 +207,15 @@ def test_resume_goes_on_in_the_same_file(run_dir: RunDir, capsys: pytest.Capture
         if record.get("rollout_id", 0) >= 5 and record["kind"] == "train":
             second.emit(**record)
     second.close()
-    assert [r["rollout_id"] for r in read_records(run_dir.metrics) if r["kind"] == "train"] == list(range(20))
-    assert [r["rollout_id"] for r in read_records(run_dir.rolled_back) if r["kind"] == "train"] == [5, 6, 7, 8]
+    assert [r["rollout_id"] for r in read_records(run_dir.metrics) if r["kind"] == "train"] == list(
+        range(20)
+    )
+    assert [r["rollout_id"] for r in read_records(run_dir.rolled_back) if r["kind"] == "train"] == [
+        5,
+        6,
+        7,
+        8,
+    ]
     assert "rollout 6/20" in capsys.readouterr().out
 
 
@@ -215,15 +243,23 @@ def test_tensorboard_holds_the_numbers(run_dir: RunDir, restored_logging: None) 
     telemetry.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run_dir.tensorboard), size_guidance={"tensors": 0})  # 0: all of them
+    # 0: all of them
+    events = EventAccumulator(str(run_dir.tensorboard), size_guidance={"tensors": 0})
     events.Reload()
-    rewards = [(e.step, pytest.approx(e.tensor_proto.float_val[0], abs=1e-6)) for e in events.Tensors("train/reward_mean")]
-    assert rewards == [(r["rollout_id"], r["reward_mean"]) for r in records(12) if r["kind"] == "train"]
+    rewards = [
+        (e.step, pytest.approx(e.tensor_proto.float_val[0], abs=1e-6))
+        for e in events.Tensors("train/reward_mean")
+    ]
+    assert rewards == [
+        (r["rollout_id"], r["reward_mean"]) for r in records(12) if r["kind"] == "train"
+    ]
     assert "eval/held-out/reward_mean" in events.Tags()["tensors"]
 
 
 @pytest.mark.slow
-def test_wandb_works_offline(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, restored_logging: None) -> None:
+def test_wandb_works_offline(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, restored_logging: None
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HOME", str(run_dir.path))  # wandb writes its cache there
     telemetry = open_telemetry(run_dir, _config(use_wandb=True), live=False)
@@ -236,7 +272,9 @@ def test_wandb_works_offline(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, r
     assert "off" not in run_dir.run_log.read_text()
 
 
-def test_a_tracker_that_does_not_start_is_left_out(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, restored_logging: None) -> None:
+def test_a_tracker_that_does_not_start_is_left_out(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, restored_logging: None
+) -> None:
     run_dir.tensorboard.write_text("a file where the folder should be")
     telemetry = open_telemetry(run_dir, _config(use_tensorboard=True), live=False)
     telemetry.emit("train", rollout_id=0)

@@ -1,4 +1,5 @@
-"""Who has the devices when: learner and engines take turns, and requests in flight are waited for."""
+"""Who has the devices when: learner and engines take turns, and requests in flight are waited
+for."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ class Both:
 
 
 def turns(both: Any, *, train: bool = True, rollout: bool = True) -> TurnTaking:
-    return TurnTaking(both, leaves=both if train else None, engines=both if rollout else None, clock=both.clock)
+    return TurnTaking(
+        both, leaves=both if train else None, engines=both if rollout else None, clock=both.clock
+    )
 
 
 async def test_a_step_and_a_save_are_turns() -> None:
@@ -55,7 +58,10 @@ async def test_a_step_and_a_save_are_turns() -> None:
 
 @pytest.mark.parametrize(
     ("options", "log"),
-    [({"rollout": False}, ["onload", "step", "offload"]), ({"train": False}, ["release", "step", "resume"])],
+    [
+        ({"rollout": False}, ["onload", "step", "offload"]),
+        ({"train": False}, ["release", "step", "resume"]),
+    ],
 )
 async def test_one_side_may_stay(options: dict[str, bool], log: list[str]) -> None:
     both = Both()
@@ -91,7 +97,9 @@ class Servers:
             engine = FakeEngine(number)
             engine.endpoint = str(server.make_url("")).rstrip("/")
             engines.append(engine)
-        self.pool = SGLangPool(engines, concurrency=4, max_restarts=0, start_timeout_seconds=1.0, clock=ManualClock())
+        self.pool = SGLangPool(
+            engines, concurrency=4, max_restarts=0, start_timeout_seconds=1.0, clock=ManualClock()
+        )
         await self.pool.start()
         return self.pool
 
@@ -116,7 +124,8 @@ async def test_engines_give_their_memory_up_when_they_are_idle() -> None:
         await held.__aenter__()
         release = asyncio.create_task(memory.release())
         await servers.first_call.wait()
-        assert servers.calls == [(1, "release")] and not release.done()  # the other still answers a request
+        # the other still answers a request
+        assert servers.calls == [(1, "release")] and not release.done()
         await held.__aexit__(None, None, None)
         await release
         late = asyncio.create_task(_leased(pool))

@@ -30,8 +30,17 @@ def row(log_probs: list[float], mask: list[int], advantages: list[float]) -> Tra
 numbers = st.floats(-5, 0, width=32)
 
 
-@given(st.lists(st.tuples(numbers, numbers, st.integers(0, 1), st.floats(-2, 2, width=32)), min_size=1, max_size=8), st.floats(0, 3))
-def test_every_trained_token_is_moved_by_its_gap(tokens: list[tuple[float, float, int, float]], coef: float) -> None:
+@given(
+    st.lists(
+        st.tuples(numbers, numbers, st.integers(0, 1), st.floats(-2, 2, width=32)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.floats(0, 3),
+)
+def test_every_trained_token_is_moved_by_its_gap(
+    tokens: list[tuple[float, float, int, float]], coef: float
+) -> None:
     own, teacher, mask, advantages = (list(column) for column in zip(*tokens, strict=True))
     (out,) = apply_opd([row(own, mask, advantages)], [Sample(teacher_log_probs=teacher)], coef)
     for t, a in enumerate(advantages):
@@ -46,10 +55,17 @@ def test_a_teacher_that_agrees_changes_nothing() -> None:
     assert after.advantages.tolist() == [0.5, 0.5]
 
 
-@pytest.mark.parametrize(("teacher", "words"), [(None, "no teacher log-probs"), ([-1.0], "1 teacher log-probs for a response of 2")])
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [(None, "no teacher log-probs"), ([-1.0], "1 teacher log-probs for a response of 2")],
+)
 def test_missing_log_probs_are_refused(teacher: list[float] | None, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        apply_opd([row([-1.0, -2.0], [1, 1], [0.0, 0.0])], [Sample(index=3, teacher_log_probs=teacher)], 1.0)
+        apply_opd(
+            [row([-1.0, -2.0], [1, 1], [0.0, 0.0])],
+            [Sample(index=3, teacher_log_probs=teacher)],
+            1.0,
+        )
 
 
 def test_an_untrained_sample_needs_no_teacher() -> None:

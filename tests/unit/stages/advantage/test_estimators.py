@@ -1,4 +1,5 @@
-"""Every estimator against its formula written as a loop over python floats, and what must not matter: order, neighbours, fan-out."""
+"""Every estimator against its formula written as a loop over python floats, and what must not
+matter: order, neighbours, fan-out."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ GROUPS = st.lists(st.lists(ROLLOUT, min_size=1, max_size=6), min_size=1, max_siz
 
 
 def reference(estimator: str, rollouts: Sequence[Sequence[float]], with_std: bool) -> list[float]:
-    """One group's rewards -> one number a sample: the definitions over rollouts, whose reward is the mean of their samples'."""
+    """One group's rewards -> one number a sample: the definitions over rollouts, whose reward is
+    the mean of their samples'."""
     k = len(rollouts)
     means = [math.fsum(r) / len(r) for r in rollouts]
     baseline = math.fsum(means) / k
@@ -43,7 +45,9 @@ def reference(estimator: str, rollouts: Sequence[Sequence[float]], with_std: boo
                 others = [m for j, m in enumerate(means) if j != i]
                 out.append(r - math.fsum(others) / len(others) if others else 0.0)
             elif estimator in ("grpo", "gspo", "cispo") and with_std and k > 1:
-                variance = math.fsum((x - baseline) ** 2 / len(s) for s in rollouts for x in s) / (k - 1)
+                variance = math.fsum((x - baseline) ** 2 / len(s) for s in rollouts for x in s) / (
+                    k - 1
+                )
                 out.append((r - baseline) / (math.sqrt(variance) + 1e-6))
             else:
                 out.append(r - baseline)
@@ -51,14 +55,17 @@ def reference(estimator: str, rollouts: Sequence[Sequence[float]], with_std: boo
 
 
 def group_of(rollouts: Sequence[Sequence[float]], index: int = 0) -> Group:
-    """Samples of a rollout carry its index; lengths differ, and the last token but one has no loss."""
+    """Samples of a rollout carry its index; lengths differ, and the last token but one has no
+    loss."""
     samples = []
     for i, rollout in enumerate(rollouts):
         for j, reward in enumerate(rollout):
             n = 2 + (i + 2 * j + index) % 4
             mask = [1] * n
             mask[-2] = 0
-            samples.append(make_sample(reward, n=n, index=100 * index + i, group_index=index, loss_mask=mask))
+            samples.append(
+                make_sample(reward, n=n, index=100 * index + i, group_index=index, loss_mask=mask)
+            )
     return make_group(*samples, index=index)
 
 
@@ -74,40 +81,66 @@ def last_tokens(rows: Sequence[TrainSample]) -> list[float]:
 @pytest.mark.parametrize("estimator", ALL)
 @settings(max_examples=60, deadline=None)
 @given(groups=GROUPS, with_std=st.booleans())
-def test_each_estimator_against_its_definition(estimator: str, groups: list[list[list[float]]], with_std: bool) -> None:
+def test_each_estimator_against_its_definition(
+    estimator: str, groups: list[list[list[float]]], with_std: bool
+) -> None:
     rows = compute_advantages(
-        [group_of(g, i) for i, g in enumerate(groups)], config(estimator, grpo_std_normalization=with_std), policy_version=3
+        [group_of(g, i) for i, g in enumerate(groups)],
+        config(estimator, grpo_std_normalization=with_std),
+        policy_version=3,
     )
     want = [a for g in groups for a in reference(estimator, g, with_std)]
     np.testing.assert_allclose(last_tokens(rows), want, rtol=1e-4, atol=1e-3)
     for row in rows:
-        assert len(set(row.advantages[row.loss_mask == 1].tolist())) == 1  # gamma 1: the same on every trained token
+        # gamma 1: the same on every trained token
+        assert len(set(row.advantages[row.loss_mask == 1].tolist())) == 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(groups=GROUPS, estimator=st.sampled_from(ALL), seed=st.integers(0, 99))
-def test_order_of_groups_and_of_samples_does_not_matter(groups: list[list[list[float]]], estimator: str, seed: int) -> None:
+def test_order_of_groups_and_of_samples_does_not_matter(
+    groups: list[list[list[float]]], estimator: str, seed: int
+) -> None:
     made = [group_of(g, i) for i, g in enumerate(groups)]
-    shuffled = [dataclasses.replace(g, samples=tuple(random.Random(seed).sample(g.samples, len(g.samples)))) for g in made]
+    shuffled = [
+        dataclasses.replace(g, samples=tuple(random.Random(seed).sample(g.samples, len(g.samples))))
+        for g in made
+    ]
     random.Random(seed).shuffle(shuffled)
 
     def by_sample(rows: list[TrainSample]) -> list[Any]:
         return sorted(
-            (r.group_index, r.index, r.response_length, r.reward, r.weight, tuple(np.round(r.advantages, 3).tolist())) for r in rows
+            (
+                r.group_index,
+                r.index,
+                r.response_length,
+                r.reward,
+                r.weight,
+                tuple(np.round(r.advantages, 3).tolist()),
+            )
+            for r in rows
         )
 
     flags = config(estimator, normalize_advantages=seed % 2 == 0)
-    one, other = (by_sample(compute_advantages(g, flags, policy_version=3)) for g in (made, shuffled))
+    one, other = (
+        by_sample(compute_advantages(g, flags, policy_version=3)) for g in (made, shuffled)
+    )
     assert [x[:5] for x in one] == [x[:5] for x in other]
-    np.testing.assert_allclose([a for x in one for a in x[5]], [a for x in other for a in x[5]], atol=5e-3)
+    np.testing.assert_allclose(
+        [a for x in one for a in x[5]], [a for x in other for a in x[5]], atol=5e-3
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(groups=GROUPS, estimator=st.sampled_from(ALL))
-def test_a_group_does_not_look_at_its_neighbours(groups: list[list[list[float]]], estimator: str) -> None:
+def test_a_group_does_not_look_at_its_neighbours(
+    groups: list[list[list[float]]], estimator: str
+) -> None:
     made = [group_of(g, i) for i, g in enumerate(groups)]
     together = compute_advantages(made, config(estimator), policy_version=3)
-    alone = [row for g in made for row in compute_advantages([g], config(estimator), policy_version=3)]
+    alone = [
+        row for g in made for row in compute_advantages([g], config(estimator), policy_version=3)
+    ]
     assert [r.advantages.tolist() for r in together] == [r.advantages.tolist() for r in alone]
 
 
@@ -117,27 +150,43 @@ def test_a_group_does_not_look_at_its_neighbours(groups: list[list[list[float]]]
     copies=st.lists(st.integers(1, 4), min_size=6, max_size=6),
     estimator=st.sampled_from(WITHIN),
 )
-def test_a_rollout_cut_into_samples_is_one_rollout(rewards: list[float], copies: list[int], estimator: str) -> None:
+def test_a_rollout_cut_into_samples_is_one_rollout(
+    rewards: list[float], copies: list[int], estimator: str
+) -> None:
     """Fan-out with equal rewards changes no advantage, and each rollout keeps the weight of one."""
-    whole = compute_advantages([group_of([[r] for r in rewards])], config(estimator), policy_version=3)
-    cut = compute_advantages([group_of([[r] * c for r, c in zip(rewards, copies, strict=False)])], config(estimator), policy_version=3)
+    whole = compute_advantages(
+        [group_of([[r] for r in rewards])], config(estimator), policy_version=3
+    )
+    cut = compute_advantages(
+        [group_of([[r] * c for r, c in zip(rewards, copies, strict=False)])],
+        config(estimator),
+        policy_version=3,
+    )
     for row in whole:
         parts = [r for r in cut if r.index == row.index]
-        np.testing.assert_allclose(last_tokens(parts), last_tokens([row]) * len(parts), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            last_tokens(parts), last_tokens([row]) * len(parts), rtol=1e-4, atol=1e-4
+        )
         assert sum(r.weight for r in parts) == pytest.approx(row.weight) and row.weight == 1.0
 
 
 @pytest.mark.parametrize("estimator", WITHIN)
 @pytest.mark.parametrize("std", [True, False])
-def test_equal_rewards_and_single_samples_have_advantage_exactly_zero(estimator: str, std: bool) -> None:
+def test_equal_rewards_and_single_samples_have_advantage_exactly_zero(
+    estimator: str, std: bool
+) -> None:
     flags = config(estimator, grpo_std_normalization=std)
     for group in (group_of([[0.1]] * 3), group_of([[0.3]]), group_of([[0.1, 0.1], [0.1]])):
-        assert all((r.advantages == 0).all() for r in compute_advantages([group], flags, policy_version=3))
+        assert all(
+            (r.advantages == 0).all() for r in compute_advantages([group], flags, policy_version=3)
+        )
 
 
 @settings(max_examples=60, deadline=None)
 @given(groups=GROUPS, gamma=st.floats(0.5, 1.0), seed=st.integers(0, 99))
-def test_reinforce_plus_plus_discounts_over_trained_tokens(groups: list[list[list[float]]], gamma: float, seed: int) -> None:
+def test_reinforce_plus_plus_discounts_over_trained_tokens(
+    groups: list[list[list[float]]], gamma: float, seed: int
+) -> None:
     rng = random.Random(seed)
     made = [group_of(g, i) for i, g in enumerate(groups)]
     for sample in (s for g in made for s in g.samples):
@@ -154,7 +203,9 @@ def test_reinforce_plus_plus_discounts_over_trained_tokens(groups: list[list[lis
 
 @settings(max_examples=60, deadline=None)
 @given(groups=GROUPS, estimator=st.sampled_from(ALL))
-def test_whitening_is_over_all_trained_tokens_of_the_rollout(groups: list[list[list[float]]], estimator: str) -> None:
+def test_whitening_is_over_all_trained_tokens_of_the_rollout(
+    groups: list[list[list[float]]], estimator: str
+) -> None:
     made = [group_of(g, i) for i, g in enumerate(groups)]
     made[0].samples[0].remove_sample = True
     plain = compute_advantages(made, config(estimator), policy_version=3)
@@ -165,13 +216,21 @@ def test_whitening_is_over_all_trained_tokens_of_the_rollout(groups: list[list[l
     mean = math.fsum(tokens) / len(tokens)
     variance = math.fsum((a - mean) ** 2 for a in tokens) / max(len(tokens) - 1, 1)
     for before, after in zip(plain, white, strict=True):
-        for a, w, m in zip(before.advantages.tolist(), after.advantages.tolist(), before.loss_mask, strict=True):
-            want = (a - mean) / math.sqrt(variance + 1e-8) if m and max(tokens) != min(tokens) else 0.0
+        for a, w, m in zip(
+            before.advantages.tolist(), after.advantages.tolist(), before.loss_mask, strict=True
+        ):
+            want = (
+                (a - mean) / math.sqrt(variance + 1e-8) if m and max(tokens) != min(tokens) else 0.0
+            )
             assert w == pytest.approx(want, rel=2e-3, abs=2e-3)
 
 
 def test_disabled_normalisation_leaves_raw_rewards() -> None:
-    rows = compute_advantages([group_of([[4.0], [0.0], [2.0]])], config("grpo", rewards_normalization=False), policy_version=3)
+    rows = compute_advantages(
+        [group_of([[4.0], [0.0], [2.0]])],
+        config("grpo", rewards_normalization=False),
+        policy_version=3,
+    )
     assert last_tokens(rows) == [4.0, 0.0, 2.0]
 
 
@@ -179,9 +238,14 @@ def test_dr_grpo_divides_token_sums_by_a_constant() -> None:
     groups = [group_of([[4.0], [0.0]])]
     rows = compute_advantages(groups, config("dr_grpo"), policy_version=3, max_response_len=50)
     assert [r.norm_length for r in rows] == [50, 50]
-    for flags in (config("dr_grpo", calculate_per_token_loss=True), config("grpo", grpo_std_normalization=False)):
+    for flags in (
+        config("dr_grpo", calculate_per_token_loss=True),
+        config("grpo", grpo_std_normalization=False),
+    ):
         other = compute_advantages(groups, flags, policy_version=3, max_response_len=50)
-        assert [r.norm_length for r in other] == [None, None] and last_tokens(other) == last_tokens(rows)
+        assert [r.norm_length for r in other] == [None, None] and last_tokens(other) == last_tokens(
+            rows
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -192,6 +256,15 @@ def test_denominators_count_rollouts(groups: list[list[list[float]]], steps: int
     rows = compute_advantages(made, policy_version=3)
     if sum(r.loss_mask.any() for r in rows) < steps:
         return
-    batch = make_batch(rows, rollout_id=0, policy_version=3, num_dp_ranks=1, num_steps_per_rollout=steps, max_tokens=1000)
+    batch = make_batch(
+        rows,
+        rollout_id=0,
+        policy_version=3,
+        num_dp_ranks=1,
+        num_steps_per_rollout=steps,
+        max_tokens=1000,
+    )
     assert sum(s.num_samples for s in batch.steps) == pytest.approx(sum(len(g) for g in groups))
-    assert sum(s.num_loss_tokens for s in batch.steps) == pytest.approx(sum(r.weight * int(r.loss_mask.sum()) for r in rows))
+    assert sum(s.num_loss_tokens for s in batch.steps) == pytest.approx(
+        sum(r.weight * int(r.loss_mask.sum()) for r in rows)
+    )

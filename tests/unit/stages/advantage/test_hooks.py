@@ -1,4 +1,5 @@
-"""What a user's function may answer, and what is said when it answers something else; masking of partial rollouts."""
+"""What a user's function may answer, and what is said when it answers something else; masking of
+partial rollouts."""
 
 from __future__ import annotations
 
@@ -42,7 +43,11 @@ def test_reward_post_process_refused(answer: Any, says: str) -> None:
 def test_reward_post_process_never_sees_a_failed_sample() -> None:
     failed = make_group(make_sample(None, status=Status.FAILED, error="boom"))
     with pytest.raises(DataError, match="boom"):
-        compute_advantages([failed], policy_version=3, hooks=AdvantageHooks(post_process_rewards=lambda s: ([0.0], [0.0])))
+        compute_advantages(
+            [failed],
+            policy_version=3,
+            hooks=AdvantageHooks(post_process_rewards=lambda s: ([0.0], [0.0])),
+        )
 
 
 def set_to(value: Any) -> Callable[[Any], None]:
@@ -54,8 +59,14 @@ def set_to(value: Any) -> Callable[[Any], None]:
     [
         (lambda data: None, "set no rollout_data"),
         (set_to([[1.0, 1.0]]), "1 advantages for 3 samples"),
-        (set_to([[1.0] * 2, [1.0] * 3, [1.0] * 5]), r"advantages\[2\] has shape \(5,\), its response 4 tokens"),
-        (set_to([[1.0] * 2, [float("inf")] * 3, [1.0] * 4]), r"advantages\[1\] holds numbers that are not finite"),
+        (
+            set_to([[1.0] * 2, [1.0] * 3, [1.0] * 5]),
+            r"advantages\[2\] has shape \(5,\), its response 4 tokens",
+        ),
+        (
+            set_to([[1.0] * 2, [float("inf")] * 3, [1.0] * 4]),
+            r"advantages\[1\] holds numbers that are not finite",
+        ),
     ],
 )
 def test_custom_advantages_refused(function: Any, says: str) -> None:
@@ -80,7 +91,10 @@ def data(**changes: Any) -> dict[str, Any]:
         ([], r"returned list \[\]; expected a dict with tokens"),
         (data(loss_masks=None), "returned no loss_masks"),
         (data(rewards=[1.0]), "rewards has 1 entries, tokens has 3"),
-        (data(loss_masks=[[1, 1], [1], [1, 1]]), "row 1 has response_lengths 2, but {'loss_masks': 1}"),
+        (
+            data(loss_masks=[[1, 1], [1], [1, 1]]),
+            "row 1 has response_lengths 2, but {'loss_masks': 1}",
+        ),
         (data(tokens=[[1, 2]] * 3), "row 0 has 2 tokens for a response of 2"),
         (data(sample_indices=[0, 1, 9]), "sample_indices names 9"),
         (data(rollout_log_probs=[[-1.0, float("nan")]] * 3), "row 0: rollout_log_probs"),
@@ -107,27 +121,36 @@ def test_converted_rows_of_one_sample_share_its_weight_and_a_removed_one_has_no_
 
 def test_a_rollout_filter_that_answers_is_refused(tmp_path: Any) -> None:
     (tmp_path / "mine.py").write_text(
-        "def filter_samples(args, groups): return groups\ndef look(args, groups, source): source.append(groups)\n"
+        "def filter_samples(args, groups): return groups\ndef look(args, groups, source):"
+        " source.append(groups)\n"
     )
     apply = build_sample_filter(str(tmp_path / "mine.py"), SimpleNamespace())
     assert apply is not None
     with pytest.raises(ConfigError, match=r"expected None; set sample\.remove_sample"):
         apply([[Sample()]])
     seen: list[Any] = []
-    process = build_all_samples_process(f"{tmp_path / 'mine.py'}:look", SimpleNamespace(), SimpleNamespace(user=seen))
+    process = build_all_samples_process(
+        f"{tmp_path / 'mine.py'}:look", SimpleNamespace(), SimpleNamespace(user=seen)
+    )
     assert process is not None
     process([[]])
     assert seen == [[[]]]  # the user's own source, not our wrapper of it
 
 
 @settings(max_examples=200, deadline=None)
-@given(tokens=st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 3)), st.booleans()), min_size=1, max_size=12))
+@given(
+    tokens=st.lists(
+        st.tuples(st.one_of(st.none(), st.integers(0, 3)), st.booleans()), min_size=1, max_size=12
+    )
+)
 def test_only_the_newest_version_keeps_its_loss(tokens: list[tuple[int | None, bool]]) -> None:
     """(version, trained) a token; None: what a tool said. Against a loop over tokens."""
     spans = [VersionSpan(v, i, i + 1) for i, (v, _) in enumerate(tokens) if v is not None]
     mask = [int(trained and v is not None) for v, trained in tokens]
     sample = make_sample(n=len(tokens), loss_mask=list(mask), weight_versions=spans)
-    newest = max((v for (v, _), m in zip(tokens, mask, strict=True) if m and v is not None), default=None)
+    newest = max(
+        (v for (v, _), m in zip(tokens, mask, strict=True) if m and v is not None), default=None
+    )
     want = [int(m and v == newest) for (v, _), m in zip(tokens, mask, strict=True)]
     assert mask_offpolicy_tokens(sample) == sum(mask) - sum(want)
     assert list(sample.loss_mask or []) == want

@@ -11,7 +11,9 @@ from stages.advantage import compute_advantages
 
 
 def sample(index: int, **changes: object) -> Sample:
-    made = Sample(index=index, reward=float(index), tokens=[1, 2, 3], response="x", status=Status.COMPLETED)
+    made = Sample(
+        index=index, reward=float(index), tokens=[1, 2, 3], response="x", status=Status.COMPLETED
+    )
     made.response_length, made.loss_mask, made.rollout_log_probs = 2, [1, 1], [-0.5, -0.5]
     made.weight_versions = [VersionSpan(3, 0, 2)]
     for name, value in changes.items():
@@ -42,5 +44,7 @@ def test_refused(changes: dict[str, object], says: str) -> None:
 @pytest.mark.parametrize("std_normalization", [True, False])
 def test_equal_rewards_give_exactly_zero(std_normalization: bool) -> None:
     samples = [sample(i, reward=0.1) for i in range(3)]  # the mean of three 0.1 is not 0.1
-    out = compute_advantages(group(*samples), AlgorithmConfig(grpo_std_normalization=std_normalization), policy_version=5)
+    out = compute_advantages(
+        group(*samples), AlgorithmConfig(grpo_std_normalization=std_normalization), policy_version=5
+    )
     assert all((s.advantages == 0).all() for s in out) and len(out) == 3

@@ -23,7 +23,8 @@ from stages.engine.spec import EngineSpec
 
 SERVE = Path(launch.__file__).with_name("serve.py")
 
-# A server with a child process, a shared-memory file and, as SGLang, no handling of signals worth mentioning.
+# A server with a child process, a shared-memory file and, as SGLang, no handling of signals worth
+# mentioning.
 SERVER = """
 import http.server, mmap, pathlib, subprocess, sys, tempfile
 port, mark = int(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -48,7 +49,17 @@ class ScriptSpec(EngineSpec):
     mark: Path = Path("unset")
 
     def command(self, port: int, weight_version: int, inner_port: int) -> list[str]:
-        return [sys.executable, str(SERVE), str(os.getpid()), "-", sys.executable, "-c", self.script, str(port), str(self.mark)]
+        return [
+            sys.executable,
+            str(SERVE),
+            str(os.getpid()),
+            "-",
+            sys.executable,
+            "-c",
+            self.script,
+            str(port),
+            str(self.mark),
+        ]
 
     def environment(self, base: dict[str, str], scratch: Path) -> dict[str, str]:  # type: ignore[override]
         return {**base, "TMPDIR": str(scratch)}
@@ -130,7 +141,9 @@ async def test_one_that_does_not_come_up_shows_its_last_lines_and_a_hint(spec: S
         await Engine(replaced(spec, script)).start(0, 30.0)
     said = str(caught.value)
     assert "engine 3" in said and "exit code 2" in said and str(spec.log_path) in said
-    assert "unrecognized arguments: --no-such-thing" in said and "check the --sglang-* flags" in said
+    assert (
+        "unrecognized arguments: --no-such-thing" in said and "check the --sglang-* flags" in said
+    )
     assert "line 99" in said and "line 10\n" not in said
 
 
@@ -161,7 +174,9 @@ async def test_a_cancelled_start_leaves_no_process(spec: ScriptSpec) -> None:
     assert gone(int(spec.mark.read_text().split()[0]))
 
 
-async def test_an_inner_port_that_was_taken_a_moment_later_costs_one_more_start(spec: ScriptSpec) -> None:
+async def test_an_inner_port_that_was_taken_a_moment_later_costs_one_more_start(
+    spec: ScriptSpec,
+) -> None:
     fails_once = """
         import pathlib, sys
         tried = pathlib.Path(sys.argv[2] + ".tried")
@@ -202,7 +217,9 @@ child.stdout.readline()
 print(child.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
-    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == -signal.SIGKILL
     child = int(done.stdout)
     for _ in range(10_000_000):
@@ -212,7 +229,9 @@ os.kill(os.getpid(), 9)
     raise AssertionError("the engine outlived its parent")
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_run_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     shared = Path(f"/dev/shm/slipstream-test-{os.getpid()}-killed.shm")
@@ -236,15 +255,30 @@ os.kill(os.getpid(), 9)
 
 
 def test_it_does_not_start_when_its_parent_is_gone_already() -> None:
-    done = subprocess.run([sys.executable, str(SERVE), "1", "-", sys.executable, "-c", "print('ran')"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(SERVE), "1", "-", sys.executable, "-c", "print('ran')"],
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_it_is_pinned_to_its_cores() -> None:
     core = min(os.sched_getaffinity(0))
     script = "import os; print(sorted(os.sched_getaffinity(0)))"
-    command = [sys.executable, str(SERVE), str(os.getpid()), str(core), sys.executable, "-c", script]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == f"[{core}]"
+    command = [
+        sys.executable,
+        str(SERVE),
+        str(os.getpid()),
+        str(core),
+        sys.executable,
+        "-c",
+        script,
+    ]
+    assert (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        == f"[{core}]"
+    )
 
 
 def test_free_ports_leave_out_taken_ones() -> None:

@@ -21,7 +21,8 @@ from stages.publish.mock import MockTransport
 
 
 class SimulatedTime(ManualClock):
-    """A clock and a sleep in which time jumps to the next sleeper once nobody else has anything to do."""
+    """A clock and a sleep in which time jumps to the next sleeper once nobody else has anything to
+    do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,10 +51,16 @@ async def simulate(scenario: object, time: SimulatedTime) -> None:
     main.result()
 
 
-def parts(time: SimulatedTime, *, num_engines: int = 1, seed: int = 0, **config: float) -> tuple[MockPool, MockEngineClient, MockTransport]:
+def parts(
+    time: SimulatedTime, *, num_engines: int = 1, seed: int = 0, **config: float
+) -> tuple[MockPool, MockEngineClient, MockTransport]:
     mock = MockConfig(**{"mock_seconds_per_token": 1.0, "mock_push_seconds": 0.0, **config})  # type: ignore[arg-type]
     pool = MockPool(num_engines=num_engines, clock=time, sleep=time.sleep)
-    return pool, MockEngineClient(pool, mock, MockTokenizer(), seed=seed), MockTransport(pool, mock, clock=time, sleep=time.sleep)
+    return (
+        pool,
+        MockEngineClient(pool, mock, MockTokenizer(), seed=seed),
+        MockTransport(pool, mock, clock=time, sleep=time.sleep),
+    )
 
 
 async def test_a_response_takes_its_tokens_time_and_carries_one_version() -> None:
@@ -73,7 +80,9 @@ async def test_a_response_takes_its_tokens_time_and_carries_one_version() -> Non
 
 async def test_a_push_changes_the_version_in_mid_response_and_its_pause_is_felt() -> None:
     time = SimulatedTime()
-    pool, client, transport = parts(time, mock_push_seconds=5.0, mock_length_mean=1000.0, mock_length_sigma=0.1)
+    pool, client, transport = parts(
+        time, mock_push_seconds=5.0, mock_length_mean=1000.0, mock_length_sigma=0.1
+    )
 
     async def push_later() -> None:
         await time.sleep(10.5)
@@ -87,7 +96,11 @@ async def test_a_push_changes_the_version_in_mid_response_and_its_pause_is_felt(
         async with asyncio.TaskGroup() as group:
             request = group.create_task(client.generate([1], {"max_new_tokens": 30}))
             group.create_task(push_later())
-        assert request.result().spans == (VersionSpan(0, 0, 10), VersionSpan(1, 10, 20), VersionSpan(2, 20, 30))
+        assert request.result().spans == (
+            VersionSpan(0, 0, 10),
+            VersionSpan(1, 10, 20),
+            VersionSpan(2, 20, 30),
+        )
         assert request.result().finish_reason == "length"
         assert time.now() == pytest.approx(30 + 2 * 5)
         assert pool.version_of("mock://0") == 2
@@ -114,7 +127,9 @@ async def test_a_push_that_is_cancelled_leaves_the_old_version_serving() -> None
 
 async def test_lengths_have_the_mean_they_are_told() -> None:
     time = SimulatedTime()
-    pool, client, _ = parts(time, mock_seconds_per_token=0.0, mock_length_mean=50.0, mock_length_sigma=0.7)
+    pool, client, _ = parts(
+        time, mock_seconds_per_token=0.0, mock_length_mean=50.0, mock_length_sigma=0.7
+    )
     lengths: list[int] = []
 
     async def scenario() -> None:
@@ -159,7 +174,9 @@ async def test_skill_grows_with_the_version() -> None:
     async def share_right() -> float:
         right = 0
         for prompt in prompts:
-            done = await client.generate(tokenizer.encode(str(prompt.prompt)), {"max_new_tokens": 1000})
+            done = await client.generate(
+                tokenizer.encode(str(prompt.prompt)), {"max_new_tokens": 1000}
+            )
             right += done.text == prompt.label
         return right / len(prompts)
 
@@ -192,14 +209,24 @@ def test_the_tokenizer_round_trips_and_hides_thinking() -> None:
     tokenizer = MockTokenizer()
     assert tokenizer.decode(tokenizer.encode("grüße")) == "grüße"
     ids = [tokenizer.THINK, *tokenizer.encode("4"), tokenizer.EOS]
-    assert tokenizer.decode(ids) == "4" and tokenizer.decode(ids, skip_special_tokens=False) == "<think>4<eos>"
+    assert (
+        tokenizer.decode(ids) == "4"
+        and tokenizer.decode(ids, skip_special_tokens=False) == "<think>4<eos>"
+    )
 
 
 def batch(staleness: int) -> TrainBatch:
     one = TrainSample(
-        index=0, group_index=0, tokens=np.arange(6), response_length=4, loss_mask=np.ones(4, np.uint8), reward=1.0, staleness=staleness,
-        rollout_log_probs=np.zeros(4, np.float32), advantages=np.ones(4, np.float32),
-    )  # fmt: skip
+        index=0,
+        group_index=0,
+        tokens=np.arange(6),
+        response_length=4,
+        loss_mask=np.ones(4, np.uint8),
+        reward=1.0,
+        staleness=staleness,
+        rollout_log_probs=np.zeros(4, np.float32),
+        advantages=np.ones(4, np.float32),
+    )
     step = OptimizerStep(per_rank=(((one,),),), num_samples=1, num_loss_tokens=4)
     return TrainBatch(rollout_id=0, policy_version=staleness, steps=(step, step))
 
@@ -209,9 +236,15 @@ async def test_the_learner_reports_counts_and_resumes(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         learner = MockLearner(MockConfig(mock_step_seconds=3.0), clock=time, sleep=time.sleep)
-        fresh, stale = (await learner.step(batch(0))).metrics, (await learner.step(batch(4))).metrics
+        fresh, stale = (
+            (await learner.step(batch(0))).metrics,
+            (await learner.step(batch(4))).metrics,
+        )
         assert time.now() == 6.0 and fresh["seconds"] == 3.0 and fresh["num_tokens"] == 12
-        assert fresh["kl_rollout_old"] == 0.0 < stale["kl_rollout_old"] and stale["ess_fraction"] < fresh["ess_fraction"] == 1.0
+        assert (
+            fresh["kl_rollout_old"] == 0.0 < stale["kl_rollout_old"]
+            and stale["ess_fraction"] < fresh["ess_fraction"] == 1.0
+        )
         await learner.save(tmp_path, None)
         again = MockLearner(MockConfig())
         await again.load(tmp_path)
@@ -224,7 +257,8 @@ async def test_the_learner_reports_counts_and_resumes(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, stages.engine.mock, stages.learn.mock, stages.publish.mock, stages.generate.generate, stages.evaluate;"
-        "heavy = {'torch', 'transformers', 'ray', 'megatron', 'sglang'} & set(sys.modules); assert not heavy, heavy"
+        "import sys, stages.engine.mock, stages.learn.mock, stages.publish.mock,"
+        " stages.generate.generate, stages.evaluate;heavy = {'torch', 'transformers', 'ray',"
+        " 'megatron', 'sglang'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

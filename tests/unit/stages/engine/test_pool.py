@@ -137,7 +137,8 @@ async def test_a_session_returns_to_its_engine_while_that_has_room() -> None:
     await held.give("turn 1")
     await held.give("filler")
     await held.take("turn 2", session="s")
-    assert held.granted[-1] == ("turn 2", engines[1].endpoint)  # though engine 0 is free and comes first
+    # though engine 0 is free and comes first
+    assert held.granted[-1] == ("turn 2", engines[1].endpoint)
     await held.take("turn 3", session="s")
     assert held.granted[-1] == ("turn 3", engines[0].endpoint)  # its own is full
     await held.give_all()
@@ -225,7 +226,9 @@ async def test_a_dead_engine_is_restarted_and_gets_the_current_weights_before_re
     await held.give_all()
 
 
-async def test_an_engine_that_answers_is_left_alone_and_a_paused_one_is_not_asked_to_generate() -> None:
+async def test_an_engine_that_answers_is_left_alone_and_a_paused_one_is_not_asked_to_generate() -> (
+    None
+):
     pool, engines, _, _ = make(count=1)
     await pool.start()
     endpoint = engines[0].endpoint
@@ -262,7 +265,9 @@ async def test_restarts_are_bounded_and_the_last_engine_to_go_fails_all_who_wait
     with pytest.raises(EngineError, match="still no memory"):
         await held.tasks["waits"]
     await held.give("in flight")
-    with pytest.raises(EngineError, match=r"engine 0 is given up after 2 restarts \(--engine-restarts 2\)"):
+    with pytest.raises(
+        EngineError, match=r"engine 0 is given up after 2 restarts \(--engine-restarts 2\)"
+    ):
         async with pool.lease():
             pass
     assert sleeps.seconds == [1.0, 2.0]
@@ -335,4 +340,6 @@ async def test_idle_seconds_count_the_time_without_any_request() -> None:
 
 async def test_two_engines_at_one_address_are_refused() -> None:
     with pytest.raises(ConfigError, match="--sglang-port"):
-        SGLangPool([FakeEngine(1), FakeEngine(1)], concurrency=1, max_restarts=1, start_timeout_seconds=1.0)
+        SGLangPool(
+            [FakeEngine(1), FakeEngine(1)], concurrency=1, max_restarts=1, start_timeout_seconds=1.0
+        )

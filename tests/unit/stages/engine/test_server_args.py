@@ -26,13 +26,19 @@ print(len(server_arg_names()), any(name.split(".")[0] in ("sglang", "torch") for
         ("tensor-parallel-size", "tp_size", "--tp-size", False, False),
         ("disable_radix_cache", "disable_radix_cache", "--disable-radix-cache", True, False),
         ("lora_paths", "lora_paths", "--lora-paths", False, True),
-        ("reasoning_parser", "reasoning_parser", "--reasoning-parser", False, False),  # registered by hand in SGLang
+        # registered by hand in SGLang
+        ("reasoning_parser", "reasoning_parser", "--reasoning-parser", False, False),
         ("disable_cuda_graph", "disable_cuda_graph", "--disable-cuda-graph", True, False),
     ],
 )
 def test_an_option(name: str, field: str, flag: str, is_switch: bool, takes_list: bool) -> None:
     arg = flags.server_arg(name)
-    assert (arg.field, arg.flag, arg.is_switch, arg.takes_list) == (field, flag, is_switch, takes_list)
+    assert (arg.field, arg.flag, arg.is_switch, arg.takes_list) == (
+        field,
+        flag,
+        is_switch,
+        takes_list,
+    )
 
 
 def test_fields_without_a_command_line_are_left_out() -> None:
@@ -57,6 +63,13 @@ def test_values_become_a_command_line() -> None:
         "lora_strict_loading": False,
     }
     assert flags.to_command_line(values) == [
-        "--port", "1", "--disable-radix-cache", "--lora-paths", "a", "b",
-        "--radix-eviction-policy-config", '{"threshold": 2}', "--no-lora-strict-loading",
-    ]  # fmt: skip
+        "--port",
+        "1",
+        "--disable-radix-cache",
+        "--lora-paths",
+        "a",
+        "b",
+        "--radix-eviction-policy-config",
+        '{"threshold": 2}',
+        "--no-lora-strict-loading",
+    ]

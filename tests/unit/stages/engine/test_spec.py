@@ -8,9 +8,21 @@ import pytest
 
 from configs.schema import ClusterConfig, RolloutConfig
 from pipeline.core.errors import CheckpointError
-from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, kv_bytes_per_token, tokens_per_request
+from stages.engine.spec import (
+    EngineSpec,
+    engine_cpus,
+    engine_devices,
+    kv_bytes_per_token,
+    tokens_per_request,
+)
 
-SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "max_position_embeddings": 1024}
+SHAPE = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 64,
+    "max_position_embeddings": 1024,
+}
 
 
 @pytest.fixture
@@ -20,7 +32,13 @@ def model(tmp_path: Path) -> Path:
 
 
 def make(model: Path, **kwargs: Any) -> EngineSpec:
-    fields: dict[str, Any] = {"index": 1, "model_path": model, "log_path": model / "log", "device": "cpu", "dtype": "float32"} | kwargs
+    fields: dict[str, Any] = {
+        "index": 1,
+        "model_path": model,
+        "log_path": model / "log",
+        "device": "cpu",
+        "dtype": "float32",
+    } | kwargs
     return EngineSpec(**fields)
 
 
@@ -33,11 +51,19 @@ def test_on_a_cpu_memory_is_bounded_and_labels_are_exact(model: Path) -> None:
     spec = make(model, concurrency=16, tokens_per_request=100)
     words = spec.command(30000, 7, 30001)
     assert option(spec, "--max-total-tokens") == "1600"
-    assert option(spec, "--device") == "cpu" and option(spec, "--attention-backend") == "torch_native"
-    assert option(spec, "--weight-version") == "7" and option(spec, "--port") == "30000" and option(spec, "--host") == "127.0.0.1"
+    assert (
+        option(spec, "--device") == "cpu" and option(spec, "--attention-backend") == "torch_native"
+    )
+    assert (
+        option(spec, "--weight-version") == "7"
+        and option(spec, "--port") == "30000"
+        and option(spec, "--host") == "127.0.0.1"
+    )
     assert "--disable-overlap-schedule" in words and "--sleep-on-idle" in words
     most = (1 << 30) // kv_bytes_per_token(model)
-    assert option(make(model, concurrency=1 << 20, tokens_per_request=1 << 10), "--max-total-tokens") == str(most)
+    assert option(
+        make(model, concurrency=1 << 20, tokens_per_request=1 << 10), "--max-total-tokens"
+    ) == str(most)
     assert option(make(model, concurrency=1 << 20), "--max-running-requests") == "256"
 
 
@@ -45,43 +71,74 @@ def test_on_a_gpu_sglangs_own_choices_stay(model: Path) -> None:
     words = make(model, device="cuda", dtype="bfloat16", tp_size=2).command(30000, 0, 30001)
     flags = {word for word in words if word.startswith("--")}
     assert flags == {
-        "--model-path", "--host", "--port", "--nccl-port", "--tp-size", "--dtype", "--random-seed", "--weight-version", "--log-level-http",
-    }  # fmt: skip
+        "--model-path",
+        "--host",
+        "--port",
+        "--nccl-port",
+        "--tp-size",
+        "--dtype",
+        "--random-seed",
+        "--weight-version",
+        "--log-level-http",
+    }
 
 
 def test_the_users_flags_win(model: Path) -> None:
-    user = {"max_total_tokens": 512, "disable_overlap_schedule": False, "tensor_parallel_size": "2", "lora_paths": ["a", "b"]}
+    user = {
+        "max_total_tokens": 512,
+        "disable_overlap_schedule": False,
+        "tensor_parallel_size": "2",
+        "lora_paths": ["a", "b"],
+    }
     spec = make(model, user=user)
     words = spec.command(30000, 0, 30001)
     assert option(spec, "--max-total-tokens") == "512" and option(spec, "--tp-size") == "2"
     assert "--disable-overlap-schedule" not in words
     at = words.index("--lora-paths")
     assert words[at + 1 : at + 3] == ["a", "b"]
-    assert option(make(model), "--nccl-port") == "30001" and option(make(model, user={"nccl_port": 29999}), "--nccl-port") == "29999"
+    assert (
+        option(make(model), "--nccl-port") == "30001"
+        and option(make(model, user={"nccl_port": 29999}), "--nccl-port") == "29999"
+    )
     assert option(make(model, user={"data_parallel_size": 2}), "--nccl-port") is None
 
 
 def test_engines_do_not_share_a_sampling_seed(model: Path) -> None:
-    assert option(make(model, index=0), "--random-seed") != option(make(model, index=1), "--random-seed")
+    assert option(make(model, index=0), "--random-seed") != option(
+        make(model, index=1), "--random-seed"
+    )
 
 
 def test_the_stubs_reach_an_engine_only_on_a_cpu(model: Path) -> None:
     base = {"PATH": "/bin", "PYTHONPATH": "/somewhere"}
     cpu = make(model).environment(base, model)
-    assert any(part.endswith("compat/site") for part in cpu["PYTHONPATH"].split(":")) and "/somewhere" in cpu["PYTHONPATH"]
-    assert cpu["SGLANG_USE_CPU_ENGINE"] == "1" and cpu["OMP_NUM_THREADS"] == "1" and cpu["TORCHDYNAMO_DISABLE"] == "1"
+    assert (
+        any(part.endswith("compat/site") for part in cpu["PYTHONPATH"].split(":"))
+        and "/somewhere" in cpu["PYTHONPATH"]
+    )
+    assert (
+        cpu["SGLANG_USE_CPU_ENGINE"] == "1"
+        and cpu["OMP_NUM_THREADS"] == "1"
+        and cpu["TORCHDYNAMO_DISABLE"] == "1"
+    )
     gpu = make(model, device="cuda", cuda_devices=("2", "3")).environment(base, model)
     assert "compat/site" not in gpu["PYTHONPATH"] and "SGLANG_USE_CPU_ENGINE" not in gpu
     assert gpu["CUDA_VISIBLE_DEVICES"] == "2,3"
 
 
 def test_kv_bytes(model: Path) -> None:
-    assert kv_bytes_per_token(model) == 2 * 4 * 2 * 16 * 2  # keys and values, fp32, layers, head_dim = 64 / 4, KV heads
+    # keys and values, fp32, layers, head_dim = 64 / 4, KV heads
+    assert kv_bytes_per_token(model) == 2 * 4 * 2 * 16 * 2
 
 
 def test_a_context_is_what_the_flags_say_and_at_most_what_the_model_can(model: Path) -> None:
     assert tokens_per_request(RolloutConfig(rollout_max_context_len=300), model) == 300
-    assert tokens_per_request(RolloutConfig(rollout_max_prompt_len=50, rollout_max_response_len=70), model) == 120
+    assert (
+        tokens_per_request(
+            RolloutConfig(rollout_max_prompt_len=50, rollout_max_response_len=70), model
+        )
+        == 120
+    )
     assert tokens_per_request(RolloutConfig(rollout_max_response_len=4096), model) == 1024
 
 
@@ -91,7 +148,12 @@ def test_an_unreadable_config_is_named(tmp_path: Path) -> None:
 
 
 def test_cores_and_gpus_of_engines_come_after_the_learners() -> None:
-    cluster = ClusterConfig(cpu_affinity=True, rollout_num_gpus=4, rollout_num_gpus_per_engine=2, actor_num_gpus_per_node=2)
+    cluster = ClusterConfig(
+        cpu_affinity=True,
+        rollout_num_gpus=4,
+        rollout_num_gpus_per_engine=2,
+        actor_num_gpus_per_node=2,
+    )
     assert engine_cpus(0, cluster, tuple(range(8))) == (2, 3)
     assert engine_cpus(1, cluster, tuple(range(8))) == (4, 5)
     assert engine_cpus(0, cluster, (0,)) == (0,)

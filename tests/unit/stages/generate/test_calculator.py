@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.calculator_agent import MAX_BITS, CalculatorError, answer, calculate, find_call, generate
+from examples.calculator_agent import (
+    MAX_BITS,
+    CalculatorError,
+    answer,
+    calculate,
+    find_call,
+    generate,
+)
 from examples.custom_reward import reward
 from pipeline.core.types import Status
 from tests.unit.fake_engine import FakeEngineClient, completion, sample, session_args
@@ -35,11 +42,29 @@ def test_arithmetic(expression: str, value: str) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "__import__('os').system('true')", "(1).__class__", "[1]", "'a'*9", "True", "x", "f(1)", "1 if 1 else 2", "", "1+", "lambda: 1",
-        "9**9**9", "2**100000", "9**500*9**500", "1/0", "5%0", "(1/3)**700", "1e400", "1e999999999", "1" * 201,
+        "__import__('os').system('true')",
+        "(1).__class__",
+        "[1]",
+        "'a'*9",
+        "True",
+        "x",
+        "f(1)",
+        "1 if 1 else 2",
+        "",
+        "1+",
+        "lambda: 1",
+        "9**9**9",
+        "2**100000",
+        "9**500*9**500",
+        "1/0",
+        "5%0",
+        "(1/3)**700",
+        "1e400",
+        "1e999999999",
+        "1" * 201,
         "(" * 90 + "1" + ")" * 90 + "x",
     ],
-)  # fmt: skip
+)
 def test_everything_else_is_an_error_for_the_model_to_read(expression: str) -> None:
     with pytest.raises(CalculatorError):
         calculate(expression)
@@ -49,7 +74,9 @@ def test_everything_else_is_an_error_for_the_model_to_read(expression: str) -> N
 @given(
     st.recursive(
         st.integers(0, 99).map(str),
-        lambda inner: st.tuples(inner, st.sampled_from("+-*"), inner).map(lambda t: f"({''.join(t)})"),
+        lambda inner: st.tuples(inner, st.sampled_from("+-*"), inner).map(
+            lambda t: f"({''.join(t)})"
+        ),
         max_leaves=20,
     )
 )
@@ -85,9 +112,16 @@ def test_calls_are_found(text: str, call: str | None) -> None:
 
 async def test_the_agent_calls_reads_and_answers() -> None:
     client = FakeEngineClient("<calc>12*3</calc>", "<calc>36+1</calc>", "It is 37.")
-    made = await generate(session_args(client), sample("12*3+1? "), {"max_new_tokens": 200, "stop": ["\n"]})
-    assert made.response == "<calc>12*3</calc><result>36</result><calc>36+1</calc><result>37</result>It is 37."
-    trained = bytes(t for t, m in zip(made.tokens[made.prompt_length :], made.loss_mask or [], strict=True) if m)
+    made = await generate(
+        session_args(client), sample("12*3+1? "), {"max_new_tokens": 200, "stop": ["\n"]}
+    )
+    assert (
+        made.response
+        == "<calc>12*3</calc><result>36</result><calc>36+1</calc><result>37</result>It is 37."
+    )
+    trained = bytes(
+        t for t, m in zip(made.tokens[made.prompt_length :], made.loss_mask or [], strict=True) if m
+    )
     assert trained == b"<calc>12*3</calc><calc>36+1</calc>It is 37."
     assert made.metadata == {"num_calls": 2} and made.status is Status.COMPLETED
     assert client.asked[0][1]["stop"] == ["\n", "</calc>"]
@@ -96,7 +130,11 @@ async def test_the_agent_calls_reads_and_answers() -> None:
 async def test_the_agent_stops_at_its_turn_limit() -> None:
     client = FakeEngineClient(completion("<calc>1+1</calc>"))
     made = await generate(session_args(client, max_turns=3), sample(), {"max_new_tokens": 500})
-    assert len(client.asked) == 3 and made.metadata == {"num_calls": 2} and made.status is Status.TRUNCATED
+    assert (
+        len(client.asked) == 3
+        and made.metadata == {"num_calls": 2}
+        and made.status is Status.TRUNCATED
+    )
 
 
 async def test_the_example_reward_scores_the_last_number() -> None:

@@ -30,15 +30,27 @@ class Naps:
         self.seconds.append(seconds)
 
 
-def client_of(pool: FakePool, naps: Naps | None = None, *, retries: int = 3, timeout: float = 30.0, **more: Any) -> SGLangClient:
+def client_of(
+    pool: FakePool,
+    naps: Naps | None = None,
+    *,
+    retries: int = 3,
+    timeout: float = 30.0,
+    **more: Any,
+) -> SGLangClient:
     config = RolloutConfig(generate_max_retries=retries, generate_timeout_seconds=timeout)
     return SGLangClient(pool, config, sleep=naps or Naps(), rng=random.Random(0), **more)
 
 
 @asynccontextmanager
-async def served(*script: Step, retries: int = 3, naps: Naps | None = None) -> AsyncIterator[tuple[SGLangClient, FakeSGLang]]:
+async def served(
+    *script: Step, retries: int = 3, naps: Naps | None = None
+) -> AsyncIterator[tuple[SGLangClient, FakeSGLang]]:
     """A client of one scripted server at version 0."""
-    async with FakeSGLang(list(script)).running() as server, client_of(FakePool([server.url]), naps, retries=retries) as client:
+    async with (
+        FakeSGLang(list(script)).running() as server,
+        client_of(FakePool([server.url]), naps, retries=retries) as client,
+    ):
         yield client, server
 
 
@@ -48,7 +60,9 @@ async def hangs(request: dict[str, Any]) -> web.Response:
 
 
 async def test_an_answer_is_taken_apart() -> None:
-    async with FakeSGLang([says(answer((7, 8, 9), spans=[(3, 0, 2), (4, 2, 3)], cached=5, finish="length"))]).running() as server:
+    async with FakeSGLang(
+        [says(answer((7, 8, 9), spans=[(3, 0, 2), (4, 2, 3)], cached=5, finish="length"))]
+    ).running() as server:
         pool = FakePool([server.url], [3])
         async with client_of(pool) as client:
             done = await client.generate([1, 2], PARAMS, session_id="s")
@@ -74,13 +88,19 @@ async def test_every_version_has_a_cache_key_of_its_own() -> None:
 
 async def test_server_errors_are_retried_with_growing_pauses_up_to_the_limit() -> None:
     naps = Naps()
-    async with FakeSGLang([says({}, 503), says({}, 500), says({}, 429), says()]).running() as server:
+    async with FakeSGLang(
+        [says({}, 503), says({}, 500), says({}, 429), says()]
+    ).running() as server:
         pool = FakePool([server.url])
         async with client_of(pool, naps) as client:
             assert (await client.generate([1], PARAMS)).token_ids == (65, 66, 67)
             assert client.statistics.retries == 3
     assert len({r["rid"] for r in server.requests}) == 4  # a request given up may still be running
-    assert 0.125 <= naps.seconds[0] <= 0.25 and 0.25 <= naps.seconds[1] <= 0.5 and 0.5 <= naps.seconds[2] <= 1.0
+    assert (
+        0.125 <= naps.seconds[0] <= 0.25
+        and 0.25 <= naps.seconds[1] <= 0.5
+        and 0.5 <= naps.seconds[2] <= 1.0
+    )
     assert not pool.reported  # the engine answered: it is not dead
 
 
@@ -146,7 +166,10 @@ async def test_cancellation_aborts_the_request_at_the_engine() -> None:
 async def test_kv_of_older_weights_is_found_out_and_avoided() -> None:
     stale = says(answer(spans=[(1, 0, 3)], cached=4))
     naps = Naps()
-    async with served(stale, says(answer(spans=[(1, 0, 3)])), retries=0, naps=naps) as (client, server):
+    async with served(stale, says(answer(spans=[(1, 0, 3)])), retries=0, naps=naps) as (
+        client,
+        server,
+    ):
         done = await client.generate([1], PARAMS)
         assert client.statistics.stale_kv_retries == 1
     assert done.spans == (VersionSpan(1, 0, 3),) and done.cached_tokens == 0
@@ -177,7 +200,13 @@ async def test_an_abort_by_the_engine_is_retried() -> None:
     "body",
     [
         {"text": "x"},
-        {"meta_info": {"finish_reason": {"type": "stop"}, "output_token_logprobs": [[-1.0, 5, None]], "weight_version": "default"}},
+        {
+            "meta_info": {
+                "finish_reason": {"type": "stop"},
+                "output_token_logprobs": [[-1.0, 5, None]],
+                "weight_version": "default",
+            }
+        },
         {"meta_info": {"finish_reason": None, "output_token_logprobs": [], "weight_versions": []}},
     ],
 )
@@ -203,5 +232,9 @@ def test_backoff_doubles_and_stays_below_its_ceiling() -> None:
         ([(2, 0, 6)], [(2, 0, 6)]),
     ],
 )
-def test_boundary_tokens_go_to_the_older_version(spans: list[tuple[int, int, int]], shifted: list[tuple[int, int, int]]) -> None:
-    assert shift_boundaries([VersionSpan(*s) for s in spans]) == tuple(VersionSpan(*s) for s in shifted)
+def test_boundary_tokens_go_to_the_older_version(
+    spans: list[tuple[int, int, int]], shifted: list[tuple[int, int, int]]
+) -> None:
+    assert shift_boundaries([VersionSpan(*s) for s in spans]) == tuple(
+        VersionSpan(*s) for s in shifted
+    )

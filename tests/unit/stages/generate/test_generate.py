@@ -115,12 +115,18 @@ async def test_single_turn_fills_copies_and_leaves_the_prompts_alone() -> None:
     assert [s.index for s in made] == [0, 1, 2]
     for s in made:
         assert bytes(s.tokens) == b"2+2=four" and s.response == "four" and s.response_length == 4
-        assert s.loss_mask == [1] * 4 and s.weight_versions == [VersionSpan(2, 0, 4)] and s.status is Status.COMPLETED
+        assert (
+            s.loss_mask == [1] * 4
+            and s.weight_versions == [VersionSpan(2, 0, 4)]
+            and s.status is Status.COMPLETED
+        )
     assert client.asked[0][1] == default_sampling_params(RolloutConfig(rollout_max_response_len=16))
 
 
 async def test_chat_prompts_are_rendered() -> None:
-    (made,) = await stage(FakeEngineClient("hi"))([Sample(prompt=[{"role": "user", "content": "yo"}])])
+    (made,) = await stage(FakeEngineClient("hi"))(
+        [Sample(prompt=[{"role": "user", "content": "yo"}])]
+    )
     assert bytes(made.tokens) == b"user: yo\nassistant: hi"
 
 
@@ -140,8 +146,17 @@ async def test_flags_become_sampling_parameters() -> None:
             rollout_skip_special_tokens=False,
         )
     )
-    assert params["temperature"] == 0.7 and params["top_p"] == 0.9 and params["top_k"] == 5 and params["max_new_tokens"] == 128
-    assert params["stop"] == ["\n"] and params["stop_token_ids"] == [2] and params["skip_special_tokens"] is False
+    assert (
+        params["temperature"] == 0.7
+        and params["top_p"] == 0.9
+        and params["top_k"] == 5
+        and params["max_new_tokens"] == 128
+    )
+    assert (
+        params["stop"] == ["\n"]
+        and params["stop_token_ids"] == [2]
+        and params["skip_special_tokens"] is False
+    )
 
 
 async def test_evaluation_has_its_own_temperature_and_length() -> None:
@@ -149,7 +164,10 @@ async def test_evaluation_has_its_own_temperature_and_length() -> None:
     generate = stage(client, evaluation=EvalConfig(eval_temperature=0.0, eval_max_response_len=5))
     await generate([sample()], evaluation=True)
     await generate([sample()])
-    assert [(asked[1]["temperature"], asked[1]["max_new_tokens"]) for asked in client.asked] == [(0.0, 5), (1.0, 16)]
+    assert [(asked[1]["temperature"], asked[1]["max_new_tokens"]) for asked in client.asked] == [
+        (0.0, 5),
+        (1.0, 16),
+    ]
 
 
 async def test_the_context_length_bounds_the_response() -> None:
@@ -191,15 +209,26 @@ async def test_a_custom_function_gets_slimes_arguments(functions: Path) -> None:
 
 @pytest.mark.parametrize("evaluation", [False, True])
 async def test_the_other_signatures(functions: Path, evaluation: bool) -> None:
-    (made,) = await stage(FakeEngineClient("x"), f"{functions}:with_evaluation")([sample()], evaluation=evaluation)
+    (made,) = await stage(FakeEngineClient("x"), f"{functions}:with_evaluation")(
+        [sample()], evaluation=evaluation
+    )
     assert made.metadata["evaluation"] is evaluation
-    made, other = await stage(FakeEngineClient("x"), f"{functions}:whole_group")([sample(), sample(index=1)], evaluation=evaluation)
+    made, other = await stage(FakeEngineClient("x"), f"{functions}:whole_group")(
+        [sample(), sample(index=1)], evaluation=evaluation
+    )
     assert made.metadata["group"] == other.metadata["group"] == [2, evaluation] and other.index == 1
 
 
 async def test_fan_out_keeps_the_number_of_its_origin(functions: Path) -> None:
-    made = await stage(FakeEngineClient("x"), f"{functions}:fan_out")([sample(index=4, group_index=2), sample(index=5, group_index=2)])
-    assert [(s.index, s.group_index, s.response_length) for s in made] == [(4, 2, 1), (4, 2, 2), (5, 2, 1), (5, 2, 2)]
+    made = await stage(FakeEngineClient("x"), f"{functions}:fan_out")(
+        [sample(index=4, group_index=2), sample(index=5, group_index=2)]
+    )
+    assert [(s.index, s.group_index, s.response_length) for s in made] == [
+        (4, 2, 1),
+        (4, 2, 2),
+        (5, 2, 1),
+        (5, 2, 2),
+    ]
     assert {s.status for s in made} == {Status.COMPLETED}
 
 
@@ -212,12 +241,18 @@ async def test_a_sample_may_name_its_own_function(functions: Path) -> None:
     assert made_bad.status is Status.FAILED and "nowhere" in (made_bad.error or "")
 
 
-async def test_a_ported_function_without_spans_is_stamped_with_the_oldest_version(functions: Path) -> None:
-    (made,) = await stage(FakeEngineClient("abc"), f"{functions}:ported", current_version=lambda: 7)([sample()])
+async def test_a_ported_function_without_spans_is_stamped_with_the_oldest_version(
+    functions: Path,
+) -> None:
+    (made,) = await stage(
+        FakeEngineClient("abc"), f"{functions}:ported", current_version=lambda: 7
+    )([sample()])
     assert made.status is Status.COMPLETED, made.error
     assert made.weight_versions == [VersionSpan(7, 0, 3)] and made.loss_mask == [1, 1, 1]
     (unknown,) = await stage(FakeEngineClient("abc"), f"{functions}:ported")([sample()])
-    assert unknown.status is Status.FAILED and "weight_versions holds 'default'" in (unknown.error or "")
+    assert unknown.status is Status.FAILED and "weight_versions holds 'default'" in (
+        unknown.error or ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,13 +267,20 @@ async def test_a_ported_function_without_spans_is_stamped_with_the_oldest_versio
         ("aborted", "returned it as aborted"),
     ],
 )
-async def test_a_broken_function_fails_its_sample_and_says_why(functions: Path, name: str, why: str) -> None:
+async def test_a_broken_function_fails_its_sample_and_says_why(
+    functions: Path, name: str, why: str
+) -> None:
     (made,) = await stage(FakeEngineClient("x"), f"{functions}:{name}")([sample()])
     assert made.status is Status.FAILED and why in (made.error or ""), made.error
 
 
-@pytest.mark.parametrize(("name", "why"), [("not_async", "expected an async function"), ("too_few", "fits no known signature")])
-def test_a_function_of_no_known_form_is_a_configuration_error(functions: Path, name: str, why: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("not_async", "expected an async function"), ("too_few", "fits no known signature")],
+)
+def test_a_function_of_no_known_form_is_a_configuration_error(
+    functions: Path, name: str, why: str
+) -> None:
     with pytest.raises(ConfigError, match=why):
         stage(FakeEngineClient("x"), f"{functions}:{name}")
 
@@ -252,7 +294,9 @@ def test_a_callable_object_is_a_function_too() -> None:
 
 
 async def test_every_sample_has_a_seed_of_its_own_that_no_order_changes() -> None:
-    async def seeds(order: list[int], evaluation: bool = False, seed: int | None = 5) -> dict[int, Any]:
+    async def seeds(
+        order: list[int], evaluation: bool = False, seed: int | None = 5
+    ) -> dict[int, Any]:
         client = FakeEngineClient("x")
         stage = GenerateStage(client, MockTokenizer(), RolloutConfig(), sampling_seed=seed)
         await stage([sample(index=i, tokens=[i]) for i in order], evaluation=evaluation)

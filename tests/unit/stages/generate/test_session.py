@@ -30,7 +30,8 @@ async def test_two_turns_with_a_tool_between() -> None:
     assert made.status is Status.COMPLETED
     check_sample(made, fallback_version=None)
     (first, _, one), (second, params, two) = client.asked
-    assert bytes(first) == b"Q: " and bytes(second) == b"Q: ask=7;"  # the prefix is what was sampled, to the token
+    # the prefix is what was sampled, to the token
+    assert bytes(first) == b"Q: " and bytes(second) == b"Q: ask=7;"
     assert one == two == made.session_id is not None
     assert params["temperature"] == 0.5 and client.asked[0][1]["temperature"] == 1.0
 
@@ -52,7 +53,9 @@ async def test_the_budget_covers_all_turns_and_tools() -> None:
 
 async def test_a_tool_result_that_does_not_fit_is_left_out_whole() -> None:
     made = sample()
-    async with open_session(session_args(FakeEngineClient("abcd")), made, {"max_new_tokens": 8}) as session:
+    async with open_session(
+        session_args(FakeEngineClient("abcd")), made, {"max_new_tokens": 8}
+    ) as session:
         await session.generate()
         assert not session.append_tool("1234")  # fits, but leaves no token to answer with
         assert session.done
@@ -61,7 +64,9 @@ async def test_a_tool_result_that_does_not_fit_is_left_out_whole() -> None:
 
 async def test_nobody_reads_a_tool_result_after_the_last_turn() -> None:
     made = sample()
-    async with open_session(session_args(FakeEngineClient("x"), max_turns=1), made, PARAMS) as session:
+    async with open_session(
+        session_args(FakeEngineClient("x"), max_turns=1), made, PARAMS
+    ) as session:
         await session.generate()
         assert session.done and not session.append_tool("5")
     assert made.response == "x" and made.status is Status.TRUNCATED
@@ -69,7 +74,9 @@ async def test_nobody_reads_a_tool_result_after_the_last_turn() -> None:
 
 async def test_the_context_length_bounds_a_turn() -> None:
     client = FakeEngineClient("abc")
-    async with open_session(session_args(client, context_length=12), sample("0123456"), PARAMS) as session:
+    async with open_session(
+        session_args(client, context_length=12), sample("0123456"), PARAMS
+    ) as session:
         await session.generate()
         assert session.remaining == 2
     assert client.asked[0][1]["max_new_tokens"] == 5
@@ -77,7 +84,8 @@ async def test_the_context_length_bounds_a_turn() -> None:
 
 @pytest.mark.parametrize(("wanted", "status"), [(2, Status.COMPLETED), (8, Status.TRUNCATED)])
 async def test_a_turn_cut_by_its_own_limit_may_be_continued(wanted: int, status: Status) -> None:
-    """A turn shorter than it was asked to be at most was cut by the engine: that ends the session."""
+    """A turn shorter than it was asked to be at most was cut by the engine: that ends the
+    session."""
     client = FakeEngineClient(completion("ab", finish="length"), completion("c"))
     made = sample()
     async with open_session(session_args(client), made, PARAMS) as session:
@@ -90,7 +98,9 @@ async def test_a_turn_cut_by_its_own_limit_may_be_continued(wanted: int, status:
 async def test_time_outside_the_engine_is_counted() -> None:
     clock = ManualClock()
     made = sample()
-    async with open_session(session_args(FakeEngineClient("a", clock=clock, seconds=5.0), clock=clock), made, PARAMS) as session:
+    async with open_session(
+        session_args(FakeEngineClient("a", clock=clock, seconds=5.0), clock=clock), made, PARAMS
+    ) as session:
         await session.generate()
         clock.advance(2.0)
         session.append_tool("b")
@@ -101,7 +111,9 @@ async def test_time_outside_the_engine_is_counted() -> None:
 async def test_a_failure_leaves_the_sample_unfinished() -> None:
     made = sample()
     with pytest.raises(EngineError, match="gone"):
-        async with open_session(session_args(FakeEngineClient(EngineError("gone"))), made, PARAMS) as session:
+        async with open_session(
+            session_args(FakeEngineClient(EngineError("gone"))), made, PARAMS
+        ) as session:
             await session.generate()
     assert made.status is Status.PENDING
 
@@ -121,17 +133,32 @@ async def test_a_prompt_without_tokens_is_refused() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.text("ab", min_size=1, max_size=9), st.text("xyz", max_size=9)), max_size=8),
+    st.lists(
+        st.tuples(st.text("ab", min_size=1, max_size=9), st.text("xyz", max_size=9)), max_size=8
+    ),
     st.integers(1, 40),
     st.integers(1, 5),
 )
-async def test_whatever_happens_the_sample_is_consistent(turns: list[tuple[str, str]], budget: int, max_turns: int) -> None:
+async def test_whatever_happens_the_sample_is_consistent(
+    turns: list[tuple[str, str]], budget: int, max_turns: int
+) -> None:
     made = sample()
-    session = Session(made, client := FakeEngineClient("?"), MockTokenizer(), {"max_new_tokens": budget}, max_turns=max_turns)
+    session = Session(
+        made,
+        client := FakeEngineClient("?"),
+        MockTokenizer(),
+        {"max_new_tokens": budget},
+        max_turns=max_turns,
+    )
     for said, tool in turns:
         if session.done:
             break
-        client.script = [completion(said[: session.remaining], finish="length" if len(said) >= session.remaining else "stop")]
+        client.script = [
+            completion(
+                said[: session.remaining],
+                finish="length" if len(said) >= session.remaining else "stop",
+            )
+        ]
         await session.generate()
         session.append_tool(tool)
     session.finish()

@@ -1,4 +1,5 @@
-"""A run whose learner writes snapshots for some rollouts: what is in force when, and what a failure or a stop in between leaves."""
+"""A run whose learner writes snapshots for some rollouts: what is in force when, and what a failure
+or a stop in between leaves."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class SlowToWrite:
-    """The mock learner, whose bytes are on the disk when `saved` has been asked `num_polls` times, or is told to wait."""
+    """The mock learner, whose bytes are on the disk when `saved` has been asked `num_polls` times,
+    or is told to wait."""
 
     def __init__(self, inner: Any, folder: Path, num_polls: int = 2, broken: bool = False) -> None:
         self._inner, self._folder, self._num_polls, self._broken = inner, folder, num_polls, broken
@@ -57,12 +59,22 @@ class SlowToWrite:
         return True
 
     def _in_force(self) -> str:
-        return find_snapshot(str(self._folder)).name if (self._folder / "latest").exists() else "nothing"
+        return (
+            find_snapshot(str(self._folder)).name
+            if (self._folder / "latest").exists()
+            else "nothing"
+        )
 
 
 def mock_run(tmp_path: Path, **slow: Any) -> tuple[Runner, SlowToWrite]:
-    words = "--mock --num-rollout 6 --save-interval 2 --rollout-batch-size 2 --n-samples-per-prompt 2 --mock-step-seconds 0.001"
-    config = load_config([*words.split(), "--runs-dir", str(tmp_path), "--name", "m", "--async-save"], families=FAMILIES)
+    words = (
+        "--mock --num-rollout 6 --save-interval 2 --rollout-batch-size 2 --n-samples-per-prompt 2"
+        " --mock-step-seconds 0.001"
+    )
+    config = load_config(
+        [*words.split(), "--runs-dir", str(tmp_path), "--name", "m", "--async-save"],
+        families=FAMILIES,
+    )
     run = build(config)
     learner = SlowToWrite(run._p.learner, tmp_path / "m" / "checkpoints", **slow)
     run._p = dataclasses.replace(run._p, learner=learner)
@@ -99,7 +111,9 @@ async def test_the_next_save_waits_for_the_one_before(tmp_path: Path) -> None:
     run, learner = mock_run(tmp_path, num_polls=100)
     await train(run)
     saves = [e for e in learner.events if not e.startswith("step")]
-    assert [e.split(",")[0] for e in saves] == [f"{what} rollout_00000{n}" for n in (2, 4, 6) for what in ("begin", "written")]
+    assert [e.split(",")[0] for e in saves] == [
+        f"{what} rollout_00000{n}" for n in (2, 4, 6) for what in ("begin", "written")
+    ]
 
 
 async def test_a_save_that_fails_stops_the_run_and_commits_nothing(tmp_path: Path) -> None:
@@ -123,4 +137,6 @@ async def test_a_run_that_fails_keeps_the_snapshot_under_way(tmp_path: Path) -> 
     with pytest.raises(BaseException) as caught:
         await train(run)
     assert any("not finite" in str(e) for e in leaves(caught.value))
-    assert find_snapshot(str(tmp_path / "m")).name == "rollout_000002" and commits(tmp_path) == ["rollout_000002"]
+    assert find_snapshot(str(tmp_path / "m")).name == "rollout_000002" and commits(tmp_path) == [
+        "rollout_000002"
+    ]

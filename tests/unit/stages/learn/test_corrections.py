@@ -1,4 +1,5 @@
-"""Every correction against a loop in float64 that knows nothing of the table, and the identities of off-policy correction."""
+"""Every correction against a loop in float64 that knows nothing of the table, and the identities of
+off-policy correction."""
 
 from __future__ import annotations
 
@@ -18,15 +19,25 @@ from stages.learn.corrections import batch_evidence, batch_statistics, compute_c
 from tests.unit.tokens import FakeTokens, make_samples, pack
 
 LENGTHS = [4, 1, 9, 6, 2, 12]
-Row = tuple[list[float], list[float], list[float]]  # a sample: log-ratios, probabilities (numerator's), advantages
+# a sample: log-ratios, probabilities (numerator's), advantages
+Row = tuple[list[float], list[float], list[float]]
 
 
 def rows_of(batch: FakeTokens) -> list[Row]:
     """old over rollout, a sample a row."""
     out, at = [], 0
     for n in batch.token_counts.tolist():
-        old, rollout = batch.old[at : at + n].tolist(), batch.rollout_log_probs[at : at + n].tolist()
-        out.append(([a - b for a, b in zip(old, rollout, strict=True)], old, batch.advantages[at : at + n].tolist()))
+        old, rollout = (
+            batch.old[at : at + n].tolist(),
+            batch.rollout_log_probs[at : at + n].tolist(),
+        )
+        out.append(
+            (
+                [a - b for a, b in zip(old, rollout, strict=True)],
+                old,
+                batch.advantages[at : at + n].tolist(),
+            )
+        )
         at += n
     return out
 
@@ -35,7 +46,8 @@ def mean(x: list[float]) -> float:
     return sum(x) / len(x)
 
 
-Loop = Callable[[list[float], int, list[float]], tuple[float, bool]]  # (log-ratios, place, advantages) -> (weight, kept)
+# (log-ratios, place, advantages) -> (weight, kept)
+Loop = Callable[[list[float], int, list[float]], tuple[float, bool]]
 
 
 def token(x: list[float], t: int) -> float:
@@ -83,7 +95,9 @@ def batch(request: pytest.FixtureRequest) -> FakeTokens:
 
 def applied(name_or: str | Correction, batch: FakeTokens) -> typing.Any:
     correction = PRESETS[name_or].correction if isinstance(name_or, str) else name_or
-    return compute_correction(correction, batch.old, batch.rollout_log_probs, batch.advantages, batch.token_counts)
+    return compute_correction(
+        correction, batch.old, batch.rollout_log_probs, batch.advantages, batch.token_counts
+    )
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -130,16 +144,26 @@ def test_the_table_is_the_flag() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 99))
-def test_on_policy_every_correction_is_the_identity(name: str, lengths: list[int], seed: int) -> None:
+def test_on_policy_every_correction_is_the_identity(
+    name: str, lengths: list[int], seed: int
+) -> None:
     on = pack(make_samples(lengths, seed, spread=0.0))
     for normalize in {False, PRESETS[name].correction.weighted}:
-        correction = dataclasses.replace(PRESETS[name].correction, batch_normalize=normalize, veto=1e-4)
+        correction = dataclasses.replace(
+            PRESETS[name].correction, batch_normalize=normalize, veto=1e-4
+        )
         got = applied(correction, on)
         assert (got.weights == 1).all() and got.mask.all()
 
 
-@given(seed=st.integers(0, 99), level=st.sampled_from(["token", "sequence", "geometric"]), action=st.sampled_from(["truncate", "clip"]))
-def test_without_a_bound_it_is_plain_importance_sampling(seed: int, level: typing.Any, action: typing.Any) -> None:
+@given(
+    seed=st.integers(0, 99),
+    level=st.sampled_from(["token", "sequence", "geometric"]),
+    action=st.sampled_from(["truncate", "clip"]),
+)
+def test_without_a_bound_it_is_plain_importance_sampling(
+    seed: int, level: typing.Any, action: typing.Any
+) -> None:
     batch = pack(make_samples([3, 5, 1], seed, spread=0.7), torch.float64)
     got, at = applied(Correction(level=level, action=action, weighted=True), batch), 0
     for x, _, _ in rows_of(batch):
@@ -151,23 +175,40 @@ def test_without_a_bound_it_is_plain_importance_sampling(seed: int, level: typin
 
 def test_veto_drops_the_whole_sample() -> None:
     old, rollout = torch.zeros(5), torch.tensor([0.0, 12.0, 0.0, 0.1, 0.0])
-    got = compute_correction(Correction(veto=1e-4), old, rollout, torch.ones(5), torch.tensor([3, 2]))
+    got = compute_correction(
+        Correction(veto=1e-4), old, rollout, torch.ones(5), torch.tensor([3, 2])
+    )
     assert got.mask.tolist() == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_batch_normalised_weights_have_mean_one(batch: FakeTokens, level: typing.Any) -> None:
-    correction = Correction(level=level, action="truncate", high=2.0, weighted=True, batch_normalize=True)
-    got, plain = applied(correction, batch), applied(dataclasses.replace(correction, batch_normalize=False), batch)
+    correction = Correction(
+        level=level, action="truncate", high=2.0, weighted=True, batch_normalize=True
+    )
+    got, plain = (
+        applied(correction, batch),
+        applied(dataclasses.replace(correction, batch_normalize=False), batch),
+    )
     ends = batch.token_counts.cumsum(0) - 1
     each = got.weights if level == "token" else got.weights[ends]
     assert each.mean().item() == pytest.approx(1.0)
     assert torch.allclose(got.weights / got.weights[0], plain.weights / plain.weights[0])
 
 
-@given(cut=st.integers(0, 6), seed=st.integers(0, 99), name=st.sampled_from(["m2po", "normalised", "seq-normalised"]))
-def test_statistics_do_not_depend_on_the_cut_into_micro_batches(cut: int, seed: int, name: str) -> None:
-    correction = PRESETS["m2po"].correction if name == "m2po" else PRESETS["seq-mis" if "seq" in name else "mis"].correction
+@given(
+    cut=st.integers(0, 6),
+    seed=st.integers(0, 99),
+    name=st.sampled_from(["m2po", "normalised", "seq-normalised"]),
+)
+def test_statistics_do_not_depend_on_the_cut_into_micro_batches(
+    cut: int, seed: int, name: str
+) -> None:
+    correction = (
+        PRESETS["m2po"].correction
+        if name == "m2po"
+        else PRESETS["seq-mis" if "seq" in name else "mis"].correction
+    )
     correction = dataclasses.replace(correction, batch_normalize=name != "m2po")
     samples = make_samples(LENGTHS, seed, spread=0.5)
 
@@ -183,10 +224,24 @@ def test_statistics_do_not_depend_on_the_cut_into_micro_batches(cut: int, seed: 
 def test_flags_become_the_correction() -> None:
     assert correction_of(AlgorithmConfig()) == Correction()
     assert not correction_of(AlgorithmConfig()).active
-    tis = correction_of(AlgorithmConfig(use_tis=True, tis_clip=3.0, tis_clip_low=0.1, tis_level="sequence", tis_mode="mask"))
+    tis = correction_of(
+        AlgorithmConfig(
+            use_tis=True, tis_clip=3.0, tis_clip_low=0.1, tis_level="sequence", tis_mode="mask"
+        )
+    )
     assert tis == Correction(level="sequence", action="mask", low=0.1, high=3.0, weighted=True)
     assert correction_of(AlgorithmConfig(use_rollout_logprobs=True)).ratio == "bypass"
-    clipped = correction_of(AlgorithmConfig(off_policy_correction="tis", correction_low=0.5, correction_high=4.0))
+    clipped = correction_of(
+        AlgorithmConfig(off_policy_correction="tis", correction_low=0.5, correction_high=4.0)
+    )
     assert clipped == Correction(action="clip", low=0.5, high=4.0, weighted=True)
-    extra = correction_of(AlgorithmConfig(off_policy_correction="icepop", correction_veto_threshold=1e-4, correction_batch_normalize=True))
-    assert extra == dataclasses.replace(PRESETS["icepop"].correction, veto=1e-4, batch_normalize=True)
+    extra = correction_of(
+        AlgorithmConfig(
+            off_policy_correction="icepop",
+            correction_veto_threshold=1e-4,
+            correction_batch_normalize=True,
+        )
+    )
+    assert extra == dataclasses.replace(
+        PRESETS["icepop"].correction, veto=1e-4, batch_normalize=True
+    )

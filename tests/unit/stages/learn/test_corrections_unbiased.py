@@ -1,4 +1,5 @@
-"""On an MDP whose every sequence is enumerated: what theory says of the gradients' expectations, exactly."""
+"""On an MDP whose every sequence is enumerated: what theory says of the gradients' expectations,
+exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ def test_sequence_importance_sampling_is_unbiased_and_others_are_not(staleness: 
     exact = world.gradient(logits).flatten()
 
     def bias(name: str) -> float:
-        return float((moments(world, logits, behaviour, AlgorithmConfig(**CONFIGS[name]))[0] - exact).norm() / exact.norm())
+        return float(
+            (moments(world, logits, behaviour, AlgorithmConfig(**CONFIGS[name]))[0] - exact).norm()
+            / exact.norm()
+        )
 
     assert bias("sequence IS, no bound") < 1e-6
     for name in ("none", "tis", "icepop"):

@@ -12,19 +12,28 @@ from hypothesis import strategies as st
 from stages.learn.critic import compute_gae, compute_value_loss, whiten_over_ranks
 
 NUMBER = st.floats(-10, 10, allow_subnormal=False, width=32)
-SAMPLES = st.lists(st.lists(st.tuples(NUMBER, NUMBER), max_size=7), min_size=1, max_size=5)  # (reward, value) a trained token
+# (reward, value) a trained token
+SAMPLES = st.lists(st.lists(st.tuples(NUMBER, NUMBER), max_size=7), min_size=1, max_size=5)
 UNIT = st.floats(0, 1)
 
 
-def run(samples: list[list[tuple[float, float]]], gamma: float, lambd: float) -> tuple[list[float], list[float]]:
-    rewards, values = (torch.tensor([pair[i] for s in samples for pair in s], dtype=torch.float32) for i in (0, 1))
-    found = compute_gae(rewards, values, torch.tensor([len(s) for s in samples]), gamma=gamma, lambd=lambd)
+def run(
+    samples: list[list[tuple[float, float]]], gamma: float, lambd: float
+) -> tuple[list[float], list[float]]:
+    rewards, values = (
+        torch.tensor([pair[i] for s in samples for pair in s], dtype=torch.float32) for i in (0, 1)
+    )
+    found = compute_gae(
+        rewards, values, torch.tensor([len(s) for s in samples]), gamma=gamma, lambd=lambd
+    )
     return found.advantages.tolist(), found.returns.tolist()
 
 
 @settings(max_examples=200, deadline=None)
 @given(samples=SAMPLES, gamma=UNIT, lambd=UNIT)
-def test_gae_is_the_discounted_sum_of_temporal_differences(samples: list[list[tuple[float, float]]], gamma: float, lambd: float) -> None:
+def test_gae_is_the_discounted_sum_of_temporal_differences(
+    samples: list[list[tuple[float, float]]], gamma: float, lambd: float
+) -> None:
     """Equation 16 as it is written: A_t = sum over l of (gamma lambda)^l delta_{t+l}."""
     advantages, returns = run(samples, gamma, lambd)
     want, want_returns = [], []
@@ -41,15 +50,23 @@ def test_gae_is_the_discounted_sum_of_temporal_differences(samples: list[list[tu
 
 @settings(max_examples=100, deadline=None)
 @given(samples=SAMPLES, gamma=UNIT)
-def test_with_lambda_one_the_returns_do_not_ask_the_critic(samples: list[list[tuple[float, float]]], gamma: float) -> None:
+def test_with_lambda_one_the_returns_do_not_ask_the_critic(
+    samples: list[list[tuple[float, float]]], gamma: float
+) -> None:
     _, returns = run(samples, gamma, 1.0)
-    want = [math.fsum(gamma**k * s[t + k][0] for k in range(len(s) - t)) for s in samples for t in range(len(s))]
+    want = [
+        math.fsum(gamma**k * s[t + k][0] for k in range(len(s) - t))
+        for s in samples
+        for t in range(len(s))
+    ]
     assert returns == pytest.approx(want, rel=1e-4, abs=1e-4)
 
 
 @settings(max_examples=100, deadline=None)
 @given(samples=SAMPLES, gamma=UNIT, lambd=UNIT)
-def test_samples_do_not_look_at_each_other(samples: list[list[tuple[float, float]]], gamma: float, lambd: float) -> None:
+def test_samples_do_not_look_at_each_other(
+    samples: list[list[tuple[float, float]]], gamma: float, lambd: float
+) -> None:
     alone = [a for s in samples for a in run([s], gamma, lambd)[0]]
     assert run(samples, gamma, lambd)[0] == alone
 
@@ -60,16 +77,22 @@ def test_counts_that_do_not_fit_are_refused() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(tokens=st.lists(st.tuples(NUMBER, NUMBER, NUMBER), min_size=1, max_size=8), clip=st.floats(0.01, 3))
+@given(
+    tokens=st.lists(st.tuples(NUMBER, NUMBER, NUMBER), min_size=1, max_size=8),
+    clip=st.floats(0.01, 3),
+)
 def test_value_loss_against_a_loop(tokens: list[tuple[float, float, float]], clip: float) -> None:
     values, old, returns = (
-        torch.tensor(column, dtype=torch.float64, requires_grad=i == 0) for i, column in enumerate(zip(*tokens, strict=True))
+        torch.tensor(column, dtype=torch.float64, requires_grad=i == 0)
+        for i, column in enumerate(zip(*tokens, strict=True))
     )
     found = compute_value_loss(values, old, returns, value_clip=clip)
     (gradient,) = torch.autograd.grad(found.loss.sum(), values)
     for i, (v, o, r) in enumerate(tokens):
         bounded = min(max(v, o - clip), o + clip)
-        assert found.loss[i].item() == pytest.approx(max((v - r) ** 2, (bounded - r) ** 2), abs=1e-9)
+        assert found.loss[i].item() == pytest.approx(
+            max((v - r) ** 2, (bounded - r) ** 2), abs=1e-9
+        )
         if found.clipped[i]:
             assert gradient[i] == 0 and abs(v - o) > clip
         elif abs(v - o) > clip:
@@ -86,4 +109,6 @@ def test_whitening_against_a_loop(parts: list[list[int]]) -> None:
         return
     mean = math.fsum(flat) / len(flat)
     std = math.sqrt(math.fsum((x - mean) ** 2 for x in flat) / max(len(flat) - 1, 1) + 1e-8)
-    assert [x for o in out for x in o.tolist()] == pytest.approx([(x - mean) / std for x in flat], rel=1e-4, abs=1e-5)
+    assert [x for o in out for x in o.tolist()] == pytest.approx(
+        [(x - mean) / std for x in flat], rel=1e-4, abs=1e-5
+    )

@@ -55,7 +55,9 @@ def test_log_probs_gradients(generator: torch.Generator) -> None:
     assert got.entropy is not None
     (got.log_probs * a + got.entropy * b).sum().backward()
     log_p = torch.log_softmax(twin / 0.5, -1)
-    (log_p.gather(-1, targets[:, None])[:, 0] * a + -(log_p.exp() * log_p).sum(-1) * b).sum().backward()
+    (
+        log_p.gather(-1, targets[:, None])[:, 0] * a + -(log_p.exp() * log_p).sum(-1) * b
+    ).sum().backward()
     assert logits.grad is not None and twin.grad is not None
     assert (logits.grad - twin.grad).abs().max() < 1e-5
 
@@ -74,7 +76,9 @@ def test_log_probs_gradients_without_entropy(generator: torch.Generator) -> None
 
 @pytest.mark.parametrize("chunk_size", [1, 7, N - 1, N, -1])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_chunks_change_nothing(generator: torch.Generator, chunk_size: int, overwrite: bool) -> None:
+def test_chunks_change_nothing(
+    generator: torch.Generator, chunk_size: int, overwrite: bool
+) -> None:
     data = torch.randn(N, V, generator=generator) * 3
     targets = torch.randint(V, (N,), generator=generator)
     a, b = torch.randn(2, N, generator=generator)
@@ -92,15 +96,21 @@ def test_chunks_change_nothing(generator: torch.Generator, chunk_size: int, over
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_memory_does_not_go_with_the_batch(dtype: torch.dtype) -> None:
-    """Beside the logits: a few chunks of float32 rows, however many rows there are. Their gradient takes the logits' place."""
+    """Beside the logits: a few chunks of float32 rows, however many rows there are.
+
+    Their gradient takes the logits' place.
+    """
     words, chunk = 4096, 32
 
     def extra(rows: int) -> int:
-        logits = torch.zeros(rows, words, dtype=dtype).requires_grad_() * 1  # not a leaf: it may be overwritten
+        # not a leaf: it may be overwritten
+        logits = torch.zeros(rows, words, dtype=dtype).requires_grad_() * 1
         targets = torch.zeros(rows, dtype=torch.int64)
 
         def both_ways() -> None:
-            got = compute_log_probs_from_logits(logits, targets, chunk_size=chunk, overwrite_logits=True)
+            got = compute_log_probs_from_logits(
+                logits, targets, chunk_size=chunk, overwrite_logits=True
+            )
             assert got.entropy is not None
             torch.autograd.grad((got.log_probs + got.entropy).sum(), logits)
 
@@ -144,7 +154,8 @@ def test_policy_loss(generator: torch.Generator, eps_high: float | None) -> None
 
 def test_clipped_tokens_have_no_gradient() -> None:
     new = torch.tensor([0.5, -0.5, 0.5, -0.5], requires_grad=True)
-    advantages = torch.tensor([1.0, -1.0, -1.0, 1.0])  # the first two are beyond the bound in the favoured direction
+    # the first two are beyond the bound in the favoured direction
+    advantages = torch.tensor([1.0, -1.0, -1.0, 1.0])
     compute_policy_loss(new, torch.zeros(4), advantages, eps_clip=0.2).loss.sum().backward()
     assert new.grad is not None
     assert new.grad[:2].tolist() == [0.0, 0.0]
@@ -163,7 +174,10 @@ def test_approx_kl(generator: torch.Generator, kind: str) -> None:
 
 
 def test_kl_estimates_are_unbiased() -> None:
-    p, q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    p, q = (
+        torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
+        torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64),
+    )
     true = (p * (p / q).log()).sum()
     for kind in ("k1", "k3"):
         assert (p * compute_approx_kl(p.log(), q.log(), kind)).sum() == pytest.approx(true)  # type: ignore[arg-type]
@@ -189,7 +203,9 @@ def test_ess_fraction() -> None:
     w = torch.tensor([1.0, 1.0, 4.0], dtype=torch.float64)
     got = compute_ess_fraction(w.sum(), w.square().sum(), torch.tensor(3.0))
     assert got.item() == pytest.approx(36 / (3 * 18))
-    assert compute_ess_fraction(torch.tensor(5.0), torch.tensor(5.0), torch.tensor(5.0)).item() == 1.0
+    assert (
+        compute_ess_fraction(torch.tensor(5.0), torch.tensor(5.0), torch.tensor(5.0)).item() == 1.0
+    )
 
 
 def test_reducers(generator: torch.Generator) -> None:

@@ -1,4 +1,5 @@
-"""The whole objective on a model small enough to look through: against a loop, and however its samples are cut and ordered."""
+"""The whole objective on a model small enough to look through: against a loop, and however its
+samples are cut and ordered."""
 
 from __future__ import annotations
 
@@ -18,17 +19,34 @@ from configs.corrections import PRESETS, correction_of
 from configs.schema import AlgorithmConfig
 from stages.learn.corrections import batch_evidence, batch_statistics
 from stages.learn.losses import compute_log_probs_from_logits
-from stages.learn.objective import Extras, custom_objective, penalised_rewards, policy_metrics, policy_objective, shaped_advantages
+from stages.learn.objective import (
+    Extras,
+    custom_objective,
+    penalised_rewards,
+    policy_metrics,
+    policy_objective,
+    shaped_advantages,
+)
 from tests.unit.tokens import FakeSample, FakeTokens, make_model, make_samples, pack
 
 LENGTHS = [4, 1, 9, 6, 2, 5, 3]
 CONFIGS: dict[str, dict[str, Any]] = {
     **{name: {"off_policy_correction": name} for name in PRESETS},
-    "normalised": {"off_policy_correction": "seq-tis", "correction_batch_normalize": True, "correction_veto_threshold": 0.05},
+    "normalised": {
+        "off_policy_correction": "seq-tis",
+        "correction_batch_normalize": True,
+        "correction_veto_threshold": 0.05,
+    },
     "gspo": {"advantage_estimator": "gspo", "eps_clip": 0.05, "use_tis": True},
     "cispo": {"advantage_estimator": "cispo", "eps_clip_high": 1.0},
     "dual-clip": {"eps_clip_c": 1.2, "use_rollout_logprobs": True},
-    "kl-loss": {"use_kl_loss": True, "kl_loss_coef": 0.3, "kl_loss_type": "low_var_kl", "use_unbiased_kl": True, "entropy_coef": 0.01},
+    "kl-loss": {
+        "use_kl_loss": True,
+        "kl_loss_coef": 0.3,
+        "kl_loss_type": "low_var_kl",
+        "use_unbiased_kl": True,
+        "entropy_coef": 0.01,
+    },
     "kl-reward": {"kl_coef": 0.2, "kl_loss_type": "k2"},
     "staleness": {"staleness_clip_decay": 0.7},
     "sft": {"loss_type": "sft_loss"},
@@ -40,25 +58,44 @@ def extras_of(batch: FakeTokens, config: AlgorithmConfig, **more: Any) -> Extras
 
 
 def step(
-    parts: Sequence[Sequence[FakeSample]], config: AlgorithmConfig, table: Tensor, dtype: torch.dtype = torch.float32
+    parts: Sequence[Sequence[FakeSample]],
+    config: AlgorithmConfig,
+    table: Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[float, Tensor, Tensor, Tensor]:
     """One optimizer step over micro-batches (of any ranks): (loss, gradient, sums, maxima)."""
     model = table.to(dtype, copy=True).requires_grad_()
     batches = [pack(p, dtype) for p in parts if p]
     every = [s for p in parts for s in p]
-    num_samples, num_tokens = sum(s.weight for s in every), sum(s.weight * len(s.targets) for s in every)
+    num_samples, num_tokens = (
+        sum(s.weight for s in every),
+        sum(s.weight * len(s.targets) for s in every),
+    )
     denominator = float(num_tokens if config.calculate_per_token_loss else num_samples)
     correction = correction_of(config)
-    numerators = [torch.log_softmax(table.to(dtype), -1)[b.contexts, b.targets] if correction.ratio == "bypass" else b.old for b in batches]
+    numerators = [
+        (
+            torch.log_softmax(table.to(dtype), -1)[b.contexts, b.targets]
+            if correction.ratio == "bypass"
+            else b.old
+        )
+        for b in batches
+    ]
     evidence = [
-        batch_evidence(correction, n, b.rollout_log_probs, b.advantages, b.token_counts, b.sample_weights)
+        batch_evidence(
+            correction, n, b.rollout_log_probs, b.advantages, b.token_counts, b.sample_weights
+        )
         for n, b in zip(numerators, batches, strict=True)
     ]
     statistics = batch_statistics(correction, evidence)
     outcomes = []
     for b in batches:
         now = compute_log_probs_from_logits(model[b.contexts], b.targets)
-        outcomes.append(policy_objective(now, b.old, b, config, denominator, extras_of(b, config, statistics=statistics)))
+        outcomes.append(
+            policy_objective(
+                now, b.old, b, config, denominator, extras_of(b, config, statistics=statistics)
+            )
+        )
         outcomes[-1].loss.backward()
     assert model.grad is not None
     sums, maxima = sum(o.sums for o in outcomes), torch.stack([o.maxima for o in outcomes]).amax(0)
@@ -68,9 +105,16 @@ def step(
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 50), order=st.permutations(range(len(LENGTHS))), cuts=st.lists(st.integers(0, len(LENGTHS)), max_size=3))
-def test_order_micro_batches_and_ranks_change_nothing(name: str, per_token: bool, seed: int, order: list[int], cuts: list[int]) -> None:
-    """A data-parallel rank is some of the micro-batches: gradients and sums are added up over both alike."""
+@given(
+    seed=st.integers(0, 50),
+    order=st.permutations(range(len(LENGTHS))),
+    cuts=st.lists(st.integers(0, len(LENGTHS)), max_size=3),
+)
+def test_order_micro_batches_and_ranks_change_nothing(
+    name: str, per_token: bool, seed: int, order: list[int], cuts: list[int]
+) -> None:
+    """A data-parallel rank is some of the micro-batches: gradients and sums are added up over both
+    alike."""
     config = AlgorithmConfig(**CONFIGS[name], calculate_per_token_loss=per_token)
     samples, table = make_samples(LENGTHS, seed, spread=0.5), make_model(seed)
     loss, grad, sums, maxima = step([samples], config, table)
@@ -87,30 +131,48 @@ def test_order_micro_batches_and_ranks_change_nothing(name: str, per_token: bool
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equal_samples_of_one_rollout_count_once(name: str, per_token: bool) -> None:
-    """Three times a third of a sample is that sample: in the loss, its side terms and what a correction knows of the step."""
-    wide = {"correction_low": 0.7, "correction_high": 1.4} if name == "geo-rs" else {}  # else nothing is left
+    """Three times a third of a sample is that sample: in the loss, its side terms and what a
+    correction knows of the step."""
+    # else nothing is left
+    wide = {"correction_low": 0.7, "correction_high": 1.4} if name == "geo-rs" else {}
     config = AlgorithmConfig(**CONFIGS[name], **wide, calculate_per_token_loss=per_token)
     samples, table = make_samples(LENGTHS, 6, spread=0.6), make_model(6)
-    thrice = [dataclasses.replace(s, weight=1 / 3) for s in samples[:3] for _ in range(3)] + samples[3:]
+    thrice = [
+        dataclasses.replace(s, weight=1 / 3) for s in samples[:3] for _ in range(3)
+    ] + samples[3:]
     loss, grad, _, _ = step([samples], config, table, torch.float64)
     got = step([thrice[:4], thrice[4:]], config, table, torch.float64)
-    unweighted = step([[dataclasses.replace(s, weight=1.0) for s in thrice]], config, table, torch.float64)
+    unweighted = step(
+        [[dataclasses.replace(s, weight=1.0) for s in thrice]], config, table, torch.float64
+    )
     assert got[0] == pytest.approx(loss, abs=1e-7) and (got[1] - grad).abs().max() < 1e-6
     assert (unweighted[1] - grad).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["mis", "icepop"])
 def test_dr_grpos_constant_divides_what_a_correction_keeps(name: str) -> None:
-    """The sum over the kept tokens of a sample over the constant, with either way of taking means."""
-    config = AlgorithmConfig(advantage_estimator="dr_grpo", off_policy_correction=name, correction_high=1.5)  # type: ignore[arg-type]
-    samples, table = [dataclasses.replace(s, norm_length=20) for s in make_samples(LENGTHS, 8, spread=0.5)], make_model(8)
+    """The sum over the kept tokens of a sample over the constant, with either way of taking
+    means."""
+    config = AlgorithmConfig(
+        advantage_estimator="dr_grpo", off_policy_correction=name, correction_high=1.5
+    )  # type: ignore[arg-type]
+    samples, table = (
+        [dataclasses.replace(s, norm_length=20) for s in make_samples(LENGTHS, 8, spread=0.5)],
+        make_model(8),
+    )
     total, dropped = 0.0, 0
     log_p = torch.log_softmax(table.double(), -1)
     for s in samples:
-        for c, t, rollout, old in zip(s.contexts, s.targets, s.rollout_log_probs, s.old, strict=True):
+        for c, t, rollout, old in zip(
+            s.contexts, s.targets, s.rollout_log_probs, s.old, strict=True
+        ):
             weight, ratio = math.exp(old - rollout), math.exp(float(log_p[c, t]) - old)
             if 0.5 <= weight <= 1.5:
-                total += weight * max(-ratio * s.advantage, -min(max(ratio, 0.8), 1.2) * s.advantage) / 20
+                total += (
+                    weight
+                    * max(-ratio * s.advantage, -min(max(ratio, 0.8), 1.2) * s.advantage)
+                    / 20
+                )
             else:
                 dropped += 1
     assert dropped > 3
@@ -118,11 +180,17 @@ def test_dr_grpos_constant_divides_what_a_correction_keeps(name: str) -> None:
 
 
 def test_ppos_penalty_is_in_the_rewards_once() -> None:
-    """Token rewards less kl_coef * KL(old || reference); the advantages that come back from the critic are left alone."""
+    """Token rewards less kl_coef * KL(old || reference); the advantages that come back from the
+    critic are left alone."""
     config = AlgorithmConfig(advantage_estimator="ppo", kl_coef=0.3)
     batch = pack(make_samples(LENGTHS, 2, spread=0.5), torch.float64)
     got = penalised_rewards(batch, batch.old, batch.ref, config)
-    want = [a - 0.3 * (o - r) for a, o, r in zip(batch.advantages.tolist(), batch.old.tolist(), batch.ref.tolist(), strict=True)]
+    want = [
+        a - 0.3 * (o - r)
+        for a, o, r in zip(
+            batch.advantages.tolist(), batch.old.tolist(), batch.ref.tolist(), strict=True
+        )
+    ]
     assert got.tolist() == pytest.approx(want)
     assert shaped_advantages(batch, batch.old, batch.ref, config) is batch.advantages
 
@@ -133,22 +201,35 @@ def loop_loss(samples: Sequence[FakeSample], table: Tensor, config: AlgorithmCon
     total = torch.zeros((), dtype=torch.float64)
     for s in samples:
         losses = []
-        for c, t, rollout, old, ref in zip(s.contexts, s.targets, s.rollout_log_probs, s.old, s.ref, strict=True):
+        for c, t, rollout, old, ref in zip(
+            s.contexts, s.targets, s.rollout_log_probs, s.old, s.ref, strict=True
+        ):
             shrink = 1 / (1 + config.staleness_clip_decay * s.staleness)
             ratio = (log_p[c, t] - old).exp()
             bounded = ratio.clamp(1 - 0.2 * shrink, 1 + 0.28 * shrink)
             advantage = s.advantage - config.kl_coef * (math.exp(ref - old) - 1 + old - ref)
-            loss = torch.maximum(-ratio * advantage, -bounded * advantage) * min(math.exp(old - rollout), 2.0)
+            loss = torch.maximum(-ratio * advantage, -bounded * advantage) * min(
+                math.exp(old - rollout), 2.0
+            )
             x = log_p[c, t] - ref
-            loss = loss + config.kl_loss_coef * ((-x).exp() - 1 + x) + 0.01 * (log_p[c].exp() * log_p[c]).sum()
+            loss = (
+                loss
+                + config.kl_loss_coef * ((-x).exp() - 1 + x)
+                + 0.01 * (log_p[c].exp() * log_p[c]).sum()
+            )
             losses.append(loss)
         total = total + sum(losses) / len(losses)
     return total / len(samples)
 
 
-@pytest.mark.parametrize("more", [{"kl_loss_coef": 0.3, "use_kl_loss": True}, {"kl_coef": 0.5}, {"staleness_clip_decay": 0.5}])
+@pytest.mark.parametrize(
+    "more",
+    [{"kl_loss_coef": 0.3, "use_kl_loss": True}, {"kl_coef": 0.5}, {"staleness_clip_decay": 0.5}],
+)
 def test_against_a_loop(more: dict[str, Any]) -> None:
-    config = AlgorithmConfig(use_tis=True, eps_clip_high=0.28, entropy_coef=0.01, kl_loss_type="k3", **more)
+    config = AlgorithmConfig(
+        use_tis=True, eps_clip_high=0.28, entropy_coef=0.01, kl_loss_type="k3", **more
+    )
     samples, table = make_samples(LENGTHS, 3, spread=0.6), make_model(3)
     loss, grad, _, _ = step([samples], config, table)
     twin = table.double().requires_grad_()
@@ -176,10 +257,14 @@ def test_a_dropped_sample_is_not_trained_and_means_are_over_the_kept() -> None:
     kept = ((ratio >= 0.5) & (ratio <= 2.0)).view(6, 8)
     assert 0 < kept.sum() < 48
     mis = step([samples], AlgorithmConfig(off_policy_correction="mis"), table)[0]
-    ice = step([samples], AlgorithmConfig(off_policy_correction="icepop", correction_high=2.0), table)[0]
+    ice = step(
+        [samples], AlgorithmConfig(off_policy_correction="icepop", correction_high=2.0), table
+    )[0]
     now = torch.log_softmax(table, -1)[batch.contexts, batch.targets]
     r = (now - batch.old).exp()
-    each = (torch.maximum(-r * batch.advantages, -r.clamp(0.8, 1.2) * batch.advantages) * ratio).view(6, 8) * kept
+    each = (
+        torch.maximum(-r * batch.advantages, -r.clamp(0.8, 1.2) * batch.advantages) * ratio
+    ).view(6, 8) * kept
     assert mis == pytest.approx((each.sum(1) / kept.sum(1).clamp(min=1)).mean().item(), abs=1e-6)
     assert ice == pytest.approx((each.sum(1) / 8).mean().item(), abs=1e-6)
 
@@ -201,10 +286,16 @@ def test_metrics_by_staleness_against_a_loop() -> None:
     assert len(groups) > 3
     for suffix, x in groups.items():
         w = [math.exp(v) for v in x]
-        assert got["ess_fraction" + suffix] == pytest.approx(sum(w) ** 2 / len(w) / sum(v * v for v in w))
+        assert got["ess_fraction" + suffix] == pytest.approx(
+            sum(w) ** 2 / len(w) / sum(v * v for v in w)
+        )
         assert got["kl_rollout_old_k1" + suffix] == pytest.approx(-sum(x) / len(x))
-        assert got["kl_rollout_old" + suffix] == pytest.approx(sum(math.exp(v) - 1 - v for v in x) / len(x))
-        assert got["masked_fraction" + suffix] == pytest.approx(sum(not 0.5 <= v <= 5 for v in w) / len(w))
+        assert got["kl_rollout_old" + suffix] == pytest.approx(
+            sum(math.exp(v) - 1 - v for v in x) / len(x)
+        )
+        assert got["masked_fraction" + suffix] == pytest.approx(
+            sum(not 0.5 <= v <= 5 for v in w) / len(w)
+        )
         for name, q in (("p01", 0.01), ("p50", 0.5), ("p99", 0.99)):
             exact = sorted(w)[max(0, math.ceil(q * len(w)) - 1)]
             assert got[f"rollout_ratio_{name}{suffix}"] == pytest.approx(exact, rel=0.0102)
@@ -218,11 +309,20 @@ def test_a_ratio_of_one_is_exactly_one() -> None:
 
 
 def test_custom_tis_function_has_slimes_signature() -> None:
-    """The vanilla one of slime, as a user would write it, is --use-tis; masks take tokens out of the means."""
+    """The vanilla one of slime, as a user would write it, is --use-tis; masks take tokens out of
+    the means."""
     seen: dict[str, Any] = {}
 
-    def tis(args: Any, *, pg_loss: Tensor, train_log_probs: list[Tensor], rollout_log_probs: list[Tensor], loss_masks: list[Tensor],
-            total_lengths: list[int], response_lengths: list[int]) -> Any:  # fmt: skip
+    def tis(
+        args: Any,
+        *,
+        pg_loss: Tensor,
+        train_log_probs: list[Tensor],
+        rollout_log_probs: list[Tensor],
+        loss_masks: list[Tensor],
+        total_lengths: list[int],
+        response_lengths: list[int],
+    ) -> Any:
         seen.update(args=args, total=total_lengths, response=response_lengths)
         ratio = (torch.cat(train_log_probs) - torch.cat(rollout_log_probs)).exp()
         return pg_loss * ratio.clamp(0.0, 2.0), loss_masks, {"my_ratio": ratio}
@@ -231,9 +331,16 @@ def test_custom_tis_function_has_slimes_signature() -> None:
     batch = pack(make_samples(LENGTHS, 4, spread=0.6))
     now = compute_log_probs_from_logits(table[batch.contexts], batch.targets)
     want = policy_objective(now, batch.old, batch, config, 7.0)
-    got = policy_objective(now, batch.old, batch, config, 7.0, Extras(tis_function=tis, args="args"))
+    got = policy_objective(
+        now, batch.old, batch, config, 7.0, Extras(tis_function=tis, args="args")
+    )
     assert got.loss.item() == pytest.approx(want.loss.item(), abs=1e-6)
-    means = [(o.exp() / r.exp()).mean() for o, r in zip(batch.old.split(LENGTHS), batch.rollout_log_probs.split(LENGTHS), strict=True)]
+    means = [
+        (o.exp() / r.exp()).mean()
+        for o, r in zip(
+            batch.old.split(LENGTHS), batch.rollout_log_probs.split(LENGTHS), strict=True
+        )
+    ]
     assert got.extra["my_ratio"].item() == pytest.approx(float(sum(means)), rel=1e-5)
     assert seen == {"args": "args", "total": [n + 3 for n in LENGTHS], "response": LENGTHS}
 
@@ -244,14 +351,24 @@ def test_custom_loss_function_has_slimes_signature() -> None:
     logits = table[batch.contexts][None]
     now = compute_log_probs_from_logits(logits[0], batch.targets)
 
-    def loss(args: Any, given: dict[str, Any], logits: Tensor, sum_of_sample_mean: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        args: Any, given: dict[str, Any], logits: Tensor, sum_of_sample_mean: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         log_probs = torch.log_softmax(logits[0], -1).gather(-1, given["targets"][:, None])[:, 0]
         per_token = -log_probs * torch.cat(given["advantages"])
-        return sum_of_sample_mean(per_token), {"twice": 2 * sum_of_sample_mean(torch.ones_like(per_token))}
+        return sum_of_sample_mean(per_token), {
+            "twice": 2 * sum_of_sample_mean(torch.ones_like(per_token))
+        }
 
     got = custom_objective(loss, logits, now, batch.old, batch, 7.0, config, Extras(args=None))
     own = torch.log_softmax(table, -1)[batch.contexts, batch.targets]
-    want = sum((-lp * a).mean() for lp, a in zip(own.split(LENGTHS), batch.advantages.split(LENGTHS), strict=True)) / 7.0
+    want = (
+        sum(
+            (-lp * a).mean()
+            for lp, a in zip(own.split(LENGTHS), batch.advantages.split(LENGTHS), strict=True)
+        )
+        / 7.0
+    )
     assert got.loss.item() == pytest.approx(want.item(), abs=1e-6)
     assert got.extra["twice"].item() == pytest.approx(14.0)
     got.loss.backward()
@@ -261,7 +378,8 @@ def test_custom_loss_function_has_slimes_signature() -> None:
 
 @pytest.mark.parametrize("name", ["opsm", "m2po", "dppo", "normalised"])
 def test_the_anchor_and_the_statistics_are_the_corrections(name: str) -> None:
-    """The bypass: PPO's ratio is new over rollout, clipped by opsm only. Normalised weights: divided by their mean over the step."""
+    """The bypass: PPO's ratio is new over rollout, clipped by opsm only. Normalised weights:
+    divided by their mean over the step."""
     samples, table = make_samples(LENGTHS, 12, spread=0.5), make_model(12)
     loss, grad, _, _ = step([samples[:3], samples[3:]], AlgorithmConfig(**CONFIGS[name]), table)
     twin = table.double().requires_grad_()
@@ -278,7 +396,9 @@ def test_the_anchor_and_the_statistics_are_the_corrections(name: str) -> None:
         change = now.detach().exp() - batch.rollout_log_probs.exp()
         weight = torch.where(batch.advantages > 0, change <= 0.2, change >= -0.2).double()
     elif name == "m2po":
-        outward = sorted(float(v) ** 2 for v, a in zip(x, batch.advantages, strict=True) if v * a > 0)
+        outward = sorted(
+            float(v) ** 2 for v, a in zip(x, batch.advantages, strict=True) if v * a > 0
+        )
         while sum(outward) / len(outward) > 0.04:
             outward.pop()
         weight = ((x * batch.advantages <= 0) | (x.square() <= outward[-1])).double()
@@ -289,7 +409,9 @@ def test_the_anchor_and_the_statistics_are_the_corrections(name: str) -> None:
         kept = [bool((g.exp() >= 0.05).all()) for g in gaps]
         each = [min(math.exp(g.sum().item()), 2.0) for g in gaps]
         mean = sum(w for w, k in zip(each, kept, strict=True) if k) / sum(kept)
-        weight = torch.cat([torch.full_like(g, w * k / mean) for g, w, k in zip(gaps, each, kept, strict=True)])
+        weight = torch.cat(
+            [torch.full_like(g, w * k / mean) for g, w, k in zip(gaps, each, kept, strict=True)]
+        )
     assert (weight != 1).sum() > 0
     per_token = torch.maximum(-ratio * batch.advantages, -bounded * batch.advantages) * weight
     want = torch.stack([part.mean() for part in per_token.split(LENGTHS)]).mean()

@@ -1,4 +1,5 @@
-"""Policy losses and KL estimates against loops in float64, and what must hold of them for any numbers."""
+"""Policy losses and KL estimates against loops in float64, and what must hold of them for any
+numbers."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def test_dual_clip(tokens: tuple[torch.Tensor, ...], high: float | None, c: floa
 
 def test_dual_clip_ends_the_gradient_of_huge_ratios() -> None:
     new = torch.tensor([3.0, 0.1], requires_grad=True)
-    got = compute_policy_loss(new, torch.zeros(2), torch.tensor([-1.0, -1.0]), eps_clip=0.2, eps_clip_c=3.0)
+    got = compute_policy_loss(
+        new, torch.zeros(2), torch.tensor([-1.0, -1.0]), eps_clip=0.2, eps_clip_c=3.0
+    )
     got.loss.sum().backward()
     assert got.loss[0] == 3.0 and got.clipped.tolist() == [True, False]
     assert new.grad is not None and new.grad[0] == 0.0 and new.grad[1] > 0
@@ -63,7 +66,13 @@ def test_a_clip_range_of_every_token(tokens: tuple[torch.Tensor, ...]) -> None:
     eps = torch.linspace(0.01, 0.5, N, dtype=torch.float64)
     got = compute_policy_loss(new, old, adv, eps_clip=eps, eps_clip_high=2 * eps).loss
     for i in range(N):
-        one = compute_policy_loss(new[i : i + 1], old[i : i + 1], adv[i : i + 1], eps_clip=float(eps[i]), eps_clip_high=2 * float(eps[i]))
+        one = compute_policy_loss(
+            new[i : i + 1],
+            old[i : i + 1],
+            adv[i : i + 1],
+            eps_clip=float(eps[i]),
+            eps_clip_high=2 * float(eps[i]),
+        )
         assert got[i] == one.loss[0]
 
 
@@ -100,7 +109,9 @@ def test_gspo(tokens: tuple[torch.Tensor, ...]) -> None:
 def test_gspo_with_one_token_a_sample_is_ppo(rows: list[tuple[float, float, float]]) -> None:
     new, old, adv = torch.tensor(rows, dtype=torch.float64).unbind(-1)
     kl = compute_gspo_kl(new, old, torch.ones(len(rows), dtype=torch.int64))
-    got = compute_policy_loss(-kl, torch.zeros_like(kl), adv, eps_clip=0.2, eps_clip_high=0.3, eps_clip_c=3.0)
+    got = compute_policy_loss(
+        -kl, torch.zeros_like(kl), adv, eps_clip=0.2, eps_clip_high=0.3, eps_clip_c=3.0
+    )
     want = compute_policy_loss(new, old, adv, eps_clip=0.2, eps_clip_high=0.3, eps_clip_c=3.0)
     assert torch.allclose(got.loss, want.loss, atol=1e-12)
 
@@ -116,7 +127,9 @@ def test_cispo(tokens: tuple[torch.Tensor, ...]) -> None:
     for i in range(N):
         r = math.exp(new[i] - old[i])
         bounded = min(max(r, 0.8), 1.5)
-        assert got.loss[i].item() == pytest.approx(-bounded * float(adv[i]) * float(new[i]), abs=1e-12)
+        assert got.loss[i].item() == pytest.approx(
+            -bounded * float(adv[i]) * float(new[i]), abs=1e-12
+        )
         assert x.grad[i].item() == pytest.approx(-bounded * float(adv[i]), abs=1e-12)
         clipped += bounded != r
     assert 0 < clipped == int(got.clipped.sum()) < N
@@ -137,11 +150,14 @@ def test_importance_weighted_kl(tokens: tuple[torch.Tensor, ...], kind: str) -> 
     for i in range(N):
         x, w = float(new[i] - ref[i]), float(ratio[i])
         want = w * {"k1": x, "k2": x * x / 2}.get(kind, math.exp(-x) - 1 + x)
-        assert got[i].item() == pytest.approx(min(max(want, -10), 10) if kind == "low_var_kl" else want)
+        assert got[i].item() == pytest.approx(
+            min(max(want, -10), 10) if kind == "low_var_kl" else want
+        )
 
 
 def test_unbiased_kl_has_the_gradient_of_the_true_kl() -> None:
-    """Over all words, sampled by another policy mu: sum mu * w * k3 is KL(p || q), value and gradient."""
+    """Over all words, sampled by another policy mu: sum mu * w * k3 is KL(p || q), value and
+    gradient."""
     logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
     mu = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
     log_q = torch.log_softmax(torch.tensor([0.1, 0.4, -0.5], dtype=torch.float64), -1)
@@ -159,11 +175,20 @@ def test_kl_in_the_advantages(tokens: tuple[torch.Tensor, ...]) -> None:
     got = apply_kl_to_advantages(adv, old, ref, kl_coef=0.3, kl_type="k2")
     assert not got.requires_grad
     for i in range(N):
-        assert got[i].item() == pytest.approx(float(adv[i]) - 0.3 * (old[i] - ref[i]).item() ** 2 / 2)
+        assert got[i].item() == pytest.approx(
+            float(adv[i]) - 0.3 * (old[i] - ref[i]).item() ** 2 / 2
+        )
 
 
 def test_means_over_kept_tokens() -> None:
     mask = torch.tensor([1, 0, 1, 0, 0, 1], dtype=torch.bool)
     counts = torch.tensor([3, 2, 1])
-    assert token_weights(counts, per_token=False, mask=mask).tolist() == [0.5, 0.0, 0.5, 0.0, 0.0, 1.0]
+    assert token_weights(counts, per_token=False, mask=mask).tolist() == [
+        0.5,
+        0.0,
+        0.5,
+        0.0,
+        0.0,
+        1.0,
+    ]
     assert token_weights(counts, per_token=True, mask=mask).tolist() == mask.float().tolist()

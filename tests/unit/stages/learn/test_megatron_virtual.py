@@ -27,10 +27,16 @@ def test_micro_batches_in_multiples(sizes: list[int], count: int, multiple: int)
                 in_multiples(tuple(per_rank), multiple)
         return
     out = in_multiples(tuple(per_rank), multiple)
-    assert len({len(rank) for rank in out}) == 1 and len(out[0]) % multiple == 0 and all(mb for rank in out for mb in rank)
+    assert (
+        len({len(rank) for rank in out}) == 1
+        and len(out[0]) % multiple == 0
+        and all(mb for rank in out for mb in rank)
+    )
     assert len(out[0]) >= min(count, min(sizes) // multiple * multiple)
     for before, after in zip(per_rank, out, strict=True):
-        assert sorted(s.index for mb in before for s in mb) == sorted(s.index for mb in after for s in mb)
+        assert sorted(s.index for mb in before for s in mb) == sorted(
+            s.index for mb in after for s in mb
+        )
 
 
 def test_stages_from_layers(tmp_path: Path) -> None:
@@ -42,9 +48,18 @@ def test_stages_from_layers(tmp_path: Path) -> None:
     assert resolve_virtual({**two, name: 4}, None, tmp_path)[name] == 4
     assert resolve_virtual(two, None, tmp_path) == two
     with pytest.raises(
-        ConfigError, match="--num-layers-per-virtual-pipeline-stage 3 x --pipeline-model-parallel-size 2 does not divide the 8"
+        ConfigError,
+        match=(
+            "--num-layers-per-virtual-pipeline-stage 3 x --pipeline-model-parallel-size 2 does not"
+            " divide the 8"
+        ),
     ):
         resolve_virtual(two, 3, tmp_path)
     with pytest.raises(ConfigError, match="--virtual-pipeline-model-parallel-size 3"):
         resolve_virtual({**two, name: 3}, None, tmp_path)
-    assert resolve_virtual({**two, name: 3, "num_layers_in_first_pipeline_stage": 3}, None, tmp_path)[name] == 3
+    assert (
+        resolve_virtual({**two, name: 3, "num_layers_in_first_pipeline_stage": 3}, None, tmp_path)[
+            name
+        ]
+        == 3
+    )

@@ -27,13 +27,22 @@ def batch_of(*lengths: tuple[int, int]) -> TrainBatch:
         )
         for i, (prompt, response) in enumerate(lengths)
     )
-    step = OptimizerStep(per_rank=((samples,),), num_samples=len(samples), num_loss_tokens=sum(s.response_length for s in samples))
+    step = OptimizerStep(
+        per_rank=((samples,),),
+        num_samples=len(samples),
+        num_loss_tokens=sum(s.response_length for s in samples),
+    )
     return TrainBatch(rollout_id=0, policy_version=0, steps=(step,))
 
 
 def test_pace_and_operations() -> None:
     clock = ManualClock()
-    meter = StepMeter(torch.device("cpu"), Cost(linear=3e9, head=1e9, shares_prompts=True), num_devices=2, clock=clock.now)
+    meter = StepMeter(
+        torch.device("cpu"),
+        Cost(linear=3e9, head=1e9, shares_prompts=True),
+        num_devices=2,
+        clock=clock.now,
+    )
     clock.advance(100.0)  # before the step
     meter.restart()
     clock.advance(0.5)
@@ -54,4 +63,5 @@ def test_peak_memory_of_the_process_falls_when_it_is_restarted() -> None:
     assert after - before > 24 << 20
     del held
     memory.restart()
-    assert memory.read() < after - (16 << 20) or memory.read() == after  # equal where the system does not allow it
+    # equal where the system does not allow it
+    assert memory.read() < after - (16 << 20) or memory.read() == after

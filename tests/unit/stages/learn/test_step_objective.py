@@ -15,7 +15,9 @@ from stages.learn.step_objective import Goal, Worst, learner_args, worst_mismatc
 COUNTS = [3, 1, 4]
 
 
-@pytest.mark.parametrize(("at", "sample", "place"), [(0, 70, 0), (2, 70, 2), (3, 71, 0), (4, 72, 0), (7, 72, 3)])
+@pytest.mark.parametrize(
+    ("at", "sample", "place"), [(0, 70, 0), (2, 70, 2), (3, 71, 0), (4, 72, 0), (7, 72, 3)]
+)
 def test_the_worst_token_is_named(at: int, sample: int, place: int) -> None:
     rollout = torch.full((8,), -1.0)
     old = rollout + 1e-4
@@ -33,12 +35,23 @@ def test_the_worst_token_is_named(at: int, sample: int, place: int) -> None:
 
 
 def settings(**flags: object) -> LearnerSettings:
-    return LearnerSettings(model=ModelConfig(hf_checkpoint="m"), algorithm=AlgorithmConfig(**flags), megatron={"lr": 0.5}, temperature=0.7)  # type: ignore[arg-type]
+    return LearnerSettings(
+        model=ModelConfig(hf_checkpoint="m"),
+        algorithm=AlgorithmConfig(**flags),
+        megatron={"lr": 0.5},
+        temperature=0.7,
+    )  # type: ignore[arg-type]
 
 
 def test_user_functions_find_the_flags_in_args() -> None:
     args = learner_args(settings(tis_clip=3.0))
-    assert (args.tis_clip, args.hf_checkpoint, args.lr, args.rollout_temperature, args.lr_decay_style) == (3.0, "m", 0.5, 0.7, "constant")
+    assert (
+        args.tis_clip,
+        args.hf_checkpoint,
+        args.lr,
+        args.rollout_temperature,
+        args.lr_decay_style,
+    ) == (3.0, "m", 0.5, 0.7, "constant")
 
 
 def test_a_user_function_that_is_not_there_is_named() -> None:
@@ -51,5 +64,11 @@ def test_what_needs_log_probs_ahead() -> None:
     assert not Goal(settings(use_rollout_logprobs=True)).needs_old
     assert Goal(settings(use_rollout_logprobs=True, kl_coef=0.1)).needs_old
     assert Goal(settings(advantage_estimator="ppo", kl_coef=0.1)).needs_old_at_first
-    assert not Goal(settings(advantage_estimator="ppo")).needs_old_at_first and not Goal(settings(kl_coef=0.1)).needs_old_at_first
-    assert Goal(settings(kl_coef=0.1)).needs_reference and Goal(settings(use_kl_loss=True)).needs_reference
+    assert (
+        not Goal(settings(advantage_estimator="ppo")).needs_old_at_first
+        and not Goal(settings(kl_coef=0.1)).needs_old_at_first
+    )
+    assert (
+        Goal(settings(kl_coef=0.1)).needs_reference
+        and Goal(settings(use_kl_loss=True)).needs_reference
+    )

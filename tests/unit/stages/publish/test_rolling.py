@@ -1,4 +1,5 @@
-"""Pushes against servers that speak SGLang's control endpoints and nothing else; pool and sender are fakes at their seams."""
+"""Pushes against servers that speak SGLang's control endpoints and nothing else; pool and sender
+are fakes at their seams."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ METAS = [[("a", "float32", [2, 3]), ("b", "bfloat16", [4])], [("c", "float32", [
 
 
 class FakeServer:
-    """Keeps SGLang's rules: a version comes with the weights, updates need begin/end, a flush is refused unless paused."""
+    """Keeps SGLang's rules: a version comes with the weights, updates need begin/end, a flush is
+    refused unless paused."""
 
     def __init__(self) -> None:
         self.version, self.paused, self.updating = 0, False, False
@@ -45,11 +47,16 @@ class FakeServer:
             await self.blocked[path].wait()
         if self.refuse.get(path, 0) > 0:
             self.refuse[path] -= 1
-            return web.json_response({"success": False, "message": f"{path} is refused"}, status=400)
+            return web.json_response(
+                {"success": False, "message": f"{path} is refused"}, status=400
+            )
         error = self.act(path, body)
         if path == "model_info":
             return web.json_response({"weight_version": str(self.version)})
-        return web.json_response({"success": error is None, "message": error or "ok"}, status=200 if error is None else 400)
+        return web.json_response(
+            {"success": error is None, "message": error or "ok"},
+            status=200 if error is None else 400,
+        )
 
     def act(self, path: str, body: dict[str, Any]) -> str | None:
         if path == "pause_generation":
@@ -139,7 +146,9 @@ class FakeSender:
         self.prepared: list[int] = []
         self.failures: list[Exception] = []  # of the next broadcasts
 
-    async def join(self, group_name: str, address: str, port: int, world_size: int, backend: str) -> None:
+    async def join(
+        self, group_name: str, address: str, port: int, world_size: int, backend: str
+    ) -> None:
         self.joined.append(group_name)
 
     async def leave(self, group_name: str) -> None:
@@ -178,9 +187,13 @@ async def no_sleep(_: float) -> None:
 
 
 @pytest.fixture
-async def distributed(servers: list[FakeServer]) -> AsyncIterator[tuple[DistributedTransport, FakePool, FakeSender]]:
+async def distributed(
+    servers: list[FakeServer],
+) -> AsyncIterator[tuple[DistributedTransport, FakePool, FakeSender]]:
     pool, sender = FakePool(servers), FakeSender()
-    transport = DistributedTransport(pool, sender, ClusterConfig(), clock=ManualClock(), sleep=no_sleep)
+    transport = DistributedTransport(
+        pool, sender, ClusterConfig(), clock=ManualClock(), sleep=no_sleep
+    )
     yield transport, pool, sender
     await transport.close()
 
@@ -188,20 +201,38 @@ async def distributed(servers: list[FakeServer]) -> AsyncIterator[tuple[Distribu
 Fixture = tuple[DistributedTransport, FakePool, FakeSender]
 
 
-async def test_a_push_rolls_over_the_engines_and_is_confirmed_by_each(distributed: Fixture, servers: list[FakeServer]) -> None:
+async def test_a_push_rolls_over_the_engines_and_is_confirmed_by_each(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
     transport, pool, sender = distributed
     result = await transport.push(1)
-    assert (result.policy_version, result.num_engines, result.num_bytes) == (1, 2, 6 * 4 + 4 * 2 + 4)
+    assert (result.policy_version, result.num_engines, result.num_bytes) == (
+        1,
+        2,
+        6 * 4 + 4 * 2 + 4,
+    )
     assert pool.versions == dict.fromkeys(pool.endpoints, 1) and not pool.gated
     for server in servers:
         assert server.calls == [
-            "init_weights_update_group", "pause_generation", "begin_weight_update", "update_weights_from_distributed",
-            "update_weights_from_distributed", "end_weight_update", "model_info", "continue_generation",
-        ]  # fmt: skip
+            "init_weights_update_group",
+            "pause_generation",
+            "begin_weight_update",
+            "update_weights_from_distributed",
+            "update_weights_from_distributed",
+            "end_weight_update",
+            "model_info",
+            "continue_generation",
+        ]
         assert not server.paused
-    updates = [body for path, body in servers[0].bodies if path == "update_weights_from_distributed"]
-    assert [body.get("weight_version") for body in updates] == [None, "1"]  # the version comes with the last of the weights
-    assert all(body["load_format"] == "flattened_bucket" and body["flush_cache"] is False for body in updates)
+    updates = [
+        body for path, body in servers[0].bodies if path == "update_weights_from_distributed"
+    ]
+    # the version comes with the last of the weights
+    assert [body.get("weight_version") for body in updates] == [None, "1"]
+    assert all(
+        body["load_format"] == "flattened_bucket" and body["flush_cache"] is False
+        for body in updates
+    )
     assert updates[0]["shapes"] == [[2, 3], [4]] and updates[0]["dtypes"] == ["float32", "bfloat16"]
     assert sender.sent == [(name, bucket) for name in sender.joined for bucket in (0, 1)]
 
@@ -227,37 +258,50 @@ async def test_a_refusal_before_weights_changed_leaves_the_old_version_and_is_re
     assert servers[0].calls.count("continue_generation") == 3
 
 
-async def test_a_push_that_fails_for_good_names_the_engine_and_its_version(distributed: Fixture, servers: list[FakeServer]) -> None:
+async def test_a_push_that_fails_for_good_names_the_engine_and_its_version(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
     transport, pool, _ = distributed
     servers[0].refuse["begin_weight_update"] = 100
     with pytest.raises(WeightSyncError) as caught:
         await transport.push(1)
     assert f"{servers[0].endpoint} stays at version 0 after 3 attempts" in str(caught.value)
     assert "begin_weight_update is refused" in str(caught.value)
-    assert (pool.versions[servers[0].endpoint], pool.versions[servers[1].endpoint]) == (0, 1)  # the other got it all the same
+    # the other got it all the same
+    assert (pool.versions[servers[0].endpoint], pool.versions[servers[1].endpoint]) == (0, 1)
     assert not servers[0].paused and not pool.gated
 
 
-@pytest.mark.parametrize("path", ["update_weights_from_distributed", "end_weight_update", "model_info"])
-async def test_an_engine_of_no_version_is_ended_and_resynced(path: str, distributed: Fixture, servers: list[FakeServer]) -> None:
+@pytest.mark.parametrize(
+    "path", ["update_weights_from_distributed", "end_weight_update", "model_info"]
+)
+async def test_an_engine_of_no_version_is_ended_and_resynced(
+    path: str, distributed: Fixture, servers: list[FakeServer]
+) -> None:
     transport, pool, sender = distributed
     servers[0].refuse[path] = 1
     result = await transport.push(1)
     assert pool.condemned == [servers[0].endpoint] and result.num_engines == 2
     assert servers[0].version == 1 and pool.versions == dict.fromkeys(pool.endpoints, 1)
-    assert len(sender.joined) == 3 and sender.left == sender.joined[:1]  # a new process needs a new group
+    # a new process needs a new group
+    assert len(sender.joined) == 3 and sender.left == sender.joined[:1]
     assert len(sender.prepared) == 1  # with the very weights that the others got
 
 
-async def test_an_engine_of_no_version_never_goes_on(distributed: Fixture, servers: list[FakeServer]) -> None:
+async def test_an_engine_of_no_version_never_goes_on(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
     transport, _, _ = distributed
     servers[0].refuse["end_weight_update"] = 1
     await transport.push(1)
     failed = servers[0].calls.index("end_weight_update")
-    assert servers[0].calls[failed + 1] == "init_weights_update_group"  # of its next life, not continue_generation
+    # of its next life, not continue_generation
+    assert servers[0].calls[failed + 1] == "init_weights_update_group"
 
 
-async def test_a_learner_that_cannot_send_fails_the_push_by_its_own_error(distributed: Fixture, servers: list[FakeServer]) -> None:
+async def test_a_learner_that_cannot_send_fails_the_push_by_its_own_error(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
     transport, pool, sender = distributed
     sender.failures = [WeightSyncError("the wire is cut")] * 100
     with pytest.raises(WeightSyncError, match="the wire is cut"):
@@ -266,7 +310,9 @@ async def test_a_learner_that_cannot_send_fails_the_push_by_its_own_error(distri
     assert not pool.gated
 
 
-async def test_an_engine_that_may_wait_for_a_group_in_vain_is_ended(distributed: Fixture, servers: list[FakeServer]) -> None:
+async def test_an_engine_that_may_wait_for_a_group_in_vain_is_ended(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
     transport, pool, sender = distributed
     join, failures = sender.join, [WeightSyncError("port taken")]
 
@@ -280,7 +326,9 @@ async def test_an_engine_that_may_wait_for_a_group_in_vain_is_ended(distributed:
     assert pool.condemned == [servers[0].endpoint] and sender.left == sender.joined[:1]
 
 
-async def test_an_engine_that_refuses_a_group_is_asked_again(distributed: Fixture, servers: list[FakeServer]) -> None:
+async def test_an_engine_that_refuses_a_group_is_asked_again(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
     transport, pool, sender = distributed
     servers[0].refuse["init_weights_update_group"] = 1
     await transport.push(1)
@@ -296,16 +344,26 @@ async def test_a_lost_engine_is_left_out(distributed: Fixture, servers: list[Fak
         await transport.push(2)
 
 
-async def test_resync_before_the_first_push_does_nothing(distributed: Fixture, servers: list[FakeServer]) -> None:
+async def test_resync_before_the_first_push_does_nothing(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
     transport, _, _ = distributed
     await transport.resync(servers[0].endpoint)
     assert servers[0].calls == []
 
 
-async def test_a_cancelled_push_leaves_no_engine_paused_or_gated(distributed: Fixture, servers: list[FakeServer]) -> None:
-    """Cancelled while paused and untouched: it goes on. Cancelled half-way through the weights: it is ended."""
+async def test_a_cancelled_push_leaves_no_engine_paused_or_gated(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
+    """Cancelled while paused and untouched: it goes on.
+
+    Cancelled half-way through the weights: it is ended.
+    """
     transport, pool, _ = distributed
-    for path, ended in (("pause_generation", []), ("update_weights_from_distributed", [servers[0].endpoint])):
+    for path, ended in (
+        ("pause_generation", []),
+        ("update_weights_from_distributed", [servers[0].endpoint]),
+    ):
         servers[0].entered[path], servers[0].blocked[path] = asyncio.Event(), asyncio.Event()
         push = asyncio.create_task(transport.push(1))
         await servers[0].entered[path].wait()
@@ -314,17 +372,27 @@ async def test_a_cancelled_push_leaves_no_engine_paused_or_gated(distributed: Fi
             await push
         servers[0].blocked.pop(path).set()
         assert not pool.gated and pool.condemned == ended
-    assert servers[0].calls.count("continue_generation") == 1  # after the first; the second was ended
+    # after the first; the second was ended
+    assert servers[0].calls.count("continue_generation") == 1
 
 
-async def test_retract_empties_the_cache_before_it_touches_the_weights(servers: list[FakeServer]) -> None:
+async def test_retract_empties_the_cache_before_it_touches_the_weights(
+    servers: list[FakeServer],
+) -> None:
     pool = FakePool(servers)
-    transport = DistributedTransport(pool, FakeSender(), ClusterConfig(weight_update_mode="retract"), sleep=no_sleep)
+    transport = DistributedTransport(
+        pool, FakeSender(), ClusterConfig(weight_update_mode="retract"), sleep=no_sleep
+    )
     servers[0].refuse["flush_cache"] = 1
     await transport.push(1)
     assert servers[0].calls[1:7] == [
-        "pause_generation", "flush_cache", "continue_generation", "pause_generation", "flush_cache", "begin_weight_update",
-    ]  # fmt: skip
+        "pause_generation",
+        "flush_cache",
+        "continue_generation",
+        "pause_generation",
+        "flush_cache",
+        "begin_weight_update",
+    ]
     assert servers[0].bodies[1][1] == {"mode": "retract"} and not pool.condemned
     await transport.close()
 
@@ -343,10 +411,14 @@ async def test_stall_is_the_longest_pause_of_one_engine(servers: list[FakeServer
     await transport.close()
 
 
-async def test_disk_keeps_one_folder_and_removes_it_at_the_end(servers: list[FakeServer], tmp_path: Path) -> None:
+async def test_disk_keeps_one_folder_and_removes_it_at_the_end(
+    servers: list[FakeServer], tmp_path: Path
+) -> None:
     pool = FakePool(servers)
     folder = tmp_path / "weights"
-    transport = make_transport(pool, FakeSender(), ClusterConfig(weight_transport="disk"), device="cpu", folder=folder)
+    transport = make_transport(
+        pool, FakeSender(), ClusterConfig(weight_transport="disk"), device="cpu", folder=folder
+    )
     assert isinstance(transport, DiskTransport)
     for version in (1, 2):
         result = await transport.push(version)

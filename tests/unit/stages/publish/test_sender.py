@@ -19,21 +19,32 @@ from stages.publish.sender import BroadcastSender
 
 CPU = torch.device("cpu")
 tensors = st.lists(
-    st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from([torch.float32, torch.bfloat16, torch.int8])), min_size=1, max_size=8
+    st.tuples(
+        st.lists(st.integers(0, 4), max_size=3),
+        st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
+    ),
+    min_size=1,
+    max_size=8,
 )
 
 
 @given(shapes=tensors, max_bytes=st.integers(1, 200))
 @settings(max_examples=60, deadline=None)
-def test_split_and_flatten_lose_nothing(shapes: list[tuple[list[int], torch.dtype]], max_bytes: int) -> None:
-    named = [(f"t{i}", (torch.rand(shape) * 100).to(dtype)) for i, (shape, dtype) in enumerate(shapes)]
+def test_split_and_flatten_lose_nothing(
+    shapes: list[tuple[list[int], torch.dtype]], max_bytes: int
+) -> None:
+    named = [
+        (f"t{i}", (torch.rand(shape) * 100).to(dtype)) for i, (shape, dtype) in enumerate(shapes)
+    ]
     back: list[tuple[str, torch.Tensor]] = []
     for bucket in split(iter(named), max_bytes):
         metas, flat = flatten(bucket, CPU)
         assert flat.nbytes <= max_bytes or len([t for _, t in bucket if t.nbytes]) <= 1
         back += unflatten(metas, flat)
     assert [name for name, _ in back] == [name for name, _ in named]
-    assert all(a.dtype == b.dtype and torch.equal(a, b) for (_, a), (_, b) in zip(back, named, strict=True))
+    assert all(
+        a.dtype == b.dtype and torch.equal(a, b) for (_, a), (_, b) in zip(back, named, strict=True)
+    )
 
 
 def test_a_transposed_tensor_travels_in_its_logical_order() -> None:
@@ -57,7 +68,8 @@ def test_a_failure_while_gathering_still_runs_the_collective_to_its_end() -> Non
     def weights() -> Iterator[tuple[str, torch.Tensor]]:
         for name in ("a", "b", "c"):
             seen.append(name)
-            yield name, torch.zeros(1, device="meta" if name == "a" else "cpu")  # copying off the meta device is refused
+            # copying off the meta device is refused
+            yield name, torch.zeros(1, device="meta" if name == "a" else "cpu")
 
     sender = BroadcastSender(weights, lambda path: None, CPU)
     with pytest.raises(WeightSyncError, match="could not be gathered"):
@@ -97,11 +109,15 @@ for _ in range(rounds):
 
 
 def peer(port: int, rounds: int) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", PEER, str(port), str(rounds)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", PEER, str(port), str(rounds)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_a_group_carries_buckets_and_survives_the_death_of_its_peer() -> None:
-    sender = BroadcastSender(lambda: iter([("w", torch.arange(4.0))]), lambda path: None, CPU, timeout_seconds=30.0)
+    sender = BroadcastSender(
+        lambda: iter([("w", torch.arange(4.0))]), lambda path: None, CPU, timeout_seconds=30.0
+    )
     assert sender.prepare(1 << 20) == [[("w", "float32", [4])]]
     port = free_port()
     other = peer(port, 1)

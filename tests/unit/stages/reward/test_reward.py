@@ -49,19 +49,30 @@ def answered(response: str, label: Any = None, **fields: Any) -> Sample:
 
 
 def children() -> set[int]:
-    """Our own worker processes (multiprocessing's resource tracker stays for the life of the test process)."""
+    """Our own worker processes (multiprocessing's resource tracker stays for the life of the test
+    process)."""
     found = psutil.Process().children(recursive=True)
-    return {p.pid for p in found if p.status() != psutil.STATUS_ZOMBIE and not any("resource_tracker" in c for c in p.cmdline())}
+    return {
+        p.pid
+        for p in found
+        if p.status() != psutil.STATUS_ZOMBIE
+        and not any("resource_tracker" in c for c in p.cmdline())
+    }
 
 
-# -- built-in scorers, in real worker processes -----------------------------------------------------------------------
+# -- built-in scorers, in real worker processes
+# -----------------------------------------------------------------------
 
 
 async def test_reasoning_gym_scores_what_the_source_made(make: Make) -> None:
     source = build_source("reasoning_gym:chain_sum?size=2", DataConfig(), 3)
     samples = source.get_samples(1)[0]
     right = samples[0].label
-    for sample, response in zip(samples, (f"so <answer>{right}</answer>", f" {right} ", f"<answer>{int(right) + 1}</answer>"), strict=True):
+    for sample, response in zip(
+        samples,
+        (f"so <answer>{right}</answer>", f" {right} ", f"<answer>{int(right) + 1}</answer>"),
+        strict=True,
+    ):
         sample.response, sample.status = response, Status.COMPLETED
     await make()(samples)
     assert [s.error for s in samples] == [None] * 3
@@ -70,7 +81,8 @@ async def test_reasoning_gym_scores_what_the_source_made(make: Make) -> None:
 
 
 async def test_a_task_that_scores_by_tuples_gets_its_tuples_back(make: Make) -> None:
-    """arc_agi compares grids of tuples, which JSON alone would turn into lists: then no answer would be right."""
+    """arc_agi compares grids of tuples, which JSON alone would turn into lists: then no answer
+    would be right."""
     sample = build_source("reasoning_gym:arc_agi?size=1", DataConfig()).get_samples(1)[0][0]
     sample.response, sample.status = f"<answer>{sample.label}</answer>", Status.COMPLETED
     await make()([Sample.from_dict(sample.to_dict()), sample])
@@ -91,7 +103,11 @@ async def test_math_verify(make: Make) -> None:
 
 async def test_cheap_scorers_start_no_process(make: Make) -> None:
     before = children()
-    samples = [answered(" 4\n", 4), answered("5", 4), answered("5", 4, metadata={"rm_type": "random"})]
+    samples = [
+        answered(" 4\n", 4),
+        answered("5", 4),
+        answered("5", 4, metadata={"rm_type": "random"}),
+    ]
     await make(rm_type="exact_match")(samples)
     assert [s.reward for s in samples[:2]] == [1.0, 0.0] and 0 <= samples[2].reward < 1
     assert children() == before
@@ -104,7 +120,8 @@ async def test_no_scorer_is_a_failure_that_names_them(make: Make) -> None:
     assert "rm_type None, expected one of exact_match, reasoning_gym, math, random" in sample.error
 
 
-# -- the user's own ---------------------------------------------------------------------------------------------------
+# -- the user's own
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -112,8 +129,14 @@ async def test_no_scorer_is_a_failure_that_names_them(make: Make) -> None:
     [
         "async def reward_func(args, sample): return args.scale * len(sample.response)",
         "def reward_func(args, sample): return args.scale * len(sample.response)",
-        "async def f(args, sample): return args.scale * len(sample.response)\ndef reward_func(args, sample): return f(args, sample)",
-        "import numpy as np\ndef reward_func(args, sample): return np.float32(args.scale * len(sample.response))",
+        (
+            "async def f(args, sample): return args.scale * len(sample.response)\ndef"
+            " reward_func(args, sample): return f(args, sample)"
+        ),
+        (
+            "import numpy as np\ndef reward_func(args, sample): return np.float32(args.scale *"
+            " len(sample.response))"
+        ),
     ],
     ids=["async", "sync", "sync returning an awaitable", "numpy"],
 )
@@ -130,7 +153,10 @@ async def test_a_dict_keeps_its_entries_and_must_have_the_one_to_train_on(make: 
     assert sample.reward == {"score": 1.0, "format": 0.5, "why": "ok"}
     await make(code, reward_key="format")([other])
     assert other.reward_value("format") == 0.5
-    for key, says in (("style", "no 'style', only 'score', 'format', 'why'"), ("why", "expected a finite number")):
+    for key, says in (
+        ("style", "no 'style', only 'score', 'format', 'why'"),
+        ("why", "expected a finite number"),
+    ):
         bad = answered("a")
         await make(code, reward_key=key)([bad])
         assert bad.status is Status.FAILED and bad.reward is None and says in bad.error
@@ -151,10 +177,14 @@ async def test_a_reward_set_while_generating_stays_and_is_checked_too(make: Make
     assert bad.status is Status.FAILED
 
 
-@pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "None", "'1'", "{'score': float('nan')}"])
+@pytest.mark.parametrize(
+    "value", ["float('nan')", "float('inf')", "None", "'1'", "{'score': float('nan')}"]
+)
 async def test_what_is_no_number_fails_and_never_counts_as_zero(make: Make, value: str) -> None:
     sample, neighbour = answered("a"), answered("b")
-    await make(f"def reward_func(args, sample): return {value} if sample.response == 'a' else 1.0")([sample, neighbour])
+    await make(f"def reward_func(args, sample): return {value} if sample.response == 'a' else 1.0")(
+        [sample, neighbour]
+    )
     assert sample.status is Status.FAILED and sample.reward is None
     assert sample.error.startswith("RewardError: the reward is")
     assert neighbour.reward == 1.0 and neighbour.status is Status.COMPLETED
@@ -168,7 +198,9 @@ async def test_what_raises_fails_with_its_words(make: Make) -> None:
 
 async def test_threshold(make: Make) -> None:
     samples = [answered(x) for x in ("0.5", "0.49", "-1", "1")]
-    await make("def reward_func(args, sample): return float(sample.response)", reward_threshold=0.5)(samples)
+    await make(
+        "def reward_func(args, sample): return float(sample.response)", reward_threshold=0.5
+    )(samples)
     assert [s.reward for s in samples] == [0.5, 0.0, -1.0, 1.0]
 
 
@@ -180,7 +212,9 @@ async def test_failed_samples_are_not_scored(make: Make) -> None:
 
 async def test_a_group_reward_compares_all_samples(make: Make) -> None:
     stage = make(
-        "async def reward_func(args, samples): return [len(s.response) - len(samples[0].response) for s in samples]", group_rm=True
+        "async def reward_func(args, samples): return [len(s.response) - len(samples[0].response)"
+        " for s in samples]",
+        group_rm=True,
     )
     samples = [answered("ab"), answered("abcd")]
     await stage(samples)
@@ -190,7 +224,10 @@ async def test_a_group_reward_compares_all_samples(make: Make) -> None:
     assert torn[0].reward is None and torn[0].status is Status.COMPLETED
     short = make("def reward_func(args, samples): return [1.0]", group_rm=True)
     await short(samples)
-    assert all(s.status is Status.FAILED and "returned 1 rewards for a group of 2" in s.error for s in samples)
+    assert all(
+        s.status is Status.FAILED and "returned 1 rewards for a group of 2" in s.error
+        for s in samples
+    )
 
 
 def test_flags_that_contradict_each_other() -> None:
@@ -202,20 +239,33 @@ def test_flags_that_contradict_each_other() -> None:
         build_reward(RewardConfig(custom_rm_path="absent.py"), ARGS)
 
 
-# -- deadlines and crashes --------------------------------------------------------------------------------------------
+# -- deadlines and crashes
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["async def", "def"])
-async def test_a_deadline_ends_the_wait_for_a_hanging_function(make: Make, kind: str, tmp_path: Path) -> None:
+async def test_a_deadline_ends_the_wait_for_a_hanging_function(
+    make: Make, kind: str, tmp_path: Path
+) -> None:
     gate = tmp_path / "open"
-    hang = "await asyncio.Event().wait()" if kind == "async def" else f"\n  while not os.path.exists({str(gate)!r}): time.sleep(0.05)"
-    code = f"import asyncio, os, time\n{kind} reward_func(args, sample):\n if sample.response == 'hang': {hang}\n return 1.0"
+    hang = (
+        "await asyncio.Event().wait()"
+        if kind == "async def"
+        else f"\n  while not os.path.exists({str(gate)!r}): time.sleep(0.05)"
+    )
+    code = (
+        f"import asyncio, os, time\n{kind} reward_func(args, sample):\n if sample.response =="
+        f" 'hang': {hang}\n return 1.0"
+    )
     stage = make(code, reward_timeout_seconds=1.0)
     # more than any pool of threads has: none of them may take the place of the last
     samples = [*(answered("hang") for _ in range(40)), answered("fine")]
     await stage(samples)
     for sample in samples[:-1]:
-        assert sample.status is Status.FAILED and sample.error == "TimeoutError: no score after 1 s (--reward-timeout-seconds)"
+        assert (
+            sample.status is Status.FAILED
+            and sample.error == "TimeoutError: no score after 1 s (--reward-timeout-seconds)"
+        )
     assert samples[-1].reward == 1.0
     gate.touch()
 
@@ -241,7 +291,9 @@ async def test_a_hanging_scorer_is_killed_its_neighbour_is_not(pool: WorkerPool)
     assert pids == left
 
 
-async def test_a_crashed_worker_is_replaced_and_errors_are_the_scorers_own(pool: WorkerPool) -> None:
+async def test_a_crashed_worker_is_replaced_and_errors_are_the_scorers_own(
+    pool: WorkerPool,
+) -> None:
     with pytest.raises(RuntimeError, match="the scorer's process died"):
         await pool.run(os._exit, (3,), 60)
     assert await pool.run(math.sqrt, (4,), 60) == 2.0

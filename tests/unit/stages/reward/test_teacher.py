@@ -32,7 +32,11 @@ class Teacher:
         self.asked.append(asked)
         tokens = asked["input_ids"][asked["logprob_start_len"] :]
         entries = [[None, tokens[0], None], *[[-t / 10, t, None] for t in tokens[1:]]]
-        answer = {"meta_info": {"input_token_logprobs": entries}} if self._answer is None else self._answer
+        answer = (
+            {"meta_info": {"input_token_logprobs": entries}}
+            if self._answer is None
+            else self._answer
+        )
         return web.json_response(answer, status=self._status)
 
 
@@ -58,7 +62,15 @@ async def stage(teacher: Teacher, scored: bool = True) -> AsyncIterator[TeacherS
 
 
 def sample(**changes: Any) -> Sample:
-    return Sample(**{"index": 0, "tokens": [7, 8, 3, 4], "response_length": 2, "status": Status.COMPLETED, **changes})
+    return Sample(
+        **{
+            "index": 0,
+            "tokens": [7, 8, 3, 4],
+            "response_length": 2,
+            "status": Status.COMPLETED,
+            **changes,
+        }
+    )
 
 
 async def test_the_teacher_is_asked_about_the_response_and_nothing_is_generated() -> None:
@@ -81,7 +93,13 @@ async def test_without_a_scorer_every_reward_is_zero() -> None:
 async def test_failed_and_known_samples_are_not_asked_about() -> None:
     teacher = Teacher()
     async with stage(teacher) as t:
-        await t([sample(status=Status.FAILED), sample(teacher_log_probs=[-1.0, -1.0]), sample(response_length=0)])
+        await t(
+            [
+                sample(status=Status.FAILED),
+                sample(teacher_log_probs=[-1.0, -1.0]),
+                sample(response_length=0),
+            ]
+        )
     assert teacher.asked == []
 
 
@@ -90,11 +108,18 @@ async def test_failed_and_known_samples_are_not_asked_about() -> None:
     [
         (Teacher(status=500), "answered 500"),
         (Teacher(answer={"meta_info": {}}), "log-probs of the 2 tokens [3, 4], and answered []"),
-        (Teacher(answer={"meta_info": {"input_token_logprobs": [[-1.0, 9, None], [-1.0, 4, None]]}}), "the policy's vocabulary"),
+        (
+            Teacher(
+                answer={"meta_info": {"input_token_logprobs": [[-1.0, 9, None], [-1.0, 4, None]]}}
+            ),
+            "the policy's vocabulary",
+        ),
         (Teacher(answer=[1]), "and answered []"),
     ],
 )
-async def test_an_answer_of_no_use_fails_the_sample_with_its_reason(teacher: Teacher, words: str) -> None:
+async def test_an_answer_of_no_use_fails_the_sample_with_its_reason(
+    teacher: Teacher, words: str
+) -> None:
     s = sample()
     async with stage(teacher) as t:
         await t([s])

@@ -44,7 +44,9 @@ def test_sft_pairs_are_prompt_ids_and_answer_ids_with_the_end_token(tmp_path: Pa
     rows = [{"prompt": "a", "label": 12}, {"prompt": "b", "label": ["c", "d"]}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = DataConfig(rollout_shuffle=False, label_key="label")
-    pairs = sft_pairs(build_source(str(tmp_path / "a.jsonl"), config, 1, None, Letters()), Letters())
+    pairs = sft_pairs(
+        build_source(str(tmp_path / "a.jsonl"), config, 1, None, Letters()), Letters()
+    )
     first, second = ([ord("a")], [ord("1"), ord("2"), 0]), ([ord("b")], [ord("c"), 0])
     assert [next(pairs) for _ in range(3)] == [first, second, first]
 

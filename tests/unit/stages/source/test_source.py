@@ -39,7 +39,9 @@ class Words:
             raise ValueError("no such role")
         tools = "".join(t["name"] + ";" for t in kwargs.get("tools", ()))
         return (
-            tools + "".join(f"<{m['role']}>{m['content']}" for m in messages) + ("<assistant>" if kwargs["add_generation_prompt"] else "")
+            tools
+            + "".join(f"<{m['role']}>{m['content']}" for m in messages)
+            + ("<assistant>" if kwargs["add_generation_prompt"] else "")
         )
 
 
@@ -63,7 +65,9 @@ class NumberRows:
 
 
 def write_jsonl(path: Path, *rows: Any) -> str:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return str(path)
 
 
@@ -78,18 +82,27 @@ def prompts(source: PromptSource, count: int) -> list[Any]:
 IN_ORDER = DataConfig(rollout_shuffle=False, label_key="label")
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- files
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_jsonl_row_becomes_a_group_of_pending_samples(tmp_path: Path) -> None:
     spec = write_jsonl(
-        tmp_path / "a.jsonl", {"prompt": "hi", "label": [4], "metadata": {"k": {"v": 1}}}, "", {"prompt": "ho", "label": None}
+        tmp_path / "a.jsonl",
+        {"prompt": "hi", "label": [4], "metadata": {"k": {"v": 1}}},
+        "",
+        {"prompt": "ho", "label": None},
     )
     source = build_source(spec, IN_ORDER, 3, None, Words())
     assert len(source) == 2  # the blank line is none
     first, second = source.get_samples(2)
     assert len(first) == 3 and {s.status for s in first} == {Status.PENDING}
-    assert (first[0].prompt, first[0].tokens, first[0].label, first[0].metadata) == ("hi", [ord("h"), ord("i")], [4], {"k": {"v": 1}})
+    assert (first[0].prompt, first[0].tokens, first[0].label, first[0].metadata) == (
+        "hi",
+        [ord("h"), ord("i")],
+        [4],
+        {"k": {"v": 1}},
+    )
     first[0].metadata["k"]["v"] = 2  # each sample's metadata is its own, also the next epoch's
     first[0].tokens.append(9)
     assert first[1].metadata == {"k": {"v": 1}} and first[1].tokens == [ord("h"), ord("i")]
@@ -102,37 +115,60 @@ def test_a_jsonl_row_becomes_a_group_of_pending_samples(tmp_path: Path) -> None:
 def test_slices_are_pythons(tmp_path: Path, kind: str, part: str) -> None:
     rows = [{"prompt": f"p{i}", "label": i} for i in range(8)]
     path = tmp_path / f"a.{kind}"
-    write_jsonl(path, *rows) if kind == "jsonl" else pq.write_table(pa.Table.from_pylist(rows), path)
+    (
+        write_jsonl(path, *rows)
+        if kind == "jsonl"
+        else pq.write_table(pa.Table.from_pylist(rows), path)
+    )
     expected = eval(f"rows{part}")
     if not expected:
         with pytest.raises(DataError, match="holds no prompts"):
             build_source(f"{path}@{part}", IN_ORDER)
         return
     source = build_source(f"{path}@{part}", IN_ORDER)
-    assert [(g[0].prompt, g[0].label) for g in source.get_samples(len(source))] == [(r["prompt"], r["label"]) for r in expected]
+    assert [(g[0].prompt, g[0].label) for g in source.get_samples(len(source))] == [
+        (r["prompt"], r["label"]) for r in expected
+    ]
 
 
 def test_parquet_with_chats_tools_and_metadata_as_text(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "2+2?"}]
-    row = {"prompt": chat, "label": "4", "metadata": json.dumps({"a": 1}), "tools": json.dumps([{"name": "calc"}])}
+    row = {
+        "prompt": chat,
+        "label": "4",
+        "metadata": json.dumps({"a": 1}),
+        "tools": json.dumps([{"name": "calc"}]),
+    }
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     config = dataclasses.replace(IN_ORDER, apply_chat_template=True, system_prompt="Be brief.")
-    sample = build_source(str(tmp_path / "a.parquet"), config, 1, None, Words()).get_samples(1)[0][0]
+    sample = build_source(str(tmp_path / "a.parquet"), config, 1, None, Words()).get_samples(1)[0][
+        0
+    ]
     assert sample.prompt == "calc;<system>Be brief.<user>2+2?<assistant>"
-    assert sample.tokens == [ord(c) for c in sample.prompt]  # the template's text, with no special token added
+    # the template's text, with no special token added
+    assert sample.tokens == [ord(c) for c in sample.prompt]
     assert sample.metadata == {"a": 1, "tools": [{"name": "calc"}]}
 
 
-def test_chat_template_of_plain_text_and_of_a_chat_with_its_own_system_prompt(tmp_path: Path) -> None:
+def test_chat_template_of_plain_text_and_of_a_chat_with_its_own_system_prompt(
+    tmp_path: Path,
+) -> None:
     own = [{"role": "system", "content": "S"}, {"role": "user", "content": "u"}]
-    spec = write_jsonl(tmp_path / "a.jsonl", {"prompt": "x", "label": 1}, {"prompt": own, "label": 1})
+    spec = write_jsonl(
+        tmp_path / "a.jsonl", {"prompt": "x", "label": 1}, {"prompt": own, "label": 1}
+    )
     config = dataclasses.replace(IN_ORDER, apply_chat_template=True, system_prompt="T")
     source = build_source(spec, config, 1, None, Words())
     assert prompts(source, 2) == ["<system>T<user>x<assistant>", "<system>S<user>u<assistant>"]
     with pytest.raises(ConfigError, match="--apply-chat-template"):
         build_source(spec, dataclasses.replace(config, apply_chat_template=False), 1, None, Words())
-    bad = write_jsonl(tmp_path / "b.jsonl", {"prompt": [{"role": "grumpy", "content": ""}], "label": 1})
-    with pytest.raises(DataError, match=r"b\.jsonl line 1: the chat template refuses the prompt: ValueError: no such role"):
+    bad = write_jsonl(
+        tmp_path / "b.jsonl", {"prompt": [{"role": "grumpy", "content": ""}], "label": 1}
+    )
+    with pytest.raises(
+        DataError,
+        match=r"b\.jsonl line 1: the chat template refuses the prompt: ValueError: no such role",
+    ):
         build_source(bad, dataclasses.replace(config, system_prompt=None), 1, None, Words())
 
 
@@ -147,7 +183,10 @@ GOOD = {"prompt": "p", "label": 1}
         ({"promt": "p", "label": 1}, "has no 'prompt'.*did you mean --input-key promt"),
         ({"prompt": "p"}, "has no 'label'.*--label-key"),
         ({"prompt": "", "label": 1}, "'prompt' is an empty text"),
-        ({"prompt": 3, "label": 1}, "'prompt' is a number; expected text or a list of chat messages"),
+        (
+            {"prompt": 3, "label": 1},
+            "'prompt' is a number; expected text or a list of chat messages",
+        ),
         ({"prompt": [{"role": "user"}], "label": 1}, "message 0 of 'prompt'"),
         ({**GOOD, "metadata": [1]}, "'metadata' is a list; expected a JSON object"),
         ({**GOOD, "metadata": "{"}, "'metadata' is text that is not JSON"),
@@ -167,7 +206,9 @@ def test_a_malformed_row_is_named_by_file_and_line_or_skipped_and_counted(
 
 
 def test_bytes_that_are_no_utf8_are_a_malformed_row(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "p", "label": 1}\n{"prompt": "\xff", "label": 1}\n')
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"prompt": "p", "label": 1}\n{"prompt": "\xff", "label": 1}\n'
+    )
     with pytest.raises(DataError, match=r"line 2 is not UTF-8 text"):
         build_source(str(tmp_path / "a.jsonl"), IN_ORDER)
 
@@ -195,7 +236,8 @@ def test_files_that_are_none(tmp_path: Path, name: str, content: bytes | None, s
         build_source(None, IN_ORDER)
 
 
-# -- tasks ------------------------------------------------------------------------------------------------------------
+# -- tasks
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -229,7 +271,8 @@ def test_a_task_without_size_never_ends_and_never_shows_a_prompt_of_its_evaluati
     assert sorted(prompts(sized, 4)) == sorted(prompts(sized, 4))
 
 
-# -- order, limits, resume --------------------------------------------------------------------------------------------
+# -- order, limits, resume
+# --------------------------------------------------------------------------------------------
 
 
 def test_every_epoch_has_every_prompt_in_an_order_of_its_own() -> None:
@@ -240,12 +283,17 @@ def test_every_epoch_has_every_prompt_in_an_order_of_its_own() -> None:
     assert prompts(numbers(30, shuffle=False), 60) == [str(i) for i in range(30)] * 2
 
 
-def test_prompts_over_the_limit_are_skipped_counted_once_and_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_prompts_over_the_limit_are_skipped_counted_once_and_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     source = numbers(12, shuffle=False, max_prompt_len=1)
     with caplog.at_level(logging.WARNING):
         assert prompts(source, 25) == [str(i % 10) for i in range(25)]
     assert source.num_too_long == 2 and list(source.too_long) == [(10, 2), (11, 2)]
-    assert caplog.text.count("skipped: 2 tokens, --rollout-max-prompt-len is 1") == 2 and "row 11" in caplog.text
+    assert (
+        caplog.text.count("skipped: 2 tokens, --rollout-max-prompt-len is 1") == 2
+        and "row 11" in caplog.text
+    )
     assert [g[0].prompt for g in source.all_prompts()] == [str(i) for i in range(10)]
     with pytest.raises(DataError, match="all 3 prompts are longer than --rollout-max-prompt-len 0"):
         numbers(3, max_prompt_len=0).get_samples(1)
@@ -258,14 +306,19 @@ def test_prompts_over_the_limit_are_skipped_counted_once_and_named(caplog: pytes
     seed=st.integers(0, 99),
     steps=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3)), max_size=6),
 )
-def test_resume_is_exact_at_any_point(n: int, shuffle: bool, seed: int, steps: list[tuple[int, int]]) -> None:
-    """(take, give back) steps; then the resumed source, after a trip through JSON, goes on as the old one does."""
+def test_resume_is_exact_at_any_point(
+    n: int, shuffle: bool, seed: int, steps: list[tuple[int, int]]
+) -> None:
+    """(take, give back) steps; then the resumed source, after a trip through JSON, goes on as the
+    old one does."""
     old, new = (numbers(n, shuffle=shuffle, seed=seed, n_samples_per_prompt=2) for _ in range(2))
     for take, back in steps:
         taken = old.get_samples(take)
         old.add_samples(taken[:back])
     new.load_state_dict(json.loads(json.dumps(old.state_dict())))
-    assert [[s.to_dict() for s in g] for g in new.get_samples(3 * n)] == [[s.to_dict() for s in g] for g in old.get_samples(3 * n)]
+    assert [[s.to_dict() for s in g] for g in new.get_samples(3 * n)] == [
+        [s.to_dict() for s in g] for g in old.get_samples(3 * n)
+    ]
     assert new.state_dict() == old.state_dict()
 
 

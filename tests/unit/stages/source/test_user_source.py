@@ -76,7 +76,10 @@ def test_it_goes_on_where_it_was_saved(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("Half", "a list of 1 Sample; expected a list of --n-samples-per-prompt 2"), ("NoSource", "has no add_samples, save, load")],
+    [
+        ("Half", "a list of 1 Sample; expected a list of --n-samples-per-prompt 2"),
+        ("NoSource", "has no add_samples, save, load"),
+    ],
 )
 def test_what_is_no_data_source_is_named(file: Path, name: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
@@ -90,9 +93,26 @@ def test_a_position_in_other_prompts_is_refused(file: Path) -> None:
 
 def test_a_whole_run_trains_on_it(file: Path, tmp_path: Path) -> None:
     done = run_entry(
-        "--mock", "--data-source-path", str(file), "--num-rollout", "4", "--rollout-batch-size", "2", "--n-samples-per-prompt", "2",
-        "--async-buffer-size", "1", "--mock-seconds-per-token", "0", "--mock-step-seconds", "0", "--runs-dir", str(tmp_path), "--name", "r",
-    )  # fmt: skip
+        "--mock",
+        "--data-source-path",
+        str(file),
+        "--num-rollout",
+        "4",
+        "--rollout-batch-size",
+        "2",
+        "--n-samples-per-prompt",
+        "2",
+        "--async-buffer-size",
+        "1",
+        "--mock-seconds-per-token",
+        "0",
+        "--mock-step-seconds",
+        "0",
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "r",
+    )
     assert done.returncode == 0, done.stderr
     assert len(read_metrics(tmp_path / "r", "train")) == 4
     assert (tmp_path / "at-1.json").exists()

@@ -1,4 +1,5 @@
-"""Our own flags, made from the dataclass tree: name, type, default and the comment behind the field."""
+"""Our own flags, made from the dataclass tree: name, type, default and the comment behind the
+field."""
 
 from __future__ import annotations
 
@@ -85,27 +86,35 @@ def parse_value(flag: Flag, values: Sequence[str]) -> Any:
         if flag.optional and word == "none":
             return None
         if word not in ("true", "false"):
-            raise ValueError(f"is a switch: expected no value (off: --no-{flag.name}){_hint_of_dash(values)}")
+            raise ValueError(
+                f"is a switch: expected no value (off: --no-{flag.name}){_hint_of_dash(values)}"
+            )
         return word == "true"
     if not values:
         raise ValueError(f"has no value: expected {flag.expects}")
     if flag.many:
         return () if list(values) == [""] else tuple(_parse_one(flag, word) for word in values)
     if len(values) > 1:
-        raise ValueError(f"takes one value, got {len(values)}{_hint_of_dash(values) or '; quote a value with spaces'}")
+        raise ValueError(
+            "takes one value, got"
+            f" {len(values)}{_hint_of_dash(values) or '; quote a value with spaces'}"
+        )
     if flag.optional and values[0].lower() == "none":
         return None
     return _parse_one(flag, values[0])
 
 
 def words_of(value: Any) -> list[str]:
-    """The words after a flag that stand for `value`: what `parse_value`, and a family's parse, read back."""
+    """The words after a flag that stand for `value`: what `parse_value`, and a family's parse, read
+    back."""
     if isinstance(value, Mapping):
         return [json.dumps(dict(value))]
     if isinstance(value, list | tuple):
         flat = value and not any(isinstance(v, list | tuple | Mapping) for v in value)
         return [word for v in value for word in words_of(v)] if flat else [json.dumps(value)]
-    return ["none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)]
+    return [
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    ]
 
 
 def _parse_one(flag: Flag, word: str) -> Any:
@@ -125,7 +134,9 @@ def _parse_one(flag: Flag, word: str) -> Any:
 def _hint_of_dash(values: Sequence[str]) -> str:
     """One dash where two were meant makes a flag look like a value."""
     meant = [v for v in values if v.startswith("-") and v.lstrip("-")[:1].isalpha()]
-    return f"; {meant[0]} needs two dashes if it is a flag: --{meant[0].lstrip('-')}" if meant else ""
+    return (
+        f"; {meant[0]} needs two dashes if it is a flag: --{meant[0].lstrip('-')}" if meant else ""
+    )
 
 
 def _unpack(hint: Any) -> tuple[type, tuple[str, ...], bool, bool]:
@@ -143,7 +154,7 @@ def _unpack(hint: Any) -> tuple[type, tuple[str, ...], bool, bool]:
 
 
 def _comments() -> dict[tuple[str, str], str]:
-    """(class, field) -> the comment behind the field, read from the schema's source."""
+    """(class, field) -> the comment behind the field, or the lines of comment right above it."""
     source = Path(schema.__file__).read_text(encoding="utf-8")
     lines = source.splitlines()
     out = {}
@@ -151,6 +162,16 @@ def _comments() -> dict[tuple[str, str], str]:
         if isinstance(cls, ast.ClassDef):
             for node in cls.body:
                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    behind = lines[(node.end_lineno or 0) - 1].encode()[node.end_col_offset or 0 :].decode()
-                    out[cls.name, node.target.id] = behind.strip().removeprefix("#").strip()
+                    last = lines[(node.end_lineno or 0) - 1].encode()
+                    behind = last[node.end_col_offset or 0 :].decode().strip()
+                    comment = behind.removeprefix("#").strip() or _above(lines, node.lineno - 1)
+                    out[cls.name, node.target.id] = comment
     return out
+
+
+def _above(lines: Sequence[str], row: int) -> str:
+    """The comment that ends on the line before `row`, as one line."""
+    first = row
+    while lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    return " ".join(line.strip().removeprefix("#").strip() for line in lines[first:row])
