@@ -30,7 +30,7 @@ from configs.corrections import PRESETS, correction_of
 from configs.schema import AlgorithmConfig
 from stages.learn.corrections import batch_evidence, batch_statistics
 from stages.learn.losses import TokenLogProbs
-from stages.learn.objective import Extras, policy_objective
+from stages.learn.objective import ObjectiveExtras, policy_objective
 
 WORDS, LENGTH, BATCH, NUM_BATCHES = 3, 4, 64, 2000
 STALENESS = (1, 4, 16)
@@ -136,7 +136,7 @@ def gradient_of(
         batch,
         config,
         float(len(chosen)),
-        Extras(statistics=statistics),
+        ObjectiveExtras(statistics=statistics),
     )
     return -LENGTH * torch.autograd.grad(outcome.loss, x)[0].flatten()
 

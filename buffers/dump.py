@@ -21,7 +21,7 @@ _KEY = b"rollout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Take:
+class RecordedRollout:
     """The groups of one rollout, and the learner's policy version when it took them."""
 
     rollout_id: int
@@ -33,7 +33,7 @@ def path_of(template: str, rollout_id: int) -> Path:
     return Path(template.replace("{rollout_id}", str(rollout_id)))
 
 
-def write_take(path: Path, take: Take) -> None:
+def write_take(path: Path, take: RecordedRollout) -> None:
     said = {
         "rollout_id": take.rollout_id,
         "policy_version": take.policy_version,
@@ -50,7 +50,7 @@ def write_take(path: Path, take: Take) -> None:
     whole.replace(path)
 
 
-def read_take(path: Path) -> Take:
+def read_take(path: Path) -> RecordedRollout:
     """Raises DataError when there is no such file, or it is none of ours; BufferCorruption when it
     is damaged."""
     try:
@@ -64,7 +64,9 @@ def read_take(path: Path) -> Take:
     groups = [from_batch(batch) for _, batch in scan(path)]
     marks = zip(groups, said["times_sampled"], said["probability"], strict=True)
     marked = tuple(replace(group, times_sampled=times, probability=p) for group, times, p in marks)
-    return Take(rollout_id=said["rollout_id"], policy_version=said["policy_version"], groups=marked)
+    return RecordedRollout(
+        rollout_id=said["rollout_id"], policy_version=said["policy_version"], groups=marked
+    )
 
 
 class RecordedRun:
@@ -83,12 +85,12 @@ class RecordedRun:
         """Rollouts that were taken, those lost in crashes not counted."""
         return len(self._ledger.takes)
 
-    def read(self, rollout_id: int) -> Take:
+    def read(self, rollout_id: int) -> RecordedRollout:
         """Raises DataError when a group is gone, BufferCorruption when it is damaged."""
         taken = self._ledger.takes.get(rollout_id)
         if taken is None:
             raise DataError(f"{self._folder} has no rollout {rollout_id}: it took {len(self)}")
-        return Take(
+        return RecordedRollout(
             rollout_id=rollout_id,
             policy_version=taken.policy_version,
             groups=tuple(

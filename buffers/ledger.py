@@ -57,7 +57,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class Consumption:
     """What a rollout consumed, in order: groups for the first time, then replayed ones."""
 
     policy_version: int
@@ -74,7 +74,7 @@ class Ledger:
         self.num_records = 0  # that were applied
         self.num_restores = 0
         self.commits: list[tuple[int, str]] = []  # (rollouts covered, checkpoint)
-        self.takes: dict[int, Taken] = {}  # by rollout, those that hold
+        self.takes: dict[int, Consumption] = {}  # by rollout, those that hold
         self._known: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "open": lambda _: None,
             "admit": self._admit,
@@ -182,7 +182,7 @@ class Ledger:
             assert account.consumed, f"group {g} is replayed, and was never trained on"
             account.replayed.append((rollout, version))
         every = (*groups, *record.get("x", ()))
-        self.takes[rollout] = Taken(
+        self.takes[rollout] = Consumption(
             policy_version=version,
             groups=every,
             probabilities=tuple(record.get("pr", [1.0] * len(every))),

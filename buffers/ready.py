@@ -17,7 +17,7 @@ _READ_SLICE_BYTES = 4 << 20  # the event loop breathes after so much verified re
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class ReadyGroup:
     """A group that waits for the learner."""
 
     place: Location
@@ -25,13 +25,13 @@ class Stored:
     oldest_version: int | None  # of its tokens
 
 
-class Shelf:
+class ReadyGroups:
     """append -> place -> release -> done with, in a rollout -> freed when a checkpoint covers
     it."""
 
     def __init__(self, store: SegmentStore, *, frees_at_once: bool) -> None:
         self.store, self._frees_at_once = store, frees_at_once
-        self._waiting: dict[int, Stored] = {}
+        self._waiting: dict[int, ReadyGroup] = {}
         # of groups done with in a rollout that no checkpoint covers yet
         self._uncommitted: dict[int, list[Location]] = {}
         self.num_bytes = 0  # of the groups that wait
@@ -39,18 +39,18 @@ class Shelf:
     def __contains__(self, group_index: int) -> bool:
         return group_index in self._waiting
 
-    def __getitem__(self, group_index: int) -> Stored:
+    def __getitem__(self, group_index: int) -> ReadyGroup:
         return self._waiting[group_index]
 
     def append(self, batch: pa.RecordBatch) -> Location:
         return self.store.append(batch)
 
-    def place(self, group_index: int, stored: Stored) -> None:
+    def place(self, group_index: int, stored: ReadyGroup) -> None:
         """It waits from now on."""
         self._waiting[group_index] = stored
         self.num_bytes += stored.place.num_bytes
 
-    def release(self, group_index: int) -> Stored | None:
+    def release(self, group_index: int) -> ReadyGroup | None:
         """It waits no longer (None: it did not). Its bytes stay until they are freed."""
         stored = self._waiting.pop(group_index, None)
         if stored is not None:

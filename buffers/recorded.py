@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Literal, NoReturn
 
-from buffers.dump import Take
+from buffers.dump import RecordedRollout
 from buffers.statistics import BufferStatistics
 from pipeline.core.errors import DataError
 from pipeline.core.types import Admission, Group
@@ -17,7 +17,7 @@ from pipeline.schedule.clock import RolloutClock
 class RecordedBuffer:
     """Implements `pipeline.core.protocols.Buffer`; nothing is ever admitted."""
 
-    def __init__(self, read: Callable[[int], Take], clock: RolloutClock) -> None:
+    def __init__(self, read: Callable[[int], RecordedRollout], clock: RolloutClock) -> None:
         self._read, self._clock = read, clock
         self._num_taken = self._num_replayed = 0
 

@@ -16,7 +16,7 @@ from pipeline.schedule.selectors import Candidate
 logger = logging.getLogger(__name__)
 
 
-class Earlier:
+class Recovery:
     """Decisions are asked for group by group, as the restarted run admits them again.
 
     Without a ledger there is nothing.

@@ -20,19 +20,19 @@ from buffers.durability import GroupCommit
 from buffers.journal import FILE_NAME, Journal
 from buffers.ledger import Ledger
 from buffers.priority import Priority, reward_std
-from buffers.ready import Shelf, Stored
-from buffers.recovery import Earlier
+from buffers.ready import ReadyGroup, ReadyGroups
+from buffers.recovery import Recovery
 from buffers.schema import to_batch
 from buffers.segments import SegmentStore
 from buffers.statistics import BufferStatistics
 from buffers.userfilter import UserFilter
 from configs.schema import AsyncConfig
 from pipeline.core.errors import ReplayBufferError
-from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Admission, Group
 from pipeline.schedule.clock import RolloutClock
 from pipeline.schedule.deadlines import Batch, DeadlineScheduler, Wait
-from pipeline.schedule.replay_pool import Entry, ResamplePool
+from pipeline.schedule.replay_pool import Entry, ReplayPool
 from pipeline.schedule.selectors import Pick, make_selector
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class ReplayBuffer:
         config: AsyncConfig,
         clock: RolloutClock,
         *,
-        time: Clock | None = None,
+        time: TimeSource | None = None,
         max_segment_bytes: int = 64 << 20,
         ledger: Ledger | None = None,
         restored_from: str | None = None,
@@ -63,7 +63,7 @@ class ReplayBuffer:
         there is removed. `restored_from`: the checkpoint's name. `priority`: of a group, for the
         selector `prioritized`; `seed`: of the random selectors. Raises ReplayBufferError when the
         directory cannot be written."""
-        self._clock, self._time = clock, time or MonotonicClock()
+        self._clock, self._time = clock, time or MonotonicTime()
         self._max_bytes = config.buffer_max_bytes
         selector = make_selector(
             config.buffer_selector, seed=seed, exponent=config.buffer_priority_exponent
@@ -76,7 +76,7 @@ class ReplayBuffer:
         self._scheduler = DeadlineScheduler(
             clock.batch_size, selector, waits=config.stale_policy == "wait"
         )
-        self._pool = ResamplePool(
+        self._pool = ReplayPool(
             selector=selector,
             max_times_sampled=config.max_times_sampled,
             max_staleness=clock.max_staleness,
@@ -90,7 +90,7 @@ class ReplayBuffer:
         self._journal = Journal(
             directory / FILE_NAME, flush_each=flush_each, num_records=num_records
         )
-        self._earlier = Earlier(
+        self._earlier = Recovery(
             ledger, self._journal, clock, restored_from, config.max_times_sampled
         )
         live, first_id = self._earlier.places(), self._earlier.next_segment()
@@ -103,7 +103,7 @@ class ReplayBuffer:
         )
         store.sync_when_sealed = config.buffer_durability == "fsync"
         self._earlier.forget_what_is_gone(store)
-        self._shelf = Shelf(store, frees_at_once=config.buffer_durability == "memory")
+        self._shelf = ReadyGroups(store, frees_at_once=config.buffer_durability == "memory")
         self._commit_group = (
             GroupCommit(lambda: self._shelf.sync(self._journal.fd))
             if store.sync_when_sealed
@@ -170,7 +170,7 @@ class ReplayBuffer:
         assert account.place is not None
         self._recalled.add(group_index)
         self._store_ready(
-            group_index, Stored(account.place, account.priority, account.oldest_version)
+            group_index, ReadyGroup(account.place, account.priority, account.oldest_version)
         )
         return "complete"
 
@@ -200,7 +200,7 @@ class ReplayBuffer:
             self._remove_stale(group)
             return
         location = self._shelf.append(batch)
-        stored = Stored(location, self._priority(group), _oldest_version(group))
+        stored = ReadyGroup(location, self._priority(group), _oldest_version(group))
         place = {"s": location.segment, "o": location.offset, "n": location.num_bytes}
         self._journal.append(
             {
@@ -490,7 +490,7 @@ class ReplayBuffer:
         if self._closed:
             raise ReplayBufferError("the replay buffer is closed")
 
-    def _store_ready(self, group_index: int, stored: Stored) -> None:
+    def _store_ready(self, group_index: int, stored: ReadyGroup) -> None:
         self._shelf.place(group_index, stored)
         self._num_put += 1
         self._scheduler.ready(group_index, stored.priority)
@@ -505,7 +505,7 @@ class ReplayBuffer:
         self._clock.give_back(group_index, reason, retry=retry)
         _pulse(self._arrival)  # the learner may have waited for it
 
-    def _release(self, group_index: int) -> Stored | None:
+    def _release(self, group_index: int) -> ReadyGroup | None:
         if (stored := self._shelf.release(group_index)) is not None:
             _pulse(self._room)
         return stored

@@ -13,7 +13,7 @@ from configs.schema import AsyncConfig
 from pipeline.core.types import Location
 from pipeline.schedule.clock import RolloutClock
 from pipeline.schedule.deadlines import Batch, DeadlineScheduler
-from pipeline.schedule.replay_pool import Entry, ResamplePool
+from pipeline.schedule.replay_pool import Entry, ReplayPool
 from pipeline.schedule.selectors import make_selector
 
 Record = Mapping[str, Any]
@@ -33,7 +33,7 @@ class Rerun:
         self._scheduler = DeadlineScheduler(
             clock.batch_size, selector, waits=config.stale_policy == "wait"
         )
-        self._pool = ResamplePool(
+        self._pool = ReplayPool(
             selector=selector,
             max_times_sampled=config.max_times_sampled,
             max_staleness=clock.max_staleness,

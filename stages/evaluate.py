@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from configs.schema import EvalConfig
 from pipeline.core.protocols import Generate, Reward
-from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import EvalResult, Sample, Status
 
 # training rollouts share the engines: an evaluation must not queue up in front of them
@@ -30,7 +30,7 @@ class Evaluator:
         config: EvalConfig,
         *,
         reward_key: str | None = None,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
     ) -> None:
         """`datasets`: name -> one PENDING sample a prompt; they stay as they are.
@@ -41,7 +41,7 @@ class Evaluator:
         self._datasets = {name: list(samples) for name, samples in datasets.items()}
         self._num_samples = config.n_samples_per_eval_prompt
         self._reward_key = reward_key
-        self._clock = clock or MonotonicClock()
+        self._clock = clock or MonotonicTime()
         self._max_concurrent_prompts = max_concurrent_prompts
 
     async def evaluate(self, rollout_id: int) -> list[EvalResult]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from configs.command_line.families import PREFIXES, FlagFamily
-from configs.command_line.preset_files import Given, expand, preset_files, split_words
+from configs.command_line.preset_files import GivenFlag, expand, preset_files, split_words
 from configs.flags import ALIASES, NEGATIVES, own_flags, parse_value, section_classes
 from configs.rules.validate import validate
 from configs.schema import Config
@@ -61,7 +61,7 @@ def parse_config(
     return config, origins
 
 
-def _resolve(given: Given, families: Sequence[FlagFamily]) -> tuple[str, str, Any]:
+def _resolve(given: GivenFlag, families: Sequence[FlagFamily]) -> tuple[str, str, Any]:
     """(section, field, value) of one flag; ours first, then each family's whose prefix fits."""
     flags = own_flags()
     name = ALIASES.get(given.name, given.name)

@@ -14,7 +14,7 @@ from pipeline.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
+class GivenFlag:
     """One flag as the user wrote it, wherever that was."""
 
     name: str  # without the dashes in front
@@ -32,7 +32,7 @@ class Given:
         return f" ({self.origin})" if self.origin else ""
 
 
-def split_words(words: Sequence[str]) -> list[Given]:
+def split_words(words: Sequence[str]) -> list[GivenFlag]:
     """A command line into flags: a word that begins with two dashes is a flag, the words up to the
     next one are its values.
 
@@ -52,10 +52,10 @@ def split_words(words: Sequence[str]) -> list[Given]:
                 f"{word!r} stands before any flag: expected --flag value ..., e.g. --config"
                 " configs/presets/quickstart.yaml"
             )
-    return [Given(name=name, values=tuple(values)) for name, values in found]
+    return [GivenFlag(name=name, values=tuple(values)) for name, values in found]
 
 
-def expand(given: Sequence[Given]) -> list[Given]:
+def expand(given: Sequence[GivenFlag]) -> list[GivenFlag]:
     """Replace every --config by its flags, ahead of all others (the command line wins).
 
     Raises ConfigError.
@@ -67,12 +67,12 @@ def expand(given: Sequence[Given]) -> list[Given]:
     ]
 
 
-def preset_files(given: Sequence[Given]) -> list[Path]:
+def preset_files(given: Sequence[GivenFlag]) -> list[Path]:
     """The presets that a command line names, in order."""
     return [Path(value) for g in given if g.name == "config" for value in g.values]
 
 
-def _files_of(given: Given) -> tuple[str, ...]:
+def _files_of(given: GivenFlag) -> tuple[str, ...]:
     if not all(given.values) or not given.values:
         raise ConfigError(
             "--config has no value: expected a YAML file, e.g. --config"
@@ -81,7 +81,7 @@ def _files_of(given: Given) -> tuple[str, ...]:
     return given.values
 
 
-def read_preset(path: Path) -> list[Given]:
+def read_preset(path: Path) -> list[GivenFlag]:
     """The flags of one preset, each with file and line as its origin. Raises ConfigError."""
     import yaml  # only runs with a preset pay for it
 
@@ -113,7 +113,7 @@ def read_preset(path: Path) -> list[Given]:
     return list(_items(path, node))
 
 
-def _items(path: Path, node: object) -> Iterator[Given]:
+def _items(path: Path, node: object) -> Iterator[GivenFlag]:
     import yaml
 
     assert isinstance(node, yaml.SequenceNode)
@@ -141,7 +141,7 @@ def _items(path: Path, node: object) -> Iterator[Given]:
             raise ConfigError(
                 f"--config {origin}: --{name} belongs on the command line, not into a preset"
             )
-        yield Given(name=name, values=(*([value] if equals else []), *values), origin=origin)
+        yield GivenFlag(name=name, values=(*([value] if equals else []), *values), origin=origin)
 
 
 def _other_presets(path: Path) -> str:

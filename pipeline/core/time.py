@@ -1,6 +1,6 @@
 """Injected time.
 
-Whoever measures a wait takes a `Clock`; tests and the simulator move one by hand.
+Whoever measures a wait takes a `TimeSource`; tests and the simulator move one by hand.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from typing import Protocol
 
 
-class Clock(Protocol):
+class TimeSource(Protocol):
     def now(self) -> float:
         """Seconds from an arbitrary origin; never goes back."""
 
 
-class MonotonicClock:
+class MonotonicTime:
     def now(self) -> float:
         return time.monotonic()
 
 
-class ManualClock:
+class ManualTime:
     """Stands still until moved."""
 
     def __init__(self, start: float = 0.0) -> None:
@@ -41,7 +41,7 @@ class IdleMeter:
     Any number may be busy at once; it is idle when none is.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: TimeSource) -> None:
         self._clock = clock
         self._active = 0
         self._since = self._start = self._lap_start = clock.now()

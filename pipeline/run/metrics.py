@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pipeline.core.time import Clock, IdleMeter
+from pipeline.core.time import IdleMeter, TimeSource
 from pipeline.core.types import EvalResult, Group, PushResult, Sample, Status, StepResult
 
 Kind = Literal["train", "eval", "push", "engine"]
@@ -101,7 +101,7 @@ class Utilisation:
     Laps without any engine have generation idle 0."""
 
     def __init__(
-        self, clock: Clock, engine_idle_seconds: Callable[[], Mapping[str, float]]
+        self, clock: TimeSource, engine_idle_seconds: Callable[[], Mapping[str, float]]
     ) -> None:
         self._clock = clock
         self._trainer = IdleMeter(clock)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from pipeline.core.time import Clock
+from pipeline.core.time import TimeSource
 from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
 from pipeline.run.digest import batch_digest
 from pipeline.run.metrics import BufferFill, Utilisation, eval_record, push_record, train_record
@@ -19,13 +19,13 @@ from pipeline.schedule.clock import RolloutClock
 logger = logging.getLogger(__name__)
 
 
-class Emits(Protocol):
+class RecordStream(Protocol):
     """Telemetry, as the recorder sees it."""
 
     def emit(self, kind: str, **fields: Any) -> None: ...
 
 
-class Fill(Protocol):
+class BufferCounts(Protocol):
     """The counts of buffers.statistics.BufferStatistics that a record shows."""
 
     @property
@@ -46,12 +46,12 @@ class Recorder:
     def __init__(
         self,
         *,
-        telemetry: Emits,
+        telemetry: RecordStream,
         clock: RolloutClock,
-        time: Clock,
+        time: TimeSource,
         started_at: float,
         counts: Mapping[str, int],
-        buffer_statistics: Callable[[], Fill],
+        buffer_statistics: Callable[[], BufferCounts],
         engine_idle_seconds: Callable[[], Mapping[str, float]],
         engine_counts: Callable[[], Mapping[str, int]],
         reward_key: str | None,

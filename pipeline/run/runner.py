@@ -21,13 +21,13 @@ from pipeline.core.types import EvalResult, Group, PushResult, StepResult, Train
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import Recorder
 from pipeline.run.shutdown import Stop, StopRequested
-from pipeline.run.snapshot import Pending, begin_snapshot, commit_snapshot
+from pipeline.run.snapshot import PendingSnapshot, begin_snapshot, commit_snapshot
 from pipeline.schedule.clock import RolloutClock
 
 logger = logging.getLogger(__name__)
 
 
-class Evaluates(Protocol):
+class EvaluationStage(Protocol):
     """Every data set once; results stamped with the policy versions of their tokens."""
 
     async def evaluate(self, rollout_id: int) -> list[EvalResult]: ...
@@ -50,7 +50,7 @@ class Parts:
     # (rollout_id, policy_version, groups), of every take
     save_rollout: Callable[[int, int, Sequence[Group]], None] | None
     saves: bool  # are there weights to save?
-    evaluator: Evaluates | None
+    evaluator: EvaluationStage | None
     recorder: Recorder
     # engines and learner up, the learner's weights on every engine
     start: Callable[[], Awaitable[None]]
@@ -68,7 +68,7 @@ class Runner:
         self._evaluations: set[asyncio.Task[None]] = set()
         self._eval_order = asyncio.Lock()
         self._saved: int | None = None  # rollouts trained at the last snapshot
-        self._pending: Pending | None = None  # one that the learner may still be writing
+        self._pending: PendingSnapshot | None = None  # one that the learner may still be writing
         self.interrupted_by: int | None = None  # signal number
 
     # -- the life of a run

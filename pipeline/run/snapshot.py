@@ -26,7 +26,7 @@ STATE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
+class PendingSnapshot:
     """A snapshot that the learner may still be writing."""
 
     path: Path
@@ -40,7 +40,7 @@ async def begin_snapshot(
     learner: Learner,
     state: Mapping[str, Any],
     save_hf: str | None = None,
-) -> Pending:
+) -> PendingSnapshot:
     """Start the snapshot after `num_trained` rollouts; `save_hf` as --save-hf. Until it is
     committed the previous one is in force.
 
@@ -55,10 +55,10 @@ async def begin_snapshot(
         else Path(save_hf.format(checkpoint=target, rollout_id=num_trained - 1))
     )
     await learner.save(target, hf)
-    return Pending(path=target, num_trained=num_trained, state=state)
+    return PendingSnapshot(path=target, num_trained=num_trained, state=state)
 
 
-def commit_snapshot(pending: Pending) -> None:
+def commit_snapshot(pending: PendingSnapshot) -> None:
     """The learner's files are on the disk: make this the snapshot in force.
 
     A crash at any instant leaves the previous one.

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
-class TakesSupervision(Protocol):
+class SupervisedLearner(Protocol):
     """The learner's side of a warm-up."""
 
     async def sft_step(self, step: OptimizerStep, lr: float) -> Mapping[str, float]: ...
@@ -45,7 +45,7 @@ def supervised_sample(index: int, prompt: Sequence[int], answer: Sequence[int]) 
 
 
 async def warm_up(
-    learner: TakesSupervision,
+    learner: SupervisedLearner,
     pairs: Iterator[Pair],
     config: WarmupConfig,
     algorithm: AlgorithmConfig,

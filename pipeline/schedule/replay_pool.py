@@ -22,7 +22,7 @@ class Entry:
     times_sampled: int
 
 
-class ResamplePool:
+class ReplayPool:
     """add -> choose, up to `max_times_sampled` times in all -> gone.
 
     Empty, and staying so, with max_times_sampled 1.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from configs.schema import Config, flat_args
 from pipeline.core.protocols import Sink
-from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.run.record_file import current_records, jsonable, read_records, roll_back
 from pipeline.run.rundir import RunDir
 from pipeline.telemetry.hub import JsonlSink, Telemetry
@@ -27,7 +27,7 @@ def open_telemetry(
     config: Config,
     *,
     resumed_at: int | None = None,
-    clock: Clock | None = None,
+    clock: TimeSource | None = None,
     console: Console | None = None,
     live: bool | None = None,
 ) -> Telemetry:
@@ -49,7 +49,7 @@ def open_telemetry(
             view.add(record)
     # before the live view: wandb may ask for a login
     trackers, problems = _trackers(run_dir, config)
-    terminal, write_log = _terminal(view, console, clock or MonotonicClock(), live)
+    terminal, write_log = _terminal(view, console, clock or MonotonicTime(), live)
     stop_logging = start_logging(run_dir.run_log, config.run.log_level, write_log)
     if moved:
         logger.info(
@@ -64,7 +64,7 @@ def open_telemetry(
 
 
 def _terminal(
-    view: RunView, console: Console | None, clock: Clock, live: bool | None
+    view: RunView, console: Console | None, clock: TimeSource, live: bool | None
 ) -> tuple[Sink, Callable[[str, int], None]]:
     from pipeline.telemetry.terminal import LiveSink, PlainSink
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.time import Clock
+from pipeline.core.time import TimeSource
 from pipeline.telemetry.view import (
     RunView,
     duration,
@@ -51,7 +51,7 @@ class LiveSink:
     """rich's Live: redrawn in place, log lines scroll by above it, the last state stays when the
     run ends."""
 
-    def __init__(self, view: RunView, console: Console, clock: Clock) -> None:
+    def __init__(self, view: RunView, console: Console, clock: TimeSource) -> None:
         from rich.live import Live
 
         self._view, self._clock = view, clock

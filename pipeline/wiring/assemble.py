@@ -24,7 +24,7 @@ from configs.schema import Config, flat_args
 from pipeline.core.errors import CheckpointError
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
-from pipeline.core.time import MonotonicClock
+from pipeline.core.time import MonotonicTime
 from pipeline.core.types import Sample, TrainBatch
 from pipeline.core.userfn import load_function
 from pipeline.run.producer import Producer
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class RunContext:
     """Where the run is and where it goes on from."""
 
     config: Config
@@ -55,7 +55,7 @@ class Site:
     state: Mapping[str, Any] | None  # its state.json
     ledger: Ledger | None  # of the journal in run_dir, when the run goes on there
     clock: RolloutClock
-    time: MonotonicClock
+    time: MonotonicTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     )
 
 
-def _site(config: Config) -> Site:
+def _site(config: Config) -> RunContext:
     snapshot, home = _resume_point(config.run.load)
     state = read_state(snapshot) if snapshot else None
     clock = make_clock(config)
@@ -187,7 +187,7 @@ def _site(config: Config) -> Site:
         config.run.runs_dir, config.run.name or ("mock" if config.run.mock else "run")
     )
     run_dir.config.write_text(dump_config(config), encoding="utf-8")
-    return Site(
+    return RunContext(
         config=config,
         args=flat_args(config),
         run_dir=run_dir,
@@ -195,11 +195,11 @@ def _site(config: Config) -> Site:
         state=state,
         ledger=ledger,
         clock=clock,
-        time=MonotonicClock(),
+        time=MonotonicTime(),
     )
 
 
-def _buffer(site: Site) -> ReplayBuffer:
+def _buffer(site: RunContext) -> ReplayBuffer:
     return ReplayBuffer(
         site.run_dir.buffer,
         site.config.async_,
@@ -212,14 +212,14 @@ def _buffer(site: Site) -> ReplayBuffer:
     )
 
 
-def _priority(site: Site) -> Priority:
+def _priority(site: RunContext) -> Priority:
     spec = site.config.async_.buffer_priority_path
     if spec is None:
         return lambda group: reward_std(group, site.config.reward.reward_key)
     return user_priority(spec, load_function(spec, "priority"), site.args)
 
 
-def _user_filter(site: Site) -> UserFilter | None:
+def _user_filter(site: RunContext) -> UserFilter | None:
     spec = site.config.async_.buffer_filter_path
     return UserFilter(spec, load_function(spec, "buffer_filter"), site.args) if spec else None
 
@@ -265,7 +265,7 @@ def _resume_point(load: str | None) -> tuple[Path | None, RunDir | None]:
     return snapshot, open_run_dir(home) if going_on else None
 
 
-def _prompts(site: Site, tokenizer: Tokenizer | None) -> Source:
+def _prompts(site: RunContext, tokenizer: Tokenizer | None) -> Source:
     """--prompt-data; a --mock run without any gets sums, written where the run can be looked at."""
     if site.config.data.data_source_path is not None:
         return UserSource(
@@ -330,7 +330,7 @@ def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:
     )
 
 
-def _telemetry(site: Site) -> tuple[Any, Callable[[float, bool], None]]:
+def _telemetry(site: RunContext) -> tuple[Any, Callable[[float, bool], None]]:
     from pipeline.report import closing_lines, write_report, write_summary
 
     telemetry = open_telemetry(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from buffers.dump import RecordedRun, Take, path_of, read_take, write_take
+from buffers.dump import RecordedRollout, RecordedRun, path_of, read_take, write_take
 from buffers.journal import FILE_NAME
 from buffers.recorded import RecordedBuffer
 from configs.schema import Config, RunConfig
@@ -72,7 +72,9 @@ def saver(config: Config) -> Callable[[int, int, Sequence[Group]], None] | None:
         return None
 
     def save(rollout_id: int, policy_version: int, groups: Sequence[Group]) -> None:
-        take = Take(rollout_id=rollout_id, policy_version=policy_version, groups=tuple(groups))
+        take = RecordedRollout(
+            rollout_id=rollout_id, policy_version=policy_version, groups=tuple(groups)
+        )
         write_take(path_of(template, rollout_id), take)
 
     return save

@@ -4,15 +4,15 @@ one. Imports no model code."""
 from __future__ import annotations
 
 from configs.schema import Config
-from pipeline.wiring.assemble import Backend, Site
+from pipeline.wiring.assemble import Backend, RunContext
 from pipeline.wiring.counts import counts_of
-from stages.engine.mock import MockEngineClient, MockPool, MockTokenizer, Taught
+from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer
 from stages.generate.generate import GenerateStage
 from stages.learn.mock import MockLearner
 from stages.publish.mock import MockTransport
 
 
-def mock_backend(site: Site) -> Backend:
+def mock_backend(site: RunContext) -> Backend:
     config: Config = site.config
     tokenizer = MockTokenizer()
     pool = MockPool(
@@ -47,7 +47,7 @@ def mock_backend(site: Site) -> Backend:
 
     return Backend(
         tokenizer=tokenizer,
-        generate=Taught(generate, client),
+        generate=LabelledGenerate(generate, client),
         learner=learner,
         transport=transport,
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),

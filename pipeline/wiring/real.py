@@ -21,7 +21,7 @@ from pipeline.core.find_checkpoint import find_torch_dist
 from pipeline.core.flops import read_cost
 from pipeline.models.resolve import resolve_checkpoint
 from pipeline.run.warmup import warm_up
-from pipeline.wiring.assemble import Backend, Site
+from pipeline.wiring.assemble import Backend, RunContext
 from pipeline.wiring.counts import counts_of
 from pipeline.workers.learner_group import LearnerGroup
 from pipeline.workers.turns import TurnTaking
@@ -47,7 +47,7 @@ from stages.source import build_source, sft_pairs
 logger = logging.getLogger(__name__)
 
 
-def real_backend(site: Site) -> Backend:
+def real_backend(site: RunContext) -> Backend:
     config, share = site.config, _sharing(site.config)
     folder = resolve_checkpoint(config.model.hf_checkpoint or "", seed=config.run.seed)
     tokenizer = _tokenizer(folder)
@@ -151,7 +151,7 @@ def real_backend(site: Site) -> Backend:
     )
 
 
-async def _bring_up(site: Site, learner: LearnerGroup, tokenizer: Any) -> None:
+async def _bring_up(site: RunContext, learner: LearnerGroup, tokenizer: Any) -> None:
     config = site.config
     await learner.start()
     if site.snapshot is not None:
@@ -176,14 +176,14 @@ async def _bring_up(site: Site, learner: LearnerGroup, tokenizer: Any) -> None:
         )
 
 
-class Sharing(NamedTuple):
+class DeviceSharing(NamedTuple):
     """Who leaves the devices that learner and engines share."""
 
     train: bool
     rollout: bool
 
 
-def _sharing(config: Config) -> Sharing:
+def _sharing(config: Config) -> DeviceSharing:
     """By the flags; without them both do under --colocate on GPUs, as in slime."""
     c = config.cluster
     default = c.offload or (c.colocate and _device(config) == "cuda")
@@ -193,7 +193,7 @@ def _sharing(config: Config) -> Sharing:
         logger.warning(
             "--offload-rollout: SGLang has no memory saver on a CPU, the engines keep theirs"
         )
-    return Sharing(train, rollout)
+    return DeviceSharing(train, rollout)
 
 
 async def _after(ready: asyncio.Event, begin: Callable[[], Awaitable[None]]) -> None:
@@ -202,7 +202,7 @@ async def _after(ready: asyncio.Event, begin: Callable[[], Awaitable[None]]) -> 
     await begin()
 
 
-def _first_weights(site: Site, folder: Path) -> Path | None:
+def _first_weights(site: RunContext, folder: Path) -> Path | None:
     """The Hugging Face folder of the weights that the learner begins with; None when there is none:
     they are pushed then."""
     if site.snapshot is not None:
@@ -250,7 +250,7 @@ def _dtype(config: Config, device: str) -> Literal["float32", "bfloat16"]:
     return "bfloat16" if device == "cuda" else "float32"
 
 
-def _teacher(site: Site, device: str) -> SGLangPool | None:
+def _teacher(site: RunContext, device: str) -> SGLangPool | None:
     """One more engine, behind the policy's."""
     config, distill = site.config, site.config.distill
     if not (distill.use_opd and distill.opd_teacher_load):
@@ -275,7 +275,7 @@ def _lease_of(url: str | None, teacher: SGLangPool | None) -> Lease | None:
     return lease
 
 
-def _pool(site: Site, model_path: Path, device: str) -> SGLangPool:
+def _pool(site: RunContext, model_path: Path, device: str) -> SGLangPool:
     replays = site.config.algorithm.use_rollout_routing_replay
     specs = [_engine_spec(site, i, model_path, device) for i in range(site.config.num_engines)]
     return _pool_of(
@@ -283,7 +283,7 @@ def _pool(site: Site, model_path: Path, device: str) -> SGLangPool:
     )
 
 
-def _engine_spec(site: Site, index: int, model_path: Path, device: str) -> EngineSpec:
+def _engine_spec(site: RunContext, index: int, model_path: Path, device: str) -> EngineSpec:
     config, cluster = site.config, site.config.cluster
     cores = tuple(sorted(os.sched_getaffinity(0)))
     return EngineSpec(
@@ -317,7 +317,7 @@ def _asked(config: Config, device: str) -> dict[str, Any]:
     return out
 
 
-def _pool_of(engines: list[Engine], site: Site) -> SGLangPool:
+def _pool_of(engines: list[Engine], site: RunContext) -> SGLangPool:
     cluster = site.config.cluster
     return SGLangPool(
         engines,

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.core.protocols import Learner
-from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import StepResult, TrainBatch
 
 
-class Offloads(Learner, Protocol):
+class OffloadableLearner(Learner, Protocol):
     """A learner that can leave its devices."""
 
     async def offload(self) -> None: ...
     async def onload(self) -> None: ...
 
 
-class Memory(Protocol):
+class EngineSwitch(Protocol):
     """That of the engines."""
 
     async def release(self) -> None: ...
@@ -39,13 +39,13 @@ class TurnTaking:
         self,
         learner: Learner,
         *,
-        leaves: Offloads | None,
-        engines: Memory | None,
-        clock: Clock | None = None,
+        leaves: OffloadableLearner | None,
+        engines: EngineSwitch | None,
+        clock: TimeSource | None = None,
     ) -> None:
         """`leaves`: the same learner, where it gives its devices up between turns."""
         self._learner, self._leaves, self._engines = learner, leaves, engines
-        self._clock = clock or MonotonicClock()
+        self._clock = clock or MonotonicTime()
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 MOVE_SECONDS = 180.0  # deadline of one release or resume
 
 
-class Gated(Protocol):
+class PoolGate(Protocol):
     """What is asked of the pool (stages/engine/pool.py)."""
 
     @property
@@ -34,7 +34,7 @@ class Gated(Protocol):
 class EngineMemory:
     """Release and resume over all engines of a pool, side by side."""
 
-    def __init__(self, pool: Gated) -> None:
+    def __init__(self, pool: PoolGate) -> None:
         self._pool = pool
         self._released: set[str] = set()
 

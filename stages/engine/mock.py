@@ -17,7 +17,7 @@ from typing import Any
 from configs.schema import MockConfig
 from pipeline.core.errors import EngineError
 from pipeline.core.protocols import Generate
-from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion, Sample, VersionSpan
 from stages.engine.pool import SGLangPool
 
@@ -64,7 +64,7 @@ class MockEngine:
     Its time stands still while it is paused, for requests in flight as well.
     """
 
-    def __init__(self, index: int, clock: Clock, sleep: Sleep) -> None:
+    def __init__(self, index: int, clock: TimeSource, sleep: Sleep) -> None:
         self.endpoint = f"mock://{index}"
         self.alive = False
         self._clock, self._sleep = clock, sleep
@@ -143,10 +143,10 @@ class MockPool(SGLangPool):
         num_engines: int = 1,
         concurrency: int = 512,
         initial_version: int = 0,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        clock = clock or MonotonicClock()
+        clock = clock or MonotonicTime()
         self.engines = {
             engine.endpoint: engine
             for engine in (MockEngine(i, clock, sleep) for i in range(num_engines))
@@ -237,7 +237,7 @@ class MockEngineClient:
         return list(self._tokenizer.apply_chat_template(prompt))
 
 
-class Taught:
+class LabelledGenerate:
     """A generate stage whose mock engines are told the labels first. Implements `Generate`."""
 
     def __init__(self, generate: Generate, client: MockEngineClient) -> None:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from pipeline.core.errors import ConfigError, EngineError
-from pipeline.core.time import Clock, IdleMeter, MonotonicClock
+from pipeline.core.time import IdleMeter, MonotonicTime, TimeSource
 from stages.engine.slot import EngineProcess, PoolStatistics, Slot
 
 logger = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ class SGLangPool:
         max_restarts: int,
         start_timeout_seconds: float,
         initial_version: int = 0,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         """`initial_version`: the policy version of the checkpoint that the engines load when they
         start."""
-        clock = clock or MonotonicClock()
+        clock = clock or MonotonicTime()
         self._slots = {e.endpoint: Slot(e, IdleMeter(clock), initial_version) for e in engines}
         if len(self._slots) != len(engines) or not engines:
             raise ConfigError(

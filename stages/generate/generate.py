@@ -16,7 +16,7 @@ from typing import Any
 from configs.schema import EvalConfig, RolloutConfig
 from pipeline.core.errors import GenerateError, SlipstreamError
 from pipeline.core.protocols import EngineClient, Tokenizer
-from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion, Sample, Status
 from pipeline.core.userfn import load_function
 from stages.generate.check import check_sample
@@ -43,7 +43,7 @@ class GenerateStage:
         evaluation: EvalConfig | None = None,
         context_length: int | None = None,
         current_version: Callable[[], int] | None = None,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         sampling_seed: int | None = None,
         vision: Vision | None = None,
     ) -> None:
@@ -62,7 +62,7 @@ class GenerateStage:
             "engine_client": client,
             "tokenizer": tokenizer,
             "context_length": self._context_length,
-            "clock": clock or MonotonicClock(),
+            "clock": clock or MonotonicTime(),
             "vision": vision,
         }
         self._vision = vision

@@ -24,7 +24,7 @@ _NOT_TRAINED = (
 )  # what the learner has, or makes itself, of the processor's outputs
 
 
-class Seen(NamedTuple):
+class ImageFeatures(NamedTuple):
     tokens: tuple[int, ...]  # every image as many placeholders as the model sees of it
     arrays: Mapping[str, np.ndarray]  # pixel_values, image_grid_thw ...
 
@@ -80,12 +80,12 @@ class Vision:
         sample.multimodal_train_inputs = dict(seen.arrays)
         sample.tokens = list(seen.tokens)
 
-    def _see(self, text: str, urls: tuple[str, ...]) -> Seen:
+    def _see(self, text: str, urls: tuple[str, ...]) -> ImageFeatures:
         out = self._processor(
             text=text, images=[open_image(url) for url in urls], return_tensors="np"
         )
         arrays = {k: np.asarray(v) for k, v in out.items() if k not in _NOT_TRAINED}
-        return Seen(tuple(int(t) for t in out["input_ids"][0]), arrays)
+        return ImageFeatures(tuple(int(t) for t in out["input_ids"][0]), arrays)
 
     def for_engine(self, tokens: Sequence[int]) -> list[int]:
         """One placeholder an image: SGLang's processor puts in the rest."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.core.errors import GenerateError
 from pipeline.core.protocols import EngineClient, Tokenizer
-from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion, Sample, Status
 from stages.generate.image_prompts import Vision, engine_request
 
@@ -41,7 +41,7 @@ class Session:
         *,
         max_turns: int,
         context_length: int | None = None,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         vision: Vision | None = None,
     ) -> None:
         self.sample = sample
@@ -54,7 +54,7 @@ class Session:
         self._max_turns = max_turns
         self._context_length = context_length
         self._last_cut = False  # the last turn ended at its length limit
-        self._clock = clock or MonotonicClock()
+        self._clock = clock or MonotonicTime()
         self._vision = vision
         if sample.session_id is None:
             # keeps all turns on the engine that holds their KV

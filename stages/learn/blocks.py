@@ -52,7 +52,7 @@ def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...
     return tuple(blocks)
 
 
-class Places(Protocol):
+class PackedPlaces(Protocol):
     """What says where packed tokens go in a padded block."""
 
     @property
@@ -63,7 +63,7 @@ class Places(Protocol):
     def index(self) -> Tensor | None: ...
 
 
-class Spread(torch.autograd.Function):
+class ScatterRows(torch.autograd.Function):
     """[t, d] rows to their places in [size, d], zeros elsewhere.
 
     Places are distinct, so the backward is a plain gather.
@@ -79,7 +79,7 @@ class Spread(torch.autograd.Function):
         return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
 
 
-class Collect(torch.autograd.Function):
+class GatherRows(torch.autograd.Function):
     """The rows at distinct places: the inverse of Spread."""
 
     @staticmethod
@@ -144,15 +144,15 @@ def attend_block(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=gqa
     )
     rows = out.transpose(1, 2).reshape(block.num * block.length, -1)
-    return (rows if block.index is None else Collect.apply(rows, block.index)).view(
+    return (rows if block.index is None else GatherRows.apply(rows, block.index)).view(
         len(query), -1, v.shape[-1]
     )
 
 
-def batched(block: Places, x: Tensor) -> Tensor:
+def batched(block: PackedPlaces, x: Tensor) -> Tensor:
     """[tokens, heads, dim] (or [tokens, 1, heads, dim]) -> [num, heads, length, dim]"""
     heads, dim = x.shape[-2:]
     rows = x.reshape(len(x), heads * dim)
     if block.index is not None:
-        rows = Spread.apply(rows, block.index, block.num * block.length)
+        rows = ScatterRows.apply(rows, block.index, block.num * block.length)
     return rows.view(block.num, block.length, heads, dim).transpose(1, 2)

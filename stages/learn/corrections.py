@@ -34,7 +34,7 @@ class Evidence(NamedTuple):
     moment_weights: Tensor  # [M], what each of them counts
 
 
-class Corrected(NamedTuple):
+class CorrectionResult(NamedTuple):
     weights: Tensor  # [N] float32, no gradient; 0 where dropped
     mask: Tensor  # [N] bool: False where dropped
     # [N] each: ratio (at the correction's level, untouched), truncated (0 or 1)
@@ -48,7 +48,7 @@ def compute_correction(
     advantages: Tensor,
     token_counts: Tensor,
     statistics: BatchStatistics | None = None,
-) -> Corrected:
+) -> CorrectionResult:
     """(weights, mask, metrics) of the trained tokens: the loss of a token is multiplied by its
     weight, a dropped token has none.
 
@@ -67,7 +67,7 @@ def compute_correction(
     truncated = weights != (ratio if correction.weighted else torch.ones_like(ratio))
     if correction.batch_normalize and correction.weighted:
         weights = weights / max(statistics.mean_weight, 1e-8)
-    return Corrected(weights * mask, mask, {"ratio": ratio, "truncated": truncated.float()})
+    return CorrectionResult(weights * mask, mask, {"ratio": ratio, "truncated": truncated.float()})
 
 
 def batch_evidence(

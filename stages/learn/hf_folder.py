@@ -38,7 +38,7 @@ _SCALE = "_scale_inv"  # the tensor of a float8 one's scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class TensorHeader:
     """One tensor as a file's header describes it."""
 
     file: str
@@ -47,7 +47,7 @@ class Stored:
     num_bytes: int
 
 
-def read_headers(folder: Path) -> dict[str, Stored]:
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Every tensor of the folder's safetensors by name; reads headers only.
 
     Raises CheckpointError for broken or absent files.
@@ -72,7 +72,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     return {name: stored for file in files for name, stored in _header(file).items()}
 
 
-def _header(file: Path) -> dict[str, Stored]:
+def _header(file: Path) -> dict[str, TensorHeader]:
     try:
         size = file.stat().st_size
         with file.open("rb") as f:
@@ -91,7 +91,7 @@ def _header(file: Path) -> dict[str, Stored]:
             f"{file}: not a whole safetensors file ({error}): complete the download"
         ) from error
     return {
-        name: Stored(
+        name: TensorHeader(
             file=file.name,
             shape=tuple(entry["shape"]),
             dtype=entry["dtype"],
@@ -101,7 +101,7 @@ def _header(file: Path) -> dict[str, Stored]:
     }
 
 
-def main_dtype(headers: Mapping[str, Stored]) -> torch.dtype:
+def main_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:
     """The floating-point type that most bytes are in (a router's bias may be wider than the rest).
 
     Raises CheckpointError for none.

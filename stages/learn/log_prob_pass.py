@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from stages.learn.corrections import BatchStatistics, batch_statistics
-from stages.learn.step_objective import Goal
+from stages.learn.step_objective import StepObjective
 
 
 class Prepared(NamedTuple):
@@ -22,13 +22,13 @@ class Prepared(NamedTuple):
     ref: Tensor | None = None
 
 
-class Lends(Protocol):
+class ReferenceModel(Protocol):
     """The reference model: its weights are in the model's place inside."""
 
     def in_place(self) -> AbstractContextManager[None]: ...
 
 
-class Looks(Protocol):
+class ForwardPasses(Protocol):
     """Passes without gradients.
 
     Log-probs are None for each micro-batch on a rank that does not see them (`sees` is False
@@ -44,10 +44,12 @@ class Looks(Protocol):
         """Of every rank that sees log-probs of samples of its own."""
 
 
-class Ahead:
+class LogProbPass:
     """Every rank calls the same methods in the same order."""
 
-    def __init__(self, passes: Looks, goal: Goal, reference: Lends | None) -> None:
+    def __init__(
+        self, passes: ForwardPasses, goal: StepObjective, reference: ReferenceModel | None
+    ) -> None:
         self._passes, self._goal, self._reference = passes, goal, reference
 
     def prepare(self, steps: Sequence[Sequence[Any]]) -> list[list[Prepared]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from configs.schema import MockConfig
 from pipeline.core.errors import CheckpointError
-from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import StepResult, TrainBatch, TrainSample
 
 STATE_FILE = "mock_learner.json"
@@ -25,11 +25,11 @@ class MockLearner:
         self,
         config: MockConfig,
         *,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._seconds = config.mock_step_seconds
-        self._clock, self._sleep = clock or MonotonicClock(), sleep
+        self._clock, self._sleep = clock or MonotonicTime(), sleep
         self.num_steps = 0
 
     async def step(self, batch: TrainBatch) -> StepResult:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from configs.corrections import Correction, correction_of
 from configs.schema import AlgorithmConfig
-from stages.learn.corrections import BatchStatistics, Corrected, compute_correction
+from stages.learn.corrections import BatchStatistics, CorrectionResult, compute_correction
 from stages.learn.diagnostics import NUM_SUMS, off_policy_metrics, off_policy_sums
 from stages.learn.losses import (
     PolicyLoss,
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
     extra: dict[str, Tensor] = {}  # noqa: RUF012
 
 
-class Extras(NamedTuple):
+class ObjectiveExtras(NamedTuple):
     """What some options need beside the micro-batch."""
 
     ref: Tensor | None = None  # [N] ref_log_probs
@@ -80,7 +80,7 @@ def policy_objective(
     batch: TrainedTokens,
     config: AlgorithmConfig,
     denominator: float,
-    extras: Extras = Extras(),  # noqa: B008  # immutable
+    extras: ObjectiveExtras = ObjectiveExtras(),  # noqa: B008  # immutable
 ) -> Outcome:
     """One micro-batch's share of the loss, with its sums and maxima.
 
@@ -165,7 +165,7 @@ def _side_terms(
     anchor: Tensor,
     batch: TrainedTokens,
     config: AlgorithmConfig,
-    extras: Extras,
+    extras: ObjectiveExtras,
 ) -> tuple[Tensor | None, Tensor | None]:
     """(KL loss less entropy bonus, summed; None without either), (the KL to the reference [N]; None
     without one)."""
@@ -237,7 +237,11 @@ def clip_range(batch: TrainedTokens, config: AlgorithmConfig) -> tuple[Any, Any]
 
 
 def _custom_tis(
-    policy: Tensor, proximal: Tensor, batch: TrainedTokens, config: AlgorithmConfig, extras: Extras
+    policy: Tensor,
+    proximal: Tensor,
+    batch: TrainedTokens,
+    config: AlgorithmConfig,
+    extras: ObjectiveExtras,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """slime's --custom-tis-function-path: (policy loss [N], mask [N], metrics).
 
@@ -268,7 +272,7 @@ def _diagnose(
     proximal: Tensor,
     anchor: Tensor,
     surrogate: PolicyLoss,
-    corrected: Corrected,
+    corrected: CorrectionResult,
     kl_ref: Tensor | None,
     batch: TrainedTokens,
     config: AlgorithmConfig,
@@ -317,7 +321,7 @@ def custom_objective(
     batch: TrainedTokens,
     denominator: float,
     config: AlgorithmConfig,
-    extras: Extras,
+    extras: ObjectiveExtras,
 ) -> Outcome:
     """--custom-loss-function-path: f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics),
     slime's signature.

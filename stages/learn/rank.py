@@ -17,18 +17,18 @@ from torch import Tensor
 from pipeline.core.errors import LearnerError
 from pipeline.core.types import OptimizerStep, TrainBatch
 from stages.learn import rendezvous
-from stages.learn.log_prob_pass import Ahead, Lends, Looks, Prepared
+from stages.learn.log_prob_pass import ForwardPasses, LogProbPass, Prepared, ReferenceModel
 from stages.learn.losses import TokenLogProbs
 from stages.learn.meter import StepMeter
 from stages.learn.objective import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome, sft_objective
 from stages.learn.settings import LearnerSettings
-from stages.learn.step_objective import Goal, Worst
+from stages.learn.step_objective import LargestGap, StepObjective
 
 LARGEST = ("ratio_max", "train_rollout_logprob_abs_diff_max")  # of metrics, over optimizer steps
 Objective = Callable[[Tensor, TokenLogProbs, Prepared], Outcome]
 
 
-class Found(NamedTuple):
+class StepMeasurements(NamedTuple):
     """What an optimizer step measured, over all ranks."""
 
     sums: Tensor
@@ -38,7 +38,7 @@ class Found(NamedTuple):
     lr: float
 
 
-class KeepsReference(Lends, Protocol):
+class ReferenceKeeper(ReferenceModel, Protocol):
     """The frozen model that the KL is against."""
 
     def copy_policy(self) -> None: ...
@@ -51,10 +51,14 @@ class LearnerRank(ABC):
     settings: LearnerSettings
 
     def _begin(
-        self, goal: Goal, looks: Looks, reference: KeepsReference | None, meter: StepMeter
+        self,
+        goal: StepObjective,
+        looks: ForwardPasses,
+        reference: ReferenceKeeper | None,
+        meter: StepMeter,
     ) -> None:
         self._goal, self._reference, self._meter = goal, reference, meter
-        self._ahead = Ahead(looks, goal, reference)
+        self._ahead = LogProbPass(looks, goal, reference)
 
     # ---- what a backend does
 
@@ -206,7 +210,7 @@ class LearnerRank(ABC):
         def loss_of(logits: Tensor, now: TokenLogProbs, prepared: Prepared) -> Outcome:
             return goal.outcome(logits, now, prepared, denominator, statistics)
 
-        goal.worst = Worst()
+        goal.worst = LargestGap()
         if taken:
             found = self._optimizer_step(micro_batches, loss_of, NUM_POLICY_SUMS, where, goal)
             self._advance_schedule()
@@ -221,14 +225,16 @@ class LearnerRank(ABC):
             **measured,
         }
 
-    def _look(self, micro_batches: Sequence[Prepared], objective: Objective, where: str) -> Found:
+    def _look(
+        self, micro_batches: Sequence[Prepared], objective: Objective, where: str
+    ) -> StepMeasurements:
         """What a policy step that is not taken measures."""
         with torch.no_grad():
             outcomes = self._run(micro_batches, objective, forward_only=True)
         sums, maxima = self._reduced(outcomes, NUM_POLICY_SUMS)
         if self._goal.off_policy(maxima):
             raise self._not_on_policy(self._goal, where)
-        return Found(
+        return StepMeasurements(
             sums,
             maxima,
             self._sum_by_name(outcomes) if self._goal.has_extra_metrics else {},
@@ -242,9 +248,9 @@ class LearnerRank(ABC):
         objective: Objective,
         num_sums: int,
         where: str,
-        goal: Goal | None = None,
+        goal: StepObjective | None = None,
         lr: float | None = None,
-    ) -> Found:
+    ) -> StepMeasurements:
         """Forward, backward, reduce, check, clip, update.
 
         `goal`: what checks and scales a policy step.
@@ -265,7 +271,7 @@ class LearnerRank(ABC):
             self._zero_grad()
             raise self._not_on_policy(goal, where)
         extra = self._sum_by_name(outcomes) if goal and goal.has_extra_metrics else {}
-        return Found(sums, maxima, extra, norm, self._update(norm, lr=lr, scale=scale))
+        return StepMeasurements(sums, maxima, extra, norm, self._update(norm, lr=lr, scale=scale))
 
     def _reduced(self, outcomes: Sequence[Outcome], num_sums: int) -> tuple[Tensor, Tensor]:
         """(sums, maxima) over micro-batches and ranks."""
@@ -284,10 +290,10 @@ class LearnerRank(ABC):
             ),
         )
 
-    def _not_on_policy(self, goal: Goal, where: str) -> LearnerError:
+    def _not_on_policy(self, goal: StepObjective, where: str) -> LearnerError:
         """The same error on every rank."""
         worst = max(
-            Worst(*w)
+            LargestGap(*w)
             for w in rendezvous.gather_over_world(
                 tuple(goal.worst) if self._reports() else (0.0, "")
             )

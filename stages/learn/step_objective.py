@@ -20,7 +20,7 @@ from stages.learn.diagnostics import ess_of
 from stages.learn.losses import TokenLogProbs
 from stages.learn.objective import (
     SUMS,
-    Extras,
+    ObjectiveExtras,
     Outcome,
     custom_objective,
     policy_metrics,
@@ -41,14 +41,14 @@ class PreparedBatch(Protocol):
     def ref(self) -> Tensor | None: ...
 
 
-class Worst(NamedTuple):
+class LargestGap(NamedTuple):
     """The token whose rollout log-prob is furthest from the learner's."""
 
     mismatch: float = 0.0  # |old / rollout - 1|
     token: str = ""
 
 
-class Goal:
+class StepObjective:
     """One run's. Raises ConfigError for a user function that cannot be loaded."""
 
     def __init__(self, settings: LearnerSettings) -> None:
@@ -57,7 +57,7 @@ class Goal:
         self.args = learner_args(settings)
         self._loss_function = _load(self.config.custom_loss_function_path, "loss_function")
         self._tis_function = _load(self.config.custom_tis_function_path, "tis_function")
-        self.worst = Worst()  # of the optimizer step in progress, in true-on-policy mode
+        self.worst = LargestGap()  # of the optimizer step in progress, in true-on-policy mode
 
     @property
     def needs_reference(self) -> bool:
@@ -129,7 +129,7 @@ class Goal:
             self.worst = max(
                 self.worst, worst_mismatch(now.log_probs.detach() if old is None else old, batch)
             )
-        extras = Extras(
+        extras = ObjectiveExtras(
             ref=prepared.ref, statistics=statistics, tis_function=self._tis_function, args=self.args
         )
         if self._loss_function is not None:
@@ -157,10 +157,10 @@ class Goal:
         )
 
 
-def worst_mismatch(old_log_probs: Tensor, batch: Any) -> Worst:
+def worst_mismatch(old_log_probs: Tensor, batch: Any) -> LargestGap:
     """The worst of a micro-batch's trained tokens, with its name. old_log_probs: [N]."""
     if not len(old_log_probs):
-        return Worst()
+        return LargestGap()
     mismatch = (old_log_probs - batch.rollout_log_probs).expm1().abs()
     at = int(mismatch.nan_to_num(math.inf).argmax())
     ends = batch.token_counts.cumsum(0)
@@ -171,7 +171,7 @@ def worst_mismatch(old_log_probs: Tensor, batch: Any) -> Worst:
         f" {int(batch.targets[at])}): log-prob {float(batch.rollout_log_probs[at]):.6f} at the"
         f" engine, {float(old_log_probs[at]):.6f} at the learner"
     )
-    return Worst(float(mismatch[at]), token)
+    return LargestGap(float(mismatch[at]), token)
 
 
 def learner_args(settings: LearnerSettings) -> SimpleNamespace:

@@ -16,7 +16,7 @@ from pipeline.core.types import TrainSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
+class FlatTrainedTokens:
     """N trained tokens of S samples, sample by sample."""
 
     targets: Tensor  # [N] int64: the trained tokens

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from configs.schema import ClusterConfig
 from pipeline.core.protocols import WeightSender
-from pipeline.core.time import Clock
+from pipeline.core.time import TimeSource
 
 if TYPE_CHECKING:
     from stages.publish.rolling import PushPool, RollingTransport
@@ -22,7 +22,7 @@ def make_transport(
     device: str,
     sender_address: str = "127.0.0.1",
     folder: Path | None = None,
-    clock: Clock | None = None,
+    clock: TimeSource | None = None,
 ) -> RollingTransport:
     """The transport that --weight-transport names. `device` "cuda" means NCCL, "cpu" gloo.
     `sender_address`: of rank 0's node, as the engines reach it. `folder` (disk only; default: a

@@ -11,7 +11,7 @@ from pathlib import Path
 from configs.schema import ClusterConfig
 from pipeline.core.errors import WeightSyncError
 from pipeline.core.protocols import WeightSender
-from pipeline.core.time import Clock
+from pipeline.core.time import TimeSource
 from stages.publish.control import EngineControl
 from stages.publish.rolling import PushPool, RefusedError, RollingTransport
 
@@ -33,7 +33,7 @@ class DiskTransport(RollingTransport):
         cluster: ClusterConfig,
         folder: Path,
         *,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`folder` becomes this transport's own: what lies in it is removed."""

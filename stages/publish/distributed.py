@@ -13,7 +13,7 @@ from configs.schema import ClusterConfig
 from pipeline.core.errors import SlipstreamError, WeightSyncError
 from pipeline.core.ports import free_port
 from pipeline.core.protocols import WeightSender
-from pipeline.core.time import Clock
+from pipeline.core.time import TimeSource
 from stages.publish.buckets import TensorMeta
 from stages.publish.control import AnsweredError, EngineControl
 from stages.publish.rolling import PushPool, RefusedError, RollingTransport, shielded
@@ -35,7 +35,7 @@ class DistributedTransport(RollingTransport):
         *,
         backend: str = "gloo",
         sender_address: str = "127.0.0.1",
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`sender_address`: of the node where the learner's rank 0 runs, as the engines reach

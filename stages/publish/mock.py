@@ -9,7 +9,7 @@ from typing import Protocol
 
 from configs.schema import MockConfig
 from pipeline.core.protocols import EnginePool
-from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import PushResult
 
 
@@ -28,11 +28,11 @@ class MockTransport:
         pool: GatedPool,
         config: MockConfig,
         *,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._pool, self._seconds = pool, config.mock_push_seconds
-        self._clock, self._sleep = clock or MonotonicClock(), sleep
+        self._clock, self._sleep = clock or MonotonicTime(), sleep
 
     async def push(self, policy_version: int) -> PushResult:
         began, stalls = self._clock.now(), []

@@ -19,7 +19,7 @@ import aiohttp
 from configs.schema import ClusterConfig
 from pipeline.core.errors import WeightSyncError
 from pipeline.core.protocols import EnginePool
-from pipeline.core.time import Clock, MonotonicClock
+from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import PushResult
 from stages.publish.control import EngineControl
 
@@ -67,11 +67,11 @@ class RollingTransport(ABC):
         pool: PushPool,
         cluster: ClusterConfig,
         *,
-        clock: Clock | None = None,
+        clock: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._pool, self._cluster = pool, cluster
-        self._clock: Clock = clock or MonotonicClock()
+        self._clock: TimeSource = clock or MonotonicTime()
         self._sleep = sleep
         self._session: aiohttp.ClientSession | None = None
         self._lock = asyncio.Lock()  # staging and every single update: none sees another half done

@@ -166,7 +166,7 @@ def test_packing_over_context_parallel_ranks(multiple_of: int, thd: bool) -> Non
     from stages.learn.megatron import load
 
     load()
-    from stages.learn.megatron.context import Share
+    from stages.learn.megatron.context import ContextShare
     from stages.learn.megatron.packing import pack
 
     samples = cases.make_samples(cases.LENGTHS)
@@ -177,7 +177,7 @@ def test_packing_over_context_parallel_ranks(multiple_of: int, thd: bool) -> Non
             torch.device("cpu"),
             thd=thd,
             multiple_of=multiple_of,
-            share=Share(3, r),
+            share=ContextShare(3, r),
         )
         for r in range(3)
     ]
@@ -209,7 +209,7 @@ def test_packs_for_transformer_engine() -> None:
     from stages.learn.megatron import load
 
     load()
-    from stages.learn.megatron.context import Share
+    from stages.learn.megatron.context import ContextShare
     from stages.learn.megatron.packing import pack
 
     samples = cases.make_samples(cases.LENGTHS)
@@ -228,7 +228,7 @@ def test_packs_for_transformer_engine() -> None:
         packing.max_seqlen_q, int
     )
     parts = [
-        pack(samples, torch.device("cpu"), thd=True, multiple_of=8, share=Share(2, r))
+        pack(samples, torch.device("cpu"), thd=True, multiple_of=8, share=ContextShare(2, r))
         for r in range(2)
     ]
     ends = parts[0].packing.cu_seqlens_q

@@ -15,7 +15,7 @@ import torch
 
 from configs.schema import ClusterConfig, RolloutConfig
 from pipeline.core.errors import EngineError
-from pipeline.core.time import MonotonicClock
+from pipeline.core.time import MonotonicTime
 from pipeline.core.types import Sample, TrainSample, VersionSpan
 from stages.engine.launch import Engine
 from stages.engine.mock import MockTokenizer
@@ -61,7 +61,7 @@ async def two_turns(client: SGLangClient, index: int, between: Any = None) -> Sa
         tokenizer=Numbers(),
         max_turns=4,
         context_length=None,
-        clock=MonotonicClock(),
+        clock=MonotonicTime(),
     )
     sample = Sample(index=index, group_index=0, tokens=[3 + index, 7, 11, 13, 17])
     async with open_session(args, sample, PARAMS) as session:

@@ -14,9 +14,9 @@ import pytest
 from configs.command_line.loader import load_config
 from configs.schema import flat_args
 from pipeline.core.errors import ConfigError
-from pipeline.core.time import MonotonicClock
+from pipeline.core.time import MonotonicTime
 from pipeline.schedule.clock import RolloutClock
-from pipeline.wiring.assemble import Backend, Site
+from pipeline.wiring.assemble import Backend, RunContext
 from pipeline.wiring.real import real_backend
 
 DATA = ["--prompt-data", "reasoning_gym:spell_backward", "--device", "cpu"]
@@ -30,7 +30,7 @@ def backend_of(logs: Path, *flags: str) -> Backend:
     )
     args = flat_args(config)
     return real_backend(
-        Site(
+        RunContext(
             config=config,
             args=args,
             run_dir=run_dir,
@@ -38,7 +38,7 @@ def backend_of(logs: Path, *flags: str) -> Backend:
             state=None,
             ledger=None,
             clock=clock,
-            time=MonotonicClock(),
+            time=MonotonicTime(),
         )
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from pipeline.core.types import Completion, Sample, VersionSpan
 from stages.engine.mock import MockTokenizer
 
@@ -31,7 +31,7 @@ class FakeEngineClient:
     def __init__(
         self,
         *script: Completion | Exception | str,
-        clock: ManualClock | None = None,
+        clock: ManualTime | None = None,
         seconds: float = 0.0,
     ) -> None:
         self.script = list(script)
@@ -74,5 +74,5 @@ def session_args(
         tokenizer=MockTokenizer(),
         max_turns=max_turns,
         context_length=context_length,
-        clock=clock or ManualClock(),
+        clock=clock or ManualTime(),
     )

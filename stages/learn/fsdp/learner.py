@@ -33,13 +33,13 @@ from stages.learn.meter import StepMeter
 from stages.learn.objective import Outcome
 from stages.learn.rank import LearnerRank, Objective
 from stages.learn.settings import LearnerSettings
-from stages.learn.step_objective import Goal
+from stages.learn.step_objective import StepObjective
 
 FOLDER = "fsdp"  # in a snapshot, beside hf
 
 
 class FSDPRank(LearnerRank):
-    """One process's part of the learner, its own `stages.learn.log_prob_pass.Looks`. Initialises
+    """One process's part of the learner, its own `stages.learn.log_prob_pass.ForwardPasses`. Initialises
     the process group; only one may live in a process at a time.
 
     Raises ConfigError for flags that contradict each other, CheckpointError for a model folder that
@@ -64,7 +64,7 @@ class FSDPRank(LearnerRank):
         torch.manual_seed(settings.seed)
         rendezvous.init_process_group(self.device, rank=rank, world_size=world_size, store=store)
         try:
-            goal = Goal(settings)
+            goal = StepObjective(settings)
             checkpointing = settings.model.gradient_checkpointing
             self._model, self._attention = build_model(
                 self._folder,

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.core.errors import LearnerError
 from pipeline.core.types import TrainSample
 from stages.learn.blocks import Block, cut_blocks
-from stages.learn.trained_tokens import Trained, trained_fields
+from stages.learn.trained_tokens import FlatTrainedTokens, trained_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MicroBatch(Trained):
+class MicroBatch(FlatTrainedTokens):
     """t input tokens: of every sample all but its last."""
 
     tokens: Tensor  # [1, t] int64

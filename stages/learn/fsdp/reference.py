@@ -13,10 +13,10 @@ from torch import Tensor
 
 from stages.learn.fsdp import checkpoint
 from stages.learn.fsdp.weights import Weights
-from stages.learn.rank import KeepsReference
+from stages.learn.rank import ReferenceKeeper
 
 
-class Reference(KeepsReference):
+class Reference(ReferenceKeeper):
     """Begins as a copy of the policy, or with the weights of `folder`.
 
     Raises CheckpointError for one of another shape.

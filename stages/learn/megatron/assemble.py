@@ -40,7 +40,7 @@ DEFAULTS = {"lr": 1e-6, "min_lr": 0.0, "weight_decay": 0.0, "clip_grad": 1.0}
 
 
 @dataclass(kw_only=True)
-class Built:
+class RankParts:
     """What one rank works with."""
 
     bridge: Any
@@ -132,7 +132,7 @@ class Built:
 
 def build(
     settings: LearnerSettings, *, rank: int, world_size: int, store: dist.Store | None
-) -> Built:
+) -> RankParts:
     """Raises ConfigError and CheckpointError as MegatronRank says."""
     on_cpu = compat.install()
     if settings.model.device == "cuda" and on_cpu:
@@ -166,7 +166,7 @@ def build(
     def make_scheduler() -> OptimizerParamScheduler:
         return _make_scheduler(optimizer, settings.optim, settings.num_optimizer_steps)
 
-    return Built(
+    return RankParts(
         bridge=bridge,
         hf_folder=hf_folder,
         device=device,

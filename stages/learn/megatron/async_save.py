@@ -106,7 +106,7 @@ def _hf(weights: Iterator[tuple[str, Tensor]], source: Path, path: Path) -> None
     write_hf_folder(weights, source, path)
 
 
-class Saves:
+class SnapshotWriter:
     """At most one snapshot under way on this rank."""
 
     def __init__(self) -> None:

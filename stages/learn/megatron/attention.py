@@ -33,7 +33,7 @@ from megatron.core.transformer.utils import (
 )
 from torch import Tensor
 
-from stages.learn.blocks import MAX_PADDING, Block, Collect, attend_block, batched
+from stages.learn.blocks import MAX_PADDING, Block, GatherRows, attend_block, batched
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class SdpaCoreAttention(MegatronModule):
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=block.mask, scale=self.scale)
         rows = out.transpose(1, 2).reshape(block.num * block.length, -1)
-        return rows if block.index is None else Collect.apply(rows, block.index)
+        return rows if block.index is None else GatherRows.apply(rows, block.index)
 
 
 class RMSNorm(torch.nn.RMSNorm):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class ContextShare:
     """This rank's place among the `size` ranks that share every sequence."""
 
     size: int = 1
@@ -33,8 +33,8 @@ class Share:
         return 1 if self.size == 1 else 2 * self.size
 
     @staticmethod
-    def of_this_rank() -> Share:
-        return Share(mpu.get_context_parallel_world_size(), mpu.get_context_parallel_rank())
+    def of_this_rank() -> ContextShare:
+        return ContextShare(mpu.get_context_parallel_world_size(), mpu.get_context_parallel_rank())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Layout:
         return self.rank * self.held.shape[1] + self.local
 
 
-def lay_out(lengths: Sequence[int], pad: int, share: Share, *, by_sequence: bool) -> Layout:
+def lay_out(lengths: Sequence[int], pad: int, share: ContextShare, *, by_sequence: bool) -> Layout:
     """Sequences of `lengths`, end to end, then one of `pad` tokens (all multiples of share.unit),
     over the ranks.
 

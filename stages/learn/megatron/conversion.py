@@ -24,7 +24,7 @@ RELEASE = "release"  # what Megatron-LM calls a checkpoint that is no iteration 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Converted:
+class Conversion:
     num_weights: int
     num_bytes: int
     seconds: float
@@ -47,7 +47,7 @@ def to_hf(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int | None = None,
     trust_pickle: bool = False,
-) -> Converted:
+) -> Conversion:
     """A Megatron checkpoint as the Hugging Face folder `output`, with configuration and tokenizer
     of `origin`.
 
@@ -66,7 +66,7 @@ def to_hf(
             _as_hf(source, whole, dtype), origin, output, max_shard_bytes=max_shard_bytes
         )
         count = len(whole.hf_shapes())
-    return Converted(num_weights=count, num_bytes=num_bytes, seconds=time.perf_counter() - began)
+    return Conversion(num_weights=count, num_bytes=num_bytes, seconds=time.perf_counter() - began)
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ class TorchDist:
         return sharded.merged(entry, parts)
 
 
-def to_torch_dist(folder: Path, output: Path, *, dtype: torch.dtype | None = None) -> Converted:
+def to_torch_dist(folder: Path, output: Path, *, dtype: torch.dtype | None = None) -> Conversion:
     """A Hugging Face folder as Megatron-LM's `output`/release (torch_dist, weights only).
 
     `dtype` None: as stored. Raises CheckpointError as `to_hf` does; `output` appears whole or not
@@ -144,7 +144,7 @@ def to_torch_dist(folder: Path, output: Path, *, dtype: torch.dtype | None = Non
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    return Converted(
+    return Conversion(
         num_weights=len(whole.weights), num_bytes=num_bytes, seconds=time.perf_counter() - began
     )
 

@@ -29,7 +29,7 @@ from stages.learn.megatron.balance import Balance
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
 from stages.learn.megatron.context import whole
 from stages.learn.megatron.packing import PackedMicroBatch
-from stages.learn.megatron.passes import Passes
+from stages.learn.megatron.passes import MegatronPasses
 from stages.learn.settings import LearnerSettings
 
 FOLDER = "critic"  # in a snapshot, beside torch_dist
@@ -43,7 +43,7 @@ class Targets(NamedTuple):
     returns: Tensor  # [N]
 
 
-class Judged(NamedTuple):
+class CriticInputs(NamedTuple):
     """What the critic's passes run over."""
 
     batch: PackedMicroBatch
@@ -73,10 +73,10 @@ class ValueHead(torch.nn.Module):
 class Critic:
     """Made and called by MegatronRank, on every rank alike."""
 
-    def __init__(self, settings: LearnerSettings, policy: building.Built) -> None:
+    def __init__(self, settings: LearnerSettings, policy: building.RankParts) -> None:
         self._algorithm, self._config = settings.algorithm, settings.critic
         self.built = _build(settings, policy)
-        self._passes = Passes(self.built, settings.temperature)
+        self._passes = MegatronPasses(self.built, settings.temperature)
         self._balance = Balance(self.built.models, self.built.bridge.config)
         load = settings.critic.critic_load
         if load is not None and not (Path(load) / "config.json").is_file():
@@ -129,26 +129,30 @@ class Critic:
             where = f"rollout {batch.rollout_id}, critic step {number} of {len(batch.steps)}"
             results.append(
                 self._step(
-                    step, [Judged(*pair) for pair in zip(micro_batches, goals, strict=True)], where
+                    step,
+                    [CriticInputs(*pair) for pair in zip(micro_batches, goals, strict=True)],
+                    where,
                 )
             )
         return {k: sum(r[k] for r in results) / len(results) for k in results[0]}
 
     def _values(self, micro_batches: Sequence[PackedMicroBatch]) -> list[Tensor]:
-        def keep(judged: Judged, out: Tensor, non_loss_data: bool = True) -> Tensor:
+        def keep(judged: CriticInputs, out: Tensor, non_loss_data: bool = True) -> Tensor:
             return _values_of(out, judged.batch)
 
         with torch.no_grad():
-            return self._passes.run([Judged(mb) for mb in micro_batches], keep, forward_only=True)
+            return self._passes.run(
+                [CriticInputs(mb) for mb in micro_batches], keep, forward_only=True
+            )
 
     def _step(
-        self, step: OptimizerStep, micro_batches: Sequence[Judged], where: str
+        self, step: OptimizerStep, micro_batches: Sequence[CriticInputs], where: str
     ) -> dict[str, float]:
         built, per_token = self.built, self._algorithm.calculate_per_token_loss
         denominator = float(step.num_loss_tokens if per_token else step.num_samples) or 1.0
         scale = len(micro_batches) * built.dp_size  # Megatron divides by both
 
-        def loss_of(judged: Judged, out: Tensor) -> tuple[Tensor, Tensor]:
+        def loss_of(judged: CriticInputs, out: Tensor) -> tuple[Tensor, Tensor]:
             assert judged.targets is not None
             values, clip = _values_of(out, judged.batch), self._config.value_clip
             loss, sums = _objective(
@@ -163,7 +167,7 @@ class Critic:
             return self._apply(micro_batches, loss_of, where)
 
     def _apply(
-        self, micro_batches: Sequence[Judged], loss_of: Callable[..., Any], where: str
+        self, micro_batches: Sequence[CriticInputs], loss_of: Callable[..., Any], where: str
     ) -> dict[str, float]:
         """Forward, backward, reduce, check, clip, update."""
         built = self.built
@@ -206,7 +210,7 @@ def _values_of(out: Tensor, mb: PackedMicroBatch) -> Tensor:
     return whole(out[0, :, 0].float(), mb.own, len(mb.targets))
 
 
-def _build(settings: LearnerSettings, policy: building.Built) -> building.Built:
+def _build(settings: LearnerSettings, policy: building.RankParts) -> building.RankParts:
     """Model, gradient buffers, optimizer and schedule; the backbone from --critic-load's folder, or
     the policy's."""
     values = {name: convert(name, given) for name, given in settings.megatron.items()}

@@ -13,7 +13,7 @@ from megatron.core import parallel_state as mpu
 
 from pipeline.core.errors import CheckpointError
 from stages.learn import rendezvous
-from stages.learn.hf_folder import Stored, read_headers
+from stages.learn.hf_folder import TensorHeader, read_headers
 from stages.learn.megatron.sharded import Mismatch
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -24,7 +24,7 @@ def check_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path)
     rank's model takes. Shapes are looked at where ranks hold whole tensors; else they show when the
     shards are loaded."""
     try:
-        headers: Mapping[str, Stored] | str = read_headers(path)
+        headers: Mapping[str, TensorHeader] | str = read_headers(path)
     except CheckpointError as error:
         headers = str(error)  # of this rank; the others must not wait for it below
     whole = (
@@ -51,7 +51,7 @@ def check_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path)
 
 def check(
     expected: Mapping[str, tuple[int, ...] | None],
-    headers: Mapping[str, Stored],
+    headers: Mapping[str, TensorHeader],
     path: Path,
     hf_config: Any,
 ) -> None:

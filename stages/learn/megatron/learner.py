@@ -19,21 +19,21 @@ from pipeline.core.flops import read_cost
 from pipeline.core.types import OptimizerStep, TrainBatch
 from stages.learn.log_prob_pass import Prepared
 from stages.learn.megatron import checkpoint, parallel
-from stages.learn.megatron.assemble import Built, build
-from stages.learn.megatron.async_save import Saves, hf_job, torch_dist_job
+from stages.learn.megatron.assemble import RankParts, build
+from stages.learn.megatron.async_save import SnapshotWriter, hf_job, torch_dist_job
 from stages.learn.megatron.balance import Balance
 from stages.learn.megatron.context import whole
 from stages.learn.megatron.critic import Critic
 from stages.learn.megatron.offload import Offload
 from stages.learn.megatron.packing import PackedMicroBatch
-from stages.learn.megatron.passes import Passes
+from stages.learn.megatron.passes import MegatronPasses
 from stages.learn.megatron.reference import Reference
 from stages.learn.megatron.routing import Routing
 from stages.learn.meter import StepMeter
 from stages.learn.objective import Outcome, penalised_rewards
-from stages.learn.rank import Found, LearnerRank, Objective
+from stages.learn.rank import LearnerRank, Objective, StepMeasurements
 from stages.learn.settings import LearnerSettings
-from stages.learn.step_objective import Goal
+from stages.learn.step_objective import StepObjective
 
 
 class MegatronRank(LearnerRank):
@@ -54,7 +54,7 @@ class MegatronRank(LearnerRank):
     ) -> None:
         self.settings, self.rank, self.world_size = settings, rank, world_size
         try:
-            self._built: Built = build(settings, rank=rank, world_size=world_size, store=store)
+            self._built: RankParts = build(settings, rank=rank, world_size=world_size, store=store)
             self._critic = (
                 Critic(settings, self._built)
                 if settings.algorithm.advantage_estimator == "ppo"
@@ -64,7 +64,7 @@ class MegatronRank(LearnerRank):
             self._balance = Balance(self._built.models, self._built.bridge.config)
             self._routing = self._make_routing()
             self._passes = self._make_passes()
-            goal = Goal(settings)
+            goal = StepObjective(settings)
             cost = read_cost(self._built.hf_folder, shares_prompts=not self._built.thd)
             meter = StepMeter(self.device, cost, world_size, clock)
             self._kept = self._make_reference(goal)
@@ -72,7 +72,7 @@ class MegatronRank(LearnerRank):
             self._offload = Offload(
                 [self._built, *([self._critic.built] if self._critic is not None else [])]
             )
-            self._saves = Saves()
+            self._saves = SnapshotWriter()
         except BaseException:
             parallel.shutdown()
             raise
@@ -83,9 +83,9 @@ class MegatronRank(LearnerRank):
             return None
         return Routing(built.models, built.ddp, built.bridge.config, algorithm, built.device)
 
-    def _make_passes(self) -> Passes:
+    def _make_passes(self) -> MegatronPasses:
         a = self.settings.algorithm
-        return Passes(
+        return MegatronPasses(
             self._built,
             self.settings.temperature,
             self._routing,
@@ -94,7 +94,7 @@ class MegatronRank(LearnerRank):
             max_tokens_ahead=a.log_probs_max_tokens_per_gpu,
         )
 
-    def _make_reference(self, goal: Goal) -> Reference | None:
+    def _make_reference(self, goal: StepObjective) -> Reference | None:
         if not goal.needs_reference:
             return None
         reference = Reference(self._built)
@@ -165,7 +165,7 @@ class MegatronRank(LearnerRank):
 
     # ---- the optimizer
 
-    def _optimizer_step(self, *args: Any, **kwargs: Any) -> Found:
+    def _optimizer_step(self, *args: Any, **kwargs: Any) -> StepMeasurements:
         with self._balance.restored_on_error():
             return super()._optimizer_step(*args, **kwargs)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stages.learn.megatron.assemble import Built
+from stages.learn.megatron.assemble import RankParts
 
 
 class _Away(NamedTuple):
@@ -28,7 +28,7 @@ class _Away(NamedTuple):
 class Offload:
     """Of one rank. Every rank calls `out` and `back` in the same order."""
 
-    def __init__(self, builts: Sequence[Built]) -> None:
+    def __init__(self, builts: Sequence[RankParts]) -> None:
         """`builts`: the policy, and the critic where there is one."""
         self._builts, self._device = builts, builts[0].device
         self._weights: list[_Away] = []

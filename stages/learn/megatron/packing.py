@@ -16,14 +16,14 @@ from pipeline.core.errors import LearnerError
 from pipeline.core.types import TrainSample
 from stages.learn.blocks import cut_blocks
 from stages.learn.megatron.attention import PackedSequences, Tail, cut_tails
-from stages.learn.megatron.context import Layout, Share, lay_out
-from stages.learn.trained_tokens import Trained, check_sample, trained_fields
+from stages.learn.megatron.context import ContextShare, Layout, lay_out
+from stages.learn.trained_tokens import FlatTrainedTokens, check_sample, trained_fields
 
 FREE = -1  # in the place of an expert: nobody knows, so the router chooses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackedMicroBatch(Trained):
+class PackedMicroBatch(FlatTrainedTokens):
     """t input tokens, N trained tokens, S samples. The inputs of a sample are all but its last
     token; a shared prompt is there once.
 
@@ -69,7 +69,7 @@ def pack(
     *,
     thd: bool,
     multiple_of: int = 1,
-    share: Share = Share(),  # noqa: B008  # immutable
+    share: ContextShare = ContextShare(),  # noqa: B008  # immutable
     expert_layers: Sequence[int] = (),
 ) -> PackedMicroBatch:
     """Pack samples, and take this rank's share of the pack. `thd`: mark for TransformerEngine's

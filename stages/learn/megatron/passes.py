@@ -17,8 +17,8 @@ from stages.learn import rendezvous
 from stages.learn.log_prob_pass import Prepared
 from stages.learn.losses import CHUNK_SIZE, TokenLogProbs
 from stages.learn.megatron import parallel
-from stages.learn.megatron.assemble import Built
-from stages.learn.megatron.context import Share, whole
+from stages.learn.megatron.assemble import RankParts
+from stages.learn.megatron.context import ContextShare, whole
 from stages.learn.megatron.loss_shares import apart, divide, join
 from stages.learn.megatron.objective import log_probs_of
 from stages.learn.megatron.packing import PackedMicroBatch, pack
@@ -33,12 +33,12 @@ class Packed(Protocol):
     def batch(self) -> PackedMicroBatch: ...
 
 
-class Passes:
-    """This rank's forward and backward passes. Implements `stages.learn.log_prob_pass.Looks`."""
+class MegatronPasses:
+    """This rank's forward and backward passes. Implements `stages.learn.log_prob_pass.ForwardPasses`."""
 
     def __init__(
         self,
-        built: Built,
+        built: RankParts,
         temperature: float,
         routing: Routing | None = None,
         *,
@@ -84,7 +84,7 @@ class Passes:
             for sample in samples:
                 routing.check(sample)
         layers = routing.layers if routing is not None else ()
-        share, multiple = Share.of_this_rank(), built.token_multiple
+        share, multiple = ContextShare.of_this_rank(), built.token_multiple
         packed = pack(
             samples,
             built.device,

@@ -32,7 +32,7 @@ from stages.learn.megatron.packing import FREE, PackedMicroBatch
 Mode = Literal["free", "record", "replay"]
 
 
-class Forced(NamedTuple):
+class ForcedExperts(NamedTuple):
     """Experts of one layer and micro-batch."""
 
     experts: Tensor  # [tokens, top-k] int16; FREE: the router's own choice
@@ -46,10 +46,10 @@ class RouterSeat:
 
     def __init__(self) -> None:
         self.mode: Literal["free", "record", "replay", "recompute"] = "free"
-        self.forced: Forced | None = None
+        self.forced: ForcedExperts | None = None
         self.recorded: Tensor | None = None  # [tokens, top-k] int16
         # of micro-batches whose backward pass runs the router again, in that order
-        self.awaiting: deque[Forced] = deque()
+        self.awaiting: deque[ForcedExperts] = deque()
         # [2]: choices that differ from the router's own, choices; None: do not count
         self.mismatch: Tensor | None = None
 
@@ -206,7 +206,7 @@ class Routing:
             complete = bool((own != FREE).all())
             on_device = own.to(self._mismatch.device, non_blocking=True)
             for i, seat in enumerate(seats):
-                seat.mode, seat.forced = "replay", Forced(on_device[:, i], complete)
+                seat.mode, seat.forced = "replay", ForcedExperts(on_device[:, i], complete)
                 seat.mismatch = self._mismatch if count else None
             return
 

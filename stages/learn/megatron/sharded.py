@@ -29,7 +29,7 @@ ALIASES = (
 _NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state")
 
 
-class Holds(Protocol):
+class TensorSource(Protocol):
     """A checkpoint's tensors: torch_dist.Reader."""
 
     @property
@@ -62,7 +62,7 @@ def pieces(entry: Any) -> list[Any]:
     return list(built if isinstance(built, list | tuple) else built.values())
 
 
-def fitted(entry: Any, held: Holds) -> Any:
+def fitted(entry: Any, held: TensorSource) -> Any:
     """The entry with the key under which the checkpoint holds it, where that is one of its other
     names; else as it is."""
     if any(p.key in held.tensors for p in pieces(entry)):
@@ -76,7 +76,7 @@ def fitted(entry: Any, held: Holds) -> Any:
     return entry
 
 
-def fitted_all(model: Any, held: Holds) -> dict[str, Any]:
+def fitted_all(model: Any, held: TensorSource) -> dict[str, Any]:
     """Own name -> description under which the checkpoint holds it: stacked over layers, or layer by
     layer; whichever has more of it."""
     best: dict[str, Any] = {}
@@ -113,7 +113,7 @@ class Mismatch:
         return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in parts if names)
 
 
-def compare(entries: Iterable[Any], held: Holds, *, num_words: int, whole: bool) -> Mismatch:
+def compare(entries: Iterable[Any], held: TensorSource, *, num_words: int, whole: bool) -> Mismatch:
     """Fitted `entries` against the checkpoint. `num_words`: of the vocabulary without padding.
     `whole`: they are all of the model, so that what is left over is surplus."""
     found, used = Mismatch(), set[str]()

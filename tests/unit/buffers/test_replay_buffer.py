@@ -13,7 +13,7 @@ import pytest
 from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig
 from pipeline.core.errors import BufferCorruption, ReplayBufferError
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from pipeline.core.types import Admission, Group, Sample, Status, VersionSpan
 from pipeline.schedule.clock import RolloutClock
 
@@ -278,7 +278,7 @@ async def test_a_damaged_group_is_not_trained_on(tmp_path: Path) -> None:
 
 
 async def test_seconds_waited_are_counted_on_both_sides(tmp_path: Path) -> None:
-    time = ManualClock()
+    time = ManualTime()
     buffer, clock = make(tmp_path, P=1, K=0, time=time)
     admission = await buffer.admit()
     take, admit = await settled(buffer.take(0)), await settled(buffer.admit())
@@ -293,7 +293,7 @@ async def test_seconds_waited_are_counted_on_both_sides(tmp_path: Path) -> None:
 
 
 async def test_a_wait_at_the_budget_is_counted_also_when_cancelled(tmp_path: Path) -> None:
-    time = ManualClock()
+    time = ManualTime()
     buffer, _ = make(tmp_path, P=1, K=1, max_bytes=1, time=time)
     first, second = admit_all(buffer)
     await buffer.put(make_group(first))

@@ -10,7 +10,7 @@ import torch
 from configs.schema import AlgorithmConfig
 from examples.hooks.custom_loss import loss_function, tis_function
 from stages.learn.losses import compute_log_probs_from_logits
-from stages.learn.objective import Extras, custom_objective, policy_objective
+from stages.learn.objective import ObjectiveExtras, custom_objective, policy_objective
 from tests.unit.tokens import make_model, make_samples, pack
 
 LENGTHS = [4, 1, 9, 6, 2, 12]
@@ -22,7 +22,14 @@ def test_the_loss_trains_on_good_samples_only() -> None:
     logits = table[batch.contexts]
     now = compute_log_probs_from_logits(logits, batch.targets)
     got = custom_objective(
-        loss_function, logits[None], now, batch.old, batch, 6.0, AlgorithmConfig(), Extras()
+        loss_function,
+        logits[None],
+        now,
+        batch.old,
+        batch,
+        6.0,
+        AlgorithmConfig(),
+        ObjectiveExtras(),
     )
     each = [-part.mean().item() for part in now.log_probs.split(LENGTHS)]
     good = [s.advantage > 0 for s in samples]
@@ -39,7 +46,7 @@ def test_the_correction_drops_samples_that_are_far_off() -> None:
     batch = pack(make_samples(LENGTHS, 4, spread=0.3))
     now = compute_log_probs_from_logits(table[batch.contexts], batch.targets)
     got = policy_objective(
-        now, batch.old, batch, config, 6.0, Extras(tis_function=tis_function, args=args)
+        now, batch.old, batch, config, 6.0, ObjectiveExtras(tis_function=tis_function, args=args)
     )
     gaps = (batch.old - batch.rollout_log_probs).split(LENGTHS)
     want, kept = 0.0, 0

@@ -15,14 +15,14 @@ from buffers.priority import user_priority
 from buffers.userfilter import Choice, UserFilter
 from configs.rules.validate import functions
 from configs.schema import AlgorithmConfig, Config, ModelConfig, flat_args
-from pipeline.core.time import MonotonicClock
+from pipeline.core.time import MonotonicTime
 from pipeline.core.types import Completion, Group, Sample, Status, VersionSpan
 from pipeline.core.userfn import load_function
 from stages.advantage import compute_advantages, load_hooks
 from stages.engine.mock import MockTokenizer
 from stages.filter import build_all_samples_process, build_filter, build_sample_filter
 from stages.learn.settings import LearnerSettings
-from stages.learn.step_objective import Goal
+from stages.learn.step_objective import StepObjective
 from stages.source import UserSource
 from tests.conftest import ROOT
 from tests.unit.stages.advantage.test_advantage import make_sample
@@ -71,7 +71,7 @@ async def test_generate_fans_out() -> None:
         tokenizer=MockTokenizer(),
         max_turns=2,
         context_length=None,
-        clock=MonotonicClock(),
+        clock=MonotonicTime(),
     )
     function: Any = load_function(hook("generate"), "generate")
     made = await function(args, Sample(index=7, tokens=[1, 2]), {"max_new_tokens": 8})
@@ -189,7 +189,7 @@ def test_loss_and_correction_are_found_by_their_default_names() -> None:
         custom_loss_function_path=hook("custom_loss"),
         custom_tis_function_path=hook("custom_loss"),
     )
-    assert Goal(LearnerSettings(model=ModelConfig(), algorithm=config)).has_extra_metrics
+    assert StepObjective(LearnerSettings(model=ModelConfig(), algorithm=config)).has_extra_metrics
 
 
 def test_sample_filter_spares_groups_that_are_all_cut_off() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from configs.schema import EvalConfig
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from pipeline.core.types import Sample, Status, VersionSpan
 from stages.evaluate import NO_VERSION, Evaluator
 
@@ -57,7 +57,7 @@ async def test_a_data_set_becomes_one_result() -> None:
         Sample(prompt="bad", label=1),
         Sample(prompt="long", label=0),
     ]
-    clock = ManualClock()
+    clock = ManualTime()
     evaluator = Evaluator(
         generate,
         reward,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.core.time import IdleMeter, ManualClock, MonotonicClock
+from pipeline.core.time import IdleMeter, ManualTime, MonotonicTime
 
 
 def test_idle_is_the_time_in_which_nobody_is_busy() -> None:
-    clock = ManualClock(5.0)
+    clock = ManualTime(5.0)
     meter = IdleMeter(clock)
     clock.advance(1.0)
     with meter.busy():
@@ -22,7 +22,7 @@ def test_idle_is_the_time_in_which_nobody_is_busy() -> None:
 
 
 def test_a_failure_ends_the_busy_time_too() -> None:
-    clock = ManualClock()
+    clock = ManualTime()
     meter = IdleMeter(clock)
     with pytest.raises(RuntimeError), meter.busy():
         clock.advance(1.0)
@@ -32,7 +32,7 @@ def test_a_failure_ends_the_busy_time_too() -> None:
 
 
 def test_laps_share_nothing() -> None:
-    clock = ManualClock()
+    clock = ManualTime()
     meter = IdleMeter(clock)
     assert meter.lap() == 0.0, "no time has passed"
     clock.advance(3.0)
@@ -47,6 +47,6 @@ def test_laps_share_nothing() -> None:
 
 def test_time_does_not_go_back() -> None:
     with pytest.raises(AssertionError):
-        ManualClock().advance(-1.0)
-    clock = MonotonicClock()
+        ManualTime().advance(-1.0)
+    clock = MonotonicTime()
     assert clock.now() <= clock.now()

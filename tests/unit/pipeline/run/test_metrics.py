@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from pipeline.core.types import (
     EvalResult,
     Group,
@@ -85,7 +85,7 @@ def test_staleness_of_nothing_is_zero() -> None:
 
 
 def test_idle_shares_are_of_the_lap() -> None:
-    clock, engines = ManualClock(), {"a": 5.0, "b": 0.0}
+    clock, engines = ManualTime(), {"a": 5.0, "b": 0.0}
     meter = Utilisation(clock, lambda: engines)
     with meter.trainer_busy():
         clock.advance(3)
@@ -101,7 +101,7 @@ def test_idle_shares_are_of_the_lap() -> None:
 
 
 def test_a_step_that_spans_a_lap_counts_in_both() -> None:
-    clock = ManualClock()
+    clock = ManualTime()
     meter = Utilisation(clock, dict)
     with meter.trainer_busy():
         clock.advance(1)
@@ -112,7 +112,7 @@ def test_a_step_that_spans_a_lap_counts_in_both() -> None:
 
 
 def test_a_restarted_engine_counts_from_zero() -> None:
-    clock, engines = ManualClock(), {"a": 100.0}
+    clock, engines = ManualTime(), {"a": 100.0}
     meter = Utilisation(clock, lambda: engines)
     clock.advance(10)
     engines["a"] = 5.0

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from pipeline.core.types import Location
-from pipeline.schedule.replay_pool import Entry, ResamplePool
+from pipeline.schedule.replay_pool import Entry, ReplayPool
 from pipeline.schedule.selectors import Candidate, Draw, Selector, make_selector
 
 ROLLOUTS = 4000
@@ -87,8 +87,8 @@ def entry(group: int, *, version: int = 0, times: int = 1) -> Entry:
     )
 
 
-def pool(most: int, staleness: int = 3) -> ResamplePool:
-    return ResamplePool(
+def pool(most: int, staleness: int = 3) -> ReplayPool:
+    return ReplayPool(
         selector=make_selector("fifo"), max_times_sampled=most, max_staleness=staleness
     )
 

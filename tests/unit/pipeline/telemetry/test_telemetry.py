@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from configs.schema import Config, RunConfig
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from pipeline.run.record_file import read_records
 from pipeline.run.rundir import RunDir, create_run_dir
 from pipeline.telemetry import JsonlSink, Telemetry, open_telemetry
@@ -127,7 +127,7 @@ def test_plain_output_is_a_line_a_rollout(
 def test_the_live_view_shows_the_run_and_the_warnings(
     run_dir: RunDir, restored_logging: None
 ) -> None:
-    screen, clock = io.StringIO(), ManualClock()
+    screen, clock = io.StringIO(), ManualTime()
     console = Console(file=screen, force_terminal=True, width=110, height=40, color_system=None)
     telemetry = open_telemetry(run_dir, _config(), live=True, console=console, clock=clock)
     for record in records(20):

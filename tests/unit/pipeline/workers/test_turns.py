@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from pipeline.core.errors import LearnerError
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from pipeline.core.types import StepResult
 from pipeline.workers.turns import TurnTaking
 from stages.engine.memory import EngineMemory
@@ -26,7 +26,7 @@ class Both:
 
     def __init__(self, *, refuses: bool = False) -> None:
         self.log: list[str] = []
-        self.clock = ManualClock()
+        self.clock = ManualTime()
         self._refuses = refuses
 
     def __getattr__(self, name: str) -> Any:
@@ -98,7 +98,7 @@ class Servers:
             engine.endpoint = str(server.make_url("")).rstrip("/")
             engines.append(engine)
         self.pool = SGLangPool(
-            engines, concurrency=4, max_restarts=0, start_timeout_seconds=1.0, clock=ManualClock()
+            engines, concurrency=4, max_restarts=0, start_timeout_seconds=1.0, clock=ManualTime()
         )
         await self.pool.start()
         return self.pool

@@ -13,14 +13,14 @@ import pytest
 
 from configs.schema import MockConfig
 from pipeline.core.errors import CheckpointError, EngineError
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from pipeline.core.types import OptimizerStep, Sample, TrainBatch, TrainSample, VersionSpan
-from stages.engine.mock import MockEngineClient, MockPool, MockTokenizer, Taught, skill
+from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer, skill
 from stages.learn.mock import MockLearner
 from stages.publish.mock import MockTransport
 
 
-class SimulatedTime(ManualClock):
+class SimulatedTime(ManualTime):
     """A clock and a sleep in which time jumps to the next sleeper once nobody else has anything to
     do."""
 
@@ -201,7 +201,7 @@ async def test_taught_tells_the_labels_before_it_generates() -> None:
         order.append(f"generate {evaluation}")
         return samples
 
-    await Taught(generate, client)([Sample(prompt="q", label="a")], evaluation=True)  # type: ignore[arg-type]
+    await LabelledGenerate(generate, client)([Sample(prompt="q", label="a")], evaluation=True)  # type: ignore[arg-type]
     assert order == ["learn a", "generate True"]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.core.errors import ConfigError, EngineError
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from stages.engine import pool as pool_module
 from stages.engine.pool import SGLangPool
 
@@ -56,9 +56,9 @@ class Sleeps:
 
 def make(
     count: int = 2, concurrency: int = 2, restarts: int = 2, version: int = 0
-) -> tuple[SGLangPool, list[FakeEngine], ManualClock, Sleeps]:
+) -> tuple[SGLangPool, list[FakeEngine], ManualTime, Sleeps]:
     engines = [FakeEngine(i) for i in range(count)]
-    clock, sleeps = ManualClock(), Sleeps()
+    clock, sleeps = ManualTime(), Sleeps()
     pool = SGLangPool(
         engines,
         concurrency=concurrency,

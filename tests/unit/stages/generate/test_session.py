@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import EngineError, GenerateError
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from pipeline.core.types import Sample, Status, VersionSpan
 from stages.engine.mock import MockTokenizer
 from stages.generate.check import check_sample
@@ -96,7 +96,7 @@ async def test_a_turn_cut_by_its_own_limit_may_be_continued(wanted: int, status:
 
 
 async def test_time_outside_the_engine_is_counted() -> None:
-    clock = ManualClock()
+    clock = ManualTime()
     made = sample()
     async with open_session(
         session_args(FakeEngineClient("a", clock=clock, seconds=5.0), clock=clock), made, PARAMS

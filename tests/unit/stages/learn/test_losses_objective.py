@@ -20,7 +20,7 @@ from configs.schema import AlgorithmConfig
 from stages.learn.corrections import batch_evidence, batch_statistics
 from stages.learn.losses import compute_log_probs_from_logits
 from stages.learn.objective import (
-    Extras,
+    ObjectiveExtras,
     custom_objective,
     penalised_rewards,
     policy_metrics,
@@ -53,8 +53,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def extras_of(batch: FakeTokens, config: AlgorithmConfig, **more: Any) -> Extras:
-    return Extras(ref=batch.ref if config.use_kl_loss or config.kl_coef else None, **more)
+def extras_of(batch: FakeTokens, config: AlgorithmConfig, **more: Any) -> ObjectiveExtras:
+    return ObjectiveExtras(ref=batch.ref if config.use_kl_loss or config.kl_coef else None, **more)
 
 
 def step(
@@ -332,7 +332,7 @@ def test_custom_tis_function_has_slimes_signature() -> None:
     now = compute_log_probs_from_logits(table[batch.contexts], batch.targets)
     want = policy_objective(now, batch.old, batch, config, 7.0)
     got = policy_objective(
-        now, batch.old, batch, config, 7.0, Extras(tis_function=tis, args="args")
+        now, batch.old, batch, config, 7.0, ObjectiveExtras(tis_function=tis, args="args")
     )
     assert got.loss.item() == pytest.approx(want.loss.item(), abs=1e-6)
     means = [
@@ -360,7 +360,9 @@ def test_custom_loss_function_has_slimes_signature() -> None:
             "twice": 2 * sum_of_sample_mean(torch.ones_like(per_token))
         }
 
-    got = custom_objective(loss, logits, now, batch.old, batch, 7.0, config, Extras(args=None))
+    got = custom_objective(
+        loss, logits, now, batch.old, batch, 7.0, config, ObjectiveExtras(args=None)
+    )
     own = torch.log_softmax(table, -1)[batch.contexts, batch.targets]
     want = (
         sum(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.core.flops import Cost
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 from stages.learn.meter import PeakMemory, StepMeter
 
@@ -36,7 +36,7 @@ def batch_of(*lengths: tuple[int, int]) -> TrainBatch:
 
 
 def test_pace_and_operations() -> None:
-    clock = ManualClock()
+    clock = ManualTime()
     meter = StepMeter(
         torch.device("cpu"),
         Cost(linear=3e9, head=1e9, shares_prompts=True),

@@ -10,7 +10,7 @@ import torch
 from configs.schema import AlgorithmConfig, ModelConfig
 from pipeline.core.errors import ConfigError
 from stages.learn.settings import LearnerSettings
-from stages.learn.step_objective import Goal, Worst, learner_args, worst_mismatch
+from stages.learn.step_objective import LargestGap, StepObjective, learner_args, worst_mismatch
 
 COUNTS = [3, 1, 4]
 
@@ -31,7 +31,7 @@ def test_the_worst_token_is_named(at: int, sample: int, place: int) -> None:
     got = worst_mismatch(old, batch)
     assert got.mismatch == pytest.approx(torch.tensor(0.5001).expm1().item(), rel=1e-4)
     assert got.token.startswith(f"trained token {place} of sample {sample} (token id {100 + at})")
-    assert worst_mismatch(torch.zeros(0), batch) == Worst()
+    assert worst_mismatch(torch.zeros(0), batch) == LargestGap()
 
 
 def settings(**flags: object) -> LearnerSettings:
@@ -56,19 +56,19 @@ def test_user_functions_find_the_flags_in_args() -> None:
 
 def test_a_user_function_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="nowhere"):
-        Goal(settings(loss_type="custom_loss", custom_loss_function_path="nowhere.py"))
+        StepObjective(settings(loss_type="custom_loss", custom_loss_function_path="nowhere.py"))
 
 
 def test_what_needs_log_probs_ahead() -> None:
-    assert Goal(settings()).needs_old and not Goal(settings()).needs_reference
-    assert not Goal(settings(use_rollout_logprobs=True)).needs_old
-    assert Goal(settings(use_rollout_logprobs=True, kl_coef=0.1)).needs_old
-    assert Goal(settings(advantage_estimator="ppo", kl_coef=0.1)).needs_old_at_first
+    assert StepObjective(settings()).needs_old and not StepObjective(settings()).needs_reference
+    assert not StepObjective(settings(use_rollout_logprobs=True)).needs_old
+    assert StepObjective(settings(use_rollout_logprobs=True, kl_coef=0.1)).needs_old
+    assert StepObjective(settings(advantage_estimator="ppo", kl_coef=0.1)).needs_old_at_first
     assert (
-        not Goal(settings(advantage_estimator="ppo")).needs_old_at_first
-        and not Goal(settings(kl_coef=0.1)).needs_old_at_first
+        not StepObjective(settings(advantage_estimator="ppo")).needs_old_at_first
+        and not StepObjective(settings(kl_coef=0.1)).needs_old_at_first
     )
     assert (
-        Goal(settings(kl_coef=0.1)).needs_reference
-        and Goal(settings(use_kl_loss=True)).needs_reference
+        StepObjective(settings(kl_coef=0.1)).needs_reference
+        and StepObjective(settings(use_kl_loss=True)).needs_reference
     )

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from configs.schema import ClusterConfig
 from pipeline.core.errors import WeightSyncError
-from pipeline.core.time import ManualClock
+from pipeline.core.time import ManualTime
 from stages.publish import make_transport
 from stages.publish.disk import DiskTransport
 from stages.publish.distributed import DistributedTransport
@@ -192,7 +192,7 @@ async def distributed(
 ) -> AsyncIterator[tuple[DistributedTransport, FakePool, FakeSender]]:
     pool, sender = FakePool(servers), FakeSender()
     transport = DistributedTransport(
-        pool, sender, ClusterConfig(), clock=ManualClock(), sleep=no_sleep
+        pool, sender, ClusterConfig(), clock=ManualTime(), sleep=no_sleep
     )
     yield transport, pool, sender
     await transport.close()
@@ -398,7 +398,7 @@ async def test_retract_empties_the_cache_before_it_touches_the_weights(
 
 
 async def test_stall_is_the_longest_pause_of_one_engine(servers: list[FakeServer]) -> None:
-    clock, sender, pool = ManualClock(), FakeSender(), FakePool(servers)
+    clock, sender, pool = ManualTime(), FakeSender(), FakePool(servers)
     seconds = iter([1.0, 1.0, 2.0, 2.0])
     transport = DistributedTransport(pool, sender, ClusterConfig(), clock=clock, sleep=no_sleep)
 
