@@ -145,8 +145,7 @@ class Ledger:
             for a in self.accounts.values()
         ]
 
-    # -- the records
-    # --------------------------------------------------------------------------------------------------
+    # -- the records -------------------------------------------------------------------------------
 
     def _admit(self, record: Mapping[str, Any]) -> None:
         group_index = record["g"]

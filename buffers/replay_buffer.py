@@ -125,8 +125,7 @@ class ReplayBuffer:
         self._noted = (clock.num_trained, clock.policy_version)  # in the journal
         clock.subscribe(self._clock_moved)
 
-    # -- the generating side
-    # ------------------------------------------------------------------------------------------
+    # -- the generating side -----------------------------------------------------------------------
 
     def try_admit(self) -> Admission | None:
         """An admission, if there is one now.
@@ -230,8 +229,7 @@ class ReplayBuffer:
         self._journal.append({"t": "discard", "g": group_index, "why": reason})
         self._give_back(group_index, reason)
 
-    # -- the learner's side
-    # -------------------------------------------------------------------------------------------
+    # -- the learner's side ------------------------------------------------------------------------
 
     async def take(self, rollout_id: int) -> list[Group]:
         """The groups of this rollout: P fresh ones in the selector's order, then those that are
@@ -279,8 +277,7 @@ class ReplayBuffer:
         self._journal.flush()
         self._shelf.committed(num_trained)
 
-    # -- both
-    # ---------------------------------------------------------------------------------------------------------
+    # -- both --------------------------------------------------------------------------------------
 
     def outstanding(self) -> list[Admission]:
         """What is admitted and not consumed, oldest first: what a resumed run must put or discard
@@ -316,8 +313,7 @@ class ReplayBuffer:
         self._shelf.store.close()
         self._journal.close()
 
-    # -- inside
-    # -------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     async def _chosen(self, rollout_id: int) -> tuple[tuple[Pick, ...], int]:
         """(the fresh groups of this rollout, the journal's records when they were chosen)."""
@@ -425,8 +421,7 @@ class ReplayBuffer:
         self._num_taken += len(fresh)
         self._num_replayed += len(again)
 
-    # -- groups that missed their deadline (--stale-policy drop, retry)
-    # -------------------------------------------------
+    # -- groups that missed their deadline (--stale-policy drop, retry) ----------------------------
 
     def _remove_past(self, rollout_id: int) -> None:
         """Ready groups that no rollout from this one on may take."""

@@ -64,27 +64,41 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "none": Preset(correction=Correction(), source="the ratio old/rollout is ignored"),
         "tis": Preset(
             correction=Correction(action="truncate", high=2.0, weighted=True),
-            source="Ionides 2008, Truncated Importance Sampling; for language models Yao et al. 2025, fengyao.notion.site/off-policy-rl",
+            source=(
+                "Ionides 2008, Truncated Importance Sampling; for language models Yao et al. "
+                "2025, fengyao.notion.site/off-policy-rl"
+            ),
         ),
         "seq-tis": Preset(
             correction=Correction(level="sequence", action="truncate", high=2.0, weighted=True),
-            source="Liu et al. 2025, When Speed Kills Stability (sequence-level TIS); bound as in verl's rollout correction",
+            source=(
+                "Liu et al. 2025, When Speed Kills Stability (sequence-level TIS); bound as in "
+                "verl's rollout correction"
+            ),
         ),
         "icepop": Preset(
             correction=Correction(action="mask", low=0.5, high=5.0, weighted=True),
-            source="Ling team 2025, Every Step Evolves (Ring-1T), arXiv:2510.18855: alpha 0.5, beta 5.0",
+            source=(
+                "Ling team 2025, Every Step Evolves (Ring-1T), arXiv:2510.18855: alpha 0.5, "
+                "beta 5.0"
+            ),
         ),
         "mis": Preset(
             correction=Correction(
                 action="mask", low=0.5, high=2.0, weighted=True, mean_over="kept"
             ),
-            source="Liu et al. 2025, When Speed Kills Stability (masked importance sampling, token level); bounds as in Miles",
+            source=(
+                "Liu et al. 2025, When Speed Kills Stability (masked importance sampling, token "
+                "level); bounds as in Miles"
+            ),
         ),
         "seq-mis": Preset(
             correction=Correction(
                 level="sequence", action="mask", low=0.5, high=2.0, weighted=True, mean_over="kept"
             ),
-            source="Liu et al. 2025, When Speed Kills Stability (sequence level); bounds as in verl",
+            source=(
+                "Liu et al. 2025, When Speed Kills Stability (sequence level); bounds as in verl"
+            ),
         ),
         "geo-rs": Preset(
             correction=Correction(
@@ -100,11 +114,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 applies_to="negative",
                 ratio="bypass",
             ),
-            source="DeepSeek-AI 2025, DeepSeek-V3.2, arXiv:2512.02556, off-policy sequence masking; slime's delta 1e-4 (low = exp(-delta))",
+            source=(
+                "DeepSeek-AI 2025, DeepSeek-V3.2, arXiv:2512.02556, off-policy sequence "
+                "masking; slime's delta 1e-4 (low = exp(-delta))"
+            ),
         ),
         "decoupled-ppo": Preset(
             correction=Correction(action="mask", high=5.0, weighted=True),
-            source="Fu et al. 2025, AReaL, arXiv:2505.24298, eq. 5 (Hilton et al. 2021, arXiv:2110.00641); AReaL's cap 5.0",
+            source=(
+                "Fu et al. 2025, AReaL, arXiv:2505.24298, eq. 5 (Hilton et al. 2021, "
+                "arXiv:2110.00641); AReaL's cap 5.0"
+            ),
         ),
         "m2po": Preset(
             correction=Correction(
@@ -115,7 +135,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 ratio="bypass",
                 ppo_clip=False,
             ),
-            source="Zheng et al. 2025, M2PO, arXiv:2510.01161, algorithm 1: threshold 0.04 on the mean squared log-ratio",
+            source=(
+                "Zheng et al. 2025, M2PO, arXiv:2510.01161, algorithm 1: threshold 0.04 on the "
+                "mean squared log-ratio"
+            ),
         ),
         "dppo": Preset(
             correction=Correction(
@@ -127,7 +150,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 ratio="bypass",
                 ppo_clip=False,
             ),
-            source="Qi et al. 2026, DPPO, arXiv:2602.04879, binary total variation; prime-rl's 0.2 and 0.2",
+            source=(
+                "Qi et al. 2026, DPPO, arXiv:2602.04879, binary total variation; prime-rl's 0.2 "
+                "and 0.2"
+            ),
         ),
     }
 )

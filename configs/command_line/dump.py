@@ -23,7 +23,7 @@ def dump_config(config: Config) -> str:
         " THIS_FILE"
     ]
     for section, cls in section_classes().items():
-        lines += ["", f"# {(cls.__doc__ or section).strip()}"]
+        lines += ["", f"# {' '.join((cls.__doc__ or section).split())}"]
         part = getattr(config, section)
         for flag in own_flags().values():
             if flag.section == section and not (

@@ -27,7 +27,7 @@ def own_help(prog: str, families: Iterable[FlagFamily]) -> str:
     lines += _entry("--config FILE.yaml", "preset(s) to start from; may be repeated", width)
     lines += _entry("-h, --help", "this page", width)
     for section, cls in section_classes().items():
-        lines += ["", *textwrap.wrap((cls.__doc__ or section).strip(), width)]
+        lines += ["", *textwrap.wrap(" ".join((cls.__doc__ or section).split()), width)]
         for flag in own_flags().values():
             if flag.section == section:
                 lines += _entry(_left(flag), flag.help + _choices(flag) + _default(flag), width)

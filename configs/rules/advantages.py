@@ -10,6 +10,7 @@ from configs.schema import Config
 
 # compare the samples of a prompt
 _WITHIN_GROUPS = ("grpo", "gspo", "cispo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline")
+_RAW_ADVANTAGES = ", or use reinforce_plus_plus for advantages of raw rewards"
 _WITH_STD = ("grpo", "gspo", "cispo")
 
 
@@ -25,7 +26,7 @@ def advantages(config: Config) -> Iterator[str]:
         yield (
             f"--disable-rewards-normalization with --advantage-estimator {name}: {name} {why}. Drop"
             " the flag"
-            f"{', or use reinforce_plus_plus for advantages of raw rewards' if name in _WITHIN_GROUPS else ''}"
+            f"{_RAW_ADVANTAGES if name in _WITHIN_GROUPS else ''}"
         )
     if not a.grpo_std_normalization and name not in (*_WITH_STD, "dr_grpo"):
         yield (

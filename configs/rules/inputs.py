@@ -38,10 +38,9 @@ def check_data(flag: str, spec: str) -> Iterator[str]:
             yield f"{flag} {spec}: rows {start} to {end} are none; expected a < b"
     file = Path(path).expanduser()
     if not file.is_file():
-        yield (
-            f"{flag} {spec}:"
-            f" {'that is a folder' if file.is_dir() else f'no such file (working folder: {Path.cwd()})'}{_neighbours(file)}"
-        )
+        missing = f"no such file (working folder: {Path.cwd()})"
+        what = "that is a folder" if file.is_dir() else missing
+        yield f"{flag} {spec}: {what}{_neighbours(file)}"
     elif file.suffix not in _SUFFIXES:
         yield f"{flag} {spec}: expected a file ending in {' or '.join(_SUFFIXES)}"
 

@@ -195,12 +195,12 @@ def batches(config: Config) -> Iterator[str]:
 
 def devices(config: Config) -> Iterator[str]:
     cluster = config.cluster
-    if cluster.rollout_num_gpus % cluster.rollout_num_gpus_per_engine:
+    each = cluster.rollout_num_gpus_per_engine
+    if cluster.rollout_num_gpus % each:
         yield (
             f"--rollout-num-gpus {cluster.rollout_num_gpus} is no multiple of"
             " --rollout-num-gpus-per-engine "
-            f"{cluster.rollout_num_gpus_per_engine}: engines have equally many. Use "
-            f"{-(-cluster.rollout_num_gpus // cluster.rollout_num_gpus_per_engine) * cluster.rollout_num_gpus_per_engine}"
+            f"{each}: engines have equally many. Use {-(-cluster.rollout_num_gpus // each) * each}"
         )
     sizes = _model_parallel_sizes(config)
     for name, size in sizes.items():

@@ -191,8 +191,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[in
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return (
-        "<div"
-        f' class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

@@ -92,8 +92,8 @@ def chart(
         ],
     }
     return (
-        "<figure"
-        f' class="chart"><figcaption><b>{escape(y_label)}</b>{"".join(map(_legend, series))}</figcaption><svg'
+        f'<figure class="chart"><figcaption><b>{escape(y_label)}</b>'
+        f"{''.join(map(_legend, series))}</figcaption><svg"
         f' viewBox="0 0 {width} {height}" role="img" aria-label="{escape(y_label)}"'
         f' data-chart="{escape(json.dumps(data))}">{"".join(parts)}{label}<line class="guide"'
         f' y1="{_TOP}" y2="{height - _BOTTOM}" visibility="hidden"/></svg></figure>'

@@ -161,8 +161,7 @@ class Producer:
             sample.group_index, sample.index = group_index, group_index * len(samples) + place
         return samples
 
-    # -- resume
-    # -------------------------------------------------------------------------------------------------------
+    # -- resume ------------------------------------------------------------------------------------
 
     def forget(self) -> None:
         """What is trained on, or given back for good, a restart need not generate again."""

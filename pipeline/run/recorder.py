@@ -161,8 +161,7 @@ class Recorder:
     def finish(self, *, interrupted: bool) -> None:
         self._on_finish(self.wall_seconds, interrupted)
 
-    # -- resume
-    # -------------------------------------------------------------------------------------------------------
+    # -- resume ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {"wall_seconds": self.wall_seconds}

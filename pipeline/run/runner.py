@@ -71,8 +71,7 @@ class Runner:
         self._pending: PendingSnapshot | None = None  # one that the learner may still be writing
         self.interrupted_by: int | None = None  # signal number
 
-    # -- the life of a run
-    # --------------------------------------------------------------------------------------------
+    # -- the life of a run -------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         self._stop.install()
@@ -145,8 +144,7 @@ class Runner:
         await self._p.producer.run()
         raise AssertionError("the producer returned: only cancellation may end it")
 
-    # -- the verbs
-    # ----------------------------------------------------------------------------------------------------
+    # -- the verbs ---------------------------------------------------------------------------------
 
     def rollouts(self) -> Iterator[int]:
         """Ids of the rollouts still to train; a resumed run goes on where its snapshot was."""

@@ -85,8 +85,7 @@ class RolloutClock:
         self._version_offset = 0
         self._listeners: list[Callable[[], None]] = []
 
-    # -- what is so
-    # ---------------------------------------------------------------------------------------------------
+    # -- what is so --------------------------------------------------------------------------------
 
     @property
     def max_deadline_distance(self) -> int:
@@ -170,8 +169,7 @@ class RolloutClock:
             - token_version
         )
 
-    # -- admission
-    # ----------------------------------------------------------------------------------------------------
+    # -- admission ---------------------------------------------------------------------------------
 
     def may_admit(self) -> bool:
         """Within the window of K + 1 rollouts, and not yet enough for the rest of the run?"""
@@ -221,8 +219,7 @@ class RolloutClock:
         self._given_back[reason] += 1
         self._notify()
 
-    # -- progress
-    # -----------------------------------------------------------------------------------------------------
+    # -- progress ----------------------------------------------------------------------------------
 
     def consume(self, rollout_id: int, group_indices: Iterable[int]) -> None:
         """The learner takes exactly these P groups as rollout `rollout_id`; rollouts go in
@@ -273,8 +270,7 @@ class RolloutClock:
         for listener in self._listeners:
             listener()
 
-    # -- resume
-    # -------------------------------------------------------------------------------------------------------
+    # -- resume ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able. Groups of rollouts that are consumed but not trained count as outstanding:

@@ -62,12 +62,13 @@ class SGLangPool:
         self._restarting: set[asyncio.Task[None]] = set()
         self._closed = False
         self.on_restart: OnRestart | None = None
-        """Brings a restarted engine to the current weights, before it takes requests. Set by who publishes weights."""
+        """Brings a restarted engine to the current weights, before it takes requests. Set by
+        whoever publishes weights."""
         self.on_event: OnEvent | None = None
-        """Told (event, endpoint, reason) of every death, restart and loss of an engine. Set by who keeps records."""
+        """Told (event, endpoint, reason) of every death, restart and loss of an engine. Set by
+        whoever keeps records."""
 
-    # -- life
-    # ------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start all engines at once. Raises the first EngineError; then none is left running."""
@@ -102,8 +103,7 @@ class SGLangPool:
         for slot in self._slots.values():
             slot.engine.kill()
 
-    # -- requests
-    # --------------------------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------
 
     @property
     def endpoints(self) -> Sequence[str]:
@@ -150,8 +150,7 @@ class SGLangPool:
                 f"it failed a request ({type(error).__name__}: {error}) and its health check",
             )
 
-    # -- weights
-    # ---------------------------------------------------------------------------------------------------
+    # -- weights -----------------------------------------------------------------------------------
 
     def begin_push(self, endpoint: str) -> None:
         """From here on no new request goes to this engine.
@@ -212,8 +211,7 @@ class SGLangPool:
         self._restarting.add(task)
         task.add_done_callback(self._restarting.discard)
 
-    # -- figures
-    # ---------------------------------------------------------------------------------------------------
+    # -- figures -----------------------------------------------------------------------------------
 
     def idle_seconds(self) -> tuple[float, ...]:
         """Per engine: seconds since construction in which it had no request in flight."""
@@ -231,8 +229,7 @@ class SGLangPool:
             versions=tuple(slot.version for slot in slots),
         )
 
-    # -- inside
-    # ----------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _choose(self, session_id: str | None) -> Slot | None:
         own = self._sessions.get(session_id) if session_id is not None else None

@@ -70,7 +70,8 @@ class TaskRows:
         )
 
     def fingerprint(self) -> str:
-        return f"{self.name}?{sorted(self._params.items())}&seed={self._seed}&size={'endless' if self.endless else self._size}"
+        size = "endless" if self.endless else self._size
+        return f"{self.name}?{sorted(self._params.items())}&seed={self._seed}&size={size}"
 
     def _chunk(self, epoch: int) -> Any:
         if epoch != self._epoch:

@@ -30,7 +30,7 @@ def loss_function(args, batch, logits, sum_of_sample_mean):
 def tis_function(args, *, pg_loss, train_log_probs, rollout_log_probs, loss_masks, total_lengths, response_lengths):
     ratio = (torch.cat(train_log_probs) - torch.cat(rollout_log_probs)).exp()
     return pg_loss * ratio.clamp(args.tis_clip_low, args.tis_clip), loss_masks, {"mine/ratio": ratio}
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")

@@ -49,8 +49,7 @@ class Pipeline(RuleBasedStateMachine):
         self.consumed: dict[int, int] = {}  # group -> rollout
         self.generating: list[int] = []
 
-    # -- moves
-    # --------------------------------------------------------------------------------------------------------
+    # -- moves -------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.clock.may_admit())
     @rule(count=st.integers(1, 8))
@@ -115,8 +114,7 @@ class Pipeline(RuleBasedStateMachine):
         for admission in self.clock.outstanding.values():
             self._admitted(admission)
 
-    # -- what must hold
-    # -----------------------------------------------------------------------------------------------
+    # -- what must hold ----------------------------------------------------------------------------
 
     @invariant()
     def the_window_is_kept(self) -> None:

@@ -39,8 +39,9 @@ FOLDER = "fsdp"  # in a snapshot, beside hf
 
 
 class FSDPRank(LearnerRank):
-    """One process's part of the learner, its own `stages.learn.log_prob_pass.ForwardPasses`. Initialises
-    the process group; only one may live in a process at a time.
+    """One process's part of the learner, which does its own forward passes.
+
+    It initialises the process group, so only one may live in a process at a time.
 
     Raises ConfigError for flags that contradict each other, CheckpointError for a model folder that
     cannot be used."""

@@ -34,7 +34,9 @@ class Packed(Protocol):
 
 
 class MegatronPasses:
-    """This rank's forward and backward passes. Implements `stages.learn.log_prob_pass.ForwardPasses`."""
+    """This rank's forward and backward passes.
+
+    Implements `stages.learn.log_prob_pass.ForwardPasses`."""
 
     def __init__(
         self,

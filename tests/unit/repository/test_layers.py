@@ -1,4 +1,5 @@
-"""The floors of the house hold: each kind of forbidden import is planted into a copy, and `lint-imports` must refuse it."""
+"""The floors of the house hold: each kind of forbidden import is planted into a copy, and
+`lint-imports` must refuse it."""
 
 import ast
 import shutil

@@ -251,7 +251,7 @@ def _python(code: str) -> str:
 def test_help_imports_nothing_heavy() -> None:
     heavy = "[n for n in ('matplotlib', 'numpy', 'rich', 'torch') if n in sys.modules]"
     assert (
-        _python(f"import sys, pipeline.__main__ as m; m.parser().format_help(); print({heavy})")
+        _python(f"import sys, pipeline.cli.main as m; m.parser().format_help(); print({heavy})")
         == "[]"
     )
 

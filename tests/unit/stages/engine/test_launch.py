@@ -38,7 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if self.path in ("/ready", "/model_info") else 503); self.end_headers()
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +183,7 @@ async def test_an_inner_port_that_was_taken_a_moment_later_costs_one_more_start(
         if not tried.exists():
             tried.touch()
             sys.exit("The server socket has failed to listen: EADDRINUSE, message: address already in use")
-    """
+    """  # noqa: E501
     engine = Engine(replaced(spec, textwrap.dedent(fails_once) + SERVER))
     await engine.start(0, 30.0)
     try:

@@ -13,7 +13,7 @@ def test_names_are_found_without_importing_sglang() -> None:
 import sys
 from stages.engine.server_args import server_arg_names
 print(len(server_arg_names()), any(name.split(".")[0] in ("sglang", "torch") for name in sys.modules))
-"""
+"""  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     count, imported = done.stdout.split()
     assert int(count) > 500 and imported == "False"

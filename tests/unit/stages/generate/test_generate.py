@@ -90,7 +90,7 @@ def not_async(args, sample, sampling_params):
 
 async def too_few(args):
     return args
-'''
+'''  # noqa: E501
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from stages.learn.critic import compute_gae, compute_value_loss, whiten_over_ranks
 
 NUMBER = st.floats(-10, 10, allow_subnormal=False, width=32)
+# sums of these are exact, so that a value at the very edge of the clip range is on one side of it
+EIGHTH = st.integers(-40, 40).map(lambda n: n / 8)
 # (reward, value) a trained token
 SAMPLES = st.lists(st.lists(st.tuples(NUMBER, NUMBER), max_size=7), min_size=1, max_size=5)
 UNIT = st.floats(0, 1)
@@ -78,8 +80,8 @@ def test_counts_that_do_not_fit_are_refused() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    tokens=st.lists(st.tuples(NUMBER, NUMBER, NUMBER), min_size=1, max_size=8),
-    clip=st.floats(0.01, 3),
+    tokens=st.lists(st.tuples(EIGHTH, EIGHTH, EIGHTH), min_size=1, max_size=8),
+    clip=st.integers(1, 24).map(lambda n: n / 8),
 )
 def test_value_loss_against_a_loop(tokens: list[tuple[float, float, float]], clip: float) -> None:
     values, old, returns = (
@@ -95,7 +97,7 @@ def test_value_loss_against_a_loop(tokens: list[tuple[float, float, float]], cli
         )
         if found.clipped[i]:
             assert gradient[i] == 0 and abs(v - o) > clip
-        elif abs(v - o) > clip:
+        elif abs(v - o) > clip and (v - r) ** 2 != (bounded - r) ** 2:  # a tie has two gradients
             assert gradient[i].item() == pytest.approx(2 * (v - r), abs=1e-9)
 
 

@@ -105,7 +105,7 @@ for _ in range(rounds):
     flat = torch.empty(16, dtype=torch.uint8)
     torch.distributed.broadcast(flat, src=0, group=group)
     print(flat.view(torch.float32).tolist(), flush=True)
-"""
+"""  # noqa: E501
 
 
 def peer(port: int, rounds: int) -> subprocess.Popen[str]:

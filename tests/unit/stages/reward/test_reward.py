@@ -60,8 +60,7 @@ def children() -> set[int]:
     }
 
 
-# -- built-in scorers, in real worker processes
-# -----------------------------------------------------------------------
+# -- built-in scorers, in real worker processes ----------------------------------------------------
 
 
 async def test_reasoning_gym_scores_what_the_source_made(make: Make) -> None:
@@ -120,8 +119,7 @@ async def test_no_scorer_is_a_failure_that_names_them(make: Make) -> None:
     assert "rm_type None, expected one of exact_match, reasoning_gym, math, random" in sample.error
 
 
-# -- the user's own
-# ---------------------------------------------------------------------------------------------------
+# -- the user's own --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -239,8 +237,7 @@ def test_flags_that_contradict_each_other() -> None:
         build_reward(RewardConfig(custom_rm_path="absent.py"), ARGS)
 
 
-# -- deadlines and crashes
-# --------------------------------------------------------------------------------------------
+# -- deadlines and crashes -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["async def", "def"])

@@ -82,8 +82,7 @@ def prompts(source: PromptSource, count: int) -> list[Any]:
 IN_ORDER = DataConfig(rollout_shuffle=False, label_key="label")
 
 
-# -- files
-# ------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_a_jsonl_row_becomes_a_group_of_pending_samples(tmp_path: Path) -> None:
@@ -236,8 +235,7 @@ def test_files_that_are_none(tmp_path: Path, name: str, content: bytes | None, s
         build_source(None, IN_ORDER)
 
 
-# -- tasks
-# ------------------------------------------------------------------------------------------------------------
+# -- tasks -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -271,8 +269,7 @@ def test_a_task_without_size_never_ends_and_never_shows_a_prompt_of_its_evaluati
     assert sorted(prompts(sized, 4)) == sorted(prompts(sized, 4))
 
 
-# -- order, limits, resume
-# --------------------------------------------------------------------------------------------
+# -- order, limits, resume -------------------------------------------------------------------------
 
 
 def test_every_epoch_has_every_prompt_in_an_order_of_its_own() -> None:

@@ -43,7 +43,7 @@ class Half(RolloutDataSource):
 class NoSource:
     def __init__(self, args): ...
     def get_samples(self, n): ...
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
