@@ -97,7 +97,7 @@ def measure(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from configs.schema import AlgorithmConfig, ModelConfig
+    from configs.schema import Config, ModelConfig
     from pipeline.models.resolve import resolve_checkpoint
     from stages.batch import make_batch
     from stages.learn.megatron import start_rank
@@ -112,11 +112,8 @@ def measure(
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-    settings = LearnerSettings(
-        model=ModelConfig(hf_checkpoint=str(folder), device=device, dtype=str(dtype).split(".")[1]),  # type: ignore[arg-type]
-        algorithm=AlgorithmConfig(),
-        num_optimizer_steps=1000,
-    )
+    named = ModelConfig(hf_checkpoint=str(folder), device=device, dtype=str(dtype).split(".")[1])  # type: ignore[arg-type]
+    settings = LearnerSettings(config=Config(model=named), num_optimizer_steps=1000)
     learner = start_rank(settings, rank=0, world_size=1, store=None)
     torch.set_num_threads(threads)
     batch = make_batch(

@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from configs.schema import AlgorithmConfig, ModelConfig
+    from configs.schema import Config, ModelConfig
     from pipeline.models.resolve import resolve_checkpoint
     from stages.batch import make_batch
     from stages.learn.megatron import start_rank
@@ -95,8 +95,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     flags = LearnerSettings(
-        model=ModelConfig(hf_checkpoint=str(folder), device="cpu", dtype="float32"),
-        algorithm=AlgorithmConfig(),
+        config=Config(model=ModelConfig(hf_checkpoint=str(folder), device="cpu", dtype="float32")),
         num_optimizer_steps=1000,
     )
     learner = start_rank(flags, rank=0, world_size=1, store=None)

@@ -348,6 +348,19 @@ class ClusterConfig:
     offload_rollout: bool | None = None
 
 
+# Megatron's optimizer flags that both learners know, with slime's lr and clipping; the rest is
+# Megatron's.
+OPTIMIZER_DEFAULTS: Mapping[str, float] = {
+    "lr": 1e-6,
+    "min_lr": 0.0,
+    "weight_decay": 0.0,
+    "clip_grad": 1.0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_eps": 1e-8,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
     """What slime names beside Megatron's own optimizer flags (--lr, --clip-grad, --adam-beta2 ...
@@ -464,19 +477,36 @@ class Config:
     @property
     def deterministic(self) -> bool:
         """--deterministic-mode, Megatron's flag: here it holds for engines and driver too."""
-        return str(self.megatron.get("deterministic_mode")).lower() == "true"
+        return bool(self.megatron.get("deterministic_mode"))
 
     @property
     def seeds_requests(self) -> bool:
         """Does every request carry a seed of its own? Engines heed it in their deterministic mode
         only."""
         own = self.sglang.get("enable_deterministic_inference")
-        return self.deterministic if own is None else str(own).lower() == "true"
+        return self.deterministic if own is None else bool(own)
 
     @property
     def num_fresh_groups(self) -> int:
         """Groups of a rollout that no rollout before it was trained on; the rest are replayed."""
         return round(self.rollout.rollout_batch_size / self.async_.samples_of_a_group)
+
+    @property
+    def samples_per_rollout(self) -> int:
+        """Without fan-out."""
+        return self.rollout.rollout_batch_size * self.rollout.n_samples_per_prompt
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of one optimizer step."""
+        steps = self.algorithm.num_steps_per_rollout or 1
+        return self.algorithm.global_batch_size or self.samples_per_rollout // steps
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps."""
+        given = self.algorithm.num_steps_per_rollout
+        return given or max(1, self.samples_per_rollout // self.samples_per_step)
 
     @property
     def has_scorer(self) -> bool:
@@ -526,9 +556,11 @@ SECTIONS = (
 
 
 def flat_args(config: Config) -> SimpleNamespace:
-    """The flat `args` namespace that slime's custom-function signatures take: every field by its
-    flag's name."""
+    """The flat `args` namespace that slime's custom-function signatures take, on the driver and on
+    the learner's ranks: every flag of ours and the optimizer's by name, and of Megatron's and
+    SGLang's (`sglang_...`) those that were given."""
     out: dict[str, Any] = {
+        **OPTIMIZER_DEFAULTS,
         **config.megatron,
         **{f"sglang_{k}": v for k, v in config.sglang.items()},
     }

@@ -218,7 +218,7 @@ def _routing(config: Config) -> Iterator[str]:
     flag = (
         "--use-rollout-routing-replay" if a.use_rollout_routing_replay else "--use-routing-replay"
     )
-    if str(config.megatron.get("moe_router_fusion")).lower() in ("true", "1"):
+    if config.megatron.get("moe_router_fusion"):
         yield (
             f"{flag} with --moe-router-fusion: the fused router takes no experts from outside. Drop"
             " one of the two"

@@ -8,17 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from configs.schema import Config
+from configs.schema import OPTIMIZER_DEFAULTS, Config
 
-OPTIMIZER_FLAGS = (
-    "lr",
-    "min_lr",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_eps",
-    "clip_grad",
-)
 _PARALLEL_SIZES = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
@@ -89,7 +80,7 @@ def backend(config: Config) -> Iterator[str]:
             )
         return
     for name, value in config.megatron.items():
-        if name in OPTIMIZER_FLAGS or (name in _PARALLEL_SIZES and value in (1, None)):
+        if name in OPTIMIZER_DEFAULTS or (name in _PARALLEL_SIZES and value in (1, None)):
             continue
         flag = f"--{name.replace('_', '-')} {value}"
         instead = f"Use {_INSTEAD[name]}, or" if name in _INSTEAD else "Drop it, or"

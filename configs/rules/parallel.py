@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from configs.schema import Config
+from configs.schema import OPTIMIZER_DEFAULTS, Config
 
 
 def parallelism(config: Config) -> Iterator[str]:
@@ -21,7 +21,7 @@ def parallelism(config: Config) -> Iterator[str]:
         given.get("virtual_pipeline_model_parallel_size"),
     )
     each = config.optim.num_layers_per_virtual_pipeline_stage
-    if _is_on(given, "sequence_parallel") and tensor == 1:
+    if given.get("sequence_parallel") and tensor == 1:
         yield (
             "--sequence-parallel without --tensor-model-parallel-size: the sequence is split over"
             " the tensor ranks. Give 2, say"
@@ -59,11 +59,9 @@ def parallelism(config: Config) -> Iterator[str]:
 
 
 def _virtual(config: Config, asked: str, pipeline: int) -> Iterator[str]:
-    algorithm = config.algorithm
-    if _is_on(config.megatron, "overlap_p2p_comm") and _is_on(config.megatron, "batch_p2p_comm"):
+    if config.megatron.get("overlap_p2p_comm") and config.megatron.get("batch_p2p_comm"):
         yield "--overlap-p2p-comm with --batch-p2p-comm: a batch of sends cannot overlap. Drop one"
-    samples = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
-    per_step = algorithm.global_batch_size or samples // (algorithm.num_steps_per_rollout or 1)
+    per_step = config.samples_per_step
     needed = pipeline * max(1, config.data_parallel_size)
     if per_step < needed and not config.run.mock:
         yield (
@@ -97,7 +95,10 @@ def schedule(config: Config) -> Iterator[str]:
             f"--lr-wsd-decay-iters {o.lr_wsd_decay_iters} is above --lr-decay-iters"
             f" {o.lr_decay_iters}, whose end it is: lower it"
         )
-    peak, low = float(config.megatron.get("lr", 1e-6)), float(config.megatron.get("min_lr") or 0.0)
+    peak, low = (
+        float(config.megatron.get(name, OPTIMIZER_DEFAULTS[name]) or 0.0)
+        for name in ("lr", "min_lr")
+    )
     if o.lr_warmup_init > peak:
         yield (
             f"--lr-warmup-init {o.lr_warmup_init:g} is above --lr {peak:g}: the warm-up rises to"
@@ -127,7 +128,3 @@ def schedule(config: Config) -> Iterator[str]:
 
 def _size(given: Any, name: str, default: int = 1) -> int:
     return max(1, int(given.get(name) or default))
-
-
-def _is_on(given: Any, name: str) -> bool:
-    return str(given.get(name, False)).lower() in ("true", "1", "yes")

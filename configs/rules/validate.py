@@ -165,11 +165,10 @@ def ranges(config: Config) -> Iterator[str]:
 
 def batches(config: Config) -> Iterator[str]:
     rollout, algorithm = config.rollout, config.algorithm
-    groups, each = rollout.rollout_batch_size, rollout.n_samples_per_prompt
-    samples = groups * each
+    samples = config.samples_per_rollout
     said = (
-        f"--rollout-batch-size {groups} x --n-samples-per-prompt {each} = {samples} samples a"
-        " rollout"
+        f"--rollout-batch-size {rollout.rollout_batch_size} x --n-samples-per-prompt"
+        f" {rollout.n_samples_per_prompt} = {samples} samples a rollout"
     )
     steps, size = algorithm.num_steps_per_rollout, algorithm.global_batch_size
     if steps and size and size * steps != samples:
@@ -184,7 +183,7 @@ def batches(config: Config) -> Iterator[str]:
     if size and samples % size:
         yield f"--global-batch-size {size} does not divide the {said}. Use {_divisors(samples)}"
     ranks = config.data_parallel_size
-    per_step = size or samples // (steps or 1)
+    per_step = config.samples_per_step
     if per_step < ranks and not config.run.mock:
         yield (
             f"{per_step} samples an optimizer step for {ranks} data-parallel learner ranks"

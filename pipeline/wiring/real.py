@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from configs.schema import Config
+from pipeline.core.devices import has_gpu
 from pipeline.core.errors import CheckpointError
 from pipeline.core.find_checkpoint import find_torch_dist
 from pipeline.core.flops import read_cost
@@ -238,9 +239,7 @@ def _device(config: Config) -> Literal["cpu", "cuda"]:
     device = config.model.device
     if device != "auto":
         return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if has_gpu() else "cpu"
 
 
 def _dtype(config: Config, device: str) -> Literal["float32", "bfloat16"]:
@@ -347,18 +346,8 @@ def _settings(config: Config, folder: Path, device: Literal["cpu", "cuda"]) -> L
             algorithm, ref_load=str(_reference(algorithm.ref_load, config.run.seed).absolute())
         )
     return LearnerSettings(
-        model=model,
-        algorithm=algorithm,
-        critic=config.critic,
-        optim=config.optim,
-        cluster=config.cluster,
-        megatron=config.megatron,
-        num_optimizer_steps=config.run.num_rollout * _steps_per_rollout(config),
-        temperature=config.rollout.rollout_temperature,
-        seed=config.run.seed,
-        async_save=config.run.async_save,
-        save_optim=config.run.save_optim,
-        load_optim=config.run.load_optim,
+        config=dataclasses.replace(config, model=model, algorithm=algorithm),
+        num_optimizer_steps=config.run.num_rollout * config.steps_per_rollout,
     )
 
 
@@ -367,10 +356,3 @@ def _reference(spec: str, seed: int) -> Path:
     if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
         return find_torch_dist(Path(spec), "--ref-load")
     return resolve_checkpoint(spec, seed=seed)
-
-
-def _steps_per_rollout(config: Config) -> int:
-    if config.algorithm.num_steps_per_rollout:
-        return config.algorithm.num_steps_per_rollout
-    samples = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt
-    return max(1, samples // (config.algorithm.global_batch_size or samples))

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.core.devices import has_gpu
 from pipeline.core.errors import ConfigError, LearnerError, SlipstreamError
 from pipeline.core.types import OptimizerStep, StepResult, TrainBatch
 from pipeline.workers.rank_actor import RankActor, awaited
@@ -114,7 +115,7 @@ class LearnerGroup:
         slots = self._settings.num_ranks
         return {
             "num_cpus": slots,
-            "num_gpus": slots if _has_gpu(self._settings) else 0,
+            "num_gpus": slots if _on_gpu(self._settings) else 0,
             "include_dashboard": False,
             # batches pass through it; larger ones go over the disk
             "object_store_memory": 256 << 20,
@@ -132,7 +133,7 @@ class LearnerGroup:
     def _make_actors(self) -> list[Any]:
         import ray
 
-        cluster, gpu = self._settings.cluster, _has_gpu(self._settings)
+        cluster, gpu = self._settings.cluster, _on_gpu(self._settings)
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = {
             "PYTHONPATH": path,
@@ -225,7 +226,7 @@ class LearnerGroup:
 
     async def save(self, path: Path, hf: Path | None) -> None:
         target = _absolute(hf) if hf is not None else None
-        if self._settings.async_save:
+        if self._settings.config.run.async_save:
             await self._all("call", "begin_save", _absolute(path), target)
             self._saving = True
             return
@@ -335,13 +336,8 @@ def _absolute(path: Path) -> Path:
     return path.absolute()
 
 
-def _has_gpu(settings: LearnerSettings) -> bool:
-    if settings.model.device == "auto":
-        return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in (
-            "",
-            "-1",
-        )
-    return settings.model.device == "cuda"
+def _on_gpu(settings: LearnerSettings) -> bool:
+    return has_gpu() if settings.model.device == "auto" else settings.model.device == "cuda"
 
 
 def _cores(settings: LearnerSettings) -> list[list[int]]:

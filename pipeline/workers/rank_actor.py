@@ -11,6 +11,7 @@ import socket
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
+from pipeline.core.devices import has_gpu
 from stages.learn.settings import LearnerSettings
 
 
@@ -46,9 +47,9 @@ class RankActor:
     def warm_up(self) -> None:
         """The imports, which take most of the start: all ranks do them at the same time."""
         _backend(self._settings).load()
-        import torch
+        if not has_gpu():
+            import torch
 
-        if not torch.cuda.is_available():
             torch.set_num_threads(self._settings.cluster.cpu_threads_per_actor)
 
     def serve_store(self) -> tuple[str, int]:

@@ -10,9 +10,9 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterable
-from pathlib import Path
 
 import aiohttp
+import psutil
 
 from pipeline.core.errors import EngineError
 from pipeline.core.ports import free_port, is_free
@@ -245,22 +245,19 @@ def _kill(pids: Iterable[int]) -> None:
 
 def _is_resource_tracker(pid: int) -> bool:
     try:
-        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
+        return "multiprocessing.resource_tracker" in " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
         return False
 
 
 def _session_members(session_id: int) -> list[int]:
-    """Live processes of a session, leader included; zombies are as good as gone.
+    """Live processes of a session, leader included; zombies are as good as gone."""
+    return [p.pid for p in psutil.process_iter() if _session_of(p) == session_id]
 
-    Empty where there is no /proc.
-    """
-    members = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-        except (OSError, ValueError):
-            continue  # it ended while we looked
-        if int(session) == session_id and state != "Z":
-            members.append(int(folder.name))
-    return members
+
+def _session_of(process: psutil.Process) -> int | None:
+    """None for one that has ended."""
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
+    except (psutil.Error, OSError):
+        return None

@@ -148,9 +148,8 @@ def _words(arg: ServerArg, value: Any) -> Iterator[str]:
     if value is None:
         return
     if arg.is_switch:
-        on = str(value).lower() in ("true", "1")
-        if on or arg.has_negative:
-            yield arg.flag if on else "--no-" + arg.flag.removeprefix("--")
+        if value or arg.has_negative:
+            yield arg.flag if value else "--no-" + arg.flag.removeprefix("--")
         return
     yield arg.flag
     if isinstance(value, list | tuple):

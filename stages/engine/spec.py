@@ -50,7 +50,7 @@ class EngineSpec:
         asked = {server_arg(name).field: value for name, value in self.user.items()}.get(
             "enable_deterministic_inference"
         )
-        return str(asked).lower() in ("true", "1")
+        return bool(asked)
 
     def server_args(self, port: int, weight_version: int, inner_port: int) -> dict[str, Any]:
         """ServerArgs field -> value. `inner_port`: where its own ranks meet.

@@ -6,27 +6,58 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.schema import AlgorithmConfig, ClusterConfig, CriticConfig, ModelConfig, OptimConfig
+from configs.schema import (
+    AlgorithmConfig,
+    ClusterConfig,
+    Config,
+    CriticConfig,
+    ModelConfig,
+    OptimConfig,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSettings:
-    """The configuration sections that the learner reads, and what it must know of the run."""
+    """The run's configuration, with folders in the place of what names a model, and what follows
+    from the run."""
 
-    model: ModelConfig
-    algorithm: AlgorithmConfig
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    megatron: Mapping[str, Any] = field(default_factory=dict)  # Megatron's flags by field name
+    config: Config = field(default_factory=Config)
     num_optimizer_steps: int = 1  # of the whole run: where the learning-rate schedule ends
-    # that the engine samples with: log-probs are of softmax(logits / temperature)
-    temperature: float = 1.0
-    seed: int = 1234
-    async_save: bool = False  # snapshots are written while training goes on
-    save_optim: bool = True  # snapshots hold optimizer and schedule
-    load_optim: bool = True  # and are restored with them
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.config.model
+
+    @property
+    def algorithm(self) -> AlgorithmConfig:
+        return self.config.algorithm
+
+    @property
+    def critic(self) -> CriticConfig:
+        return self.config.critic
+
+    @property
+    def optim(self) -> OptimConfig:
+        return self.config.optim
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        return self.config.cluster
+
+    @property
+    def megatron(self) -> Mapping[str, Any]:
+        """Megatron's flags by field name."""
+        return self.config.megatron
+
+    @property
+    def temperature(self) -> float:
+        """That the engine samples with: log-probs are of softmax(logits / temperature)."""
+        return self.config.rollout.rollout_temperature
+
+    @property
+    def seed(self) -> int:
+        return self.config.run.seed
 
     @property
     def num_ranks(self) -> int:
-        return self.cluster.actor_num_nodes * self.cluster.actor_num_gpus_per_node
+        return self.config.num_learner_ranks

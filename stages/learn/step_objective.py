@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from configs.corrections import correction_of
+from configs.schema import flat_args
 from pipeline.core.types import OptimizerStep
 from pipeline.core.userfn import load_function
 from stages.learn.corrections import BatchStatistics, Evidence, batch_evidence
@@ -54,7 +54,7 @@ class StepObjective:
     def __init__(self, settings: LearnerSettings) -> None:
         self.config = settings.algorithm
         self.correction = correction_of(self.config)
-        self.args = learner_args(settings)
+        self.args = flat_args(settings.config)
         self._loss_function = _load(self.config.custom_loss_function_path, "loss_function")
         self._tis_function = _load(self.config.custom_tis_function_path, "tis_function")
         self.worst = LargestGap()  # of the optimizer step in progress, in true-on-policy mode
@@ -172,18 +172,6 @@ def worst_mismatch(old_log_probs: Tensor, batch: Any) -> LargestGap:
         f" engine, {float(old_log_probs[at]):.6f} at the learner"
     )
     return LargestGap(float(mismatch[at]), token)
-
-
-def learner_args(settings: LearnerSettings) -> SimpleNamespace:
-    """The flat `args` of user functions on the learner: the flags it knows of."""
-    out: dict[str, Any] = {
-        **settings.megatron,
-        "rollout_temperature": settings.temperature,
-        "seed": settings.seed,
-    }
-    for part in (settings.model, settings.algorithm, settings.optim, settings.cluster):
-        out.update({name: getattr(part, name) for name in part.__slots__})
-    return SimpleNamespace(**out)
 
 
 def _load(spec: str | None, default_name: str) -> Callable[..., Any] | None:

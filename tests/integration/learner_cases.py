@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from configs.schema import AlgorithmConfig, ClusterConfig, ModelConfig, OptimConfig
+from configs.schema import (
+    AlgorithmConfig,
+    ClusterConfig,
+    Config,
+    CriticConfig,
+    ModelConfig,
+    OptimConfig,
+    RolloutConfig,
+)
 from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 from stages.learn.settings import LearnerSettings
 
@@ -63,21 +71,32 @@ def load_hf(path: Path) -> Any:
 
 
 def settings(
-    model: Path, *, ranks: int = 1, optim: OptimConfig | None = None, steps: int = 10, **flags: Any
+    model: Path,
+    *,
+    ranks: int = 1,
+    optim: OptimConfig | None = None,
+    critic: CriticConfig | None = None,
+    steps: int = 10,
+    **flags: Any,
 ) -> LearnerSettings:
-    """Flags of AlgorithmConfig by name; `megatron` takes Megatron's."""
+    """Flags of AlgorithmConfig by name, and some of ModelConfig; `megatron` takes Megatron's."""
     megatron: Mapping[str, Any] = flags.pop("megatron", {})
     temperature: float = flags.pop("temperature", 1.0)
-    dtype: Any = flags.pop("dtype", "auto")
-    return LearnerSettings(
-        model=ModelConfig(hf_checkpoint=str(model), device="cpu", dtype=dtype),
+    of_model = {
+        name: flags.pop(name)
+        for name in ("dtype", "train_backend", "gradient_checkpointing")
+        if name in flags
+    }
+    config = Config(
+        model=ModelConfig(hf_checkpoint=str(model), device="cpu", **of_model),
         algorithm=AlgorithmConfig(**flags),
+        critic=critic or CriticConfig(),
         optim=optim or OptimConfig(),
         cluster=ClusterConfig(actor_num_gpus_per_node=ranks),
+        rollout=RolloutConfig(rollout_temperature=temperature),
         megatron={"lr": 1e-3, **megatron},
-        num_optimizer_steps=steps,
-        temperature=temperature,
     )
+    return LearnerSettings(config=config, num_optimizer_steps=steps)
 
 
 def make_samples(lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[TrainSample]:

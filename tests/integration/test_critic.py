@@ -35,8 +35,8 @@ def make_rank(folder: Path) -> Iterator[Callable[..., Any]]:
     def make(critic: CriticConfig | None = None, **flags: Any) -> Any:
         for old in ranks:
             old.close()
-        settings = cases.settings(folder, **{"advantage_estimator": "ppo", **flags})
-        ranks[:] = [start_rank(dataclasses.replace(settings, critic=critic or CriticConfig()))]
+        settings = cases.settings(folder, critic=critic, **{"advantage_estimator": "ppo", **flags})
+        ranks[:] = [start_rank(settings)]
         return ranks[0]
 
     yield make

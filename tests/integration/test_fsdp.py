@@ -55,11 +55,13 @@ OPTIM = OptimConfig(lr_decay_style="cosine", lr_warmup_iters=1, lr_decay_iters=6
 def settings_of(
     backend: str, model: Path, *, gradient_checkpointing: bool = False, **flags: Any
 ) -> Any:
-    settings = cases.settings(model, optim=OPTIM, **flags)
-    named = dataclasses.replace(
-        settings.model, train_backend=backend, gradient_checkpointing=gradient_checkpointing
+    return cases.settings(
+        model,
+        optim=OPTIM,
+        train_backend=backend,
+        gradient_checkpointing=gradient_checkpointing,
+        **flags,
     )
-    return dataclasses.replace(settings, model=named)
 
 
 @pytest.fixture(scope="module")

@@ -35,12 +35,8 @@ def samples(folder: Path) -> list[TrainSample]:
 def rank(folder: Path) -> Iterator[Any]:
     from stages.learn.fsdp import start_rank
 
-    settings = cases.settings(folder, optim=OptimConfig(), use_tis=True)
-    learner = start_rank(
-        dataclasses.replace(
-            settings, model=dataclasses.replace(settings.model, train_backend="fsdp")
-        )
-    )
+    settings = cases.settings(folder, optim=OptimConfig(), use_tis=True, train_backend="fsdp")
+    learner = start_rank(settings)
     yield learner
     learner.close()
 

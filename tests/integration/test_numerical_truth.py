@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.schema import AlgorithmConfig, ClusterConfig, ModelConfig, RolloutConfig
+from configs.schema import ClusterConfig, Config, ModelConfig, RolloutConfig
 from pipeline.core.types import Completion, OptimizerStep, TrainBatch, TrainSample
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -88,13 +88,12 @@ async def test_log_probs_agree_before_and_after_pushes(
         )
     )
     pool = SGLangPool([engine], concurrency=64, max_restarts=0, start_timeout_seconds=240)
-    settings = LearnerSettings(
+    config = Config(
         model=ModelConfig(hf_checkpoint=str(folder), device="cpu", dtype="float32"),
-        algorithm=AlgorithmConfig(),
         cluster=cluster,
         megatron={"lr": 1e-4 if name == "qwen3" else 1e-5},
-        num_optimizer_steps=10,
     )
+    settings = LearnerSettings(config=config, num_optimizer_steps=10)
     learner = LearnerGroup(settings)
     client = SGLangClient(pool, RolloutConfig())
     transport = make_transport(pool, learner, cluster, device="cpu")

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.core.devices import has_gpu
 from pipeline.core.errors import ConfigError, LearnerError
 from pipeline.core.flops import read_cost
 from pipeline.core.types import OptimizerStep
@@ -293,7 +294,7 @@ class FSDPRank(LearnerRank):
 
 
 def _device(settings: LearnerSettings) -> torch.device:
-    asked, there = settings.model.device, torch.cuda.is_available()
+    asked, there = settings.model.device, has_gpu()
     if asked == "cuda" and not there:
         raise ConfigError("--device cuda: this process sees no CUDA device")
     return (

@@ -13,20 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from configs.schema import OPTIMIZER_DEFAULTS
 from stages.learn.schedule import Schedule, make_schedule
 from stages.learn.settings import LearnerSettings
 
-# Megatron's optimizer flags that mean something here, with its defaults (lr and clip_grad:
-# slime's).
-DEFAULTS = {
-    "lr": 1e-6,
-    "min_lr": 0.0,
-    "weight_decay": 0.0,
-    "clip_grad": 1.0,
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "adam_eps": 1e-8,
-}
 CLIP_EPSILON = 1e-6
 
 
@@ -34,7 +24,8 @@ class Optimizer:
     """Weight decay leaves out biases and everything one-dimensional (norms), as Megatron's does."""
 
     def __init__(self, model: nn.Module, settings: LearnerSettings) -> None:
-        given = {**DEFAULTS, **{k: float(v) for k, v in settings.megatron.items() if k in DEFAULTS}}
+        known = OPTIMIZER_DEFAULTS
+        given = {**known, **{k: float(v) for k, v in settings.megatron.items() if k in known}}
         self._clip, self._settings = given["clip_grad"], settings
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         decayed = [p for p, name in self.names.items() if p.ndim > 1 and not name.endswith(".bias")]

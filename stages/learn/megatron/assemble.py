@@ -22,7 +22,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
-from configs.schema import OptimConfig
+from configs.schema import OPTIMIZER_DEFAULTS, OptimConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.find_checkpoint import find_torch_dist
 from stages.learn.determinism import seed_everything, use_deterministic_kernels
@@ -34,9 +34,6 @@ from stages.learn.megatron.names import expert_biases
 from stages.learn.megatron.virtual import resolve_virtual
 from stages.learn.schedule import warmup_and_decay
 from stages.learn.settings import LearnerSettings
-
-# slime's lr and clipping; the rest is Megatron's
-DEFAULTS = {"lr": 1e-6, "min_lr": 0.0, "weight_decay": 0.0, "clip_grad": 1.0}
 
 
 @dataclass(kw_only=True)
@@ -242,7 +239,12 @@ def _mark_experts(models: list[PolicyModel]) -> None:
 def _make_optimizer(
     ddp: list[DistributedDataParallel], dtype: torch.dtype, given: Mapping[str, Any]
 ) -> Any:
-    base = {"optimizer": "adam", "bf16": dtype is torch.bfloat16, "params_dtype": dtype, **DEFAULTS}
+    base = {
+        "optimizer": "adam",
+        "bf16": dtype is torch.bfloat16,
+        "params_dtype": dtype,
+        **OPTIMIZER_DEFAULTS,
+    }
     on_cpu = next(ddp[0].parameters()).device.type == "cpu"
     if on_cpu:  # an optimizer that is there already has nowhere to be offloaded to
         given = {name: value for name, value in given.items() if name != "optimizer_cpu_offload"}

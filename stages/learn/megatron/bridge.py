@@ -16,6 +16,7 @@ from mbridge.core.llm_bridge import LLMBridge
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
+from pipeline.core.devices import has_gpu
 from pipeline.core.errors import CheckpointError, ConfigError
 from stages.learn.megatron.architectures import HABITS, SAME_AS, head_dim, rope_of, shape_of
 from stages.learn.megatron.mappings import family_class
@@ -53,7 +54,7 @@ class _Bridge(LLMBridge):
 
     def __init__(self, hf_config: Any, dtype: torch.dtype, fields: Mapping[str, Any]) -> None:
         self._fields = dict(fields)
-        self.use_te = have_transformer_engine() and torch.cuda.is_available()
+        self.use_te = have_transformer_engine() and has_gpu()
         super().__init__(
             hf_config,
             dtype=dtype,
@@ -78,7 +79,7 @@ class _Bridge(LLMBridge):
                 "num_moe_experts" in shape and mpu.get_tensor_model_parallel_world_size() > 1
             ),
             "transformer_impl": "transformer_engine" if self.use_te else "local",
-            "use_cpu_initialization": not torch.cuda.is_available(),
+            "use_cpu_initialization": not has_gpu(),
             "gradient_accumulation_fusion": (
                 importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
             ),

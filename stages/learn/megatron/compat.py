@@ -13,10 +13,10 @@ import importlib
 import os
 import queue
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeline.core.devices import has_gpu
 from pipeline.core.errors import LearnerError
 
 SUPPORTED = "0.16.1"
@@ -74,8 +74,7 @@ def prepare_environment() -> None:
 
     Megatron's fusions are torch.compile'd functions; compiling them for every new shape costs far
     more than they save on a CPU."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or not Path("/dev/nvidiactl").exists():
+    if not has_gpu():
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
@@ -88,7 +87,7 @@ def install() -> bool:
     global _installed
     import torch
 
-    if torch.cuda.is_available():
+    if has_gpu():
         return False
     if _installed:
         return True

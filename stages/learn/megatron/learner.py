@@ -317,7 +317,7 @@ class MegatronRank(LearnerRank):
 
     def _save(self, path: Path, write: checkpoint.Write | None) -> list[Any]:
         self._built.finish_param_gather()
-        optimizer = self.settings.save_optim
+        optimizer = self.settings.config.run.save_optim
         jobs = [checkpoint.save(self._built, path / "torch_dist", optimizer=optimizer, write=write)]
         if self._kept:
             jobs.append(self._kept.save(path / "reference", write=write))
@@ -331,7 +331,7 @@ class MegatronRank(LearnerRank):
 
         A run that had no reference leaves ours as it was built: --ref-load, or --hf-checkpoint.
         """
-        optimizer = self.settings.load_optim
+        optimizer = self.settings.config.run.load_optim
         with self._offload.present():
             checkpoint.load(self._built, path / "torch_dist", optimizer=optimizer)
             if self._kept and (path / "reference").is_dir():

@@ -79,8 +79,8 @@ BAD: list[tuple[Any, str]] = [
         config(
             pipeline_model_parallel_size=2,
             virtual_pipeline_model_parallel_size=2,
-            overlap_p2p_comm="true",
-            batch_p2p_comm="true",
+            overlap_p2p_comm=True,
+            batch_p2p_comm=True,
         ),
         "--overlap-p2p-comm with --batch-p2p-comm",
     ),

@@ -14,7 +14,7 @@ import pytest
 from buffers.priority import user_priority
 from buffers.userfilter import Choice, UserFilter
 from configs.rules.validate import functions
-from configs.schema import AlgorithmConfig, Config, ModelConfig, flat_args
+from configs.schema import AlgorithmConfig, Config, flat_args
 from pipeline.core.time import MonotonicTime
 from pipeline.core.types import Completion, Group, Sample, Status, VersionSpan
 from pipeline.core.userfn import load_function
@@ -189,7 +189,7 @@ def test_loss_and_correction_are_found_by_their_default_names() -> None:
         custom_loss_function_path=hook("custom_loss"),
         custom_tis_function_path=hook("custom_loss"),
     )
-    assert StepObjective(LearnerSettings(model=ModelConfig(), algorithm=config)).has_extra_metrics
+    assert StepObjective(LearnerSettings(config=Config(algorithm=config))).has_extra_metrics
 
 
 def test_sample_filter_spares_groups_that_are_all_cut_off() -> None:

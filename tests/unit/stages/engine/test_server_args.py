@@ -56,7 +56,7 @@ def test_values_become_a_command_line() -> None:
     values = {
         "port": 1,
         "disable_radix_cache": True,
-        "skip_server_warmup": "false",
+        "skip_server_warmup": False,
         "context_length": None,
         "lora_paths": ("a", "b"),
         "radix_eviction_policy_config": {"threshold": 2},

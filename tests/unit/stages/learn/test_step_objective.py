@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from configs.schema import AlgorithmConfig, ModelConfig
+from configs.flags import own_flags
+from configs.schema import OPTIMIZER_DEFAULTS, AlgorithmConfig, Config, flat_args
 from pipeline.core.errors import ConfigError
 from stages.learn.settings import LearnerSettings
-from stages.learn.step_objective import LargestGap, StepObjective, learner_args, worst_mismatch
+from stages.learn.step_objective import LargestGap, StepObjective, worst_mismatch
 
 COUNTS = [3, 1, 4]
 
@@ -35,23 +36,27 @@ def test_the_worst_token_is_named(at: int, sample: int, place: int) -> None:
 
 
 def settings(**flags: object) -> LearnerSettings:
-    return LearnerSettings(
-        model=ModelConfig(hf_checkpoint="m"),
-        algorithm=AlgorithmConfig(**flags),
-        megatron={"lr": 0.5},
-        temperature=0.7,
-    )  # type: ignore[arg-type]
+    config = Config(
+        algorithm=AlgorithmConfig(**flags),  # type: ignore[arg-type]
+        megatron={"adam_beta2": 0.5},
+        sglang={"log_level": "info"},
+    )
+    return LearnerSettings(config=config)
 
 
 def test_user_functions_find_the_flags_in_args() -> None:
-    args = learner_args(settings(tis_clip=3.0))
-    assert (
-        args.tis_clip,
-        args.hf_checkpoint,
-        args.lr,
-        args.rollout_temperature,
-        args.lr_decay_style,
-    ) == (3.0, "m", 0.5, 0.7, "constant")
+    """The same on the learner's ranks as on the driver: every flag of ours, and those that were
+    given of the others."""
+    given = settings(tis_clip=3.0)
+    args = StepObjective(given).args
+    assert vars(args) == vars(flat_args(given.config))
+    assert {flag.field for flag in own_flags().values()} <= set(vars(args))
+    assert (args.tis_clip, args.lr, args.adam_beta2, args.sglang_log_level) == (
+        3.0,
+        OPTIMIZER_DEFAULTS["lr"],
+        0.5,
+        "info",
+    )
 
 
 def test_a_user_function_that_is_not_there_is_named() -> None:
