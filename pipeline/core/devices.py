@@ -1,5 +1,5 @@
-"""Is there a GPU to train and generate on? Asked of the driver's library and of torch's files: torch
-itself takes seconds to import, and a flag must be refused in less."""
+"""Is there a GPU to train and generate on? Asked of the driver's library and of torch's files:
+torch itself takes seconds to import, and a flag must be refused in less."""
 
 from __future__ import annotations
 

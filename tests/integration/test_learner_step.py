@@ -333,7 +333,7 @@ def test_deterministic_mode_repeats_itself_to_the_bit(
 
     batch, found = cases.make_batch(*(cases.make_step(part) for part in cases.halves())), []
     try:
-        for mode in ({"deterministic_mode": "true"}, {"deterministic_mode": "true"}, {}):
+        for mode in ({"deterministic_mode": True}, {"deterministic_mode": True}, {}):
             rank = make_rank(folders["qwen3", True], megatron=mode, use_tis=True)
             assert torch.are_deterministic_algorithms_enabled() == bool(mode)
             drawn = (random.random(), torch.rand(()).item())
