@@ -134,6 +134,9 @@ class RolloutConfig:
     max_turns: int = 8  # of a multi-turn custom generate function
     generate_max_retries: int = 3  # of one request, with back-off, before its rollout has failed
     generate_timeout_seconds: float = 600.0  # deadline of one request to an engine
+    # deadline of an episode: of generating one sample with all its turns (a group, where the custom
+    # function takes a list), and again of scoring its group; what is late FAILS and is tried again
+    episode_timeout_seconds: float | None = None
     # times a group with a failed sample is generated again before it is given up
     group_max_retries: int = 1
     # f(args, samples) -> keep?; "zero_std" drops groups with equal rewards
@@ -146,6 +149,11 @@ class RolloutConfig:
     rollout_all_samples_process_path: str | None = None
     # no loss for tokens older than the newest version of their sample
     mask_offpolicy_in_partial_rollout: bool = False
+
+    @property
+    def episode_deadline(self) -> tuple[float | None, str]:
+        """Seconds, and the flag that says so."""
+        return self.episode_timeout_seconds, "--episode-timeout-seconds"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -422,7 +430,15 @@ class EvalConfig:
     n_samples_per_eval_prompt: int = 1  # samples a prompt
     eval_temperature: float | None = None  # default: rollout-temperature
     eval_max_response_len: int | None = None  # default: rollout-max-response-len
+    # default: episode-timeout-seconds
+    eval_episode_timeout_seconds: float | None = None
     eval_max_prompts: int = 256  # of a procedural task
+
+    def episode_deadline(self, rollout: RolloutConfig) -> tuple[float | None, str]:
+        """Seconds, and the flag that says so: its own, or the rollouts'."""
+        if self.eval_episode_timeout_seconds is None:
+            return rollout.episode_deadline
+        return self.eval_episode_timeout_seconds, "--eval-episode-timeout-seconds"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

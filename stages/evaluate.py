@@ -8,6 +8,7 @@ import copy
 from collections.abc import Mapping, Sequence
 
 from configs.schema import EvalConfig
+from pipeline.core.deadline import Deadline
 from pipeline.core.protocols import Generate, Reward
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import EvalResult, Sample, Status
@@ -15,6 +16,7 @@ from pipeline.core.types import EvalResult, Sample, Status
 # training rollouts share the engines: an evaluation must not queue up in front of them
 MAX_CONCURRENT_PROMPTS = 64
 
+NO_DEADLINE = Deadline()
 NO_VERSION = -1  # of an evaluation without a single generated token
 
 
@@ -30,16 +32,19 @@ class Evaluator:
         config: EvalConfig,
         *,
         reward_key: str | None = None,
+        deadline: Deadline = NO_DEADLINE,
         clock: TimeSource | None = None,
         max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
     ) -> None:
         """`datasets`: name -> one PENDING sample a prompt; they stay as they are.
 
-        `reward_key` picks the score of dict rewards.
+        `reward_key` picks the score of dict rewards, `deadline` is that of scoring a prompt's
+        samples.
         """
         self._generate, self._reward = generate, reward
         self._datasets = {name: list(samples) for name, samples in datasets.items()}
         self._num_samples = config.n_samples_per_eval_prompt
+        self._deadline = deadline
         self._reward_key = reward_key
         self._clock = clock or MonotonicTime()
         self._max_concurrent_prompts = max_concurrent_prompts
@@ -76,7 +81,7 @@ class Evaluator:
             samples = await self._generate(
                 [self._copy(place, prompt, i) for i in range(self._num_samples)], evaluation=True
             )
-            await self._reward(samples)
+            await self._deadline.score(self._reward, samples)
             return samples
 
     def _copy(self, place: int, prompt: Sample, i: int) -> Sample:

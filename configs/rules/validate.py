@@ -96,6 +96,8 @@ _AT_LEAST_0 = (
 _ABOVE_0 = (
     "rollout_temperature",
     "generate_timeout_seconds",
+    "episode_timeout_seconds",
+    "eval_episode_timeout_seconds",
     "reward_timeout_seconds",
     "engine_start_timeout_seconds",
     "eps_clip",

@@ -111,7 +111,19 @@ def sentences(history: History, summary: Mapping[str, Any]) -> str:
             f" {number(summary['length_removed_p50'])} response tokens in the median; those trained"
             f" on had {number(summary.get('length_trained_p50'))}."
         )
+    if summary["samples_discarded"]:
+        out.append(_discarded(summary))
     return " ".join(out)
+
+
+def _discarded(summary: Mapping[str, Any]) -> str:
+    causes = {
+        "of groups filtered or given up": summary["samples_discarded_before_buffer"],
+        "removed for their age": summary["samples_discarded_stale"],
+        "without loss in their rollout": summary["samples_discarded_untrained"],
+    }
+    named = ", ".join(f"{count} {cause}" for cause, count in causes.items() if count)
+    return f"{summary['samples_discarded']} samples were generated and never trained on: {named}."
 
 
 def is_complete(history: History) -> bool:
@@ -142,6 +154,7 @@ def _head(history: History, summary: Mapping[str, Any]) -> str:
             f"samples trained of {number(s['samples_generated'])} generated",
         ),
         (number(s["samples_failed"]), "samples failed"),
+        (number(s["samples_discarded"]), "samples generated, never trained"),
     )
     state = (
         '<span class="state done">complete</span>'

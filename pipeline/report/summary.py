@@ -92,6 +92,8 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "samples_generated": int(counter_total(values(train, "samples_generated"))),
         "samples_trained": sum(values(train, "num_samples")),
         "samples_failed": int(counter_total(values(train, "samples_failed"))),
+        "samples_timed_out": int(counter_total(values(train, "samples_timed_out"))),
+        **_discarded(train),
         "staleness_max": max(values(train, "staleness_max"), default=None),
         "staleness_bound": max(values(train, "staleness_bound"), default=None),
         "groups_replayed": sum(values(train, "num_groups_replayed")),
@@ -106,6 +108,18 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "seconds_to_reward_0_9": seconds_to_reward(train),
         **_learner(train),
     }
+
+
+def _discarded(train: Sequence[Row]) -> dict[str, int]:
+    """Samples that were generated to their end and never trained on: of a group that a filter
+    turned down or that was given up, removed for their age, or without any loss when their rollout
+    was taken."""
+    causes = {
+        "samples_discarded_before_buffer": int(counter_total(values(train, "samples_discarded"))),
+        "samples_discarded_stale": int(counter_total(values(train, "samples_removed_stale"))),
+        "samples_discarded_untrained": sum(values(train, "num_samples_untrained")),
+    }
+    return {"samples_discarded": sum(causes.values()), **causes}
 
 
 def _learner(train: Sequence[Row]) -> dict[str, Any]:

@@ -191,6 +191,7 @@ def train_record(
         "num_groups": len(groups),
         "num_groups_replayed": sum(group.times_sampled > 1 for group in groups),
         "num_samples": sum(map(is_trained, samples)),
+        "num_samples_untrained": sum(not is_trained(sample) for sample in samples),
         **lengths,
         **{
             f"staleness_{k}": v

@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from pipeline.core.deadline import Deadline, is_late
 from pipeline.core.errors import CheckpointError, GenerateError
 from pipeline.core.protocols import Buffer, Generate, Reward, Source
 from pipeline.core.types import Admission, Group, Sample, Status
 from pipeline.schedule.clock import RolloutClock
 
 logger = logging.getLogger(__name__)
+NO_DEADLINE = Deadline()
 
 
 class Verdict(Protocol):
@@ -46,17 +48,20 @@ class Producer:
         buffer: Buffer,
         clock: RolloutClock,
         group_max_retries: int,
+        deadline: Deadline = NO_DEADLINE,
         dropped: Callable[[list[Sample]], None] | None = None,
     ) -> None:
-        """`dropped` is given the samples of every group that `keep` turned down."""
+        """`deadline`: of scoring a group (generating has its own). `dropped` is given the samples
+        of every group that `keep` turned down."""
         self._source, self._generate, self._reward, self._keep = source, generate, reward, keep
         self._buffer, self._clock, self._retries = buffer, clock, group_max_retries
-        self._dropped = dropped
+        self._deadline, self._dropped = deadline, dropped
         # by prompt index, of those not yet consumed: what a restart generates again
         self._prompts: dict[int, list[Sample]] = {}
         self._resumed: list[Admission] = []  # admitted before a restart
         self._failures_in_a_row = 0
-        # samples_generated, samples_failed, groups_retried, groups_failed, groups_filtered
+        # samples_generated, samples_failed, samples_timed_out, groups_retried, groups_failed,
+        # groups_filtered; samples_discarded: complete ones of groups filtered or given up
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -90,12 +95,16 @@ class Producer:
         samples = await self._generate_and_score(admission)
         failed = [s for s in samples if s.status is Status.FAILED]
         if failed:
+            self.counts.update(
+                "samples_discarded" for s in samples if s.status is not Status.FAILED
+            )
             self._give_up(admission, failed)
             return
         self._failures_in_a_row = 0
         verdict = self._keep(samples)
         if not verdict.keep:
             self.counts["groups_filtered"] += 1
+            self.counts["samples_discarded"] += len(samples)
             if self._dropped is not None:
                 self._dropped(samples)
             self._give_back(admission, f"filtered: {verdict.reason or 'filter said no'}")
@@ -115,12 +124,13 @@ class Producer:
         todo = self._prompts[admission.prompt_index]
         for attempt in range(self._retries + 1):
             samples = await self._generate(todo, evaluation=False)
-            await self._reward([*done, *samples] if done else samples)
+            await self._deadline.score(self._reward, [*done, *samples] if done else samples)
             self.counts["samples_generated"] += len(samples)
             failed = {s.index for s in samples if s.status is Status.FAILED}
             if not failed:
                 return [*done, *samples]
             self.counts["samples_failed"] += sum(s.status is Status.FAILED for s in samples)
+            self.counts.update("samples_timed_out" for s in samples if is_late(s))
             if attempt == self._retries:
                 return [*done, *samples]
             self.counts["groups_retried"] += 1

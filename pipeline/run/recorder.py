@@ -112,6 +112,8 @@ class Recorder:
             lengths_removed=fill.removed_lengths,
             extra={
                 "num_optimizer_steps": len(batch.steps),
+                "samples_timed_out": self._counts["samples_timed_out"],
+                "samples_discarded": self._counts["samples_discarded"],
                 "groups_filtered": self._counts["groups_filtered"],
                 "batch_digest": batch_digest(batch),
             },

@@ -21,6 +21,7 @@ from buffers.replay_buffer import ReplayBuffer
 from buffers.userfilter import UserFilter
 from configs.command_line.dump import dump_config
 from configs.schema import Config, flat_args
+from pipeline.core.deadline import Deadline
 from pipeline.core.errors import CheckpointError
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
@@ -110,6 +111,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         buffer=buffer,
         clock=site.clock,
         group_max_retries=config.rollout.group_max_retries,
+        deadline=Deadline(*config.rollout.episode_deadline),
         dropped=batcher.dropped,
     )
     telemetry, finish = _telemetry(site)
@@ -319,7 +321,12 @@ def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | 
         )
         datasets[name] = [group[0] for group in source.all_prompts(config.eval.eval_max_prompts)]
     return Evaluator(
-        backend.generate, reward, datasets, config.eval, reward_key=config.reward.reward_key
+        backend.generate,
+        reward,
+        datasets,
+        config.eval,
+        reward_key=config.reward.reward_key,
+        deadline=Deadline(*config.eval.episode_deadline(config.rollout)),
     )
 
 

@@ -9,11 +9,12 @@ import asyncio
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from configs.schema import EvalConfig, RolloutConfig
+from pipeline.core.deadline import Deadline
 from pipeline.core.errors import GenerateError, SlipstreamError
 from pipeline.core.protocols import EngineClient, Tokenizer
 from pipeline.core.time import MonotonicTime, TimeSource
@@ -23,6 +24,7 @@ from stages.generate.check import check_sample
 from stages.generate.image_prompts import Vision, engine_request, has_images
 from stages.generate.user_function import CustomGenerate, wrap
 
+T = TypeVar("T")
 _FIELDS = tuple(f.name for f in dataclasses.fields(Sample))
 
 
@@ -69,6 +71,10 @@ class GenerateStage:
         self._args = SimpleNamespace(**{**(vars(args) if args is not None else {}), **extra})
         self._train_params = default_sampling_params(rollout)
         self._eval_params = {**self._train_params, **_eval_overrides(evaluation)}
+        self._deadline = Deadline(*rollout.episode_deadline)
+        self._eval_deadline = (
+            Deadline(*evaluation.episode_deadline(rollout)) if evaluation else self._deadline
+        )
         self._needs_experts = bool(getattr(args, "use_rollout_routing_replay", False))
         self._functions: dict[str, CustomGenerate] = {}
         path = rollout.custom_generate_function_path
@@ -105,9 +111,11 @@ class GenerateStage:
                 else self._custom
             )
             if custom is None:
-                return [await self._single_turn(sample, params)]
+                return [await self._in_time(self._single_turn(sample, params), evaluation)]
             version = self._current_version() if self._current_version else None
-            made = await custom.one(self._args, sample, params, evaluation)
+            made = await self._in_time(
+                custom.one(self._args, sample, params, evaluation), evaluation
+            )
         except Exception as error:  # CancelledError is not an Exception: it passes
             return [_failed(sample, error)]
         return [self._checked(s, sample, version, evaluation) for s in made]
@@ -126,7 +134,9 @@ class GenerateStage:
         try:
             for sample in samples:
                 self._prepare(sample, evaluation)
-            made = await custom.group(self._args, list(samples), evaluation)
+            made = await self._in_time(
+                custom.group(self._args, list(samples), evaluation), evaluation
+            )
         except Exception as error:
             return [_failed(sample, error) for sample in samples]
         origins = samples if len(made) == len(samples) else [samples[0]] * len(made)
@@ -134,6 +144,9 @@ class GenerateStage:
             self._checked(s, origin, version, evaluation)
             for s, origin in zip(made, origins, strict=True)
         ]
+
+    async def _in_time(self, work: Coroutine[Any, Any, T], evaluation: bool) -> T:
+        return await (self._eval_deadline if evaluation else self._deadline).within(work)
 
     def _checked(
         self, sample: Sample, origin: Sample, fallback_version: int | None, evaluation: bool

@@ -29,6 +29,11 @@ SUMMARY_KEYS = [
     "samples_generated",
     "samples_trained",
     "samples_failed",
+    "samples_timed_out",
+    "samples_discarded",
+    "samples_discarded_before_buffer",
+    "samples_discarded_stale",
+    "samples_discarded_untrained",
     "staleness_max",
     "staleness_bound",
     "groups_replayed",
@@ -95,6 +100,11 @@ def test_summary_of_a_whole_run(tmp_path: Path) -> None:
             "samples_generated": 42 * 32,
             "samples_trained": 40 * 32,
             "samples_failed": 39 // 9,
+            "samples_timed_out": 0,
+            "samples_discarded": 0,
+            "samples_discarded_before_buffer": 0,
+            "samples_discarded_stale": 0,
+            "samples_discarded_untrained": 0,
             "staleness_max": 2,
             "staleness_bound": 2,
             "groups_replayed": 0,
@@ -125,6 +135,29 @@ def test_a_goal_that_is_never_reached_is_null(tmp_path: Path) -> None:
     # single rollouts touch 1.0, the trailing mean does not
     assert got["seconds_to_reward_0_9"] is None
     check_page(write_report(run))
+
+
+def test_what_was_generated_and_never_trained_on_is_counted_by_cause(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    run.mkdir()
+    rows = [
+        {
+            "kind": "train",
+            "rollout_id": i,
+            "samples_discarded": 4 * (i + 1),
+            "samples_removed_stale": i,
+            "length_removed_p50": 9,
+            "num_samples_untrained": 1,
+        }
+        for i in range(3)
+    ]
+    (run / "metrics.jsonl").write_text("".join(map(line_of, rows)))
+    got = write_summary(run)
+    assert got["samples_discarded_before_buffer"] == 12
+    assert got["samples_discarded_stale"] == 2
+    assert got["samples_discarded_untrained"] == 3
+    assert got["samples_discarded"] == 17
+    assert "17 samples were generated and never trained on" in closing_lines(run, got)[0]
 
 
 def test_rollouts_trained_again_after_a_kill_count_once(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import pytest
 
 from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig
+from pipeline.core.deadline import Deadline
 from pipeline.core.errors import CheckpointError, GenerateError
 from pipeline.core.types import Sample, Status, VersionSpan
-from pipeline.run.producer import Producer
+from pipeline.run.producer import NO_DEADLINE, Producer
 from pipeline.schedule.clock import RolloutClock
 
 N = 2  # samples a group
@@ -104,6 +105,7 @@ class World:
         keep: Callable[..., Any] = lambda s: KEEP,
         retries: int = 1,
         K: int = 0,
+        deadline: Deadline = NO_DEADLINE,
         **generate: Any,
     ) -> None:
         self.clock = RolloutClock(
@@ -116,6 +118,7 @@ class World:
         )
         self.generate.version = lambda: self.clock.policy_version
         self.path, self.keep, self.retries, self.K = path, keep, retries, K
+        self.deadline = deadline
 
     def open(self) -> None:
         """Buffer and producer; on resume after the clock's state is loaded."""
@@ -128,6 +131,7 @@ class World:
             buffer=self.buffer,
             clock=self.clock,
             group_max_retries=self.retries,
+            deadline=self.deadline,
         )
 
     @asynccontextmanager
@@ -230,8 +234,39 @@ async def test_filtered_groups_are_counted_by_reason_and_replaced(tmp_path: Path
     async with w.running(), asyncio.timeout(20):
         groups = await w.buffer.take(0)
     assert [g.samples[0].prompt for g in groups] == ["2", "5"]
+    assert w.producer.counts["samples_discarded"] == 4 * N
     assert w.producer.counts["groups_filtered"] == 4 == w.clock.given_back["filtered: dull"]
     assert "groups_failed" not in w.producer.counts
+
+
+async def test_complete_samples_of_a_group_given_up_are_counted_as_discarded(
+    tmp_path: Path,
+) -> None:
+    w = world(tmp_path, fails=lambda prompt, place, attempt: prompt == "0" and place == 1)
+    async with w.running(), asyncio.timeout(20):
+        await w.buffer.take(0)
+    assert w.producer.counts["groups_failed"] == 1
+    assert w.producer.counts["samples_discarded"] == N - 1
+
+
+async def test_a_score_that_does_not_come_is_a_failure_that_is_retried(tmp_path: Path) -> None:
+    w = world(tmp_path, deadline=Deadline(0.01))
+    hangs = [True]
+
+    async def reward(samples: Sequence[Sample]) -> None:
+        if samples[0].prompt == "0" and hangs.pop():
+            hangs.append(False)
+            await asyncio.Event().wait()
+        for sample in samples:
+            sample.reward = 1.0
+
+    w.producer._reward = reward
+    async with w.running(), asyncio.timeout(20):
+        groups = await w.buffer.take(0)
+    assert sorted(g.samples[0].prompt for g in groups) == ["0", "1"]
+    counts = w.producer.counts
+    assert (counts["samples_timed_out"], counts["samples_failed"]) == (N, N)
+    assert (counts["groups_retried"], counts["groups_failed"]) == (1, 0)
 
 
 async def test_failures_in_a_row_end_the_run_with_their_cause(tmp_path: Path) -> None:

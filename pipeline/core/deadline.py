@@ -1,0 +1,92 @@
+"""The deadline of an episode: what is late is ended, and says where it stood."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipeline.core.awaits import where_it_stands
+from pipeline.core.protocols import Reward
+from pipeline.core.types import Sample, Status
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+# what is late has this long to give back what it holds; then nobody waits for it any more
+GRACE_SECONDS = 5.0
+
+
+class EpisodeTimeoutError(TimeoutError):
+    """An episode was not over in time. A sample with it is FAILED: generated again, or given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """So many seconds for an episode (None: no deadline), and the flag that says so."""
+
+    seconds: float | None = None
+    flag: str = "--episode-timeout-seconds"
+
+    async def within(
+        self, work: Coroutine[Any, Any, T], *, grace_seconds: float = GRACE_SECONDS
+    ) -> T:
+        """The result of `work`, or EpisodeTimeoutError at the deadline, with the line at which it stood.
+
+        Late work is cancelled; work that ignores that for `grace_seconds` is left alone.
+        """
+        if self.seconds is None:
+            return await work
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task}, timeout=self.seconds)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+        if task.done():
+            return task.result()
+        stood = where_it_stands(task)
+        await _end(task, grace_seconds)
+        raise EpisodeTimeoutError(
+            f"not done after {self.seconds:g} s ({self.flag}): it was at {stood}"
+        )
+
+    async def score(self, reward: Reward, samples: Sequence[Sample]) -> None:
+        """Score a group; samples without a score at the deadline are FAILED, the others keep
+        theirs."""
+        try:
+            await self.within(_score(reward, samples))
+        except EpisodeTimeoutError as late:
+            for sample in samples:
+                if sample.status is not Status.FAILED and sample.reward is None:
+                    sample.status = Status.FAILED
+                    sample.error = f"{type(late).__name__}: {late}"
+
+
+async def _end(task: asyncio.Task[Any], grace_seconds: float) -> None:
+    task.add_done_callback(_seen)
+    task.cancel()
+    await asyncio.wait({task}, timeout=grace_seconds)
+    if not task.done():
+        logger.warning(
+            "an episode that is over its deadline does not end when it is cancelled; it is left"
+            " alone, at %s",
+            where_it_stands(task),
+        )
+
+
+def is_late(sample: Sample) -> bool:
+    """Did the sample fail for its episode's deadline?"""
+    return (sample.error or "").startswith(f"{EpisodeTimeoutError.__name__}:")
+
+
+async def _score(reward: Reward, samples: Sequence[Sample]) -> None:
+    await reward(samples)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Nobody waits for it: what it raises is no news."""
+    if not task.cancelled():
+        task.exception()

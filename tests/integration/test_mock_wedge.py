@@ -1,0 +1,45 @@
+"""An episode that never returns: with a deadline the run finishes, without one it says who is
+awaited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conftest import read_metrics, run_entry
+
+NEVER = """
+import asyncio
+from stages.generate.session import open_session
+
+async def generate(args, sample, sampling_params):
+    if sample.group_index == 3:
+        await asyncio.Event().wait()
+    async with open_session(args, sample, sampling_params) as session:
+        await session.generate()
+    return sample
+"""
+FAST = ("--mock", "--rollout-batch-size", "2", "--n-samples-per-prompt", "2")
+FASTER = ("--mock-step-seconds", "0.01", "--mock-seconds-per-token", "0.0001")
+
+
+def hangs(tmp_path: Path) -> tuple[str, ...]:
+    """Flags of a run whose group 3 is never generated."""
+    function = tmp_path / "never.py"
+    function.write_text(NEVER)
+    return (
+        *(*FAST, *FASTER, "--num-rollout", "5", "--async-buffer-size", "2"),
+        *("--custom-generate-function-path", str(function)),
+        *("--runs-dir", str(tmp_path), "--name", "m"),
+    )
+
+
+def test_an_episode_over_its_deadline_is_data_and_the_run_finishes(tmp_path: Path) -> None:
+    done = run_entry(*hangs(tmp_path), "--episode-timeout-seconds", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_metrics(tmp_path / "m", "train")
+    assert len(rows) == 5
+    # both samples of the group, twice
+    assert rows[-1]["samples_timed_out"] == 4 == rows[-1]["samples_failed"]
+    assert "group 3 given up" in done.stderr
+    assert "not done after 1 s (--episode-timeout-seconds)" in done.stderr
+    assert "never.py:7 (generate)" in done.stderr
