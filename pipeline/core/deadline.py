@@ -32,7 +32,7 @@ class Deadline:
     async def within(
         self, work: Coroutine[Any, Any, T], *, grace_seconds: float = GRACE_SECONDS
     ) -> T:
-        """The result of `work`, or EpisodeTimeoutError at the deadline, with the line at which it stood.
+        """The result of `work`, or EpisodeTimeoutError, with the line at which it stood.
 
         Late work is cancelled; work that ignores that for `grace_seconds` is left alone.
         """
