@@ -14,6 +14,8 @@ from configs.command_line.entry import parse_or_exit
 from pipeline.wiring import FAMILIES, build, run_to_end
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.run.runner import Runner
 
 
@@ -34,8 +36,9 @@ async def train(run: Runner) -> None:
             await run.save(rollout_id)
 
 
-def main() -> None:
-    config = parse_or_exit(sys.argv[1:], prog="train_async.py", families=FAMILIES)
+def main(argv: Sequence[str] | None = None, prog: str = "train_async.py") -> None:
+    words = sys.argv[1:] if argv is None else argv
+    config = parse_or_exit(words, prog=prog, families=FAMILIES)
     sys.exit(run_to_end(train, lambda: build(config)))
 
 

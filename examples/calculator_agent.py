@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from pipeline.core.types import Sample
-from stages.generate.session import open_session
+from slipstream import Sample, open_session
 
 OPEN, CLOSE = "<calc>", "</calc>"
 MAX_CHARACTERS = 200  # of an expression

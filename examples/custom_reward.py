@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pipeline.core.types import Sample
+from slipstream import Sample
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 

@@ -12,12 +12,13 @@ from configs.command_line.loader import load_config
 from configs.command_line.preset_files import split_words
 from configs.schema import Config
 from pipeline.core.errors import SlipstreamError
+from pipeline.core.version import __version__
 
 
 def parse_or_exit(argv: Sequence[str], prog: str, families: Iterable[FlagFamily] = ()) -> Config:
     """The configuration that `argv` asks for.
 
-    Ends the process for --help (0) and for a mistake (2), with no traceback.
+    Ends the process for --help and --version (0) and for a mistake (2), with no traceback.
     """
     families = tuple(families)
     try:
@@ -36,10 +37,12 @@ def parse_or_exit(argv: Sequence[str], prog: str, families: Iterable[FlagFamily]
 
 
 def help_page(argv: Sequence[str], prog: str, families: Sequence[FlagFamily]) -> str | None:
-    """The page that `argv` asks for, if any: --help, or --help-FAMILY [WORD ...]."""
+    """The page that `argv` asks for, if any: --version, --help, or --help-FAMILY [WORD ...]."""
     from configs.command_line.help import family_help, own_help
 
     asked = {given.name: given.values for given in split_words(argv)}
+    if "version" in asked:
+        return f"slipstream {__version__}\n"
     if "help" in asked:
         return own_help(prog, families)
     for family in families:

@@ -26,6 +26,7 @@ def own_help(prog: str, families: Iterable[FlagFamily]) -> str:
     )
     lines += _entry("--config FILE.yaml", "preset(s) to start from; may be repeated", width)
     lines += _entry("-h, --help", "this page", width)
+    lines += _entry("--version", "print the version", width)
     for section, cls in section_classes().items():
         lines += ["", *textwrap.wrap(" ".join((cls.__doc__ or section).split()), width)]
         for flag in own_flags().values():

@@ -107,6 +107,7 @@ def _suggest(name: str, families: Sequence[FlagFamily], unlisted: list[str]) -> 
     known = {
         "config",
         "help",
+        "version",
         *flags,
         *ALIASES,
         *NEGATIVES,

@@ -137,7 +137,7 @@ def _items(path: Path, node: object) -> Iterator[GivenFlag]:
                 f"--config {origin}: {item.value!r} does not begin with --flag; expected e.g. `-"
                 " --lr 1e-5`"
             )
-        if name in ("config", "help"):
+        if name in ("config", "help", "version"):
             raise ConfigError(
                 f"--config {origin}: --{name} belongs on the command line, not into a preset"
             )

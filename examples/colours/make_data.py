@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from pipeline.core.images import to_data_url
+from slipstream import to_data_url
 
 COLOURS = {
     "red": (220, 30, 30),

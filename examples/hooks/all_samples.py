@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipeline.core.types import Sample
+from slipstream import Sample
 
 # below "slipstream": into run.log and onto the terminal, from INFO on
 logger = logging.getLogger("slipstream.hooks")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.types import Sample
+from slipstream import Sample
 
 
 def convert_samples_to_train_data(args: Any, samples: list[Sample]) -> dict[str, list[Any]]:

@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.types import Sample
+from slipstream import Sample
 
 
 class RolloutDataSource:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.core.types import Sample
-from stages.filter import DynamicFilterOutput
+from slipstream import DynamicFilterOutput, Sample
 
 
 def keep(args: Any, samples: Sequence[Sample], **_: Any) -> DynamicFilterOutput:

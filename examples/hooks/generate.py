@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from pipeline.core.types import Sample
-from stages.generate.session import open_session
+from slipstream import Sample, open_session
 
 
 async def generate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.core.types import Sample
+from slipstream import Sample
 
 
 async def reward_func(args: Any, samples: Sequence[Sample], **_: Any) -> list[float]:

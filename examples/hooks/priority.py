@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.core.types import Sample
+from slipstream import Sample
 
 
 def priority(args: Any, samples: Sequence[Sample]) -> float:

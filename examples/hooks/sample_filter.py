@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.core.types import Sample
+from slipstream import Sample
 
 
 def filter_samples(args: Any, groups: list[list[Sample]]) -> None:

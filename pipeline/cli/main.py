@@ -1,4 +1,4 @@
-"""`python -m pipeline COMMAND`: tools around runs. Training itself is train_async.py."""
+"""`slipstream COMMAND`, or `python -m pipeline COMMAND`: training and the tools around runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.errors import SlipstreamError
+from pipeline.core.version import __version__
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -52,9 +53,12 @@ def _buffer(args: argparse.Namespace) -> None:
         print(line)
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+def parser(prog: str = "python -m pipeline") -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog=prog, description=__doc__)
+    root.add_argument("--version", action="version", version=f"slipstream {__version__}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # for the listing only: `main` hands its flags, which are not argparse's, to train_async.py
+    commands.add_parser("train", help=f"train a model: `{prog} train --help` lists the flags")
     report = commands.add_parser(
         "report", help="write summary.json, reward.png and report.html again, from metrics.jsonl"
     )
@@ -91,8 +95,13 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, prog: str = "python -m pipeline") -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["train"]:
+        import train_async  # the roof: whoever asks for another command does not pay for it
+
+        train_async.main(words[1:], prog=f"{prog} train")
+    args = parser(prog).parse_args(words)
     try:
         args.run(args)
     except SlipstreamError as e:
@@ -103,3 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # what is still buffered has nowhere to go
     return 0
+
+
+def console() -> int:
+    """The installed command `slipstream`."""
+    return main(prog="slipstream")

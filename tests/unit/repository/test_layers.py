@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-FOLDERS = ("pipeline", "stages", "buffers", "configs", "compat")
+FOLDERS = ("slipstream", "pipeline", "stages", "buffers", "configs", "compat")
 PLANTED = [
     ("configs/rules/validate.py", "import pipeline.run.runner", "floors"),
     ("configs/flags.py", "import stages.learn.rank", "floors"),
@@ -29,6 +29,8 @@ PLANTED = [
     ("buffers/journal.py", "import torch", "torch is for those who hold tensors"),
     ("buffers/ledger.py", "import ray", "ray is confined"),
     ("compat/hooks.py", "import pipeline.core.types", "floors"),
+    ("pipeline/cli/main.py", "import slipstream", "floors"),
+    ("slipstream/__init__.py", "import torch", "torch is for those who hold tensors"),
     ("stages/batch.py", "import megatron", "megatron is confined"),
     ("stages/batch.py", "import sglang", "sglang is confined"),
     ("stages/filter.py", "import buffers.schema", "floors"),

@@ -1,0 +1,29 @@
+"""What your own functions import: `from slipstream import Sample, open_session`.
+
+These names stay where they are; the modules behind them may move. Importing this loads numpy and
+none of torch, ray, sglang or megatron."""
+
+from pipeline.core.errors import ConfigError, DataError, GenerateError, RewardError, SlipstreamError
+from pipeline.core.images import to_data_url
+from pipeline.core.types import Completion, Sample, Status, VersionSpan
+from pipeline.core.version import __version__
+from stages.filter import DynamicFilterOutput, filter_zero_std_groups
+from stages.generate.session import Session, open_session
+
+__all__ = [
+    "Completion",
+    "ConfigError",
+    "DataError",
+    "DynamicFilterOutput",
+    "GenerateError",
+    "RewardError",
+    "Sample",
+    "Session",
+    "SlipstreamError",
+    "Status",
+    "VersionSpan",
+    "__version__",
+    "filter_zero_std_groups",
+    "open_session",
+    "to_data_url",
+]
