@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.format import duration, number, percent
 from pipeline.report.charts import (
     idle_charts,
     learner_charts,
@@ -16,7 +17,6 @@ from pipeline.report.charts import (
     staleness_chart,
     throughput_charts,
 )
-from pipeline.report.format import duration, number, percent
 from pipeline.report.summary import REWARD_WINDOW, History
 
 _LAST_ROLLOUTS = 20

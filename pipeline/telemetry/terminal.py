@@ -7,17 +7,14 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.format import duration, number, percent
 from pipeline.core.time import TimeSource
 from pipeline.telemetry.view import (
     RunView,
-    duration,
     eval_detail,
     event_line,
     fraction,
-    number,
-    percent,
     plain_line,
-    seconds,
     sparkline,
 )
 
@@ -127,8 +124,10 @@ def panel(view: RunView, *, elapsed: float, eta: float | None) -> RenderableType
         )
     else:
         body = Table.grid(padding=(0, 2))
-        body.add_column(style="bold")
-        body.add_column(no_wrap=True, overflow="ellipsis")
+        # the labels keep their width and the values give way: rich narrows a column that may wrap
+        # before one that may not, and `_text` cuts a value at its end instead of wrapping it
+        body.add_column(style="bold", no_wrap=True)
+        body.add_column()
         for row in (_reward, _staleness, _buffer, _speed, _idle, _push, _engines, _learner, _evals):
             row(view, view.train, body)
     return Panel(
@@ -148,7 +147,7 @@ def _progress(view: RunView, elapsed: float, eta: float | None) -> RenderableTyp
 
     row = Table.grid(expand=True, padding=(0, 1))
     row.add_column(ratio=1)
-    row.add_column(no_wrap=True)
+    row.add_column(no_wrap=True, overflow="ellipsis")
     left = f" · eta {duration(eta)}" if eta is not None else ""
     row.add_row(
         ProgressBar(
@@ -200,8 +199,8 @@ def _buffer(view: RunView, train: Mapping[str, Any], out: Table) -> None:
 
 def _speed(view: RunView, train: Mapping[str, Any], out: Table) -> None:
     rest = (
-        f" · a rollout in {seconds(train.get('interval_seconds'))}, its step"
-        f" {seconds(train.get('step_seconds'))}"
+        f" · a rollout in {duration(train.get('interval_seconds'))}, its step"
+        f" {duration(train.get('step_seconds'))}"
     )
     if train.get("peak_memory_bytes"):
         rest += f" · learner's peak {train['peak_memory_bytes'] / 2**30:.1f} GiB"
@@ -215,11 +214,10 @@ def _idle(view: RunView, train: Mapping[str, Any], out: Table) -> None:
     out.add_row(
         "idle",
         _text(
-            "generators ",
+            f"generators {percent(generation)} ",
             (_bar(generation), "magenta"),
-            f" {percent(generation)}   trainer ",
+            f"  trainer {percent(trainer)} ",
             (_bar(trainer), "magenta"),
-            f" {percent(trainer)}",
         ),
     )
 
@@ -227,8 +225,8 @@ def _idle(view: RunView, train: Mapping[str, Any], out: Table) -> None:
 def _push(view: RunView, train: Mapping[str, Any], out: Table) -> None:
     if push := view.push:
         rest = (
-            f" · {seconds(push.get('seconds'))}, engines paused"
-            f" {seconds(push.get('stall_seconds'))}"
+            f" · {duration(push.get('seconds'))}, engines paused"
+            f" {duration(push.get('stall_seconds'))}"
         )
         out.add_row("push", _text(f"version {push.get('policy_version')}", rest))
 
@@ -254,14 +252,12 @@ def _learner(view: RunView, train: Mapping[str, Any], out: Table) -> None:
         "ess": "ess_fraction",
         "entropy": "entropy",
     }
-    out.add_row(
-        "learner",
-        " · ".join(
-            f"{label} {number(train[key])}"
-            for label, key in shown.items()
-            if train.get(key) is not None
-        ),
-    )
+    said = [
+        f"{label} {number(train[key])}"
+        for label, key in shown.items()
+        if train.get(key) is not None
+    ]
+    out.add_row("learner", _text(" · ".join(said)))
 
 
 def _evals(view: RunView, train: Mapping[str, Any], out: Table) -> None:
@@ -280,9 +276,10 @@ def _evals(view: RunView, train: Mapping[str, Any], out: Table) -> None:
 
 
 def _text(*parts: str | tuple[str, str]) -> Text:
+    """One line, cut at its end where the terminal is narrower."""
     from rich.text import Text
 
-    return Text.assemble(*parts)
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
 def _bar(share: float | None) -> str:

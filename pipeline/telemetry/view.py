@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from pipeline.core.format import duration, number, percent
+
 Record = Mapping[str, Any]
 BLOCKS = "▁▂▃▄▅▆▇█"
 _PACE_WINDOW = 20  # rollouts that the ETA looks back on
@@ -76,7 +78,7 @@ class RunView:
 def plain_line(view: RunView) -> str:
     """One rollout in one line, for logs and pipes."""
     r = view.train or {}
-    push = f"push {seconds(view.push.get('seconds'))}" if view.push else None
+    push = f"push {duration(view.push.get('seconds'))}" if view.push else None
     parts = [
         f"rollout {view.num_trained}/{view.num_rollout}",
         f"reward {number(r.get('reward_mean'))}",
@@ -141,44 +143,6 @@ def sparkline(values: Sequence[float], width: int) -> str:
     low, high = (0.0, 1.0) if min(values) >= 0 and max(values) <= 1 else (min(values), max(values))
     span = high - low or 1.0
     return "".join(BLOCKS[min(int((m - low) / span * len(BLOCKS)), len(BLOCKS) - 1)] for m in means)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Short: 0.123, 1,234, 4.5e-05; a dash where there is none."""
-    if value is None:
-        return "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if value and abs(value) < 10**-digits:
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f}%"
-
-
-def seconds(value: float | None) -> str:
-    """A short time: 43 ms, 1.2 s."""
-    if value is None:
-        return "-"
-    return (
-        f"{1000 * value:.0f} ms"
-        if value < 0.1
-        else f"{value:.1f} s"
-        if value < 100
-        else duration(value)
-    )
-
-
-def duration(value: float | None) -> str:
-    """A long time: 0:01:23, 2 d 03:04:05."""
-    if value is None:
-        return "-"
-    minutes, s = divmod(max(round(value), 0), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    return f"{days} d {h:02}:{m:02}:{s:02}" if days else f"{h}:{m:02}:{s:02}"
 
 
 def fraction(record: Record, part: str, whole: str) -> str:

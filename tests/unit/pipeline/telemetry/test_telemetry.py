@@ -168,6 +168,24 @@ def test_the_panel_fits_any_width(width: int) -> None:
     assert max(map(len, _text_of(view, width).splitlines())) <= width
 
 
+LABELS = ["reward", "staleness", "buffer", "speed", "idle", "push", "engines", "learner", "eval"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_every_label_is_whole_and_a_long_row_is_cut_at_its_end(width: int) -> None:
+    view = RunView(name="r", num_rollout=20, run_dir="runs/r")
+    for record in records(20):
+        view.add(record)
+    view.add({"kind": "eval", "name": "a-long-name" * 20, "reward_mean": 0.5, "num_samples": 9})
+    lines = [line.strip("│ ") for line in _text_of(view, width).splitlines()]
+    shown = [line.split()[0] for line in lines if line.split() and line.split()[0] in LABELS]
+    # a row that wrapped would leave lines without a label between these
+    assert shown == [*LABELS, "eval"]
+    assert lines[-2].startswith("eval") and lines[-2].endswith("…")
+    first = lines.index(next(line for line in lines if line.startswith("reward")))
+    assert len(lines) - 1 - first == len(shown)
+
+
 def test_views_survive_records_with_holes() -> None:
     view = RunView(name="r", num_rollout=20)
     view.add({"kind": "train", "rollout_id": 0, "reward_mean": None, "loss": None})

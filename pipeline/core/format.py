@@ -1,4 +1,5 @@
-"""Numbers as people read them. None is a dash."""
+"""Numbers and times as people read them, the same in the terminal, the report and the log. None is
+a dash."""
 
 from __future__ import annotations
 
@@ -14,17 +15,21 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
+    """A share, with one decimal: 12.3%."""
     return "-" if value is None else f"{100 * value:.1f}%"
 
 
 def duration(value: float | None) -> str:
-    """43 ms, 12.3 s, 2 min 05 s, 3 h 12 min."""
+    """43 ms, 12.3 s, 2 min 05 s, 3 h 12 min, 2 d 03 h."""
     if value is None:
         return "-"
     if value < 0.9995:
         return f"{1000 * value:.0f} ms"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.1f} s"
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02} h"
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
