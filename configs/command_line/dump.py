@@ -4,7 +4,7 @@ again."""
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from configs.command_line.families import PREFIXES
@@ -38,6 +38,25 @@ def dump_config(config: Config) -> str:
                 _item(prefix + field.replace("_", "-"), value) for field, value in values.items()
             ]
     return "\n".join(lines) + "\n"
+
+
+def changed_flags(before: str, after: str, *, but: Container[str] = ()) -> list[str]:
+    """`--lr 2e-5 (was --lr 1e-5)` of every flag that two texts of `dump_config` say otherwise,
+    `but` for some."""
+    old, new = _flags_of(before), _flags_of(after)
+    return [
+        f"{new.get(name, f'--{name} unset')} (was {old.get(name, 'unset')})"
+        for name in dict.fromkeys([*new, *old])
+        if new.get(name) != old.get(name) and name not in but
+    ]
+
+
+def _flags_of(text: str) -> dict[str, str]:
+    """Bare name -> the flag as written."""
+    import yaml
+
+    items: list[str] = yaml.safe_load(text) or []
+    return {item.split()[0].removeprefix("--").removeprefix("no-"): item for item in items}
 
 
 def _item(name: str, value: Any) -> str:

@@ -56,7 +56,7 @@ def parse_config(
     config = Config(**parts)
     # config.yaml: what a run left, not a name
     presets = [p.stem for p in preset_files(words) if p.stem != "config"]
-    if config.run.name is None and presets:
+    if config.run.name is None and presets and config.run.load is None:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=presets[-1]))
     return config, origins
 

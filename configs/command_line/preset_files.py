@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import ConfigError
+from pipeline.core.find_run import find_run
+
+NOT_RESTORED = ("name", "runs-dir", "load")  # of a run that goes on: it has its folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +59,23 @@ def split_words(words: Sequence[str]) -> list[GivenFlag]:
 
 
 def expand(given: Sequence[GivenFlag]) -> list[GivenFlag]:
-    """Replace every --config by its flags, ahead of all others (the command line wins).
+    """Replace every --config by its flags, ahead of all others (the command line wins). Ahead of
+    them too stand the flags of the run that --load goes on with.
 
     Raises ConfigError.
     """
     files = [path for g in given if g.name == "config" for path in _files_of(g)]
-    return [
-        *(g for file in files for g in read_preset(Path(file))),
-        *(g for g in given if g.name != "config"),
-    ]
+    presets = [g for file in files for g in read_preset(Path(file))]
+    return [*_flags_of_run([*presets, *given]), *presets, *(g for g in given if g.name != "config")]
+
+
+def _flags_of_run(given: Sequence[GivenFlag]) -> list[GivenFlag]:
+    """What the run that --load names was started with; a run's name and place are not among it."""
+    loads = [g.values for g in given if g.name == "load"]
+    run = find_run(Path(loads[-1][0]).expanduser()) if loads and len(loads[-1]) == 1 else None
+    if run is None or not (run / "config.yaml").is_file():
+        return []
+    return [g for g in read_preset(run / "config.yaml") if g.name not in NOT_RESTORED]
 
 
 def preset_files(given: Sequence[GivenFlag]) -> list[Path]:

@@ -14,8 +14,8 @@ from pipeline.core.errors import DataError
 from pipeline.run.digest import batch_digest
 from pipeline.run.record_file import current_records, read_records
 from pipeline.run.rundir import RunDir
-from pipeline.wiring.assemble import make_clock
 from pipeline.wiring.batcher import Batcher
+from pipeline.wiring.context import make_clock
 from pipeline.wiring.foreign_flags import FAMILIES
 
 

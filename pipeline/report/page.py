@@ -90,7 +90,13 @@ def sentences(history: History, summary: Mapping[str, Any]) -> str:
     if not summary["num_rollouts"]:
         return "No rollout was trained: run.log says why."
     of = f" of {history.num_rollout}" if history.num_rollout else ""
-    out = [f"{summary['num_rollouts']}{of} rollouts in {duration(summary['wall_seconds'])}."]
+    trained = _num_trained(history)
+    here = summary["num_rollouts"]
+    out = [
+        f"{trained}{of} rollouts"
+        + (f" ({here} of them in this run, the others before it)" if here < trained else "")
+        + f" in {duration(summary['wall_seconds'])}."
+    ]
     if summary["reward_first"] is not None:
         out.append(
             f"Mean reward went from {number(summary['reward_first'])} (first {REWARD_WINDOW}"
@@ -127,8 +133,12 @@ def _discarded(summary: Mapping[str, Any]) -> str:
 
 
 def is_complete(history: History) -> bool:
-    last = history.train[-1]["rollout_id"] + 1 if history.train else 0
-    return bool(history.num_rollout) and last >= (history.num_rollout or 0)
+    return bool(history.num_rollout) and _num_trained(history) >= (history.num_rollout or 0)
+
+
+def _num_trained(history: History) -> int:
+    """Those of the checkpoint that the run began from are among them."""
+    return int(history.train[-1]["rollout_id"]) + 1 if history.train else 0
 
 
 def _head(history: History, summary: Mapping[str, Any]) -> str:

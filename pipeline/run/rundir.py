@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pipeline.core.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LATEST = "latest"
+FAILED_START = "failed-start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +82,15 @@ class RunDir:
         return self.path / "report.html"
 
 
-def create_run_dir(runs_dir: str | Path, name: str, *, latest: bool = True) -> RunDir:
-    """A new folder `runs_dir/name`, or `name-2`, `name-3`, ... where that is taken; with `logs/`,
-    and `latest` pointing at it.
+def create_run_dir(runs_dir: str | Path, name: str) -> RunDir:
+    """A new folder `runs_dir/name`, or `name-2`, `name-3`, ... where that is taken; with `logs/`.
 
     Two runs that start at once get two folders (mkdir decides). Raises ConfigError for a name that
     is no plain folder name and for a `runs_dir` that cannot be written."""
-    if not _NAME.fullmatch(name) or name == LATEST:
+    if not _NAME.fullmatch(name) or name in (LATEST, FAILED_START):
         raise ConfigError(
-            f"--name {name!r}: expected letters, digits, '.', '_' and '-', not '{LATEST}'; give"
-            " another --name"
+            f"--name {name!r}: expected letters, digits, '.', '_' and '-', not '{LATEST}' or"
+            f" '{FAILED_START}'; give another --name"
         )
     root = Path(runs_dir)
     try:
@@ -101,9 +102,34 @@ def create_run_dir(runs_dir: str | Path, name: str, *, latest: bool = True) -> R
             f"--runs-dir {root}: cannot make a run directory there ({e.strerror or e}); give"
             " another --runs-dir"
         ) from e
-    if latest:
-        _point_latest(root, run.name)
     return run
+
+
+def point_latest(run: RunDir) -> None:
+    """`latest` beside the run leads to it. A convenience: file systems without links, and
+    somebody's own file of that name, are left alone."""
+    link = run.path.with_name(LATEST)
+    if link.exists() and not link.is_symlink():
+        return
+    new = run.path.with_name(f".{LATEST}-{os.getpid()}")
+    try:
+        new.unlink(missing_ok=True)
+        new.symlink_to(run.name, target_is_directory=True)
+        new.replace(link)
+    except OSError:
+        new.unlink(missing_ok=True)
+
+
+def withdraw_run_dir(run: RunDir) -> Path | None:
+    """A run that never began takes its folder back. What its processes logged is kept, that of the
+    newest such run, in `failed-start` beside it; returns that folder, or None where nothing was
+    logged."""
+    if not any(run.logs.glob("*")):
+        shutil.rmtree(run.path, ignore_errors=True)
+        return None
+    aside = run.path.with_name(FAILED_START)
+    shutil.rmtree(aside, ignore_errors=True)
+    return run.path.rename(aside)
 
 
 def open_run_dir(path: str | Path) -> RunDir:
@@ -131,18 +157,3 @@ def _make_numbered(root: Path, name: str) -> Path:
             return path
         except FileExistsError:
             number += 1
-
-
-def _point_latest(root: Path, name: str) -> None:
-    """A convenience: file systems without links, and somebody's own file of that name, are left
-    alone."""
-    link = root / LATEST
-    if link.exists() and not link.is_symlink():
-        return
-    new = root / f".{LATEST}-{os.getpid()}"
-    try:
-        new.unlink(missing_ok=True)
-        new.symlink_to(name, target_is_directory=True)
-        new.replace(link)
-    except OSError:
-        new.unlink(missing_ok=True)

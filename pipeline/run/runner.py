@@ -54,6 +54,8 @@ class Parts:
     recorder: Recorder
     # engines and learner up, the learner's weights on every engine
     start: Callable[[], Awaitable[None]]
+    began: Callable[[], None]  # engines and learner are up: the run's folder is there to stay
+    abandon: Callable[[], None]  # they did not come up: as if it had never been asked for
     close: Callable[[], Awaitable[None]]  # everything down, from any state
     kill_now: Callable[[], None]  # the same, at once and synchronously
 
@@ -77,10 +79,11 @@ class Runner:
         self._stop.install()
         try:
             await self._stop.or_result(self._p.start)
+            self._p.began()
         except BaseException as e:
             if isinstance(e, StopRequested):
                 self.interrupted_by = self._stop.signal_number
-            await self._close()
+            await self._close_unbegun()
             raise
         self._p.recorder.started()
         return self
@@ -127,6 +130,14 @@ class Runner:
             await asyncio.shield(asyncio.ensure_future(self._p.close()))
         finally:
             self._p.recorder.finish(interrupted=self.interrupted_by is not None)
+            self._stop.uninstall()
+
+    async def _close_unbegun(self) -> None:
+        """The same, and nothing stays behind of a run that never began."""
+        try:
+            await asyncio.shield(asyncio.ensure_future(self._p.close()))
+        finally:
+            self._p.abandon()
             self._stop.uninstall()
 
     @asynccontextmanager

@@ -97,6 +97,11 @@ def find_snapshot(load: str) -> Path:
     )
 
 
+def rollouts_of(snapshot: Path) -> int:
+    """How many rollouts a complete snapshot covers."""
+    return int((snapshot / "DONE").read_text())
+
+
 def read_state(snapshot: Path) -> dict[str, Any]:
     """The driver's state.
 

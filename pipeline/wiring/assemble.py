@@ -7,56 +7,34 @@ import json
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from buffers.journal import FILE_NAME, read_journal
-from buffers.ledger import Ledger
 from buffers.priority import Priority, reward_std, user_priority
 from buffers.replay_buffer import ReplayBuffer
 from buffers.userfilter import UserFilter
-from configs.command_line.dump import dump_config
-from configs.schema import Config, flat_args
+from configs.schema import Config
 from pipeline.core.deadline import Deadline
-from pipeline.core.errors import CheckpointError
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
-from pipeline.core.time import MonotonicTime
 from pipeline.core.types import Sample, TrainBatch
 from pipeline.core.userfn import load_function
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import Recorder
-from pipeline.run.rundir import RunDir, create_run_dir, open_run_dir
 from pipeline.run.runner import Parts, Runner
-from pipeline.run.snapshot import find_snapshot, read_state
-from pipeline.schedule.clock import RolloutClock
-from pipeline.schedule.rate_limiter import RateLimiter
 from pipeline.telemetry import open_telemetry
 from pipeline.wiring.batcher import Batcher
+from pipeline.wiring.context import RunContext, begin, open_context, withdraw
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
 from stages.reward import Lease, RewardStage, TeacherStage, build_reward
 from stages.source import UserSource, build_source
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunContext:
-    """Where the run is and where it goes on from."""
-
-    config: Config
-    args: SimpleNamespace
-    run_dir: RunDir
-    snapshot: Path | None  # the checkpoint to resume from
-    state: Mapping[str, Any] | None  # its state.json
-    ledger: Ledger | None  # of the journal in run_dir, when the run goes on there
-    clock: RolloutClock
-    time: MonotonicTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +58,21 @@ class Backend:
 
 
 def assemble(config: Config, *, started_at: float) -> Runner:
-    site = _site(config)
+    """A run that cannot begin leaves no folder behind, unless it had one before."""
+    site = open_context(config)
+    undo = ExitStack()
+    if site.resumed.home is None:
+        undo.callback(withdraw, site.run_dir)
+    try:
+        return _assemble(site, started_at, undo)
+    except BaseException:
+        undo.close()
+        raise
+
+
+def _assemble(site: RunContext, started_at: float, undo: ExitStack) -> Runner:
+    """`undo`: what is to be done when the run never begins."""
+    config = site.config
     if config.deterministic:
         random.seed(config.run.seed)
         np.random.seed(config.run.seed % 2**32)
@@ -115,6 +107,7 @@ def assemble(config: Config, *, started_at: float) -> Runner:
         dropped=batcher.dropped,
     )
     telemetry, finish = _telemetry(site)
+    undo.callback(telemetry.close)
     recorder = Recorder(
         telemetry=telemetry,
         clock=site.clock,
@@ -145,11 +138,18 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     def kill_now() -> None:
         backend.kill_now()
         telemetry.close()  # gives the terminal back
+        undo.close()
+
+    def began() -> None:
+        begin(site)
+        undo.pop_all()
 
     return Runner(
         Parts(
             config=config,
             checkpoints=Path(config.run.save) if config.run.save else site.run_dir.checkpoints,
+            began=began,
+            abandon=undo.close,
             clock=site.clock,
             producer=producer,
             buffer=buffer,
@@ -168,45 +168,12 @@ def assemble(config: Config, *, started_at: float) -> Runner:
     )
 
 
-def _site(config: Config) -> RunContext:
-    snapshot, home = _resume_point(config.run.load)
-    state = read_state(snapshot) if snapshot else None
-    clock = make_clock(config)
-    if state is not None:
-        clock.load_state_dict(state["clock"])
-    ledger = None
-    if home is not None:
-        records, torn = read_journal(home.buffer / FILE_NAME)
-        ledger = Ledger(records)
-        clock.skip_versions_until(ledger.policy_version)
-        if torn:
-            logger.warning(
-                "%s: its last line was cut off by a crash (%d bytes); left out",
-                home.buffer / FILE_NAME,
-                torn,
-            )
-    run_dir = home or create_run_dir(
-        config.run.runs_dir, config.run.name or ("mock" if config.run.mock else "run")
-    )
-    run_dir.config.write_text(dump_config(config), encoding="utf-8")
-    return RunContext(
-        config=config,
-        args=flat_args(config),
-        run_dir=run_dir,
-        snapshot=snapshot,
-        state=state,
-        ledger=ledger,
-        clock=clock,
-        time=MonotonicTime(),
-    )
-
-
 def _buffer(site: RunContext) -> ReplayBuffer:
     return ReplayBuffer(
         site.run_dir.buffer,
         site.config.async_,
         site.clock,
-        ledger=site.ledger,
+        ledger=site.resumed.ledger,
         restored_from=site.snapshot.name if site.snapshot else None,
         priority=_priority(site),
         user_filter=_user_filter(site),
@@ -224,47 +191,6 @@ def _priority(site: RunContext) -> Priority:
 def _user_filter(site: RunContext) -> UserFilter | None:
     spec = site.config.async_.buffer_filter_path
     return UserFilter(spec, load_function(spec, "buffer_filter"), site.args) if spec else None
-
-
-def make_clock(config: Config) -> RolloutClock:
-    """At its beginning. Without a learner no push is ever due."""
-    rollouts = config.run.num_rollout
-    return RolloutClock(
-        rollout_batch_size=config.num_fresh_groups,
-        async_buffer_size=config.async_.async_buffer_size,
-        update_weights_interval=(
-            rollouts + 1 if config.run.debug_rollout_only else config.async_.update_weights_interval
-        ),
-        num_rollout=rollouts,
-        max_staleness=(
-            max(1, config.staleness_bound)
-            if config.run.debug_rollout_only
-            else config.staleness_bound
-        ),
-        limiter=RateLimiter.rollouts(
-            fresh=config.num_fresh_groups,
-            samples_per_insert=config.async_.samples_of_a_group,
-            buffer_size=config.async_.async_buffer_size,
-            min_size_to_sample=config.async_.min_size_to_sample,
-        ),
-    )
-
-
-def _resume_point(load: str | None) -> tuple[Path | None, RunDir | None]:
-    """(snapshot, the run directory to go on in). A snapshot from elsewhere, or none, begins a new
-    directory; a run that died before its first snapshot goes on in its own, from the beginning,
-    with the groups that it has."""
-    if load is None:
-        return None, None
-    try:
-        snapshot = find_snapshot(load)
-    except CheckpointError:
-        if not (Path(load) / "buffer" / FILE_NAME).exists():
-            raise
-        return None, open_run_dir(load)
-    home = snapshot.parent.parent
-    going_on = (home / "metrics.jsonl").exists() and (home / "buffer" / FILE_NAME).exists()
-    return snapshot, open_run_dir(home) if going_on else None
 
 
 def _prompts(site: RunContext, tokenizer: Tokenizer | None) -> Source:
@@ -343,7 +269,7 @@ def _telemetry(site: RunContext) -> tuple[Any, Callable[[float, bool], None]]:
     telemetry = open_telemetry(
         site.run_dir,
         site.config,
-        resumed_at=site.clock.num_trained if site.ledger or site.state else None,
+        resumed_at=site.clock.num_trained if site.resumed.home is not None else None,
     )
 
     def finish(wall_seconds: float, interrupted: bool) -> None:

@@ -4,7 +4,8 @@ one. Imports no model code."""
 from __future__ import annotations
 
 from configs.schema import Config
-from pipeline.wiring.assemble import Backend, RunContext
+from pipeline.wiring.assemble import Backend
+from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
 from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer
 from stages.generate.generate import GenerateStage

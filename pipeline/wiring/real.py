@@ -22,7 +22,8 @@ from pipeline.core.find_checkpoint import find_torch_dist
 from pipeline.core.flops import read_cost
 from pipeline.models.resolve import resolve_checkpoint
 from pipeline.run.warmup import warm_up
-from pipeline.wiring.assemble import Backend, RunContext
+from pipeline.wiring.assemble import Backend
+from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
 from pipeline.workers.learner_group import LearnerGroup
 from pipeline.workers.turns import TurnTaking

@@ -15,8 +15,10 @@ from configs.command_line.loader import load_config
 from configs.schema import flat_args
 from pipeline.core.errors import ConfigError
 from pipeline.core.time import MonotonicTime
+from pipeline.run.resume import ResumePoint
 from pipeline.schedule.clock import RolloutClock
-from pipeline.wiring.assemble import Backend, RunContext
+from pipeline.wiring.assemble import Backend
+from pipeline.wiring.context import RunContext
 from pipeline.wiring.real import real_backend
 
 DATA = ["--prompt-data", "reasoning_gym:spell_backward", "--device", "cpu"]
@@ -34,9 +36,8 @@ def backend_of(logs: Path, *flags: str) -> Backend:
             config=config,
             args=args,
             run_dir=run_dir,
-            snapshot=None,
+            resumed=ResumePoint(),
             state=None,
-            ledger=None,
             clock=clock,
             time=MonotonicTime(),
         )

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.command_line.dump import dump_config
+from configs.command_line.dump import changed_flags, dump_config
 from configs.command_line.loader import parse_config
 from configs.flags import Flag, own_flags, section_classes
 from configs.schema import Config
@@ -95,3 +95,33 @@ def test_it_is_a_plain_list_of_flags_with_every_default() -> None:
     assert all(isinstance(item, str) and item.startswith("--") for item in items)
     said = {item.split()[0].removeprefix("--").removeprefix("no-") for item in items}
     assert said == {name for name, flag in own_flags().items() if flag.default not in (None, ())}
+
+
+def test_load_restores_the_runs_flags_but_its_name(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    flags = ["--lr", "2e-5", "--seed", "5", "--no-save-optim", "--name", "a", "--runs-dir", "x"]
+    (run / "config.yaml").write_text(dump_config(parse_config([*flags, "--mock"], FAMILIES)[0]))
+    config, origins = parse_config(["--load", str(run), "--seed", "6"], FAMILIES)
+    assert (config.run.seed, config.run.save_optim, config.run.mock) == (6, False, True)
+    assert config.megatron["lr"] == 2e-5 and str(run / "config.yaml") in origins["lr"]
+    assert (config.run.name, config.run.runs_dir) == (None, "runs")
+    # a preset of this command line goes over what the run had; its name is not the run's
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("- --seed 8\n")
+    config, _ = parse_config(["--config", str(preset), "--load", str(run)], FAMILIES)
+    assert (config.run.seed, config.run.name) == (8, None)
+
+
+def test_changed_flags_are_named() -> None:
+    def text(*flags: str) -> str:
+        return dump_config(parse_config(flags, FAMILIES)[0])
+
+    before = text("--lr", "1e-5", "--seed", "5", "--name", "a")
+    after = text("--lr", "2e-5", "--seed", "5", "--no-save-optim", "--wandb-group", "g x")
+    assert sorted(changed_flags(before, after, but=["name"])) == [
+        "--lr 2e-05 (was --lr 1e-05)",
+        "--no-save-optim (was --save-optim)",
+        "--wandb-group 'g x' (was unset)",
+    ]
+    assert changed_flags(before, before) == []
