@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from configs.schema import Config, flat_args
 from pipeline.core.protocols import Sink
 from pipeline.core.time import MonotonicTime, TimeSource
-from pipeline.run.record_file import current_records, jsonable, read_records, roll_back
+from pipeline.run.record_file import Record, current_records, jsonable, read_records, roll_back
 from pipeline.run.rundir import RunDir
 from pipeline.telemetry.hub import JsonlSink, Telemetry
 from pipeline.telemetry.logs import start_logging, to_stderr
@@ -44,11 +44,12 @@ def open_telemetry(
     # first and unguarded: a run that cannot write its records should not start
     jsonl = JsonlSink(run_dir.metrics)
     view = RunView(name=run_dir.name, num_rollout=config.run.num_rollout, run_dir=str(run_dir.path))
-    for record in current_records(read_records(run_dir.metrics)):
+    earlier = current_records(read_records(run_dir.metrics))
+    for record in earlier:
         if record["kind"] != "engine":  # the engines of an earlier life are gone
             view.add(record)
     # before the live view: wandb may ask for a login
-    trackers, problems = _trackers(run_dir, config)
+    trackers, problems = _trackers(run_dir, config, earlier, rolled_back=moved > 0)
     terminal, write_log = _terminal(view, console, clock or MonotonicTime(), live)
     stop_logging = start_logging(run_dir.run_log, config.run.log_level, write_log)
     if moved:
@@ -93,14 +94,16 @@ def _to_stdout(line: str) -> None:
     print(line, flush=True)
 
 
-def _trackers(run_dir: RunDir, config: Config) -> tuple[list[Sink], list[str]]:
+def _trackers(
+    run_dir: RunDir, config: Config, earlier: Sequence[Record], *, rolled_back: bool
+) -> tuple[list[Sink], list[str]]:
     """The trackers that start, and what is to be said of those that do not."""
     run = config.run
     wanted: list[tuple[str, Callable[[], Sink]]] = []
     if run.use_wandb:
-        wanted.append(("--use-wandb", lambda: _wandb(run_dir, config)))
+        wanted.append(("--use-wandb", lambda: _wandb(run_dir, config, earlier, rolled_back)))
     if run.use_tensorboard:
-        wanted.append(("--use-tensorboard", lambda: _tensorboard(run_dir)))
+        wanted.append(("--use-tensorboard", lambda: _tensorboard(run_dir, earlier)))
     sinks, problems = [], []
     for flag, make in wanted:
         try:
@@ -110,7 +113,7 @@ def _trackers(run_dir: RunDir, config: Config) -> tuple[list[Sink], list[str]]:
     return sinks, problems
 
 
-def _wandb(run_dir: RunDir, config: Config) -> Sink:
+def _wandb(run_dir: RunDir, config: Config, earlier: Sequence[Record], rolled_back: bool) -> Sink:
     from pipeline.telemetry.trackers import WandbSink
 
     settings = jsonable(vars(flat_args(config)))
@@ -120,10 +123,12 @@ def _wandb(run_dir: RunDir, config: Config) -> Sink:
         group=config.run.wandb_group,
         name=run_dir.name,
         config=settings,
+        earlier=earlier,
+        rolled_back=rolled_back,
     )
 
 
-def _tensorboard(run_dir: RunDir) -> Sink:
+def _tensorboard(run_dir: RunDir, earlier: Sequence[Record]) -> Sink:
     from pipeline.telemetry.trackers import TensorBoardSink
 
-    return TensorBoardSink(run_dir.tensorboard)
+    return TensorBoardSink(run_dir.tensorboard, earlier=earlier)

@@ -3,7 +3,7 @@ rollout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ def numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 class WandbSink:
-    """WANDB_MODE, WANDB_API_KEY and so on work as everywhere; `offline` needs no network."""
+    """WANDB_MODE, WANDB_API_KEY and so on work as everywhere; `offline` needs no network.
+
+    A resumed run goes on in the same curve, at the step after its last. W&B takes nothing back: a
+    run that lost rollouts in a crash begins a new curve, with what still holds in it."""
 
     def __init__(
         self,
@@ -40,18 +43,21 @@ class WandbSink:
         group: str | None,
         name: str,
         config: Mapping[str, Any],
+        earlier: Sequence[Mapping[str, Any]] = (),
+        rolled_back: bool = False,
     ) -> None:
+        """`earlier`: the records that hold of the run's life before; `rolled_back`: there were
+        others, which do not."""
         import wandb
 
         # console="off": wandb would otherwise wrap stdout, which the live view draws on
         settings = wandb.Settings(console="off", silent=True)
-        # id: a resumed run goes on in the same curve
         self._run = wandb.init(
             dir=str(directory),
             project=project,
             group=group,
             name=name,
-            id=_run_id(directory),
+            id=_run_id(directory, new=rolled_back),
             resume="allow",
             config=dict(config),
             settings=settings,
@@ -60,6 +66,11 @@ class WandbSink:
             axis = f"{kind}/{_X_AXIS[kind]}"
             self._run.define_metric(axis, hidden=True)
             self._run.define_metric(f"{kind}/*", step_metric=axis)
+        self._step = 0  # one a record: offline, W&B does not know where an earlier life ended
+        if rolled_back:
+            for record in earlier:
+                self.write(record)
+        self._step = len(earlier)
 
     def write(self, record: Mapping[str, Any]) -> None:
         values = dict(numbers(record))
@@ -67,7 +78,8 @@ class WandbSink:
         if record.get(axis) is not None:
             values[f"{record['kind']}/{axis}"] = record[axis]
         if values:
-            self._run.log(values)
+            self._run.log(values, step=self._step)
+        self._step += 1
 
     def close(self) -> None:
         """Returns when the data are on disk and W&B's own process is gone: `finish` alone waits for
@@ -78,10 +90,10 @@ class WandbSink:
         wandb.teardown()
 
 
-def _run_id(directory: Path) -> str:
+def _run_id(directory: Path, *, new: bool) -> str:
     """One W&B run per run directory, told apart from runs of the same name elsewhere."""
     file = directory / "wandb-id"
-    if not file.exists():
+    if new or not file.exists():
         import uuid
 
         file.write_text(uuid.uuid4().hex[:12])
@@ -91,12 +103,17 @@ def _run_id(directory: Path) -> str:
 class TensorBoardSink:
     """Event files, by TensorBoard's own writer: needs neither torch nor TensorFlow."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, earlier: Sequence[Mapping[str, Any]] = ()) -> None:
+        """`earlier`: the records that hold of the run's life before. What the event files say
+        beyond them is taken out."""
         from tensorboard.summary import Writer
 
+        from pipeline.telemetry.event_files import keep_only
+
         directory.mkdir(parents=True, exist_ok=True)
+        keep_only(directory, newest_steps(earlier))
+        self._engine_step = sum(record["kind"] == "engine" for record in earlier)
         self._writer = Writer(str(directory))
-        self._engine_step = 0
 
     def write(self, record: Mapping[str, Any]) -> None:
         step = record.get(_X_AXIS[record["kind"]])
@@ -108,3 +125,13 @@ class TensorBoardSink:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def newest_steps(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """By kind, the highest step of the records; -1 of a kind whose steps none of them has."""
+    steps = dict.fromkeys((kind for kind in KINDS if kind != "engine"), -1)
+    for record in records:
+        kind = record["kind"]
+        if kind in steps and isinstance(step := record.get(_X_AXIS[kind]), int):
+            steps[kind] = max(steps[kind], step)
+    return steps

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -272,6 +274,74 @@ def test_tensorboard_holds_the_numbers(run_dir: RunDir, restored_logging: None) 
         (r["rollout_id"], r["reward_mean"]) for r in records(12) if r["kind"] == "train"
     ]
     assert "eval/held-out/reward_mean" in events.Tags()["tensors"]
+
+
+def _trained_twice(run_dir: RunDir, **flags: bool) -> None:
+    """Nine rollouts; a crash; from the checkpoint after five on to nine again; an orderly end; and
+    on to twelve."""
+    lives = ((None, 0, 9), (5, 5, 9), (9, 9, 12))
+    for resumed_at, first, end in lives:
+        telemetry = open_telemetry(run_dir, _config(**flags), resumed_at=resumed_at, live=False)
+        for record in records(end):
+            done = record.get("rollout_id", first) - (record["kind"] == "eval")
+            if done >= first:
+                telemetry.emit(**record)
+        telemetry.close()
+
+
+def test_a_resumed_curve_in_tensorboard_has_every_step_once(
+    run_dir: RunDir, restored_logging: None
+) -> None:
+    _trained_twice(run_dir, use_tensorboard=True)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir.tensorboard), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = events.Tags()["tensors"]
+    assert [e.step for e in events.Tensors("train/reward_mean")] == list(range(12))
+    for kind in ("push", "eval", "engine"):
+        tag = next(tag for tag in tags if tag.startswith(f"{kind}/"))
+        steps = [e.step for e in events.Tensors(tag)]
+        assert steps == sorted(set(steps)), f"{tag}: steps are taken twice or go back"
+    rows = read_records(run_dir.metrics)
+    engine = {e.step for tag in tags if tag.startswith("engine/") for e in events.Tensors(tag)}
+    assert max(engine) == sum(r["kind"] == "engine" for r in rows)
+
+
+class _FakeWandb(types.ModuleType):
+    """What is logged, by run id, as W&B takes it: steps that go back are dropped."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.logged: dict[str, list[tuple[int, dict[str, float]]]] = {}
+
+    def Settings(self, **_: Any) -> None: ...  # noqa: N802
+    def teardown(self) -> None: ...
+
+    def init(self, *, id: str, **_: Any) -> Any:
+        rows = self.logged.setdefault(id, [])
+
+        def log(values: dict[str, float], step: int) -> None:
+            if not rows or step >= rows[-1][0]:
+                rows.append((step, values))
+
+        return types.SimpleNamespace(
+            log=log, define_metric=lambda *_, **__: None, finish=lambda: None
+        )
+
+
+def test_a_resumed_curve_in_wandb_has_every_step_once(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, restored_logging: None
+) -> None:
+    fake = _FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    _trained_twice(run_dir, use_wandb=True)
+    first, second = fake.logged.values()  # the second began when rollouts were lost, and went on
+    for rows, end in ((first, 9), (second, 12)):
+        got = [v["train/rollout_id"] for _, v in rows if "train/rollout_id" in v]
+        assert got == list(range(end))
+        steps = [step for step, _ in rows]
+        assert steps == sorted(set(steps))
 
 
 @pytest.mark.slow
