@@ -3,7 +3,8 @@ rows of metrics.jsonl.
 
 Pure: nothing here does I/O, and time comes from an injected clock. A record is a flat dict of
 scalars; its `kind` is one of train (one rollout trained on), eval (one data set evaluated), push
-(one weight push completed), engine (the pool: `event` is start | death | restart | stats)."""
+(one weight push completed), engine (the pool: `event` is start | death | restart | stats), wait
+(nothing was trained for long, and who is awaited)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ import numpy as np
 from pipeline.core.time import IdleMeter, TimeSource
 from pipeline.core.types import EvalResult, Group, PushResult, Sample, Status, StepResult
 
-Kind = Literal["train", "eval", "push", "engine"]
+Kind = Literal["train", "eval", "push", "engine", "wait"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Record = dict[str, Any]
 

@@ -17,6 +17,7 @@ from pipeline.core.deadline import Deadline, is_late
 from pipeline.core.errors import CheckpointError, GenerateError
 from pipeline.core.protocols import Buffer, Generate, Reward, Source
 from pipeline.core.types import Admission, Group, Sample, Status
+from pipeline.run.watchdog import Watchdog
 from pipeline.schedule.clock import RolloutClock
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Producer:
         clock: RolloutClock,
         group_max_retries: int,
         deadline: Deadline = NO_DEADLINE,
+        watchdog: Watchdog | None = None,
         dropped: Callable[[list[Sample]], None] | None = None,
     ) -> None:
         """`deadline`: of scoring a group (generating has its own). `dropped` is given the samples
@@ -56,6 +58,7 @@ class Producer:
         self._source, self._generate, self._reward, self._keep = source, generate, reward, keep
         self._buffer, self._clock, self._retries = buffer, clock, group_max_retries
         self._deadline, self._dropped = deadline, dropped
+        self._watchdog = watchdog or Watchdog()
         # by prompt index, of those not yet consumed: what a restart generates again
         self._prompts: dict[int, list[Sample]] = {}
         self._resumed: list[Admission] = []  # admitted before a restart
@@ -115,7 +118,8 @@ class Producer:
             admitted_version=admission.policy_version,
             samples=tuple(samples),
         )
-        await self._buffer.put(group)
+        with self._watchdog.beside("group", admission.group_index, "put"):
+            await self._buffer.put(group)
 
     async def _generate_and_score(self, admission: Admission) -> list[Sample]:
         """Samples of the group; those whose rollout or scoring failed are generated again, up to
@@ -123,8 +127,10 @@ class Producer:
         done: list[Sample] = []
         todo = self._prompts[admission.prompt_index]
         for attempt in range(self._retries + 1):
-            samples = await self._generate(todo, evaluation=False)
-            await self._deadline.score(self._reward, [*done, *samples] if done else samples)
+            with self._watchdog.beside("group", admission.group_index, "generate"):
+                samples = await self._generate(todo, evaluation=False)
+            with self._watchdog.beside("group", admission.group_index, "reward"):
+                await self._deadline.score(self._reward, [*done, *samples] if done else samples)
             self.counts["samples_generated"] += len(samples)
             failed = {s.index for s in samples if s.status is Status.FAILED}
             if not failed:

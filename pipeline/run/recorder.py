@@ -13,7 +13,9 @@ from typing import Any, Protocol
 from pipeline.core.time import TimeSource
 from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
 from pipeline.run.digest import batch_digest
+from pipeline.run.lookout import Blocked
 from pipeline.run.metrics import BufferFill, Utilisation, eval_record, push_record, train_record
+from pipeline.run.watchdog import Silence
 from pipeline.schedule.clock import RolloutClock
 
 logger = logging.getLogger(__name__)
@@ -159,6 +161,11 @@ class Recorder:
     def engine(self, event: str, **fields: Any) -> None:
         """event: start | death | restart | lost | stats."""
         self._telemetry.emit("engine", event=event, **fields, wall_seconds=self.wall_seconds)
+
+    def waits(self, news: Silence | Blocked) -> None:
+        """Nothing was trained for long: to log and terminal in words, to the records in fields."""
+        logger.warning("%s", news)
+        self._telemetry.emit("wait", **news.record(), wall_seconds=self.wall_seconds)
 
     def finish(self, *, interrupted: bool) -> None:
         self._on_finish(self.wall_seconds, interrupted)

@@ -18,10 +18,12 @@ from configs.schema import Config
 from pipeline.core.errors import LearnerError, SlipstreamError
 from pipeline.core.protocols import Buffer, Learner, WeightTransport
 from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
+from pipeline.run.lookout import Lookout
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import Recorder
 from pipeline.run.shutdown import Stop, StopRequested
 from pipeline.run.snapshot import PendingSnapshot, begin_snapshot, commit_snapshot
+from pipeline.run.watchdog import Watchdog
 from pipeline.schedule.clock import RolloutClock
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,8 @@ class Parts:
     saves: bool  # are there weights to save?
     evaluator: EvaluationStage | None
     recorder: Recorder
+    watchdog: Watchdog
+    lookout: Lookout
     # engines and learner up, the learner's weights on every engine
     start: Callable[[], Awaitable[None]]
     began: Callable[[], None]  # engines and learner are up: the run's folder is there to stay
@@ -77,8 +81,10 @@ class Runner:
 
     async def __aenter__(self) -> Self:
         self._stop.install()
+        self._p.lookout.start()
         try:
-            await self._stop.or_result(self._p.start)
+            with self._p.watchdog.stage("start"):
+                await self._stop.or_result(self._p.start)
             self._p.began()
         except BaseException as e:
             if isinstance(e, StopRequested):
@@ -127,18 +133,24 @@ class Runner:
     async def _close(self) -> None:
         """Shielded: a cancelled run still leaves no process behind."""
         try:
-            await asyncio.shield(asyncio.ensure_future(self._p.close()))
+            await asyncio.shield(asyncio.ensure_future(self._close_parts()))
         finally:
+            self._p.lookout.stop()
             self._p.recorder.finish(interrupted=self.interrupted_by is not None)
             self._stop.uninstall()
 
     async def _close_unbegun(self) -> None:
         """The same, and nothing stays behind of a run that never began."""
         try:
-            await asyncio.shield(asyncio.ensure_future(self._p.close()))
+            await asyncio.shield(asyncio.ensure_future(self._close_parts()))
         finally:
+            self._p.lookout.stop()
             self._p.abandon()
             self._stop.uninstall()
+
+    async def _close_parts(self) -> None:
+        with self._p.watchdog.stage("close"):
+            await self._p.close()
 
     @asynccontextmanager
     async def producing(self) -> AsyncIterator[None]:
@@ -147,8 +159,9 @@ class Runner:
         async with asyncio.TaskGroup() as self._beside:
             producer = self._beside.create_task(self._produce())
             yield
-            while self._evaluations:
-                await self._stop.or_result(lambda: asyncio.wait(set(self._evaluations)))
+            with self._p.watchdog.stage("evaluations"):
+                while self._evaluations:
+                    await self._stop.or_result(lambda: asyncio.wait(set(self._evaluations)))
             producer.cancel()
 
     async def _produce(self) -> None:
@@ -165,7 +178,8 @@ class Runner:
             yield self._p.clock.num_trained
 
     async def take(self, rollout_id: int) -> list[Group]:
-        groups = await self._stop.or_result(lambda: self._p.buffer.take(rollout_id))
+        with self._p.watchdog.stage("take"):
+            groups = await self._stop.or_result(lambda: self._p.buffer.take(rollout_id))
         if self._p.save_rollout is not None:
             self._p.save_rollout(rollout_id, self._p.clock.version_at(rollout_id), groups)
         return groups
@@ -179,19 +193,20 @@ class Runner:
 
         A refused step stops the run; what it was given is kept for a post-mortem.
         """
-        with self._p.recorder.trainer_busy():
+        with self._p.recorder.trainer_busy(), self._p.watchdog.stage("step"):
             try:
                 result = await self._p.learner.step(batch)
             except LearnerError as e:
                 raise LearnerError(f"{e}. The batch is kept in {self._p.save_batch(batch)}") from e
         self._p.clock.trained(batch.rollout_id)
+        self._p.watchdog.trained()
         return result
 
     async def push(self, rollout_id: int) -> PushResult | None:
         if not self._p.clock.push_due(rollout_id):
             return None
         self._p.buffer.pushing(self._p.clock.policy_version + 1)
-        with self._p.recorder.trainer_busy():
+        with self._p.recorder.trainer_busy(), self._p.watchdog.stage("push"):
             pushed = await self._p.transport.push(self._p.clock.policy_version + 1)
         self._p.clock.pushed()
         return pushed
@@ -228,7 +243,8 @@ class Runner:
         assert self._p.evaluator is not None
         async with self._eval_order:
             try:
-                results = await self._p.evaluator.evaluate(num_trained)
+                with self._p.watchdog.beside("evaluation", num_trained, "evaluate"):
+                    results = await self._p.evaluator.evaluate(num_trained)
             except SlipstreamError as e:
                 # an evaluation is a measurement: its failure is shown and recorded, training goes
                 # on
@@ -266,7 +282,7 @@ class Runner:
             "recorder": p.recorder.state_dict(),
         }
         await self._commit(wait=True)
-        with p.recorder.trainer_busy():
+        with p.recorder.trainer_busy(), p.watchdog.stage("save"):
             self._pending = await begin_snapshot(
                 p.checkpoints, p.clock.num_trained, p.learner, state, p.config.run.save_hf
             )
@@ -279,7 +295,7 @@ class Runner:
         pending = self._pending
         if pending is None:
             return
-        with self._p.recorder.trainer_busy():
+        with self._p.recorder.trainer_busy(), self._p.watchdog.stage("save"):
             if not await self._p.learner.saved(wait=wait):
                 return
             commit_snapshot(pending)

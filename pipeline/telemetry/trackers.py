@@ -14,6 +14,7 @@ _X_AXIS = {
     "eval": "rollout_id",
     "push": "policy_version",
     "engine": "wall_seconds",
+    "wait": "wall_seconds",
 }
 
 
@@ -116,8 +117,9 @@ class TensorBoardSink:
         self._writer = Writer(str(directory))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        step = record.get(_X_AXIS[record["kind"]])
-        if step is None or record["kind"] == "engine":
+        axis = _X_AXIS[record["kind"]]
+        step = record.get(axis)
+        if step is None or axis == "wall_seconds":
             step = self._engine_step = self._engine_step + 1
         for tag, value in numbers(record):
             self._writer.add_scalar(tag, value, step, wall_time=record.get("time"))

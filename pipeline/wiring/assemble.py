@@ -23,9 +23,11 @@ from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
 from pipeline.core.types import Sample, TrainBatch
 from pipeline.core.userfn import load_function
+from pipeline.run.lookout import Lookout
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import Recorder
 from pipeline.run.runner import Parts, Runner
+from pipeline.run.watchdog import Watchdog
 from pipeline.telemetry import open_telemetry
 from pipeline.wiring.batcher import Batcher
 from pipeline.wiring.context import RunContext, begin, open_context, withdraw
@@ -57,20 +59,22 @@ class Backend:
     cost: Cost = TOKENS  # of a sample, in the model that is trained
 
 
-def assemble(config: Config, *, started_at: float) -> Runner:
+def assemble(config: Config, *, started_at: float, watchdog: Watchdog | None = None) -> Runner:
     """A run that cannot begin leaves no folder behind, unless it had one before."""
     site = open_context(config)
     undo = ExitStack()
     if site.resumed.home is None:
         undo.callback(withdraw, site.run_dir)
     try:
-        return _assemble(site, started_at, undo)
+        return _assemble(site, started_at, undo, watchdog or Watchdog(site.time))
     except BaseException:
         undo.close()
         raise
 
 
-def _assemble(site: RunContext, started_at: float, undo: ExitStack) -> Runner:
+def _assemble(
+    site: RunContext, started_at: float, undo: ExitStack, watchdog: Watchdog
+) -> Runner:
     """`undo`: what is to be done when the run never begins."""
     config = site.config
     if config.deterministic:
@@ -104,6 +108,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack) -> Runner:
         clock=site.clock,
         group_max_retries=config.rollout.group_max_retries,
         deadline=Deadline(*config.rollout.episode_deadline),
+        watchdog=watchdog,
         dropped=batcher.dropped,
     )
     telemetry, finish = _telemetry(site)
@@ -161,6 +166,8 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack) -> Runner:
             saves=not config.run.debug_rollout_only,
             evaluator=_evaluator(config, backend, scorer),
             recorder=recorder,
+            watchdog=watchdog,
+            lookout=Lookout(watchdog, recorder.waits),
             start=backend.start,
             close=close,
             kill_now=kill_now,

@@ -3,9 +3,15 @@ awaited."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+from configs.command_line.loader import load_config
+from pipeline.run.watchdog import Silence, Watchdog
+from pipeline.wiring import FAMILIES
+from pipeline.wiring.assemble import assemble
 from tests.conftest import read_metrics, run_entry
+from train_async import train
 
 NEVER = """
 import asyncio
@@ -43,3 +49,36 @@ def test_an_episode_over_its_deadline_is_data_and_the_run_finishes(tmp_path: Pat
     assert "group 3 given up" in done.stderr
     assert "not done after 1 s (--episode-timeout-seconds)" in done.stderr
     assert "never.py:7 (generate)" in done.stderr
+
+
+class Noted(Watchdog):
+    """Tells when it has said that group 3 is awaited."""
+
+    def __init__(self) -> None:
+        super().__init__(long_seconds=0.2)
+        self.said = asyncio.Event()
+
+    def check(self) -> Silence | None:
+        silence = super().check()
+        if silence is not None and [a.number for a in silence.awaited[:1]] == [3]:
+            self.said.set()
+        return silence
+
+
+async def test_without_a_deadline_the_run_says_who_is_awaited(tmp_path: Path) -> None:
+    """Here a silence of a fifth of a second is long; otherwise the run is a user's."""
+    watchdog = Noted()
+    runner = assemble(
+        load_config(hangs(tmp_path), families=FAMILIES), started_at=0.0, watchdog=watchdog
+    )
+    run = asyncio.create_task(train(runner))
+    async with asyncio.timeout(60):
+        await watchdog.said.wait()
+    run.cancel()
+    await asyncio.wait({run})
+    row = read_metrics(tmp_path / "m", "wait")[-1]
+    assert row["stage"] == "take"
+    assert row["num_trained"] == len(read_metrics(tmp_path / "m", "train"))
+    assert row["awaited"][0]["stage"] == "generate"
+    assert "never.py:7 (generate)" in row["awaited"][0]["where"]
+    assert "group 3: generate for " in (tmp_path / "m" / "run.log").read_text()

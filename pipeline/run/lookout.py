@@ -1,0 +1,97 @@
+"""The thread that looks at the watchdog: a thread, because an event loop that is blocked looks at
+nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.core.awaits import Place, describe
+from pipeline.run.watchdog import AGAIN, LONG_SECONDS, Silence, Watchdog
+
+logger = logging.getLogger(__name__)
+TICK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocked:
+    """The event loop runs nothing: some function computes or waits without `await`."""
+
+    seconds: float
+    where: str
+
+    def __str__(self) -> str:
+        return (
+            f"the whole run stands still for {self.seconds:.0f} s: a function holds the event loop,"
+            f" at {self.where}; what takes long must be awaited, or run in a thread"
+        )
+
+    def record(self) -> dict[str, object]:
+        return {"stage": "blocked", "seconds": self.seconds, "where": self.where}
+
+
+class Lookout:
+    """`start` on the event loop to watch; `stop` when all is closed. Reports a silence from the
+    loop, a blocked loop from its own thread."""
+
+    def __init__(
+        self,
+        watchdog: Watchdog,
+        report: Callable[[Silence | Blocked], None],
+        *,
+        tick_seconds: float = TICK_SECONDS,
+        blocked_seconds: float = LONG_SECONDS,
+    ) -> None:
+        self._watchdog, self._report = watchdog, report
+        self._tick_seconds, self._blocked_seconds = tick_seconds, blocked_seconds
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        watch = (asyncio.get_running_loop(), threading.get_ident())
+        self._thread = threading.Thread(target=self._watch, args=watch, name="lookout", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
+        answered = threading.Event()
+        asked, told = time.monotonic(), 0.0
+        answered.set()
+        while not self._over.wait(self._tick_seconds):
+            if answered.is_set():
+                answered.clear()
+                asked, told = time.monotonic(), 0.0
+                try:
+                    loop.call_soon_threadsafe(self._look, answered)
+                except RuntimeError:  # the loop is closed: there is nothing left to watch
+                    return
+                continue
+            seconds = time.monotonic() - asked
+            if seconds >= max(self._blocked_seconds, AGAIN * told):
+                told = seconds
+                self._report(Blocked(seconds=seconds, where=_where(thread)))
+
+    def _look(self, answered: threading.Event) -> None:
+        answered.set()
+        if self._over.is_set():
+            return
+        silence = self._watchdog.check()
+        if silence is not None:
+            self._report(silence)
+
+
+def _where(thread: int) -> str:
+    places, frame = [], sys._current_frames().get(thread)
+    while frame is not None:
+        places.append(Place.of(frame))
+        frame = frame.f_back
+    return describe(reversed(places))

@@ -1,0 +1,181 @@
+"""What the learner's loop waits for, since when, and where that stands: said when nothing was
+trained for long.
+
+Pure: time is injected, nothing here sleeps, prints or ends anything. `pipeline.run.lookout` looks
+at it regularly."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pipeline.core.awaits import where_it_stands
+from pipeline.core.time import MonotonicTime, TimeSource
+
+Kind = Literal["group", "evaluation"]
+LONG_SECONDS = 30.0  # less is never worth a word
+ROLLOUTS = 3.0  # nor are so many median rollouts
+AGAIN = 2.0  # a silence is told of again when it is so many times as long
+_PACE_WINDOW = 20  # rollouts of the median
+_NAMED = 4  # of those that are awaited
+# whom a stage of the learner's loop waits for; of the others the line says enough
+_AWAITED: dict[str, Kind] = {"take": "group", "evaluations": "evaluation"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """Something under way."""
+
+    stage: str
+    since: float
+    task: asyncio.Task[Any] | None
+    kind: Kind | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Awaited:
+    """One whom the learner's loop waits for."""
+
+    kind: str
+    number: int | None
+    stage: str  # generate, reward, put; evaluate
+    seconds: float  # in this stage
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number}: {self.stage} for {self.seconds:.0f} s, at {self.where}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """Nothing was trained for so long, and why."""
+
+    seconds: float
+    num_trained: int
+    rollout_seconds: float | None  # of the median rollout; None before the second
+    stage: str  # of the learner's loop: start, take, step, push, save, evaluations, close
+    stage_seconds: float
+    where: str | None  # the line at which the loop stands; None when others are awaited
+    awaited: tuple[Awaited, ...] = field(default=())  # the oldest
+    num_awaited: int = 0
+
+    def __str__(self) -> str:
+        usual = (
+            f" (a rollout takes {self.rollout_seconds:.1f} s)"
+            if self.rollout_seconds is not None
+            else ""
+        )
+        begin = f"nothing was trained for {self.seconds:.0f} s{usual}"
+        doing = f"the learner is at '{self.stage}' for {self.stage_seconds:.0f} s"
+        if not self.awaited:
+            return f"{begin}: {doing}, at {self.where}"
+        more = self.num_awaited - len(self.awaited)
+        rest = [f"and {more} more"] if more else []
+        return f"{begin}: {doing} and waits for " + "; ".join([*map(str, self.awaited), *rest])
+
+    def record(self) -> dict[str, Any]:
+        """The fields of its row in metrics.jsonl."""
+        return asdict(self)
+
+
+class Watchdog:
+    """Told of what begins and ends, asked now and then by `check`."""
+
+    def __init__(
+        self,
+        time: TimeSource | None = None,
+        *,
+        long_seconds: float = LONG_SECONDS,
+        rollouts: float = ROLLOUTS,
+    ) -> None:
+        self._time = time or MonotonicTime()
+        self._long_seconds, self._rollouts = long_seconds, rollouts
+        self._loop: Activity | None = None
+        self._beside: dict[int, Activity] = {}
+        self._next_id = 0
+        self._last = self._time.now()
+        self._told = 0.0  # seconds of silence at the last report
+        self._paces: deque[float] = deque(maxlen=_PACE_WINDOW)
+        self._num_trained = 0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Around a step of the learner's loop."""
+        before, self._loop = self._loop, Activity(stage=name, **self._now())
+        try:
+            yield
+        finally:
+            self._loop = before
+
+    @contextmanager
+    def beside(self, kind: Kind, number: int, stage: str) -> Iterator[None]:
+        """Around what happens beside it."""
+        self._next_id += 1
+        own = self._next_id
+        self._beside[own] = Activity(stage=stage, kind=kind, number=number, **self._now())
+        try:
+            yield
+        finally:
+            del self._beside[own]
+
+    def trained(self) -> None:
+        """A rollout was trained: the silence is over."""
+        now = self._time.now()
+        if self._num_trained:
+            self._paces.append(now - self._last)
+        self._num_trained += 1
+        self._last, self._told = now, 0.0
+
+    @property
+    def patience_seconds(self) -> float:
+        """So much silence is nothing to speak of."""
+        usual = self._rollouts * statistics.median(self._paces) if self._paces else 0.0
+        return max(self._long_seconds, usual)
+
+    def check(self) -> Silence | None:
+        """What is to be said now; None most of the time. Call it on the loop of the tasks."""
+        now = self._time.now()
+        seconds = now - self._last
+        if self._loop is None or seconds < max(self.patience_seconds, AGAIN * self._told):
+            return None
+        self._told = seconds
+        kind = _AWAITED.get(self._loop.stage)
+        waiting = sorted(
+            (a for a in self._beside.values() if kind and a.kind == kind), key=lambda a: a.since
+        )
+        return Silence(
+            seconds=seconds,
+            num_trained=self._num_trained,
+            rollout_seconds=statistics.median(self._paces) if self._paces else None,
+            stage=self._loop.stage,
+            stage_seconds=now - self._loop.since,
+            where=None if waiting else _where(self._loop),
+            awaited=tuple(
+                Awaited(
+                    kind=str(a.kind),
+                    number=a.number,
+                    stage=a.stage,
+                    seconds=now - a.since,
+                    where=_where(a),
+                )
+                for a in waiting[:_NAMED]
+            ),
+            num_awaited=len(waiting),
+        )
+
+    def _now(self) -> dict[str, Any]:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no loop: a test, or a replay
+            task = None
+        return {"since": self._time.now(), "task": task}
+
+
+def _where(activity: Activity) -> str:
+    return "a line unknown" if activity.task is None else where_it_stands(activity.task)
