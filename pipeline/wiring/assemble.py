@@ -72,9 +72,7 @@ def assemble(config: Config, *, started_at: float, watchdog: Watchdog | None = N
         raise
 
 
-def _assemble(
-    site: RunContext, started_at: float, undo: ExitStack, watchdog: Watchdog
-) -> Runner:
+def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Watchdog) -> Runner:
     """`undo`: what is to be done when the run never begins."""
     config = site.config
     if config.deterministic:
