@@ -89,9 +89,10 @@ def parser(prog: str = "python -m pipeline") -> argparse.ArgumentParser:
     )
     exporting = actions.add_parser("export", help="write the samples to FILE.parquet or FILE.jsonl")
     exporting.add_argument("file", metavar="FILE")
-    from pipeline.cli.convert import add_parser
+    from pipeline.cli import chat, convert
 
-    add_parser(commands)
+    chat.add_parsers(commands)
+    convert.add_parser(commands)
     return root
 
 
