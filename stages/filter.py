@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from configs.hooks import BUILT_IN_FILTER, load_hook
 from pipeline.core.errors import ConfigError
 from pipeline.core.types import Sample
-from pipeline.core.userfn import load_function
-
-BUILT_IN = "zero_std"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,11 @@ def build_filter(
     it cannot be loaded, or answers otherwise."""
     if path is None:
         return lambda samples: DynamicFilterOutput(keep=True)
-    function = filter_zero_std_groups if path == BUILT_IN else load_function(path, "keep")
+    function = (
+        filter_zero_std_groups
+        if path == BUILT_IN_FILTER
+        else load_hook("dynamic_sampling_filter_path", path)
+    )
 
     def verdict(samples: Sequence[Sample]) -> DynamicFilterOutput:
         answer = function(args, samples)
@@ -69,7 +71,7 @@ def build_sample_filter(
     happens."""
     if path is None:
         return None
-    function = load_function(path, "filter_samples")
+    function = load_hook("rollout_sample_filter_path", path)
 
     def apply(groups: list[list[Sample]]) -> None:
         answer = function(args, groups)
@@ -92,6 +94,6 @@ def build_all_samples_process(
     """
     if path is None:
         return None
-    function = load_function(path, "process_all_samples")
+    function = load_hook("rollout_all_samples_process_path", path)
     data_source = getattr(source, "user", source)
     return lambda groups: function(args, groups, data_source)

@@ -13,6 +13,7 @@ from configs.rules.advantages import advantages, critic, sampling
 from configs.rules.algorithm import algorithm
 from configs.rules.backend import backend, media
 from configs.rules.buffer import replay, staleness
+from configs.rules.functions import functions
 from configs.rules.inputs import check_checkpoint, check_data, check_weights
 from configs.rules.memory import memory
 from configs.rules.modes import debugging, distillation
@@ -20,7 +21,6 @@ from configs.rules.parallel import parallelism, schedule
 from configs.rules.saving import saving
 from configs.schema import Config
 from pipeline.core.errors import ConfigError
-from pipeline.core.userfn import check_function
 
 Rule = Callable[[Config], Iterator[str]]
 
@@ -315,59 +315,6 @@ def evaluation(config: Config) -> Iterator[str]:
         )
     for path in words if len(words) == 1 else words[1::2]:
         yield from check_data("--eval-prompt-data", path)
-
-
-def functions(config: Config) -> Iterator[str]:
-    named = (
-        (
-            "--custom-generate-function-path",
-            config.rollout.custom_generate_function_path,
-            "generate",
-        ),
-        ("--custom-rm-path", config.reward.custom_rm_path, "reward_func"),
-        ("--buffer-filter-path", config.async_.buffer_filter_path, "buffer_filter"),
-        ("--buffer-priority-path", config.async_.buffer_priority_path, "priority"),
-        ("--data-source-path", config.data.data_source_path, "RolloutDataSource"),
-        (
-            "--custom-loss-function-path",
-            config.algorithm.custom_loss_function_path,
-            "loss_function",
-        ),
-        ("--custom-tis-function-path", config.algorithm.custom_tis_function_path, "tis_function"),
-        ("--dynamic-sampling-filter-path", config.rollout.dynamic_sampling_filter_path, "keep"),
-        (
-            "--rollout-sample-filter-path",
-            config.rollout.rollout_sample_filter_path,
-            "filter_samples",
-        ),
-        (
-            "--rollout-all-samples-process-path",
-            config.rollout.rollout_all_samples_process_path,
-            "process_all_samples",
-        ),
-        (
-            "--custom-reward-post-process-path",
-            config.algorithm.custom_reward_post_process_path,
-            "post_process_rewards",
-        ),
-        (
-            "--custom-convert-samples-to-train-data-path",
-            config.algorithm.custom_convert_samples_to_train_data_path,
-            "convert_samples_to_train_data",
-        ),
-        (
-            "--custom-advantage-function-path",
-            config.algorithm.custom_advantage_function_path,
-            "compute_advantages",
-        ),
-    )
-    for flag, spec, default_name in named:
-        if spec is None or (flag == "--dynamic-sampling-filter-path" and spec == "zero_std"):
-            continue
-        try:
-            check_function(spec, default_name)
-        except ConfigError as error:
-            yield f"{flag} {error}"
 
 
 RULES: tuple[Rule, ...] = (

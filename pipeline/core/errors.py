@@ -45,6 +45,10 @@ class RewardError(SlipstreamError):
     """A reward function raised, timed out or returned something that is not a number."""
 
 
+class UserFunctionError(SlipstreamError):
+    """A user's own function raised. Names its flag, file and line."""
+
+
 class ReplayBufferError(SlipstreamError):
     """The replay buffer could not keep its promise (disk full, say)."""
 

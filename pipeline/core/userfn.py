@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.core.errors import ConfigError
+from pipeline.core.function_source import FunctionSource, find_source
 
 _lock = threading.Lock()
 
@@ -103,15 +104,16 @@ def load_function(spec: str, default_name: str | None = None) -> Callable[..., A
     return function
 
 
-def check_function(spec: str, default_name: str | None = None) -> None:
-    """Check by reading the source that `spec` names something that exists.
+def check_function(spec: str, default_name: str | None = None) -> FunctionSource | None:
+    """Check by reading the source that `spec` names something that exists; its source, where there
+    is one to read.
 
     What cannot be read is left to `load_function`.
     """
     where = parse_spec(spec, default_name)
     file = where.file if where.file else _module_file(where)
     if file is None:
-        return
+        return None
     if not file.is_file():
         raise _missing_file(spec, file)
     try:
@@ -125,6 +127,7 @@ def check_function(spec: str, default_name: str | None = None) -> None:
     names, functions, star = _top_level_names(tree.body)
     if where.name not in names and not star:
         raise _no_such_function(where, functions)
+    return find_source(file, tree, where.name)
 
 
 def _load_file(file: Path, spec: str) -> ModuleType:

@@ -17,12 +17,12 @@ import numpy as np
 from buffers.priority import Priority, reward_std, user_priority
 from buffers.replay_buffer import ReplayBuffer
 from buffers.userfilter import UserFilter
+from configs.hooks import load_hook
 from configs.schema import Config
 from pipeline.core.deadline import Deadline
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
 from pipeline.core.types import Sample, TrainBatch
-from pipeline.core.userfn import load_function
 from pipeline.run.lookout import Lookout
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import Recorder
@@ -190,12 +190,12 @@ def _priority(site: RunContext) -> Priority:
     spec = site.config.async_.buffer_priority_path
     if spec is None:
         return lambda group: reward_std(group, site.config.reward.reward_key)
-    return user_priority(spec, load_function(spec, "priority"), site.args)
+    return user_priority(spec, load_hook("buffer_priority_path", spec), site.args)
 
 
 def _user_filter(site: RunContext) -> UserFilter | None:
     spec = site.config.async_.buffer_filter_path
-    return UserFilter(spec, load_function(spec, "buffer_filter"), site.args) if spec else None
+    return UserFilter(spec, load_hook("buffer_filter_path", spec), site.args) if spec else None
 
 
 def _prompts(site: RunContext, tokenizer: Tokenizer | None) -> Source:

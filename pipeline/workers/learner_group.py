@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from pipeline.core.devices import has_gpu
-from pipeline.core.errors import ConfigError, LearnerError, SlipstreamError
+from pipeline.core.errors import ConfigError, LearnerError, SlipstreamError, UserFunctionError
 from pipeline.core.types import OptimizerStep, StepResult, TrainBatch
 from pipeline.workers.rank_actor import RankActor, awaited
 from stages.learn.settings import LearnerSettings
@@ -293,7 +293,7 @@ class LearnerGroup:
         self, rank: int, error: BaseException, tasks: Sequence[asyncio.Task[Any]]
     ) -> Exception:
         cause = getattr(error, "cause", None)
-        if isinstance(cause, SlipstreamError):
+        if isinstance(cause, SlipstreamError) and not isinstance(cause, UserFunctionError):
             # Ranks agree on a refusal before they raise; wait for all, so that the next call finds
             # them idle.
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
@@ -305,6 +305,9 @@ class LearnerGroup:
 
         for actor in self._actors:
             ray.kill(actor)
+        if isinstance(cause, UserFunctionError):  # on this rank, on others perhaps not
+            cause.add_note(f"on learner rank {rank}")
+            return cause
         what = (
             f"failed: {type(cause).__name__}: {cause}"
             if cause is not None

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from configs.hooks import load_hook
 from configs.schema import AlgorithmConfig
 from pipeline.core.errors import DataError
 from pipeline.core.types import Sample, Status, TrainSample, narrow_experts
-from pipeline.core.userfn import load_function
 
 _REQUIRED = ("tokens", "response_lengths", "rewards", "loss_masks", "rollout_log_probs")
 
@@ -34,18 +34,17 @@ class AdvantageHooks:
 def load_hooks(config: AlgorithmConfig, args: Any) -> AdvantageHooks:
     """Raises ConfigError when one cannot be loaded."""
 
-    def load(path: str | None, name: str) -> Callable[[Any], Any] | None:
+    def load(field: str) -> Callable[[Any], Any] | None:
+        path = getattr(config, field)
         if path is None:
             return None
-        function = load_function(path, name)
+        function = load_hook(field, path)
         return lambda given: function(args, given)
 
     return AdvantageHooks(
-        post_process_rewards=load(config.custom_reward_post_process_path, "post_process_rewards"),
-        convert_samples=load(
-            config.custom_convert_samples_to_train_data_path, "convert_samples_to_train_data"
-        ),
-        compute_advantages=load(config.custom_advantage_function_path, "compute_advantages"),
+        post_process_rewards=load("custom_reward_post_process_path"),
+        convert_samples=load("custom_convert_samples_to_train_data_path"),
+        compute_advantages=load("custom_advantage_function_path"),
     )
 
 

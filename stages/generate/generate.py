@@ -13,13 +13,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from configs.hooks import load_hook
 from configs.schema import EvalConfig, RolloutConfig
 from pipeline.core.deadline import Deadline
 from pipeline.core.errors import GenerateError, SlipstreamError
 from pipeline.core.protocols import EngineClient, Tokenizer
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion, Sample, Status
-from pipeline.core.userfn import load_function
+from pipeline.core.user_errors import in_words
 from stages.generate.check import check_sample
 from stages.generate.image_prompts import Vision, engine_request, has_images
 from stages.generate.user_function import CustomGenerate, wrap
@@ -203,7 +204,7 @@ class GenerateStage:
 
     def _load(self, path: str) -> CustomGenerate:
         if path not in self._functions:
-            self._functions[path] = wrap(load_function(path, "generate"), path)
+            self._functions[path] = wrap(load_hook("custom_generate_function_path", path), path)
         return self._functions[path]
 
 
@@ -278,7 +279,5 @@ def _fresh(sample: Sample, *, deep: bool) -> Sample:
 
 def _failed(sample: Sample, error: Exception) -> Sample:
     sample.status = Status.FAILED
-    sample.error = (
-        str(error) if isinstance(error, SlipstreamError) else f"{type(error).__name__}: {error}"
-    )
+    sample.error = str(error) if isinstance(error, SlipstreamError) else in_words(error)
     return sample

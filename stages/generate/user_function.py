@@ -7,13 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from configs.hooks import HOOKS, generate_form
 from pipeline.core.errors import ConfigError, GenerateError
 from pipeline.core.types import Sample
+from pipeline.core.user_errors import note_place
 
-SIGNATURES = (
-    "async f(args, sample, sampling_params), async f(args, sample, sampling_params, evaluation) or"
-    " async f(args, samples, evaluation=False)"
-)
+SIGNATURES = HOOKS["custom_generate_function_path"].expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +31,19 @@ class CustomGenerate:
         if self.takes_list:
             return await self.group(args, [sample], evaluation)
         extra = {"evaluation": evaluation} if self.takes_evaluation else {}
-        return self._samples(await self.function(args, sample, dict(params), **extra))
+        return self._samples(await self._call(args, sample, dict(params), **extra))
 
     async def group(self, args: Any, samples: Sequence[Sample], evaluation: bool) -> list[Sample]:
         """The list form: a whole group in, its samples out."""
         extra = {"evaluation": evaluation} if self.takes_evaluation else {}
-        return self._samples(await self.function(args, list(samples), **extra))
+        return self._samples(await self._call(args, list(samples), **extra))
+
+    async def _call(self, *given: Any, **named: Any) -> Any:
+        try:
+            return await self.function(*given, **named)
+        except Exception as error:
+            note_place(error, self.function)
+            raise
 
     def _samples(self, returned: Any) -> list[Sample]:
         samples = [returned] if isinstance(returned, Sample) else returned
@@ -54,35 +60,25 @@ class CustomGenerate:
 
 
 def wrap(function: Callable[..., Any], spec: str) -> CustomGenerate:
-    """Tell the signature forms apart. Raises ConfigError when `function` has none of them.
-
-    The list form is the one whose second parameter is called `samples`, or whose third is
-    `evaluation`."""
+    """Tell the signature forms apart. Raises ConfigError when `function` has none of them."""
     target = function if inspect.isroutine(function) else type(function).__call__
     if not inspect.iscoroutinefunction(inspect.unwrap(target)):
         raise ConfigError(
             f"{spec}: expected an async function, got {_describe(function)}; write {SIGNATURES}"
         )
-    names = [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is not p.VAR_KEYWORD
-    ]
-    takes_list = len(names) >= 2 and (names[1] == "samples" or names[2:3] == ["evaluation"])
-    wanted = 2 if takes_list else 3
-    required = [
-        p
-        for p in list(inspect.signature(function).parameters.values())
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD,)
-    ]
-    if len(names) < wanted or any(p.name not in (*names[:wanted], "evaluation") for p in required):
+    signature = inspect.signature(function)
+    form = generate_form(signature)
+    if form is None:
         raise ConfigError(
-            f"{spec}: {getattr(function, '__name__', function)}({', '.join(names)}) fits no known"
+            f"{spec}: {getattr(function, '__name__', function)}{signature} fits no known"
             f" signature; write {SIGNATURES}"
         )
     name = f"{spec} ({getattr(function, '__name__', 'function')})"
     return CustomGenerate(
-        name=name, function=function, takes_list=takes_list, takes_evaluation="evaluation" in names
+        name=name,
+        function=function,
+        takes_list=form.takes_list,
+        takes_evaluation=form.takes_evaluation,
     )
 
 

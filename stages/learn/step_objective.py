@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from configs.corrections import correction_of
-from configs.schema import flat_args
+from configs.hooks import load_hook
+from configs.schema import AlgorithmConfig, flat_args
 from pipeline.core.types import OptimizerStep
-from pipeline.core.userfn import load_function
 from stages.learn.corrections import BatchStatistics, Evidence, batch_evidence
 from stages.learn.diagnostics import ess_of
 from stages.learn.losses import TokenLogProbs
@@ -55,8 +55,8 @@ class StepObjective:
         self.config = settings.algorithm
         self.correction = correction_of(self.config)
         self.args = flat_args(settings.config)
-        self._loss_function = _load(self.config.custom_loss_function_path, "loss_function")
-        self._tis_function = _load(self.config.custom_tis_function_path, "tis_function")
+        self._loss_function = _load("custom_loss_function_path", self.config)
+        self._tis_function = _load("custom_tis_function_path", self.config)
         self.worst = LargestGap()  # of the optimizer step in progress, in true-on-policy mode
 
     @property
@@ -174,5 +174,6 @@ def worst_mismatch(old_log_probs: Tensor, batch: Any) -> LargestGap:
     return LargestGap(float(mismatch[at]), token)
 
 
-def _load(spec: str | None, default_name: str) -> Callable[..., Any] | None:
-    return None if spec is None else load_function(spec, default_name)
+def _load(field: str, config: AlgorithmConfig) -> Callable[..., Any] | None:
+    spec = getattr(config, field)
+    return None if spec is None else load_hook(field, spec)

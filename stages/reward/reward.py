@@ -11,10 +11,11 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import Any
 
+from configs.hooks import load_hook
 from configs.schema import RewardConfig
 from pipeline.core.errors import ConfigError, RewardError
 from pipeline.core.types import Sample, Status
-from pipeline.core.userfn import load_function
+from pipeline.core.user_errors import in_words, note_place
 from stages.reward.pool import WorkerPool, in_thread
 from stages.reward.scorers import CHEAP, SCORERS
 
@@ -112,6 +113,9 @@ class RewardStage:
                     f"no score after {seconds:g} s (--reward-timeout-seconds)"
                 ) from error
             raise
+        except Exception as error:
+            note_place(error, function)
+            raise
 
     def _checked(self, reward: Any) -> float | dict[str, float]:
         if not isinstance(reward, Mapping):
@@ -135,13 +139,13 @@ class RewardStage:
 
     def _load(self, path: str) -> Callable[..., Any]:
         if path not in self._functions:
-            self._functions[path] = load_function(path, "reward_func")
+            self._functions[path] = load_hook("custom_rm_path", path)
         return self._functions[path]
 
 
 def _fail(sample: Sample, error: Exception) -> None:
     sample.status, sample.reward = Status.FAILED, None
-    sample.error = f"{type(error).__name__}: {error}"
+    sample.error = in_words(error)
 
 
 def build_reward(config: RewardConfig, args: SimpleNamespace) -> RewardStage:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from configs.hooks import HOOKS, load_hook
 from pipeline.core.errors import DataError
 from pipeline.core.types import Sample
-from pipeline.core.userfn import load_function
+from pipeline.core.user_errors import name_errors
 
-METHODS = ("get_samples", "add_samples", "save", "load")
+METHODS = tuple(HOOKS["data_source_path"].methods)
 
 
 class UserSource:
@@ -25,7 +26,7 @@ class UserSource:
     def __init__(self, spec: str, args: SimpleNamespace, n_samples_per_prompt: int) -> None:
         """Raises ConfigError when it cannot be imported, DataError when it is no data source."""
         self._spec, self._n, self._num_saves = spec, n_samples_per_prompt, 0
-        self.user: Any = load_function(spec, "RolloutDataSource")(args)
+        self.user: Any = load_hook("data_source_path", spec)(args)
         missing = [name for name in METHODS if not callable(getattr(self.user, name, None))]
         if missing:
             raise DataError(
@@ -36,7 +37,7 @@ class UserSource:
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
         """Raises DataError unless they are `num_samples` groups of n_samples_per_prompt Samples
         each."""
-        groups = self.user.get_samples(num_samples)
+        groups = self._call("get_samples", num_samples)
         if not isinstance(groups, list) or len(groups) != num_samples:
             got = f"{len(groups)} of them" if isinstance(groups, list) else type(groups).__name__
             raise DataError(
@@ -60,12 +61,16 @@ class UserSource:
                 )
         return groups
 
+    def _call(self, method: str, given: Any) -> Any:
+        function = getattr(self.user, method)
+        return name_errors(function, "--data-source-path", self._spec)(given)
+
     def add_samples(self, groups: list[list[Sample]]) -> None:
-        self.user.add_samples(groups)
+        self._call("add_samples", groups)
 
     def state_dict(self) -> dict[str, Any]:
         self._num_saves += 1
-        self.user.save(self._num_saves)
+        self._call("save", self._num_saves)
         return {"data_source_path": self._spec, "save": self._num_saves}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -76,4 +81,4 @@ class UserSource:
                 " new run"
             )
         self._num_saves = state["save"]
-        self.user.load(self._num_saves)
+        self._call("load", self._num_saves)

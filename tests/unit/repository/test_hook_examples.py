@@ -13,11 +13,10 @@ import pytest
 
 from buffers.priority import user_priority
 from buffers.userfilter import Choice, UserFilter
-from configs.rules.validate import functions
+from configs.hooks import load_hook
 from configs.schema import AlgorithmConfig, Config, flat_args
 from pipeline.core.time import MonotonicTime
 from pipeline.core.types import Completion, Group, Sample, Status, VersionSpan
-from pipeline.core.userfn import load_function
 from stages.advantage import compute_advantages, load_hooks
 from stages.engine.mock import MockTokenizer
 from stages.filter import build_all_samples_process, build_filter, build_sample_filter
@@ -73,7 +72,7 @@ async def test_generate_fans_out() -> None:
         context_length=None,
         clock=MonotonicTime(),
     )
-    function: Any = load_function(hook("generate"), "generate")
+    function: Any = load_hook("custom_generate_function_path", hook("generate"))
     made = await function(args, Sample(index=7, tokens=[1, 2]), {"max_new_tokens": 8})
     assert [(s.index, s.response, s.status) for s in made] == [(7, "AB", Status.COMPLETED)] * 2
     assert made[0].session_id != made[1].session_id
@@ -83,7 +82,7 @@ async def test_generate_fans_out() -> None:
 
 
 async def test_group_reward_shares_one_point() -> None:
-    function: Any = load_function(hook("group_reward"), "reward_func")
+    function: Any = load_hook("custom_rm_path", hook("group_reward"))
     assert await function(ARGS, [Sample(response=r, label="4") for r in ("4", "5", " 4 ")]) == [
         0.5,
         0.0,
@@ -161,7 +160,7 @@ def test_buffer_filter_takes_the_newest_and_removes_what_was_cut_off() -> None:
 
     cut, whole = Status.TRUNCATED, Status.COMPLETED
     choose = UserFilter(
-        "buffer_filter.py", load_function(hook("buffer_filter"), "buffer_filter"), ARGS
+        "buffer_filter.py", load_hook("buffer_filter_path", hook("buffer_filter")), ARGS
     )
     got = choose(
         0,
@@ -172,7 +171,9 @@ def test_buffer_filter_takes_the_newest_and_removes_what_was_cut_off() -> None:
 
 
 def test_priority_is_largest_where_half_are_right() -> None:
-    priority = user_priority("priority.py", load_function(hook("priority"), "priority"), ARGS)
+    priority = user_priority(
+        "priority.py", load_hook("buffer_priority_path", hook("priority")), ARGS
+    )
     got = [
         priority(g)
         for g in groups(
@@ -217,14 +218,3 @@ def test_every_example_is_covered_and_listed() -> None:
     for file in HOOKS.glob("*.py"):
         assert f'hook("{file.stem}")' in source, file
         assert f"(../examples/hooks/{file.name})" in page, file
-
-
-def test_every_function_flag_is_on_the_page() -> None:
-    page = (ROOT / "docs" / "custom-functions.md").read_text()
-    rule = inspect.getsource(functions)
-    flags = [
-        line.split('"')[1]
-        for line in rule.splitlines()
-        if line.strip().strip("(").startswith('"--')
-    ]
-    assert len(flags) >= 9 and [f for f in flags if f"`{f}`" not in page] == []

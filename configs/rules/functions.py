@@ -1,0 +1,88 @@
+"""Are the user's functions there, can they be called as they will be, and do they read flags that
+exist? Told before anything starts, from their sources: no user code runs."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Collection, Iterator
+
+from configs.hooks import HOOKS, Hook, can_be_called, generate_form
+from configs.schema import Config, flat_args
+from pipeline.core.errors import ConfigError
+from pipeline.core.function_source import Function, FunctionSource, attributes_read, signature_of
+from pipeline.core.userfn import check_function
+
+
+def functions(config: Config) -> Iterator[str]:
+    known = vars(flat_args(config))
+    for hook in HOOKS.values():
+        spec = hook.path(config)
+        if spec is None:
+            continue
+        try:
+            source = check_function(spec, hook.default_name)
+        except ConfigError as error:
+            yield f"{hook.flag} {error}"
+            continue
+        if source is not None:
+            problems = [*_call_problems(hook, source), *_flag_problems(hook, source, known)]
+            yield from (f"{hook.flag} {spec}: {problem}" for problem in problems)
+
+
+def _call_problems(hook: Hook, source: FunctionSource) -> Iterator[str]:
+    node = source.node
+    if isinstance(node, ast.ClassDef):
+        yield from _class_problems(hook, source)
+    elif source.is_decorated:
+        return  # what is called may have another signature
+    elif hook.style == "async" and not isinstance(node, ast.AsyncFunctionDef):
+        yield f"{_said(source, node)} is a plain function; expected {hook.expected}"
+    elif hook.style in ("plain", "class") and isinstance(node, ast.AsyncFunctionDef):
+        yield f"{_said(source, node)} is async; expected {hook.expected}, called without await"
+    elif not _fits(hook, signature_of(node)):
+        yield f"{_said(source, node)} cannot be called as it will be; expected {hook.expected}"
+
+
+def _class_problems(hook: Hook, source: FunctionSource) -> Iterator[str]:
+    if hook.style != "class" or source.is_decorated:
+        return  # an instance may be called: known when it is made
+    wanted = {"__init__": hook.forms[0], **hook.methods}
+    for name, form in wanted.items():
+        method = source.method(name)
+        inherits = getattr(source.node, "bases", []) or name == "__init__"
+        if method is None:
+            if not inherits:
+                yield f"{source.where}: class {source.node.name} has no method {name}"
+        elif not method.decorator_list and not can_be_called(
+            signature_of(method, bound=True), form
+        ):
+            yield (
+                f"{_said(source, method)} cannot be called as it will be; expected"
+                f" {name}(self, {form.removeprefix('f(')}"
+            )
+
+
+def _fits(hook: Hook, signature: inspect.Signature) -> bool:
+    if hook.style == "async":
+        return generate_form(signature) is not None
+    return can_be_called(signature, hook.forms[0])
+
+
+def _said(source: FunctionSource, node: Function) -> str:
+    return f"{source.file} line {node.lineno}: {node.name}({ast.unparse(node.args)})"
+
+
+def _flag_problems(hook: Hook, source: FunctionSource, known: Collection[str]) -> Iterator[str]:
+    known = {*known, *hook.extra_args}
+    for read in attributes_read(source):
+        if read.name not in known:
+            close = difflib.get_close_matches(read.name, known, n=1)
+            hint = f"did you mean args.{close[0]}? " if close else ""
+            yield (
+                f"{source.file} line {read.line} reads args.{read.name} in {read.function}, and no"
+                f" flag has that name; {hint}args holds every flag of Slipstream, and those of"
+                " Megatron and SGLang (args.sglang_...) that are given. For one that need not be"
+                f" given: getattr(args, {read.name!r}, DEFAULT)"
+            )

@@ -1,0 +1,181 @@
+"""One list of hooks: flags, documentation and checks at load agree with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from configs.flags import own_flags
+from configs.hooks import HOOKS, Hook, generate_form, load_hook
+from configs.rules.functions import functions
+from configs.schema import Config, flat_args
+from pipeline.core.errors import UserFunctionError
+
+PAGE = (Path(__file__).parents[3] / "docs" / "custom-functions.md").read_text(encoding="utf-8")
+EVERY = pytest.mark.parametrize("hook", HOOKS.values(), ids=list(HOOKS))
+FUNCTIONS = [h for h in HOOKS.values() if h.style != "class"]
+
+
+def config_of(hook: Hook, path: object) -> Config:
+    section = getattr(Config(), hook.section)
+    return dataclasses.replace(
+        Config(), **{hook.section: dataclasses.replace(section, **{hook.field: str(path)})}
+    )
+
+
+def problems(hook: Hook, source: str, folder: Path) -> list[str]:
+    file = folder / "mine.py"
+    file.write_text(source)
+    return list(functions(config_of(hook, file)))
+
+
+def written(hook: Hook, body: str = "return 1", form: str | None = None) -> str:
+    """A module with a function that fits."""
+    if hook.style == "class":
+        methods = "".join(
+            f"    def {name}(self, {text.removeprefix('f(')}:\n        {body}\n"
+            for name, text in {"__init__": hook.forms[0], **hook.methods}.items()
+        )
+        return f"class {hook.default_name}:\n{methods}"
+    form = (form or hook.forms[0]).replace("f(", f"{hook.default_name}(", 1)
+    return f"{'async ' if hook.style == 'async' else ''}def {form}:\n    {body}\n"
+
+
+def test_every_flag_that_names_a_function_is_a_hook() -> None:
+    named = {flag.field: flag.section for flag in own_flags().values() if "_path" in flag.field}
+    assert named == {hook.field: hook.section for hook in HOOKS.values()}
+
+
+def test_the_table_of_the_documentation_is_the_list_of_hooks() -> None:
+    rows = re.findall(r"^\| \[`(--[\w-]+)`\]\(#[\w-]+\) \| `(\w+)` \| (.+?) \|", PAGE, re.MULTILINE)
+    assert rows == [(h.flag, h.default_name, h.called) for h in HOOKS.values()]
+
+
+@EVERY
+def test_the_documentation_shows_every_form(hook: Hook) -> None:
+    (anchor,) = re.findall(rf"\[`{hook.flag}`\]\(#([\w-]+)\)", PAGE)
+    sections = {
+        title.lower().replace(" ", "-"): " ".join(text.split())
+        for title, text in re.findall(
+            r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL
+        )
+    }
+    shown = sections[anchor]
+    if hook.style == "class":
+        wanted = [text.removeprefix("f") for text in (hook.forms[0], *hook.methods.values())]
+        assert all(name in shown for name in hook.methods)
+    elif hook.style == "async":
+        wanted = [hook.forms[0], "evaluation", hook.forms[2]]
+    else:
+        wanted = [form.removesuffix(")") for form in hook.forms]
+    assert [text for text in wanted if text not in shown] == []
+
+
+@EVERY
+def test_what_fits_passes_and_is_found_by_its_default_name(hook: Hook, tmp_path: Path) -> None:
+    for form in hook.forms:
+        assert problems(hook, written(hook, form=form), tmp_path) == []
+    assert callable(load_hook(hook.field, str(tmp_path / "mine.py")))
+
+
+@EVERY
+def test_what_cannot_be_called_is_refused_with_file_and_line(hook: Hook, tmp_path: Path) -> None:
+    source = "import os\n\n\n" + written(hook).replace("(self, args", "(self").replace("(args", "(")
+    source = source.replace("(, ", "(")
+    (problem,) = problems(hook, source, tmp_path)
+    line = 5 if hook.style == "class" else 4
+    assert f"{hook.flag} {tmp_path / 'mine.py'}: {tmp_path / 'mine.py'} line {line}" in problem
+    assert "cannot be called as it will be; expected" in problem
+
+
+@EVERY
+def test_a_flag_that_does_not_exist_is_named_before_anything_starts(
+    hook: Hook, tmp_path: Path
+) -> None:
+    source = written(hook, "return args.rollout_batch_sise")
+    if hook.style == "class":
+        source = source.replace("return args.rollout_batch_sise", "return 1", 5).replace(
+            "__init__(self, args):\n        return 1",
+            "__init__(self, args):\n        self.a, self.b = args, 0",
+        )
+        source = source.replace(
+            "get_samples(self, num_samples):\n        return 1",
+            "get_samples(self, num_samples):\n        return self.a.rollout_batch_sise",
+        )
+    (problem,) = problems(hook, source, tmp_path)
+    line = 5 if hook.style == "class" else 2
+    assert f"mine.py line {line} reads args.rollout_batch_sise" in problem
+    assert "did you mean args.rollout_batch_size?" in problem
+
+
+@pytest.mark.parametrize("hook", FUNCTIONS, ids=[h.field for h in FUNCTIONS])
+def test_every_flag_may_be_read(hook: Hook, tmp_path: Path) -> None:
+    names = [*vars(flat_args(Config())), *hook.extra_args]
+    body = "; ".join(f"args.{name}" for name in names)
+    assert problems(hook, written(hook, body), tmp_path) == []
+
+
+def test_what_only_some_hooks_have_in_args_is_not_for_others(tmp_path: Path) -> None:
+    reading = "return args.engine_client"
+    assert problems(HOOKS["custom_rm_path"], written(HOOKS["custom_rm_path"], reading), tmp_path)
+
+
+@pytest.mark.parametrize("field", ["custom_loss_function_path", "buffer_priority_path"])
+def test_async_where_nobody_awaits_is_refused(field: str, tmp_path: Path) -> None:
+    (problem,) = problems(HOOKS[field], "async " + written(HOOKS[field]), tmp_path)
+    assert "is async; expected f(" in problem
+
+
+def test_a_plain_generate_function_is_refused(tmp_path: Path) -> None:
+    hook = HOOKS["custom_generate_function_path"]
+    (problem,) = problems(hook, written(hook).removeprefix("async "), tmp_path)
+    assert "is a plain function; expected async f(args, sample, sampling_params)" in problem
+
+
+def test_a_data_source_without_a_method_is_refused(tmp_path: Path) -> None:
+    hook = HOOKS["data_source_path"]
+    (problem,) = problems(hook, written(hook).replace("add_samples", "add"), tmp_path)
+    assert "class RolloutDataSource has no method add_samples" in problem
+
+
+@pytest.mark.parametrize(
+    "field", [h.field for h in HOOKS.values() if h.style in ("plain", "class")]
+)
+def test_what_raises_is_named_with_flag_file_and_line(field: str, tmp_path: Path) -> None:
+    hook, file = HOOKS[field], tmp_path / "raises.py"
+    file.write_text(written(hook, "return 1 / 0"))
+    function = load_hook(field, str(file))
+    (form,) = hook.forms
+    by_name, by_place = "*" in form, form.count(",") + 1
+    with pytest.raises(UserFunctionError) as caught:
+        function(
+            *[None] * (1 if by_name else by_place),
+            **dict.fromkeys(re.findall(r"\w+", form)[2:] if by_name else []),
+        )
+    assert str(caught.value) == (
+        f"{hook.flag} {file} raised ZeroDivisionError: division by zero"
+        f" ({file} line {3 if hook.style == 'class' else 2})"
+    )
+
+
+@pytest.mark.parametrize(
+    ("signature", "form"),
+    [
+        ("args, sample, sampling_params", (False, False)),
+        ("args, sample, sampling_params, evaluation", (False, True)),
+        ("args, samples", (True, False)),
+        ("args, samples, evaluation=False", (True, True)),
+        ("args, sample, sampling_params, **kw", (False, False)),
+        ("args, sample", None),
+        ("args, sample, sampling_params, more", None),
+    ],
+)
+def test_the_forms_of_a_generate_function(signature: str, form: tuple[bool, bool] | None) -> None:
+    scope: dict[str, object] = {}
+    exec(f"async def f({signature}): ...", scope)
+    found = generate_form(inspect.signature(scope["f"]))  # type: ignore[arg-type]
+    assert form == (None if found is None else (found.takes_list, found.takes_evaluation))
