@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,7 @@ from typing import Any
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.function_source import FunctionSource, find_source
-
-_lock = threading.Lock()
+from pipeline.core.user_modules import import_user_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,25 +130,7 @@ def check_function(spec: str, default_name: str | None = None) -> FunctionSource
 def _load_file(file: Path, spec: str) -> ModuleType:
     if not file.is_file():
         raise _missing_file(spec, file)
-    file = file.resolve()
-    # A name of its own for every path: two files called reward.py must not hide each other.
-    name = f"slipstream_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    with _lock:
-        if name in sys.modules:
-            return sys.modules[name]
-        if str(file.parent) not in sys.path:
-            # the file's neighbours, as for a script; last, so that they hide nothing
-            sys.path.append(str(file.parent))
-        module_spec = importlib.util.spec_from_file_location(name, file)
-        assert module_spec is not None and module_spec.loader is not None  # the name ends in .py
-        module = importlib.util.module_from_spec(module_spec)
-        sys.modules[name] = module  # dataclasses and process pools look modules up by name
-        try:
-            module_spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
+    return import_user_file(file.resolve())
 
 
 def _module_file(where: FunctionSpec) -> Path | None:

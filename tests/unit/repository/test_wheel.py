@@ -120,6 +120,29 @@ def test_the_command_trains_reports_and_looks_into_the_buffer(installed: Install
     assert '"lost": 0' in account.stdout
 
 
+def test_users_files_with_helpers_and_folders_named_as_ours(installed: Installation) -> None:
+    for name, text in {
+        "rewards/configs/weights.py": "WEIGHT = 0.25\n",
+        "rewards/helper.py": "from configs.weights import WEIGHT\n"
+        "def reward_of(sample):\n    return WEIGHT\n",
+        "rewards/reward.py": "import helper\n"
+        "async def reward_func(args, sample, **kw):\n    return helper.reward_of(sample)\n",
+        "filters/helper.py": "from slipstream import DynamicFilterOutput\n",
+        "filters/pipeline.py": "KEEP = True\n",
+        "filters/keep.py": "def keep(args, samples, **kw):\n    import helper, pipeline\n"
+        "    return helper.DynamicFilterOutput(keep=pipeline.KEEP)\n",
+    }.items():
+        file = installed.elsewhere / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    flags = ("--mock", "--num-rollout", "2", "--name", "helpers")
+    flags += ("--custom-rm-path", "rewards/reward.py")
+    flags += ("--dynamic-sampling-filter-path", "filters/keep.py")
+    trained = installed.run("slipstream", "train", *flags)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert "Mean reward went from 0.250" in trained.stdout + trained.stderr
+
+
 def test_a_mistake_names_the_command_that_was_typed(installed: Installation) -> None:
     answer = installed.run("slipstream", "train", "--mok")
     assert answer.returncode == 2
