@@ -7,14 +7,13 @@ them."""
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.core.errors import CheckpointError
+from pipeline.core.errors import CheckpointError, DataError
 from pipeline.core.find_checkpoint import find_torch_dist
+from pipeline.core.row_slice import split_slice
 
-_SLICE = re.compile(r"(?P<path>.*)@\[(?P<start>\d*):(?P<end>\d*)\]")
 _SUFFIXES = (".jsonl", ".parquet")
 
 
@@ -24,19 +23,11 @@ def check_data(flag: str, spec: str) -> Iterator[str]:
     if spec.startswith("reasoning_gym:"):
         yield from _check_task(flag, spec)
         return
-    path = spec
-    if "@[" in spec or spec.endswith("]"):
-        match = _SLICE.fullmatch(spec)
-        if match is None:
-            yield (
-                f"{flag} {spec}: expected path@[a:b] with row numbers a <= row < b, either may be"
-                " left out, e.g. data.jsonl@[0:1000]"
-            )
-            return
-        path, start, end = match["path"], match["start"], match["end"]
-        if start and end and int(start) >= int(end):
-            yield f"{flag} {spec}: rows {start} to {end} are none; expected a < b"
-    file = Path(path).expanduser()
+    try:
+        file, _ = split_slice(spec)
+    except DataError as error:
+        yield f"{flag} {error}"
+        return
     if not file.is_file():
         missing = f"no such file (working folder: {Path.cwd()})"
         what = "that is a folder" if file.is_dir() else missing

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from configs.schema import DataConfig
 from pipeline.core.errors import DataError
 from pipeline.core.images import to_data_url
+from pipeline.core.row_slice import split_slice
 
 Messages = list[dict[str, Any]]
 
@@ -110,21 +110,6 @@ class _Raw:
     where: str
     value: Any = None
     error: str | None = None
-
-
-def split_slice(spec: str) -> tuple[Path, slice]:
-    """`path@[a:b]` -> (path, slice(a, b)); without a slice, everything."""
-    if not spec.endswith("]") or "@[" not in spec:
-        return Path(spec).expanduser(), slice(None)
-    path, _, inside = spec[:-1].rpartition("@[")
-    match = re.fullmatch(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*", inside)
-    if match is None:
-        raise DataError(
-            f"{spec!r}: cannot read the slice [{inside}]; expected path@[a:b] with whole numbers,"
-            " either may be left out"
-        )
-    start, stop = (int(n) if n is not None else None for n in match.groups())
-    return Path(path).expanduser(), slice(start, stop)
 
 
 def _read_jsonl(path: Path, part: slice) -> Iterator[_Raw]:

@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text("")
     (tmp_path / "mine.py").write_text(
         "import os\nasync def generate(args, sample, sampling_params): ...\ndef score(args,"
-        " sample): ...\ndef hook(args, x): ...\n"
+        " sample): ...\ndef hook(args, x, *more): ...\n"
     )
     (tmp_path / "loss.py").write_text(
         "def loss_function(args, batch, logits, reduce): ...\ndef tis_function(args, **kwargs):"
@@ -69,6 +69,8 @@ def words(text: str) -> list[str]:
         "--prompt-data data.parquet@[10:20]",
         "--prompt-data data.jsonl@[:20]",
         "--prompt-data data.jsonl@[5:]",
+        "--prompt-data data.jsonl@[:-1]",
+        "--prompt-data data.jsonl@[-20:-10]",
         "--hf-checkpoint tiny:shape.yaml",
         "--hf-checkpoint pypi-gguf:yaml",
         "--prompt-data reasoning_gym:chain_sum?min_terms=2&max_terms=3 --rm-type none",

@@ -109,7 +109,7 @@ def test_a_jsonl_row_becomes_a_group_of_pending_samples(tmp_path: Path) -> None:
     assert source.get_samples(1)[0][0].metadata == {"k": {"v": 1}}
 
 
-@pytest.mark.parametrize("part", ["[2:5]", "[-3:]", "[:4]", "[5:2]", "[:]", "[3:100]"])
+@pytest.mark.parametrize("part", ["[2:5]", "[-3:]", "[:4]", "[-2:3]", "[:]", "[3:100]"])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_slices_are_pythons(tmp_path: Path, kind: str, part: str) -> None:
     rows = [{"prompt": f"p{i}", "label": i} for i in range(8)]
@@ -220,7 +220,7 @@ def test_bytes_that_are_no_utf8_are_a_malformed_row(tmp_path: Path) -> None:
         ("a.parquet", b"no parquet", "cannot be read as Parquet"),
         ("a.csv", b"x", r"expected a file ending in \.jsonl or \.parquet"),
         ("b.jsonl", None, r"does not exist"),
-        ("a.jsonl@[x]", None, r"cannot read the slice \[x\]"),
+        ("a.jsonl@[x]", None, r"a.jsonl@\[x\]: cannot read the slice"),
     ],
 )
 def test_files_that_are_none(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
