@@ -38,6 +38,7 @@ from typing import Any
 import orjson
 
 from pipeline.core.errors import BufferCorruption, ReplayBufferError
+from pipeline.schedule.clock import RolloutClock
 
 JOURNAL_SCHEMA = 2
 READABLE = (1, 2)  # 1 had no i, p, w, again, x, at
@@ -112,6 +113,23 @@ class Journal:
             finally:
                 os.close(self._fd)
                 self._fd = -1
+
+
+class ProgressLines:
+    """Writes down the rollouts trained on and the pushes completed: from these and the other lines
+    every admission can be derived again."""
+
+    def __init__(self, journal: Journal, clock: RolloutClock) -> None:
+        self._journal, self._clock = journal, clock
+        self._num_trained, self._version = clock.num_trained, clock.policy_version
+
+    def write(self) -> None:
+        """What the clock has counted since the last call."""
+        for rollout_id in range(self._num_trained, self._clock.num_trained):
+            self._journal.append({"t": "trained", "r": rollout_id})
+        for version in range(self._version + 1, self._clock.policy_version + 1):
+            self._journal.append({"t": "pushed", "v": version})
+        self._num_trained, self._version = self._clock.num_trained, self._clock.policy_version
 
 
 def encode(record: Mapping[str, Any]) -> bytes:

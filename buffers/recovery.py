@@ -28,10 +28,13 @@ class Recovery:
         journal: Journal,
         clock: RolloutClock,
         restored_from: str | None,
+        *,
         max_times_sampled: int,
+        keep_last: int,
     ) -> None:
         self._journal, self._max_times = journal, max_times_sampled
         self._accounts: dict[int, Account] = {}
+        self._done: dict[int, list[Location]] = {}
         if ledger is None:
             return
         record = {
@@ -43,9 +46,26 @@ class Recovery:
         journal.append(record)
         ledger.apply(record)
         self._accounts = dict(ledger.accounts)
+        self._done = self._last_places(ledger, clock.num_trained - keep_last)
+
+    def _last_places(self, ledger: Ledger, first: int) -> dict[int, list[Location]]:
+        """By rollout, from `first` on: where the groups lie that had enough of training in it."""
+        last_taken = {
+            group_index: rollout_id
+            for rollout_id in sorted(r for r in ledger.takes if r >= first)
+            for group_index in ledger.takes[rollout_id].groups
+        }
+        done: dict[int, list[Location]] = {}
+        for group_index, rollout_id in last_taken.items():
+            account = self._accounts[group_index]
+            if account.place is not None and account.times_sampled >= self._max_times:
+                done.setdefault(rollout_id, []).append(account.place)
+        return done
 
     def places(self) -> Iterator[Location]:
-        """Where groups lie that are to be trained on, or may be again."""
+        """Where groups lie that are to be trained on, or may be again, or are kept for looking."""
+        for places in self._done.values():
+            yield from places
         for account in self._accounts.values():
             if (
                 account.place is not None
@@ -97,8 +117,17 @@ class Recovery:
             return None
         return account
 
-    def replayable(self, store: SegmentStore) -> Iterator[Entry]:
-        """Groups that the restored checkpoint was trained on, and that may be trained on again."""
+    def done(self, store: SegmentStore) -> dict[int, list[Location]]:
+        """By rollout: where the groups lie that the last rollouts were done with."""
+        return {
+            rollout_id: [place for place in places if store.holds(place)]
+            for rollout_id, places in self._done.items()
+        }
+
+    def replayable(self, store: SegmentStore) -> list[tuple[Entry, Location]]:
+        """Groups that the restored checkpoint was trained on, and that may be trained on again, and
+        where they lie."""
+        out = []
         for sequence, a in enumerate(self._accounts.values()):
             if (
                 a.consumed
@@ -109,10 +138,10 @@ class Recovery:
                 # Deadlines are behind it; only the selectors of age and priority tell such groups
                 # apart.
                 candidate = Candidate(a.group_index, -1, sequence - len(self._accounts), a.priority)
-                oldest = 0 if a.oldest_version is None else a.oldest_version
-                yield Entry(
+                entry = Entry(
                     candidate=candidate,
-                    place=a.place,
-                    oldest_version=oldest,
+                    oldest_version=0 if a.oldest_version is None else a.oldest_version,
                     times_sampled=a.times_sampled,
                 )
+                out.append((entry, a.place))
+        return out

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from pipeline.core.time import TimeSource
+from pipeline.schedule.decisions import Decisions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,3 +36,45 @@ class BufferStatistics:
     take_wait_seconds: float  # the learner waited for groups
     staleness_max: int  # of any token consumed so far, in policy versions
     staleness_bound: int
+
+
+class BufferCounts:
+    """Counts of groups and sums of waits since the start, for the buffer to raise."""
+
+    def __init__(self, time: TimeSource) -> None:
+        self._time = time
+        self._waits = {"admit": 0.0, "put": 0.0, "take": 0.0}
+        self.num_put = self.num_taken = self.num_replayed = self.num_limited = 0
+        self.trained_lengths, self.removed_lengths = Counter[int](), Counter[int]()
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """The seconds inside are a wait of `admit`, `put` or `take`."""
+        start = self._time.now()
+        try:
+            yield
+        finally:
+            self._waits[what] += self._time.now() - start
+
+    def statistics(
+        self, decisions: Decisions, *, num_bytes: int, num_segments: int, staleness_max: int
+    ) -> BufferStatistics:
+        return BufferStatistics(
+            num_generating=decisions.num_generating,
+            num_ready=decisions.num_ready,
+            num_replayable=decisions.num_replayable,
+            num_limited=self.num_limited,
+            num_bytes=num_bytes,
+            num_segments=num_segments,
+            num_put=self.num_put,
+            num_taken=self.num_taken,
+            num_replayed=self.num_replayed,
+            num_discarded=decisions.clock.given_back,
+            trained_lengths=self.trained_lengths,
+            removed_lengths=self.removed_lengths,
+            admit_wait_seconds=self._waits["admit"],
+            put_wait_seconds=self._waits["put"],
+            take_wait_seconds=self._waits["take"],
+            staleness_max=staleness_max,
+            staleness_bound=decisions.clock.max_staleness,
+        )

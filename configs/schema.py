@@ -316,6 +316,8 @@ class AsyncConfig:
     buffer_durability: Literal["memory", "process", "fsync"] = "process"
     # keep the buffer's segments after their groups are trained and checkpointed
     keep_trajectories: bool = False
+    # segments of the last so many rollouts stay, to be looked at with `python -m pipeline buffer`
+    keep_last_rollouts: int = 2
 
     @property
     def samples_of_a_group(self) -> float:

@@ -70,6 +70,7 @@ _AT_LEAST_0 = (
     "group_max_retries",
     "async_buffer_size",
     "max_staleness",
+    "keep_last_rollouts",
     "engine_restarts",
     "lr_warmup_iters",
     "sft_steps",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from buffers.dump import RecordedRun
 from buffers.journal import FILE_NAME, read_journal
-from buffers.verify import Rerun
+from buffers.verify import DecisionCheck
 from configs.command_line.loader import load_config
 from configs.schema import flat_args
 from pipeline.core.errors import DataError
@@ -27,14 +27,14 @@ def replay_lines(run: RunDir) -> Iterator[str]:
     config = load_config(["--config", str(run.config)], families=FAMILIES)
     records, _ = read_journal(run.buffer / FILE_NAME)
     life = next((n for n, record in enumerate(records) if record["t"] == "restore"), len(records))
-    rerun = Rerun(config.async_, make_clock(config), seed=config.run.seed)
-    rerun.run(records[:life])
+    check = DecisionCheck(config.async_, make_clock(config), seed=config.run.seed)
+    check.run(records[:life])
     end = " (up to the first restart)" if life < len(records) else ""
     yield (
-        f"decisions{end}: {rerun.num_admitted} admissions and {rerun.num_taken} takes made again,"
-        f" {len(rerun.differences)} differ"
+        f"decisions{end}: {check.num_admitted} admissions and {check.num_taken} takes made again,"
+        f" {len(check.differences)} differ"
     )
-    wrong = list(rerun.differences)
+    wrong = list(check.differences)
     known = {
         r["rollout_id"]: r["batch_digest"]
         for r in current_records(read_records(run.metrics))

@@ -11,7 +11,7 @@ those that are due go first; what is left behind its deadline is for the caller 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.schedule.selectors import DEADLINE, Candidate, Draw, Pick, Selector
@@ -153,12 +153,6 @@ class DeadlineScheduler:
             if deadline < rollout_id
             for g in self._buckets[deadline].ready
         ]
-
-    def waited_for(self, wait: Wait) -> Iterator[int]:
-        """The generating groups among which `wait.num_missing` must complete."""
-        for deadline in sorted(self._buckets):
-            if wait.needs(deadline):
-                yield from self._buckets[deadline].generating
 
     def _needs(self, rollout_id: int) -> list[tuple[int, int, int]]:
         """(d, need(d), ready groups with deadline <= d) for every deadline, ascending."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.core.types import Location
 from pipeline.schedule.selectors import Candidate, Draw, Pick, Selector
 
 
@@ -17,7 +16,6 @@ class Entry:
     """A group in the pool."""
 
     candidate: Candidate
-    place: Location
     oldest_version: int  # of its tokens
     times_sampled: int
 
@@ -52,18 +50,16 @@ class ReplayPool:
     def expire(self, policy_version: int) -> list[Entry]:
         """Remove and return what is staler than the bound, seen from this version: the bound holds
         for every consumption."""
-        old = [
-            g
-            for g, e in self._entries.items()
-            if policy_version - e.oldest_version > self._max_staleness
-        ]
+        old = [g for g, e in self._entries.items() if self._too_stale(e, policy_version)]
         return [self._entries.pop(g) for g in old]
 
-    def choose(self, rollout_id: int, num_groups: int) -> tuple[Pick, ...]:
-        """Up to `num_groups` of them, none twice. Changes nothing."""
+    def choose(self, rollout_id: int, num_groups: int, policy_version: int) -> tuple[Pick, ...]:
+        """Up to `num_groups` of them, none twice, and none that is too stale for a learner of this
+        version. Changes nothing."""
         draw = Draw(self._selector, rollout_id)
         for entry in self._entries.values():
-            draw.push(entry.candidate)
+            if not self._too_stale(entry, policy_version):
+                draw.push(entry.candidate)
         return tuple(draw.pop() for _ in range(min(num_groups, len(draw))))
 
     def sampled(self, group_indices: Iterable[int]) -> list[Entry]:
@@ -75,3 +71,6 @@ class ReplayPool:
             if entry.times_sampled >= self._max_times:
                 done.append(self._entries.pop(group_index))
         return done
+
+    def _too_stale(self, entry: Entry, policy_version: int) -> bool:
+        return policy_version - entry.oldest_version > self._max_staleness

@@ -77,7 +77,7 @@ async def go_on(
             await buffer.put(group_of(clock, index))
 
     for index in list(clock.outstanding):
-        if not buffer._scheduler.is_ready(index):
+        if not buffer._decisions.is_ready(index):
             await produce(index)
     while clock.num_trained < until:
         while (admission := buffer.try_admit()) is not None:

@@ -24,7 +24,7 @@ from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig
 from pipeline.core.types import Group, Sample, Status, VersionSpan
 from pipeline.schedule.clock import RolloutClock
-from pipeline.schedule.deadlines import Batch
+from pipeline.schedule.decisions import Choice
 from pipeline.schedule.rate_limiter import RateLimiter
 
 P, NUM_ROLLOUT = 2, 8  # P: fresh groups a rollout
@@ -99,7 +99,7 @@ class Runs(RuleBasedStateMachine):
     # -- a run's steps
 
     def _generating(self) -> list[int]:
-        return [g for g in self.clock.outstanding if not self.buffer._scheduler.is_ready(g)]
+        return [g for g in self.clock.outstanding if not self.buffer._decisions.is_ready(g)]
 
     @precondition(lambda self: self.clock.may_admit())
     @rule()
@@ -196,7 +196,7 @@ class Runs(RuleBasedStateMachine):
     def _can_take(self) -> bool:
         if self.clock.finished or self.clock.push_pending:
             return False
-        return isinstance(self.buffer._plan(self.clock.num_trained, None), Batch)
+        return isinstance(self.buffer._decisions.choose(self.clock.num_trained), Choice)
 
     @precondition(lambda self: self._can_take())
     @rule(crash_before_trained=st.booleans())
@@ -257,7 +257,7 @@ class Runs(RuleBasedStateMachine):
         """The process is gone; its files are as they were, behind them perhaps the beginning of a
         line."""
         self.buffer._journal.close()  # descriptors only: every line is written already
-        self.buffer._shelf.store._segments.clear()
+        self.buffer._stored.store._segments.clear()
         with (self.folder / FILE_NAME).open("ab") as f:
             f.write(b"0123abcd {..."[:torn])
         self.clock = self._clock()

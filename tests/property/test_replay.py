@@ -47,7 +47,10 @@ class Run:
             num_rollout=rollouts,
         )
         config = AsyncConfig(
-            buffer_durability="memory", buffer_max_bytes=budget, buffer_selector=name
+            buffer_durability="memory",
+            buffer_max_bytes=budget,
+            buffer_selector=name,
+            keep_last_rollouts=0,
         )  # type: ignore[arg-type]
         self.buffer = ReplayBuffer(directory, config, self.clock, max_segment_bytes=10_000)
         self.engines = [0, 0]  # the version of each

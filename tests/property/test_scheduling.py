@@ -1,10 +1,11 @@
-"""Admission and deadlines, driven at random: the bound holds, each group is consumed once, nothing
-deadlocks, nothing waits in vain."""
+"""The decisions of a run, driven at random: the bound holds, each group is consumed once, or with
+replay as often as allowed, nothing deadlocks, nothing waits in vain."""
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pipeline.core.types import Admission
 from pipeline.schedule.clock import RolloutClock
 from pipeline.schedule.deadlines import Batch, DeadlineScheduler, Wait
+from pipeline.schedule.decisions import Choice, Decisions, StalePolicy
+from pipeline.schedule.rate_limiter import RateLimiter
 from pipeline.schedule.selectors import Candidate, make_selector
 
 SELECTORS = st.sampled_from(["deadline", "fifo", "lifo", "uniform"])
@@ -31,8 +34,20 @@ class Pipeline(RuleBasedStateMachine):
         slack=st.integers(0, 2),
         rollouts=st.integers(1, 12),
         name=SELECTORS,
+        most=st.integers(1, 3),
+        policy=st.sampled_from(["wait", "wait", "drop", "retry"]),
     )
-    def begin(self, P: int, K: int, N: int, slack: int, rollouts: int, name: str) -> None:
+    def begin(
+        self,
+        P: int,
+        K: int,
+        N: int,
+        slack: int,
+        rollouts: int,
+        name: str,
+        most: int,
+        policy: StalePolicy,
+    ) -> None:
         self.knobs = {
             "rollout_batch_size": P,
             "async_buffer_size": K,
@@ -40,23 +55,30 @@ class Pipeline(RuleBasedStateMachine):
             "num_rollout": rollouts,
         }
         self.knobs["max_staleness"] = -(-K // N) + slack
-        self.selector = make_selector(name)
-        self.clock = RolloutClock(**self.knobs)
-        self.scheduler = DeadlineScheduler(P, self.selector)
+        self.limiter = RateLimiter.rollouts(fresh=P, samples_per_insert=float(most), buffer_size=K)
+        self.options = {
+            "selector": make_selector(name),
+            "max_times_sampled": most,
+            "stale_policy": policy if K else "wait",
+        }
+        self.clock = RolloutClock(**self.knobs, limiter=self.limiter)
+        self.decisions = Decisions(self.clock, **self.options)
         self.version: dict[int, int] = {}  # token version of every group ever admitted
         self.deadline: dict[int, int] = {}
         self.lost: set[int] = set()
-        self.consumed: dict[int, int] = {}  # group -> rollout
+        self.consumed: dict[int, int] = {}  # group -> rollout, the first
+        self.times: Counter[int] = Counter()  # rollouts that took the group
+        self.settled: set[int] = set()  # groups that nobody needs any more
         self.generating: list[int] = []
 
     # -- moves -------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.clock.may_admit())
+    @precondition(lambda self: self.decisions.may_admit())
     @rule(count=st.integers(1, 8))
     def admit(self, count: int) -> None:
         for _ in range(count):
-            if self.clock.may_admit():
-                self._admitted(self.clock.admit())
+            if self.decisions.may_admit():
+                self._admitted(self.decisions.admit())
 
     @precondition(lambda self: self.generating)
     @rule(data=st.data(), count=st.integers(1, 8))
@@ -68,17 +90,15 @@ class Pipeline(RuleBasedStateMachine):
     @rule(data=st.data(), reason=st.sampled_from(["failed", "zero_std"]))
     def lose(self, data: st.DataObject, reason: str) -> None:
         # generating, or ready and filtered late
-        group = data.draw(st.sampled_from(sorted(self.clock.outstanding)))
-        self.scheduler.remove(group)
-        self.clock.give_back(group, reason)
-        self.generating = [g for g in self.generating if g != group]
-        self.lost.add(group)
+        self._lose(data.draw(st.sampled_from(sorted(self.clock.outstanding))), reason)
 
     @precondition(lambda self: self.clock.num_consumed < self.clock.num_rollout)
     @rule()
     def take(self) -> None:
-        if isinstance(plan := self.scheduler.plan(self.clock.num_consumed), Batch):
-            self._consume(plan)
+        choice = self.decisions.choose(self.clock.num_consumed)
+        assert choice == self.decisions.choose(self.clock.num_consumed), "choosing changes nothing"
+        if isinstance(choice, Choice):
+            self._consume(choice)
 
     @precondition(lambda self: self.clock.num_trained < self.clock.num_consumed)
     @rule()
@@ -102,14 +122,16 @@ class Pipeline(RuleBasedStateMachine):
         """Resume from the clock's state alone: what was not trained is generated again."""
         state = json.loads(json.dumps(self.clock.state_dict()))
         trained, before = self.clock.num_trained, self.clock
-        self.clock = RolloutClock(**self.knobs)
+        self.clock = RolloutClock(**self.knobs, limiter=self.limiter)
         self.clock.load_state_dict(state)
         assert (self.clock.policy_version, self.clock.released) == (
             before.policy_version,
             before.released,
         )
         self.consumed = {g: r for g, r in self.consumed.items() if r < trained}
-        self.scheduler = DeadlineScheduler(self.clock.batch_size, self.selector)
+        self.times = Counter(dict.fromkeys(self.consumed, 1))
+        self.settled = set(self.consumed)  # this driver keeps no bytes to replay them from
+        self.decisions = Decisions(self.clock, **self.options)
         self.generating = []
         for admission in self.clock.outstanding.values():
             self._admitted(admission)
@@ -123,7 +145,11 @@ class Pipeline(RuleBasedStateMachine):
             "a rollout is released whose due push is missing"
         )
         assert len(clock.outstanding) <= (clock.buffer_size + 1) * clock.batch_size
-        assert len(clock.outstanding) == len(self.scheduler)
+        decisions = self.decisions
+        assert len(clock.outstanding) == decisions.num_generating + decisions.num_ready
+        assert decisions.num_generating == len(self.generating)
+        assert decisions.num_replayable == len(self.consumed) - len(self.settled)
+        assert not decisions.late_groups(), "this driver removes late groups at once"
         held = clock.num_admitted - sum(clock.given_back.values())
         assert held <= clock.num_rollout * clock.batch_size
 
@@ -148,32 +174,57 @@ class Pipeline(RuleBasedStateMachine):
             clock.pushed()
         elif clock.num_trained < clock.num_consumed:
             clock.trained(clock.num_trained)
-        elif clock.may_admit():
-            self._admitted(clock.admit())
-        elif isinstance(plan := self.scheduler.plan(clock.num_consumed), Batch):
-            self._consume(plan)
-        elif plan.num_missing > self.scheduler.num_generating:
+        elif self.decisions.may_admit():
+            self._admitted(self.decisions.admit())
+        elif isinstance(choice := self.decisions.choose(clock.num_consumed), Choice):
+            self._consume(choice)
+        elif choice.num_missing > self.decisions.num_generating:
             assert clock.push_pending, "nobody can move"
             clock.pushed()
         else:
-            waited_for = list(self.scheduler.waited_for(plan))
-            assert len(waited_for) >= plan.num_missing, "waits for more groups than there are"
+            waited_for = [g for g in self.generating if choice.needs(self.deadline[g])]
+            assert len(waited_for) >= choice.num_missing, "waits for more groups than there are"
             self._complete(self.generating.index(waited_for[-1]))
 
     def _admitted(self, admission: Admission) -> None:
         self.version[admission.group_index] = admission.policy_version
         self.deadline[admission.group_index] = admission.deadline
-        self.scheduler.register(admission.group_index, admission.deadline)
         self.generating.append(admission.group_index)
 
     def _complete(self, position: int) -> None:
-        self.scheduler.ready(self.generating.pop(position))
+        group = self.generating.pop(position)
+        self.decisions.ready(group)
+        self._lose_late_ones()
 
-    def _consume(self, plan: Batch) -> None:
+    def _lose(self, group: int, reason: str, *, retry: bool = False) -> None:
+        self.decisions.discard(group, reason, retry=retry)
+        self.generating = [g for g in self.generating if g != group]
+        self.lost.add(group)
+
+    def _lose_late_ones(self) -> None:
+        for group in self.decisions.late_groups():
+            assert self.options["stale_policy"] != "wait", f"group {group} missed its deadline"
+            assert self.deadline[group] < self.clock.num_consumed
+            retries = self.decisions.retries_late
+            self._lose(group, self.decisions.late_reason, retry=retries)
+
+    def _consume(self, choice: Choice) -> None:
         rollout = self.clock.num_consumed
-        self.clock.consume(rollout, plan.group_indices)
-        for group in plan.group_indices:
-            self.scheduler.remove(group)
+        taken = [*choice.fresh_indices, *choice.again_indices]
+        assert len(set(taken)) == len(taken) <= self.limiter.batch
+        done = self.decisions.consume(rollout, choice.fresh_indices, choice.again_indices)
+        self.times.update(taken)
+        assert not set(done) & self.settled
+        self.settled |= set(done)
+        learner = rollout // self.knobs["update_weights_interval"]
+        most = self.options["max_times_sampled"]
+        for group in taken:
+            assert 0 <= learner - self.version[group] <= self.knobs["max_staleness"]
+            assert self.times[group] <= most
+            assert (group in done) == (self.times[group] == most)
+        for group in choice.again_indices:
+            assert self.consumed[group] < rollout
+        for group in choice.fresh_indices:
             assert (
                 group not in self.generating
                 and group not in self.consumed
@@ -181,8 +232,6 @@ class Pipeline(RuleBasedStateMachine):
             )
             self.consumed[group] = rollout
             assert rollout <= self.deadline[group]
-            learner = rollout // self.knobs["update_weights_interval"]
-            assert 0 <= learner - self.version[group] <= self.knobs["max_staleness"]
             assert (
                 self.clock.staleness(self.version[group], rollout) == learner - self.version[group]
             )
@@ -268,7 +317,10 @@ def test_a_wait_ends_when_enough_of_those_it_names_complete(
         if ready:
             scheduler.ready(index)
     while isinstance(plan := scheduler.plan(0), Wait) and len(scheduler) >= P:
-        waited_for = list(scheduler.waited_for(plan))
+        waited_for = [
+            g
+            for g in range(len(groups))
+            if not scheduler.is_ready(g) and plan.needs(scheduler.deadline_of(g))
+        ]
         assert len(waited_for) >= plan.num_missing > 0
-        assert all(plan.needs(scheduler.deadline_of(g)) for g in waited_for)
         scheduler.ready(waited_for[-1])

@@ -108,8 +108,8 @@ async def test_the_ledger_tells_replays_from_duplicates(tmp_path: Path) -> None:
 
 
 async def test_segments_stay_as_long_as_a_group_may_be_replayed(tmp_path: Path) -> None:
-    buffer, clock = make(tmp_path, fresh=1, K=0, S=9, max_times_sampled=3)
-    buffer._shelf.store._max_bytes = 1  # a segment a group
+    buffer, clock = make(tmp_path, fresh=1, K=0, S=9, max_times_sampled=3, keep_last_rollouts=0)
+    buffer._stored.store._max_bytes = 1  # a segment a group
     for r in range(4):
         await buffer.put(make_group(admit_all(buffer)[0]))
         await buffer.take(r)
@@ -272,7 +272,7 @@ async def test_a_ready_group_that_no_rollout_can_take_any_more_is_removed_too(
     before = clock.given_back
     await buffer.take(2)
     assert before == {} and set(clock.given_back) <= {"stale: dropped"}
-    assert not buffer._scheduler.past(3)
+    assert not buffer._decisions.late_groups()
 
 
 async def test_wait_still_waits(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def make(
         max_staleness=S,
         buffer_max_bytes=max_bytes,
         buffer_selector=kwargs.pop("name", "deadline"),
+        keep_last_rollouts=kwargs.pop("keep_last", 0),
     )
     return ReplayBuffer(path, config, clock, **kwargs), clock
 
@@ -253,7 +254,7 @@ async def test_tokens_beyond_the_bound_stop_the_run(tmp_path: Path) -> None:
         ),
     ):
         await buffer.take(2)
-    assert [a.group_index for a in buffer.outstanding()] == [2], "nothing was consumed"
+    assert list(clock.outstanding) == [2], "nothing was consumed"
 
 
 async def test_tokens_without_loss_do_not_count_as_stale(tmp_path: Path) -> None:
@@ -368,8 +369,8 @@ async def test_a_resumed_buffer_waits_for_what_was_outstanding(tmp_path: Path) -
     again.load_state_dict(clock.state_dict())
     resumed = ReplayBuffer(tmp_path, AsyncConfig(async_buffer_size=1), again)
     assert resumed.try_admit() is None
-    assert [a.group_index for a in resumed.outstanding()] == [0, 1]
-    for a in resumed.outstanding():
+    assert list(again.outstanding) == [0, 1]
+    for a in list(again.outstanding.values()):
         await resumed.put(make_group(a))
     assert indices(await resumed.take(0)) == [0]
 

@@ -7,7 +7,6 @@ from collections import Counter
 
 import pytest
 
-from pipeline.core.types import Location
 from pipeline.schedule.replay_pool import Entry, ReplayPool
 from pipeline.schedule.selectors import Candidate, Draw, Selector, make_selector
 
@@ -78,13 +77,7 @@ def test_what_is_not_random_has_probability_one(name: str) -> None:
 
 
 def entry(group: int, *, version: int = 0, times: int = 1) -> Entry:
-    place = Location(segment=0, offset=group, num_bytes=1)
-    return Entry(
-        candidate=Candidate(group, -1, group),
-        place=place,
-        oldest_version=version,
-        times_sampled=times,
-    )
+    return Entry(candidate=Candidate(group, -1, group), oldest_version=version, times_sampled=times)
 
 
 def pool(most: int, staleness: int = 3) -> ReplayPool:
@@ -96,9 +89,9 @@ def pool(most: int, staleness: int = 3) -> ReplayPool:
 def test_a_group_leaves_the_pool_after_its_last_time() -> None:
     p = pool(3)
     assert p.add(entry(0)) and p.add(entry(1, times=2)) and not p.add(entry(2, times=3))
-    assert [g for g, _ in p.choose(1, 5)] == [0, 1]
+    assert [g for g, _ in p.choose(1, 5, 0)] == [0, 1]
     assert [e.candidate.group_index for e in p.sampled([0, 1])] == [1]
-    assert [g for g, _ in p.choose(2, 5)] == [0] and p[0].times_sampled == 2
+    assert [g for g, _ in p.choose(2, 5, 0)] == [0] and p[0].times_sampled == 2
     assert [e.candidate.group_index for e in p.sampled([0])] == [0]
     assert len(p) == 0
 
@@ -112,5 +105,6 @@ def test_what_is_staler_than_the_bound_expires() -> None:
     p.add(entry(0, version=1))
     p.add(entry(1, version=2))
     assert [e.candidate.group_index for e in p.expire(3)] == []
+    assert [g for g, _ in p.choose(4, 2, 4)] == [1]
     assert [e.candidate.group_index for e in p.expire(4)] == [0]
-    assert [g for g, _ in p.choose(4, 2)] == [1]
+    assert [g for g, _ in p.choose(4, 2, 4)] == [1]

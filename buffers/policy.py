@@ -1,0 +1,28 @@
+"""The decisions that a run's flags ask for: the buffer makes them, a check of the recorded run
+makes them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from configs.schema import AsyncConfig
+from pipeline.schedule.clock import RolloutClock
+from pipeline.schedule.decisions import Decisions
+from pipeline.schedule.replay_pool import Entry
+from pipeline.schedule.selectors import make_selector
+
+
+def make_decisions(
+    config: AsyncConfig, clock: RolloutClock, *, seed: int, replayable: Iterable[Entry] = ()
+) -> Decisions:
+    """`seed`: of the random selectors. `replayable`: what was trained on before a resume."""
+    selector = make_selector(
+        config.buffer_selector, seed=seed, exponent=config.buffer_priority_exponent
+    )
+    return Decisions(
+        clock,
+        selector=selector,
+        max_times_sampled=config.max_times_sampled,
+        stale_policy=config.stale_policy,
+        replayable=replayable,
+    )

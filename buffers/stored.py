@@ -1,0 +1,114 @@
+"""Complete groups on disk: where each lies, how many bytes wait, when they may go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import pyarrow as pa
+
+from buffers.schema import from_batch
+from buffers.segments import SegmentStore
+from pipeline.core.types import Group, Location
+
+_READ_SLICE_BYTES = 4 << 20  # the event loop breathes after so much verified reading
+
+
+class StoredGroups:
+    """append -> place -> taken -> done with, in a rollout -> freed when a checkpoint covers the
+    rollout and it is none of the last ones, which are kept for looking."""
+
+    def __init__(self, store: SegmentStore, *, frees_at_once: bool, keep_last: int) -> None:
+        """`frees_at_once`: without waiting for a checkpoint. `keep_last`: so many rollouts."""
+        self.store, self._frees_at_once, self._keep_last = store, frees_at_once, keep_last
+        self._places: dict[int, Location] = {}  # of groups that somebody will read
+        self._waiting: set[int] = set()
+        # rollout -> where the groups lie that it was the last to need
+        self._done: dict[int, list[Location]] = {}
+        self._num_rollouts = self._num_committed = 0
+        self.num_bytes = 0  # of the groups that wait for the learner
+
+    def restore(
+        self,
+        num_trained: int,
+        replayable: Mapping[int, Location],
+        done: Mapping[int, Iterable[Location]],
+    ) -> None:
+        """After a restart from a checkpoint of so many rollouts: groups that may be trained on
+        again, and, by rollout, those that the last rollouts were done with."""
+        self._places.update(replayable)
+        self._done = {rollout_id: list(places) for rollout_id, places in done.items()}
+        self._num_rollouts = self._num_committed = num_trained
+        self._free()
+
+    def append(self, batch: pa.RecordBatch) -> Location:
+        return self.store.append(batch)
+
+    def place(self, group_index: int, location: Location) -> None:
+        """The group waits for the learner from now on."""
+        self._places[group_index] = location
+        self._waiting.add(group_index)
+        self.num_bytes += location.num_bytes
+
+    def taken(self, group_index: int) -> None:
+        """The group waits no longer. Its bytes stay: it may be replayed."""
+        self._waiting.remove(group_index)
+        self.num_bytes -= self._places[group_index].num_bytes
+
+    def discard(self, group_index: int) -> bool:
+        """Free the group's bytes, if it waits. Returns whether it did."""
+        if group_index not in self._waiting:
+            return False
+        self.taken(group_index)
+        self.store.free(self._places.pop(group_index))
+        return True
+
+    def done(self, rollout_id: int, group_indices: Iterable[int]) -> None:
+        """After this rollout nobody needs these, unless the rollout is lost in a crash."""
+        self._done[rollout_id] = [self._places.pop(g) for g in group_indices]
+        self._num_rollouts = rollout_id + 1
+        self.committed(self._num_rollouts if self._frees_at_once else self._num_committed)
+
+    def committed(self, num_trained: int) -> None:
+        """A checkpoint covers so many rollouts."""
+        self._num_committed = max(self._num_committed, num_trained)
+        self._free()
+
+    def read_now(self, group_index: int) -> Group:
+        """Raises BufferCorruption for a damaged group."""
+        return from_batch(self.store.read(self._places[group_index]))
+
+    async def read(self, group_indices: Sequence[int]) -> list[Group]:
+        """Raises BufferCorruption for a damaged group."""
+        groups, since_pause = [], 0
+        for group_index in group_indices:
+            groups.append(self.read_now(group_index))
+            since_pause += self._places[group_index].num_bytes
+            if since_pause >= _READ_SLICE_BYTES:
+                since_pause = 0
+                await asyncio.sleep(0)
+        return groups
+
+    def sync(self, journal_fd: int) -> Callable[[], None]:
+        """What is written until now, and the journal, to the disk: returns the part for a
+        thread."""
+        descriptors = [
+            fd for fd in (self.store.duplicate_descriptor(), os.dup(journal_fd)) if fd is not None
+        ]
+
+        def sync() -> None:
+            try:
+                for fd in descriptors:
+                    os.fsync(fd)
+            finally:
+                for fd in descriptors:
+                    os.close(fd)
+
+        return sync
+
+    def _free(self) -> None:
+        end = min(self._num_committed, self._num_rollouts - self._keep_last)
+        for rollout_id in [r for r in self._done if r < end]:
+            for location in self._done.pop(rollout_id):
+                self.store.free(location)
