@@ -23,10 +23,6 @@ class Batch:
 
     picks: tuple[Pick, ...]
 
-    @property
-    def group_indices(self) -> tuple[int, ...]:
-        return tuple(pick.group_index for pick in self.picks)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:

@@ -301,7 +301,7 @@ def test_the_plan_is_the_best_batch_that_endangers_no_deadline(
         return
     assert isinstance(plan, Batch)
     best = min(safe, key=sorted)
-    assert set(plan.group_indices) == {ranked[p].group_index for p in best}
+    assert {pick.group_index for pick in plan.picks} == {ranked[p].group_index for p in best}
 
 
 @given(states())
