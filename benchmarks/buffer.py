@@ -7,8 +7,8 @@ fast a full one opens.
 
 TransferQueue pins its own versions and so needs an environment of its own:
 
-    python3.11 -m venv /tmp/tq && /tmp/tq/bin/pip install torch==2.13.0 && /tmp/tq/bin/pip install
-    TransferQueue==0.1.11
+    python3.11 -m venv /tmp/tq && /tmp/tq/bin/pip install torch==2.13.0 && /tmp/tq/bin/pip \
+        install TransferQueue==0.1.11
 
 Batched: 256 samples of 1024 response tokens, in groups of 8. Single: one sample at a time, each put
 and then got. The columns are tokens int64, loss_mask uint8, rollout_log_probs float32 and one

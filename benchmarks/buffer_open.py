@@ -1,8 +1,8 @@
 """How long it takes a fresh process to open a buffer full of groups that wait, and how much memory,
 by their number.
 
-    python -m benchmarks.buffer_open DIRECTORY     # the fresh process: opens what is there, prints
-    JSON
+    # the fresh process: opens what is there, prints JSON
+    python -m benchmarks.buffer_open DIRECTORY
 
 The directory is what a run leaves that was killed before its first checkpoint: segments, and a
 journal that admits and puts every group. It is opened as a restart does it

@@ -1,8 +1,8 @@
 """Conversion between Hugging Face's and Megatron's formats against a plain copy of the same bytes
 on the same disk, in the same run.
 
-    python -m benchmarks.conversion [--gigabytes 4] [--layer-megabytes 64] [--shard-size 1GiB]
-    [--rounds 3] [--folder DIR] [--keep]
+    python -m benchmarks.conversion [--gigabytes 4] [--layer-megabytes 64] [--shard-size 1GiB] \
+        [--rounds 3] [--folder DIR] [--keep]
 
 A Llama of bfloat16 noise of that size is made in DIR. Every round, in turn: a copy of its
 safetensors (read, written, fsync), hf-to-torch-dist and torch-dist-to-hf as a user starts them,

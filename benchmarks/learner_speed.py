@@ -2,8 +2,8 @@
 interleaved in one run.
 
     python benchmarks/learner_speed.py [--threads 1] [--models tiny 10m smollm2]
-    python benchmarks/learner_speed.py --gpu          # a dense model of 1.2 billion in bfloat16:
-    TFLOP/s and MFU
+    # a dense model of 1.2 billion in bfloat16: TFLOP/s and MFU
+    python benchmarks/learner_speed.py --gpu
 
 Both do what a policy-gradient step needs: forward, log-probs of the response tokens, clipped loss,
 backward, gradient clipping, Adam; the same samples and type (fp32 on a CPU). The plain step runs

@@ -1,8 +1,8 @@
 """Memory of log-probs at its peak, forwards and backwards: ours in chunks against torch's
 log_softmax, at a real vocabulary.
 
-    python benchmarks/logprob_memory.py [--vocabulary 151936] [--rows 256 512 1024] [--dtype
-    bfloat16]
+    python benchmarks/logprob_memory.py [--vocabulary 151936] [--rows 256 512 1024] [--dtype \
+        bfloat16]
 
 Both get logits [rows, vocabulary] as a model gives them, and return the gradient with respect to
 them. What is counted is what each holds at once beside those logits, exactly, from the allocator's

@@ -1,8 +1,8 @@
 """Does it learn off-policy? The quickstart's task, every token up to eight policy versions old,
 five seeds, equal samples.
 
-    python -m benchmarks.off_policy [--seeds 5] [--rollouts 100] [--staleness 8] [--lr 0.0007]
-    [--only tis,none]
+    python -m benchmarks.off_policy [--seeds 5] [--rollouts 100] [--staleness 8] [--lr 0.0007] \
+        [--only tis,none]
 
 One warmed-up model for all; then for every seed each method trains on the same number of samples:
 synchronously (K = 0), and K = staleness rollouts behind, uncorrected or corrected. The first

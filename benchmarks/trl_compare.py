@@ -2,10 +2,10 @@
 a step, learning rate, machine.
 
     .venv/bin/pip install --no-deps -r requirements/bench.txt
-    .venv/bin/python benchmarks/trl_compare.py quickstart [--repeats 2]   # 0.9M parameters, answers
-    of four tokens; minutes
-    .venv/bin/python benchmarks/trl_compare.py smollm2                    # 135M parameters, answers
-    of 5 to 128 tokens; half an hour
+    # 0.9M parameters, answers of four tokens; minutes
+    .venv/bin/python benchmarks/trl_compare.py quickstart [--repeats 2]
+    # 135M parameters, answers of 5 to 128 tokens; half an hour
+    .venv/bin/python benchmarks/trl_compare.py smollm2
 
 Both train with the preset's settings until the mean reward of five steps reaches the target, one
 after the other, in turns. Both get all cores. TRL generates with transformers, as it does on a CPU.

@@ -1,8 +1,8 @@
 """A multi-turn agent with one tool. The model writes `<calc>EXPR</calc>` and reads
 `<result>VALUE</result>`.
 
-    python train_async.py ... --custom-generate-function-path examples/calculator_agent.py
-    --max-turns 4
+    python train_async.py ... --custom-generate-function-path examples/calculator_agent.py \
+        --max-turns 4
 
 What the tool said is in the context of the next turn, has loss mask 0, and is never trained on.
 """
