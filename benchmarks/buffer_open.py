@@ -11,6 +11,7 @@ journal that admits and puts every group. It is opened as a restart does it
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -137,4 +138,6 @@ def _status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(open_and_take(Path(sys.argv[1]))))
+    parser = argparse.ArgumentParser(description="Open a buffer and take its first group.")
+    parser.add_argument("directory", type=Path, metavar="DIRECTORY", help="what a killed run left")
+    print(json.dumps(open_and_take(parser.parse_args().directory)))
