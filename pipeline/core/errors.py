@@ -1,9 +1,9 @@
 """Every error Slipstream raises on purpose: one base class, leaves named after the boundary where
 they arise.
 
-A message says what was given, what was expected and what to do. `UserError` leaves are shown to the
-user as one line with exit code 2 (a mistake in the input) or 1 (a fault while running), without a
-traceback."""
+A message says what was given, what was expected and what to do. All are shown to the user as one
+message without a traceback; the exit code is 2 for a mistake in the input and 1 for a fault while
+running."""
 
 
 class SlipstreamError(Exception):

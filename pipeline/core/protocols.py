@@ -128,7 +128,7 @@ class Buffer(Protocol):
         """Returns when the group is as durable as asked. Waits while the byte budget is spent."""
 
     async def take(self, rollout_id: int) -> list[Group]:
-        """The `rollout_batch_size` groups of this rollout, deadlines kept (DESIGN section 3).
+        """The `rollout_batch_size` groups of this rollout, deadlines kept.
 
         Waits for them.
         """

@@ -1,8 +1,8 @@
 """Plain JSON and back without losing what JSON does not have: tuples, fractions, and dicts whose
 keys are not strings.
 
-Sample metadata is kept as JSON (in the buffer, in snapshots); scorers compare tuples with tuples
-and look ints up by int."""
+Procedural tasks keep their entries so in a sample's metadata; their scorers compare tuples with
+tuples and look ints up by int."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The run's logical clock: who may start generating, until when it must be consumed, which policy
 version is whose.
 
-Pure state machine, no tasks, no time, no I/O: the runner, the tests and the simulator drive the
+Pure state machine, no tasks, no time, no I/O: the runner and the tests drive the
 same object.
 
 Words: P = rollout_batch_size (with replay: the share of it that is fresh), K = async_buffer_size, N

@@ -2,8 +2,8 @@
 again, who came too late. Pure: no tasks, no time, no I/O.
 
 The replay buffer wraps it with waiting and files; the check of a recorded run drives it by the
-journal; a simulator drives it by simulated events. So there is one order in which clock, scheduler
-and replay pool are moved, and all of them follow it."""
+journal. So there is one order in which clock, scheduler and replay pool are moved, and both follow
+it."""
 
 from __future__ import annotations
 
