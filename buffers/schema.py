@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from buffers.media import MEDIA, join_media, media_column, rest_of_media
-from pipeline.core.errors import ReplayBufferError
+from pipeline.core.errors import ReplayBufferError, UnstorableSamplesError
 from pipeline.core.images import is_pil_image, to_data_url
 from pipeline.core.types import Group, Sample, Status, VersionSpan, narrow_experts
 
@@ -117,7 +117,7 @@ _NAMES = tuple(SCHEMA.names)
 def to_batch(group: Group) -> pa.RecordBatch:
     """The group as one RecordBatch, a row a sample.
 
-    Raises ReplayBufferError naming a field that Arrow or JSON cannot hold.
+    Raises UnstorableSamplesError naming each sample with a field that Arrow or JSON cannot hold.
     """
     samples = group.samples
     if not samples:
@@ -127,18 +127,41 @@ def to_batch(group: Group) -> pa.RecordBatch:
     columns: list[pa.Array] = []
     for name, dtype in _FIELDS:
         try:
-            column = (
-                _repeated(None, dtype, len(samples))
-                if _is_unused(name, samples)
-                else _column(name, dtype, group, samples)
-            )
-        except (TypeError, ValueError, OverflowError, pa.ArrowException) as e:
-            raise ReplayBufferError(
-                f"group {group.group_index}: sample.{name} cannot be stored ({e}); expected"
-                f" {_expected(name)}. Fix the custom function that sets it."
-            ) from e
-        columns.append(column)
+            columns.append(_named_column(name, dtype, group, samples))
+        except _UNSTORABLE as error:
+            raise UnstorableSamplesError(
+                group.group_index, _reasons(name, dtype, group) or {0: _reason(name, error)}
+            ) from error
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+_UNSTORABLE = (TypeError, ValueError, OverflowError, RecursionError, pa.ArrowException)
+
+
+def _reasons(name: str, dtype: pa.DataType, group: Group) -> dict[int, str]:
+    """Which samples' fields of this name cannot be stored, and why not."""
+    reasons = {}
+    for place, sample in enumerate(group.samples):
+        try:
+            _named_column(name, dtype, group, (sample,))
+        except _UNSTORABLE as error:
+            reasons[place] = _reason(name, error)
+    return reasons
+
+
+def _reason(name: str, error: Exception) -> str:
+    return (
+        f"sample.{name} cannot be stored ({error}); expected {_expected(name)}. Fix the custom"
+        " function that sets it."
+    )
+
+
+def _named_column(
+    name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sample]
+) -> pa.Array:
+    if _is_unused(name, samples):
+        return _repeated(None, dtype, len(samples))
+    return _column(name, dtype, group, samples)
 
 
 def from_batch(batch: pa.RecordBatch) -> Group:

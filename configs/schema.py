@@ -162,12 +162,16 @@ class RewardConfig:
 
     # default: reasoning_gym for its prompts
     rm_type: Literal["math", "exact_match", "reasoning_gym", "random"] | None = None
-    custom_rm_path: str | None = None  # file.py[:name]: async f(args, sample) -> float or dict
+    # file.py[:name]: f(args, sample) -> float or dict; async, or plain in a process of its own
+    custom_rm_path: str | None = None
     group_rm: bool = False  # the reward function takes the whole group's list
     reward_key: str | None = None  # which entry, where rewards are dicts
-    reward_timeout_seconds: float = 30.0  # deadline of one scoring
-    reward_num_workers: int = 1  # processes for CPU-bound scorers
-    reward_threshold: float = 0.0  # scores below it count as 0 (reasoning-gym gives partial credit)
+    # deadline of one scoring; an answer that gets no score in time is a wrong one: 0, and counted
+    reward_timeout_seconds: float = 30.0
+    # processes for scorers that compute and for plain functions; default: half the cores, at most 8
+    reward_num_workers: int | None = None
+    # scores below it count as 0 (reasoning-gym gives partial credit); of a dict only reward-key's
+    reward_threshold: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from slipstream import Sample
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
-async def reward(args: Any, sample: Sample, **_: Any) -> dict[str, float]:
+async def reward_func(args: Any, sample: Sample, **_: Any) -> dict[str, float]:
     numbers = NUMBER.findall(sample.response)
     correct = float(bool(numbers) and numbers[-1] == str(sample.label))
     brevity = 1.0 - min(sample.response_length / args.rollout_max_response_len, 1.0)

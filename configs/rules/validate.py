@@ -272,7 +272,12 @@ def rewards(config: Config) -> Iterator[str]:
             "--group-rm without --custom-rm-path: the built-in scorers take one sample. Name your"
             " function, or drop --group-rm"
         )
-    if config.run.mock or reward.custom_rm_path:
+    if reward.rm_type and reward.custom_rm_path:
+        yield (
+            f"--rm-type {reward.rm_type} with --custom-rm-path {reward.custom_rm_path}: only one"
+            " can score. Drop one (--rm-type none takes back what a preset says)"
+        )
+    if reward.custom_rm_path or (config.run.mock and data.prompt_data is None):
         return
     if reward.rm_type is None and not procedural and not config.distill.use_opd:
         yield (

@@ -5,6 +5,8 @@ A message says what was given, what was expected and what to do. All are shown t
 message without a traceback; the exit code is 2 for a mistake in the input and 1 for a fault while
 running."""
 
+from collections.abc import Mapping
+
 
 class SlipstreamError(Exception):
     """Base class: anything else that escapes is a bug."""
@@ -51,6 +53,17 @@ class UserFunctionError(SlipstreamError):
 
 class ReplayBufferError(SlipstreamError):
     """The replay buffer could not keep its promise (disk full, say)."""
+
+
+class UnstorableSamplesError(ReplayBufferError):
+    """Samples hold what neither Arrow nor JSON can say: the fault of the custom function that set
+    it, and of these samples alone."""
+
+    def __init__(self, group_index: int, reasons: Mapping[int, str]) -> None:
+        """`reasons`: of the group's samples that cannot be stored, by their place in it."""
+        self.reasons = dict(reasons)
+        place, reason = next(iter(self.reasons.items()))
+        super().__init__(f"group {group_index}, its sample {place}: {reason}")
 
 
 class BufferCorruption(ReplayBufferError):  # noqa: N818

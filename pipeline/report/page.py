@@ -165,6 +165,11 @@ def _head(history: History, summary: Mapping[str, Any]) -> str:
         ),
         (number(s["samples_failed"]), "samples failed"),
         (number(s["samples_discarded"]), "samples generated, never trained"),
+        *(
+            [(number(s["samples_unjudged"]), "answers not scored in time, so wrong")]
+            if s["samples_unjudged"]
+            else []
+        ),
     )
     state = (
         '<span class="state done">complete</span>'

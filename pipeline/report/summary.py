@@ -94,6 +94,7 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "samples_failed": int(counter_total(values(train, "samples_failed"))),
         "samples_timed_out": int(counter_total(values(train, "samples_timed_out"))),
         **_discarded(train),
+        "samples_unjudged": int(counter_total(values(train, "samples_unjudged"))),
         "staleness_max": max(values(train, "staleness_max"), default=None),
         "staleness_bound": max(values(train, "staleness_bound"), default=None),
         "groups_replayed": sum(values(train, "num_groups_replayed")),

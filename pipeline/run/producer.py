@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pipeline.core.deadline import Deadline, is_late
-from pipeline.core.errors import CheckpointError, GenerateError
+from pipeline.core.errors import CheckpointError, GenerateError, UnstorableSamplesError
 from pipeline.core.protocols import Buffer, Generate, Reward, Source
 from pipeline.core.types import Admission, Group, Sample, Status
 from pipeline.run.watchdog import Watchdog
@@ -63,8 +63,9 @@ class Producer:
         self._prompts: dict[int, list[Sample]] = {}
         self._resumed: list[Admission] = []  # admitted before a restart
         self._failures_in_a_row = 0
-        # samples_generated, samples_failed, samples_timed_out, groups_retried, groups_failed,
-        # groups_filtered; samples_discarded: complete ones of groups filtered or given up
+        # samples_generated, samples_failed, samples_timed_out, samples_unjudged, groups_retried,
+        # groups_failed, groups_filtered; samples_discarded: complete ones of groups filtered or
+        # given up
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -103,9 +104,9 @@ class Producer:
             )
             self._give_up(admission, failed)
             return
-        self._failures_in_a_row = 0
         verdict = self._keep(samples)
         if not verdict.keep:
+            self._failures_in_a_row = 0
             self.counts["groups_filtered"] += 1
             self.counts["samples_discarded"] += len(samples)
             if self._dropped is not None:
@@ -118,8 +119,21 @@ class Producer:
             admitted_version=admission.policy_version,
             samples=tuple(samples),
         )
-        with self._watchdog.beside("group", admission.group_index, "put"):
-            await self._buffer.put(group)
+        try:
+            with self._watchdog.beside("group", admission.group_index, "put"):
+                await self._buffer.put(group)
+        except UnstorableSamplesError as error:
+            self._give_up(admission, self._unstorable(samples, error))
+        else:
+            self._failures_in_a_row = 0
+
+    def _unstorable(self, samples: list[Sample], error: UnstorableSamplesError) -> list[Sample]:
+        """Those that failed, by what a custom function made of them after they were scored."""
+        for place, reason in error.reasons.items():
+            samples[place].status, samples[place].error = Status.FAILED, f"Unstorable: {reason}"
+        self.counts["samples_failed"] += len(error.reasons)
+        self.counts["samples_discarded"] += len(samples) - len(error.reasons)
+        return [samples[place] for place in error.reasons]
 
     async def _generate_and_score(self, admission: Admission) -> list[Sample]:
         """Samples of the group; those whose rollout or scoring failed are generated again, up to
@@ -132,6 +146,8 @@ class Producer:
             with self._watchdog.beside("group", admission.group_index, "reward"):
                 await self._deadline.score(self._reward, [*done, *samples] if done else samples)
             self.counts["samples_generated"] += len(samples)
+            if unjudged := sum("unjudged" in s.metadata for s in samples):
+                self.counts["samples_unjudged"] += unjudged
             failed = {s.index for s in samples if s.status is Status.FAILED}
             if not failed:
                 return [*done, *samples]

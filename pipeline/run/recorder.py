@@ -117,6 +117,7 @@ class Recorder:
                 "samples_timed_out": self._counts["samples_timed_out"],
                 "samples_discarded": self._counts["samples_discarded"],
                 "groups_filtered": self._counts["groups_filtered"],
+                "samples_unjudged": self._counts["samples_unjudged"],
                 "batch_digest": batch_digest(batch),
             },
         )

@@ -1,5 +1,5 @@
-"""Worker processes for CPU-bound scorers: spawned when first needed, killed and replaced when a
-scorer hangs."""
+"""Worker processes for scorers that compute and users' plain functions: spawned when first needed,
+killed and replaced when one hangs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+# what a scorer imports may be torch: minutes on a cold disk, and not the answer's fault
+PREPARE_SECONDS = 600.0
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class Overdue(TimeoutError):  # noqa: N818
+    """The scorer gave no score by its deadline."""
 
 
 def _initialise(parent: int) -> None:
@@ -33,54 +40,95 @@ class WorkerPool:
     """
 
     def __init__(self, num_workers: int) -> None:
-        self._idle: list[ProcessPoolExecutor] = []
-        self._busy: set[ProcessPoolExecutor] = set()
+        self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
         self._slots = asyncio.Semaphore(num_workers)
         self._closed = False
 
     async def run(
-        self, function: Callable[..., Any], args: tuple[Any, ...], timeout_seconds: float
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        timeout_seconds: float,
+        *,
+        prepare: Call | None = None,
     ) -> Any:
-        """What `function(*args)` returns or raises, in a worker. TimeoutError after the deadline,
-        RuntimeError when the worker died. The deadline counts from the moment a worker is free: a
-        queue is not the scorer's fault."""
+        """What `function(*args)` returns or raises, in the main thread of a worker. Overdue after
+        the deadline, RuntimeError when the worker died. The deadline counts from the moment a
+        worker is free and has run `prepare` (once a worker): neither a queue nor an import is the
+        scorer's fault."""
         async with self._slots:
             if self._closed:
                 raise RuntimeError("the reward workers are closed")
-            worker = self._idle.pop() if self._idle else _start()
+            worker = self._idle.pop() if self._idle else _Worker()
             self._busy.add(worker)
-            healthy = False
             try:
-                future = asyncio.get_running_loop().run_in_executor(worker, function, *args)
-                future.add_done_callback(_seen)
-                async with asyncio.timeout(timeout_seconds) as deadline:
-                    # a function may itself raise TimeoutError: told apart by who waits
-                    await asyncio.wait({future})
-                healthy = not future.cancelled() and not isinstance(
-                    future.exception(), BrokenProcessPool
-                )
-            except TimeoutError:
-                assert deadline.expired()
-                raise TimeoutError(
-                    f"no score after {timeout_seconds:g} s (--reward-timeout-seconds); its worker"
-                    " was killed"
-                ) from None
+                if prepare is not None:
+                    await worker.prepare(prepare)
+                return await worker.run(function, args, timeout_seconds)
             finally:  # cancelled, too: the worker is busy with what nobody waits for
                 self._busy.discard(worker)
-                if healthy and not self._closed:
+                if worker.healthy and not self._closed:
                     self._idle.append(worker)
                 else:
-                    _kill(worker)
-            if not healthy:
-                raise RuntimeError("the scorer's process died")
-            return future.result()
+                    worker.kill()
 
     def close(self) -> None:
         """No worker is left after this. Idempotent."""
         self._closed = True
         for worker in [*self._idle, *self._busy]:
-            _kill(worker)
+            worker.kill()
         self._idle.clear()
+
+
+class _Worker:
+    """One process. It is healthy while it is idle: between calls, none of which was given up."""
+
+    def __init__(self) -> None:
+        # spawn: a fork of a process with threads (aiohttp, torch) may deadlock
+        self._executor = ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_initialise,
+            initargs=(os.getpid(),),
+        )
+        self._prepared: set[Hashable] = set()
+        self.healthy = True
+
+    async def prepare(self, call: Call) -> None:
+        if call not in self._prepared:
+            await self.run(*call, PREPARE_SECONDS)
+            self._prepared.add(call)
+
+    async def run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], timeout_seconds: float
+    ) -> Any:
+        self.healthy = False
+        future = asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+        future.add_done_callback(_seen)
+        try:
+            async with asyncio.timeout(timeout_seconds) as deadline:
+                # a function may itself raise TimeoutError: told apart by who waits
+                await asyncio.wait({future})
+        except TimeoutError:
+            assert deadline.expired()
+            raise Overdue(
+                f"no score after {timeout_seconds:g} s (--reward-timeout-seconds); its worker"
+                " was killed"
+            ) from None
+        if future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
+            raise RuntimeError("the scorer's process died")
+        self.healthy = True
+        return future.result()
+
+    def kill(self) -> None:
+        # no public way to end a busy worker
+        processes = list((getattr(self._executor, "_processes", None) or {}).values())
+        for process in processes:
+            process.kill()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.join(5)
 
 
 async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
@@ -115,21 +163,3 @@ def _seen(future: asyncio.Future[Any]) -> None:
     not print it."""
     if not future.cancelled():
         future.exception()
-
-
-def _start() -> ProcessPoolExecutor:
-    # spawn: a fork of a process with threads (aiohttp, torch) may deadlock
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(
-        1, mp_context=context, initializer=_initialise, initargs=(os.getpid(),)
-    )
-
-
-def _kill(worker: ProcessPoolExecutor) -> None:
-    # no public way to end a busy worker
-    processes = list((getattr(worker, "_processes", None) or {}).values())
-    for process in processes:
-        process.kill()
-    worker.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.join(5)

@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import math
+import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from numbers import Real
+from collections import defaultdict
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from configs.hooks import load_hook
 from configs.schema import RewardConfig
 from pipeline.core.errors import ConfigError, RewardError
 from pipeline.core.types import Sample, Status
-from pipeline.core.user_errors import in_words, note_place
-from stages.reward.pool import WorkerPool, in_thread
-from stages.reward.scorers import CHEAP, SCORERS
+from pipeline.core.user_errors import in_words
+from stages.reward.judgement import judged
+from stages.reward.pool import Overdue, WorkerPool
+from stages.reward.scorers import CHEAP, SCORERS, prepare
+from stages.reward.user_function import UserError, UserFunction
+
+logger = logging.getLogger(__name__)
+
+# groups in a row of which a scorer judged no answer in time: then it is the scorer that hangs
+HANGS_AFTER = 4
+UNJUDGED = "unjudged"  # the key in sample.metadata that says why an answer counts as wrong
 
 
 class RewardStage:
-    """Implements `Reward`. Scores in place; a sample whose scorer failed becomes FAILED with
-    `error`, never reward 0. A sample that has a reward (set by a custom generate function, or
-    scored before its neighbour was generated again) keeps it.
+    """Implements `Reward`. Scores in place.
+
+    A sample whose scorer failed becomes FAILED with `error`, never reward 0. An answer that got no
+    score in time is a wrong one: to leave it out would favour prompts whose answers are easily
+    judged. It gets 0, and the reason in metadata["unjudged"]. A sample that has a reward (set by a
+    custom generate function, or scored before its neighbour was generated again) keeps it.
 
     Which scorer: the sample's `custom_rm_path`, else --custom-rm-path, else the sample's
     metadata["rm_type"], else --rm-type, else reasoning_gym for its own prompts."""
 
     def __init__(self, config: RewardConfig, args: SimpleNamespace) -> None:
         self._config, self._args = config, args
-        self._workers = WorkerPool(config.reward_num_workers)
-        self._functions: dict[str, Callable[..., Any]] = {}
+        self._workers = WorkerPool(
+            config.reward_num_workers or max(1, min(8, (os.cpu_count() or 1) // 2))
+        )
+        self._functions: dict[str, UserFunction] = {}
+        # by scorer: the groups of the answers that got no score since the last that got one
+        self._overdue: defaultdict[str, set[int | None]] = defaultdict(set)
         if config.custom_rm_path:
             self._load(config.custom_rm_path)
 
@@ -51,9 +64,9 @@ class RewardStage:
 
     async def _score(self, sample: Sample) -> None:
         try:
-            sample.reward = self._checked(
-                await self._reward_of(sample) if sample.reward is None else sample.reward
-            )
+            if sample.reward is None:
+                sample.reward = await self._reward_of(sample)
+            sample.reward = self._judged(sample.reward)
         except Exception as error:  # a user's scorer may raise anything; CancelledError passes
             _fail(sample, error)
 
@@ -64,88 +77,82 @@ class RewardStage:
                 raise RewardError(
                     "--group-rm needs --custom-rm-path: built-in scorers take one sample"
                 )
-            rewards = list(await self._call(self._load(path), list(samples)))
+            rewards = await self._load(path)(list(samples))
+            if not isinstance(rewards, list | tuple):
+                raise RewardError(
+                    f"{path} returned {rewards!r:.80} for a group of {len(samples)} samples:"
+                    " expected a list with a reward for each"
+                )
             if len(rewards) != len(samples):
                 raise RewardError(
                     f"{path} returned {len(rewards)} rewards for a group of {len(samples)} samples"
                 )
             for sample, reward in zip(samples, rewards, strict=True):
-                sample.reward = self._checked(reward)
+                sample.reward = self._judged(reward)
         except Exception as error:
             for sample in samples:
                 _fail(sample, error)
 
     async def _reward_of(self, sample: Sample) -> Any:
         path = sample.custom_rm_path or self._config.custom_rm_path
-        if path:
-            return await self._call(self._load(path), sample)
-        name = (
-            sample.metadata.get("rm_type")
-            or self._config.rm_type
-            or ("reasoning_gym" if "reasoning_gym" in sample.metadata else None)
-        )
+        name: str = path or self._built_in_name(sample)
+        try:
+            reward = await (self._load(path)(sample) if path else self._built_in(name, sample))
+        except Overdue as error:
+            return self._wrong(name, sample, error)
+        self._overdue[name].clear()
+        return reward
+
+    def _built_in_name(self, sample: Sample) -> str:
+        name: Any = sample.metadata.get("rm_type") or self._config.rm_type
+        if name is None and "reasoning_gym" in sample.metadata:
+            name = "reasoning_gym"
         if name not in SCORERS:
             raise RewardError(
                 f"no scorer for sample {sample.index}: rm_type {name!r}, expected one of"
                 f" {', '.join(SCORERS)}"
             )
-        scorer, arguments = (
-            SCORERS[name],
-            (sample.response, sample.label, {**sample.metadata, "__index__": sample.index}),
-        )
+        return str(name)
+
+    async def _built_in(self, name: str, sample: Sample) -> float:
+        scorer = SCORERS[name]
+        arguments = (sample.response, sample.label, {**sample.metadata, "__index__": sample.index})
         if name in CHEAP:
             return scorer(*arguments)
-        return await self._workers.run(scorer, arguments, self._config.reward_timeout_seconds)
+        score: float = await self._workers.run(
+            scorer, arguments, self._config.reward_timeout_seconds, prepare=(prepare, (name,))
+        )
+        return score
 
-    async def _call(self, function: Callable[..., Any], subject: Any) -> Any:
-        """A user's function: async ones run here, plain ones in a thread (they may block)."""
-        seconds = self._config.reward_timeout_seconds
-        deadline = asyncio.timeout(seconds)
-        try:
-            async with deadline:
-                if inspect.iscoroutinefunction(function):
-                    return await function(self._args, subject)
-                result = await in_thread(function, self._args, subject)
-                return await result if isinstance(result, Awaitable) else result
-        except TimeoutError as error:
-            if deadline.expired():
-                raise TimeoutError(
-                    f"no score after {seconds:g} s (--reward-timeout-seconds)"
-                ) from error
-            raise
-        except Exception as error:
-            note_place(error, function)
-            raise
+    def _wrong(self, name: str, sample: Sample, error: Overdue) -> Any:
+        """The reward of an answer that nobody could judge in time; the error where the scorer
+        judges none any more."""
+        groups = self._overdue[name]
+        groups.add(sample.group_index)
+        if len(groups) >= HANGS_AFTER:
+            raise TimeoutError(
+                f"{error}; nor did the answers of {len(groups) - 1} other groups before it: it is"
+                f" {name} that hangs"
+            ) from error
+        logger.warning("sample %s: %s, by %s: a wrong answer", sample.index, error, name)
+        sample.metadata[UNJUDGED] = str(error)
+        key = self._config.reward_key
+        return 0.0 if key is None else {key: 0.0}
 
-    def _checked(self, reward: Any) -> float | dict[str, float]:
-        if not isinstance(reward, Mapping):
-            return self._number(reward)
-        key = self._config.reward_key or "score"
-        if key not in reward:
-            raise RewardError(
-                f"the reward has no {key!r}, only {', '.join(map(repr, reward))}: set --reward-key"
-                " to the entry to train on"
-            )
-        self._number(reward[key])
-        return {str(k): self._number(v) if isinstance(v, Real) else v for k, v in reward.items()}
+    def _judged(self, reward: Any) -> Any:
+        return judged(reward, key=self._config.reward_key, threshold=self._config.reward_threshold)
 
-    def _number(self, value: Any) -> float:
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise RewardError(
-                f"the reward is {value!r}: expected a finite number, or a dict of them"
-            )
-        number = float(value)
-        return number if number >= self._config.reward_threshold or number < 0 else 0.0
-
-    def _load(self, path: str) -> Callable[..., Any]:
+    def _load(self, path: str) -> UserFunction:
         if path not in self._functions:
-            self._functions[path] = load_hook("custom_rm_path", path)
+            self._functions[path] = UserFunction(
+                path, self._args, self._workers, self._config.reward_timeout_seconds
+            )
         return self._functions[path]
 
 
 def _fail(sample: Sample, error: Exception) -> None:
     sample.status, sample.reward = Status.FAILED, None
-    sample.error = in_words(error)
+    sample.error = str(error) if isinstance(error, UserError) else in_words(error)
 
 
 def build_reward(config: RewardConfig, args: SimpleNamespace) -> RewardStage:
@@ -153,7 +160,7 @@ def build_reward(config: RewardConfig, args: SimpleNamespace) -> RewardStage:
     other."""
     if config.group_rm and not config.custom_rm_path:
         raise ConfigError("--group-rm needs --custom-rm-path: built-in scorers take one sample")
-    if config.reward_num_workers < 1:
+    if config.reward_num_workers is not None and config.reward_num_workers < 1:
         raise ConfigError(
             f"--reward-num-workers {config.reward_num_workers}: at least 1 (this machine has"
             f" {os.cpu_count()} cores)"

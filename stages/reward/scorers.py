@@ -92,6 +92,14 @@ SCORERS: dict[str, Scorer] = {
 CHEAP = frozenset({"exact_match", "random"})  # a process switch would cost more than the scoring
 
 
+def prepare(name: str) -> None:
+    """Import what the scorer needs ahead of its first call, whose deadline that would eat."""
+    if name == "math":
+        import math_verify  # noqa: F401
+    if name == "reasoning_gym":
+        import reasoning_gym  # noqa: F401
+
+
 def _need(label: Any) -> None:
     if label is None or label == "":
         raise ValueError(f"the label is {label!r}: set --label-key to the column with the answers")

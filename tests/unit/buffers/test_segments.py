@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import pytest
 
 from buffers.schema import SCHEMA, from_batch, to_batch
 from buffers.segments import SegmentStore
-from pipeline.core.errors import BufferCorruption, ReplayBufferError
+from pipeline.core.errors import BufferCorruption, ReplayBufferError, UnstorableSamplesError
 from pipeline.core.types import Group, Location, Sample, Status, VersionSpan
 
 
@@ -208,10 +209,11 @@ def test_segments_of_an_earlier_process_are_removed_and_other_files_kept(tmp_pat
     ],
 )
 def test_what_cannot_be_stored_is_named(field: str, value: object, message: str) -> None:
-    group = make_group(3)
+    group = dataclasses.replace(make_group(3), samples=(*make_group(3).samples[:1], Sample()))
     setattr(group.samples[1], field, value)
-    with pytest.raises(ReplayBufferError, match=f"group 3: {message}"):
+    with pytest.raises(UnstorableSamplesError, match=f"group 3, its sample 1: {message}") as error:
         to_batch(group)
+    assert list(error.value.reasons) == [1]
 
 
 def test_numpy_in_metadata_becomes_plain() -> None:

@@ -393,11 +393,20 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--label-key none", ["--rm-type math", "--label-key"]),
         ("--group-rm", ["--group-rm", "--custom-rm-path"]),
         (
-            "--custom-rm-path mine.py:scor",
+            "--custom-rm-path mine.py:scor --rm-type none",
             ["--custom-rm-path", "mine.py:scor", "did you mean 'score'"],
         ),
-        ("--custom-rm-path mine.py", ["--custom-rm-path", "reward_func"]),
-        ("--custom-rm-path broken.py:score", ["--custom-rm-path", "broken.py line 1"]),
+        ("--custom-rm-path mine.py --rm-type none", ["--custom-rm-path", "reward_func"]),
+        (
+            "--custom-rm-path mine.py:score",
+            ["--rm-type math", "--custom-rm-path mine.py:score", "--rm-type none"],
+        ),
+        ("--mock --rm-type none", ["--rm-type", "--custom-rm-path", "data.jsonl"]),
+        ("--mock --label-key none", ["--rm-type math", "--label-key"]),
+        (
+            "--custom-rm-path broken.py:score --rm-type none",
+            ["--custom-rm-path", "broken.py line 1"],
+        ),
         (
             "--custom-generate-function-path nowhere.py",
             ["--custom-generate-function-path", "nowhere.py"],

@@ -203,6 +203,49 @@ async def test_a_group_that_fails_for_good_is_given_up_and_replaced(
     assert "0" not in w.producer.state_dict()["prompts"]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("metadata", {"seen": {1, 2}}),
+        ("metadata", {"judge": object()}),
+        ("reward", {"score": 1.0, "parts": {1}}),
+        ("response", "\ud800"),
+        ("train_metadata", {(1, 2): "pair"}),
+    ],
+)
+async def test_a_sample_that_cannot_be_stored_fails_alone_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, field: str, value: Any
+) -> None:
+    def keep(samples: Sequence[Sample]) -> Any:
+        if samples[0].prompt == "0":
+            setattr(samples[1], field, value)
+        return KEEP
+
+    w = world(tmp_path, keep=keep)
+    async with w.running(), asyncio.timeout(20):
+        groups = await w.buffer.take(0)
+    assert sorted(g.samples[0].prompt for g in groups) == ["1", "2"]
+    assert w.producer.counts["samples_failed"] == 1 and w.producer.counts["groups_failed"] == 1
+    assert w.clock.given_back == {"failed: Unstorable": 1}
+    assert "group 0 given up: 1 samples failed" in caplog.text
+    assert f"sample.{field}" in caplog.text and "cannot be stored" in caplog.text
+
+
+async def test_answers_that_were_not_judged_in_time_are_counted(tmp_path: Path) -> None:
+    w = world(tmp_path)
+    score = w.reward.__call__
+
+    async def unjudged(samples: Sequence[Sample]) -> None:
+        await score(samples)
+        samples[0].metadata["unjudged"] = "no score after 30 s"
+
+    w.reward = unjudged  # type: ignore[assignment]
+    w.open()
+    async with w.running(), asyncio.timeout(20):
+        await w.buffer.take(0)
+    assert w.producer.counts == {"samples_generated": 4, "samples_unjudged": 2}
+
+
 async def test_samples_that_a_custom_function_numbered_itself_are_given_up_not_lost(
     tmp_path: Path,
 ) -> None:

@@ -17,7 +17,7 @@ from examples.calculator_agent import (
     find_call,
     generate,
 )
-from examples.custom_reward import reward
+from examples.custom_reward import reward_func
 from pipeline.core.types import Status
 from tests.unit.fake_engine import FakeEngineClient, completion, sample, session_args
 
@@ -141,7 +141,9 @@ async def test_the_example_reward_scores_the_last_number() -> None:
     from types import SimpleNamespace
 
     args = SimpleNamespace(rollout_max_response_len=100)
-    right = await reward(args, sample(response="first 3, then 37", response_length=20, label="37"))
-    wrong = await reward(args, sample(response="37, no, 3", response_length=20, label="37"))
+    right = await reward_func(
+        args, sample(response="first 3, then 37", response_length=20, label="37")
+    )
+    wrong = await reward_func(args, sample(response="37, no, 3", response_length=20, label="37"))
     assert right == {"score": pytest.approx(1.08), "correct": 1.0, "brevity": pytest.approx(0.8)}
     assert wrong["score"] == 0.0

@@ -185,7 +185,7 @@ async def test_what_is_no_number_fails_and_never_counts_as_zero(make: Make, valu
         [sample, neighbour]
     )
     assert sample.status is Status.FAILED and sample.reward is None
-    assert sample.error.startswith("RewardError: the reward is")
+    assert sample.error.startswith("RewardError: the reward") and "finite number" in sample.error
     assert neighbour.reward == 1.0 and neighbour.status is Status.COMPLETED
 
 
@@ -202,6 +202,61 @@ async def test_threshold(make: Make) -> None:
         "def reward_func(args, sample): return float(sample.response)", reward_threshold=0.5
     )(samples)
     assert [s.reward for s in samples] == [0.5, 0.0, -1.0, 1.0]
+
+
+async def test_the_threshold_is_for_the_reward_that_is_trained_on_alone(make: Make) -> None:
+    sample = answered("a")
+    await make(
+        "def reward_func(args, sample): return {'score': 0.4, 'length': 0.3, 'worse': -2}",
+        reward_threshold=0.5,
+    )([sample])
+    assert sample.reward == {"score": 0.0, "length": 0.3, "worse": -2.0}
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("np.float32(0.5)", 0.5),
+        ("np.array([0.5])", 0.5),
+        ("np.bool_(True)", 1.0),
+        ("torch.tensor(0.5)", 0.5),
+        ("torch.tensor([0.5], requires_grad=True)", 0.5),
+        ("True", 1.0),
+        ("{'score': torch.tensor(2), 'of': np.int64(3)}", {"score": 2.0, "of": 3.0}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_scalars_of_numpy_and_torch_are_numbers(
+    make: Make, kind: str, value: str, kept: Any
+) -> None:
+    sample = answered("a")
+    code = f"import numpy as np, torch\n{kind} reward_func(args, sample): return {value}"
+    await make(code)([sample])
+    assert sample.error is None and sample.reward == kept
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("float('nan')", "the reward's 'style' is nan: expected a finite number"),
+        ("np.float32('inf')", "the reward's 'style' is inf"),
+        ("{1, 2}", "the reward's 'style' is {1, 2}: expected a number, or what JSON can say"),
+        ("Sample()", "the reward's 'style' is Sample("),
+        ("np.zeros(2)", "the reward's 'style' is array([0., 0.])"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_an_entry_that_cannot_be_kept_is_named_by_its_key(
+    make: Make, kind: str, entry: str, says: str
+) -> None:
+    sample = answered("a")
+    code = (
+        "import numpy as np\nfrom pipeline.core.types import Sample\n"
+        f"{kind} reward_func(args, sample): return {{'score': 1.0, 'style': {entry}}}"
+    )
+    await make(code)([sample])
+    assert sample.status is Status.FAILED and sample.reward is None
+    assert says in sample.error
 
 
 async def test_failed_samples_are_not_scored(make: Make) -> None:
@@ -242,31 +297,68 @@ def test_flags_that_contradict_each_other() -> None:
 # -- deadlines and crashes -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["async def", "def"])
-async def test_a_deadline_ends_the_wait_for_a_hanging_function(
-    make: Make, kind: str, tmp_path: Path
-) -> None:
-    gate = tmp_path / "open"
-    hang = (
-        "await asyncio.Event().wait()"
-        if kind == "async def"
-        else f"\n  while not os.path.exists({str(gate)!r}): time.sleep(0.05)"
-    )
-    code = (
-        f"import asyncio, os, time\n{kind} reward_func(args, sample):\n if sample.response =="
-        f" 'hang': {hang}\n return 1.0"
-    )
-    stage = make(code, reward_timeout_seconds=1.0)
-    # more than any pool of threads has: none of them may take the place of the last
-    samples = [*(answered("hang") for _ in range(40)), answered("fine")]
+HANGS = {
+    "async": "async def reward_func(args, sample):\n {0}\n  await asyncio.Event().wait()",
+    "plain": "def reward_func(args, sample):\n {0}\n  while True: pass",
+    "blocks": "async def reward_func(args, sample):\n {0}\n  while True: pass",
+    "sleeps": "async def reward_func(args, sample):\n {0}\n  time.sleep(600)",
+    "swallows": (
+        "async def reward_func(args, sample):\n {0}\n  while True:\n   try: time.sleep(600)\n"
+        "   except Exception: pass"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HANGS)
+async def test_an_answer_not_judged_in_time_is_wrong_and_says_so(make: Make, kind: str) -> None:
+    hangs = HANGS[kind].format("if sample.response == 'hang':")
+    stage = make(f"import asyncio, time\n{hangs}\n return 1.0", reward_timeout_seconds=1.0)
+    # more than there are workers: none of them may take the place of the last
+    samples = [*(answered("hang") for _ in range(3)), answered("fine")]
     await stage(samples)
     for sample in samples[:-1]:
-        assert (
-            sample.status is Status.FAILED
-            and sample.error == "TimeoutError: no score after 1 s (--reward-timeout-seconds)"
-        )
-    assert samples[-1].reward == 1.0
-    gate.touch()
+        assert (sample.reward, sample.status, sample.error) == (0.0, Status.COMPLETED, None)
+        assert "(--reward-timeout-seconds)" in sample.metadata["unjudged"]
+    assert samples[-1].reward == 1.0 and "unjudged" not in samples[-1].metadata
+
+
+async def test_an_answer_that_hangs_math_is_wrong_and_its_neighbours_are_scored(make: Make) -> None:
+    samples = [answered(rf"\boxed{{{x}}}", "7") for x in ("7", "9^{9^{9^9}}", "8")]
+    await make(rm_type="math", reward_timeout_seconds=3.0)(samples)
+    assert [s.reward for s in samples] == [1.0, 0.0, 0.0]
+    assert [s.status for s in samples] == [Status.COMPLETED] * 3
+    assert ["unjudged" in s.metadata for s in samples] == [False, True, False]
+
+
+async def test_a_scorer_that_judges_none_any_more_fails(make: Make) -> None:
+    stage = make(
+        "import asyncio\nasync def reward_func(args, sample):\n"
+        " if sample.response == 'hang': await asyncio.Event().wait()\n return 1.0",
+        reward_timeout_seconds=0.05,
+    )
+    for turn in (answered("fine", group_index=7), None):  # a judged answer begins the count anew
+        samples = [answered("hang", group_index=group) for group in (0, 0, 0, 1, 1, 2)]
+        await stage(samples)
+        assert [s.reward for s in samples] == [0.0] * 6
+        if turn is not None:
+            await stage([turn])
+    last = answered("hang", group_index=3)
+    await stage([last])
+    assert last.status is Status.FAILED and last.reward is None
+    assert "3 other groups" in last.error and "rm0.py that hangs" in last.error
+
+
+async def test_a_group_reward_that_hangs_fails_for_nobody_knows_whose_fault_it_is(
+    make: Make,
+) -> None:
+    stage = make(
+        "def reward_func(args, samples):\n while True: pass",
+        group_rm=True,
+        reward_timeout_seconds=1.0,
+    )
+    samples = [answered("a"), answered("b")]
+    await stage(samples)
+    assert all(s.status is Status.FAILED and "no score after 1 s" in s.error for s in samples)
 
 
 @pytest.fixture

@@ -1,0 +1,128 @@
+"""A user's reward function, and where it runs: an async one on the event loop, a plain one in a
+worker process that can be killed at its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import pickle
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from configs.hooks import load_hook
+from pipeline.core.types import Sample
+from pipeline.core.user_errors import note_place
+from stages.reward import worker
+from stages.reward.loop_guard import GUARD
+from stages.reward.pool import Overdue, WorkerPool, in_thread
+
+logger = logging.getLogger(__name__)
+
+
+class UserError(Exception):
+    """What the function raised in another process: type, words and line."""
+
+
+class UserFunction:
+    """`await function(subject)`: what the user's function returns for a sample, or a group's list.
+
+    Raises Overdue after the deadline, and what the function raised: itself with a note of its line,
+    or, from another process, a UserError that says it."""
+
+    def __init__(
+        self, spec: str, args: SimpleNamespace, workers: WorkerPool, timeout_seconds: float
+    ) -> None:
+        """Raises ConfigError when `spec` names no function."""
+        self._spec, self._args, self._workers = spec, args, workers
+        self._seconds = timeout_seconds
+        self._function = load_hook(worker.HOOK, spec)
+        self._file = _file_of(self._function)
+        self._run: Callable[[Any], Awaitable[Any]] = (
+            self._on_loop if _is_async(self._function) else self._in_worker
+        )
+
+    async def __call__(self, subject: Sample | list[Sample]) -> Any:
+        return await self._run(subject)
+
+    async def _on_loop(self, subject: Any) -> Any:
+        async with self._told():
+            return await GUARD.run(self._awaited(subject), self._spec, self._file, self._seconds)
+
+    async def _awaited(self, subject: Any) -> Any:
+        result = self._function(self._args, subject)
+        return await result if isinstance(result, Awaitable) else result
+
+    async def _in_thread(self, subject: Any) -> Any:
+        async with self._told():
+            return await in_thread(self._function, self._args, subject)
+
+    @asynccontextmanager
+    async def _told(self) -> AsyncIterator[None]:
+        """Around a call in this process: Overdue when its time is up; what it raises has a note of
+        its line."""
+        deadline = asyncio.timeout(self._seconds)
+        try:
+            async with deadline:
+                yield
+        except Overdue:
+            raise
+        except Exception as error:  # user code may raise anything, its own TimeoutError too
+            if deadline.expired():
+                raise Overdue(
+                    f"no score after {self._seconds:g} s (--reward-timeout-seconds)"
+                ) from error
+            note_place(error, self._function)
+            raise
+
+    async def _in_worker(self, subject: Any) -> Any:
+        try:
+            request = pickle.dumps((self._args, subject))
+        except Exception as error:  # pickle raises whatever an object's own code does
+            return await self._instead(subject, f"its sample cannot be sent there ({error})")
+        load = (worker.load, (self._spec,))
+        answer = await self._workers.run(
+            worker.call, (self._spec, request), self._seconds, prepare=load
+        )
+        reply: worker.Reply = pickle.loads(answer)
+        if reply.unfit is not None:
+            return await self._instead(subject, f"it cannot be imported there ({reply.unfit})")
+        if reply.awaitable:
+            self._run = self._on_loop
+            return await self._on_loop(subject)
+        if reply.error is not None:
+            raise UserError(reply.error)
+        samples = subject if isinstance(subject, list) else [subject]
+        for sample, changes in zip(samples, reply.changes, strict=True):
+            for name, value in changes.items():
+                setattr(sample, name, value)
+        return reply.reward
+
+    async def _instead(self, subject: Any, reason: str) -> Any:
+        """In a thread, which nobody can stop."""
+        if self._run == self._in_worker:
+            logger.warning(
+                "the reward function %s runs in threads, not in a process of its own: %s. One that"
+                " hangs is given up after --reward-timeout-seconds, but goes on",
+                self._spec,
+                reason,
+            )
+            self._run = self._in_thread
+        return await self._in_thread(subject)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """`async def`, behind functools.partial too, or an object whose __call__ is one."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
+
+
+def _file_of(function: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code.co_filename if code is not None else ""
