@@ -23,6 +23,8 @@ NEGATIVES = {
     "disable-grpo-std-normalization": "grpo-std-normalization",
     "disable-rewards-normalization": "rewards-normalization",
 }
+# intervals of which -1 says never, as in verl and OpenRLHF; here that is 0
+NEVER = ("save_interval", "eval_interval", "ref_update_interval")
 _WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -126,6 +128,8 @@ def _parse_one(flag: Flag, word: str) -> Any:
         value = flag.kind(word)
     except ValueError:
         raise ValueError(f"expected {flag.expects}") from None
+    if value == -1 and flag.field in NEVER:
+        return 0
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("expected a finite number")
     return value

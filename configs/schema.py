@@ -35,7 +35,7 @@ class RunConfig:
     num_rollout: int = 100  # rollouts (of rollout-batch-size groups each) to train on
     save: str | None = None  # checkpoint folder; default: RUN_DIR/checkpoints
     load: str | None = None  # a run directory or checkpoint to go on from
-    save_interval: int | None = None  # save every so many rollouts; the end always saves
+    save_interval: int | None = None  # save every so many rollouts (0: never); the end always saves
     seed: int = 1234  # for initialisation and everything that has no seed of its own
     use_wandb: bool = False  # also log to Weights & Biases (WANDB_MODE=offline works)
     wandb_project: str = "slipstream"  # Weights & Biases project
@@ -211,7 +211,7 @@ class AlgorithmConfig:
     # the reference model, a Hugging Face or torch_dist folder; default: the policy before the first
     # rollout
     ref_load: str | None = None
-    # copy the policy into the reference after every so many rollouts
+    # copy the policy into the reference after every so many rollouts; 0: never
     ref_update_interval: int | None = None
     off_policy_correction: Literal[
         "none",
@@ -432,7 +432,7 @@ class EvalConfig:
     """Evaluation, beside training."""
 
     eval_prompt_data: tuple[str, ...] = ()  # pairs NAME PATH NAME PATH ..., or one PATH
-    eval_interval: int | None = None  # rollouts between two evaluations
+    eval_interval: int | None = None  # rollouts between two evaluations; 0: no evaluation
     n_samples_per_eval_prompt: int = 1  # samples a prompt
     eval_temperature: float | None = None  # default: rollout-temperature
     eval_max_response_len: int | None = None  # default: rollout-max-response-len

@@ -83,7 +83,7 @@ def _reference(a: AlgorithmConfig) -> Iterator[str]:
             ("--ref-load", a.ref_load),
             ("--ref-update-interval", a.ref_update_interval),
         ):
-            if value is not None:
+            if value:
                 yield (
                     f"{flag} {value}: nothing uses a reference model. Add --use-kl-loss or"
                     " --kl-coef, or drop it"

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from configs.flags import own_flags, words_of
+from configs.flags import NEVER, own_flags, words_of
 from configs.rules.advantages import advantages, critic, sampling
 from configs.rules.algorithm import algorithm
 from configs.rules.backend import backend, media
 from configs.rules.buffer import replay, staleness
+from configs.rules.foreign import foreign_ranges
 from configs.rules.functions import functions
 from configs.rules.inputs import check_checkpoint, check_data, check_weights
 from configs.rules.memory import memory
@@ -20,13 +21,13 @@ from configs.rules.modes import debugging, distillation
 from configs.rules.parallel import parallelism, schedule
 from configs.rules.saving import saving
 from configs.schema import Config
+from pipeline.core.devices import why_no_gpu
 from pipeline.core.errors import ConfigError
 
 Rule = Callable[[Config], Iterator[str]]
 
 _AT_LEAST_1 = (
     "num_rollout",
-    "save_interval",
     "rollout_batch_size",
     "n_samples_per_prompt",
     "rollout_max_response_len",
@@ -49,14 +50,12 @@ _AT_LEAST_1 = (
     "update_weight_buffer_size",
     "lr_decay_iters",
     "sft_batch_size",
-    "eval_interval",
     "n_samples_per_eval_prompt",
     "eval_max_response_len",
     "eval_max_prompts",
     "max_times_sampled",
     "samples_per_insert",
     "min_size_to_sample",
-    "ref_update_interval",
     "over_sampling_batch_size",
     "micro_batch_size",
     "log_probs_max_tokens_per_gpu",
@@ -116,6 +115,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (lambda v: v >= 1, "at least 1") for name in _AT_LEAST_1},
     **{name: (lambda v: v >= 0, "at least 0") for name in _AT_LEAST_0},
     **{name: (lambda v: v > 0, "above 0") for name in _ABOVE_0},
+    **{name: (lambda v: v >= 0, "at least 1, or 0 for never") for name in NEVER},
     "rollout_temperature": (
         lambda v: v > 0,
         (
@@ -196,7 +196,14 @@ def batches(config: Config) -> Iterator[str]:
 
 
 def devices(config: Config) -> Iterator[str]:
-    cluster = config.cluster
+    cluster, reason = config.cluster, None
+    if config.model.device == "cuda" and not (config.run.mock or cluster.ray_address):
+        reason = why_no_gpu()
+    if reason is not None:
+        yield (
+            f"--device cuda: {reason}. Drop the flag (auto takes what there is), or say --device"
+            " cpu"
+        )
     each = cluster.rollout_num_gpus_per_engine
     if cluster.rollout_num_gpus % each:
         yield (
@@ -303,10 +310,10 @@ def evaluation(config: Config) -> Iterator[str]:
             f"--eval-interval {interval} without --eval-prompt-data: there is nothing to evaluate"
             " on. Add --eval-prompt-data NAME PATH"
         )
-    if words and not interval:
+    if words and interval is None:
         yield (
             f"--eval-prompt-data {' '.join(words)} without --eval-interval: it would never be used."
-            " Add --eval-interval 10, say"
+            " Add --eval-interval 10, say, or 0 for no evaluation"
         )
     if len(words) > 1 and len(words) % 2:
         yield (
@@ -325,6 +332,7 @@ def evaluation(config: Config) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     ranges,
+    foreign_ranges,
     staleness,
     replay,
     batches,

@@ -232,7 +232,7 @@ class Runner:
             self._evaluate_now(rollout_id + 1)
 
     def _evaluate_now(self, num_trained: int) -> None:
-        if self._p.evaluator is None or self._p.config.eval.eval_interval is None:
+        if self._p.evaluator is None:
             return
         assert self._beside is not None, "evaluate() outside producing()"
         task = self._beside.create_task(self._evaluate_in_order(num_trained))

@@ -243,7 +243,7 @@ def _with_teacher(
 
 
 def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | None:
-    if config.eval.eval_interval is None or config.run.trains_on_records:
+    if not config.eval.eval_interval or config.run.trains_on_records:
         return None
     datasets: dict[str, list[Sample]] = {}
     for name, spec in eval_datasets(config.eval.eval_prompt_data):

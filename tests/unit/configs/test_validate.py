@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from configs.command_line.loader import load_config
-from configs.flags import own_flags
+from configs.flags import NEVER, own_flags
 from configs.rules.validate import RANGES, validate
-from configs.schema import Config
+from configs.schema import Config, ModelConfig
 from pipeline.core.errors import ConfigError
 
 
@@ -483,6 +483,7 @@ OUTSIDE = {
     "lambd": ["-0.1", "1.1"],
     "rollout_temperature": ["0", "-1"],
     "log_probs_chunk_size": ["0", "-2"],
+    **{name: ["-2"] for name in NEVER},
 }
 
 
@@ -492,6 +493,28 @@ def test_numbers_out_of_range_are_refused_by_name(field: str) -> None:
     for word in OUTSIDE.get(field, ["-1"]):
         with pytest.raises(ConfigError, match=rf"^--{flag.name} {float(word):g}(\.0)?: expected "):
             load_config(["--mock", f"--{flag.name}", word])
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "none"])
+@pytest.mark.parametrize("field", NEVER)
+def test_an_interval_may_be_never(field: str, word: str) -> None:
+    flag = own_flags()[field.replace("_", "-")]
+    config = load_config(["--mock", f"--{flag.name}", word])
+    assert getattr(getattr(config, flag.section), field) == (None if word == "none" else 0)
+
+
+def test_a_presets_evaluation_can_be_turned_off(folder: Path) -> None:
+    preset = folder / "evaluates.yaml"
+    preset.write_text("- --mock\n- --eval-prompt-data data.jsonl\n- --eval-interval 5\n")
+    config = load_config(["--config", str(preset), "--eval-interval", "0"])
+    assert config.eval.eval_interval == 0
+
+
+def test_a_gpu_that_is_not_there_is_refused_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match=r"^--device cuda: .*--device cpu"):
+        validate(dataclasses.replace(Config(), model=ModelConfig(device="cuda")))
+    load_config(["--mock", "--device", "cuda"])
 
 
 def test_every_number_has_a_range() -> None:
