@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 
-from pipeline.core.errors import DataError
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 
@@ -37,19 +36,13 @@ def make_batch(
     A micro-batch has at most `max_tokens` tokens, or `micro_batch_size` samples where that is
     given. `cost`: what ranks are balanced by; not `balanced`: samples are dealt out to the ranks in
     turn. Samples without a trained token are in no micro-batch; they count, evenly over the steps,
-    in `num_samples`. Raises DataError when a step has fewer trained samples than there are ranks.
+    in `num_samples`. A step without a trained sample is empty; a rank without one, in a step of
+    others, is given one of theirs without its loss.
     """
     num_steps = num_steps_per_rollout or (
         max(1, -(-len(samples) // global_batch_size)) if global_batch_size else 1
     )
     trained = [s for s in samples if s.loss_mask.any()]
-    if len(trained) < num_steps * num_dp_ranks:
-        raise DataError(
-            f"rollout {rollout_id} has {len(trained)} samples with a loss, for {num_steps}"
-            f" optimizer steps on {num_dp_ranks} data-parallel ranks: every rank needs one a step."
-            " Raise --rollout-batch-size or --n-samples-per-prompt, or lower"
-            " --num-steps-per-rollout"
-        )
     size, rest = divmod(len(trained), num_steps)
     idle = [s.weight for s in samples if not s.loss_mask.any()]
 
@@ -78,6 +71,7 @@ def _step(
     cost: Cost,
     balanced: bool,
 ) -> OptimizerStep:
+    trained, samples = samples, _one_a_rank(samples, num_ranks)
     shares = (
         balance(samples, num_ranks, cost)
         if balanced
@@ -96,9 +90,18 @@ def _step(
     )
     return OptimizerStep(
         per_rank=tuple(tuple(tuple(mb) for mb in rank) for rank in cut),
-        num_samples=sum(s.weight for s in samples) + untrained_weight,
-        num_loss_tokens=sum(s.weight * int(s.loss_mask.sum()) for s in samples),
+        num_samples=sum(s.weight for s in trained) + untrained_weight,
+        num_loss_tokens=sum(s.weight * int(s.loss_mask.sum()) for s in trained),
     )
+
+
+def _one_a_rank(samples: Samples, num_ranks: int) -> Samples:
+    """At least as many as there are ranks, unless there is none: every rank takes part in the
+    collectives of a step."""
+    if not samples or len(samples) >= num_ranks:
+        return samples
+    shortest = min(samples, key=lambda s: (s.multimodal is not None, s.num_tokens, s.index))
+    return [*samples, *[shortest.without_loss()] * (num_ranks - len(samples))]
 
 
 # --- ranks ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -266,6 +266,11 @@ class TrainSample:
             route,
         )
 
+    def without_loss(self) -> TrainSample:
+        """The same tokens, of which none is trained and none counts: for a rank that must take part
+        in a step and has no sample of its own."""
+        return replace(self, loss_mask=np.zeros_like(self.loss_mask), weight=0.0)
+
 
 MicroBatch = tuple[TrainSample, ...]
 
@@ -279,6 +284,16 @@ class OptimizerStep:
     # over all ranks, by weight (so: rollouts): the denominator of the per-sample mean
     num_samples: float
     num_loss_tokens: float  # over all ranks, by weight: the denominator of the per-token mean
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is trained: a zero update. No rank has a micro-batch then."""
+        return not any(self.per_rank)
+
+    @property
+    def num_fillers(self) -> int:
+        """Samples without a loss that ranks were given which have no other."""
+        return sum(not s.loss_mask.any() for rank in self.per_rank for mb in rank for s in mb)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

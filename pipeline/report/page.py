@@ -111,6 +111,8 @@ def sentences(history: History, summary: Mapping[str, Any]) -> str:
         worst, bound = summary["staleness_max"], summary["staleness_bound"]
         kept = "within the bound of" if worst <= bound else "BEYOND the bound of"
         out.append(f"The stalest trained token was {worst} policy versions old, {kept} {bound}.")
+    if empty := summary.get("num_empty_steps"):
+        out.append(f"{empty} optimizer steps had no sample with a loss and changed nothing.")
     if removed := summary.get("samples_removed_stale"):
         out.append(
             f"{removed} samples missed their deadline and were removed, of"

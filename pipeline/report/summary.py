@@ -99,6 +99,7 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "staleness_bound": max(values(train, "staleness_bound"), default=None),
         "groups_replayed": sum(values(train, "num_groups_replayed")),
         **{name: train[-1][name] for name in REMOVED if train and name in train[-1]},
+        **_empty_steps(train),
         "push_count": len(pushes),
         "push_stall_seconds_p50": median(values(pushes, "stall_seconds")),
         "generation_idle_fraction": weighted(train, "generation_idle_fraction"),
@@ -121,6 +122,12 @@ def _discarded(train: Sequence[Row]) -> dict[str, int]:
         "samples_discarded_untrained": sum(values(train, "num_samples_untrained")),
     }
     return {"samples_discarded": sum(causes.values()), **causes}
+
+
+def _empty_steps(train: Sequence[Row]) -> dict[str, int]:
+    """Optimizer steps that no sample was trained in: in a summary when there was one."""
+    count = sum(values(train, "num_empty_steps"))
+    return {"num_empty_steps": count} if count else {}
 
 
 def _learner(train: Sequence[Row]) -> dict[str, Any]:

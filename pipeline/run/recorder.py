@@ -114,6 +114,7 @@ class Recorder:
             lengths_removed=fill.removed_lengths,
             extra={
                 "num_optimizer_steps": len(batch.steps),
+                **self._shortfall(batch),
                 "samples_timed_out": self._counts["samples_timed_out"],
                 "samples_discarded": self._counts["samples_discarded"],
                 "groups_filtered": self._counts["groups_filtered"],
@@ -124,6 +125,28 @@ class Recorder:
         self._telemetry.emit(**record)
         self._compare(record)
         self.engine("stats", **self._engine_counts())
+
+    def _shortfall(self, batch: TrainBatch) -> dict[str, int]:
+        """Of a rollout that has too few trained samples for its steps and ranks: training goes on,
+        and says so."""
+        empty = sum(step.is_empty for step in batch.steps)
+        fillers = sum(step.num_fillers for step in batch.steps)
+        if empty:
+            logger.warning(
+                "rollout %d: %d of its %d optimizer steps had no sample with a loss and changed"
+                " nothing (failed, removed by a filter, or masked)",
+                batch.rollout_id,
+                empty,
+                len(batch.steps),
+            )
+        elif fillers:
+            logger.warning(
+                "rollout %d: %d times a learner rank had no sample with a loss for an optimizer"
+                " step, and only took part in it",
+                batch.rollout_id,
+                fillers,
+            )
+        return {"num_empty_steps": empty, "num_idle_rank_steps": fillers}
 
     def _compare(self, record: Mapping[str, Any]) -> None:
         """Says once how far learner and engines are apart, at the first rollout that the learner's

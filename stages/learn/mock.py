@@ -35,7 +35,7 @@ class MockLearner:
     async def step(self, batch: TrainBatch) -> StepResult:
         began = self._clock.now()
         await self._sleep(self._seconds)
-        self.num_steps += len(batch.steps)
+        self.num_steps += sum(not step.is_empty for step in batch.steps)
         samples = [
             s
             for step in batch.steps
@@ -48,7 +48,9 @@ class MockLearner:
     def _metrics(self, samples: list[TrainSample], seconds: float) -> dict[str, float]:
         """Entropy falls with training; policies drift apart with staleness (KL about quadratic in
         it)."""
-        drift = 0.02 * sum(s.staleness for s in samples) / max(len(samples), 1)
+        if not samples:
+            return {"loss": 0.0, "grad_norm": 0.0, "num_tokens": 0.0, "seconds": seconds}
+        drift = 0.02 * sum(s.staleness for s in samples) / len(samples)
         settled = math.exp(-self.num_steps / 50)
         return {
             "loss": 0.1 * settled,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -25,6 +26,7 @@ from stages.learn.settings import LearnerSettings
 from stages.learn.step_objective import LargestGap, StepObjective
 
 LARGEST = ("ratio_max", "train_rollout_logprob_abs_diff_max")  # of metrics, over optimizer steps
+NOTHING_TRAINED = {"loss": 0.0, "grad_norm": 0.0, "num_loss_tokens": 0.0}  # a zero update
 Objective = Callable[[Tensor, TokenLogProbs, Prepared], Outcome]
 
 
@@ -134,20 +136,21 @@ class LearnerRank(ABC):
         """Train on one rollout; metrics as StepResult says, the same on every rank: means over the
         optimizer steps.
 
+        An optimizer step that nothing is trained in changes no weight and no moment; the schedule
+        goes on.
+
         Raises LearnerError on every rank when a loss or gradient is not finite: that optimizer step
         is not applied (those before it, of the same rollout, are) and weights, optimizer and
         schedule are as they were before it."""
         self.onload()
         self._meter.restart()
         before = self._tokens_passed
-        prepared = self._ahead.prepare([self._pack(s) for s in batch.steps])
-        prepared, critic_metrics, learns = self._criticise(batch, prepared)
-        results = []
-        for number, (step, micro_batches) in enumerate(zip(batch.steps, prepared, strict=True), 1):
-            where = f"rollout {batch.rollout_id}, optimizer step {number} of {len(batch.steps)}"
-            results.append(
-                self._policy_step(step, micro_batches, where, first=number == 1, taken=learns)
-            )
+        steps = [step for step in batch.steps if not step.is_empty]
+        results, critic_metrics = (
+            self._train(replace(batch, steps=tuple(steps))) if steps else ([], {})
+        )
+        for _ in range(len(batch.steps) - len(steps)):
+            self._advance_schedule()
         interval = self.settings.algorithm.ref_update_interval
         if self._reference and interval and (batch.rollout_id + 1) % interval == 0:
             self._reference.copy_policy()
@@ -156,7 +159,19 @@ class LearnerRank(ABC):
         )
         spent = self._meter.metrics(batch, extra_passes=looked / max(trained, 1))
         spent["peak_memory_bytes"] = rendezvous.largest(self._meter.peak_bytes, self.device)
-        return {**over_steps(results), **spent, **critic_metrics}
+        return {**over_steps(results or [NOTHING_TRAINED]), **spent, **critic_metrics}
+
+    def _train(self, batch: TrainBatch) -> tuple[list[dict[str, float]], dict[str, float]]:
+        """(Metrics of every optimizer step, the critic's). None of the steps is empty."""
+        prepared = self._ahead.prepare([self._pack(s) for s in batch.steps])
+        prepared, critic_metrics, learns = self._criticise(batch, prepared)
+        results = []
+        for number, (step, micro_batches) in enumerate(zip(batch.steps, prepared, strict=True), 1):
+            where = f"rollout {batch.rollout_id}, optimizer step {number} of {len(batch.steps)}"
+            results.append(
+                self._policy_step(step, micro_batches, where, first=number == 1, taken=learns)
+            )
+        return results, critic_metrics
 
     def sft_step(self, step: OptimizerStep, lr: float) -> dict[str, float]:
         """One supervised step (mean cross entropy over the trained tokens) at learning rate `lr`,

@@ -48,6 +48,7 @@ def main(rank: int, port: int, model: Path, saved: Path, out: Path, seeing: Path
     found["refused"] = refusal(
         learner, cases.make_batch(cases.make_step(cases.poisoned(), ranks=2, micro_batches=2))
     )
+    found["few"] = learner.step(cases.few(2))
     found["miscut"] = refusal(learner, cases.make_batch(cases.make_step(cases.halves()[0])))
     learner.load(saved)
     found["from_one"] = learner.step(cases.make_batch(*steps, rollout_id=2))

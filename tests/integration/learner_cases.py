@@ -20,6 +20,7 @@ from configs.schema import (
     RolloutConfig,
 )
 from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
+from stages.batch import make_batch as cut_batch
 from stages.learn.settings import LearnerSettings
 
 VOCAB = 101
@@ -239,6 +240,18 @@ def halves() -> list[list[TrainSample]]:
     """Two optimizer steps' worth of samples."""
     samples = make_samples(LENGTHS)
     return [samples[:4], samples[4:]]
+
+
+def few(ranks: int = 1) -> TrainBatch:
+    """One sample with a loss, for two optimizer steps: ranks are left over, and a step."""
+    return cut_batch(
+        halves()[1][:1],
+        rollout_id=5,
+        policy_version=5,
+        num_dp_ranks=ranks,
+        num_steps_per_rollout=2,
+        max_tokens=100,
+    )
 
 
 def poisoned() -> list[TrainSample]:

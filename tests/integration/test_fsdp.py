@@ -156,6 +156,7 @@ def pair(
         assert [r.returncode for r in ranks] == [0, 0], "\n".join(errors)[-4000:]
         single.load(out / "pair")
         from_two = single.step(cases.make_batch(*steps, rollout_id=2))
+        few = single.step(cases.few())
     finally:
         for r in ranks:
             r.kill()
@@ -169,6 +170,7 @@ def pair(
         "weights": weights,
         "third": third,
         "from_two": from_two,
+        "few": few,
         "vision": seen,
     }
     return found, [json.loads((out / f"{r}.json").read_text()) for r in range(2)], out
@@ -198,6 +200,31 @@ def test_checkpoints_resume_exactly_and_fit_any_number_of_ranks(pair: Any) -> No
         assert after == resumed and after["loss"] != found["trained"][-1]["loss"]
         close_to(found["from_one"], single["third"])
     close_to(single["from_two"], single["third"])
+
+
+def test_a_rank_without_a_sample_takes_part(pair: Any) -> None:
+    single, two, _ = pair
+    for found in two:
+        assert found["few"].keys() == single["few"].keys()
+        for name in found["few"].keys() - cases.MEASURED - {"num_tokens"}:
+            assert found["few"][name] == pytest.approx(single["few"][name], rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["megatron", "fsdp"])
+def test_a_step_without_a_sample_changes_nothing(
+    folders: dict[str, Path], start: Callable[..., Any], backend: str
+) -> None:
+    """But the place in the schedule: moments and weight decay move no weight either."""
+    rank = start(backend, folders["tied"], use_tis=True, megatron={"weight_decay": 0.1})
+    two_rollouts(rank)
+    before = cases.weights_of(rank)
+    few = cases.few()
+    got = rank.step(dataclasses.replace(few, steps=(few.steps[1],) * 2))
+    assert (got["loss"], got["grad_norm"], got["num_loss_tokens"]) == (0.0, 0.0, 0.0)
+    after = cases.weights_of(rank)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
+    assert rank.step(cases.make_batch(*steps, rollout_id=4))["lr"] < 1e-3 * 0.2  # cosine's end
 
 
 def test_ranks_without_an_image_look_along(pair: Any) -> None:

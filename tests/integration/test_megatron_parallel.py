@@ -37,8 +37,10 @@ def single(model: Path, algorithm: str) -> Iterator[Any]:
     steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
     metrics = [rank.step(cases.make_batch(*steps)) for _ in range(2)]
     weights = cases.weights_of(rank)
+    rank.step(cases.make_batch(*steps))
+    few = rank.step(cases.few())
     rank.close()
-    yield metrics, weights
+    yield metrics, weights, few
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def results(pair: Path, layout: str, rank: int) -> Any:
 def test_two_ranks_train_as_one(single: Any, pair: Path, layout: str) -> None:
     from safetensors.torch import load_file
 
-    metrics, weights = single
+    metrics, weights, _ = single
     for rank in range(2):
         for got, want in zip(results(pair, layout, rank)["metrics"], metrics, strict=True):
             assert got.keys() == want.keys()
@@ -83,6 +85,16 @@ def test_two_ranks_train_as_one(single: Any, pair: Path, layout: str) -> None:
         assert (tensor - weights[name]).abs().max() < 1e-3, name
     moved = torch.cat([(exported[n] - weights[n]).flatten() for n in weights])
     assert moved.square().mean().sqrt() < 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_rank_without_a_sample_takes_part(single: Any, pair: Path, layout: str) -> None:
+    *_, few = single
+    for rank in range(2):
+        got = results(pair, layout, rank)["few"]
+        assert got.keys() == few.keys()
+        for name in got.keys() - cases.MEASURED - {"num_tokens"}:  # what it passed along counts
+            assert got[name] == pytest.approx(few[name], rel=2e-3, abs=1e-5), (layout, rank, name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

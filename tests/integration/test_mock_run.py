@@ -357,3 +357,30 @@ def test_a_synchronous_run_repeats_itself(tmp_path: Path) -> None:
     assert rows["a"] == rows["b"]
     assert all(row["batch_digest"] for row in rows["a"])
     assert [row["batch_digest"] for row in rows["a"]] != [row["batch_digest"] for row in rows["c"]]
+
+
+def test_a_rollout_without_a_trained_sample_is_a_zero_update(tmp_path: Path) -> None:
+    """Of every other rollout a filter leaves nothing; the others have fewer samples than steps."""
+    hook = tmp_path / "filters.py"
+    hook.write_text(
+        "calls = 0\n"
+        "def filter_samples(args, groups):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    for number, sample in enumerate(s for group in groups for s in group):\n"
+        "        sample.remove_sample = calls % 2 == 0 or number > 0\n"
+    )
+    flags = [*FAST, "--runs-dir", str(tmp_path), "--rollout-sample-filter-path", str(hook)]
+    flags += ["--num-steps-per-rollout", "2", "--actor-num-gpus-per-node", "2", "--name", "z"]
+    done = run_entry(*flags, "--num-rollout", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_metrics(tmp_path / "z", "train")
+    assert [r["num_empty_steps"] for r in rows] == [1, 2, 1, 2]
+    assert [r["num_idle_rank_steps"] for r in rows] == [1, 0, 1, 0]
+    assert [r["num_samples"] for r in rows] == [1, 0, 1, 0]
+    assert rows[1]["grad_norm"] == 0.0 and [r["policy_version"] for r in rows] == [0, 1, 2, 3]
+    assert json.loads((tmp_path / "z" / "summary.json").read_text())["num_empty_steps"] == 6
+    assert "6 optimizer steps had no sample with a loss and changed nothing." in done.stdout
+    assert "rollout 1: 2 of its 2 optimizer steps had no sample with a loss" in done.stderr
+    again = run_entry("--load", str(tmp_path / "z"), "--num-rollout", "6")
+    assert again.returncode == 0, again.stdout + again.stderr

@@ -108,8 +108,8 @@ def make(
 
 
 def train(name: str, learner: Any, out: Path) -> None:
-    """Two rollouts, one after them, the same once more from the checkpoint before it, and one that
-    is refused."""
+    """Two rollouts, one after them, the same once more from the checkpoint before it, one with
+    fewer samples than ranks and steps, and one that is refused."""
     from pipeline.core.errors import LearnerError
     from tests.integration import learner_cases as cases
 
@@ -121,6 +121,7 @@ def train(name: str, learner: Any, out: Path) -> None:
     after = learner.step(cases.make_batch(*steps))
     learner.load(out / name)
     resumed = learner.step(cases.make_batch(*steps))
+    few = learner.step(cases.few(learner.dp_size))
     try:
         learner.step(
             cases.make_batch(
@@ -130,7 +131,13 @@ def train(name: str, learner: Any, out: Path) -> None:
         refused = ""
     except LearnerError as error:
         refused = str(error)
-    result = {"metrics": metrics, "after": after, "resumed": resumed, "refused": refused}
+    result = {
+        "metrics": metrics,
+        "after": after,
+        "resumed": resumed,
+        "few": few,
+        "refused": refused,
+    }
     (out / f"{name}.{learner.rank}.json").write_text(json.dumps(result))
     learner.close()
 

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.errors import DataError
 from pipeline.core.flops import Cost
 from pipeline.core.types import TrainBatch, TrainSample
 from stages.batch import balance, count_out, make_batch, pack
@@ -141,17 +140,27 @@ def test_balance_is_within_the_longest_sample(lengths: list[int], num_bins: int)
     assert 0 not in loads or len(lengths) < num_bins
 
 
-@given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3))
-def test_too_few_samples(num_samples: int, ranks: int, steps: int) -> None:
+@given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3), st.booleans())
+def test_too_few_samples(num_samples: int, ranks: int, steps: int, balanced: bool) -> None:
+    """A step without a sample is empty; a rank without one takes part in a step of others, and
+    nothing of what it is given counts."""
     assume(num_samples < ranks * steps)
-    with pytest.raises(
-        DataError,
-        match=(
-            f"rollout 3 has {num_samples} samples with a loss, for {steps} optimizer steps on"
-            f" {ranks} "
-        ),
-    ):
-        cut(make_samples([4] * num_samples), ranks, 10, num_steps_per_rollout=steps)
+    samples = make_samples([4 + i for i in range(num_samples)])
+    batch = cut(samples, ranks, 10, num_steps_per_rollout=steps, balanced=balanced)
+    shares = [len(part) for part in np.array_split(np.arange(num_samples), steps)]
+    assert [step.num_samples for step in batch.steps] == shares
+    assert [step.is_empty for step in batch.steps] == [n == 0 for n in shares]
+    placed = []
+    for step, n in zip(batch.steps, shares, strict=True):
+        assert len(step.per_rank) == ranks and len({len(rank) for rank in step.per_rank}) == 1
+        members = [s for rank in step.per_rank for mb in rank for s in mb]
+        real = [s for s in members if s.loss_mask.any()]
+        assert n == 0 or all(rank and all(rank) for rank in step.per_rank)
+        assert step.num_fillers == len(members) - len(real) == (max(0, ranks - n) if n else 0)
+        assert all(s.weight == 0 for s in members if not s.loss_mask.any())
+        assert step.num_loss_tokens == sum(int(s.loss_mask.sum()) for s in real)
+        placed += sorted(s.index for s in real)
+    assert placed == list(range(num_samples))
 
 
 @given(st.integers(1, 30), st.integers(1, 12))
@@ -181,10 +190,10 @@ def test_a_sample_without_a_trained_token_only_counts(trained: list[bool], steps
     assert max(counts) - min(counts) <= 1
 
 
-def test_no_samples_at_all() -> None:
-    for kwargs in ({}, {"global_batch_size": 4}):
-        with pytest.raises(DataError, match="has 0 samples with a loss"):
-            cut([], 1, 10, **kwargs)
+@pytest.mark.parametrize("kwargs", [{}, {"global_batch_size": 4}])
+def test_no_samples_at_all(kwargs: dict[str, int]) -> None:
+    (step,) = cut([], 2, 10, **kwargs).steps
+    assert step.is_empty and step.per_rank == ((), ()) and step.num_samples == 0
 
 
 def test_samples_of_one_fan_out_that_share_an_index_are_told_apart() -> None:

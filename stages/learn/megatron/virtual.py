@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import ConfigError, LearnerError
+from pipeline.core.errors import ConfigError
 from pipeline.core.types import MicroBatch
 
 PerRank = tuple[tuple[MicroBatch, ...], ...]
@@ -65,21 +65,22 @@ def in_multiples(per_rank: PerRank, multiple: int) -> PerRank:
     `multiple`, equal on all ranks.
 
     Up to the next multiple by halving the largest; where a rank has too few samples for that, down,
-    by joining the smallest, which may then hold more tokens than --max-tokens-per-gpu. Raises
-    LearnerError for a rank with fewer samples than `multiple`."""
+    by joining the smallest, which may then hold more tokens than --max-tokens-per-gpu. A rank with
+    fewer samples than `multiple` takes part with its shortest one again, without its loss."""
     now = len(per_rank[0])
     if now % multiple == 0:
         return per_rank
+    per_rank = tuple(_at_least(multiple, rank) for rank in per_rank)
     fewest = min(sum(len(mb) for mb in rank) for rank in per_rank)
-    if fewest < multiple:
-        raise LearnerError(
-            f"a data-parallel rank has {fewest} samples with a loss in an optimizer step: virtual"
-            f" pipeline stages need {multiple} micro-batches, or a multiple. Raise"
-            " --rollout-batch-size or --global-batch-size, or drop"
-            " --virtual-pipeline-model-parallel-size"
-        )
     count = min(now + -now % multiple, fewest // multiple * multiple)
     return tuple(_recut(list(rank), count) for rank in per_rank)
+
+
+def _at_least(count: int, rank: tuple[MicroBatch, ...]) -> tuple[MicroBatch, ...]:
+    samples = [s for mb in rank for s in mb]
+    shortest = min(samples, key=lambda s: (s.num_tokens, s.index))
+    more = max(0, count - len(samples))
+    return (*rank[:-1], (*rank[-1], *[shortest.without_loss()] * more))
 
 
 def _recut(rank: list[MicroBatch], count: int) -> tuple[MicroBatch, ...]:
