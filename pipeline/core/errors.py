@@ -76,3 +76,7 @@ class WeightSyncError(SlipstreamError):
 
 class LearnerError(SlipstreamError):
     """The learner refused or failed a step (NaN loss, a dead rank, ...)."""
+
+
+class DiskFullError(SlipstreamError):
+    """Nothing more can be written where the run writes. Said once, whoever noticed it."""

@@ -50,15 +50,16 @@ def _signal_code(runners: list[Runner]) -> int:
 
 
 def _explain(error: BaseException, runners: list[Runner]) -> int:
+    from pipeline.run.disk_full import is_disk_full
     from pipeline.run.runner import leaves
     from pipeline.run.shutdown import StopRequested
 
     causes = leaves(error)
     if runners and all(isinstance(e, StopRequested) for e in causes):
         return _signal_code(runners)
-    expected = [e for e in causes if isinstance(e, SlipstreamError)]
+    expected = [e for e in causes if isinstance(e, SlipstreamError) or is_disk_full(e)]
     if not expected or len(expected) < len(causes):
         traceback.print_exception(error)
-    for e in expected:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-    return expected[0].exit_code if expected else 1
+    for line in dict.fromkeys(f"{type(e).__name__}: {e}" for e in expected):
+        print(line, file=sys.stderr)
+    return getattr(expected[0], "exit_code", 1) if expected else 1

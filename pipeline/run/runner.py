@@ -18,6 +18,7 @@ from configs.schema import Config
 from pipeline.core.errors import LearnerError, SlipstreamError
 from pipeline.core.protocols import Buffer, Learner, WeightTransport
 from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
+from pipeline.run.disk_full import disk_full_error
 from pipeline.run.lookout import Lookout
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import Recorder
@@ -40,6 +41,7 @@ class Parts:
     """The concrete parts of one run, made by pipeline.wiring."""
 
     config: Config
+    run_dir: Path
     checkpoints: Path
     clock: RolloutClock
     producer: Producer
@@ -103,31 +105,42 @@ class Runner:
         """Save what an interrupted run has; close everything; leave summary and report behind,
         whatever happened."""
         stopped = error is not None and _is_stop(error)
-        try:
-            if stopped:
-                self.interrupted_by = self._stop.signal_number
-                await self._save_now(wait=True)
-            elif error is not None:
-                # the terminal is told at the very end, when it is free again
-                for cause in leaves(error):
-                    logger.error(
-                        "the run ends with %s: %s",
-                        type(cause).__name__,
-                        cause,
-                        exc_info=cause,
-                        extra={"file_only": True},
-                    )
-                await self._commit_what_is_left()
-        finally:
-            await self._close()
+        failures = [error] if error is not None and not stopped else []
+        for part in (lambda: self._wind_down(stopped, error), self._close):
+            try:
+                await part()
+            except BaseException as e:
+                failures.append(e)
+        full = disk_full_error(failures, self._p.run_dir, self._p.checkpoints) if failures else None
+        if full is not None:
+            raise full from None
+        if failures and failures[-1] is not error:
+            raise failures[-1]
         return stopped
+
+    async def _wind_down(self, stopped: bool, error: BaseException | None) -> None:
+        """What is trained and can be saved is saved; what went wrong is in the log."""
+        if stopped:
+            self.interrupted_by = self._stop.signal_number
+            await self._save_now(wait=True)
+        elif error is not None:
+            # the terminal is told at the very end, when it is free again
+            for cause in leaves(error):
+                logger.error(
+                    "the run ends with %s: %s",
+                    type(cause).__name__,
+                    cause,
+                    exc_info=cause,
+                    extra={"file_only": True},
+                )
+            await self._commit_what_is_left()
 
     async def _commit_what_is_left(self) -> None:
         """A run that fails while a snapshot is being written keeps that snapshot, if its learner
         lives."""
         try:
             await self._commit(wait=True)
-        except SlipstreamError as e:
+        except (SlipstreamError, OSError) as e:
             logger.warning("the snapshot under way is lost: %s", e)
 
     async def _close(self) -> None:

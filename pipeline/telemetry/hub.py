@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.protocols import Sink
+from pipeline.run.disk_full import is_disk_full
 from pipeline.run.metrics import KINDS
 from pipeline.run.record_file import jsonable, line_of
 
@@ -41,6 +42,8 @@ class Telemetry:
                 try:
                     sink.write(record)
                 except Exception as e:  # any: a view of the run must not end the run
+                    if is_disk_full(e):  # but nothing else can be written then either
+                        raise
                     self._disable(sink, e)
 
     def close(self) -> None:

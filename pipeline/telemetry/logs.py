@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -50,6 +51,23 @@ class _Console(logging.Handler):
             self._local.inside = False
 
 
+class _RunLog(logging.FileHandler):
+    """A file that cannot be written is said to be so once, and not by a traceback a line."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            to_stderr(f"{self.baseFilename} cannot be written: {sys.exception()}", logging.WARNING)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what is left in its buffer
+            super().close()
+
+
 def start_logging(
     file: Path, level: str, write_line: Callable[[str, int], None] | None
 ) -> Callable[[], None]:
@@ -60,7 +78,7 @@ def start_logging(
     through from INFO on). `write_line(text, level number)` shows a line in the terminal; None: the
     file only."""
     number = logging.getLevelNamesMapping()[level.upper()]
-    to_file = logging.FileHandler(file, encoding="utf-8", delay=False)
+    to_file = _RunLog(file, encoding="utf-8", delay=False)
     to_file.setFormatter(logging.Formatter(_FORMAT))
     handlers: list[logging.Handler] = [to_file]
     if write_line is not None:

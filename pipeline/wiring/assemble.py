@@ -150,6 +150,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
     return Runner(
         Parts(
             config=config,
+            run_dir=site.run_dir.path,
             checkpoints=Path(config.run.save) if config.run.save else site.run_dir.checkpoints,
             began=began,
             abandon=undo.close,
