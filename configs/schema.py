@@ -452,7 +452,8 @@ class MockConfig:
     """What --mock simulates."""
 
     mock_seconds_per_token: float = 0.0005  # of one request, at any load
-    mock_length_mean: float = 32.0  # tokens; lengths are lognormal
+    # tokens; lengths are lognormal; half of rollout-max-response-len where that is below the mean
+    mock_length_mean: float = 32.0
     mock_length_sigma: float = 0.7  # of the underlying normal
     mock_step_seconds: float = 0.05  # learner time a rollout
     mock_push_seconds: float = 0.005  # engine pause a push

@@ -52,8 +52,6 @@ def media(config: Config) -> Iterator[str]:
             f"--multimodal-keys {given} without --apply-chat-template: the model's template says"
             " where images go. Add it"
         )
-    if config.run.mock:
-        yield f"--multimodal-keys {given} with --mock: simulated engines see nothing. Drop one"
     if config.distill.use_opd:
         yield (
             f"--multimodal-keys {given} with --use-opd: the teacher would be asked without the"

@@ -44,6 +44,7 @@ class Backend:
     """What differs between a real and a simulated run."""
 
     tokenizer: Tokenizer | None
+    max_prompt_len: int | None  # in tokens of this tokenizer
     generate: Generate
     learner: Learner
     transport: WeightTransport
@@ -92,7 +93,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
     from pipeline.wiring.debug import half, recorded_buffer, saver
 
     backend = half(make_backend(site), config.run)
-    source = _prompts(site, backend.tokenizer)
+    source = _prompts(site, backend)
     scorer = build_reward(config.reward, site.args)
     reward = _with_teacher(config, scorer, backend.teacher)
     buffer = recorded_buffer(config, site.clock) if config.run.trains_on_records else _buffer(site)
@@ -199,14 +200,20 @@ def _user_filter(site: RunContext) -> UserFilter | None:
     return UserFilter(spec, load_hook("buffer_filter_path", spec), site.args) if spec else None
 
 
-def _prompts(site: RunContext, tokenizer: Tokenizer | None) -> Source:
+def _prompts(site: RunContext, backend: Backend) -> Source:
     """--prompt-data; a --mock run without any gets sums, written where the run can be looked at."""
     if site.config.data.data_source_path is not None:
         return UserSource(
             site.config.data.data_source_path, site.args, site.config.rollout.n_samples_per_prompt
         )
     if site.config.data.prompt_data is not None:
-        return _source(site.config, site.config.data.prompt_data, tokenizer)
+        return build_source(
+            site.config.data.prompt_data,
+            site.config.data,
+            site.config.rollout.n_samples_per_prompt,
+            backend.max_prompt_len,
+            backend.tokenizer,
+        )
     path = site.run_dir.path / "prompts.jsonl"
     rows = [
         {"prompt": f"{a} + {b} =", "label": str(a + b), "metadata": {"rm_type": "exact_match"}}
@@ -219,14 +226,7 @@ def _prompts(site: RunContext, tokenizer: Tokenizer | None) -> Source:
         replace(site.config.data, label_key="label"),
         site.config.rollout.n_samples_per_prompt,
         None,
-        tokenizer,
-    )
-
-
-def _source(config: Config, spec: str, tokenizer: Tokenizer | None) -> Source:
-    rollout = config.rollout
-    return build_source(
-        spec, config.data, rollout.n_samples_per_prompt, rollout.rollout_max_prompt_len, tokenizer
+        backend.tokenizer,
     )
 
 
@@ -248,9 +248,7 @@ def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | 
         return None
     datasets: dict[str, list[Sample]] = {}
     for name, spec in eval_datasets(config.eval.eval_prompt_data):
-        source = build_source(
-            spec, config.data, 1, config.rollout.rollout_max_prompt_len, backend.tokenizer
-        )
+        source = build_source(spec, config.data, 1, backend.max_prompt_len, backend.tokenizer)
         datasets[name] = [group[0] for group in source.all_prompts(config.eval.eval_max_prompts)]
     return Evaluator(
         backend.generate,

@@ -3,34 +3,48 @@ one. Imports no model code."""
 
 from __future__ import annotations
 
-from configs.schema import Config
+import logging
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.schema import Config, MockConfig, RolloutConfig
 from pipeline.wiring.assemble import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
 from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer
 from stages.generate.generate import GenerateStage
+from stages.generate.image_prompts import ImageFeatures, Vision, open_image
 from stages.learn.mock import MockLearner
 from stages.publish.mock import MockTransport
+
+logger = logging.getLogger(__name__)
 
 
 def mock_backend(site: RunContext) -> Backend:
     config: Config = site.config
-    tokenizer = MockTokenizer()
+    words = tiny_words(config.model.hf_checkpoint)
+    rollout = config.rollout if words is not None else _without_lengths(config.rollout)
+    tokenizer = MockTokenizer(words or ())
     pool = MockPool(
         num_engines=config.num_engines,
         concurrency=config.cluster.sglang_server_concurrency,
         initial_version=site.clock.policy_version,
         clock=site.time,
     )
-    client = MockEngineClient(pool, config.mock, tokenizer, seed=config.run.seed)
+    client = MockEngineClient(pool, _that_end(config), tokenizer, seed=config.run.seed)
     generate = GenerateStage(
         client,
         tokenizer,
-        config.rollout,
+        rollout,
         site.args,
         evaluation=config.eval,
         current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
         sampling_seed=config.run.seed if config.seeds_requests else None,
+        vision=Blindfold(tokenizer) if config.data.image_key else None,
     )
     learner = MockLearner(config.mock, clock=site.time)
     transport = MockTransport(pool, config.mock, clock=site.time)
@@ -48,6 +62,7 @@ def mock_backend(site: RunContext) -> Backend:
 
     return Backend(
         tokenizer=tokenizer,
+        max_prompt_len=rollout.rollout_max_prompt_len,
         generate=LabelledGenerate(generate, client),
         learner=learner,
         transport=transport,
@@ -58,3 +73,50 @@ def mock_backend(site: RunContext) -> Backend:
         close=close,
         kill_now=pool.kill_now,
     )
+
+
+class Blindfold(Vision):
+    """Reads the images of a prompt as the real one does, and sees nothing: the text is all there
+    is."""
+
+    def __init__(self, tokenizer: MockTokenizer) -> None:
+        self._tokenizer, self.image_token_id = tokenizer, -1
+        self._cached = lru_cache(maxsize=64)(self._see)
+
+    def _see(self, text: str, urls: tuple[str, ...]) -> ImageFeatures:
+        for url in urls:
+            open_image(url)
+        return ImageFeatures(tuple(self._tokenizer.encode(text)), {})
+
+
+def tiny_words(spec: str | None) -> tuple[str, ...] | None:
+    """The words that are tokens of their own in a `tiny:` model, whose other tokens are bytes. None
+    for any other model: how its tokenizer counts is not known here."""
+    if spec is None or not spec.startswith("tiny:"):
+        return None
+    shape = yaml.safe_load(Path(spec.removeprefix("tiny:")).expanduser().read_text("utf-8"))
+    return tuple(shape.get("words") or ())
+
+
+def _that_end(config: Config) -> MockConfig:
+    """Lengths of which a fair share is within --rollout-max-response-len."""
+    limit = config.rollout.rollout_max_response_len
+    if config.mock.mock_length_mean <= limit:
+        return config.mock
+    return replace(config.mock, mock_length_mean=max(1.0, limit / 2))
+
+
+def _without_lengths(rollout: RolloutConfig) -> RolloutConfig:
+    """Bounds on prompts are in tokens of the model; one of its tokens is several bytes."""
+    bounds: dict[str, Any] = {
+        name: None
+        for name in ("rollout_max_prompt_len", "rollout_max_context_len")
+        if getattr(rollout, name) is not None
+    }
+    if bounds:
+        flags = " and ".join("--" + name.replace("_", "-") for name in bounds)
+        logger.warning(
+            "--mock: simulated engines count bytes, not the model's tokens: %s not applied",
+            f"{flags} are" if len(bounds) > 1 else f"{flags} is",
+        )
+    return replace(rollout, **bounds)

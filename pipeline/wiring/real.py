@@ -131,6 +131,7 @@ def real_backend(site: RunContext) -> Backend:
 
     return Backend(
         tokenizer=tokenizer,
+        max_prompt_len=config.rollout.rollout_max_prompt_len,
         generate=generate,
         learner=(
             TurnTaking(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -34,28 +35,54 @@ def skill(version: int) -> float:
 
 
 class MockTokenizer:
-    """Bytes as ids.
+    """Bytes as ids, and `words` as one id each, as in the tokenizer of a `tiny:` model.
 
     `THINK` is a special token, so responses of any length can decode to just their answer.
     """
 
     THINK, EOS, PAD = 256, 257, 258
-    eos_token_id, pad_token_id, vocab_size = EOS, PAD, 259
+    eos_token_id, pad_token_id = EOS, PAD
     _special = ("<think>", "<eos>", "<pad>")
 
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        self._words = tuple(words)
+        self._first_word = 256 + len(self._special)
+        self.vocab_size = self._first_word + len(self._words)
+        self._ids = {word: self._first_word + i for i, word in enumerate(self._words)}
+        longest_first = sorted(self._words, key=len, reverse=True)
+        self._word = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if words else None
+
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return list(text.encode())
+        if self._word is None:
+            return list(text.encode())
+        ids: list[int] = []
+        for piece in self._word.split(text):
+            word = self._ids.get(piece)
+            ids += piece.encode() if word is None else [word]
+        return ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         if skip_special_tokens:
-            return bytes(i for i in token_ids if i < 256).decode(errors="replace")
-        return b"".join(
-            bytes((i,)) if i < 256 else self._special[i - 256].encode() for i in token_ids
-        ).decode(errors="replace")
+            token_ids = [i for i in token_ids if i < 256 or i >= self._first_word]
+        return b"".join(map(self._bytes_of, token_ids)).decode(errors="replace")
 
     def apply_chat_template(self, messages: Any, tokenize: bool = True, **kwargs: Any) -> Any:
-        text = "".join(f"{m['role']}: {m['content']}\n" for m in messages) + "assistant: "
+        text = "".join(f"{m['role']}: {_text_of(m['content'])}\n" for m in messages) + "assistant: "
         return self.encode(text) if tokenize else text
+
+    def _bytes_of(self, token: int) -> bytes:
+        if token < 256:
+            return bytes((token,))
+        if token < self._first_word:
+            return self._special[token - 256].encode()
+        return self._words[token - self._first_word].encode()
+
+
+def _text_of(content: Any) -> str:
+    """Of a message; an image in it is a mark."""
+    if isinstance(content, str):
+        return content
+    return "".join(p["text"] if p.get("type") == "text" else "<image>" for p in content or ())
 
 
 class MockEngine:
