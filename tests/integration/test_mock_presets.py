@@ -22,7 +22,6 @@ PRESETS = sorted((ROOT / "configs/presets").glob("*.yaml"))
 MODELS = sorted((ROOT / "configs/models").glob("*.yaml"))
 FLAG_LISTS = [p for p in MODELS if isinstance(yaml.safe_load(p.read_text()), list)]
 FEW = ("--num-rollout", "2", "--mock-seconds-per-token", "0.0001", "--mock-step-seconds", "0.01")
-NONE = "none"  # of an evaluation that is not asked for
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +55,34 @@ def test_every_preset(
     assert rows[-1]["samples_failed"] == 0 and rows[-1]["num_samples"] > 0
 
 
-@pytest.mark.parametrize("model", FLAG_LISTS, ids=lambda p: p.stem)
-def test_every_model_preset_ahead_of_the_quickstart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
+@pytest.mark.parametrize("model", ["qwen3-0.6B", "qwen3-30B-A3B", "deepseek-v3"])
+def test_a_model_preset_ahead_of_the_quickstart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
+    """One of each kind; the next test takes all of them as far as they differ."""
     monkeypatch.chdir(ROOT)
-    preset = str(ROOT / "configs/presets/quickstart.yaml")
+    preset, ahead = PRESETS[-1].with_name("quickstart.yaml"), MODELS[0].with_name(f"{model}.yaml")
     small = ("--rollout-batch-size", "2", "--n-samples-per-prompt", "2", "--eval-interval", "9")
-    rows = mock_run(tmp_path, "--config", str(model), preset, *small, "--eval-max-prompts", "2")
+    rows = mock_run(
+        tmp_path, "--config", str(ahead), str(preset), *small, "--eval-max-prompts", "2"
+    )
     assert len(rows) == 2 and rows[-1]["samples_failed"] == 0
+
+
+MEGATRON = [p for p in PRESETS if "--train-backend fsdp" not in p.read_text()]
+
+
+@pytest.mark.parametrize("preset", MEGATRON, ids=lambda p: p.stem)
+def test_every_model_preset_ahead_of_every_preset(
+    monkeypatch: pytest.MonkeyPatch, preset: Path, colours: Path
+) -> None:
+    """A model preset is a list of Megatron's flags: FSDP refuses them by name."""
+    monkeypatch.chdir(ROOT)
+    assert len(FLAG_LISTS) >= 28
+    for model in FLAG_LISTS:
+        ahead = ("--config", str(model))
+        config = load_config(["--mock", *ahead, *flags_of(preset, colours)], families=FAMILIES)
+        assert config.megatron and config.run.mock
 
 
 SHAPES = [p for p in MODELS if p not in FLAG_LISTS]
@@ -78,7 +96,12 @@ def test_every_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape
 
 
 EXAMPLES = {
-    "custom_reward": ("--custom-rm-path", "examples/custom_reward.py", "--reward-key", "score"),
+    "custom_reward": (
+        "--custom-rm-path",
+        "examples/custom_reward.py:reward",
+        "--reward-key",
+        "score",
+    ),
     "calculator_agent": ("--custom-generate-function-path", "examples/calculator_agent.py"),
     "generate": ("--custom-generate-function-path", "examples/hooks/generate.py"),
     "dynamic_filter": ("--dynamic-sampling-filter-path", "zero_std"),

@@ -215,6 +215,22 @@ def test_the_tokenizer_round_trips_and_hides_thinking() -> None:
     )
 
 
+def test_words_are_tokens_of_their_own_the_longest_first() -> None:
+    tokenizer = MockTokenizer((" word", " words", "Spell", "("))
+    text = "Spell two words, (a word)"
+    ids = tokenizer.encode(text)
+    # Spell, " two", " words", ", ", "(", "a", " word", ")"
+    assert len(ids) == 1 + 4 + 1 + 2 + 1 + 1 + 1 + 1
+    assert tokenizer.decode(ids) == text == tokenizer.decode(ids, skip_special_tokens=False)
+    assert max(ids) < tokenizer.vocab_size
+
+
+def test_a_chat_with_an_image_has_its_text_and_a_mark() -> None:
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    text = MockTokenizer().apply_chat_template([{"role": "user", "content": content}], False)
+    assert text == "user: <image>What?\nassistant: "
+
+
 def batch(staleness: int) -> TrainBatch:
     one = TrainSample(
         index=0,
