@@ -14,39 +14,34 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.shared_memory import SharedMemoryWatch
+
 ROOT = Path(__file__).resolve().parents[1]
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared; before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-_SHM = Path("/dev/shm")
-_shm_before = pytest.StashKey[set[Path]]()
+_watch = pytest.StashKey[SharedMemoryWatch]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    session.config.stash[_shm_before] = _shared_memory()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        session.config.stash[_watch] = SharedMemoryWatch()
+        session.config.stash[_watch].start()
 
 
 @pytest.hookimpl(trylast=True)  # behind the end of xdist's workers
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A run that leaves a shared-memory file behind has failed.
+    """A run that leaves a shared-memory file of its own behind has failed.
 
     Not looked at test by test: another one's may be there meanwhile.
     """
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if _watch not in session.config.stash:
         return
-    left = sorted(
-        f.name
-        for f in _shared_memory() - session.config.stash[_shm_before]
-        if not mapped_by_others(f)
-    )
+    left = session.config.stash[_watch].end()
     if left:
-        print(f"\nshared-memory files left behind in {_SHM}: {', '.join(left)}")
+        print(f"\nshared-memory files left behind: {', '.join(map(str, left))}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def _shared_memory() -> set[Path]:
-    return set(_SHM.iterdir()) if _SHM.exists() else set()
 
 
 def entry_command(*flags: str) -> list[str]:
@@ -101,14 +96,3 @@ def _is_marked(process: psutil.Process, mark: str) -> bool:
         )
     except psutil.Error:
         return False  # gone, or not ours to look at
-
-
-def mapped_by_others(file: Path) -> bool:
-    """In use by a live process, which is none of ours: those are gone."""
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            if str(file) in maps.read_text():
-                return True
-        except OSError:
-            continue
-    return False

@@ -25,7 +25,8 @@ import psutil
 
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
-from tests.conftest import ROOT, entry_command, mapped_by_others
+from tests.conftest import ROOT, entry_command
+from tests.shared_memory import SharedMemoryWatch
 
 MOCK = (
     "--mock",
@@ -83,7 +84,8 @@ def chaos(
         "--name",
         "chaos",
     )
-    done, before = 0, shared_memory()
+    done, watch = 0, SharedMemoryWatch()
+    watch.start()
     while True:
         journal = run / "buffer" / FILE_NAME
         if not journal.exists():  # killed before it had promised anything
@@ -109,7 +111,7 @@ def chaos(
         elif process.returncode not in (0, 1):
             raise RuntimeError(f"a life ended with {process.returncode} unkilled: {err[-3000:]}")
     # semaphores of killed processes, which nobody else can remove
-    for left in shared_memory() - before:
+    for left in watch.end():
         left.unlink(missing_ok=True)
     records, _ = read_journal(run / "buffer" / FILE_NAME)
     return {
@@ -119,11 +121,6 @@ def chaos(
             run, records, num_rollout, fresh=2 if "--max-times-sampled" in more else 4
         ),
     }
-
-
-def shared_memory() -> set[Path]:
-    """Semaphores in shared memory that no live process has mapped."""
-    return {file for file in Path("/dev/shm").glob("sem.*") if not mapped_by_others(file)}
 
 
 def problems(run: Path, records: list[dict[str, Any]], num_rollout: int, fresh: int) -> list[str]:
