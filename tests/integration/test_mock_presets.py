@@ -96,12 +96,7 @@ def test_every_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape
 
 
 EXAMPLES = {
-    "custom_reward": (
-        "--custom-rm-path",
-        "examples/custom_reward.py:reward",
-        "--reward-key",
-        "score",
-    ),
+    "custom_reward": ("--custom-rm-path", "examples/custom_reward.py", "--reward-key", "score"),
     "calculator_agent": ("--custom-generate-function-path", "examples/calculator_agent.py"),
     "generate": ("--custom-generate-function-path", "examples/hooks/generate.py"),
     "dynamic_filter": ("--dynamic-sampling-filter-path", "zero_std"),
