@@ -33,8 +33,9 @@ class RunConfig:
     name: str | None = None  # run name; default: the preset's name, numbered when taken
     runs_dir: str = "runs"  # where run directories are made
     num_rollout: int = 100  # rollouts (of rollout-batch-size groups each) to train on
-    save: str | None = None  # checkpoint folder; default: RUN_DIR/checkpoints
-    load: str | None = None  # a run directory or checkpoint to go on from
+    save: str | None = None  # checkpoint folder of this run alone; default: RUN_DIR/checkpoints
+    # a run directory, its checkpoints or one of them: that run goes on, with its flags
+    load: str | None = None
     save_interval: int | None = None  # save every so many rollouts (0: never); the end always saves
     seed: int = 1234  # for initialisation and everything that has no seed of its own
     use_wandb: bool = False  # also log to Weights & Biases (WANDB_MODE=offline works)

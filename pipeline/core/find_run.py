@@ -29,7 +29,8 @@ def find_run(path: Path) -> Path | None:
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / "metrics.jsonl").is_file() or (folder / "config.yaml").is_file()
+    """A kill may have come before a run had all of these."""
+    return any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
 
 
 def owner_of(folder: Path) -> Path | None:

@@ -90,7 +90,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         from pipeline.wiring.mock import mock_backend as make_backend
     else:
         from pipeline.wiring.real import real_backend as make_backend
-    from pipeline.wiring.debug import half, recorded_buffer, saver
+    from pipeline.wiring.debug import half, recorded_buffer, saver, warn_of_what_is_left_out
 
     backend = half(make_backend(site), config.run)
     source = _prompts(site, backend)
@@ -112,6 +112,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
     )
     telemetry, finish = _telemetry(site)
     undo.callback(telemetry.close)
+    warn_of_what_is_left_out(config)
     recorder = Recorder(
         telemetry=telemetry,
         clock=site.clock,

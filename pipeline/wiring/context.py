@@ -77,7 +77,7 @@ def open_context(config: Config) -> RunContext:
         )
     if point.ledger is not None:
         clock.skip_versions_until(point.ledger.policy_version)
-    return RunContext(
+    site = RunContext(
         config=config,
         args=flat_args(config),
         run_dir=point.home
@@ -89,6 +89,9 @@ def open_context(config: Config) -> RunContext:
         clock=clock,
         time=MonotonicTime(),
     )
+    if point.home is None:  # one that goes on keeps what it had until it has begun
+        site.run_dir.config.write_text(site.config_text, encoding="utf-8")
+    return site
 
 
 def begin(site: RunContext) -> None:

@@ -4,6 +4,7 @@ nothing; its figures are missing in the records."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from configs.schema import Config, RunConfig
 from pipeline.core.types import Group, PushResult, StepResult, TrainBatch
 from pipeline.schedule.clock import RolloutClock
 from pipeline.wiring.assemble import Backend
+
+logger = logging.getLogger(__name__)
 
 
 class NoLearner:
@@ -44,6 +47,17 @@ class NoTransport:
         )
 
     async def close(self) -> None: ...
+
+
+def warn_of_what_is_left_out(config: Config) -> None:
+    """What was asked for, and half a pipeline does not do."""
+    if config.run.debug_rollout_only and config.warmup.sft_steps:
+        logger.warning(
+            "--debug-rollout-only: without a learner the warm-up (--sft-steps %d) is left out too;"
+            " engines generate with --hf-checkpoint's weights. For warmed-up ones, give"
+            " --hf-checkpoint a checkpoint: RUN_DIR/checkpoints/latest/hf",
+            config.warmup.sft_steps,
+        )
 
 
 def half(backend: Backend, run: RunConfig) -> Backend:

@@ -140,6 +140,8 @@ class LearnerGroup:
             "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
             "PYTHONWARNINGS": "ignore",
         }
+        if self._folder is not None:
+            env |= _temporary(self._folder)
         if not gpu:
             env |= {
                 "OMP_NUM_THREADS": str(cluster.cpu_threads_per_actor),
@@ -332,6 +334,19 @@ class LearnerGroup:
             if s.strip() and not s.startswith(":")
         ]
         return "; its last lines:\n  " + "\n  ".join(lines[-count:]) if lines else ""
+
+
+def _temporary(folder: Path) -> dict[str, str]:
+    """A temporary folder of the ranks' own, gone with `folder`: ranks are killed at the end, and
+    what their libraries made (W&B two folders at its import) would stay. What is compiled is kept
+    for the next run."""
+    own = folder / "tmp"
+    own.mkdir(exist_ok=True)
+    compiled = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+    return {
+        "TMPDIR": str(own),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled),
+    }
 
 
 def _absolute(path: Path) -> Path:

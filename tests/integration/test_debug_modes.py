@@ -42,6 +42,16 @@ def test_rollouts_without_a_learner_then_a_learner_without_engines(tmp_path: Pat
     assert {r["samples_generated"] for r in read_metrics(trained, "train")} == {0}
 
 
+def test_a_warm_up_that_is_left_out_is_said_to_be(tmp_path: Path) -> None:
+    flags = (*FAST, "--num-rollout", "1", "--runs-dir", str(tmp_path), "--sft-steps", "7")
+    for name, more, says in (("half", ("--debug-rollout-only",), True), ("whole", (), False)):
+        done = run_entry(*flags, "--name", name, *more)
+        assert done.returncode == 0, done.stderr
+        said = "the warm-up (--sft-steps 7) is left out"
+        assert (said in done.stderr) == says
+        assert (said in (tmp_path / name / "run.log").read_text()) == says
+
+
 @pytest.mark.parametrize(
     "more",
     [
