@@ -42,6 +42,8 @@ class RunConfig:
     wandb_project: str = "slipstream"  # Weights & Biases project
     wandb_group: str | None = None  # Weights & Biases group
     use_tensorboard: bool = False  # also write TensorBoard events into RUN_DIR/tensorboard
+    # samples of each rollout whose texts are kept in samples.jsonl, for the report and the trackers
+    log_samples: int = 4
     mock: bool = False  # simulated engines and learner: the whole pipeline in seconds, no model
     # no learner: generate with the first weights, rollout by rollout
     debug_rollout_only: bool = False

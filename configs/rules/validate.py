@@ -63,6 +63,7 @@ _AT_LEAST_1 = (
     "num_layers_per_virtual_pipeline_stage",
 )
 _AT_LEAST_0 = (
+    "log_samples",
     "seed",
     "rollout_seed",
     "generate_max_retries",

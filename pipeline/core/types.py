@@ -315,6 +315,7 @@ class StepResult:
     num_tokens, seconds; with a reference kl_ref, with replayed experts routing_mismatch, with
     auxiliary losses moe_*. A learner with a model adds peak_memory_bytes (the rank with the most),
     tokens_per_second_per_device, model_tflops (a device), and mfu on a GPU whose peak is known.
+    The bins of the log-ratio's histogram are there as rollout_log_ratio_bin/0, 1, ... (in tokens).
     Those of the behaviour policy are there by staleness too, as ess_fraction/staleness_2-3 (0, 1,
     2-3, 4-7, 8+)."""
 

@@ -17,6 +17,7 @@ from pipeline.report.charts import (
     staleness_chart,
     throughput_charts,
 )
+from pipeline.report.samples import sample_list
 from pipeline.report.summary import REWARD_WINDOW, History
 
 _LAST_ROLLOUTS = 20
@@ -54,6 +55,11 @@ def render(history: History, summary: Mapping[str, Any]) -> str:
         _section(
             "Throughput and lengths", _two([*throughput_charts(history), *pool_charts(history)])
         ),
+        (
+            _section("What the model said", sample_list(history.samples), _SAMPLES_NOTE)
+            if history.samples
+            else ""
+        ),
         _section("Evaluations", _eval_table(history)) if history.evals else "",
         _section("Engine events", _engine_table(history)) if _engine_events(history) else "",
         (
@@ -78,6 +84,10 @@ def render(history: History, summary: Mapping[str, Any]) -> str:
 _STALENESS_NOTE = (
     "The learner's policy version at consumption minus the version whose weights produced the"
     " token; every trained token counts once."
+)
+_SAMPLES_NOTE = (
+    "A few samples of the last rollouts, from the lowest reward to the highest: the prompt, and"
+    " below it the response. samples.jsonl has those of every rollout."
 )
 _IDLE_NOTE = (
     "Generators: mean over engines of the share of time without a request. "

@@ -6,16 +6,18 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.run.metrics import counter_total
 from pipeline.run.record_file import current_records, read_records
 from pipeline.run.rundir import RunDir
+from pipeline.run.samples import last_samples
 
 REWARD_WINDOW = 5  # rollouts that reward_first, reward_last and the trailing mean average over
 REWARD_GOAL = 0.9
+SAMPLED_ROLLOUTS = 3  # the last ones, whose samples the report shows
 Row = Mapping[str, Any]
 
 
@@ -30,6 +32,8 @@ class History:
     pushes: list[dict[str, Any]]
     engines: list[dict[str, Any]]
     config_text: str = ""
+    # of the last rollouts, the newest first: records of kind sample
+    samples: list[list[dict[str, Any]]] = field(default_factory=list)
 
     @property
     def num_rollout(self) -> int | None:
@@ -61,6 +65,7 @@ def load_history(run_dir: str | Path) -> History:
         pushes=by_kind["push"],
         engines=by_kind["engine"],
         config_text=text,
+        samples=last_samples(run.samples, SAMPLED_ROLLOUTS),
     )
 
 

@@ -2,9 +2,10 @@
 rows of metrics.jsonl.
 
 Pure: nothing here does I/O, and time comes from an injected clock. A record is a flat dict of
-scalars; its `kind` is one of train (one rollout trained on), eval (one data set evaluated), push
-(one weight push completed), engine (the pool: `event` is start | death | restart | stats), wait
-(nothing was trained for long, and who is awaited)."""
+scalars (but for a train record's `histograms`); its `kind` is one of train (one rollout trained
+on), eval (one data set evaluated), push (one weight push completed), engine (the pool: `event` is
+start | death | restart | stats), wait (nothing was trained for long, and who is awaited), sample
+(what the model said, see samples.py)."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from pipeline.core.histogram import RATIO_BIN, Histogram
 from pipeline.core.time import IdleMeter, TimeSource
 from pipeline.core.types import EvalResult, Group, PushResult, Sample, Status, StepResult
 
-Kind = Literal["train", "eval", "push", "engine", "wait"]
+Kind = Literal["train", "eval", "push", "engine", "wait", "sample"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Record = dict[str, Any]
 
@@ -176,7 +178,10 @@ def train_record(
     `lengths_trained`, `lengths_removed` (response tokens -> samples, since the start): what a
     --stale-policy trained on and what it removed."""
     samples = [sample for group in groups for sample in group.samples]
-    learner = {k: v for k, v in result.metrics.items() if k != "seconds"}
+    learner = {
+        k: v for k, v in result.metrics.items() if k != "seconds" and not k.startswith(RATIO_BIN)
+    }
+    by_staleness = tokens_by_staleness(samples, policy_version)
     lengths = _lengths(samples)
     return {
         **learner,
@@ -194,10 +199,7 @@ def train_record(
         "num_samples": sum(map(is_trained, samples)),
         "num_samples_untrained": sum(not is_trained(sample) for sample in samples),
         **lengths,
-        **{
-            f"staleness_{k}": v
-            for k, v in asdict(Staleness.of(tokens_by_staleness(samples, policy_version))).items()
-        },
+        **{f"staleness_{k}": v for k, v in asdict(Staleness.of(by_staleness)).items()},
         "staleness_bound": staleness_bound,
         "generation_idle_fraction": lap.generation_idle_fraction,
         "trainer_idle_fraction": lap.trainer_idle_fraction,
@@ -211,6 +213,7 @@ def train_record(
         "samples_generated": samples_generated,
         "samples_failed": samples_failed,
         "wall_seconds": wall_seconds,
+        "histograms": _histograms(samples, by_staleness, result.metrics),
         **(extra or {}),
     }
 
@@ -236,6 +239,20 @@ def _rewards(groups: Sequence[Group], key: str | None) -> Record:
         "reward_std": math.sqrt(variance),
         "zero_std_fraction": flat / len(by_group),
     }
+
+
+def _histograms(
+    samples: Sequence[Sample], by_staleness: Mapping[int, int], metrics: Mapping[str, float]
+) -> Record:
+    """staleness and rollout_log_ratio in trained tokens, response_length in trained samples."""
+    found = {
+        "staleness": Histogram.of_integers(by_staleness),
+        "response_length": Histogram.of_integers(
+            Counter(s.response_length for s in samples if is_trained(s))
+        ),
+        "rollout_log_ratio": Histogram.of_log_ratio(metrics),
+    }
+    return {name: histogram.to_dict() for name, histogram in found.items() if histogram}
 
 
 def _teacher(samples: Sequence[Sample]) -> Record:

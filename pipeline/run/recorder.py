@@ -15,6 +15,7 @@ from pipeline.core.types import EvalResult, Group, PushResult, StepResult, Train
 from pipeline.run.digest import batch_digest
 from pipeline.run.lookout import Blocked
 from pipeline.run.metrics import BufferFill, Utilisation, eval_record, push_record, train_record
+from pipeline.run.samples import sample_records
 from pipeline.run.watchdog import Silence
 from pipeline.schedule.clock import RolloutClock
 
@@ -57,6 +58,7 @@ class Recorder:
         engine_idle_seconds: Callable[[], Mapping[str, float]],
         engine_counts: Callable[[], Mapping[str, int]],
         reward_key: str | None,
+        log_samples: int,
         on_finish: Callable[[float, bool], None],
     ) -> None:
         """`started_at`: the instant (of `time`) from which wall_seconds count. `counts`: the
@@ -64,7 +66,7 @@ class Recorder:
         self._telemetry, self._clock, self._time = telemetry, clock, time
         self._started_at, self._earlier_seconds = started_at, 0.0
         self._counts, self._buffer_statistics = counts, buffer_statistics
-        self._engine_counts = engine_counts
+        self._engine_counts, self._log_samples = engine_counts, log_samples
         self._engine_idle_seconds, self._reward_key, self._on_finish = (
             engine_idle_seconds,
             reward_key,
@@ -123,6 +125,14 @@ class Recorder:
             },
         )
         self._telemetry.emit(**record)
+        for sample in sample_records(
+            groups,
+            rollout_id=rollout_id,
+            policy_version=batch.policy_version,
+            reward_key=self._reward_key,
+            limit=self._log_samples,
+        ):
+            self._telemetry.emit(**sample)
         self._compare(record)
         self.engine("stats", **self._engine_counts())
 

@@ -39,6 +39,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """A few samples of every rollout, for people to read: one JSON object a line."""
+        return self.path / "samples.jsonl"
+
+    @property
     def rolled_back(self) -> Path:
         """Lines that a resume took out of metrics.jsonl: rollouts trained after the checkpoint it
         went on from."""

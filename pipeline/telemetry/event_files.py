@@ -1,14 +1,64 @@
-"""TensorBoard's event files, rewritten when a run goes back to a checkpoint: TensorBoard would show
-a step that was taken twice as two points."""
+"""TensorBoard's event files: what is written into them, and what is taken out when a run goes back
+to a checkpoint (TensorBoard would show a step that was taken twice as two points). By TensorBoard's
+own writer, which needs neither torch nor TensorFlow."""
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipeline.core.histogram import Histogram
+
 _PATTERN = "events.out.tfevents.*"
+
+
+class EventFile:
+    """One more file in a folder of event files."""
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(directory))
+
+    def scalar(self, tag: str, value: float, step: int, wall_time: float | None) -> None:
+        from tensorboard.plugins.scalar.metadata import create_summary_metadata
+
+        described = create_summary_metadata(display_name="", description="")
+        self._add(tag, np.float32(value), described, step, wall_time)
+
+    def histogram(self, tag: str, value: Histogram, step: int, wall_time: float | None) -> None:
+        from tensorboard.plugins.histogram.metadata import create_summary_metadata
+
+        edges = value.edges
+        rows = np.array([edges[:-1], edges[1:], value.counts], dtype=np.float64).T
+        described = create_summary_metadata(display_name="", description="")
+        self._add(tag, rows, described, step, wall_time)
+
+    def text(self, tag: str, value: str, step: int, wall_time: float | None) -> None:
+        """Markdown."""
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+
+        described = create_summary_metadata(display_name="", description="")
+        self._add(tag, np.array([value], dtype=np.object_), described, step, wall_time)
+
+    def _add(self, tag: str, data: Any, described: Any, step: int, at: float | None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        event = Event(wall_time=time.time() if at is None else at, step=step)
+        event.summary.value.add(tag=tag, tensor=make_tensor_proto(data), metadata=described)
+        self._writer.add_event(event)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def keep_only(directory: Path, newest_steps: Mapping[str, int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.run.metrics import KINDS
 from pipeline.run.record_file import jsonable, line_of
 
 logger = logging.getLogger(__name__)
+NUMBER_KINDS = frozenset(KINDS) - {"sample"}
 
 
 class Telemetry:
@@ -72,17 +73,19 @@ class Telemetry:
 
 class JsonlSink:
     """metrics.jsonl, appended to; a line is handed to the operating system as soon as it is said,
-    so kill -9 loses none."""
+    so kill -9 loses none. Samples, which are long, go to a file of their own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kinds: Collection[str] = NUMBER_KINDS) -> None:
+        self._kinds = kinds
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         self._file = path.open("a", encoding="utf-8")
         if torn:  # a kill in the middle of a line: the next record must not be glued to it
             self._file.write("\n")
 
     def write(self, record: Any) -> None:
-        self._file.write(line_of(record))
-        self._file.flush()
+        if record["kind"] in self._kinds:
+            self._file.write(line_of(record))
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()

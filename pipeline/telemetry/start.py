@@ -41,8 +41,10 @@ def open_telemetry(
     moved = (
         roll_back(run_dir.metrics, run_dir.rolled_back, resumed_at) if resumed_at is not None else 0
     )
+    if resumed_at is not None:
+        roll_back(run_dir.samples, run_dir.rolled_back, resumed_at)
     # first and unguarded: a run that cannot write its records should not start
-    jsonl = JsonlSink(run_dir.metrics)
+    files: list[Sink] = [JsonlSink(run_dir.metrics), JsonlSink(run_dir.samples, {"sample"})]
     view = RunView(name=run_dir.name, num_rollout=config.run.num_rollout, run_dir=str(run_dir.path))
     earlier = current_records(read_records(run_dir.metrics))
     for record in earlier:
@@ -61,7 +63,7 @@ def open_telemetry(
         )
     for problem in problems:
         logger.warning(problem)
-    return Telemetry([jsonl, *trackers, terminal], on_close=stop_logging)
+    return Telemetry([*files, *trackers, terminal], on_close=stop_logging)
 
 
 def _terminal(

@@ -123,6 +123,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         engine_idle_seconds=backend.engine_idle_seconds,
         engine_counts=backend.engine_counts,
         reward_key=config.reward.reward_key,
+        log_samples=config.run.log_samples,
         on_finish=finish,
     )
     backend.watch_engines(

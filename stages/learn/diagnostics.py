@@ -11,12 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.core.histogram import NUM_RATIO_BINS, RATIO_WIDTH, ratio_bins
 from stages.learn.corrections import MAX_LOG_RATIO
 from stages.learn.reduce import spread
 
 BUCKETS = ("0", "1", "2-3", "4-7", "8+")  # staleness of the sample, in policy versions
 _EDGES = (1, 2, 4, 8)
-BIN_WIDTH = 0.02
+BIN_WIDTH = RATIO_WIDTH
 _HALF = 256
 NUM_BINS = 2 * _HALF + 1
 QUANTITIES = (
@@ -95,7 +96,8 @@ def off_policy_metrics(sums: Tensor) -> dict[str, float]:
         _table(sums),
         sums.double()[len(QUANTITIES) * len(BUCKETS) :].view(len(BUCKETS), NUM_BINS),
     )
-    out = _metrics_of(table.sum(1), histogram.sum(0), "")
+    whole = histogram.sum(0)
+    out = _metrics_of(table.sum(1), whole, "") | ratio_bins(_inner_bins(whole))
     for i, name in enumerate(BUCKETS):
         if table[0, i] > 0:
             out |= _metrics_of(table[:, i], histogram[i], f"/staleness_{name}")
@@ -125,6 +127,15 @@ def _metrics_of(sums: Tensor, histogram: Tensor, suffix: str) -> dict[str, float
         **{f"rollout_ratio_{name}": _quantile(histogram, q) for name, q in QUANTILES.items()},
     }
     return {k + suffix: v for k, v in metrics.items()}
+
+
+def _inner_bins(histogram: Tensor) -> list[float]:
+    """The NUM_RATIO_BINS around 0; the outermost two with what is beyond them."""
+    half = NUM_RATIO_BINS // 2
+    inner = histogram[_HALF - half : _HALF + half + 1].clone()
+    inner[0] += histogram[: _HALF - half].sum()
+    inner[-1] += histogram[_HALF + half + 1 :].sum()
+    return [float(count) for count in inner]
 
 
 def _quantile(histogram: Tensor, q: float) -> float:

@@ -7,10 +7,12 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 
 from configs.schema import MockConfig
 from pipeline.core.errors import CheckpointError
+from pipeline.core.histogram import NUM_RATIO_BINS, RATIO_WIDTH, ratio_bins
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import StepResult, TrainBatch, TrainSample
 
@@ -72,6 +74,7 @@ class MockLearner:
             "ess_fraction": math.exp(-(drift**2)),
             "num_tokens": float(sum(s.num_tokens for s in samples)),
             "seconds": seconds,
+            **ratio_bins(_bell(drift, sum(int(s.loss_mask.sum()) for s in samples))),
         }
 
     async def save(self, path: Path, hf: Path | None) -> None:
@@ -97,3 +100,10 @@ class MockLearner:
 
     async def close(self) -> None:
         return None
+
+
+def _bell(deviation: float, num_tokens: int) -> list[float]:
+    """Tokens by log-ratio, were it normal with that deviation."""
+    edges = [(i - NUM_RATIO_BINS / 2) * RATIO_WIDTH for i in range(1, NUM_RATIO_BINS)]
+    below = [0.0, *(0.5 + 0.5 * math.erf(e / max(deviation, 1e-9) / 2**0.5) for e in edges), 1.0]
+    return [round(num_tokens * (b - a), 3) for a, b in pairwise(below)]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.histogram import ratio_bins
 from pipeline.core.types import (
     EvalResult,
     Group,
@@ -24,6 +25,7 @@ from pipeline.core.types import (
 )
 from pipeline.run.metrics import BufferFill, Lap, eval_record, push_record, train_record
 from pipeline.run.record_file import line_of
+from pipeline.run.samples import sample_records
 
 CONFIG = (
     "# The run.\n- --num-rollout {n}\n- --async-buffer-size 2\n- --update-weights-interval 1\n-"
@@ -35,7 +37,14 @@ def make_sample(
     index: int, *, reward: float, spans: list[tuple[int, int]], status: Status = Status.COMPLETED
 ) -> Sample:
     """`spans`: (version, number of tokens) one after the other."""
-    sample = Sample(index=index, tokens=[1, 2, 3], reward=reward, status=status)
+    sample = Sample(
+        index=index,
+        prompt=f"Is {index} < 7 & even?",
+        tokens=[1, 2, 3],
+        response="<yes> & so on" if reward else "no",
+        reward=reward,
+        status=status,
+    )
     for version, n in spans:
         sample.append_response_tokens(
             [5] * n, log_probs=[-0.1] * n, spans=[VersionSpan(version, 0, n)]
@@ -80,6 +89,7 @@ def learner_metrics(rng: random.Random, rollout: int) -> dict[str, float]:
         "entropy": 1.6 * math.exp(-rollout / 50) + 0.2,
         "kl_rollout_old": abs(rng.gauss(2e-3, 8e-4)),
         "kl_old_new": abs(rng.gauss(1e-3, 4e-4)),
+        **ratio_bins([0] * 24 + [3, 50, 2] + [0] * 24),
         "ratio_max": 1.2 + rng.expovariate(5),
         "clip_fraction": abs(rng.gauss(0.02, 0.01)),
         "tis_clip_fraction": abs(rng.gauss(0.004, 0.002)),
@@ -100,12 +110,13 @@ def records(num_rollouts: int, *, seed: int = 7) -> Iterator[dict[str, Any]]:
     }
     for r in range(num_rollouts):
         skill = 0.25 + 0.72 / (1 + math.exp(-(r - num_rollouts * 0.35) / (num_rollouts * 0.09)))
+        groups = make_groups(rng, r, skill)
         interval = 1.2 + rng.random() * 0.6 + (2.5 if r == 0 else 0)
         wall += interval
         yield train_record(
             rollout_id=r,
             policy_version=r,
-            groups=make_groups(rng, r, skill),
+            groups=groups,
             result=StepResult(metrics=learner_metrics(rng, r)),
             staleness_bound=2,
             lap=Lap(
@@ -120,6 +131,7 @@ def records(num_rollouts: int, *, seed: int = 7) -> Iterator[dict[str, Any]]:
             samples_generated=(r + 3) * 32,
             samples_failed=r // 9,
         )
+        yield from sample_records(groups, rollout_id=r, policy_version=r, reward_key=None, limit=4)
         stall = rng.uniform(0.01, 0.05)
         push = PushResult(
             policy_version=r + 1,
@@ -164,9 +176,9 @@ def records(num_rollouts: int, *, seed: int = 7) -> Iterator[dict[str, Any]]:
 def write_run(path: Path, num_rollouts: int, *, asked_for: int | None = None) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.yaml").write_text(CONFIG.format(n=asked_for or num_rollouts))
-    (path / "metrics.jsonl").write_text(
-        "".join(line_of({"time": 1.7e9, **record}) for record in records(num_rollouts))
-    )
+    for name, samples in (("metrics.jsonl", False), ("samples.jsonl", True)):
+        rows = [r for r in records(num_rollouts) if (r["kind"] == "sample") == samples]
+        (path / name).write_text("".join(line_of({"time": 1.7e9, **row}) for row in rows))
     return path
 
 

@@ -118,7 +118,7 @@ def test_summary_of_a_whole_run(tmp_path: Path) -> None:
             "trainer_idle_fraction": (
                 sum(r["trainer_idle_fraction"] * r["interval_seconds"] for r in train) / total
             ),
-            "wall_seconds": max(r["wall_seconds"] for r in rows),
+            "wall_seconds": max(r["wall_seconds"] for r in rows if "wall_seconds" in r),
             "seconds_to_reward_0_9": train[first_at_goal]["wall_seconds"],
         }
     )
@@ -180,6 +180,7 @@ def test_report_of_a_whole_run(tmp_path: Path) -> None:
         "Who waits",
         "Weight pushes",
         "Learner",
+        "What the model said",
         "Evaluations",
         "Engine events",
         "Configuration",
@@ -189,6 +190,10 @@ def test_report_of_a_whole_run(tmp_path: Path) -> None:
     assert "within the bound of 2" in page
     assert ">complete<" in page
     assert "<b>r</b>" not in page
+    assert page.count('class="sample"') == 3 * 4
+    assert "&lt;yes&gt; &amp; so on" in page and "<yes>" not in page
+    assert "rollout 39, trained at policy version 39" in page
+    assert "by version 38, " in page
     assert "&lt;tiny &amp; local&gt;" in page
     width, height = struct.unpack(">II", (run / "reward.png").read_bytes()[16:24])
     assert (width, height) == (1600, 1000)

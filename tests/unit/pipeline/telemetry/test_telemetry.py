@@ -21,6 +21,7 @@ from pipeline.run.rundir import RunDir, create_run_dir
 from pipeline.telemetry import JsonlSink, Telemetry, open_telemetry
 from pipeline.telemetry.logs import start_logging
 from pipeline.telemetry.terminal import panel
+from pipeline.telemetry.trackers import TABLE
 from pipeline.telemetry.view import RunView, plain_line, sparkline
 from tests.unit.sample_run import records
 
@@ -123,7 +124,9 @@ def test_plain_output_is_a_line_a_rollout(
     assert "warning: look here" in err
     assert "not this" not in out + err
     assert "WARNING pipeline.x: look here" in run_dir.run_log.read_text()
-    assert len(read_records(run_dir.metrics)) == len(list(records(20)))
+    said = [r for r in records(20) if r["kind"] == "sample"]
+    assert len(read_records(run_dir.metrics)) == len(list(records(20))) - len(said)
+    assert [r["response"] for r in read_records(run_dir.samples)] == [r["response"] for r in said]
 
 
 def test_the_live_view_shows_the_run_and_the_warnings(
@@ -262,6 +265,7 @@ def test_tensorboard_holds_the_numbers(run_dir: RunDir, restored_logging: None) 
         telemetry.emit(**record)
     telemetry.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
     # 0: all of them
     events = EventAccumulator(str(run_dir.tensorboard), size_guidance={"tensors": 0})
@@ -274,6 +278,21 @@ def test_tensorboard_holds_the_numbers(run_dir: RunDir, restored_logging: None) 
         (r["rollout_id"], r["reward_mean"]) for r in records(12) if r["kind"] == "train"
     ]
     assert "eval/held-out/reward_mean" in events.Tags()["tensors"]
+    train = [r for r in records(12) if r["kind"] == "train"]
+    for name in ("staleness", "response_length", "rollout_log_ratio"):
+        tag = f"train/histogram/{name}"
+        assert events.SummaryMetadata(tag).plugin_data.plugin_name == "histograms"
+        drawn = [make_ndarray(e.tensor_proto) for e in events.Tensors(tag)]
+        assert [rows[:, 2].tolist() for rows in drawn] == [
+            list(r["histograms"][name]["counts"]) for r in train
+        ]
+    assert events.SummaryMetadata("sample/table").plugin_data.plugin_name == "text"
+    tables = events.Tensors("sample/table")
+    assert [e.step for e in tables] == list(range(12))
+    table = make_ndarray(tables[-1].tensor_proto).item().decode().splitlines()
+    assert len(table) == 2 + 4
+    assert "&lt;yes&gt; &amp; so on" in table[-1]
+    assert {line.count("|") for line in table} == {8}
 
 
 def _trained_twice(run_dir: RunDir, **flags: bool) -> None:
@@ -316,6 +335,8 @@ class _FakeWandb(types.ModuleType):
         self.logged: dict[str, list[tuple[int, dict[str, float]]]] = {}
 
     def Settings(self, **_: Any) -> None: ...  # noqa: N802
+    def Histogram(self, **_: Any) -> None: ...  # noqa: N802
+    def Table(self, **_: Any) -> None: ...  # noqa: N802
     def teardown(self) -> None: ...
 
     def init(self, *, id: str, **_: Any) -> Any:
@@ -342,6 +363,8 @@ def test_a_resumed_curve_in_wandb_has_every_step_once(
         assert got == list(range(end))
         steps = [step for step, _ in rows]
         assert steps == sorted(set(steps))
+    tables = [v["sample/rollout_id"] for rows in (first, second) for _, v in rows if TABLE in v]
+    assert tables == [*range(9), *range(5, 12)]  # samples are not said again
 
 
 @pytest.mark.slow
@@ -356,7 +379,13 @@ def test_wandb_works_offline(
     telemetry.close()
     files = list((run_dir.path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 1
-    assert b"train/reward_mean" in files[0].read_bytes()
+    held = files[0].read_bytes()
+    assert b"train/reward_mean" in held
+    assert b"train/histogram/staleness" in held
+    tables = list((run_dir.path / "wandb").glob("**/media/table/sample/table_*.table.json"))
+    assert len(tables) == 3
+    assert all(b"&lt;yes&gt;" not in t.read_bytes() for t in tables)
+    assert any("<yes> & so on" in t.read_text() for t in tables)
     assert "off" not in run_dir.run_log.read_text()
 
 

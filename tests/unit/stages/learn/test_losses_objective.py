@@ -17,6 +17,7 @@ from torch import Tensor
 
 from configs.corrections import PRESETS, correction_of
 from configs.schema import AlgorithmConfig
+from pipeline.core.histogram import Histogram
 from stages.learn.corrections import batch_evidence, batch_statistics
 from stages.learn.losses import compute_log_probs_from_logits
 from stages.learn.objective import (
@@ -299,6 +300,13 @@ def test_metrics_by_staleness_against_a_loop() -> None:
         for name, q in (("p01", 0.01), ("p50", 0.5), ("p99", 0.99)):
             exact = sorted(w)[max(0, math.ceil(q * len(w)) - 1)]
             assert got[f"rollout_ratio_{name}{suffix}"] == pytest.approx(exact, rel=0.0102)
+    inner = Histogram.of_log_ratio(got)
+    assert inner is not None and sum(inner.counts) == len(groups[""])
+    for i, count in enumerate(inner.counts[1:-1], start=1):
+        # a value within a rounding error of an edge may be on either side
+        sure = sum(inner.edges[i] + 1e-5 < x < inner.edges[i + 1] - 1e-5 for x in groups[""])
+        near = sum(min(abs(x - e) for e in inner.edges[i : i + 2]) <= 1e-5 for x in groups[""])
+        assert sure <= count <= sure + near
     assert {k for k in got if k.startswith("ess_fraction")} == {"ess_fraction" + g for g in groups}
 
 

@@ -1,0 +1,47 @@
+"""The report's samples: what the model said in the last rollouts, with reward and policy
+versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from pipeline.core.format import number
+from pipeline.run.record_file import Record
+
+
+def sample_list(rollouts: Sequence[Sequence[Record]]) -> str:
+    """The newest rollout's samples open, those of the others folded."""
+    return "".join(
+        f"<details{' open' if place == 0 else ''}><summary>rollout"
+        f" {number(samples[0]['rollout_id'])}, trained at policy version"
+        f" {number(samples[0]['policy_version'])}</summary>"
+        f"{''.join(map(_sample, samples))}</details>"
+        for place, samples in enumerate(rollouts)
+    )
+
+
+def _sample(sample: Record) -> str:
+    facts = [
+        f"reward {number(sample['reward'])}",
+        str(sample["status"]),
+        f"{number(sample['response_length'])} tokens",
+        _versions(sample),
+        f"group {number(sample['group'])}, sample {number(sample['place'])}",
+    ]
+    if sample["label"] is not None:
+        facts.append(f"label {sample['label']}")
+    return (
+        f'<div class="sample"><p class="soft">{escape(" · ".join(filter(None, facts)))}</p>'
+        f"<pre>{escape(sample['prompt'])}</pre>"
+        f'<pre class="said">{escape(sample["response"]) or "(nothing)"}</pre></div>'
+    )
+
+
+def _versions(sample: Record) -> str:
+    """Which weights sampled how many of its tokens."""
+    spans = sample["token_versions"]
+    if len(spans) == 1:
+        return f"sampled by version {number(spans[0][0])}"
+    parts = [f"{number(num)} by version {number(version)}" for version, num in spans]
+    return f"sampled {', '.join(parts)}" if parts else ""
