@@ -22,7 +22,7 @@ setup-gpu:  ## set up .venv for a CUDA machine (SGLang's own pins)
 	@requirements/setup.sh gpu "$(PYTHON)" "$(VENV)"
 
 quickstart: $(STAMP)  ## train a tiny Qwen3 by async GRPO on two CPU cores, a few minutes
-	$(RUN) train_async.py --config configs/presets/quickstart.yaml
+	$(RUN) train_async.py --config quickstart
 
 mock: $(STAMP)  ## the whole pipeline with simulated engines and learner, seconds
 	$(RUN) train_async.py --mock --num-rollout 50 --async-buffer-size 2

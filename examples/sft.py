@@ -1,8 +1,7 @@
 """Supervised fine-tuning on the same path: the "response" is the data's, the loss is cross entropy
 (--loss-type sft_loss).
 
-    python train_async.py --config configs/presets/sft.yaml --prompt-data mine.jsonl --label-key \
-        label
+    python train_async.py --config sft --prompt-data mine.jsonl --label-key label
 
 A row's label is the answer as text, or the chat messages that follow the prompt's messages. In a
 chat every assistant turn is trained, with what closes it; user and tool turns between them are in

@@ -18,13 +18,17 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 def own_help(prog: str, families: Iterable[FlagFamily]) -> str:
     """The whole page, as wide as the terminal (100 columns at most)."""
     width = _width()
-    lines = [f"usage: {prog} [--config FILE.yaml] [--flag value ...]", ""]
+    lines = [f"usage: {prog} [--config FILE|NAME] [--flag value ...]", ""]
     lines += textwrap.wrap(
         "A preset is a YAML list of flags; the command line wins over it. `none` unsets a flag that"
         " may be unset.",
         width,
     )
-    lines += _entry("--config FILE.yaml", "preset(s) to start from; may be repeated", width)
+    lines += _entry(
+        "--config FILE|NAME",
+        "preset(s) to start from, files or Slipstream's own by name; may be repeated",
+        width,
+    )
     lines += _entry("-h, --help", "this page", width)
     lines += _entry("--version", "print the version", width)
     for section, cls in section_classes().items():

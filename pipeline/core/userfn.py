@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.function_source import FunctionSource, find_source
+from pipeline.core.own_files import places_tried
 from pipeline.core.user_modules import import_user_file
 
 
@@ -184,7 +185,7 @@ def _top_level_names(body: Iterable[ast.stmt]) -> tuple[set[str], list[str], boo
 
 
 def _missing_file(spec: str, file: Path) -> ConfigError:
-    return ConfigError(f"{spec!r}: there is no file {file} (looked in {file.absolute().parent})")
+    return ConfigError(f"{spec!r}: there is no file {file} ({places_tried(file)})")
 
 
 def _no_such_function(where: FunctionSpec, functions: Iterable[str]) -> ConfigError:

@@ -14,6 +14,9 @@ from configs.command_line.loader import load_config, parse_config
 from configs.flags import own_flags
 from configs.schema import SECTIONS, Config, flat_args
 from pipeline.core.errors import ConfigError
+from pipeline.wiring import FAMILIES
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class FakeFamily:
@@ -192,6 +195,49 @@ def test_a_missing_preset_names_those_beside_it(preset: Callable[..., str]) -> N
     message = complaint("--config", str(path.with_name("fats.yaml")))
     assert "fats.yaml" in message
     assert "fast.yaml" in message
+
+
+@pytest.mark.parametrize("name", ["quickstart", "sft", "smollm2"])
+def test_a_preset_of_ours_and_its_files_are_found_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(["--config", name], FAMILIES)  # checks that every file is there
+    assert config == dataclasses.replace(
+        load_config(["--config", f"configs/presets/{name}.yaml"], FAMILIES), run=config.run
+    )
+    assert config.run.name == name
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "hint"),
+    [
+        (["--config", "quikstart"], None, "did you mean quickstart?"),
+        (["--config", "zebra"], None, "Slipstream's own are colours, quickstart, sft, smollm2"),
+        (["--config", "configs/presets/no.yaml"], "configs/presets/no.yaml", "quickstart.yaml"),
+        (
+            ["--config", "quickstart", "--hf-checkpoint", "tiny:configs/models/no.yaml"],
+            "configs/models/no.yaml",
+            "configs/models/ has examples",
+        ),
+        (
+            ["--config", "quickstart", "--prompt-data", "configs/presets/no.jsonl"],
+            "configs/presets/no.jsonl",
+            "",
+        ),
+        (["--config", "sft", "--custom-rm-path", "examples/no.py"], "examples/no.py", ""),
+    ],
+)
+def test_a_file_of_ours_that_is_not_there_names_both_places(
+    words: list[str], place: str | None, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_config(words, FAMILIES)
+    message = str(caught.value)
+    assert f"working folder: {tmp_path}" in message
+    assert place is None or str(ROOT / place) in message
+    assert hint in message
 
 
 def test_a_preset_that_is_no_text(tmp_path: Path) -> None:

@@ -120,6 +120,17 @@ def test_the_command_trains_reports_and_looks_into_the_buffer(installed: Install
     assert '"lost": 0' in account.stdout
 
 
+def test_a_preset_its_model_data_and_example_are_found(installed: Installation) -> None:
+    trained = installed.run(
+        "slipstream", "train", "--config", "sft", "--mock", "--num-rollout", "1"
+    )
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    resolved = (installed.elsewhere / "runs" / "sft" / "config.yaml").read_text()
+    for name in ("slipstream/examples/sft.py", "configs/presets/quickstart-warmup.jsonl"):
+        (place,) = {line.split()[-1] for line in resolved.splitlines() if line.endswith(name)}
+        assert installed.folder in Path(place).parents
+
+
 def test_users_files_with_helpers_and_folders_named_as_ours(installed: Installation) -> None:
     for name, text in {
         "rewards/configs/weights.py": "WEIGHT = 0.25\n",
