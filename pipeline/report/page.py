@@ -17,8 +17,9 @@ from pipeline.report.charts import (
     staleness_chart,
     throughput_charts,
 )
+from pipeline.report.learned import learned_tiles, what_was_learned
 from pipeline.report.samples import sample_list
-from pipeline.report.summary import REWARD_WINDOW, History
+from pipeline.report.summary import History
 
 _LAST_ROLLOUTS = 20
 _HERE = Path(__file__).parent
@@ -107,16 +108,7 @@ def sentences(history: History, summary: Mapping[str, Any]) -> str:
         + (f" ({here} of them in this run, the others before it)" if here < trained else "")
         + f" in {duration(summary['wall_seconds'])}."
     ]
-    if summary["reward_first"] is not None:
-        out.append(
-            f"Mean reward went from {number(summary['reward_first'])} (first {REWARD_WINDOW}"
-            f" rollouts) to {number(summary['reward_last'])} (last {REWARD_WINDOW})."
-        )
-    if summary["seconds_to_reward_0_9"] is not None:
-        out.append(
-            f"It reached 0.9 after {duration(summary['seconds_to_reward_0_9'])} (mean of"
-            f" {REWARD_WINDOW} rollouts, start-up included)."
-        )
+    out += what_was_learned(history, summary)
     if summary["staleness_max"] is not None:
         worst, bound = summary["staleness_max"], summary["staleness_bound"]
         kept = "within the bound of" if worst <= bound else "BEYOND the bound of"
@@ -156,11 +148,7 @@ def _num_trained(history: History) -> int:
 def _head(history: History, summary: Mapping[str, Any]) -> str:
     s = summary
     tiles = (
-        (
-            f"{number(s['reward_first'])} → {number(s['reward_last'])}",
-            f"reward, first and last {REWARD_WINDOW}",
-        ),
-        (duration(s["seconds_to_reward_0_9"]), "to reward 0.9"),
+        *learned_tiles(history, s),
         (
             f"{number(s['staleness_max'])} / {number(s['staleness_bound'])}",
             "staleness, max / bound",

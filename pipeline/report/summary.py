@@ -41,6 +41,11 @@ class History:
         value = self.flag("num-rollout")
         return int(value) if value is not None and value.isdigit() else None
 
+    @property
+    def is_supervised(self) -> bool:
+        """Trained on given answers: its loss says how it went, not its rewards."""
+        return self.flag("loss-type") == "sft_loss"
+
     def flag(self, name: str) -> str | None:
         """The value of a flag in config.yaml (a list of `- --flag value` lines)."""
         for line in self.config_text.splitlines():
@@ -79,21 +84,24 @@ REMOVED = (
 def summarise(history: History, *, wall_seconds: float | None = None) -> dict[str, Any]:
     """The content of summary.json. A mean of nothing is None; a count of nothing 0.
 
-    reward_first, reward_last: means over the first and last 5 rollouts (fewer where the run is
-    shorter). seconds_to_reward_0_9: wall_seconds of the first rollout at which the trailing mean
-    over 5 rollouts (fewer at the start) is at least 0.9. Idle fractions are weighted with the time
+    reward_first, reward_last: means over the first and last 5 rollouts (of fewer than ten: over
+    each half). seconds_to_reward_0_9: wall_seconds of the first rollout at which the trailing mean
+    over 5 rollouts (fewer at the start) is at least 0.9, where rewards are shares from 0 to 1;
+    None in a supervised run. Idle fractions are weighted with the time
     they cover. `wall_seconds`: of the whole run, closing included (default: of the newest record).
     """
     train, pushes = history.train, history.pushes
     everything = [*train, *history.evals, *pushes, *history.engines]
     rewards = values(train, "reward_mean")
+    window = reward_window(len(rewards))
+    shares = not history.is_supervised and are_shares(train)
     return {
         "num_rollouts": len(train),
         "final_policy_version": max(
             [0, *values(train, "policy_version"), *values(pushes, "policy_version")]
         ),
-        "reward_first": mean(rewards[:REWARD_WINDOW]),
-        "reward_last": mean(rewards[-REWARD_WINDOW:]),
+        "reward_first": mean(rewards[:window]),
+        "reward_last": mean(rewards[-window:]),
         "samples_generated": int(counter_total(values(train, "samples_generated"))),
         "samples_trained": sum(values(train, "num_samples")),
         "samples_failed": int(counter_total(values(train, "samples_failed"))),
@@ -112,7 +120,8 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "wall_seconds": wall_seconds
         if wall_seconds is not None
         else max(values(everything, "wall_seconds"), default=0.0),
-        "seconds_to_reward_0_9": seconds_to_reward(train),
+        "seconds_to_reward_0_9": seconds_to_reward(train) if shares else None,
+        "rollouts_with_equal_rewards": sum(row.get("rewards_equal") is True for row in train),
         **_learner(train),
     }
 
@@ -161,6 +170,20 @@ def write_summary(run_dir: str | Path, *, wall_seconds: float | None = None) -> 
         RunDir(Path(run_dir)).summary, json.dumps(summary, indent=2, allow_nan=False) + "\n"
     )
     return summary
+
+
+def reward_window(num_rollouts: int) -> int:
+    """Rollouts that count as the first ones, and as the last: never the same twice, but for a
+    single one."""
+    return max(1, min(REWARD_WINDOW, num_rollouts // 2))
+
+
+def are_shares(train: Sequence[Row]) -> bool:
+    """Do the rewards go from 0 to 1? Only then does a goal of 0.9 mean anything. Records of older
+    runs have means only."""
+    lowest = [*values(train, "reward_min"), *values(train, "reward_mean")]
+    highest = [*values(train, "reward_max"), *values(train, "reward_mean")]
+    return min(lowest, default=0.0) >= 0 and max(highest, default=1.0) <= 1
 
 
 def seconds_to_reward(train: Sequence[Row], goal: float = REWARD_GOAL) -> float | None:

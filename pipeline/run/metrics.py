@@ -230,13 +230,16 @@ def _rewards(groups: Sequence[Group], key: str | None) -> Record:
     ]
     rewards = [r for group in by_group for r in group]
     if not rewards:
-        return {"reward_mean": None, "reward_std": None, "zero_std_fraction": None}
+        names = ("reward_mean", "reward_std", "reward_min", "reward_max", "zero_std_fraction")
+        return dict.fromkeys(names)
     mean = math.fsum(rewards) / len(rewards)
     variance = math.fsum((r - mean) ** 2 for r in rewards) / len(rewards)
     flat = sum(1 for group in by_group if group and max(group) == min(group))
     return {
         "reward_mean": mean,
         "reward_std": math.sqrt(variance),
+        "reward_min": min(rewards),
+        "reward_max": max(rewards),
         "zero_std_fraction": flat / len(by_group),
     }
 

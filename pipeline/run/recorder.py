@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pipeline.core.time import TimeSource
 from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
 from pipeline.run.digest import batch_digest
+from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Blocked
 from pipeline.run.metrics import BufferFill, Utilisation, eval_record, push_record, train_record
 from pipeline.run.samples import sample_records
@@ -60,9 +61,11 @@ class Recorder:
         reward_key: str | None,
         log_samples: int,
         on_finish: Callable[[float, bool], None],
+        equal_rewards: EqualRewards | None = None,
     ) -> None:
         """`started_at`: the instant (of `time`) from which wall_seconds count. `counts`: the
-        producer's, live. `on_finish(wall_seconds, interrupted)` writes summary and report."""
+        producer's, live. `on_finish(wall_seconds, interrupted)` writes summary and report.
+        `equal_rewards`: None where rewards are not what is learned from."""
         self._telemetry, self._clock, self._time = telemetry, clock, time
         self._started_at, self._earlier_seconds = started_at, 0.0
         self._counts, self._buffer_statistics = counts, buffer_statistics
@@ -74,6 +77,7 @@ class Recorder:
         )
         self._utilisation = Utilisation(time, engine_idle_seconds)
         self._compared = False
+        self._equal_rewards = equal_rewards
 
     @property
     def wall_seconds(self) -> float:
@@ -124,6 +128,10 @@ class Recorder:
                 "batch_digest": batch_digest(batch),
             },
         )
+        warning = None
+        if self._equal_rewards is not None:
+            record["rewards_equal"] = self._equal_rewards.add(record)
+            warning = self._equal_rewards.warning(record)
         self._telemetry.emit(**record)
         for sample in sample_records(
             groups,
@@ -133,6 +141,8 @@ class Recorder:
             limit=self._log_samples,
         ):
             self._telemetry.emit(**sample)
+        if warning is not None:
+            logger.warning("%s", warning)
         self._compare(record)
         self.engine("stats", **self._engine_counts())
 

@@ -23,6 +23,7 @@ from pipeline.core.deadline import Deadline
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
 from pipeline.core.types import Sample, TrainBatch
+from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Lookout
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import Recorder
@@ -125,6 +126,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         reward_key=config.reward.reward_key,
         log_samples=config.run.log_samples,
         on_finish=finish,
+        equal_rewards=_equal_rewards(config),
     )
     backend.watch_engines(
         lambda event, engine, reason: recorder.engine(event, engine=engine, reason=reason)
@@ -195,6 +197,23 @@ def _priority(site: RunContext) -> Priority:
     if spec is None:
         return lambda group: reward_std(group, site.config.reward.reward_key)
     return user_priority(spec, load_hook("buffer_priority_path", spec), site.args)
+
+
+def _equal_rewards(config: Config) -> EqualRewards | None:
+    """None where something else than rewards is learned from, or a user's function makes the
+    advantages."""
+    a = config.algorithm
+    own = (
+        a.custom_advantage_function_path,
+        a.custom_reward_post_process_path,
+        a.custom_convert_samples_to_train_data_path,
+    )
+    if a.loss_type != "policy_loss" or config.distill.use_opd or any(own):
+        return None
+    return EqualRewards(
+        within_groups=a.rewards_normalization
+        and a.advantage_estimator not in ("reinforce_plus_plus", "ppo")
+    )
 
 
 def _user_filter(site: RunContext) -> UserFilter | None:

@@ -91,6 +91,21 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, nothing_left_behind: None
         assert (run / name).stat().st_size > 0
 
 
+def test_rewards_that_are_all_equal_are_warned_of_at_the_time_and_at_the_end(
+    tmp_path: Path,
+) -> None:
+    """Loss 0 and exit code 0 look like a success."""
+    function = tmp_path / "constant.py"
+    function.write_text("async def reward_func(args, sample, **kwargs):\n    return 0.0\n")
+    own = ("--custom-rm-path", str(function), "--num-rollout", "4")
+    done = run_entry(*FAST, *own, "--runs-dir", str(tmp_path), "--name", "m")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning: in the last 3 rollouts all rewards are equal (0.000)" in done.stderr
+    assert "Nothing was learned from rewards" in done.stdout
+    summary = json.loads((tmp_path / "m" / "summary.json").read_text())
+    assert summary["rollouts_with_equal_rewards"] == 4
+
+
 FILTER = """
 def buffer_filter(args, rollout_id, buffer, num_samples):
     chosen = buffer[::-1][:num_samples]

@@ -44,6 +44,7 @@ SUMMARY_KEYS = [
     "trainer_idle_fraction",
     "wall_seconds",
     "seconds_to_reward_0_9",
+    "rollouts_with_equal_rewards",
 ]
 VOID = {"meta", "line", "circle", "rect", "path", "br"}
 
@@ -120,6 +121,7 @@ def test_summary_of_a_whole_run(tmp_path: Path) -> None:
             ),
             "wall_seconds": max(r["wall_seconds"] for r in rows if "wall_seconds" in r),
             "seconds_to_reward_0_9": train[first_at_goal]["wall_seconds"],
+            "rollouts_with_equal_rewards": 0,
         }
     )
     assert write_summary(run, wall_seconds=999.0)["wall_seconds"] == 999.0
