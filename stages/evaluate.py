@@ -33,7 +33,7 @@ class Evaluator:
         *,
         reward_key: str | None = None,
         deadline: Deadline = NO_DEADLINE,
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
         max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
     ) -> None:
         """`datasets`: name -> one PENDING sample a prompt; they stay as they are.
@@ -46,7 +46,7 @@ class Evaluator:
         self._num_samples = config.n_samples_per_eval_prompt
         self._deadline = deadline
         self._reward_key = reward_key
-        self._clock = clock or MonotonicTime()
+        self._time = time or MonotonicTime()
         self._max_concurrent_prompts = max_concurrent_prompts
 
     async def evaluate(self, rollout_id: int) -> list[EvalResult]:
@@ -62,7 +62,7 @@ class Evaluator:
     async def _evaluate_one(
         self, name: str, prompts: Sequence[Sample], rollout_id: int
     ) -> EvalResult:
-        started = self._clock.now()
+        started = self._time.now()
         slots = asyncio.Semaphore(self._max_concurrent_prompts)
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -71,7 +71,7 @@ class Evaluator:
             ]
         samples = [sample for task in tasks for sample in task.result()]
         return summarise(
-            name, rollout_id, samples, self._clock.now() - started, reward_key=self._reward_key
+            name, rollout_id, samples, self._time.now() - started, reward_key=self._reward_key
         )
 
     async def _one_prompt(

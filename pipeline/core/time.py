@@ -1,13 +1,13 @@
 """Injected time.
 
-Whoever measures a wait takes a `TimeSource`; tests and the simulator move one by hand.
+Whoever measures a wait takes a `TimeSource`; tests move one by hand.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Protocol
 
 
@@ -18,21 +18,7 @@ class TimeSource(Protocol):
 
 class MonotonicTime:
     def now(self) -> float:
-        return time.monotonic()
-
-
-class ManualTime:
-    """Stands still until moved."""
-
-    def __init__(self, start: float = 0.0) -> None:
-        self._now = start
-
-    def now(self) -> float:
-        return self._now
-
-    def advance(self, seconds: float) -> None:
-        assert seconds >= 0, f"time does not go back: {seconds}"
-        self._now += seconds
+        return monotonic()
 
 
 class IdleMeter:
@@ -41,10 +27,10 @@ class IdleMeter:
     Any number may be busy at once; it is idle when none is.
     """
 
-    def __init__(self, clock: TimeSource) -> None:
-        self._clock = clock
+    def __init__(self, time: TimeSource) -> None:
+        self._time = time
         self._active = 0
-        self._since = self._start = self._lap_start = clock.now()
+        self._since = self._lap_start = time.now()
         self._idle = self._lap_idle = 0.0
 
     @contextmanager
@@ -62,20 +48,15 @@ class IdleMeter:
         self._advance()
         return self._idle
 
-    @property
-    def idle_fraction(self) -> float:
-        """Of the time since construction; 0 when none has passed."""
-        return _share(self.idle_seconds, self._clock.now() - self._start)
-
     def lap(self) -> float:
         """The idle share since the last lap (or construction); begins the next."""
-        idle, now = self.idle_seconds, self._clock.now()
+        idle, now = self.idle_seconds, self._time.now()
         share = _share(idle - self._lap_idle, now - self._lap_start)
         self._lap_idle, self._lap_start = idle, now
         return share
 
     def _advance(self) -> None:
-        now = self._clock.now()
+        now = self._time.now()
         if self._active == 0:
             self._idle += now - self._since
         self._since = now

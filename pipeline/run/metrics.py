@@ -1,7 +1,7 @@
 """What a run says about itself, as plain records: staleness, idle shares, and the builders of the
 rows of metrics.jsonl.
 
-Pure: nothing here does I/O, and time comes from an injected clock. A record is a flat dict of
+Pure: nothing here does I/O, and time is injected. A record is a flat dict of
 scalars (but for a train record's `histograms`); its `kind` is one of train (one rollout trained
 on), eval (one data set evaluated), push (one weight push completed), engine (the pool: `event` is
 start | death | restart | stats), wait (nothing was trained for long, and who is awaited), sample
@@ -104,13 +104,13 @@ class Utilisation:
     Laps without any engine have generation idle 0."""
 
     def __init__(
-        self, clock: TimeSource, engine_idle_seconds: Callable[[], Mapping[str, float]]
+        self, time: TimeSource, engine_idle_seconds: Callable[[], Mapping[str, float]]
     ) -> None:
-        self._clock = clock
-        self._trainer = IdleMeter(clock)
+        self._time = time
+        self._trainer = IdleMeter(time)
         self._engine_idle_seconds = engine_idle_seconds
         self._engines = dict(engine_idle_seconds())
-        self._lap_start = clock.now()
+        self._lap_start = time.now()
 
     def trainer_busy(self) -> AbstractContextManager[None]:
         """Around every step, push and save of the learner."""
@@ -118,7 +118,7 @@ class Utilisation:
 
     def lap(self) -> Lap:
         """The shares since the last lap (or construction); begins the next."""
-        now, before, engines = self._clock.now(), self._engines, dict(self._engine_idle_seconds())
+        now, before, engines = self._time.now(), self._engines, dict(self._engine_idle_seconds())
         seconds = now - self._lap_start
         idle = sum(_increase(before.get(name, 0.0), value) for name, value in engines.items())
         share = min(idle / (seconds * len(engines)), 1.0) if engines and seconds > 0 else 0.0

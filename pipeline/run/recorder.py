@@ -45,7 +45,7 @@ class BufferCounts(Protocol):
 
 
 class Recorder:
-    """Knows the run's clocks and counters; keeps no history."""
+    """Knows the run's clock, time and counters; keeps no history."""
 
     def __init__(
         self,

@@ -30,11 +30,11 @@ class Stop:
         kill_now: Callable[[], None],
         *,
         leave: Callable[[int], None] = os._exit,
-        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`kill_now` ends every child process synchronously: what a second signal does before it
         leaves (with an exit code)."""
-        self._leave, self._clock = leave, clock
+        self._leave, self._now = leave, now
         self._first_at = 0.0
         self._event = asyncio.Event()
         self._kill_now = kill_now
@@ -79,13 +79,13 @@ class Stop:
 
     def _on_signal(self, number: int) -> None:
         if self._event.is_set():
-            if self._clock() - self._first_at < SAME_SIGNAL_SECONDS:
+            if self._now() - self._first_at < SAME_SIGNAL_SECONDS:
                 return
             print("second signal: leaving at once", file=sys.stderr, flush=True)
             self._kill_now()
             self._leave(128 + number)
             return
-        self._first_at = self._clock()
+        self._first_at = self._now()
         self.signal_number = number
         logger.warning(
             "%s: finishing the step under way, saving, closing (again to leave at once)",

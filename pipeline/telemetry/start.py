@@ -27,7 +27,7 @@ def open_telemetry(
     config: Config,
     *,
     resumed_at: int | None = None,
-    clock: TimeSource | None = None,
+    time: TimeSource | None = None,
     console: Console | None = None,
     live: bool | None = None,
 ) -> Telemetry:
@@ -52,7 +52,7 @@ def open_telemetry(
             view.add(record)
     # before the live view: wandb may ask for a login
     trackers, problems = _trackers(run_dir, config, earlier, rolled_back=moved > 0)
-    terminal, write_log = _terminal(view, console, clock or MonotonicTime(), live)
+    terminal, write_log = _terminal(view, console, time or MonotonicTime(), live)
     stop_logging = start_logging(run_dir.run_log, config.run.log_level, write_log)
     if moved:
         logger.info(
@@ -67,7 +67,7 @@ def open_telemetry(
 
 
 def _terminal(
-    view: RunView, console: Console | None, clock: TimeSource, live: bool | None
+    view: RunView, console: Console | None, time: TimeSource, live: bool | None
 ) -> tuple[Sink, Callable[[str, int], None]]:
     from pipeline.telemetry.terminal import LiveSink, PlainSink
 
@@ -89,7 +89,7 @@ def _terminal(
         )
         screen.print(text, style=style, markup=False, highlight=False)
 
-    return LiveSink(view, console, clock), write_log
+    return LiveSink(view, console, time), write_log
 
 
 def _to_stdout(line: str) -> None:

@@ -48,11 +48,11 @@ class LiveSink:
     """rich's Live: redrawn in place, log lines scroll by above it, the last state stays when the
     run ends."""
 
-    def __init__(self, view: RunView, console: Console, clock: TimeSource) -> None:
+    def __init__(self, view: RunView, console: Console, time: TimeSource) -> None:
         from rich.live import Live
 
-        self._view, self._clock = view, clock
-        self._start = self._last_train = clock.now()
+        self._view, self._time = view, time
+        self._start = self._last_train = time.now()
         self._closed_at: float | None = None
         self._lock = threading.Lock()  # rich redraws from a thread of its own
         self._live = Live(
@@ -68,19 +68,19 @@ class LiveSink:
         with self._lock:
             self._view.add(record)
             if record["kind"] == "train":
-                self._last_train = self._clock.now()
+                self._last_train = self._time.now()
         if record["kind"] == "engine" and record.get("event") in ("death", "restart"):
             self._live.console.print(
                 event_line(record), style="yellow", highlight=False, markup=False
             )
 
     def close(self) -> None:
-        self._closed_at = self._clock.now()
+        self._closed_at = self._time.now()
         self._live.stop()
         self._restore_echo()
 
     def _render(self) -> RenderableType:
-        now = self._closed_at if self._closed_at is not None else self._clock.now()
+        now = self._closed_at if self._closed_at is not None else self._time.now()
         eta = self._view.eta_seconds()
         left = (
             None

@@ -33,7 +33,7 @@ def mock_backend(site: RunContext) -> Backend:
         num_engines=config.num_engines,
         concurrency=config.cluster.sglang_server_concurrency,
         initial_version=site.clock.policy_version,
-        clock=site.time,
+        time=site.time,
     )
     client = MockEngineClient(pool, _that_end(config), tokenizer, seed=config.run.seed)
     generate = GenerateStage(
@@ -46,8 +46,8 @@ def mock_backend(site: RunContext) -> Backend:
         sampling_seed=config.run.seed if config.seeds_requests else None,
         vision=Blindfold(tokenizer) if config.data.image_key else None,
     )
-    learner = MockLearner(config.mock, clock=site.time)
-    transport = MockTransport(pool, config.mock, clock=site.time)
+    learner = MockLearner(config.mock, time=site.time)
+    transport = MockTransport(pool, config.mock, time=site.time)
 
     async def start() -> None:
         if not config.run.trains_on_records:

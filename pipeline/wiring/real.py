@@ -135,7 +135,7 @@ def real_backend(site: RunContext) -> Backend:
         generate=generate,
         learner=(
             TurnTaking(
-                learner, leaves=learner if share.train else None, engines=engines, clock=site.time
+                learner, leaves=learner if share.train else None, engines=engines, time=site.time
             )
             if any(share)
             else learner
@@ -326,7 +326,7 @@ def _pool_of(engines: list[Engine], site: RunContext) -> SGLangPool:
         max_restarts=cluster.engine_restarts,
         start_timeout_seconds=cluster.engine_start_timeout_seconds,
         initial_version=site.clock.policy_version,
-        clock=site.time,
+        time=site.time,
     )
 
 

@@ -41,11 +41,11 @@ class TurnTaking:
         *,
         leaves: OffloadableLearner | None,
         engines: EngineSwitch | None,
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
     ) -> None:
         """`leaves`: the same learner, where it gives its devices up between turns."""
         self._learner, self._leaves, self._engines = learner, leaves, engines
-        self._clock = clock or MonotonicTime()
+        self._time = time or MonotonicTime()
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -67,13 +67,13 @@ class TurnTaking:
 
     async def step(self, batch: TrainBatch) -> StepResult:
         """With `turn_seconds`: what handing the devices over took."""
-        began = self._clock.now()
+        began = self._time.now()
         async with self._turn():
-            in_between = self._clock.now()
+            in_between = self._time.now()
             result = await self._learner.step(batch)
-            taken = self._clock.now() - in_between
+            taken = self._time.now() - in_between
         return StepResult(
-            metrics={**result.metrics, "turn_seconds": self._clock.now() - began - taken}
+            metrics={**result.metrics, "turn_seconds": self._time.now() - began - taken}
         )
 
     async def save(self, path: Path, hf: Path | None) -> None:

@@ -91,12 +91,12 @@ class MockEngine:
     Its time stands still while it is paused, for requests in flight as well.
     """
 
-    def __init__(self, index: int, clock: TimeSource, sleep: Sleep) -> None:
+    def __init__(self, index: int, time: TimeSource, sleep: Sleep) -> None:
         self.endpoint = f"mock://{index}"
         self.alive = False
-        self._clock, self._sleep = clock, sleep
+        self._time, self._sleep = time, sleep
         self._running = asyncio.Event()
-        self._active = self._since = 0.0  # seconds served up to `_since`, a reading of the clock
+        self._active = self._since = 0.0  # seconds served up to `_since`, a reading of the time
         self._changes: list[float] = [0.0]  # when, in served seconds, the versions below came in
         self._versions: list[int] = [0]
 
@@ -127,7 +127,7 @@ class MockEngine:
 
     def resume(self, version: int | None) -> None:
         """Go on; with a version, tokens from here on are sampled by it."""
-        self._since = self._clock.now()
+        self._since = self._time.now()
         self._running.set()
         if version is not None and version != self._versions[-1]:
             self._changes.append(self._active)
@@ -135,7 +135,7 @@ class MockEngine:
 
     def active_seconds(self) -> float:
         """Seconds for which this engine has served, pauses left out."""
-        return self._active + (self._clock.now() - self._since if self._running.is_set() else 0.0)
+        return self._active + (self._time.now() - self._since if self._running.is_set() else 0.0)
 
     async def sample(self, num_tokens: int, seconds_per_token: float) -> tuple[VersionSpan, ...]:
         """Take the time of `num_tokens` and say which version sampled each of them."""
@@ -170,13 +170,13 @@ class MockPool(SGLangPool):
         num_engines: int = 1,
         concurrency: int = 512,
         initial_version: int = 0,
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        clock = clock or MonotonicTime()
+        time = time or MonotonicTime()
         self.engines = {
             engine.endpoint: engine
-            for engine in (MockEngine(i, clock, sleep) for i in range(num_engines))
+            for engine in (MockEngine(i, time, sleep) for i in range(num_engines))
         }
         super().__init__(
             tuple(self.engines.values()),
@@ -184,7 +184,7 @@ class MockPool(SGLangPool):
             max_restarts=0,
             start_timeout_seconds=1.0,
             initial_version=initial_version,
-            clock=clock,
+            time=time,
             sleep=sleep,
         )
 

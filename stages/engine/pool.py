@@ -38,13 +38,13 @@ class SGLangPool:
         max_restarts: int,
         start_timeout_seconds: float,
         initial_version: int = 0,
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         """`initial_version`: the policy version of the checkpoint that the engines load when they
         start."""
-        clock = clock or MonotonicTime()
-        self._slots = {e.endpoint: Slot(e, IdleMeter(clock), initial_version) for e in engines}
+        time = time or MonotonicTime()
+        self._slots = {e.endpoint: Slot(e, IdleMeter(time), initial_version) for e in engines}
         if len(self._slots) != len(engines) or not engines:
             raise ConfigError(
                 f"{len(engines)} engines at {len(self._slots)} addresses: each needs its own (leave"

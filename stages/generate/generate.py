@@ -34,7 +34,7 @@ class GenerateStage:
     that a group that failed can be generated again from the same prompts.
 
     Custom functions find in `args` every flag, and beside them `engine_client`, `tokenizer`,
-    `context_length`, `clock`, `vision` (None, or the model's image processor)."""
+    `context_length`, `time`, `vision` (None, or the model's image processor)."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class GenerateStage:
         evaluation: EvalConfig | None = None,
         context_length: int | None = None,
         current_version: Callable[[], int] | None = None,
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
         sampling_seed: int | None = None,
         vision: Vision | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class GenerateStage:
             "engine_client": client,
             "tokenizer": tokenizer,
             "context_length": self._context_length,
-            "clock": clock or MonotonicTime(),
+            "time": time or MonotonicTime(),
             "vision": vision,
         }
         self._vision = vision

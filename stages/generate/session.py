@@ -41,7 +41,7 @@ class Session:
         *,
         max_turns: int,
         context_length: int | None = None,
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
         vision: Vision | None = None,
     ) -> None:
         self.sample = sample
@@ -54,7 +54,7 @@ class Session:
         self._max_turns = max_turns
         self._context_length = context_length
         self._last_cut = False  # the last turn ended at its length limit
-        self._clock = clock or MonotonicTime()
+        self._time = time or MonotonicTime()
         self._vision = vision
         if sample.session_id is None:
             # keeps all turns on the engine that holds their KV
@@ -85,7 +85,7 @@ class Session:
             )
         params = {**self._params, **overrides}
         params["max_new_tokens"] = min(params["max_new_tokens"], self.remaining)
-        started = self._clock.now()
+        started = self._time.now()
         have = self.sample.rollout_routed_experts
         known: dict[str, Any] = {} if have is None else {"known_experts": len(have)}
         ids, images = engine_request(self.sample, self._vision)
@@ -94,7 +94,7 @@ class Session:
         )
         if self._vision is not None:
             self._vision.check_answer(turn.token_ids)
-        self.engine_seconds += self._clock.now() - started
+        self.engine_seconds += self._time.now() - started
         self.turns += 1
         self.sample.append_response_tokens(
             turn.token_ids, log_probs=turn.log_probs, spans=turn.spans
@@ -160,10 +160,10 @@ async def open_session(
         sampling_params,
         max_turns=args.max_turns,
         context_length=args.context_length,
-        clock=args.clock,
+        time=args.time,
         vision=getattr(args, "vision", None),
     )
-    started = args.clock.now()
+    started = args.time.now()
     yield session
-    sample.non_generation_time += args.clock.now() - started - session.engine_seconds
+    sample.non_generation_time += args.time.now() - started - session.engine_seconds
     session.finish()

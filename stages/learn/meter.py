@@ -52,18 +52,18 @@ class StepMeter:
         device: torch.device,
         cost: Cost,
         num_devices: int,
-        clock: Callable[[], float] = time.perf_counter,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._cost, self._num_devices, self._clock = cost, num_devices, clock
+        self._cost, self._num_devices, self._now = cost, num_devices, now
         self._memory = PeakMemory(device)
         self._peak = (
             peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         )
-        self._started = clock()
+        self._started = now()
 
     def restart(self) -> None:
         self._memory.restart()
-        self._started = self._clock()
+        self._started = self._now()
 
     @property
     def peak_bytes(self) -> int:
@@ -77,7 +77,7 @@ class StepMeter:
         `extra_passes`: forward passes without a backward one (old and reference log-probs), over
         the whole batch. Operations are the model's: what is computed again to save memory does not
         count. mfu: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B."""
-        seconds = max(self._clock() - self._started, 1e-9)
+        seconds = max(self._now() - self._started, 1e-9)
         micro_batches = [mb for step in batch.steps for rank in step.per_rank for mb in rank]
         tokens = sum(s.num_tokens for mb in micro_batches for s in mb)
         operations = (TRAINING_PASSES + extra_passes) * sum(

@@ -27,15 +27,15 @@ class MockLearner:
         self,
         config: MockConfig,
         *,
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._seconds = config.mock_step_seconds
-        self._clock, self._sleep = clock or MonotonicTime(), sleep
+        self._time, self._sleep = time or MonotonicTime(), sleep
         self.num_steps = 0
 
     async def step(self, batch: TrainBatch) -> StepResult:
-        began = self._clock.now()
+        began = self._time.now()
         await self._sleep(self._seconds)
         self.num_steps += sum(not step.is_empty for step in batch.steps)
         samples = [
@@ -45,7 +45,7 @@ class MockLearner:
             for micro_batch in rank
             for s in micro_batch
         ]
-        return StepResult(metrics=self._metrics(samples, self._clock.now() - began))
+        return StepResult(metrics=self._metrics(samples, self._time.now() - began))
 
     def _metrics(self, samples: list[TrainSample], seconds: float) -> dict[str, float]:
         """Entropy falls with training; policies drift apart with staleness (KL about quadratic in

@@ -22,7 +22,7 @@ def make_transport(
     device: str,
     sender_address: str = "127.0.0.1",
     folder: Path | None = None,
-    clock: TimeSource | None = None,
+    time: TimeSource | None = None,
 ) -> RollingTransport:
     """The transport that --weight-transport names. `device` "cuda" means NCCL, "cpu" gloo.
     `sender_address`: of rank 0's node, as the engines reach it. `folder` (disk only; default: a
@@ -31,10 +31,10 @@ def make_transport(
         from stages.publish.disk import DiskTransport
 
         folder = folder or Path(tempfile.mkdtemp(prefix="slipstream-weights-"))
-        return DiskTransport(pool, sender, cluster, folder, clock=clock)
+        return DiskTransport(pool, sender, cluster, folder, time=time)
     from stages.publish.distributed import DistributedTransport
 
     backend = "nccl" if device == "cuda" else "gloo"
     return DistributedTransport(
-        pool, sender, cluster, backend=backend, sender_address=sender_address, clock=clock
+        pool, sender, cluster, backend=backend, sender_address=sender_address, time=time
     )

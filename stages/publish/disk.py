@@ -33,11 +33,11 @@ class DiskTransport(RollingTransport):
         cluster: ClusterConfig,
         folder: Path,
         *,
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`folder` becomes this transport's own: what lies in it is removed."""
-        super().__init__(pool, cluster, clock=clock, sleep=sleep)
+        super().__init__(pool, cluster, time=time, sleep=sleep)
         self._sender, self._folder = sender, folder.absolute()
         self._current: Path | None = None
 

@@ -35,12 +35,12 @@ class DistributedTransport(RollingTransport):
         *,
         backend: str = "gloo",
         sender_address: str = "127.0.0.1",
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`sender_address`: of the node where the learner's rank 0 runs, as the engines reach
         it."""
-        super().__init__(pool, cluster, clock=clock, sleep=sleep)
+        super().__init__(pool, cluster, time=time, sleep=sleep)
         self._sender, self._backend, self._address = sender, backend, sender_address
         self._metas: list[list[TensorMeta]] = []
         self._groups: dict[str, str] = {}  # endpoint -> name of its group

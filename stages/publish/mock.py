@@ -28,16 +28,16 @@ class MockTransport:
         pool: GatedPool,
         config: MockConfig,
         *,
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._pool, self._seconds = pool, config.mock_push_seconds
-        self._clock, self._sleep = clock or MonotonicTime(), sleep
+        self._time, self._sleep = time or MonotonicTime(), sleep
 
     async def push(self, policy_version: int) -> PushResult:
-        began, stalls = self._clock.now(), []
+        began, stalls = self._time.now(), []
         for endpoint in self._pool.endpoints:
-            paused = self._clock.now()
+            paused = self._time.now()
             self._pool.begin_push(endpoint)
             confirmed = None
             try:
@@ -45,10 +45,10 @@ class MockTransport:
                 confirmed = policy_version
             finally:  # a cancelled push leaves no engine paused
                 self._pool.end_push(endpoint, confirmed)
-            stalls.append(self._clock.now() - paused)
+            stalls.append(self._time.now() - paused)
         return PushResult(
             policy_version=policy_version,
-            seconds=self._clock.now() - began,
+            seconds=self._time.now() - began,
             stall_seconds=max(stalls),
             num_bytes=0,
             num_engines=len(stalls),

@@ -67,11 +67,11 @@ class RollingTransport(ABC):
         pool: PushPool,
         cluster: ClusterConfig,
         *,
-        clock: TimeSource | None = None,
+        time: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._pool, self._cluster = pool, cluster
-        self._clock: TimeSource = clock or MonotonicTime()
+        self._time: TimeSource = time or MonotonicTime()
         self._sleep = sleep
         self._session: aiohttp.ClientSession | None = None
         self._lock = asyncio.Lock()  # staging and every single update: none sees another half done
@@ -85,7 +85,7 @@ class RollingTransport(ABC):
 
         Engines that the pool has lost for good are left out, unless all are.
         """
-        began = self._clock.now()
+        began = self._time.now()
         async with self._lock:
             num_bytes = await self._stage(policy_version)
             self._staged, self._delivered, self._stall_seconds = policy_version, set(), {}
@@ -103,7 +103,7 @@ class RollingTransport(ABC):
         await self._all_delivered()
         return PushResult(
             policy_version=policy_version,
-            seconds=self._clock.now() - began,
+            seconds=self._time.now() - began,
             stall_seconds=max(self._stall_seconds.values(), default=0.0),
             num_bytes=num_bytes,
             num_engines=len(self._delivered),
@@ -195,7 +195,7 @@ class RollingTransport(ABC):
         await self._connect(control)
         confirmed: int | None = None
         self._pool.begin_push(endpoint)
-        paused = self._clock.now()
+        paused = self._time.now()
         try:
             try:
                 await self._pause(control)
@@ -205,7 +205,7 @@ class RollingTransport(ABC):
             confirmed = version
             self._delivered.add(endpoint)
         finally:
-            self._stall_seconds[endpoint] = self._clock.now() - paused
+            self._stall_seconds[endpoint] = self._time.now() - paused
             self._pool.end_push(endpoint, confirmed)
 
     async def _replace(self, control: EngineControl, version: int) -> None:

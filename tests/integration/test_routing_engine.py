@@ -61,7 +61,7 @@ async def two_turns(client: SGLangClient, index: int, between: Any = None) -> Sa
         tokenizer=Numbers(),
         max_turns=4,
         context_length=None,
-        clock=MonotonicTime(),
+        time=MonotonicTime(),
     )
     sample = Sample(index=index, group_index=0, tokens=[3 + index, 7, 11, 13, 17])
     async with open_session(args, sample, PARAMS) as session:

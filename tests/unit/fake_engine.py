@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.core.time import ManualTime
 from pipeline.core.types import Completion, Sample, VersionSpan
 from stages.engine.mock import MockTokenizer
+from tests.manual_time import ManualTime
 
 PARAMS = {"temperature": 1.0, "max_new_tokens": 64}
 
@@ -31,13 +31,13 @@ class FakeEngineClient:
     def __init__(
         self,
         *script: Completion | Exception | str,
-        clock: ManualTime | None = None,
+        time: ManualTime | None = None,
         seconds: float = 0.0,
     ) -> None:
         self.script = list(script)
         self.asked: list[tuple[list[int], dict[str, Any], str | None]] = []
         self.on_request: Callable[[], None] = lambda: None
-        self._clock, self._seconds = clock, seconds
+        self._time, self._seconds = time, seconds
 
     async def generate(
         self,
@@ -47,8 +47,8 @@ class FakeEngineClient:
         session_id: str | None = None,
     ) -> Completion:
         self.asked.append((list(input_ids), dict(sampling_params), session_id))
-        if self._clock is not None:
-            self._clock.advance(self._seconds)
+        if self._time is not None:
+            self._time.advance(self._seconds)
         self.on_request()
         step = self.script[0] if len(self.script) == 1 else self.script.pop(0)
         if isinstance(step, Exception):
@@ -67,12 +67,12 @@ def session_args(
     *,
     max_turns: int = 8,
     context_length: int | None = None,
-    clock: Any = None,
+    time: Any = None,
 ) -> SimpleNamespace:
     return SimpleNamespace(
         engine_client=client,
         tokenizer=MockTokenizer(),
         max_turns=max_turns,
         context_length=context_length,
-        clock=clock or ManualTime(),
+        time=time or ManualTime(),
     )

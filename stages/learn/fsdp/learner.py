@@ -54,7 +54,7 @@ class FSDPRank(LearnerRank):
         rank: int = 0,
         world_size: int = 1,
         store: dist.Store | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.settings, self.rank, self.world_size = settings, rank, world_size
         self._num_looked = self._num_trained = 0  # tokens
@@ -86,7 +86,7 @@ class FSDPRank(LearnerRank):
                 else None
             )
             cost = read_cost(self._folder, shares_prompts=False)
-            self._begin(goal, self, self._kept, StepMeter(self.device, cost, world_size, clock))
+            self._begin(goal, self, self._kept, StepMeter(self.device, cost, world_size, now))
         except BaseException:
             self.close()
             raise

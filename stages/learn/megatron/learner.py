@@ -50,7 +50,7 @@ class MegatronRank(LearnerRank):
         rank: int = 0,
         world_size: int = 1,
         store: dist.Store | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.settings, self.rank, self.world_size = settings, rank, world_size
         try:
@@ -66,7 +66,7 @@ class MegatronRank(LearnerRank):
             self._passes = self._make_passes()
             goal = StepObjective(settings)
             cost = read_cost(self._built.hf_folder, shares_prompts=not self._built.thd)
-            meter = StepMeter(self.device, cost, world_size, clock)
+            meter = StepMeter(self.device, cost, world_size, now)
             self._kept = self._make_reference(goal)
             self._begin(goal, self._passes, self._kept, meter)
             self._offload = Offload(

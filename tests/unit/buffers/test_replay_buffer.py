@@ -13,9 +13,9 @@ import pytest
 from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig
 from pipeline.core.errors import BufferCorruption, ReplayBufferError
-from pipeline.core.time import ManualTime
 from pipeline.core.types import Admission, Group, Sample, Status, VersionSpan
 from pipeline.schedule.clock import RolloutClock
+from tests.manual_time import ManualTime
 
 UNLIMITED = 1 << 40
 

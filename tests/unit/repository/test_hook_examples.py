@@ -70,7 +70,7 @@ async def test_generate_fans_out() -> None:
         tokenizer=MockTokenizer(),
         max_turns=2,
         context_length=None,
-        clock=MonotonicTime(),
+        time=MonotonicTime(),
     )
     function: Any = load_hook("custom_generate_function_path", hook("generate"))
     made = await function(args, Sample(index=7, tokens=[1, 2]), {"max_new_tokens": 8})

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from configs.schema import EvalConfig
-from pipeline.core.time import ManualTime
 from pipeline.core.types import Sample, Status, VersionSpan
 from stages.evaluate import NO_VERSION, Evaluator
+from tests.manual_time import ManualTime
 
 
 class FakeGenerate:
@@ -57,14 +57,14 @@ async def test_a_data_set_becomes_one_result() -> None:
         Sample(prompt="bad", label=1),
         Sample(prompt="long", label=0),
     ]
-    clock = ManualTime()
+    time = ManualTime()
     evaluator = Evaluator(
         generate,
         reward,
         {"math": prompts},
         EvalConfig(n_samples_per_eval_prompt=2),
         reward_key="score",
-        clock=clock,
+        time=time,
     )
     (result,) = await evaluator.evaluate(7)
     assert (result.name, result.rollout_id) == ("math", 7)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from pipeline.core.time import ManualTime
 from pipeline.run.lookout import Blocked, Lookout
 from pipeline.run.watchdog import Silence, Watchdog
+from tests.manual_time import ManualTime
 
 TICK = 0.001
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.time import ManualTime
 from pipeline.core.types import (
     EvalResult,
     Group,
@@ -28,6 +27,7 @@ from pipeline.run.metrics import (
     tokens_by_staleness,
     train_record,
 )
+from tests.manual_time import ManualTime
 from tests.unit.sample_run import make_sample
 
 ISSUE_FIELDS = {
@@ -85,36 +85,36 @@ def test_staleness_of_nothing_is_zero() -> None:
 
 
 def test_idle_shares_are_of_the_lap() -> None:
-    clock, engines = ManualTime(), {"a": 5.0, "b": 0.0}
-    meter = Utilisation(clock, lambda: engines)
+    time, engines = ManualTime(), {"a": 5.0, "b": 0.0}
+    meter = Utilisation(time, lambda: engines)
     with meter.trainer_busy():
-        clock.advance(3)
-    clock.advance(1)
+        time.advance(3)
+    time.advance(1)
     engines.update(a=6.0, b=1.0)
     assert meter.lap() == Lap(
         seconds=4.0, trainer_idle_fraction=0.25, generation_idle_fraction=0.25
     )
     with meter.trainer_busy():
-        clock.advance(2)
+        time.advance(2)
     engines.update(a=8.0)
     assert meter.lap() == Lap(seconds=2.0, trainer_idle_fraction=0.0, generation_idle_fraction=0.5)
 
 
 def test_a_step_that_spans_a_lap_counts_in_both() -> None:
-    clock = ManualTime()
-    meter = Utilisation(clock, dict)
+    time = ManualTime()
+    meter = Utilisation(time, dict)
     with meter.trainer_busy():
-        clock.advance(1)
+        time.advance(1)
         assert meter.lap().trainer_idle_fraction == 0.0
-        clock.advance(1)
-    clock.advance(1)
+        time.advance(1)
+    time.advance(1)
     assert meter.lap() == Lap(seconds=2.0, trainer_idle_fraction=0.5, generation_idle_fraction=0.0)
 
 
 def test_a_restarted_engine_counts_from_zero() -> None:
-    clock, engines = ManualTime(), {"a": 100.0}
-    meter = Utilisation(clock, lambda: engines)
-    clock.advance(10)
+    time, engines = ManualTime(), {"a": 100.0}
+    meter = Utilisation(time, lambda: engines)
+    time.advance(10)
     engines["a"] = 5.0
     assert meter.lap().generation_idle_fraction == 0.5
 

@@ -18,7 +18,7 @@ class World:
         self.now = 100.0
         self.killed = 0
         self.left: list[int] = []
-        self.stop = Stop(self._kill, leave=self.left.append, clock=lambda: self.now)
+        self.stop = Stop(self._kill, leave=self.left.append, now=lambda: self.now)
 
     def _kill(self) -> None:
         self.killed += 1

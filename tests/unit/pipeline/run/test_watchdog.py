@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-from pipeline.core.time import ManualTime
 from pipeline.run.watchdog import Watchdog
+from tests.manual_time import ManualTime
 
 
 def started() -> tuple[Watchdog, ManualTime]:

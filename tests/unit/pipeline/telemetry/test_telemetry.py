@@ -15,7 +15,6 @@ import pytest
 from rich.console import Console
 
 from configs.schema import Config, RunConfig
-from pipeline.core.time import ManualTime
 from pipeline.run.record_file import read_records
 from pipeline.run.rundir import RunDir, create_run_dir
 from pipeline.telemetry import JsonlSink, Telemetry, open_telemetry
@@ -23,6 +22,7 @@ from pipeline.telemetry.logs import start_logging
 from pipeline.telemetry.terminal import panel
 from pipeline.telemetry.trackers import TABLE
 from pipeline.telemetry.view import RunView, plain_line, sparkline
+from tests.manual_time import ManualTime
 from tests.unit.sample_run import records
 
 
@@ -132,9 +132,9 @@ def test_plain_output_is_a_line_a_rollout(
 def test_the_live_view_shows_the_run_and_the_warnings(
     run_dir: RunDir, restored_logging: None
 ) -> None:
-    screen, clock = io.StringIO(), ManualTime()
+    screen, time = io.StringIO(), ManualTime()
     console = Console(file=screen, force_terminal=True, width=110, height=40, color_system=None)
-    telemetry = open_telemetry(run_dir, _config(), live=True, console=console, clock=clock)
+    telemetry = open_telemetry(run_dir, _config(), live=True, console=console, time=time)
     for record in records(20):
         telemetry.emit(**record)
     logging.getLogger("stages.y").warning("an engine is slow")

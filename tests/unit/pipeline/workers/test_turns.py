@@ -13,11 +13,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from pipeline.core.errors import LearnerError
-from pipeline.core.time import ManualTime
 from pipeline.core.types import StepResult
 from pipeline.workers.turns import TurnTaking
 from stages.engine.memory import EngineMemory
 from stages.engine.pool import SGLangPool
+from tests.manual_time import ManualTime
 from tests.unit.stages.engine.test_pool import FakeEngine
 
 
@@ -26,13 +26,13 @@ class Both:
 
     def __init__(self, *, refuses: bool = False) -> None:
         self.log: list[str] = []
-        self.clock = ManualTime()
+        self.time = ManualTime()
         self._refuses = refuses
 
     def __getattr__(self, name: str) -> Any:
         async def note(*_: Any) -> StepResult:
             self.log.append(name)
-            self.clock.advance(1.0)
+            self.time.advance(1.0)
             if name == "step" and self._refuses:
                 raise LearnerError("not finite")
             return StepResult(metrics={"loss": 0.5})
@@ -42,7 +42,7 @@ class Both:
 
 def turns(both: Any, *, train: bool = True, rollout: bool = True) -> TurnTaking:
     return TurnTaking(
-        both, leaves=both if train else None, engines=both if rollout else None, clock=both.clock
+        both, leaves=both if train else None, engines=both if rollout else None, time=both.time
     )
 
 
@@ -98,7 +98,7 @@ class Servers:
             engine.endpoint = str(server.make_url("")).rstrip("/")
             engines.append(engine)
         self.pool = SGLangPool(
-            engines, concurrency=4, max_restarts=0, start_timeout_seconds=1.0, clock=ManualTime()
+            engines, concurrency=4, max_restarts=0, start_timeout_seconds=1.0, time=ManualTime()
         )
         await self.pool.start()
         return self.pool

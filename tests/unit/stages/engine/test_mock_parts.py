@@ -13,15 +13,15 @@ import pytest
 
 from configs.schema import MockConfig
 from pipeline.core.errors import CheckpointError, EngineError
-from pipeline.core.time import ManualTime
 from pipeline.core.types import OptimizerStep, Sample, TrainBatch, TrainSample, VersionSpan
 from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer, skill
 from stages.learn.mock import MockLearner
 from stages.publish.mock import MockTransport
+from tests.manual_time import ManualTime
 
 
 class SimulatedTime(ManualTime):
-    """A clock and a sleep in which time jumps to the next sleeper once nobody else has anything to
+    """A time and a sleep in which time jumps to the next sleeper once nobody else has anything to
     do."""
 
     def __init__(self) -> None:
@@ -55,11 +55,11 @@ def parts(
     time: SimulatedTime, *, num_engines: int = 1, seed: int = 0, **config: float
 ) -> tuple[MockPool, MockEngineClient, MockTransport]:
     mock = MockConfig(**{"mock_seconds_per_token": 1.0, "mock_push_seconds": 0.0, **config})  # type: ignore[arg-type]
-    pool = MockPool(num_engines=num_engines, clock=time, sleep=time.sleep)
+    pool = MockPool(num_engines=num_engines, time=time, sleep=time.sleep)
     return (
         pool,
         MockEngineClient(pool, mock, MockTokenizer(), seed=seed),
-        MockTransport(pool, mock, clock=time, sleep=time.sleep),
+        MockTransport(pool, mock, time=time, sleep=time.sleep),
     )
 
 
@@ -251,7 +251,7 @@ async def test_the_learner_reports_counts_and_resumes(tmp_path: Path) -> None:
     time = SimulatedTime()
 
     async def scenario() -> None:
-        learner = MockLearner(MockConfig(mock_step_seconds=3.0), clock=time, sleep=time.sleep)
+        learner = MockLearner(MockConfig(mock_step_seconds=3.0), time=time, sleep=time.sleep)
         fresh, stale = (
             (await learner.step(batch(0))).metrics,
             (await learner.step(batch(4))).metrics,

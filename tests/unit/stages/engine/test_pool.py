@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.core.errors import ConfigError, EngineError
-from pipeline.core.time import ManualTime
 from stages.engine import pool as pool_module
 from stages.engine.pool import SGLangPool
+from tests.manual_time import ManualTime
 
 
 class FakeEngine:
@@ -58,17 +58,17 @@ def make(
     count: int = 2, concurrency: int = 2, restarts: int = 2, version: int = 0
 ) -> tuple[SGLangPool, list[FakeEngine], ManualTime, Sleeps]:
     engines = [FakeEngine(i) for i in range(count)]
-    clock, sleeps = ManualTime(), Sleeps()
+    time, sleeps = ManualTime(), Sleeps()
     pool = SGLangPool(
         engines,
         concurrency=concurrency,
         max_restarts=restarts,
         start_timeout_seconds=1.0,
         initial_version=version,
-        clock=clock,
+        time=time,
         sleep=sleeps,
     )
-    return pool, engines, clock, sleeps
+    return pool, engines, time, sleeps
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -327,14 +327,14 @@ async def test_close_ends_engines_restarts_and_waiters() -> None:
 
 
 async def test_idle_seconds_count_the_time_without_any_request() -> None:
-    pool, _, clock, _ = make()
+    pool, _, time, _ = make()
     await pool.start()
-    clock.advance(2.0)
+    time.advance(2.0)
     async with pool.lease():
-        clock.advance(3.0)
+        time.advance(3.0)
         async with pool.lease(), pool.lease():
-            clock.advance(4.0)
-    clock.advance(1.0)
+            time.advance(4.0)
+    time.advance(1.0)
     assert pool.idle_seconds() == (3.0, 6.0)
 
 

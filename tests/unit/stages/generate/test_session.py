@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import EngineError, GenerateError
-from pipeline.core.time import ManualTime
 from pipeline.core.types import Sample, Status, VersionSpan
 from stages.engine.mock import MockTokenizer
 from stages.generate.check import check_sample
 from stages.generate.session import Session, open_session
+from tests.manual_time import ManualTime
 from tests.unit.fake_engine import PARAMS, FakeEngineClient, completion, sample, session_args
 
 
@@ -96,13 +96,13 @@ async def test_a_turn_cut_by_its_own_limit_may_be_continued(wanted: int, status:
 
 
 async def test_time_outside_the_engine_is_counted() -> None:
-    clock = ManualTime()
+    time = ManualTime()
     made = sample()
     async with open_session(
-        session_args(FakeEngineClient("a", clock=clock, seconds=5.0), clock=clock), made, PARAMS
+        session_args(FakeEngineClient("a", time=time, seconds=5.0), time=time), made, PARAMS
     ) as session:
         await session.generate()
-        clock.advance(2.0)
+        time.advance(2.0)
         session.append_tool("b")
         await session.generate()
     assert made.non_generation_time == 2.0

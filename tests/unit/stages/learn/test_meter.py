@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline.core.flops import Cost
-from pipeline.core.time import ManualTime
 from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 from stages.learn.meter import PeakMemory, StepMeter
+from tests.manual_time import ManualTime
 
 
 def batch_of(*lengths: tuple[int, int]) -> TrainBatch:
@@ -36,16 +36,16 @@ def batch_of(*lengths: tuple[int, int]) -> TrainBatch:
 
 
 def test_pace_and_operations() -> None:
-    clock = ManualTime()
+    time = ManualTime()
     meter = StepMeter(
         torch.device("cpu"),
         Cost(linear=3e9, head=1e9, shares_prompts=True),
         num_devices=2,
-        clock=clock.now,
+        now=time.now,
     )
-    clock.advance(100.0)  # before the step
+    time.advance(100.0)  # before the step
     meter.restart()
-    clock.advance(0.5)
+    time.advance(0.5)
     found = meter.metrics(batch_of((4, 6), (4, 2)), extra_passes=1.0)
     assert found["num_tokens"] == 16 and found["seconds"] == 0.5
     assert found["tokens_per_second_per_device"] == 16 / 0.5 / 2

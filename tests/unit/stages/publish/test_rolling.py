@@ -15,10 +15,10 @@ from aiohttp.test_utils import TestServer
 
 from configs.schema import ClusterConfig
 from pipeline.core.errors import WeightSyncError
-from pipeline.core.time import ManualTime
 from stages.publish import make_transport
 from stages.publish.disk import DiskTransport
 from stages.publish.distributed import DistributedTransport
+from tests.manual_time import ManualTime
 
 METAS = [[("a", "float32", [2, 3]), ("b", "bfloat16", [4])], [("c", "float32", [1])]]
 
@@ -192,7 +192,7 @@ async def distributed(
 ) -> AsyncIterator[tuple[DistributedTransport, FakePool, FakeSender]]:
     pool, sender = FakePool(servers), FakeSender()
     transport = DistributedTransport(
-        pool, sender, ClusterConfig(), clock=ManualTime(), sleep=no_sleep
+        pool, sender, ClusterConfig(), time=ManualTime(), sleep=no_sleep
     )
     yield transport, pool, sender
     await transport.close()
@@ -398,12 +398,12 @@ async def test_retract_empties_the_cache_before_it_touches_the_weights(
 
 
 async def test_stall_is_the_longest_pause_of_one_engine(servers: list[FakeServer]) -> None:
-    clock, sender, pool = ManualTime(), FakeSender(), FakePool(servers)
+    time, sender, pool = ManualTime(), FakeSender(), FakePool(servers)
     seconds = iter([1.0, 1.0, 2.0, 2.0])
-    transport = DistributedTransport(pool, sender, ClusterConfig(), clock=clock, sleep=no_sleep)
+    transport = DistributedTransport(pool, sender, ClusterConfig(), time=time, sleep=no_sleep)
 
     async def broadcast(group_name: str, bucket: int) -> None:
-        clock.advance(next(seconds))
+        time.advance(next(seconds))
 
     sender.broadcast = broadcast  # type: ignore[method-assign]
     result = await transport.push(1)
