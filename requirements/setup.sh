@@ -32,6 +32,9 @@ $pip install --no-deps -r "$here/$kind.txt" | awk -v total="$total" '
     /^Installing collected/ { print "      installing (about a minute)"; fflush() }
     /^ERROR/ { print; fflush() }'
 
+# The command `slipstream`, from this very folder.
+$pip install --quiet --no-deps --no-build-isolation --editable "$here/.."
+
 "$venv/bin/python" -c 'import torch, pyarrow, ray, importlib.metadata as m; print("      torch", torch.__version__, "| sglang", m.version("sglang"), "| megatron-core", m.version("megatron-core"), "| ray", ray.__version__)'
 touch "$venv/.installed-$kind"
 echo "Done: .venv is ready."
