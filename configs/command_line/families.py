@@ -6,9 +6,11 @@ read its sources."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from configs.schema import Config
 
 # Where a family's values land in Config -> what its flags begin with. The resolved configuration is
 # written with these.
@@ -50,3 +52,7 @@ class FlagFamily(Protocol):
 
         Raises ValueError whose text says what was expected.
         """
+
+    def problems(self, config: Config) -> Iterator[str]:
+        """What this library would refuse, of a configuration without other faults: found without
+        importing it."""

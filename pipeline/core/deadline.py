@@ -39,6 +39,7 @@ class Deadline:
         if self.seconds is None:
             return await work
         task = asyncio.ensure_future(work)
+        task.add_done_callback(_seen)
         try:
             await asyncio.wait({task}, timeout=self.seconds)
         except asyncio.CancelledError:
@@ -66,7 +67,6 @@ class Deadline:
 
 
 async def _end(task: asyncio.Task[Any], grace_seconds: float) -> None:
-    task.add_done_callback(_seen)
     task.cancel()
     await asyncio.wait({task}, timeout=grace_seconds)
     if not task.done():

@@ -4,6 +4,7 @@ folders. Reads names, nothing bigger."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Literal
 from pipeline.core.errors import CheckpointError
 
 Format = Literal["hf", "torch_dist", "torch"]
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TRACKER = "latest_checkpointed_iteration.txt"  # Megatron-LM's: a number, or `release`
 
 
@@ -19,6 +21,11 @@ TRACKER = "latest_checkpointed_iteration.txt"  # Megatron-LM's: a number, or `re
 class Weights:
     format: Format  # torch: Megatron's older one, mp_rank_XX/model_optim_rng.pt
     folder: Path  # the very folder that holds the files
+
+
+def is_hub_name(spec: str) -> bool:
+    """Is it OWNER/NAME, as on the Hugging Face Hub, and no path on this machine?"""
+    return bool(_HUB_NAME.fullmatch(spec)) and not Path(spec.split("/")[0]).exists()
 
 
 def find_weights(path: Path, flag: str) -> Weights:

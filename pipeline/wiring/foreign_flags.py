@@ -3,10 +3,12 @@ declare them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs.command_line.families import FamilyFlag
+from configs.schema import Config
+from pipeline.wiring.model_checks import backend_problems, context_problems, read_shape
 
 if TYPE_CHECKING:
     from stages.engine.server_args import ServerArg
@@ -50,6 +52,9 @@ class SGLangFlags:
         if arg.choices and not set(values) <= set(arg.choices):
             raise ValueError(f"expected {_expects(arg)}")
         return arg.field, parsed if arg.takes_list else parsed[0]
+
+    def problems(self, config: Config) -> Iterator[str]:
+        yield from context_problems(config, read_shape(config.model.hf_checkpoint))
 
 
 def _expects(arg: ServerArg) -> str:
@@ -98,6 +103,9 @@ class MegatronFlags:
         return name, convert(
             name, "true" if not values else values[0] if len(values) == 1 else list(values)
         )
+
+    def problems(self, config: Config) -> Iterator[str]:
+        yield from backend_problems(config, read_shape(config.model.hf_checkpoint))
 
 
 FAMILIES = (SGLangFlags(), MegatronFlags())

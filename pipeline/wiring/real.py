@@ -25,6 +25,7 @@ from pipeline.run.warmup import warm_up
 from pipeline.wiring.assemble import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
+from pipeline.wiring.model_checks import check_model
 from pipeline.workers.learner_group import LearnerGroup
 from pipeline.workers.turns import TurnTaking
 from stages.batch import make_batch
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 def real_backend(site: RunContext) -> Backend:
     config, share = site.config, _sharing(site.config)
     folder = resolve_checkpoint(config.model.hf_checkpoint or "", seed=config.run.seed)
+    check_model(config, folder)
     tokenizer = _tokenizer(folder)
     device = _device(config)
     served = _first_weights(site, folder)

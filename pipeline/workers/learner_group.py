@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +167,7 @@ class LearnerGroup:
         if actors and self._broken is None:
             refs = [a.call.remote("close") for a in actors]
             with contextlib.suppress(Exception):  # a rank that cannot close is killed below
-                await asyncio.wait_for(
-                    asyncio.wait([asyncio.ensure_future(awaited(r)) for r in refs]), CLOSE_SECONDS
-                )
+                await asyncio.wait_for(asyncio.wait(map(_answer_to, refs)), CLOSE_SECONDS)
         self._broken = self._broken or "it is closed"
         await asyncio.to_thread(self._stop_ray)
 
@@ -278,7 +276,7 @@ class LearnerGroup:
 
     async def _results(self, refs: Sequence[Any]) -> list[Any]:
         """All results, or the first failure as soon as it is known."""
-        tasks = [asyncio.ensure_future(awaited(ref)) for ref in refs]
+        tasks = [_answer_to(ref) for ref in refs]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             failed = next(
@@ -292,7 +290,7 @@ class LearnerGroup:
                 task.cancel()
 
     async def _explain(
-        self, rank: int, error: BaseException, tasks: Sequence[asyncio.Task[Any]]
+        self, rank: int, error: BaseException, tasks: Sequence[asyncio.Future[Any]]
     ) -> Exception:
         cause = getattr(error, "cause", None)
         if isinstance(cause, SlipstreamError) and not isinstance(cause, UserFunctionError):
@@ -347,6 +345,14 @@ def _temporary(folder: Path) -> dict[str, str]:
         "TMPDIR": str(own),
         "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled),
     }
+
+
+def _answer_to(call: Awaitable[Any]) -> asyncio.Future[Any]:
+    """Of several ranks that fail, the first is told; asyncio shall not complain that the others'
+    errors were never looked at."""
+    task = asyncio.ensure_future(awaited(call))
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
 
 
 def _absolute(path: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class FakeFamily:
             return name, value
         except ValueError:
             raise ValueError("expected a number") from None
+
+    def problems(self, config: Config) -> Iterator[str]:
+        if config.megatron.get("clip_grad") == 13:
+            yield "--clip-grad 13.0: expected luck"
 
 
 def parse(*words: str, families: Sequence[FakeFamily] = ()) -> Config:
