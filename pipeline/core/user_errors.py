@@ -29,6 +29,13 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}{text}{f' ({notes})' if notes else ''}"
 
 
+def exit_as_error(error: SystemExit, function: Callable[..., Any]) -> UserFunctionError:
+    """What a call of sys.exit in `function` is: a failure like any other. As SystemExit it would
+    end the event loop at once, and nothing that runs would be closed."""
+    note_place(error, function)
+    return UserFunctionError(in_words(error))
+
+
 def name_errors(function: Callable[..., Any], flag: str, spec: str) -> Callable[..., Any]:
     """`function`, but whatever it raises is a UserFunctionError that names flag, file and line."""
 
@@ -38,7 +45,7 @@ def name_errors(function: Callable[..., Any], flag: str, spec: str) -> Callable[
             return function(*args, **kwargs)
         except SlipstreamError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             note_place(error, function)
             raise UserFunctionError(f"{flag} {spec} raised {in_words(error)}") from error
 

@@ -33,6 +33,8 @@ def run_to_end(train: Callable[[Runner], Awaitable[None]], make: Callable[[], Ru
     try:
         uvloop.run(whole())
     except BaseException as error:
+        for runner in runners:
+            runner.end_now()
         return _explain(error, runners)
     return _signal_code(runners)
 

@@ -77,6 +77,7 @@ class Runner:
         self._eval_order = asyncio.Lock()
         self._saved: int | None = None  # rollouts trained at the last snapshot
         self._pending: PendingSnapshot | None = None  # one that the learner may still be writing
+        self._closed = False
         self.interrupted_by: int | None = None  # signal number
 
     # -- the life of a run -------------------------------------------------------------------------
@@ -149,6 +150,7 @@ class Runner:
             await asyncio.shield(asyncio.ensure_future(self._close_parts()))
         finally:
             self._p.lookout.stop()
+            self._closed = True
             self._p.recorder.finish(interrupted=self.interrupted_by is not None)
             self._stop.uninstall()
 
@@ -158,6 +160,7 @@ class Runner:
             await asyncio.shield(asyncio.ensure_future(self._close_parts()))
         finally:
             self._p.lookout.stop()
+            self._closed = True
             self._p.abandon()
             self._stop.uninstall()
 
@@ -180,6 +183,11 @@ class Runner:
     async def _produce(self) -> None:
         await self._p.producer.run()
         raise AssertionError("the producer returned: only cancellation may end it")
+
+    def end_now(self) -> None:
+        """The loop is gone. What is still up ends at once: it may have been gone too early."""
+        if not self._closed:
+            self._p.kill_now()
 
     # -- the verbs ---------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from configs.hooks import HOOKS, generate_form
 from pipeline.core.errors import ConfigError, GenerateError
 from pipeline.core.types import Sample
-from pipeline.core.user_errors import note_place
+from pipeline.core.user_errors import exit_as_error, note_place
 
 SIGNATURES = HOOKS["custom_generate_function_path"].expected
 
@@ -44,6 +44,8 @@ class CustomGenerate:
         except Exception as error:
             note_place(error, self.function)
             raise
+        except SystemExit as error:
+            raise exit_as_error(error, self.function) from error
 
     def _samples(self, returned: Any) -> list[Sample]:
         samples = [returned] if isinstance(returned, Sample) else returned

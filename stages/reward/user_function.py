@@ -15,7 +15,7 @@ from typing import Any
 
 from configs.hooks import load_hook
 from pipeline.core.types import Sample
-from pipeline.core.user_errors import note_place
+from pipeline.core.user_errors import exit_as_error, note_place
 from stages.reward import worker
 from stages.reward.loop_guard import GUARD
 from stages.reward.pool import Overdue, WorkerPool, in_thread
@@ -77,6 +77,8 @@ class UserFunction:
                 ) from error
             note_place(error, self._function)
             raise
+        except SystemExit as error:
+            raise exit_as_error(error, self._function) from error
 
     async def _in_worker(self, subject: Any) -> Any:
         try:

@@ -59,7 +59,7 @@ def call(spec: str, request: bytes) -> bytes:
             return pickle.dumps(Reply(awaitable=True))
         changes = [_changes(old, new) for old, new in zip(before, samples, strict=True)]
         return pickle.dumps(Reply(reward=plain(result), changes=changes))
-    except Exception as error:  # whatever user code raises is data
+    except (Exception, SystemExit) as error:  # whatever user code raises is data
         note_place(error, function)
         return pickle.dumps(Reply(error=in_words(error)))
 

@@ -399,3 +399,25 @@ def test_a_rollout_without_a_trained_sample_is_a_zero_update(tmp_path: Path) -> 
     assert "rollout 1: 2 of its 2 optimizer steps had no sample with a loss" in done.stderr
     again = run_entry("--load", str(tmp_path / "z"), "--num-rollout", "6")
     assert again.returncode == 0, again.stdout + again.stderr
+
+
+@pytest.mark.parametrize("where", ["async reward", "sync reward", "generate"])
+def test_a_users_sys_exit_is_a_failure_like_any_other(
+    tmp_path: Path, where: str, nothing_left_behind: None
+) -> None:
+    """It ends neither the loop nor what must be closed: the run says which line, and winds down."""
+    hook = tmp_path / "leaves.py"
+    hook.write_text(
+        "import sys\n"
+        f"{'' if where == 'sync reward' else 'async '}def leave(*args, **kwargs):\n"
+        "    sys.exit(3)\n"
+    )
+    flag = "custom-generate-function-path" if where == "generate" else "custom-rm-path"
+    flags = [*FAST, "--runs-dir", str(tmp_path), "--name", "x", "--group-max-retries", "0"]
+    if where == "generate":
+        hook.write_text(hook.read_text().replace("*args, **kwargs", "args, sample, params"))
+    done = run_entry(*flags, f"--{flag}", f"{hook}:leave", "--num-rollout", "2")
+    assert done.returncode == 1, done.stdout + done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("GenerateError: ") and f"SystemExit: 3 ({hook} line 3)" in said
+    assert "Traceback" not in done.stderr and (tmp_path / "x" / "summary.json").exists()
