@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("slipstream", "pipeline", "stages", "buffers", "configs", "compat", "examples")
 FILES = ("setup.py", "pyproject.toml", "train_async.py", "README.md", "LICENSE")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
-REACHES_THE_REPOSITORY = ("PYTHONPATH", "COVERAGE_PROCESS_START")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Installation:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`words`, the first of them a program of the environment."""
-        environment = {k: v for k, v in os.environ.items() if k not in REACHES_THE_REPOSITORY}
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         command = [str(self.folder / "bin" / words[0]), *words[1:]]
         return subprocess.run(
             command,
