@@ -77,7 +77,7 @@ _ALL = (
         ),
         called="for every sample",
         style="async",
-        extra_args=("engine_client", "tokenizer", "context_length", "clock", "vision"),
+        extra_args=("engine_client", "tokenizer", "context_length", "time", "vision"),
     ),
     Hook(
         section="reward",

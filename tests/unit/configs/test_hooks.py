@@ -15,7 +15,8 @@ from configs.rules.functions import functions
 from configs.schema import Config, flat_args
 from pipeline.core.errors import UserFunctionError
 
-PAGE = (Path(__file__).parents[3] / "docs" / "custom-functions.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "custom-functions.md").read_text(encoding="utf-8")
 EVERY = pytest.mark.parametrize("hook", HOOKS.values(), ids=list(HOOKS))
 FUNCTIONS = [h for h in HOOKS.values() if h.style != "class"]
 
@@ -73,6 +74,15 @@ def test_the_documentation_shows_every_form(hook: Hook) -> None:
     else:
         wanted = [form.removesuffix(")") for form in hook.forms]
     assert [text for text in wanted if text not in shown] == []
+
+
+@EVERY
+def test_the_examples_of_the_documentation_pass_the_checks(hook: Hook) -> None:
+    (row,) = re.findall(rf"^\| \[`{hook.flag}`\].*$", PAGE, re.MULTILINE)
+    examples = re.findall(r"\(\.\./(examples/[\w/]+\.py)\)", row)
+    assert examples
+    for file in examples:
+        assert list(functions(config_of(hook, ROOT / file))) == []
 
 
 @EVERY

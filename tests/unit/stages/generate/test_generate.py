@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from configs.hooks import HOOKS
 from configs.schema import EvalConfig, RolloutConfig
 from pipeline.core.errors import ConfigError, EngineError
 from pipeline.core.types import Sample, Status, VersionSpan
@@ -27,6 +28,10 @@ async def generate(args, sample, sampling_params):
         await session.generate(stop=["!"])
     sample.metadata["seen"] = [args.rollout_batch_size, sampling_params["temperature"]]
     return sample
+
+async def told(args, sample, sampling_params):
+    sample.metadata["args"] = list(vars(args))
+    return await generate(args, sample, sampling_params)
 
 async def with_evaluation(args, sample, sampling_params, evaluation):
     sample.metadata["evaluation"] = evaluation
@@ -239,6 +244,12 @@ async def test_a_sample_may_name_its_own_function(functions: Path) -> None:
     bad = sample(generate_function_path=f"{functions}:nowhere")
     (made_bad,) = await stage(FakeEngineClient("plain"))([bad])
     assert made_bad.status is Status.FAILED and "nowhere" in (made_bad.error or "")
+
+
+async def test_args_has_what_the_check_at_load_takes(functions: Path) -> None:
+    (out,) = await stage(FakeEngineClient("abc"), f"{functions}:told")([sample()])
+    added = set(out.metadata["args"]) - set(RolloutConfig.__slots__)
+    assert added == set(HOOKS["custom_generate_function_path"].extra_args)
 
 
 async def test_a_ported_function_without_spans_is_stamped_with_the_oldest_version(
