@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from configs.schema import Config
 from pipeline.run.outcome import run_to_end
 from pipeline.wiring.foreign_flags import FAMILIES
+from pipeline.wiring.greeting import greeting
 
 if TYPE_CHECKING:
     from pipeline.run.runner import Runner
@@ -25,6 +26,7 @@ def build(config: Config) -> Runner:
 
     Call it on the event loop that will run the Runner. Raises ConfigError, DataError or
     CheckpointError."""
+    print(greeting(config), flush=True)  # the imports and files below take seconds
     from pipeline.wiring.assemble import assemble
 
     return assemble(config, started_at=_PROCESS_STARTED)

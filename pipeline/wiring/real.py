@@ -90,6 +90,9 @@ def real_backend(site: RunContext) -> Backend:
         """Engines and learner come up side by side; then the learner's weights are on every
         engine."""
         run, up = config.run, asyncio.Event()
+        logger.info(
+            "engines and learner come up, which takes a while; what they say: %s", site.run_dir.logs
+        )
 
         async def bring_up() -> None:
             await _bring_up(site, learner, tokenizer)
