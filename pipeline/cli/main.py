@@ -60,7 +60,7 @@ def parser(prog: str = "python -m pipeline") -> argparse.ArgumentParser:
     # for the listing only: `main` hands its flags, which are not argparse's, to train_async.py
     commands.add_parser("train", help=f"train a model: `{prog} train --help` lists the flags")
     report = commands.add_parser(
-        "report", help="write summary.json, reward.png and report.html again, from metrics.jsonl"
+        "report", help="write summary.json, reward.svg and report.html again, from metrics.jsonl"
     )
     report.add_argument(
         "run_dir", nargs="+", metavar="RUN_DIR", help="a folder under runs/, finished or not"

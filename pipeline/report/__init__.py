@@ -1,4 +1,4 @@
-"""What a run leaves to read: summary.json, reward.png and report.html, all made from metrics.jsonl
+"""What a run leaves to read: summary.json, reward.svg and report.html, all made from metrics.jsonl
 and so at any time again."""
 
 from pipeline.report.summary import History, load_history, summarise, write_summary

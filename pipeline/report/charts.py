@@ -5,13 +5,10 @@ The x axis is the number of rollouts trained, except for pushes.
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.report.summary import REWARD_WINDOW, History, points, trailing_mean, values
-from pipeline.report.svg import Series, chart
+from pipeline.report.svg import Chart, Series
 
 _ROLLOUTS = "rollouts trained"
-_SMALL: dict[str, Any] = {"width": 520, "height": 190}  # two beside each other
 
 # field, title: drawn only where the learner reported it
 _LEARNER = (
@@ -28,7 +25,7 @@ _LEARNER = (
 )
 
 
-def reward_chart(history: History) -> str:
+def reward_chart(history: History) -> Chart:
     raw = points(history.train, "reward_mean")
     smooth = list(zip([x for x, _ in raw], trailing_mean([y for _, y in raw]), strict=True))
     series = [
@@ -40,17 +37,16 @@ def reward_chart(history: History) -> str:
         own = [(r["rollout_id"], r["reward_mean"]) for r in evals if str(r.get("name")) == name]
         series.append(Series(label=f"eval: {name}", points=own, color=2 + place % 3, style="marks"))
     inside = all(0 <= y <= 1 for s in series for _, y in s.points)
-    return chart(
-        series,
+    return Chart(
+        series=series,
         x_label=_ROLLOUTS,
         y_label="mean reward",
-        width=1080,
-        height=320,
+        height=276,
         y_range=(0, 1) if inside else None,
     )
 
 
-def staleness_chart(history: History) -> str:
+def staleness_chart(history: History) -> Chart:
     series = [
         Series(
             label="max",
@@ -77,18 +73,17 @@ def staleness_chart(history: History) -> str:
     ]
     # room above, so that the bound is not the frame
     top = 1 + max(values(history.train, "staleness_bound"), default=0)
-    return chart(
-        series,
+    return Chart(
+        series=series,
         x_label=_ROLLOUTS,
         y_label="staleness (policy versions)",
-        width=1080,
-        height=220,
+        height=176,
         y_range=(0, top),
         whole=True,
     )
 
 
-def idle_charts(history: History) -> list[str]:
+def idle_charts(history: History) -> list[Chart]:
     shares = [
         Series(
             label="generators", points=points(history.train, "generation_idle_fraction"), color=2
@@ -100,19 +95,18 @@ def idle_charts(history: History) -> list[str]:
         Series(label="its step", points=points(history.train, "step_seconds"), color=3),
     ]
     return [
-        chart(
-            shares,
+        Chart(
+            series=shares,
             x_label=_ROLLOUTS,
             y_label="share of time idle",
             y_range=(0, 1),
             percent=True,
-            **_SMALL,
         ),
-        chart(times, x_label=_ROLLOUTS, y_label="seconds", y_range=(0, 0.01), **_SMALL),
+        Chart(series=times, x_label=_ROLLOUTS, y_label="seconds", y_range=(0, 0.01)),
     ]
 
 
-def push_chart(history: History) -> str:
+def push_chart(history: History) -> Chart:
     rows = [r for r in history.pushes if r.get("policy_version") is not None]
     series = [
         Series(
@@ -126,32 +120,26 @@ def push_chart(history: History) -> str:
             ("longest pause of an engine", "stall_seconds", 2),
         )
     ]
-    return chart(
-        series,
-        x_label="policy version",
-        y_label="seconds",
-        width=1080,
-        height=200,
-        y_range=(0, 0.01),
+    return Chart(
+        series=series, x_label="policy version", y_label="seconds", height=156, y_range=(0, 0.01)
     )
 
 
-def learner_charts(history: History) -> list[str]:
+def learner_charts(history: History) -> list[Chart]:
     present = [(name, title) for name, title in _LEARNER if values(history.train, name)]
     if not present:
-        return [chart([], x_label=_ROLLOUTS, y_label="learner metrics")]
+        return [Chart(series=[], x_label=_ROLLOUTS, y_label="learner metrics")]
     return [
-        chart(
-            [Series(label=name, points=points(history.train, name), color=1)],
+        Chart(
+            series=[Series(label=name, points=points(history.train, name), color=1)],
             x_label=_ROLLOUTS,
             y_label=title,
-            **_SMALL,
         )
         for name, title in present
     ]
 
 
-def throughput_charts(history: History) -> list[str]:
+def throughput_charts(history: History) -> list[Chart]:
     lengths = [
         Series(label="mean", points=points(history.train, "response_length_mean"), color=1),
         Series(
@@ -163,20 +151,21 @@ def throughput_charts(history: History) -> list[str]:
         ),
     ]
     return [
-        chart(
-            [Series(label="response tokens", points=points(history.train, "tokens_per_second"))],
+        Chart(
+            series=[
+                Series(label="response tokens", points=points(history.train, "tokens_per_second"))
+            ],
             x_label=_ROLLOUTS,
             y_label="trained tokens a second",
             y_range=(0, 1),
-            **_SMALL,
         ),
-        chart(
-            lengths, x_label=_ROLLOUTS, y_label="response length (tokens)", y_range=(0, 1), **_SMALL
+        Chart(
+            series=lengths, x_label=_ROLLOUTS, y_label="response length (tokens)", y_range=(0, 1)
         ),
     ]
 
 
-def pool_charts(history: History) -> list[str]:
+def pool_charts(history: History) -> list[Chart]:
     groups = [
         Series(label="ready", points=points(history.train, "buffer_ready"), color=3),
         Series(label="generating", points=points(history.train, "buffer_pending"), color=4),
@@ -195,8 +184,6 @@ def pool_charts(history: History) -> list[str]:
         ),
     ]
     return [
-        chart(
-            groups, x_label=_ROLLOUTS, y_label="replay buffer (groups)", y_range=(0, 1), **_SMALL
-        ),
-        chart(shares, x_label=_ROLLOUTS, y_label="share", y_range=(0, 1), percent=True, **_SMALL),
+        Chart(series=groups, x_label=_ROLLOUTS, y_label="replay buffer (groups)", y_range=(0, 1)),
+        Chart(series=shares, x_label=_ROLLOUTS, y_label="share", y_range=(0, 1), percent=True),
     ]

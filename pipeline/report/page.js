@@ -1,7 +1,7 @@
 // Values under the pointer. The charts are complete without this.
 for (const svg of document.querySelectorAll("svg[data-chart]")) {
   const chart = JSON.parse(svg.dataset.chart);
-  const [low, high, start, end] = chart.x;
+  const [low, high] = chart.x;
   const figure = svg.parentElement;
   const guide = svg.querySelector(".guide");
   const tip = document.createElement("div");
@@ -16,13 +16,12 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
   };
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect();
-    const unit = box.width / svg.viewBox.baseVal.width;
-    const wanted = low + ((event.clientX - box.left) / unit - start) / (end - start) * (high - low);
+    const wanted = low + (event.clientX - box.left) / box.width * (high - low);
     const hits = chart.series.map((s) => [s, nearest(s.points, wanted)]);
     const x = hits.map(([, p]) => p[0]).reduce((a, b) => (Math.abs(a - wanted) <= Math.abs(b - wanted) ? a : b));
-    const at = start + (x - low) / (high - low) * (end - start);
-    guide.setAttribute("x1", at);
-    guide.setAttribute("x2", at);
+    const at = (x - low) / (high - low);
+    guide.setAttribute("x1", 100 * at + "%");
+    guide.setAttribute("x2", 100 * at + "%");
     guide.setAttribute("visibility", "visible");
     tip.replaceChildren(String(x));
     for (const [s, p] of hits) {
@@ -33,8 +32,8 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
       tip.append(line);
     }
     tip.hidden = false;
-    const left = box.left - figure.getBoundingClientRect().left + at * unit;
-    tip.style.left = (left + tip.offsetWidth + 20 > box.width ? left - tip.offsetWidth - 12 : left + 12) + "px";
+    const left = box.left - figure.getBoundingClientRect().left + at * box.width;
+    tip.style.left = (left + tip.offsetWidth + 20 > figure.clientWidth ? Math.max(left - tip.offsetWidth - 12, 0) : left + 12) + "px";
     tip.style.top = (svg.offsetTop + 12) + "px";
   });
   svg.addEventListener("pointerleave", () => { tip.hidden = true; guide.setAttribute("visibility", "hidden"); });

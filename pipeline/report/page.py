@@ -20,6 +20,7 @@ from pipeline.report.charts import (
 from pipeline.report.learned import learned_tiles, what_was_learned
 from pipeline.report.samples import sample_list
 from pipeline.report.summary import History
+from pipeline.report.svg import Chart, figure
 
 _LAST_ROLLOUTS = 20
 _HERE = Path(__file__).parent
@@ -45,13 +46,15 @@ _COLUMNS = (
 
 def render(history: History, summary: Mapping[str, Any]) -> str:
     """The whole page."""
-    css, js = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    css, more_css, js = (
+        (_HERE / name).read_text(encoding="utf-8") for name in ("chart.css", "page.css", "page.js")
+    )
     body = [
         _head(history, summary),
-        _section("Reward", reward_chart(history)),
-        _section("Staleness against its bound", staleness_chart(history), _STALENESS_NOTE),
+        _section("Reward", figure(reward_chart(history))),
+        _section("Staleness against its bound", figure(staleness_chart(history)), _STALENESS_NOTE),
         _section("Who waits", _two(idle_charts(history)), _IDLE_NOTE),
-        _section("Weight pushes", push_chart(history)),
+        _section("Weight pushes", figure(push_chart(history))),
         _section("Learner", _two(learner_charts(history))),
         _section(
             "Throughput and lengths", _two([*throughput_charts(history), *pool_charts(history)])
@@ -76,7 +79,7 @@ def render(history: History, summary: Mapping[str, Any]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
         f' content="width=device-width, initial-scale=1"><title>{escape(history.name)} ·'
-        f" Slipstream</title>\n<style>\n{css}</style></head>\n<body>\n"
+        f" Slipstream</title>\n<style>\n{css}{more_css}</style></head>\n<body>\n"
         + "\n".join(filter(None, body))
         + f"\n<script>\n{js}</script>\n</body></html>\n"
     )
@@ -204,8 +207,8 @@ def _section(title: str, content: str, note: str = "") -> str:
     return f"<section><h2>{escape(title)}</h2>{text}{content}</section>"
 
 
-def _two(charts: Sequence[str]) -> str:
-    return f'<div class="grid2">{"".join(charts)}</div>'
+def _two(charts: Sequence[Chart]) -> str:
+    return f'<div class="grid2">{"".join(map(figure, charts))}</div>'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:

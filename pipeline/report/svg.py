@@ -1,18 +1,24 @@
-"""Line charts as inline SVG: no script needed to read them, coloured by the page's CSS variables,
-so light and dark both work."""
+"""Line charts as SVG: no script needed to read them, in the page's palette, light and dark.
+
+A chart is drawn once, in percent of whatever box it is put into, and its text is in pixels: it is
+as readable on a phone as on a desk. `figure` puts it into a page, `picture` into a file of its
+own."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34  # margins, in SVG units
+# Around the plot, for ticks and axis label: chart.css has the same numbers.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 36
 _MAX_POINTS = 600  # a longer series is drawn, and shown on hover, as the summary of equal stretches
+_STYLE = Path(__file__).parent / "chart.css"
 
 Point = tuple[float, float]
 
@@ -31,57 +37,48 @@ class Series:
     longest: Literal["mean", "max"] = "mean"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """`height`: pixels of the plot. `y_range` is widened to hold the data. `percent`: y is a share;
+    `whole`: y ticks are integers."""
+
+    series: Sequence[Series]
+    x_label: str
+    y_label: str
+    height: int = 150
+    y_range: tuple[float, float] | None = None
+    percent: bool = False
+    whole: bool = False
+
+    @property
+    def drawn(self) -> list[Series]:
+        """The series with points, thinned out."""
+        return [replace(s, points=_thin_out(s)) for s in self.series if s.points]
+
+
 @dataclass(frozen=True, slots=True)
 class _Scale:
+    """From a value to percent of the box; `down`: the low end is at the bottom."""
+
     low: float
     high: float
-    start: float
-    end: float
+    down: bool = False
 
     def __call__(self, value: float) -> float:
-        return round(
-            self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 2
-        )
+        share = 100 * (value - self.low) / (self.high - self.low)
+        return round(100 - share if self.down else share, 3)
 
 
-def chart(
-    series: Sequence[Series],
-    *,
-    x_label: str,
-    y_label: str,
-    width: int = 720,
-    height: int = 240,
-    y_range: tuple[float, float] | None = None,
-    percent: bool = False,
-    whole: bool = False,
-) -> str:
-    """A <figure> with legend and SVG; a line saying so where there is nothing to draw. `y_range` is
-    widened to hold the data. `percent`: y is a share; `whole`: y ticks are integers."""
-    series = [
-        Series(label=s.label, points=_thin_out(s), color=s.color, style=s.style)
-        for s in series
-        if s.points
-    ]
+def figure(chart: Chart) -> str:
+    """A <figure> with legend; a line saying so where there is nothing to draw."""
+    series = chart.drawn
     if not series:
-        return f'<p class="empty">{escape(y_label)}: nothing recorded.</p>'
-    x_low, x_high = _range([x for s in series for x, _ in s.points], None)
-    y_ticks = _ticks(
-        *_range([y for s in series for _, y in s.points], y_range),
-        count=max(3, height // 45),
-        whole=whole,
-    )
-    x = _Scale(x_low, x_high, _LEFT, width - _RIGHT)
-    y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, _TOP)
-    show = (lambda v: f"{100 * v:g}%") if percent else _show
-    parts = [*_axes(x, y, y_ticks, show, width, height), *(_draw(s, x, y) for s in series)]
-    label = (
-        f'<text class="axis" x="{width - _RIGHT}" y="{height - 4}"'
-        f' text-anchor="end">{escape(x_label)}</text>'
-    )
+        return f'<p class="empty">{escape(chart.y_label)}: nothing recorded.</p>'
+    x, y_ticks, y = _scales(chart, series)
     # what the page's script needs to show values under the pointer
     data = {
-        "x": [x.low, x.high, x.start, x.end],
-        "percent": percent,
+        "x": [x.low, x.high],
+        "percent": chart.percent,
         "series": [
             {
                 "label": s.label,
@@ -91,66 +88,108 @@ def chart(
             for s in series
         ],
     }
+    keys = "".join(
+        f'<span class="key {s.style}" style="--c:var(--c{s.color})">{escape(s.label)}</span>'
+        for s in series
+    )
     return (
-        f'<figure class="chart"><figcaption><b>{escape(y_label)}</b>'
-        f"{''.join(map(_legend, series))}</figcaption><svg"
-        f' viewBox="0 0 {width} {height}" role="img" aria-label="{escape(y_label)}"'
-        f' data-chart="{escape(json.dumps(data))}">{"".join(parts)}{label}<line class="guide"'
-        f' y1="{_TOP}" y2="{height - _BOTTOM}" visibility="hidden"/></svg></figure>'
+        f'<figure class="chart"><figcaption><b>{escape(chart.y_label)}</b>{keys}</figcaption>'
+        f'<svg class="plot" style="height:{chart.height}px" role="img"'
+        f' aria-label="{escape(chart.y_label)}" data-chart="{escape(json.dumps(data))}">'
+        f"{_plot(chart, series, x, y, y_ticks)}"
+        '<line class="guide" y1="0" y2="100%" visibility="hidden"/></svg></figure>'
     )
 
 
-def _axes(
-    x: _Scale,
-    y: _Scale,
-    y_ticks: Sequence[float],
-    show: Callable[[float], str],
-    width: int,
-    height: int,
-) -> list[str]:
+def picture(title: str, charts: Sequence[Chart], *, width: int = 800) -> str:
+    """An SVG file: the charts one below the other, each under its name and legend."""
+    at, parts = 50, [f'<text class="title" x="{_LEFT}" y="32">{escape(title)}</text>']
+    for chart in charts:
+        series = chart.drawn
+        parts.append(f'<g transform="translate({_LEFT} {at})">{_legend(chart, series)}</g>')
+        at += 18 + _TOP
+        box = f'x="{_LEFT}" y="{at}" width="{width - _LEFT - _RIGHT}" height="{chart.height}"'
+        if series:
+            x, y_ticks, y = _scales(chart, series)
+            inside = _plot(chart, series, x, y, y_ticks)
+        else:
+            inside = '<text class="axis" y="50%">nothing recorded</text>'
+        parts.append(f'<svg {box} overflow="visible">{inside}</svg>')
+        at += chart.height + _BOTTOM + 12
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="picture" width="{width}" height="{at}"'
+        f' viewBox="0 0 {width} {at}"><style>{_STYLE.read_text(encoding="utf-8")}</style>'
+        f'<rect class="paper" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
+    )
+
+
+def _legend(chart: Chart, series: Sequence[Series]) -> str:
+    """In a picture there is no HTML to lay words out: a letter is taken as seven pixels wide."""
+    out = [f'<text class="name" y="12">{escape(chart.y_label)}</text>']
+    at = 8 * len(chart.y_label) + 24
+    for s in series:
+        mark = f'<line class="swatch {s.style}" x1="{at}" x2="{at + 14}" y1="8" y2="8"/>'
+        if s.style in ("dots", "marks"):
+            mark = f'<g class="{s.style}"><circle cx="{at + 7}" cy="8" r="4"/></g>'
+        out.append(
+            f'<g style="--c:var(--c{s.color})">{mark}<text x="{at + 19}"'
+            f' y="12">{escape(s.label)}</text></g>'
+        )
+        at += 7 * len(s.label) + 40
+    return "".join(out)
+
+
+def _scales(chart: Chart, series: Sequence[Series]) -> tuple[_Scale, list[float], _Scale]:
+    """(x, the ticks of y, y)"""
+    x_low, x_high = _range([x for s in series for x, _ in s.points], None)
+    y_ticks = _ticks(
+        *_range([y for s in series for _, y in s.points], chart.y_range),
+        count=max(3, chart.height // 40),
+        whole=chart.whole,
+    )
+    return _Scale(x_low, x_high), y_ticks, _Scale(y_ticks[0], y_ticks[-1], down=True)
+
+
+def _plot(
+    chart: Chart, series: Sequence[Series], x: _Scale, y: _Scale, y_ticks: Sequence[float]
+) -> str:
     out = []
     for tick in y_ticks:
+        shown = f"{100 * tick:g}%" if chart.percent else _show(tick)
+        out.append(f'<line class="grid" x2="100%" y1="{y(tick)}%" y2="{y(tick)}%"/>')
+        out.append(f'<text x="-6" y="{y(tick)}%" dy="4" text-anchor="end">{shown}</text>')
+    inside = [t for t in _ticks(x.low, x.high, count=8, whole=True) if x.low <= t <= x.high]
+    for place, tick in enumerate(inside):
+        # every second one has no room on a phone
+        minor = ' class="minor"' if place % 2 and len(inside) > 3 else ""
         out.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
+            f'<text{minor} x="{x(tick)}%" y="100%" dy="16" text-anchor="middle">'
+            f"{_show(tick)}</text>"
         )
-        out.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{y(tick) + 4}"'
-            f' text-anchor="end">{show(tick)}</text>'
-        )
-    for tick in _ticks(x.low, x.high, count=8, whole=True):
-        if x.low <= tick <= x.high:
-            out.append(
-                f'<text class="tick" x="{x(tick)}" y="{height - _BOTTOM + 16}"'
-                f' text-anchor="middle">{_show(tick)}</text>'
-            )
-    return out
+    out += [_draw(s, x, y) for s in series]
+    out.append(
+        '<text class="axis" x="100%" y="100%" dy="30" text-anchor="end">'
+        f"{escape(chart.x_label)}</text>"
+    )
+    return "".join(out)
 
 
 def _draw(s: Series, x: _Scale, y: _Scale) -> str:
     at = [(x(a), y(b)) for a, b in s.points]
     color = f'style="--c:var(--c{s.color})"'
-    if s.style == "dots":
-        return (
-            f'<g class="dots" {color}>'
-            + "".join(f'<circle cx="{a}" cy="{b}" r="2.2"/>' for a, b in at)
-            + "</g>"
-        )
-    if s.style == "marks" or len(at) == 1:
-        marks = "".join(
-            f'<rect x="{a - 4:.2f}" y="{b - 4:.2f}" width="8" height="8" transform="rotate(45 {a}'
-            f' {b})"/>'
-            for a, b in at
-        )
-        return f'<g class="marks" {color}>{marks}</g>'
+    if s.style in ("dots", "marks") or len(at) == 1:
+        style, radius = ("dots", 2.2) if s.style == "dots" else ("marks", 4.5)
+        circles = "".join(f'<circle cx="{a}%" cy="{b}%" r="{radius}"/>' for a, b in at)
+        return f'<g class="{style}" {color}>{circles}</g>'
     if s.style == "step":
         path = f"M{at[0][0]} {at[0][1]}" + "".join(f"H{a}V{b}" for a, b in at[1:])
     else:
         path = "M" + "L".join(f"{a} {b}" for a, b in at)
-    return f'<path class="{s.style}" {color} d="{path}"/>'
-
-
-def _legend(s: Series) -> str:
-    return f'<span class="key {s.style}" style="--c:var(--c{s.color})">{escape(s.label)}</span>'
+    # the box is stretched, the line's width is not
+    return (
+        '<svg width="100%" height="100%" viewBox="0 0 100 100" preserveAspectRatio="none"'
+        f' overflow="visible"><path class="{s.style}" {color} d="{path}"/></svg>'
+    )
 
 
 def _thin_out(s: Series) -> list[Point]:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.report.charts import reward_chart, staleness_chart
 from pipeline.report.page import is_complete, render, sentences
 from pipeline.report.summary import load_history, replace_text, summarise
+from pipeline.report.svg import picture
 from pipeline.run.rundir import RunDir
-
-logger = logging.getLogger(__name__)
 
 
 def write_report(run_dir: str | Path, *, wall_seconds: float | None = None) -> Path:
-    """Writes reward.png and report.html from metrics.jsonl and config.yaml; returns the page's
-    path.
+    """Writes reward.svg and report.html from metrics.jsonl, samples.jsonl and config.yaml; returns
+    the page's path.
 
-    Works for a run of any state, also one without a rollout. Without matplotlib there is a warning
-    instead of the picture."""
+    Works for a run of any state, also one without a rollout.
+    """
     run, history = RunDir(Path(run_dir)), load_history(run_dir)
     summary = summarise(history, wall_seconds=wall_seconds)
     replace_text(run.report, render(history, summary))
-    try:
-        from pipeline.report.plot import write_reward_png
-
-        write_reward_png(history, run.reward_png)
-    except ImportError as e:
-        logger.warning("%s is left out: %s", run.reward_png, e)
+    title = f"{history.name}: reward over {len(history.train)} rollouts"
+    small = replace(staleness_chart(history), height=100)
+    replace_text(run.reward_picture, picture(title, [reward_chart(history), small]))
     return run.report
 
 

@@ -79,8 +79,8 @@ class RunDir:
         return self.path / "summary.json"
 
     @property
-    def reward_png(self) -> Path:
-        return self.path / "reward.png"
+    def reward_picture(self) -> Path:
+        return self.path / "reward.svg"
 
     @property
     def report(self) -> Path:

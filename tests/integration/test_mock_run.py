@@ -87,7 +87,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, nothing_left_behind: None
     assert summary["num_rollouts"] == summary["final_policy_version"] == summary["push_count"] == 12
     assert summary["samples_trained"] == 12 * 4 * 4
     assert summary["samples_discarded"] == 0
-    for name in ("config.yaml", "reward.png", "report.html"):
+    for name in ("config.yaml", "reward.svg", "report.html"):
         assert (run / name).stat().st_size > 0
 
 
