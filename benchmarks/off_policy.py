@@ -11,7 +11,7 @@ so that the learner is always about K versions ahead of what it trains on (the m
 the table). `uncorrected` clips against log-probs recomputed at consumption and pretends they were
 the rollout's. Prints the table, with standard errors over seeds: `final` is the trained policy on
 held-out prompts, 16 samples each; `last` and `mean` are rewards of the last ten rollouts and of
-all, which stale policies generated. Writes results/off_policy.json and off_policy.png."""
+all, which stale policies generated. Writes results/off_policy.json and off_policy.svg."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, keep, table, train
+from pipeline.report.summary import REWARD_WINDOW, trailing_mean
+from pipeline.report.svg import Chart, Series, picture
 
 METHODS: dict[str, tuple[str, ...]] = {
     "synchronous": (),
@@ -128,25 +130,21 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def picture(runs: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for method in dict.fromkeys(r["method"] for r in runs):
-        curves = [r["rewards"] for r in runs if r["method"] == method]
-        mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
-        smooth = [statistics.fmean(mean[max(0, i - 4) : i + 1]) for i in range(len(mean))]
-        axes.plot(range(1, len(smooth) + 1), smooth, label=method)
-    axes.set(
-        xlabel="rollouts trained", ylabel="mean reward (trailing 5, mean over seeds)", ylim=(0, 1)
+def curves(runs: list[dict[str, Any]]) -> Chart:
+    """A line a method: the mean over its seeds."""
+    series = []
+    for color, method in enumerate(dict.fromkeys(r["method"] for r in runs)):
+        rewards = [r["rewards"] for r in runs if r["method"] == method]
+        smooth = trailing_mean([statistics.fmean(values) for values in zip(*rewards, strict=True)])
+        points = list(enumerate(smooth, start=1))
+        series.append(Series(label=method, points=points, color=color))
+    return Chart(
+        series=series,
+        x_label="rollouts trained",
+        y_label=f"mean reward (of {REWARD_WINDOW}, over seeds)",
+        height=300,
+        y_range=(0, 1),
     )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -180,7 +178,8 @@ def main() -> None:
                 "runs": runs,
             },
         )
-        picture(runs, RESULTS / "off_policy.png")
+        title = f"Tokens up to {options.staleness} versions old"
+        (RESULTS / "off_policy.svg").write_text(picture(title, [curves(runs)]), encoding="utf-8")
 
 
 if __name__ == "__main__":
