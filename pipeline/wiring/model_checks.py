@@ -13,10 +13,18 @@ from pipeline.core.errors import ConfigError
 
 
 def check_model(config: Config, folder: Path) -> None:
-    """The first problem of the folder that --hf-checkpoint turned out to be. Raises ConfigError."""
+    """The first problem of the folder that --hf-checkpoint turned out to be: all that a learner's
+    rank would find in its config.json. Raises ConfigError, CheckpointError."""
     shape = read_shape(str(folder))
     for problem in (*backend_problems(config, shape), *context_problems(config, shape)):
         raise ConfigError(problem)
+    if _trains(config) and config.model.train_backend == "megatron":
+        import compat
+
+        compat.install()
+        from stages.learn.megatron.hf_config import check_folder
+
+        check_folder(folder, config.megatron)
 
 
 def read_shape(spec: str | None) -> Mapping[str, Any]:
@@ -40,8 +48,7 @@ def backend_problems(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
     from stages.learn.megatron.architectures import MODEL_TYPES, SAME_AS
 
     kind = shape.get("model_type")
-    trains = not (config.run.mock or config.run.debug_rollout_only)
-    if not trains or kind is None or config.model.train_backend != "megatron":
+    if not _trains(config) or kind is None or config.model.train_backend != "megatron":
         return
     if SAME_AS.get(kind, kind) not in MODEL_TYPES:
         yield (
@@ -75,6 +82,10 @@ def context_problems(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
             f"--rollout-max-context-len {rollout.rollout_max_context_len}: {said} has a context of"
             f" {longest} tokens; expected at most that"
         )
+
+
+def _trains(config: Config) -> bool:
+    return not (config.run.mock or config.run.debug_rollout_only)
 
 
 def _from_yaml(text: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from pipeline.core.devices import has_gpu
 from pipeline.core.errors import CheckpointError, ConfigError
-from stages.learn.megatron.architectures import HABITS, SAME_AS, head_dim, rope_of, shape_of
+from stages.learn.megatron.architectures import HABITS, rope_of, shape_of
+from stages.learn.megatron.hf_config import read_hf_config
 from stages.learn.megatron.mappings import family_class
 from stages.learn.megatron.model import PolicyModel
 from stages.learn.megatron.modelflags import split_flags
@@ -196,33 +196,6 @@ class _Bridge(LLMBridge):
     def hf_weights(self, models: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
         """weights.gather_hf_weights"""
         return gather_hf_weights(self, models)
-
-
-def read_hf_config(path: Path) -> Any:
-    """transformers' configuration of the folder `path`.
-
-    Raises CheckpointError for a folder or family that cannot be used.
-    """
-    from transformers import AutoConfig
-
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path}: not a Hugging Face model folder (no config.json)")
-    try:
-        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        kind = SAME_AS.get(raw.get("model_type"))
-        hf = (
-            AutoConfig.for_model(**{**raw, "model_type": kind})
-            if kind
-            else AutoConfig.from_pretrained(path)
-        )
-    except (ValueError, OSError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}/config.json: {error}") from error
-    try:
-        shape_of(hf)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    hf.head_dim = head_dim(hf)
-    return hf
 
 
 def make_bridge(path: Path, dtype: torch.dtype, fields: Mapping[str, Any]) -> Any:

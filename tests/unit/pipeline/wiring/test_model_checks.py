@@ -11,7 +11,7 @@ import pytest
 
 from configs.command_line.loader import load_config
 from configs.schema import Config, ModelConfig, RunConfig
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import CheckpointError, ConfigError
 from pipeline.wiring.foreign_flags import FAMILIES
 from pipeline.wiring.model_checks import check_model, read_shape
 
@@ -60,6 +60,18 @@ def test_it_is_refused_after_a_download_too(model: Make) -> None:
             Config(model=ModelConfig(hf_checkpoint="openai/gpt2")), Path(model(model_type="gpt2"))
         )
     check_model(Config(run=RunConfig(mock=True)), Path(model(model_type="gpt2")))
+
+
+def test_what_a_rank_would_refuse_in_config_json_is_refused_on_the_driver(model: Make) -> None:
+    shape = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+    variant = Path(model(**shape, attention_bias=True))
+    with pytest.raises(CheckpointError, match="a llama with attention_bias or mlp_bias"):
+        check_model(Config(), variant)
+    known = Path(model(**shape))
+    check_model(Config(megatron={"hidden_size": 64}), known)
+    with pytest.raises(ConfigError, match=r"--hidden-size 32, but .* has 64: drop the flag"):
+        check_model(Config(megatron={"hidden_size": 32}), known)
+    check_model(Config(run=RunConfig(debug_rollout_only=True)), variant)
 
 
 @pytest.mark.parametrize(
