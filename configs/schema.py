@@ -116,7 +116,9 @@ class DataConfig:
     system_prompt: str | None = None  # put ahead of every chat
     rollout_shuffle: bool = True  # shuffles prompts, differently in every epoch
     rollout_seed: int = 42  # seeds the shuffle and procedural tasks
-    skip_bad_rows: bool = False  # skips and counts malformed rows instead of stopping
+    # skips and counts rows that are malformed, refused by the chat template, or without a usable
+    # label, instead of stopping
+    skip_bad_rows: bool = False
     # names columns with media as JSON: '{"image": "images"}'; prompts say <image> where one goes
     multimodal_keys: str | None = None
 

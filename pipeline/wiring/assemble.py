@@ -35,7 +35,7 @@ from pipeline.wiring.context import RunContext, begin, open_context, withdraw
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
 from stages.reward import Lease, RewardStage, TeacherStage, build_reward
-from stages.source import UserSource, build_source
+from stages.source import UserSource, build_source, scored_by
 
 logger = logging.getLogger(__name__)
 
@@ -234,6 +234,7 @@ def _prompts(site: RunContext, backend: Backend) -> Source:
             site.config.rollout.n_samples_per_prompt,
             backend.max_prompt_len,
             backend.tokenizer,
+            judge=scored_by(site.config.reward),
         )
     path = site.run_dir.path / "prompts.jsonl"
     rows = [
@@ -269,7 +270,14 @@ def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | 
         return None
     datasets: dict[str, list[Sample]] = {}
     for name, spec in eval_datasets(config.eval.eval_prompt_data):
-        source = build_source(spec, config.data, 1, backend.max_prompt_len, backend.tokenizer)
+        source = build_source(
+            spec,
+            config.data,
+            1,
+            backend.max_prompt_len,
+            backend.tokenizer,
+            judge=scored_by(config.reward),
+        )
         datasets[name] = [group[0] for group in source.all_prompts(config.eval.eval_max_prompts)]
     return Evaluator(
         backend.generate,

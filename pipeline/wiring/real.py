@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -45,7 +45,7 @@ from stages.generate.image_prompts import Vision
 from stages.learn.settings import LearnerSettings
 from stages.publish import make_transport
 from stages.reward import Lease
-from stages.source import build_source, sft_pairs
+from stages.source import answered, build_source, sft_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,8 @@ def real_backend(site: RunContext) -> Backend:
     )
     transport = make_transport(pool, learner, config.cluster, device=device)
 
+    pairs = _warmup_pairs(site, tokenizer)
+
     async def start() -> None:
         """Engines and learner come up side by side; then the learner's weights are on every
         engine."""
@@ -95,7 +97,7 @@ def real_backend(site: RunContext) -> Backend:
         )
 
         async def bring_up() -> None:
-            await _bring_up(site, learner, tokenizer)
+            await _bring_up(site, learner, pairs)
             if share.train:
                 await learner.offload()
             up.set()
@@ -159,25 +161,34 @@ def real_backend(site: RunContext) -> Backend:
     )
 
 
-async def _bring_up(site: RunContext, learner: LearnerGroup, tokenizer: Any) -> None:
+def _warmup_pairs(site: RunContext, tokenizer: Any) -> Iterator[tuple[list[int], list[int]]] | None:
+    """Judged before anything starts. None where there is no warm-up."""
+    config = site.config
+    if site.snapshot is not None or not config.warmup.sft_steps:
+        return None
+    source = build_source(
+        config.warmup.sft_data or config.data.prompt_data,
+        config.data,
+        1,
+        config.rollout.rollout_max_prompt_len,
+        tokenizer,
+        # A procedural task is seeded apart from the rollouts: the warm-up must not show their
+        # prompts.
+        seed=config.data.rollout_seed + 1,
+        judge=answered,
+    )
+    return sft_pairs(source, tokenizer)
+
+
+async def _bring_up(
+    site: RunContext, learner: LearnerGroup, pairs: Iterator[tuple[list[int], list[int]]] | None
+) -> None:
     config = site.config
     await learner.start()
     if site.snapshot is not None:
         await learner.load(site.snapshot)
         return
-    if config.warmup.sft_steps:
-        # A procedural task is seeded apart from the rollouts: the warm-up must not show their
-        # prompts.
-        spec = config.warmup.sft_data or config.data.prompt_data
-        source = build_source(
-            spec,
-            config.data,
-            1,
-            config.rollout.rollout_max_prompt_len,
-            tokenizer,
-            seed=config.data.rollout_seed + 1,
-        )
-        pairs = sft_pairs(source, tokenizer)
+    if pairs is not None:
         cut = partial(make_batch, micro_batch_size=config.algorithm.samples_of_a_micro_batch)
         await warm_up(
             learner, pairs, config.warmup, config.algorithm, config.data_parallel_size, cut

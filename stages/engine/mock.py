@@ -17,6 +17,7 @@ from typing import Any
 
 from configs.schema import MockConfig
 from pipeline.core.errors import EngineError
+from pipeline.core.labels import accepted_answers
 from pipeline.core.protocols import Generate
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion, Sample, VersionSpan
@@ -215,7 +216,7 @@ class MockEngineClient:
     def learn_answers(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
             ids = sample.tokens or self._encode(sample.prompt)
-            self._answers[_key(ids)] = str(sample.label if sample.label is not None else "")
+            self._answers[_key(ids)] = _answer_of(sample.label)
 
     async def generate(
         self,
@@ -275,6 +276,14 @@ class LabelledGenerate:
     ) -> list[Sample]:
         self._client.learn_answers(samples)
         return await self._generate(samples, evaluation=evaluation)
+
+
+def _answer_of(label: Any) -> str:
+    """The first that is right; a label that only a user's own reward understands as it is."""
+    try:
+        return accepted_answers(label)[0]
+    except ValueError:
+        return "" if label is None else str(label)
 
 
 def _key(ids: Sequence[int]) -> bytes:

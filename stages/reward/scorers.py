@@ -12,18 +12,19 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.core.labels import accepted_answers
 from pipeline.core.tagged_json import from_jsonable
 
 Scorer = Callable[[str, Any, Mapping[str, Any]], float]
 
 
 def exact_match(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
-    """1.0 when response and label are the same text but for white space around them, else 0.0.
+    """1.0 when response and label (one of its answers) are the same text but for white space around
+    them, else 0.0.
 
     No label: ValueError.
     """
-    _need(label)
-    return float(response.strip() == str(label).strip())
+    return float(response.strip() in (answer.strip() for answer in accepted_answers(label)))
 
 
 def reasoning_gym(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
@@ -52,29 +53,49 @@ def reasoning_gym(response: str, label: Any, metadata: Mapping[str, Any]) -> flo
 
 def math(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
     """1.0 when math-verify finds the response's final answer (\\boxed, or the last expression)
-    equal to the label's, else 0.0.
+    equal to the label's (to one of its answers), else 0.0. `\\$5` and `$5` are five dollars.
 
     ValueError where there is no label, or math-verify finds no expression in it: every response
     would look wrong."""
     from math_verify import parse, verify
 
-    _need(label)
     # it warns at every call that its own deadline is off
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    text = str(label)
+    # The caller has the deadline, on the whole process: math-verify's own would call what it could
+    # not read in time wrong without a word, and cannot stop a power tower.
+    said = parse(_without_dollars(response), parsing_timeout=None)
+    return float(
+        any(
+            verify(_expressions(answer), said, timeout_seconds=None)
+            for answer in accepted_answers(label)
+        )
+    )
+
+
+def _expressions(answer: str) -> list[Any]:
+    """What math-verify reads in an answer of the label."""
+    from math_verify import parse
+
+    plain = _without_dollars(answer)
+    if plain.count("$") == 1:  # one alone delimits nothing
+        plain = plain.replace("$", "")
+    text = plain
     if not any(mark in text for mark in ("$", "\\boxed", "\\(", "\\[")):
         # a bare formula: of bare text math-verify takes the last plain number, 2 of both 2\pi and
         # (1, 2)
         text = f"${text}$"
-    gold = parse(text, parsing_timeout=None) or parse(str(label), parsing_timeout=None)
-    if not any(not isinstance(part, str) for part in gold):
+    found: list[Any] = parse(text, parsing_timeout=None) or parse(plain, parsing_timeout=None)
+    if not any(not isinstance(part, str) for part in found):
         raise ValueError(
-            f"math-verify finds no expression in the label {label!r}: is it text? Then use"
+            f"math-verify finds no expression in the label {answer!r}: is it text? Then use"
             " --rm-type exact_match"
         )
-    # The caller has the deadline, on the whole process; math-verify's own uses signals, which only
-    # a main thread takes.
-    return float(bool(verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None)))
+    return found
+
+
+def _without_dollars(text: str) -> str:
+    """Without `\\$`, which math-verify takes for the beginning of a formula."""
+    return text.replace("\\$", "")
 
 
 def uniform(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
@@ -98,11 +119,6 @@ def prepare(name: str) -> None:
         import math_verify  # noqa: F401
     if name == "reasoning_gym":
         import reasoning_gym  # noqa: F401
-
-
-def _need(label: Any) -> None:
-    if label is None or label == "":
-        raise ValueError(f"the label is {label!r}: set --label-key to the column with the answers")
 
 
 @functools.cache

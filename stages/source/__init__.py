@@ -5,13 +5,15 @@ from __future__ import annotations
 from configs.schema import DataConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.protocols import Tokenizer
-from stages.source.render import build_renderer
-from stages.source.rows import FileRows, Rows
+from stages.source.file_rows import FileRows
+from stages.source.labels import Judge, answered, scored_by
+from stages.source.render import Renderer
+from stages.source.rows import Row, Rows
 from stages.source.sft import sft_pairs
 from stages.source.source import PromptSource
 from stages.source.user_source import UserSource
 
-__all__ = ["PromptSource", "UserSource", "build_source", "sft_pairs"]
+__all__ = ["PromptSource", "UserSource", "answered", "build_source", "scored_by", "sft_pairs"]
 
 
 def build_source(
@@ -22,21 +24,24 @@ def build_source(
     tokenizer: Tokenizer | None = None,
     *,
     seed: int | None = None,
+    judge: Judge | None = None,
 ) -> PromptSource:
     """The source that `spec` names: file.jsonl, file.parquet, path@[a:b], or
     reasoning_gym:TASK?param=value&...
 
     `seed` (default --rollout-seed) is the shuffle's and the procedural tasks'; `tokenizer` None
-    (--mock) leaves prompts unrendered, without token ids. Every row is checked here. Raises
-    DataError, or ConfigError for flags that don't fit."""
+    leaves prompts unrendered, without token ids. Every row of a file is judged here: its form, its
+    prompt by the chat template, its label by `judge`. Raises DataError, or ConfigError for flags
+    that don't fit."""
     if not spec:
         raise ConfigError(
             "no prompts: set --prompt-data to a .jsonl or .parquet file, or to reasoning_gym:TASK"
         )
     seed = config.rollout_seed if seed is None else seed
+    render = Renderer(config, tokenizer)
     return PromptSource(
-        _rows(spec, config, seed),
-        build_renderer(config, tokenizer),
+        _rows(spec, config, seed, render, judge),
+        render,
         n_samples_per_prompt=n_samples_per_prompt,
         max_prompt_len=max_prompt_len,
         shuffle=config.rollout_shuffle,
@@ -44,9 +49,15 @@ def build_source(
     )
 
 
-def _rows(spec: str, config: DataConfig, seed: int) -> Rows:
+def _rows(spec: str, config: DataConfig, seed: int, render: Renderer, judge: Judge | None) -> Rows:
     if spec.startswith("reasoning_gym:"):
         from stages.source.tasks import TaskRows  # reasoning-gym takes a second or two to import
 
         return TaskRows(spec, seed=seed)
-    return FileRows(spec, config)
+
+    def judge_row(row: Row) -> None:
+        render.text(row)
+        if judge is not None:
+            judge(row)
+
+    return FileRows(spec, config, judge_row)

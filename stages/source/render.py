@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from configs.schema import DataConfig
@@ -12,18 +11,52 @@ from stages.source.rows import Messages, Row
 
 IMAGE = "<image>"
 
-Renderer = Callable[[Row], tuple[str | Messages, list[int]]]
 
-
-def build_renderer(config: DataConfig, tokenizer: Tokenizer | None) -> Renderer:
-    """A function row -> (prompt, token ids). Without a tokenizer (--mock) the prompt stays as it is
-    and has no ids.
+class Renderer:
+    """`renderer(row)` -> (prompt, token ids). Without a tokenizer the prompt stays as it is and has
+    no ids.
 
     The system prompt is put ahead of every chat that has none of its own. Without
     --apply-chat-template, text is encoded as it is (no special tokens added) and chat messages stay
     messages: whoever generates renders them."""
 
-    def messages_of(row: Row) -> Messages:
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer | None) -> None:
+        self._config, self._tokenizer = config, tokenizer
+
+    def __call__(self, row: Row) -> tuple[str | Messages, list[int]]:
+        text = self.text(row)
+        keeps_messages = isinstance(row.prompt, list) and not self._config.apply_chat_template
+        if self._tokenizer is None:
+            return (row.prompt if text is not None else self._messages(row)), []
+        if text is None:
+            return self._messages(row), []
+        ids = list(self._tokenizer.encode(text, add_special_tokens=False))
+        return (self._messages(row) if keeps_messages else text), ids
+
+    def text(self, row: Row) -> str | None:
+        """What the model reads; None where that is for whoever generates to say. Raises DataError
+        for a row that the template refuses, ConfigError for flags that don't fit."""
+        config, tokenizer = self._config, self._tokenizer
+        if isinstance(row.prompt, str) and not config.apply_chat_template:
+            if config.system_prompt:
+                raise ConfigError(
+                    "--system-prompt needs a chat, but the prompts are plain text: add"
+                    " --apply-chat-template"
+                )
+            return row.prompt
+        messages = self._messages(row)
+        if tokenizer is None:
+            return row.prompt if isinstance(row.prompt, str) else None
+        if not getattr(tokenizer, "chat_template", True):
+            if config.apply_chat_template:
+                raise ConfigError(
+                    "--apply-chat-template: this tokenizer has no chat template; leave the flag out"
+                    " for a base model"
+                )
+            return None
+        return _apply(tokenizer, row, messages)
+
+    def _messages(self, row: Row) -> Messages:
         messages = (
             [{"role": "user", "content": row.prompt}]
             if isinstance(row.prompt, str)
@@ -31,36 +64,10 @@ def build_renderer(config: DataConfig, tokenizer: Tokenizer | None) -> Renderer:
         )
         if row.images:
             messages = _with_images(row, messages)
-        if config.system_prompt and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": config.system_prompt})
+        system = self._config.system_prompt
+        if system and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": system})
         return messages
-
-    def render(row: Row) -> tuple[str | Messages, list[int]]:
-        if isinstance(row.prompt, str) and not config.apply_chat_template:
-            if config.system_prompt:
-                raise ConfigError(
-                    "--system-prompt needs a chat, but the prompts are plain text: add"
-                    " --apply-chat-template"
-                )
-            return row.prompt, (
-                list(tokenizer.encode(row.prompt, add_special_tokens=False)) if tokenizer else []
-            )
-        messages = messages_of(row)
-        if tokenizer is None:
-            return (messages if isinstance(row.prompt, list) else row.prompt), []
-        if not getattr(tokenizer, "chat_template", True):
-            if config.apply_chat_template:
-                raise ConfigError(
-                    "--apply-chat-template: this tokenizer has no chat template; leave the flag out"
-                    " for a base model"
-                )
-            return messages, []
-        text = _apply(tokenizer, row, messages)
-        return (text if config.apply_chat_template else messages), list(
-            tokenizer.encode(text, add_special_tokens=False)
-        )
-
-    return render
 
 
 def _with_images(row: Row, messages: Messages) -> Messages:

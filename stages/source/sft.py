@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from pipeline.core.errors import DataError
+from pipeline.core.labels import accepted_answers
 from pipeline.core.protocols import Source, Tokenizer
 
 
@@ -23,21 +23,16 @@ def sft_pairs(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[list[int],
         )
     while True:
         sample = source.get_samples(1)[0][0]
-        answer = _answer(sample.label)
-        if answer is None:
+        try:
+            answer = accepted_answers(sample.label)[0]
+        except ValueError as error:
             raise DataError(
-                f"the warm-up needs an answer with every prompt, got label {sample.label!r} for"
-                f" {sample.prompt!r:.80}: set --label-key"
-            )
+                f"the warm-up needs an answer with every prompt, but of {sample.prompt!r:.80}"
+                f" {error}"
+            ) from error
         if not sample.tokens:
             raise DataError(
                 "the warm-up needs token ids, but the prompt is a chat: add --apply-chat-template"
                 f" ({sample.prompt!r:.80})"
             )
         yield sample.tokens, [*tokenizer.encode(answer, add_special_tokens=False), eos]
-
-
-def _answer(label: Any) -> str | None:
-    if isinstance(label, list):
-        label = label[0] if label else None
-    return None if label is None or isinstance(label, dict) else str(label)

@@ -52,7 +52,7 @@ class PromptSource:
         self.too_long: deque[tuple[int, int]] = deque(maxlen=1000)
         self._order_of: tuple[int, np.ndarray] | None = None
         if rows.num_bad_rows:
-            logger.warning("%s: %d malformed rows skipped", rows.name, rows.num_bad_rows)
+            logger.warning("%s: %d bad rows skipped", rows.name, rows.num_bad_rows)
         # a template or flag that does not fit says so before anything starts
         render(rows.row(0, 0))
 
@@ -171,8 +171,9 @@ class PromptSource:
     def _sample(self, row: Row, prompt: str | list[dict[str, Any]], tokens: list[int]) -> Sample:
         # each sample its own: custom functions write into it
         metadata = copy.deepcopy(dict(row.metadata))
-        if row.tools:
-            metadata.setdefault("tools", copy.deepcopy(row.tools))
+        # null: the padding of a Parquet column of objects
+        if row.tools and metadata.get("tools") is None:
+            metadata["tools"] = copy.deepcopy(row.tools)
         return Sample(
             prompt=copy.deepcopy(prompt),
             # an image is as many tokens as its processor says, when it is generated from

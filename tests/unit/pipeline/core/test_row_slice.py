@@ -11,7 +11,7 @@ from configs.rules.inputs import check_data
 from configs.schema import DataConfig
 from pipeline.core.errors import DataError
 from pipeline.core.row_slice import split_slice
-from stages.source.rows import FileRows
+from stages.source.file_rows import FileRows
 
 
 @pytest.mark.parametrize(

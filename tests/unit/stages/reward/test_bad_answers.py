@@ -74,3 +74,34 @@ def test_a_part_of_the_label_is_not_the_label(label: str, response: str) -> None
 def test_a_worked_solution_as_label() -> None:
     assert scorers.math("\\boxed{72}", "so it is\n#### 72", {}) == 1.0
     assert scorers.math("\\boxed{72}", "and so $x = \\boxed{72}$", {}) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("label", "response", "right"),
+    [
+        (r"\$18.90", r"\boxed{18.90}", True),
+        ("$18.90", r"It is \$18.90.", True),
+        (r"\$5", r"\boxed{\$5}", True),
+        ("$5", "so he pays \\$5", True),
+        (r"\$1,000", r"\boxed{1000}", True),
+        (r"\$5", r"\boxed{\$6}", False),
+        ("$18.90", r"\boxed{18.09}", False),
+        ("$5$", r"\boxed{5}", True),
+    ],
+)
+def test_dollars_are_dollars(label: str, response: str, right: bool) -> None:
+    assert scorers.math(response, label, {}) == float(right)
+
+
+@pytest.mark.parametrize("label", [["7", "8"], {"ground_truth": "8"}, {"ground_truth": [6, 8]}])
+@pytest.mark.parametrize("scorer", ["math", "exact_match"])
+def test_any_answer_of_a_label_is_right(scorer: str, label: object) -> None:
+    assert scorers.SCORERS[scorer]("8", label, {}) == 1.0
+    assert scorers.SCORERS[scorer]("9", label, {}) == 0.0
+
+
+@pytest.mark.parametrize("label", [True, float("nan"), {"answer": 8}, [], [None], {"a": 1}])
+@pytest.mark.parametrize("scorer", ["math", "exact_match"])
+def test_a_label_that_is_no_answer_is_no_wrong_answer(scorer: str, label: object) -> None:
+    with pytest.raises(ValueError, match="the label is"):
+        scorers.SCORERS[scorer]("True", label, {})

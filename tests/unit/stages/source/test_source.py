@@ -18,7 +18,7 @@ from configs.schema import DataConfig
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.types import Status
 from stages.source import PromptSource, build_source
-from stages.source.render import build_renderer
+from stages.source.render import Renderer
 from stages.source.rows import Row
 
 
@@ -72,7 +72,7 @@ def write_jsonl(path: Path, *rows: Any) -> str:
 
 
 def numbers(n: int = 10, **kwargs: Any) -> PromptSource:
-    return PromptSource(NumberRows(n), build_renderer(DataConfig(), Words()), **kwargs)
+    return PromptSource(NumberRows(n), Renderer(DataConfig(), Words()), **kwargs)
 
 
 def prompts(source: PromptSource, count: int) -> list[Any]:
@@ -186,7 +186,10 @@ GOOD = {"prompt": "p", "label": 1}
             {"prompt": 3, "label": 1},
             "'prompt' is a number; expected text or a list of chat messages",
         ),
-        ({"prompt": [{"role": "user"}], "label": 1}, "message 0 of 'prompt'"),
+        (
+            {"prompt": [{"role": "user"}], "label": 1},
+            "the content of message 0 of 'prompt' is null",
+        ),
         ({**GOOD, "metadata": [1]}, "'metadata' is a list; expected a JSON object"),
         ({**GOOD, "metadata": "{"}, "'metadata' is text that is not JSON"),
         ({**GOOD, "tools": {}}, "'tools' is a object; expected a JSON list"),
@@ -201,7 +204,7 @@ def test_a_malformed_row_is_named_by_file_and_line_or_skipped_and_counted(
     with caplog.at_level(logging.WARNING):
         source = build_source(spec, dataclasses.replace(IN_ORDER, skip_bad_rows=True))
     assert (len(source), source.num_bad_rows) == (2, 1)
-    assert "1 malformed rows skipped" in caplog.text
+    assert "1 bad rows skipped" in caplog.text
 
 
 def test_bytes_that_are_no_utf8_are_a_malformed_row(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""What a label says: the answers any of which is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+EXPECTED = 'text, a number, a list of such (any of them is right), or {"ground_truth": either}'
+
+
+def accepted_answers(label: Any) -> list[str]:
+    """The answers, as text, at least one.
+
+    Raises ValueError for a label that is neither text nor number, nor a list of them, nor such
+    under "ground_truth" (as verl's data have it)."""
+    given = label.get("ground_truth") if isinstance(label, Mapping) else label
+    answers = [_as_text(answer) for answer in (given if isinstance(given, list) else [given])]
+    if not answers or None in answers:
+        raise ValueError(
+            f"the label is {label!r:.80}: expected {EXPECTED}. --label-key names its column"
+        )
+    return [answer for answer in answers if answer is not None]
+
+
+def _as_text(answer: Any) -> str | None:
+    """None for what is no answer: a truth value, NaN, a null, blank text, an object."""
+    if isinstance(answer, str):
+        return answer if answer.strip() else None
+    if isinstance(answer, bool) or not isinstance(answer, Real) or not math.isfinite(answer):
+        return None
+    return str(answer)
