@@ -81,8 +81,8 @@ def _flag_problems(hook: Hook, source: FunctionSource, known: Collection[str]) -
             close = difflib.get_close_matches(read.name, known, n=1)
             hint = f"did you mean args.{close[0]}? " if close else ""
             yield (
-                f"{source.file} line {read.line} reads args.{read.name} in {read.function}, and no"
-                f" flag has that name; {hint}args holds every flag of Slipstream, and those of"
-                " Megatron and SGLang (args.sglang_...) that are given. For one that need not be"
-                f" given: getattr(args, {read.name!r}, DEFAULT)"
+                f"{source.file} line {read.line} reads args.{read.name} in {read.function}: that is"
+                " no flag of Slipstream, nor one of Megatron's or SGLang's (args.sglang_...) that"
+                f" is given; {hint}Of one that need not be given: getattr(args, {read.name!r},"
+                " DEFAULT)"
             )
