@@ -137,8 +137,10 @@ class RolloutConfig:
     rollout_batch_size: int = 8  # how many groups (prompts) make a rollout
     n_samples_per_prompt: int = 8  # how many samples make a group
     rollout_temperature: float = 1.0  # the sampling temperature
-    rollout_top_p: float = 1.0  # nucleus; below 1 the engine's log-probs are not renormalised
-    rollout_top_k: int = -1  # -1: all
+    # samples from the likeliest tokens that make up this probability; below 1 importance weights
+    # are not exact, for log-probs are those of the whole softmax
+    rollout_top_p: float = 1.0
+    rollout_top_k: int = -1  # samples from so many of the likeliest tokens, as above; -1: from all
     rollout_max_response_len: int = 128  # limits the tokens of a response, all turns together
     rollout_max_prompt_len: int | None = None  # skips longer prompts, counts and names them
     # limits prompt and response together; by default the model's or the engine's limit

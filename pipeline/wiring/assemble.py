@@ -18,6 +18,7 @@ from buffers.priority import Priority, reward_std, user_priority
 from buffers.replay_buffer import ReplayBuffer
 from buffers.userfilter import UserFilter
 from configs.hooks import load_hook
+from configs.rules.cautions import cautions
 from configs.schema import Config
 from pipeline.core.deadline import Deadline
 from pipeline.core.flops import TOKENS, Cost
@@ -80,13 +81,8 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
     if config.deterministic:
         random.seed(config.run.seed)
         np.random.seed(config.run.seed % 2**32)
-        if config.async_.async_buffer_size:
-            logger.warning(
-                "--deterministic-mode with --async-buffer-size %d: kernels and seeds are fixed, but"
-                " which weights sample a token is a matter of time. Only --async-buffer-size 0"
-                " repeats itself",
-                config.async_.async_buffer_size,
-            )
+    for caution in cautions(config):
+        logger.warning(caution)
     if config.run.mock:
         from pipeline.wiring.mock import mock_backend as make_backend
     else:

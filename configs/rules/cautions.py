@@ -1,0 +1,46 @@
+"""What is allowed, and not what one may take it for: said once, when a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from configs.corrections import correction_of
+from configs.schema import Config
+
+
+def cautions(config: Config) -> Iterator[str]:
+    yield from _deterministic(config)
+    yield from _truncated_sampling(config)
+
+
+def _deterministic(config: Config) -> Iterator[str]:
+    if config.deterministic and config.async_.async_buffer_size:
+        yield (
+            f"--deterministic-mode with --async-buffer-size {config.async_.async_buffer_size}:"
+            " kernels and seeds are fixed, but which weights sample a token is a matter of time."
+            " Only --async-buffer-size 0 repeats itself"
+        )
+
+
+def _truncated_sampling(config: Config) -> Iterator[str]:
+    """Engines sample from a renormalised part of the softmax, and report log-probs of the whole."""
+    rollout, a = config.rollout, config.algorithm
+    cut = [
+        *([f"--rollout-top-p {rollout.rollout_top_p:g}"] if rollout.rollout_top_p < 1 else []),
+        *([f"--rollout-top-k {rollout.rollout_top_k}"] if rollout.rollout_top_k > 0 else []),
+    ]
+    weighted = correction_of(a).active or a.custom_tis_function_path or a.use_rollout_logprobs
+    if not cut or not weighted or config.run.debug_rollout_only:
+        return
+    bound = (
+        f"at least {rollout.rollout_top_p:g} a token"
+        if rollout.rollout_top_k <= 0
+        else "which no engine tells"
+    )
+    yield (
+        f"{' and '.join(cut)} with an importance correction: engines and learner both give"
+        " log-probs of the whole softmax, so a token's ratio is exact. As a weight it is not:"
+        " tokens come from the part that was kept, so each weight should be multiplied by the kept"
+        f" share of the probability ({bound}), and what was cut off is never seen. For exact"
+        " weights train at --rollout-top-p 1 --rollout-top-k -1"
+    )
