@@ -49,10 +49,10 @@ def await_chain(task: asyncio.Task[Any]) -> list[Place]:
             places.append(Place.of(frame))
         below = _attribute(current, "await")
         if frame is not None and (below is None or _attribute(below, "frame") is None):
-            child = next((t for t in _awaited_tasks(frame) if not t.done()), None)
+            child = _below(frame)
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
-                below = child.get_coro()
+                below = child
         current = below
     return places
 
@@ -79,6 +79,13 @@ def _attribute(awaitable: Any, name: str) -> Any:
         if value is not None:
             return value
     return None
+
+
+def _below(frame: FrameType) -> Any:
+    """The coroutine on which this frame depends, though Python knows of no await: of a task that
+    it waits for, or one that an object drives by hand and calls `driven`."""
+    task = next((t for t in _awaited_tasks(frame) if not t.done()), None)
+    return getattr(frame.f_locals.get("self"), "driven", None) if task is None else task.get_coro()
 
 
 def _awaited_tasks(frame: FrameType) -> list[asyncio.Task[Any]]:

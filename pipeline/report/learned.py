@@ -19,8 +19,8 @@ def what_was_learned(history: History, summary: Mapping[str, Any]) -> list[str]:
     out = [f"Mean {name} {_from_to(first, last, num)}."]
     if summary["seconds_to_reward_0_9"] is not None:
         out.append(
-            f"It reached 0.9 after {duration(summary['seconds_to_reward_0_9'])} (mean of"
-            f" {min(REWARD_WINDOW, num)} rollouts, start-up included)."
+            f"It reached 0.9 after {duration(summary['seconds_to_reward_0_9'])}"
+            f" ({_trailing(num)}start-up included)."
         )
     if equal := summary.get("rollouts_with_equal_rewards"):
         out.append(_equal(history, equal))
@@ -60,6 +60,10 @@ def _from_to(first: float | None, last: float | None, num: int) -> str:
     rollouts = "rollout" if window == 1 else f"{window} rollouts"
     ending = "" if window == 1 else f" {window}"
     return f"went from {number(first)} (first {rollouts}) to {number(last)} (last{ending})"
+
+
+def _trailing(num: int) -> str:
+    return f"mean of {min(REWARD_WINDOW, num)} rollouts, " if num > 1 else ""
 
 
 def _equal(history: History, equal: int) -> str:

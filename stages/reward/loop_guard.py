@@ -115,10 +115,12 @@ class _Steps:
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], run_step: Callable[[Callable[[], Any]], Any]
     ) -> None:
-        self._coroutine, self._run_step = coroutine, run_step
+        # by this name pipeline.core.awaits finds where the coroutine stands
+        self.driven = coroutine
+        self._run_step = run_step
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        step = partial(self._coroutine.send, None)
+        step = partial(self.driven.send, None)
         while True:
             try:
                 awaited = self._run_step(step)
@@ -127,9 +129,9 @@ class _Steps:
             try:
                 value = yield awaited
             except BaseException as error:  # CancelledError, too, is the coroutine's to handle
-                step = partial(self._coroutine.throw, error)
+                step = partial(self.driven.throw, error)
             else:
-                step = partial(self._coroutine.send, value)
+                step = partial(self.driven.send, value)
 
 
 # one for the process: there is one main thread

@@ -4,12 +4,17 @@ awaited."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from configs.command_line.loader import load_config
 from pipeline.run.watchdog import Silence, Watchdog
 from pipeline.wiring import FAMILIES
 from pipeline.wiring.assemble import assemble
+from stages.publish.mock import MockTransport
 from tests.conftest import read_metrics, run_entry
 from train_async import train
 
@@ -28,19 +33,22 @@ FAST = ("--mock", "--rollout-batch-size", "2", "--n-samples-per-prompt", "2")
 FASTER = ("--mock-step-seconds", "0.01", "--mock-seconds-per-token", "0.0001")
 
 
-def hangs(tmp_path: Path) -> tuple[str, ...]:
+def at(tmp_path: Path) -> tuple[str, ...]:
+    return ("--num-rollout", "5", "--runs-dir", str(tmp_path), "--name", "m")
+
+
+def never_generates(tmp_path: Path) -> tuple[str, str]:
     """Flags of a run whose group 3 is never generated."""
     function = tmp_path / "never.py"
     function.write_text(NEVER)
-    return (
-        *(*FAST, *FASTER, "--num-rollout", "5", "--async-buffer-size", "2"),
-        *("--custom-generate-function-path", str(function)),
-        *("--runs-dir", str(tmp_path), "--name", "m"),
-    )
+    return ("--custom-generate-function-path", str(function))
 
 
 def test_an_episode_over_its_deadline_is_data_and_the_run_finishes(tmp_path: Path) -> None:
-    done = run_entry(*hangs(tmp_path), "--episode-timeout-seconds", "1")
+    done = run_entry(
+        *(*FAST, *FASTER, *at(tmp_path), *never_generates(tmp_path)),
+        *("--async-buffer-size", "2", "--episode-timeout-seconds", "1"),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_metrics(tmp_path / "m", "train")
     assert len(rows) == 5
@@ -52,33 +60,83 @@ def test_an_episode_over_its_deadline_is_data_and_the_run_finishes(tmp_path: Pat
 
 
 class Noted(Watchdog):
-    """Tells when it has said that group 3 is awaited."""
+    """Here a silence of a fifth of a second is long. Tells when it has said what is looked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, stage: str, awaits: str | None) -> None:
         super().__init__(long_seconds=0.2)
+        self._stage, self._awaits = stage, awaits
         self.said = asyncio.Event()
 
     def check(self) -> Silence | None:
         silence = super().check()
-        if silence is not None and [a.number for a in silence.awaited[:1]] == [3]:
-            self.said.set()
+        if silence is not None and silence.stage == self._stage:
+            first = [f"{a.kind} {a.number}: {a.stage}" for a in silence.awaited[:1]]
+            if first == ([self._awaits] if self._awaits else []):
+                self.said.set()
         return silence
 
 
-async def test_without_a_deadline_the_run_says_who_is_awaited(tmp_path: Path) -> None:
-    """Here a silence of a fifth of a second is long; otherwise the run is a user's."""
-    watchdog = Noted()
-    runner = assemble(
-        load_config(hangs(tmp_path), families=FAMILIES), started_at=0.0, watchdog=watchdog
-    )
-    run = asyncio.create_task(train(runner))
+async def never(*args: Any, **kwargs: Any) -> None:
+    await asyncio.Event().wait()
+
+
+async def told(
+    tmp_path: Path, flags: Sequence[str], stage: str, awaits: str | None
+) -> dict[str, Any]:
+    """The record of a silence at `stage`, of a run that is ended when it has told of it."""
+    config = load_config([*FAST, *FASTER, *at(tmp_path), *flags], families=FAMILIES)
+    watchdog = Noted(stage, awaits)
+    run = asyncio.create_task(train(assemble(config, started_at=0.0, watchdog=watchdog)))
     async with asyncio.timeout(60):
         await watchdog.said.wait()
     run.cancel()
     await asyncio.wait({run})
     row = read_metrics(tmp_path / "m", "wait")[-1]
-    assert row["stage"] == "take"
+    assert row["stage"] == stage
+    said = (tmp_path / "m" / "run.log").read_text()
+    assert "nothing was trained for " in said and (awaits or f"'{stage}'") in said
+    return row
+
+
+async def test_without_a_deadline_the_run_says_who_is_awaited(tmp_path: Path) -> None:
+    flags = ("--async-buffer-size", "2", *never_generates(tmp_path))
+    row = await told(tmp_path, flags, "take", "group 3: generate")
     assert row["num_trained"] == len(read_metrics(tmp_path / "m", "train"))
-    assert row["awaited"][0]["stage"] == "generate"
     assert "never.py:7 (generate)" in row["awaited"][0]["where"]
-    assert "group 3: generate for " in (tmp_path / "m" / "run.log").read_text()
+
+
+async def test_a_reward_that_does_not_come_is_named(tmp_path: Path) -> None:
+    function = tmp_path / "never_scores.py"
+    function.write_text(
+        "import asyncio\n"
+        "async def reward_func(args, sample, **kwargs):\n"
+        "    if sample.group_index == 3:\n"
+        "        await asyncio.Event().wait()\n"
+        "    return 1.0\n"
+    )
+    row = await told(tmp_path, ("--custom-rm-path", str(function)), "take", "group 3: reward")
+    assert "never_scores.py:4 (reward_func)" in row["awaited"][0]["where"]
+
+
+async def test_an_evaluation_that_does_not_end_is_named(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "1 + 1 =", "label": "2"}\n')
+    function = tmp_path / "never.py"
+    function.write_text(
+        NEVER.replace("sampling_params):", "sampling_params, evaluation):").replace(
+            "sample.group_index == 3", "evaluation"
+        )
+    )
+    evaluates = ("--eval-prompt-data", "held-out", str(data), "--eval-interval", "100")
+    own = ("--custom-generate-function-path", str(function), "--rm-type", "exact_match")
+    row = await told(tmp_path, (*evaluates, *own), "evaluations", "evaluation 0: evaluate")
+    assert "never.py:7 (generate)" in row["awaited"][0]["where"]
+
+
+@pytest.mark.parametrize("stage", ["push", "close"])
+async def test_a_push_and_a_shutdown_say_where_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr(MockTransport, stage, never)
+    row = await told(tmp_path, (), stage, None)
+    assert "(never)" in row["where"]

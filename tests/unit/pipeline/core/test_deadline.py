@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Sequence
+from collections.abc import Coroutine, Generator, Sequence
+from typing import Any
 
 import pytest
 
@@ -124,6 +125,31 @@ async def test_the_chain_goes_through_groups_of_tasks() -> None:
     task.cancel()
     await asyncio.wait({task})
     await asyncio.sleep(0)
+
+
+class ByHand:
+    """Drives a coroutine itself, as the guard of reward functions does."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.driven = coroutine
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        try:
+            while True:
+                yield self.driven.send(None)
+        except StopIteration:
+            return
+
+
+async def test_the_chain_goes_through_what_is_driven_by_hand() -> None:
+    async def work() -> None:
+        await ByHand(one_level_up())
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    assert [place.function for place in await_chain(task)][-3:-1] == ["one_level_up", "never"]
+    task.cancel()
+    await asyncio.wait({task})
 
 
 def test_a_task_that_has_not_begun_has_no_place() -> None:
