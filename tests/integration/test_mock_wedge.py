@@ -128,7 +128,14 @@ async def test_an_evaluation_that_does_not_end_is_named(tmp_path: Path) -> None:
         )
     )
     evaluates = ("--eval-prompt-data", "held-out", str(data), "--eval-interval", "100")
-    own = ("--custom-generate-function-path", str(function), "--rm-type", "exact_match")
+    own = (
+        "--custom-generate-function-path",
+        str(function),
+        "--rm-type",
+        "exact_match",
+        "--label-key",
+        "label",
+    )
     row = await told(tmp_path, (*evaluates, *own), "evaluations", "evaluation 0: evaluate")
     assert "never.py:7 (generate)" in row["awaited"][0]["where"]
 
