@@ -13,6 +13,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _LIBRARY = Path(asyncio.__file__).resolve().parents[1]
 _MOST_FRAMES = 100
 _SHOWN = 3
+_NOTHING = object()  # awaited by a frame that waits for a future
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +38,36 @@ class Place:
 
 
 def await_chain(task: asyncio.Task[Any]) -> list[Place]:
-    """From the outermost line to the innermost. A task that waits for others (of a TaskGroup, or
-    in `asyncio.wait`) goes on with the first of them that is not done. Call it on the task's loop.
+    """From the outermost line to the innermost. A task that waits for others (another task, a
+    TaskGroup, `asyncio.gather`, `asyncio.wait`) goes on with the first of them that is not done.
+    Call it on the task's loop.
     """
     places: list[Place] = []
     seen: set[int] = set()
-    current: Any = task.get_coro()
-    while current is not None and len(places) < _MOST_FRAMES:
-        frame = _attribute(current, "frame")
-        if frame is not None:
-            places.append(Place.of(frame))
-        below = _attribute(current, "await")
-        if frame is not None and (below is None or _attribute(below, "frame") is None):
-            child = _below(frame)
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                below = child
-        current = below
+    of_task: asyncio.Task[Any] | None = task
+    while of_task is not None and id(of_task) not in seen:
+        seen.add(id(of_task))
+        innermost = _descend(of_task.get_coro(), places)
+        waited = [] if innermost is None else _awaited_tasks(innermost)
+        waited += _awaited_futures(of_task)
+        of_task = next((t for t in waited if not t.done()), None)
     return places
+
+
+def _descend(awaitable: Any, places: list[Place]) -> FrameType | None:
+    """The frames of one task, appended; the innermost of them."""
+    innermost = None
+    while awaitable is not None and len(places) < _MOST_FRAMES:
+        frame = _attribute(awaitable, "frame")
+        if frame is None and innermost is not None:
+            # an object may drive a coroutine by hand; it calls it `driven`
+            awaitable = getattr(innermost.f_locals.get("self"), "driven", None)
+            frame = _attribute(awaitable, "frame")
+        if frame is None or frame is innermost:
+            break
+        places.append(Place.of(frame))
+        innermost, awaitable = frame, _attribute(awaitable, "await") or _NOTHING
+    return innermost
 
 
 def where_it_stands(task: asyncio.Task[Any]) -> str:
@@ -81,13 +94,6 @@ def _attribute(awaitable: Any, name: str) -> Any:
     return None
 
 
-def _below(frame: FrameType) -> Any:
-    """The coroutine on which this frame depends, though Python knows of no await: of a task that
-    it waits for, or one that an object drives by hand and calls `driven`."""
-    task = next((t for t in _awaited_tasks(frame) if not t.done()), None)
-    return getattr(frame.f_locals.get("self"), "driven", None) if task is None else task.get_coro()
-
-
 def _awaited_tasks(frame: FrameType) -> list[asyncio.Task[Any]]:
     """The tasks that this frame of asyncio's own waits for, oldest first."""
     if not Place.of(frame).of_the_library:
@@ -100,6 +106,14 @@ def _awaited_tasks(frame: FrameType) -> list[asyncio.Task[Any]]:
         waited = values.get("fs") or ()
     tasks = [t for t in waited if isinstance(t, asyncio.Task)]
     return sorted(tasks, key=lambda t: (len(t.get_name()), t.get_name()))  # Task-9, Task-10
+
+
+def _awaited_futures(task: asyncio.Task[Any]) -> list[asyncio.Task[Any]]:
+    """The task that this one awaits by itself, or those of its `asyncio.gather`."""
+    future = getattr(task, "_fut_waiter", None)
+    if isinstance(future, asyncio.Task):
+        return [future]
+    return [t for t in getattr(future, "_children", ()) if isinstance(t, asyncio.Task)]
 
 
 def _short(file: str) -> str:

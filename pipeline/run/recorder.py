@@ -208,7 +208,8 @@ class Recorder:
 
     def waits(self, news: Silence | Blocked) -> None:
         """Nothing was trained for long: to log and terminal in words, to the records in fields."""
-        logger.warning("%s", news)
+        quietly = isinstance(news, Silence) and news.is_start
+        logger.log(logging.INFO if quietly else logging.WARNING, "%s", news)
         self._telemetry.emit("wait", **news.record(), wall_seconds=self.wall_seconds)
 
     def finish(self, *, interrupted: bool) -> None:

@@ -65,7 +65,14 @@ class Silence:
     awaited: tuple[Awaited, ...] = field(default=())  # the oldest
     num_awaited: int = 0
 
+    @property
+    def is_start(self) -> bool:
+        """Engines and learner of some sizes take minutes: news, not a fault."""
+        return self.stage == "start"
+
     def __str__(self) -> str:
+        if self.is_start:
+            return f"still starting after {self.stage_seconds:.0f} s, at {self.where}"
         usual = (
             f" (a rollout takes {self.rollout_seconds:.1f} s)"
             if self.rollout_seconds is not None

@@ -127,6 +127,22 @@ async def test_the_chain_goes_through_groups_of_tasks() -> None:
     await asyncio.sleep(0)
 
 
+async def test_the_chain_goes_through_gather_and_an_awaited_task() -> None:
+    async def gathers() -> None:
+        await asyncio.gather(asyncio.sleep(0), one_level_up())
+
+    async def awaits_a_task() -> None:
+        await asyncio.create_task(gathers())
+
+    task = asyncio.create_task(awaits_a_task())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    functions = [place.function for place in await_chain(task)]
+    assert functions[:4] == ["awaits_a_task", "gathers", "one_level_up", "never"]
+    task.cancel()
+    await asyncio.wait({task})
+
+
 class ByHand:
     """Drives a coroutine itself, as the guard of reward functions does."""
 
