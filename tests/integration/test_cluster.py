@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 import torch
 
-from pipeline.core.errors import CheckpointError, LearnerError, UserFunctionError
+from pipeline.core.errors import CheckpointError, LearnerError
 from pipeline.workers.learner_group import LearnerGroup
 from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
@@ -147,34 +147,6 @@ async def test_a_dead_rank_is_reported_and_nothing_is_left(group: LearnerGroup) 
     await group.close()
     assert not folder.exists()
     assert children_named("ray::", "raylet", "gcs_server") == []
-
-
-async def test_what_a_users_function_raises_on_one_rank_is_named_and_ends_all(
-    model: Path, tmp_path: Path
-) -> None:
-    """With its flag, file and line; the other rank, which waits for this one, is not waited for."""
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "import torch\n"
-        "def loss_function(args, batch, logits, sum_of_sample_mean):\n"
-        "    if torch.distributed.get_rank() == 1:\n"
-        "        raise KeyError(args.rollout_batch_size)\n"
-        "    return sum_of_sample_mean(batch['current_log_probs']), {}\n"
-    )
-    own = cases.settings(
-        model, ranks=2, loss_type="custom_loss", custom_loss_function_path=str(file)
-    )
-    group = LearnerGroup(own)
-    try:
-        await group.start()
-        with pytest.raises(UserFunctionError) as caught:
-            await group.step(cases.make_batch(*steps(2)))
-        said = f"--custom-loss-function-path {file} raised KeyError: 8 ({file} line 4)"
-        assert str(caught.value) == said and caught.value.__notes__ == ["on learner rank 1"]
-        with pytest.raises(LearnerError, match="rank 1 failed earlier"):
-            await group.save(tmp_path / "never", None)
-    finally:
-        await group.close()
 
 
 async def test_start_fails_with_the_cause(tmp_path: Path) -> None:

@@ -77,6 +77,12 @@ def test_the_documentation_shows_every_form(hook: Hook) -> None:
 
 
 @EVERY
+def test_the_help_of_the_flag_shows_a_form_of_it(hook: Hook) -> None:
+    shown = re.findall(r"f\([^)]*\)", own_flags()[hook.flag.removeprefix("--")].help)
+    assert set(shown) <= set(hook.forms)
+
+
+@EVERY
 def test_the_examples_of_the_documentation_pass_the_checks(hook: Hook) -> None:
     (row,) = re.findall(rf"^\| \[`{hook.flag}`\].*$", PAGE, re.MULTILINE)
     examples = re.findall(r"\(\.\./(examples/[\w/]+\.py)\)", row)
