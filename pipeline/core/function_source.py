@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +100,7 @@ class _Reader:
     """Follows one object through the functions of a file."""
 
     def __init__(self, tree: ast.Module) -> None:
-        self._tree = tree
+        self._tree, self._expected = tree, _expected(tree)
         self._seen: set[tuple[int, str]] = set()
 
     def reads(self, node: Function, parameter: str | None) -> Iterator[AttributeRead]:
@@ -108,31 +108,32 @@ class _Reader:
         if parameter is None or (node.lineno, parameter) in self._seen:
             return
         self._seen.add((node.lineno, parameter))
-        expected = self._expected(parameter)
         for inner in _within(node.body, parameter):
             match inner:
                 case ast.Attribute(ctx=ast.Load()) if ast.unparse(inner.value) == parameter:
-                    if inner.attr not in expected and not inner.attr.startswith("__"):
+                    if inner.attr not in self._expected and not inner.attr.startswith("__"):
                         yield AttributeRead(name=inner.attr, line=inner.lineno, function=node.name)
                 case ast.Call(func=ast.Name(id=called)):
                     callee = _function(self._tree.body, called)
                     if callee is not None:
                         yield from self.reads(callee, _handed_on(inner, callee, parameter))
 
-    def _expected(self, parameter: str) -> Collection[str]:
-        """Names that the file looks for first, or sets itself."""
-        names = set()
-        for node in ast.walk(self._tree):
-            match node:
-                case (
-                    ast.Call(
-                        func=ast.Name(id="hasattr" | "setattr"),
-                        args=[_, ast.Constant(value=str(name)), *_],
-                    )
-                    | ast.Attribute(attr=name, ctx=ast.Store() | ast.Del())
-                ):
-                    names.add(name)
-        return names
+
+def _expected(tree: ast.Module) -> set[str]:
+    """Names that the file looks for with hasattr before it reads them, or sets itself, of whatever
+    object."""
+    names = set()
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.Call(
+                    func=ast.Name(id="hasattr" | "setattr"),
+                    args=[_, ast.Constant(value=str(name)), *_],
+                )
+                | ast.Attribute(attr=name, ctx=ast.Store() | ast.Del())
+            ):
+                names.add(name)
+    return names
 
 
 def _within(body: Sequence[ast.AST], parameter: str) -> Iterator[ast.AST]:

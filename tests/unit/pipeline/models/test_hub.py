@@ -81,3 +81,20 @@ def test_offline_the_message_names_the_variable(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE forbids.*hf download nobody/none"):
         resolve_checkpoint("nobody/none")
+
+
+def test_offline_a_model_that_is_in_the_cache_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real client, in the layout of its cache."""
+    place = tmp_path / "hub" / "models--owner--name"
+    snapshot = place / "snapshots" / "abc123"
+    for folder in (snapshot, place / "refs", place / "blobs"):
+        folder.mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc123")
+    (snapshot / "config.json").write_text('{"model_type": "qwen3"}')
+    for name in ("model.safetensors", "tokenizer.json"):
+        (snapshot / name).write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert resolve_checkpoint("owner/name") == snapshot
