@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.core.errors import ConfigError
-from pipeline.core.find_run import find_run
+from pipeline.core.find_run import find_run, is_checkpoint
 from pipeline.core.own_files import is_bare, locate, locate_preset, places_tried, preset_folder
 
 NOT_RESTORED = ("name", "runs-dir", "load")  # of a run that goes on: it has its folder
@@ -80,7 +80,16 @@ def _with_own_files(given: GivenFlag) -> GivenFlag:
 def _flags_of_run(given: Sequence[GivenFlag]) -> list[GivenFlag]:
     """What the run that --load names was started with; a run's name and place are not among it."""
     loads = [g.values for g in given if g.name == "load"]
-    run = find_run(Path(loads[-1][0]).expanduser()) if loads and len(loads[-1]) == 1 else None
+    if not loads or len(loads[-1]) != 1 or loads[-1][0].lower() == "none":
+        return []
+    path = Path(loads[-1][0])
+    run = find_run(path)
+    if run is None and not is_checkpoint(path):
+        what = "neither a run nor a checkpoint is there" if path.is_dir() else "no such folder"
+        raise ConfigError(
+            f"--load {path}: {what} (working folder: {Path.cwd()}); expected a run directory"
+            " (runs/NAME), its checkpoints or one of them"
+        )
     if run is None or not (run / "config.yaml").is_file():
         return []
     return [g for g in read_preset(run / "config.yaml") if g.name not in NOT_RESTORED]

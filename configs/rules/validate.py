@@ -262,14 +262,6 @@ def model_and_prompts(config: Config) -> Iterator[str]:
         yield from check_weights(
             config.model.initial_megatron_checkpoint, "--initial-megatron-checkpoint", hf=False
         )
-    if config.run.load:
-        from pathlib import Path
-
-        if not Path(config.run.load).is_dir():
-            yield (
-                f"--load {config.run.load}: no such folder; expected a run directory (runs/NAME) or"
-                " a checkpoint in it"
-            )
 
 
 def rewards(config: Config) -> Iterator[str]:

@@ -33,6 +33,12 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """A complete one, or a folder of such, or one that a crash cut off: whoever reads it tells."""
+    places = (folder, folder / "latest", folder / "checkpoints" / "latest")
+    return folder.name.startswith("rollout_") or any((at / "DONE").is_file() for at in places)
+
+
 def owner_of(folder: Path) -> Path | None:
     """The run directory that a --save folder is marked with, whether or not it is still there."""
     try:

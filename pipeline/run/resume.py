@@ -62,16 +62,17 @@ def _snapshot(run: RunConfig, home: RunDir, ledger: Ledger | None) -> Path | Non
         return find_snapshot(run.load)
     looked_in = list(dict.fromkeys([*([Path(run.save)] if run.save else []), home.checkpoints]))
     found = [find_snapshot(str(folder)) for folder in looked_in if (folder / "latest").exists()]
-    if found:
-        return max(found, key=rollouts_of)
+    newest = max(found, key=rollouts_of, default=None)
     if ledger is not None and ledger.commits:
         num_trained, name = ledger.commits[-1]
-        raise CheckpointError(
-            f"--load {run.load}: {name} was saved after {num_trained} rollouts, and is not in"
-            f" {' or '.join(map(str, looked_in))}. Say where it lies: --load {run.load} --save"
-            " FOLDER"
-        )
-    return None
+        if newest is None or rollouts_of(newest) < num_trained:
+            older = f", or go on from an older one: --load {newest}" if newest else ""
+            raise CheckpointError(
+                f"--load {run.load}: {name} was saved after {num_trained} rollouts, and is not in"
+                f" {' or '.join(map(str, looked_in))}. Say where it lies: --load {run.load} --save"
+                f" FOLDER{older}"
+            )
+    return newest
 
 
 def _adopted(run: RunConfig, snapshot: Path) -> Path:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from configs.command_line.dump import changed_flags, dump_config
 from configs.command_line.loader import parse_config
 from configs.flags import Flag, own_flags, section_classes
 from configs.schema import Config
+from pipeline.core.errors import ConfigError
 from pipeline.wiring.foreign_flags import FAMILIES
 
 # Anything but what a command line cannot hold (NUL, lone surrogates) and the word that means
@@ -111,6 +113,12 @@ def test_load_restores_the_runs_flags_but_its_name(tmp_path: Path) -> None:
     preset.write_text("- --seed 8\n")
     config, _ = parse_config(["--config", str(preset), "--load", str(run)], FAMILIES)
     assert (config.run.seed, config.run.name) == (8, None)
+
+
+@pytest.mark.parametrize(("place", "says"), [("nowhere", "no such folder"), (".", "neither a run")])
+def test_a_load_of_nothing_is_the_first_that_is_said(tmp_path: Path, place: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"--load {tmp_path / place}: {says}"):
+        parse_config(["--load", str(tmp_path / place), "--lr", "nonsense"], FAMILIES)
 
 
 def test_changed_flags_are_named() -> None:

@@ -54,6 +54,10 @@ async def test_a_save_that_is_not_there_is_not_silently_begun_again(
     write_journal(run, (4, "rollout_000004"))
     with pytest.raises(CheckpointError, match=r"rollout_000004 was saved.*--save FOLDER"):
         resume_point(RunConfig(load=str(run.path), save=str(tmp_path / "other")))
+    older = await save(run.checkpoints, 2)
+    with pytest.raises(CheckpointError, match=f"or go on from an older one: --load {older}"):
+        resume_point(RunConfig(load=str(run.path)))
+    assert resume_point(RunConfig(load=str(older))).snapshot == older
     await save(tmp_path / "moved", 4)
     found = resume_point(RunConfig(load=str(run.path), save=str(tmp_path / "moved")))
     assert found.snapshot == tmp_path / "moved" / "rollout_000004"
