@@ -21,6 +21,7 @@ from pipeline.report.learned import learned_tiles, what_was_learned
 from pipeline.report.samples import sample_list
 from pipeline.report.summary import History
 from pipeline.report.svg import Chart, figure
+from pipeline.report.waits import wait_list
 
 _LAST_ROLLOUTS = 20
 _HERE = Path(__file__).parent
@@ -65,6 +66,7 @@ def render(history: History, summary: Mapping[str, Any]) -> str:
             else ""
         ),
         _section("Evaluations", _eval_table(history)) if history.evals else "",
+        _section("Long waits", wait_list(history.waits)) if history.waits else "",
         _section("Engine events", _engine_table(history)) if _engine_events(history) else "",
         (
             _section(

@@ -31,6 +31,7 @@ class History:
     evals: list[dict[str, Any]]
     pushes: list[dict[str, Any]]
     engines: list[dict[str, Any]]
+    waits: list[dict[str, Any]]
     config_text: str = ""
     # of the last rollouts, the newest first: records of kind sample
     samples: list[list[dict[str, Any]]] = field(default_factory=list)
@@ -69,6 +70,7 @@ def load_history(run_dir: str | Path) -> History:
         evals=by_kind["eval"],
         pushes=by_kind["push"],
         engines=by_kind["engine"],
+        waits=by_kind.get("wait", []),
         config_text=text,
         samples=last_samples(run.samples, SAMPLED_ROLLOUTS),
     )

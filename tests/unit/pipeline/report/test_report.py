@@ -17,7 +17,10 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.report import closing_lines, load_history, write_report, write_summary
 from pipeline.report.svg import Chart, Series, figure
+from pipeline.run.lookout import Blocked
 from pipeline.run.record_file import line_of
+from pipeline.run.watchdog import Watchdog
+from tests.manual_time import ManualTime
 from tests.unit.sample_run import records, write_run
 
 SUMMARY_KEYS = [
@@ -161,6 +164,29 @@ def test_what_was_generated_and_never_trained_on_is_counted_by_cause(tmp_path: P
     assert got["samples_discarded_untrained"] == 3
     assert got["samples_discarded"] == 17
     assert "17 samples were generated and never trained on" in closing_lines(run, got)[0]
+
+
+def test_long_waits_are_told_with_whom_they_were_for(tmp_path: Path) -> None:
+    time = ManualTime()
+    watchdog = Watchdog(time)
+    with watchdog.beside("group", 3, "generate"), watchdog.stage("take"):
+        time.advance(40.0)
+        silence = watchdog.check()
+    with watchdog.stage("push"):
+        time.advance(60.0)
+        other = watchdog.check()
+    assert silence is not None and other is not None
+    blocked = Blocked(seconds=31.0, where="<my>.py:3 (generate)")
+    run = write_run(tmp_path / "r", 3)
+    with (run / "metrics.jsonl").open("a") as file:
+        for news in (silence, other, blocked):
+            file.write(line_of({"kind": "wait", **news.record(), "wall_seconds": 50.0}))
+    page = check_page(write_report(run))
+    assert "<h2>Long waits</h2>" in page
+    assert "40.0 s at &#x27;take&#x27;, for group 3: generate for 40.0 s, at " in page
+    assert "at &#x27;push&#x27;, at " in page
+    assert "31.0 s at &#x27;blocked&#x27;, at &lt;my&gt;.py:3 (generate)" in page
+    assert "Long waits" not in check_page(write_report(write_run(tmp_path / "q", 3)))
 
 
 def test_rollouts_trained_again_after_a_kill_count_once(tmp_path: Path) -> None:
