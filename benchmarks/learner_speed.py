@@ -91,9 +91,6 @@ def plain_step(
 def measure(
     name: str, threads: int, repeats: int, max_tokens: int, device: str = "cpu"
 ) -> dict[str, Any]:
-    import compat
-
-    compat.install()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -68,9 +68,6 @@ def shared_tokens(micro_batches: list[Any]) -> int:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    import compat
-
-    compat.install()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

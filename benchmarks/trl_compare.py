@@ -186,9 +186,6 @@ def outcome(contest: Contest, curve: list[tuple[float, float]], began: float) ->
 def trl_worker(name: str, model: str, out: str, seed: int, started: float) -> None:
     """In a process of its own: GRPOTrainer with the preset's settings, on the CPU."""
     sys.path.insert(0, str(ROOT))
-    import compat
-
-    compat.install()
     import reasoning_gym
     import torch
     from datasets import Dataset

@@ -34,6 +34,8 @@ $pip install --no-deps -r "$here/$kind.txt" | awk -v total="$total" '
 
 # The command `slipstream`, from this very folder.
 $pip install --quiet --no-deps --no-build-isolation --editable "$here/.."
+# What a machine without a GPU lacks, for every process of the environment.
+[ "$kind" = gpu ] || PYTHONPATH="$here/.." "$venv/bin/python" -m compat.environment
 
 "$venv/bin/python" -c 'import torch, pyarrow, ray, importlib.metadata as m; print("      torch", torch.__version__, "| sglang", m.version("sglang"), "| megatron-core", m.version("megatron-core"), "| ray", ray.__version__)'
 touch "$venv/.installed-$kind"

@@ -7,14 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import compat
+import torch
+import transformers
 
-compat.install()
-
-import torch  # noqa: E402
-import transformers  # noqa: E402
-
-from pipeline.core.errors import CheckpointError, ConfigError, DataError  # noqa: E402
+from pipeline.core.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from pipeline.cli.chat import Manner

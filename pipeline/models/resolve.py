@@ -164,9 +164,6 @@ def _tiny(path: Path, cache_dir: Path, seed: int) -> Path:
 
 
 def _build_tiny(shape: Mapping[str, Any], seed: int, out: Path) -> None:
-    import compat
-
-    compat.install()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -285,9 +282,6 @@ def _versions_of(package: str) -> list[str]:
 
 
 def _convert_gguf(file: Path, out: Path) -> None:
-    import compat
-
-    compat.install()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint

@@ -19,9 +19,6 @@ def check_model(config: Config, folder: Path) -> None:
     for problem in (*backend_problems(config, shape), *context_problems(config, shape)):
         raise ConfigError(problem)
     if _trains(config) and config.model.train_backend == "megatron":
-        import compat
-
-        compat.install()
         from stages.learn.megatron.hf_config import check_folder
 
         check_folder(folder, config.megatron)

@@ -238,9 +238,6 @@ def _first_weights(site: RunContext, folder: Path) -> Path | None:
 
 
 def _tokenizer(folder: Path) -> Any:
-    import compat
-
-    compat.install()
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder))

@@ -48,9 +48,6 @@ class Vision:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Vision:
-        import compat
-
-        compat.install()
         from transformers import AutoProcessor
 
         return cls(AutoProcessor.from_pretrained(str(folder)))

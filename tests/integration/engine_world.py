@@ -40,9 +40,6 @@ SHAPE = {
 
 def make_model(seed: int = 0, scale: float = 6.0) -> Any:
     """Weights far from zero, so that other weights give visibly other log-probs."""
-    import compat
-
-    compat.install()
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)

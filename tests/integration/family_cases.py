@@ -99,9 +99,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make_family(name: str, path: Path, seed: int = 0) -> Path:
     """A checkpoint whose norms, biases and routing all matter, saved as transformers saves it."""
-    import compat
-
-    compat.install()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, config = {**FAMILIES, **VARIANTS}[name]

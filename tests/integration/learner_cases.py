@@ -44,9 +44,6 @@ _SHAPE = {
 
 def make_model(kind: str, path: Path, *, tied: bool, seed: int = 0, num_layers: int = 2) -> Path:
     """A tiny model of random weights, saved as transformers saves it."""
-    import compat
-
-    compat.install()
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
@@ -66,9 +63,6 @@ def make_model(kind: str, path: Path, *, tied: bool, seed: int = 0, num_layers: 
 
 
 def load_hf(path: Path) -> Any:
-    import compat
-
-    compat.install()
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)

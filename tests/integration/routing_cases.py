@@ -25,9 +25,6 @@ def make_moe(
 
     `loudness`: how much of what it says comes from experts.
     """
-    import compat
-
-    compat.install()
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     torch.manual_seed(seed)

@@ -33,9 +33,6 @@ DIALOGUES = {  # prompt -> turns; the calculator speaks after each but the last
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import compat
-
-    compat.install()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

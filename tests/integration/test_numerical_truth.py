@@ -63,7 +63,6 @@ def _reference(folder: Path, tokens: list[int], start: int, end: int) -> np.ndar
 async def test_log_probs_agree_before_and_after_pushes(
     name: str, tmp_path: Path, nothing_left_behind: None
 ) -> None:
-    import compat
     from pipeline.models.resolve import resolve_checkpoint
     from pipeline.workers.learner_group import LearnerGroup
     from stages.engine.launch import Engine
@@ -73,7 +72,6 @@ async def test_log_probs_agree_before_and_after_pushes(
     from stages.learn.settings import LearnerSettings
     from stages.publish import make_transport
 
-    compat.install()
     spec, length, num_pushes = MODELS[name]
     folder = resolve_checkpoint(spec).absolute()
     cluster = ClusterConfig(engine_start_timeout_seconds=240)

@@ -62,9 +62,6 @@ def test_a_short_quickstart_trains_pushes_and_leaves_a_model_that_answers(
 
 
 def _answers(folder: Path) -> None:
-    import compat
-
-    compat.install()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -63,9 +63,6 @@ def test_engines_see_what_the_learner_trains_on(tmp_path: Path, nothing_left_beh
 
 def _still_sees(folder: Path) -> None:
     """The export is whole: model, processor, template."""
-    import compat
-
-    compat.install()
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

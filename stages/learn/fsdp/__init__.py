@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 def load() -> type[FSDPRank]:
     """Import torch and transformers, which takes seconds."""
-    import compat
-
-    compat.install()
     from stages.learn.fsdp.learner import FSDPRank
 
     return FSDPRank

@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 def load() -> type[MegatronRank]:
     """Import torch and Megatron (which takes seconds), with the environment set up before."""
-    import compat as wheels
     from stages.learn.megatron import compat
 
     compat.prepare_environment()
-    wheels.install()
     from stages.learn.megatron.learner import MegatronRank
 
     return MegatronRank

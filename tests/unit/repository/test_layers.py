@@ -28,7 +28,7 @@ PLANTED = [
     ("buffers/journal.py", "import stages.batch", "floors"),
     ("buffers/journal.py", "import torch", "torch is for those who hold tensors"),
     ("buffers/ledger.py", "import ray", "ray is confined"),
-    ("compat/hooks.py", "import pipeline.core.types", "floors"),
+    ("compat/versions.py", "import pipeline.core.types", "floors"),
     ("pipeline/cli/main.py", "import slipstream", "floors"),
     ("slipstream/__init__.py", "import torch", "torch is for those who hold tensors"),
     ("stages/batch.py", "import megatron", "megatron is confined"),

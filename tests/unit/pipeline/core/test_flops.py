@@ -42,9 +42,6 @@ def sample(prompt: int, response: int, group: int = 0) -> TrainSample:
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_against_torchs_count(kind: str) -> None:
-    import compat
-
-    compat.install()
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -45,9 +45,6 @@ def flags_of(name: str) -> dict[str, Any]:
 
 
 def hf_config(name: str) -> Any:
-    import compat
-
-    compat.install()
     from transformers import AutoConfig
 
     return AutoConfig.for_model(**PUBLISHED[name].config)
@@ -222,9 +219,6 @@ def test_the_page_on_models_has_every_preset_and_figure() -> None:
 @pytest.mark.slow
 def test_transformers_counts_the_same() -> None:
     """The model that transformers makes of the published fields, without memory for it."""
-    import compat
-
-    compat.install()
     import torch
     from transformers import AutoModelForCausalLM
 

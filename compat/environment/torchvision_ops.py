@@ -11,10 +11,7 @@ _keep: list[Any] = []  # a torch.library.Library takes its definitions with it w
 
 
 def declare_operators() -> None:
-    """Called right before `import torchvision`.
-
-    No-op when the extension loads, or when the operators are there already.
-    """
+    """No-op when the extension loads, or when the operators are there already."""
     import torch
 
     if _extension_loads() or hasattr(torch.ops.torchvision, "nms"):
