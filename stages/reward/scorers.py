@@ -87,7 +87,7 @@ def _expressions(answer: str) -> list[Any]:
     found: list[Any] = parse(text, parsing_timeout=None) or parse(plain, parsing_timeout=None)
     if not any(not isinstance(part, str) for part in found):
         raise ValueError(
-            f"math-verify finds no expression in the label {answer!r}: is it text? Then use"
+            f"math-verify finds no expression in the label {answer!r:.80}: is it text? Then use"
             " --rm-type exact_match"
         )
     return found
