@@ -4,18 +4,18 @@ single samples, checksums, exports."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
 from buffers.schema import from_batch
 from buffers.segments import scan
+from pipeline.cli.token_texts import TextOf, text_of_tokens
 from pipeline.core.errors import BufferCorruption, DataError
-from pipeline.core.types import Group
+from pipeline.core.types import Group, Sample
 from pipeline.run.rundir import RunDir
 
 
@@ -79,36 +79,54 @@ def list_lines(run: RunDir, min_reward: float | None) -> Iterator[str]:
         )
 
 
-def show_lines(run: RunDir, group_index: int, place: int) -> Iterator[str]:
-    """One sample, token by token: id, loss mask, rollout log-prob, policy version."""
-    group = next((g for _, _, g in groups_of(run) if g.group_index == group_index), None)
+def show_lines(run: RunDir, group_index: int | None, place: int) -> Iterator[str]:
+    """One sample, token by token: id, text, loss mask, rollout log-prob, policy version.
+
+    `group_index`: default, the newest group that lies there.
+    """
+    group = None
+    for _, _, each in groups_of(run):
+        if group_index is None or each.group_index == group_index:
+            group = each
     if group is None:
+        what = "a group" if group_index is None else f"group {group_index}"
         raise DataError(
-            f"group {group_index} does not lie in {run.buffer}: it never came, or its segment is"
-            " gone (see --keep-trajectories)"
+            f"{what} does not lie in {run.buffer}: it never came, or its segment is gone (see"
+            " --keep-last-rollouts, --keep-trajectories)"
         )
     if not 0 <= place < len(group.samples):
-        raise DataError(f"group {group_index} has samples 0..{len(group.samples) - 1}, not {place}")
+        raise DataError(
+            f"group {group.group_index} has samples 0..{len(group.samples) - 1}, not {place}"
+        )
     sample = group.samples[place]
     yield (
-        f"sample {sample.index} of group {group_index}: {sample.status}, reward {sample.reward},"
-        f" label {sample.label!r}"
+        f"sample {sample.index} of group {group.group_index}: {sample.status}, reward"
+        f" {sample.reward}, label {sample.label!r}"
     )
     yield f"prompt: {sample.prompt!r}"
     yield f"response: {sample.response!r}"
-    versions: list[Any] = ["-"] * sample.response_length
+    text_of, source = text_of_tokens(run)
+    yield f"tokens: {source}"
+    yield from _token_lines(sample, text_of)
+
+
+def _token_lines(sample: Sample, text_of: TextOf | None) -> Iterator[str]:
+    length = sample.response_length
+    versions: list[Any] = ["-"] * length
     for version, start, end in sample.weight_versions:
         versions[start:end] = [version] * (end - start)
-    mask = sample.loss_mask if sample.loss_mask is not None else [1] * sample.response_length
+    mask = sample.loss_mask if sample.loss_mask is not None else [1] * length
     log_probs = (
-        sample.rollout_log_probs
-        if sample.rollout_log_probs is not None
-        else [float("nan")] * sample.response_length
+        sample.rollout_log_probs if sample.rollout_log_probs is not None else [math.nan] * length
     )
-    yield f"{'token':>8} {'mask':>4} {'log-prob':>9} {'version':>7}"
-    response = list(sample.tokens)[len(sample.tokens) - sample.response_length :]
-    for token, m, log_prob, version in zip(response, mask, log_probs, versions, strict=True):
-        yield f"{int(token):>8} {int(m):>4} {float(log_prob):>9.4f} {version:>7}"
+    tokens = [int(token) for token in sample.tokens[len(sample.tokens) - length :]]
+    texts = ["" if text_of is None else repr(text_of(token)) for token in tokens]
+    width = max((len(text) for text in texts), default=0)
+    yield f"{'token':>8} {'text' if width else '':<{width}} mask  log-prob version"
+    for token, text, m, log_prob, version in zip(
+        tokens, texts, mask, log_probs, versions, strict=True
+    ):
+        yield f"{token:>8} {text:<{width}} {int(m):>4} {float(log_prob):>9.4f} {version:>7}"
 
 
 def verify_lines(run: RunDir) -> Iterator[str]:
@@ -132,32 +150,3 @@ def verify_lines(run: RunDir) -> Iterator[str]:
             damage.append(str(e))
     if damage:
         raise BufferCorruption("; ".join(damage))
-
-
-def export(run: RunDir, target: Path) -> int:
-    """Write all groups in the segments to `target` (.parquet or .jsonl), a row a sample.
-
-    Returns the rows.
-    """
-    batches = [batch for path in segments_of(run) for _, batch in scan(path)]
-    if not batches:
-        raise DataError(
-            f"{run.buffer} holds no groups: trained ones are removed at the next checkpoint (see"
-            " --keep-trajectories)"
-        )
-    table = pa.Table.from_batches(batches)
-    match target.suffix:
-        case ".parquet":
-            import pyarrow.parquet
-
-            pyarrow.parquet.write_table(table, target)
-        case ".jsonl":
-            with target.open("w", encoding="utf-8") as f:
-                for row in table.to_pylist():
-                    f.write(json.dumps(row) + "\n")
-        case other:
-            raise DataError(
-                f"export to {target}: {other or 'no suffix'} is not known; expected .parquet or"
-                " .jsonl"
-            )
-    return len(table)

@@ -44,9 +44,9 @@ def _buffer(args: argparse.Namespace) -> None:
 
             lines = replay_lines(run)
         case "export":
-            lines = iter(
-                [f"{inspection.export(run, Path(args.file))} samples written to {args.file}"]
-            )
+            from pipeline.cli.export import export_lines
+
+            lines = export_lines(run, Path(args.file))
         case _:
             lines = inspection.list_lines(run, args.min_reward)
     for line in lines:
@@ -80,14 +80,19 @@ def parser(prog: str = "python -m pipeline") -> argparse.ArgumentParser:
     )
     ledger = actions.add_parser("ledger", help="what became of every group")
     ledger.add_argument("--json", action="store_true", help="one JSON object")
-    show = actions.add_parser("show", help="one sample, token by token")
-    show.add_argument("group", type=int)
+    show = actions.add_parser("show", help="one sample, token by token, with each token's text")
+    show.add_argument(
+        "group", type=int, nargs="?", help="its number [the newest group that lies there]"
+    )
     show.add_argument("sample", type=int, nargs="?", default=0, help="its place in the group")
     actions.add_parser("verify", help="check every checksum")
     actions.add_parser(
         "replay", help="make its decisions and batches again from the journal, and compare"
     )
-    exporting = actions.add_parser("export", help="write the samples to FILE.parquet or FILE.jsonl")
+    exporting = actions.add_parser(
+        "export",
+        help="write the samples to FILE.parquet or FILE.jsonl, with rollout and advantages",
+    )
     exporting.add_argument("file", metavar="FILE")
     from pipeline.cli import chat, convert
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.schema import Config
 from pipeline.core.flops import TOKENS, Cost
-from pipeline.core.types import Group, Sample, TrainBatch
+from pipeline.core.types import Group, Sample, TrainBatch, TrainSample
 from stages.advantage import apply_opd, compute_advantages, load_hooks, mask_offpolicy_tokens
 from stages.batch import make_batch
 from stages.filter import build_all_samples_process, build_sample_filter
@@ -39,9 +39,29 @@ class Batcher:
             self._dropped.append(samples)
 
     def __call__(self, rollout_id: int, policy_version: int, groups: Sequence[Group]) -> TrainBatch:
+        algorithm = self._config.algorithm
+        return make_batch(
+            self.rows(policy_version, self.ordered(groups)),
+            rollout_id=rollout_id,
+            policy_version=policy_version,
+            num_dp_ranks=self._config.data_parallel_size,
+            num_steps_per_rollout=algorithm.num_steps_per_rollout,
+            global_batch_size=algorithm.global_batch_size,
+            max_tokens=algorithm.max_tokens_per_gpu,
+            micro_batch_size=algorithm.samples_of_a_micro_batch,
+            cost=self._cost,
+            balanced=algorithm.balance_data,
+        )
+
+    def ordered(self, groups: Sequence[Group]) -> list[Group]:
+        """A deterministic run does not train in the order in which groups happened to be ready."""
+        if self._config.deterministic:
+            return sorted(groups, key=lambda group: group.group_index)
+        return list(groups)
+
+    def rows(self, policy_version: int, groups: Sequence[Group]) -> list[TrainSample]:
+        """The samples as the learner takes them, with their advantages; groups in order."""
         rollout, algorithm = self._config.rollout, self._config.algorithm
-        if self._config.deterministic:  # not in the order in which they happened to be ready
-            groups = sorted(groups, key=lambda group: group.group_index)
         lists = [list(group.samples) for group in groups]
         if self._filter is not None:
             self._filter(lists)
@@ -63,15 +83,4 @@ class Batcher:
             samples = apply_opd(
                 samples, [s for group in lists for s in group], self._config.distill.opd_kl_coef
             )
-        return make_batch(
-            samples,
-            rollout_id=rollout_id,
-            policy_version=policy_version,
-            num_dp_ranks=self._config.data_parallel_size,
-            num_steps_per_rollout=algorithm.num_steps_per_rollout,
-            global_batch_size=algorithm.global_batch_size,
-            max_tokens=algorithm.max_tokens_per_gpu,
-            micro_batch_size=algorithm.samples_of_a_micro_batch,
-            cost=self._cost,
-            balanced=algorithm.balance_data,
-        )
+        return samples

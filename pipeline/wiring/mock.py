@@ -28,7 +28,7 @@ def mock_backend(site: RunContext) -> Backend:
     config: Config = site.config
     words = tiny_words(config.model.hf_checkpoint)
     rollout = config.rollout if words is not None else _without_lengths(config.rollout)
-    tokenizer = MockTokenizer(words or ())
+    tokenizer = make_tokenizer(config)
     pool = MockPool(
         num_engines=config.num_engines,
         concurrency=config.cluster.sglang_server_concurrency,
@@ -87,6 +87,10 @@ class Blindfold(Vision):
         for url in urls:
             open_image(url)
         return ImageFeatures(tuple(self._tokenizer.encode(text)), {})
+
+
+def make_tokenizer(config: Config) -> MockTokenizer:
+    return MockTokenizer(tiny_words(config.model.hf_checkpoint) or ())
 
 
 def tiny_words(spec: str | None) -> tuple[str, ...] | None:

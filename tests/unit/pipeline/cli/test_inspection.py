@@ -80,12 +80,15 @@ def test_list_show_and_verify(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["buffer", str(run), "list", "--min-reward", "1.5"]) == 0
     assert "group      2" in capsys.readouterr().out
     assert main(["buffer", str(run), "show", "2"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[4:]]
-    assert rows == [
+    said = capsys.readouterr().out.splitlines()
+    assert said[3].startswith("tokens: token ids alone: ") and "config.yaml" in said[3]
+    assert [line.split() for line in said[5:]] == [
         ["8", "1", "-0.5000", "0"],
         ["9", "0", "0.0000", "-"],
         ["4", "1", "-1.2500", "1"],
     ]
+    assert main(["buffer", str(run), "show"]) == 0
+    assert "of group 2:" in capsys.readouterr().out, "the newest"
     assert main(["buffer", str(run), "verify"]) == 0
     assert "3 groups, all checksums right" in capsys.readouterr().out
 
@@ -105,7 +108,7 @@ def test_damage_is_named_with_file_and_place(run: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-def test_export(run: Path, suffix: str) -> None:
+def test_export(run: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     target = run / f"out.{suffix}"
     assert main(["buffer", str(run), "export", str(target)]) == 0
     rows = (
@@ -115,6 +118,11 @@ def test_export(run: Path, suffix: str) -> None:
     )
     assert [r["tokens"] for r in rows] == [[7, 8, 9, 4]] * 3
     assert [r["reward"] for r in rows] == [0.0, 1.0, 2.0]
+    assert [r["rollout_id"] for r in rows] == [0, 0, None]
+    assert [r["advantage"] for r in rows] == [None] * 3
+    said = capsys.readouterr().out
+    assert "advantages of 1 of them are empty: no rollout has trained on them" in said
+    assert "advantages of 2 of them are empty: " in said and "config.yaml" in said
 
 
 @pytest.mark.parametrize(
