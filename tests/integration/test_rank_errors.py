@@ -16,14 +16,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.filterwarnings("i
 async def test_what_a_users_function_raises_on_one_rank_is_named_and_ends_all(
     tmp_path: Path,
 ) -> None:
-    """The other rank, which waits for this one, is not waited for."""
+    """The other rank, which waits for this one, is not waited for.
+
+    The ranks find what lies beside the function, too: a helper, and a package named as ours."""
     model = cases.make_model("qwen3", tmp_path / "model", tied=True)
     file = tmp_path / "mine.py"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "sizes.py").write_text("NAME = 'rollout_batch_size'\n")
+    (tmp_path / "helper.py").write_text(
+        "def size_of(args):\n    from configs.sizes import NAME\n    return getattr(args, NAME)\n"
+    )
     file.write_text(
-        "import torch\n"
+        "import torch, helper\n"
         "def loss_function(args, batch, logits, sum_of_sample_mean):\n"
         "    if torch.distributed.get_rank() == 1:\n"
-        "        raise KeyError(args.rollout_batch_size)\n"
+        "        raise KeyError(helper.size_of(args))\n"
         "    return sum_of_sample_mean(batch['current_log_probs']), {}\n"
     )
     own = cases.settings(
