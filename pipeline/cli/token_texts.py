@@ -58,9 +58,6 @@ def _of_folder(folder: Path) -> TextOf:
 
         fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
         return lambda t: _text(fast.decode([t], skip_special_tokens=False), fast.id_to_token(t))
-    import compat
-
-    compat.install()
     from transformers import AutoTokenizer
 
     slow: Any = AutoTokenizer.from_pretrained(str(folder))
