@@ -167,7 +167,7 @@ class TensorBoardSink:
 
         directory.mkdir(parents=True, exist_ok=True)
         keep_only(directory, newest_steps(earlier))
-        self._engine_step = sum(record["kind"] == "engine" for record in earlier)
+        self._engine_step = sum(_X_AXIS[record["kind"]] == "wall_seconds" for record in earlier)
         self._file = EventFile(directory)
         self._samples: list[Mapping[str, Any]] = []  # of the last train record
 
@@ -197,8 +197,9 @@ class TensorBoardSink:
 
 
 def newest_steps(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """By kind, the highest step of the records; -1 of a kind whose steps none of them has."""
-    steps = dict.fromkeys((kind for kind in KINDS if kind != "engine"), -1)
+    """By kind, the highest step of the records; -1 where there is none. Kinds over time are not
+    among them: no time comes twice."""
+    steps = dict.fromkeys((kind for kind in KINDS if _X_AXIS[kind] != "wall_seconds"), -1)
     for record in records:
         kind = record["kind"]
         if kind in steps and isinstance(step := record.get(_X_AXIS[kind]), int):

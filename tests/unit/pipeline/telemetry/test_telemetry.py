@@ -305,6 +305,7 @@ def _trained_twice(run_dir: RunDir, **flags: bool) -> None:
             done = record.get("rollout_id", first) - (record["kind"] == "eval")
             if done >= first:
                 telemetry.emit(**record)
+        telemetry.emit("wait", wall_seconds=float(end), seconds=40.0)
         telemetry.close()
 
 
@@ -318,13 +319,15 @@ def test_a_resumed_curve_in_tensorboard_has_every_step_once(
     events.Reload()
     tags = events.Tags()["tensors"]
     assert [e.step for e in events.Tensors("train/reward_mean")] == list(range(12))
-    for kind in ("push", "eval", "engine"):
+    for kind in ("push", "eval", "engine", "wait"):
         tag = next(tag for tag in tags if tag.startswith(f"{kind}/"))
         steps = [e.step for e in events.Tensors(tag)]
         assert steps == sorted(set(steps)), f"{tag}: steps are taken twice or go back"
     rows = read_records(run_dir.metrics)
-    engine = {e.step for tag in tags if tag.startswith("engine/") for e in events.Tensors(tag)}
-    assert max(engine) == sum(r["kind"] == "engine" for r in rows)
+    timed = [t for t in tags if t.startswith(("engine/", "wait/"))]
+    steps = [e.step for tag in timed for e in events.Tensors(tag)]
+    assert max(steps) == sum(r["kind"] in ("engine", "wait") for r in rows)
+    assert len(events.Tensors("wait/seconds")) == 3
 
 
 class _FakeWandb(types.ModuleType):
