@@ -12,7 +12,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,9 @@ from pipeline.core.types import OptimizerStep, StepResult, TrainBatch
 from pipeline.workers.rank_actor import RankActor, awaited
 from stages.learn.settings import LearnerSettings
 
+logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
+REMOVE_ATTEMPTS = 20
 CLOSE_SECONDS = 10.0  # for ranks to leave their process groups before they are killed
 # Read by Ray when it is imported or started. The second makes it use the loopback address, as it
 # does on a Mac.
@@ -51,6 +56,7 @@ class LearnerGroup:
         self._actors: list[Any] = []
         self._pids: list[int] = []
         self._folder: Path | None = None
+        self._starting: asyncio.Future[None] | None = None  # Ray, in a thread
         self._broken: str | None = None
         self._saving = False  # has a save begun that is not finished?
 
@@ -62,7 +68,9 @@ class LearnerGroup:
         Raises ConfigError, CheckpointError or LearnerError.
         """
         try:
-            await asyncio.to_thread(self._start_ray)
+            self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_ray))
+            await asyncio.shield(self._starting)
+            _take_sigterm_back()
             self._actors = self._make_actors()
             self._pids = await self._all("pid")
             await self._all("warm_up")
@@ -163,6 +171,9 @@ class LearnerGroup:
 
     async def close(self) -> None:
         """Take everything down: ranks, Ray, its folder. From any state, and more than once."""
+        if self._starting is not None:
+            # a thread cannot be cancelled, and would make processes and files behind our back
+            await asyncio.wait([self._starting])
         actors, self._actors = self._actors, []
         if actors and self._broken is None:
             refs = [a.call.remote("close") for a in actors]
@@ -201,8 +212,15 @@ class LearnerGroup:
         return list(found.values())
 
     def _remove_folder(self) -> None:
-        if self._folder:
+        """Again where a process that is just going was still writing into it."""
+        if self._folder is None:
+            return
+        for _ in range(REMOVE_ATTEMPTS):
             shutil.rmtree(self._folder, ignore_errors=True)
+            if not self._folder.exists():
+                return
+            time.sleep(0.1)
+        logger.warning("%s could not be removed", self._folder)
 
     # ---- Learner
 
@@ -317,6 +335,7 @@ class LearnerGroup:
             f"learner rank {rank} (pid {self._pids[rank] if self._pids else '?'}) {what}{lines}"
         )
         if cause is not None:
+            out.__cause__ = cause  # a full disk is told by it
             out.add_note(str(error))  # the traceback on the rank
         return out
 
@@ -332,6 +351,14 @@ class LearnerGroup:
             if s.strip() and not s.startswith(":")
         ]
         return "; its last lines:\n  " + "\n  ".join(lines[-count:]) if lines else ""
+
+
+def _take_sigterm_back() -> None:
+    """Ray's own handler, under Python's, prints a stack and aborts the process three seconds after
+    a SIGTERM, whatever is being saved and closed then."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        signal.siginterrupt(signal.SIGTERM, False)  # as an event loop has it
 
 
 def _temporary(folder: Path) -> dict[str, str]:

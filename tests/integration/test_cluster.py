@@ -4,11 +4,13 @@ nothing is left behind."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest_asyncio
 import torch
 
 from pipeline.core.errors import CheckpointError, LearnerError
+from pipeline.run.disk_full import is_disk_full
 from pipeline.workers.learner_group import LearnerGroup
 from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
@@ -156,9 +159,100 @@ async def test_start_fails_with_the_cause(tmp_path: Path) -> None:
     assert children_named("ray::", "raylet", "gcs_server") == []
 
 
+async def test_a_full_disk_on_a_rank_is_known_to_be_one(model: Path) -> None:
+    class TaskError(Exception):  # as Ray hands it over
+        cause = OSError(errno.ENOSPC, "No space left on device", "weights")
+
+    told = await LearnerGroup(cases.settings(model))._explain(0, TaskError(), [])
+    assert isinstance(told, LearnerError) and is_disk_full(told)
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The temporary folder of this test's processes. Its name is short: sockets lie in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def names_in(folder: Path, pattern: str = "*") -> list[str]:
+    return sorted(file.name for file in folder.glob(pattern))
+
+
+async def test_a_start_that_is_stopped_leaves_nothing(
+    model: Path, monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    """Ray is half up then, and goes on in a thread."""
+    import ray
+
+    loop, begun, init = asyncio.get_running_loop(), asyncio.Event(), ray.init
+
+    def told(**options: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        return init(**options)
+
+    monkeypatch.setattr(ray, "init", told)
+    starting = asyncio.ensure_future(LearnerGroup(cases.settings(model)).start())
+    await begun.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert names_in(temporary) == []
+    assert children_named("ray::", "raylet", "gcs_server") == []
+
+
+async def test_nothing_that_ranks_import_leaves_a_folder_behind(
+    model: Path, temporary: Path
+) -> None:
+    group = LearnerGroup(cases.settings(model))
+    await group.start()
+    assert names_in(temporary, "slipstream-*/tmp/*wandb-media"), "Megatron imports W&B"
+    await group.close()
+    assert names_in(temporary) == []
+
+
+SIGTERM = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from pipeline.run.disk_full import is_disk_full
+from pipeline.workers.learner_group import LearnerGroup
+from tests.integration import learner_cases as cases
+
+async def main():
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    group = LearnerGroup(cases.settings(Path(sys.argv[1])))
+    await group.start()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await told.wait()
+    print(f"{signal.alarm(0)} seconds left", flush=True)
+    await group.close()
+
+import uvloop
+uvloop.run(main())
+"""
+
+
+async def test_sigterm_is_ours_to_handle(model: Path, temporary: Path) -> None:
+    """Ray would abort the process some seconds later: in the middle of a save, or of closing."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", SIGTERM, str(model)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (0, "0 seconds left\n"), done.stderr
+    assert "SIGTERM received" not in done.stderr
+    assert names_in(temporary) == []
+
+
 KILL_NOW = """
 import asyncio, os, sys
 from pathlib import Path
+from pipeline.run.disk_full import is_disk_full
 from pipeline.workers.learner_group import LearnerGroup
 from tests.integration import learner_cases as cases
 
