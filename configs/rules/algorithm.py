@@ -223,8 +223,6 @@ def _routing(config: Config) -> Iterator[str]:
             f"{flag} with --moe-router-fusion: the fused router takes no experts from outside. Drop"
             " one of the two"
         )
-    if config.run.mock and a.use_rollout_routing_replay:
-        yield f"{flag} with --mock: mock engines have no experts. Drop one of the two"
     # as in stages/learn/step_objective.py
     has_old_pass = correction_of(a).ratio == "decoupled" or a.kl_coef > 0 or a.true_on_policy_mode
     if not (a.use_rollout_routing_replay or has_old_pass):

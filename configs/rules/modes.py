@@ -26,13 +26,8 @@ def distillation(config: Config) -> Iterator[str]:
         yield (
             f"--opd-teacher-url {d.opd_teacher_url}: expected http://HOST:PORT of an SGLang server"
         )
-    if d.opd_teacher_load:
+    if d.opd_teacher_load and not config.run.mock:
         yield from check_checkpoint(d.opd_teacher_load, "--opd-teacher-load")
-    if config.run.mock:
-        yield (
-            "--use-opd with --mock: simulated engines have no vocabulary that a teacher could"
-            " share. Drop one"
-        )
     if config.algorithm.advantage_estimator == "ppo":
         yield (
             "--use-opd with --advantage-estimator ppo: the critic would be taught returns without"

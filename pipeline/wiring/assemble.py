@@ -33,6 +33,7 @@ from pipeline.run.watchdog import Watchdog
 from pipeline.telemetry import open_telemetry
 from pipeline.wiring.batcher import Batcher
 from pipeline.wiring.context import RunContext, begin, open_context, withdraw
+from pipeline.wiring.simulated import simulated
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
 from stages.reward import Lease, RewardStage, TeacherStage, build_reward
@@ -77,6 +78,9 @@ def assemble(config: Config, *, started_at: float, watchdog: Watchdog | None = N
 
 def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Watchdog) -> Runner:
     """`undo`: what is to be done when the run never begins."""
+    asked = site
+    if site.config.run.mock:
+        site = simulated(site)
     config = site.config
     if config.deterministic:
         random.seed(config.run.seed)
@@ -145,7 +149,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         undo.close()
 
     def began() -> None:
-        begin(site)
+        begin(asked)
         undo.pop_all()
 
     return Runner(

@@ -120,3 +120,29 @@ def test_bounds_in_tokens_of_a_model_that_is_not_there_are_not_applied_to_bytes(
     rows = mock_run(tmp_path, "--rollout-max-prompt-len", "1", "--rollout-max-context-len", "2")
     assert len(rows) == 2
     assert "--rollout-max-prompt-len and --rollout-max-context-len are not applied" in caplog.text
+
+
+DISTILL = ("--use-opd", "--opd-teacher-load", "/models/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--use-rollout-routing-replay", "--num-experts", "8"), "--use-rollout-routing-replay"),
+        (DISTILL, "--use-opd"),
+        ((*DISTILL, "--prompt-data", "configs/presets/quickstart-warmup.jsonl"), "are random"),
+    ],
+)
+def test_what_simulated_engines_do_not_have_is_left_out_by_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    flags: tuple[str, ...],
+    named: str,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    rows = mock_run(tmp_path, *flags, "--rollout-batch-size", "2")
+    assert len(rows) == 2 and rows[-1]["samples_failed"] == 0
+    assert named in caplog.text
+    # the configuration that was asked for is the run's
+    assert flags[0] in (tmp_path / "m" / "config.yaml").read_text()

@@ -453,7 +453,6 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
             "--use-routing-replay --use-rollout-logprobs",
             ["--use-routing-replay", "--use-rollout-logprobs"],
         ),
-        ("--use-rollout-routing-replay --mock", ["--use-rollout-routing-replay", "--mock"]),
         ("--eval-prompt-data data.jsonl", ["--eval-interval"]),
         ("--eval-interval 5 --eval-prompt-data a data.jsonl b", ["pairs", "3 words"]),
         ("--eval-interval 5 --eval-prompt-data a data.jsonl a data.jsonl", ["a twice"]),
