@@ -262,6 +262,12 @@ class Runner:
 
     async def _evaluate_in_order(self, num_trained: int) -> None:
         assert self._p.evaluator is not None
+        if self._eval_order.locked():
+            logger.warning(
+                "the evaluation after %d rollouts has to wait: %s",
+                num_trained,
+                "; ".join(map(str, self._p.watchdog.under_way("evaluation"))),
+            )
         async with self._eval_order:
             try:
                 with self._p.watchdog.beside("evaluation", num_trained, "evaluate"):

@@ -153,28 +153,32 @@ class Watchdog:
             return None
         self._told = seconds
         kind = _AWAITED.get(self._loop.stage)
-        waiting = sorted(
-            (a for a in self._beside.values() if kind and a.kind == kind), key=lambda a: a.since
-        )
+        awaited = [] if kind is None else self.under_way(kind)
         return Silence(
             seconds=seconds,
             num_trained=self._num_trained,
             rollout_seconds=statistics.median(self._paces) if self._paces else None,
             stage=self._loop.stage,
             stage_seconds=now - self._loop.since,
-            where=None if waiting else _where(self._loop),
-            awaited=tuple(
-                Awaited(
-                    kind=str(a.kind),
-                    number=a.number,
-                    stage=a.stage,
-                    seconds=now - a.since,
-                    where=_where(a),
-                )
-                for a in waiting[:_NAMED]
-            ),
-            num_awaited=len(waiting),
+            where=None if awaited else _where(self._loop),
+            awaited=tuple(awaited),
+            num_awaited=sum(a.kind == kind for a in self._beside.values()) if kind else 0,
         )
+
+    def under_way(self, kind: Kind, most: int = _NAMED) -> list[Awaited]:
+        """What of this kind happens beside the learner's loop, the oldest first."""
+        now = self._time.now()
+        own = sorted((a for a in self._beside.values() if a.kind == kind), key=lambda a: a.since)
+        return [
+            Awaited(
+                kind=str(a.kind),
+                number=a.number,
+                stage=a.stage,
+                seconds=now - a.since,
+                where=_where(a),
+            )
+            for a in own[:most]
+        ]
 
     def _now(self) -> dict[str, Any]:
         try:

@@ -127,7 +127,7 @@ async def test_an_evaluation_that_does_not_end_is_named(tmp_path: Path) -> None:
             "sample.group_index == 3", "evaluation"
         )
     )
-    evaluates = ("--eval-prompt-data", "held-out", str(data), "--eval-interval", "100")
+    evaluates = ("--eval-prompt-data", "held-out", str(data), "--eval-interval", "2")
     own = (
         "--custom-generate-function-path",
         str(function),
@@ -138,6 +138,9 @@ async def test_an_evaluation_that_does_not_end_is_named(tmp_path: Path) -> None:
     )
     row = await told(tmp_path, (*evaluates, *own), "evaluations", "evaluation 0: evaluate")
     assert "never.py:7 (generate)" in row["awaited"][0]["where"]
+    # the next one said so when its time came
+    said = (tmp_path / "m" / "run.log").read_text()
+    assert "the evaluation after 2 rollouts has to wait: evaluation 0: evaluate for" in said
 
 
 @pytest.mark.parametrize("stage", ["push", "close"])
