@@ -31,10 +31,6 @@ class GroupCommit:
         self._begun = self._done = 0
         self._running: asyncio.Future[None] | None = None
 
-    @property
-    def num_syncs(self) -> int:
-        return self._done
-
     async def __call__(self) -> None:
         mine = self._begun + 1
         while self._done < mine:

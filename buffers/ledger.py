@@ -23,7 +23,7 @@ class Account:
     """One group."""
 
     group_index: int
-    prompt_index: int = -1  # the how-manieth of the source's prompts
+    prompt_index: int = -1  # its place in the source's order of prompts, from 0
     times_admitted: int = 0
     times_put: int = 0
     place: Location | None = None  # where it lies, when it is complete

@@ -204,9 +204,3 @@ class Sink(Protocol):
 
     def write(self, record: Mapping[str, Any]) -> None: ...
     def close(self) -> None: ...
-
-
-class Records(Protocol):
-    """What stages may ask of telemetry."""
-
-    def emit(self, kind: str, **fields: Any) -> None: ...

@@ -55,20 +55,6 @@ class RateLimiter:
         return self.batch if in_step else self.batch + s
 
     @classmethod
-    def sample_to_insert_ratio(
-        cls, *, samples_per_insert: float, min_size_to_sample: int, error_buffer: float
-    ) -> Self:
-        """Reverb's SampleToInsertRatio: diff within `error_buffer` of samples_per_insert *
-        min_size_to_sample."""
-        centre = samples_per_insert * min_size_to_sample
-        return cls(
-            samples_per_insert=samples_per_insert,
-            min_size_to_sample=min_size_to_sample,
-            min_diff=centre - error_buffer,
-            max_diff=centre + error_buffer,
-        )
-
-    @classmethod
     def rollouts(
         cls,
         *,

@@ -11,11 +11,8 @@ import ast
 import functools
 import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +23,6 @@ from pipeline.core.errors import ConfigError
 # switches.
 BY_HAND = ("sampling_backend", "reasoning_parser", "tool_call_parser", "kv_canary_real_data")
 SWITCHES_BY_HAND = ("disable_cuda_graph", "enable_flashinfer_allreduce_fusion")
-
-_ASK = """
-import argparse, contextlib, json, sys
-with contextlib.redirect_stdout(sys.stderr):
-    from sglang.srt.server_args import ServerArgs
-    parser = argparse.ArgumentParser(prog="sglang", allow_abbrev=False)
-    ServerArgs.add_cli_args(parser)
-    parsed = vars(parser.parse_args(["--model-path", "none", *json.loads(sys.argv[1])]))
-json.dump(parsed, sys.stdout, default=str)
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,35 +100,6 @@ def to_command_line(values: Mapping[str, Any]) -> list[str]:
     None and a switch that is off are left out.
     """
     return [word for name, value in values.items() for word in _words(server_arg(name), value)]
-
-
-def parse_server_args(arguments: Sequence[str], timeout_seconds: float = 120.0) -> dict[str, Any]:
-    """What SGLang's own parser makes of these arguments: every field with its typed value
-    (JSON-able; others as text).
-
-    Takes about ten seconds, in a process of its own. Raises ConfigError with SGLang's complaint.
-    """
-    from compat import engine_environment
-
-    command = [sys.executable, "-c", _ASK, json.dumps(list(arguments))]
-    environment = {**engine_environment(os.environ), "SGLANG_USE_CPU_ENGINE": "1"}
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-        check=False,
-    )
-    if done.returncode != 0:
-        complaint = next(
-            (line for line in reversed(done.stderr.splitlines()) if line.strip()),
-            f"exit code {done.returncode}",
-        )
-        raise ConfigError(
-            f"SGLang refuses {' '.join(arguments)}: {complaint.removeprefix('sglang: error: ')}"
-        )
-    return dict(json.loads(done.stdout))
 
 
 def _words(arg: ServerArg, value: Any) -> Iterator[str]:

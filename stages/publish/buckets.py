@@ -53,19 +53,3 @@ def flatten(
         )
         at += tensor.nbytes
     return metas, flat
-
-
-def unflatten(
-    metas: Iterable[TensorMeta], flat: torch.Tensor
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The inverse of `flatten`, as views where alignment allows it."""
-    import math
-
-    import torch
-
-    at = 0
-    for name, dtype_name, shape in metas:
-        dtype: torch.dtype = getattr(torch, dtype_name)
-        end = at + math.prod(shape) * dtype.itemsize
-        yield name, flat[at:end].clone().view(dtype).reshape(shape)
-        at = end

@@ -69,9 +69,6 @@ class EngineControl:
             TRANSFER_SECONDS,
         )
 
-    async def destroy_group(self, name: str) -> None:
-        await self._post("destroy_weights_update_group", {"group_name": name})
-
     async def begin_update(self) -> None:
         await self._post("begin_weight_update", {})
 

@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from compat import engine_environment
 from pipeline.core.errors import ConfigError, EngineError
 from stages.engine import server_args as flags
 from stages.engine.launch import Engine
 from tests.integration.engine_world import engine_spec, make_model
 
 pytestmark = pytest.mark.slow
+
+_ASK = """
+import argparse, contextlib, json, sys
+with contextlib.redirect_stdout(sys.stderr):
+    from sglang.srt.server_args import ServerArgs
+    parser = argparse.ArgumentParser(prog="sglang", allow_abbrev=False)
+    ServerArgs.add_cli_args(parser)
+    parsed = vars(parser.parse_args(["--model-path", "none", *json.loads(sys.argv[1])]))
+json.dump(parsed, sys.stdout, default=str)
+"""
+
+
+def parse_server_args(arguments: Sequence[str], timeout_seconds: float = 120.0) -> dict[str, Any]:
+    """What SGLang's own parser makes of these arguments: every field with its typed value
+    (JSON-able; others as text).
+
+    Takes about ten seconds, in a process of its own. Raises ConfigError with SGLang's complaint.
+    """
+    command = [sys.executable, "-c", _ASK, json.dumps(list(arguments))]
+    environment = {**engine_environment(os.environ), "SGLANG_USE_CPU_ENGINE": "1"}
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
+    if done.returncode != 0:
+        complaint = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.strip()),
+            f"exit code {done.returncode}",
+        )
+        raise ConfigError(
+            f"SGLang refuses {' '.join(arguments)}: {complaint.removeprefix('sglang: error: ')}"
+        )
+    return dict(json.loads(done.stdout))
 
 
 async def test_an_engine_that_does_not_come_up_shows_its_log_and_a_hint(tmp_path: Path) -> None:
@@ -29,7 +73,7 @@ async def test_an_engine_that_does_not_come_up_shows_its_log_and_a_hint(tmp_path
 
 
 def test_sglangs_parser_gives_types_and_complaints() -> None:
-    parsed = flags.parse_server_args(
+    parsed = parse_server_args(
         ["--mem-fraction-static", "0.5", "--tp-size", "2", "--lora-paths", "a"]
     )
     assert (parsed["mem_fraction_static"], parsed["tp_size"]) == (0.5, 2)
@@ -38,4 +82,4 @@ def test_sglangs_parser_gives_types_and_complaints() -> None:
     with pytest.raises(
         ConfigError, match=r"SGLang refuses --tp-size two: argument --t.*invalid int value: 'two'"
     ):
-        flags.parse_server_args(["--tp-size", "two"])
+        parse_server_args(["--tp-size", "two"])

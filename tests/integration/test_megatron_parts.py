@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import ConfigError
-from stages.learn.megatron.arguments import build_configs, convert, megatron_flags
+from stages.learn.megatron.arguments import convert, megatron_flags, owned_by
 from tests.conftest import ROOT
 from tests.integration import learner_cases as cases
 
@@ -107,6 +107,9 @@ def test_wrong_values_are_named(name: str, text: str, expected: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_flag_reaches_every_owner() -> None:
     import torch
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.transformer.transformer_config import TransformerConfig
 
     values = {
         "use_distributed_optimizer": "true",
@@ -114,14 +117,14 @@ def test_a_flag_reaches_every_owner() -> None:
         "lr": "3e-4",
         "recompute_granularity": "selective",
     }
-    model, optimizer, ddp = build_configs(
-        values, num_layers=2, hidden_size=64, num_attention_heads=4
+    model = TransformerConfig(
+        num_layers=2, hidden_size=64, num_attention_heads=4, **owned_by("TransformerConfig", values)
     )
+    optimizer = OptimizerConfig(**owned_by("OptimizerConfig", values))
+    ddp = DistributedDataParallelConfig(**owned_by("DistributedDataParallelConfig", values))
     assert optimizer.use_distributed_optimizer and ddp.use_distributed_optimizer
     assert model.params_dtype is optimizer.params_dtype is torch.bfloat16
     assert optimizer.lr == 3e-4 and model.recompute_granularity == "selective"
-    with pytest.raises(ConfigError, match="--q-lora-rank"):
-        build_configs({"q_lora_rank": 4}, num_layers=2, hidden_size=64, num_attention_heads=4)
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
 """Megatron's flags: every field of its configuration dataclasses that a command line can set.
 
 Names, types and help come from the installed source by `ast`, so that neither torch nor Megatron is
-imported to parse a command line. `build_configs` (which does import them) makes the real
-dataclasses."""
+imported to parse a command line."""
 
 from __future__ import annotations
 
@@ -333,25 +332,3 @@ def _resolve(name: str, annotation: str, value: Any) -> Any:
 
         return AttnBackend[value]
     return getattr(torch.nn.functional, value) if name == "activation_func" else value
-
-
-def build_configs(values: Mapping[str, Any], **transformer: Any) -> tuple[Any, Any, Any]:
-    """(TransformerConfig, OptimizerConfig, DistributedDataParallelConfig) from flag values;
-    `transformer` adds model fields."""
-    from megatron.core.distributed import DistributedDataParallelConfig
-    from megatron.core.optimizer import OptimizerConfig
-    from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
-
-    fields = {**transformer, **owned_by("TransformerConfig", values)}
-    cls = MLATransformerConfig if fields.get("multi_latent_attention") else TransformerConfig
-    known = set(inspect.signature(cls).parameters)
-    if unknown := sorted(set(fields) - known):
-        raise ConfigError(
-            f"{', '.join('--' + n.replace('_', '-') for n in unknown)}: only with"
-            " --multi-latent-attention"
-        )
-    return (
-        cls(**fields),
-        OptimizerConfig(**owned_by("OptimizerConfig", values)),
-        DistributedDataParallelConfig(**owned_by("DistributedDataParallelConfig", values)),
-    )

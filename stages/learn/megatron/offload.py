@@ -37,10 +37,6 @@ class Offload:
         self._pinned: dict[int, list[Tensor]] = {}
         self.is_out = False
 
-    @property
-    def num_bytes_out(self) -> int:
-        return sum(a.num_bytes for a in (*self._weights, *self._rest))
-
     @torch.no_grad()
     def out(self) -> None:
         """Nothing of the learner stays on the device but what forward passes left behind."""

@@ -12,6 +12,20 @@ from pipeline.core.errors import ConfigError
 from pipeline.schedule.rate_limiter import RateLimiter
 
 
+def sample_to_insert_ratio(
+    *, samples_per_insert: float, min_size_to_sample: int, error_buffer: float
+) -> RateLimiter:
+    """Reverb's SampleToInsertRatio: diff within `error_buffer` of samples_per_insert *
+    min_size_to_sample."""
+    centre = samples_per_insert * min_size_to_sample
+    return RateLimiter(
+        samples_per_insert=samples_per_insert,
+        min_size_to_sample=min_size_to_sample,
+        min_diff=centre - error_buffer,
+        max_diff=centre + error_buffer,
+    )
+
+
 def test_the_window_of_k_plus_one_rollouts() -> None:
     limiter = RateLimiter.rollouts(fresh=4, buffer_size=2)
     assert [limiter.can_insert(inserts=n, samples=0) for n in (0, 11, 12)] == [True, True, False]
@@ -28,7 +42,7 @@ def test_with_two_samples_an_insert_half_as_many_are_admitted() -> None:
 
 
 def test_below_the_min_size_nothing_is_sampled_and_everything_inserted() -> None:
-    limiter = RateLimiter.sample_to_insert_ratio(
+    limiter = sample_to_insert_ratio(
         samples_per_insert=1.0, min_size_to_sample=10, error_buffer=2.0
     )
     assert limiter.can_insert(inserts=9, samples=0)
@@ -67,9 +81,7 @@ def test_a_limiter_that_would_block_both_sides_cannot_be_made(
 
 def test_reverbs_error_buffer_must_hold_an_insert() -> None:
     with pytest.raises(ConfigError, match="too narrow"):
-        RateLimiter.sample_to_insert_ratio(
-            samples_per_insert=4.0, min_size_to_sample=1, error_buffer=1.0
-        )
+        sample_to_insert_ratio(samples_per_insert=4.0, min_size_to_sample=1, error_buffer=1.0)
 
 
 class TwoSides(RuleBasedStateMachine):
@@ -127,7 +139,7 @@ def test_whatever_ratio_can_be_made_never_deadlocks(
     per_insert: float, minimum: int, error_buffer: float
 ) -> None:
     try:
-        limiter = RateLimiter.sample_to_insert_ratio(
+        limiter = sample_to_insert_ratio(
             samples_per_insert=per_insert, min_size_to_sample=minimum, error_buffer=error_buffer
         )
     except ConfigError:

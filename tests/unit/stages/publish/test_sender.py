@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import WeightSyncError
 from pipeline.core.ports import free_port
-from stages.publish.buckets import flatten, split, unflatten
+from stages.publish.buckets import TensorMeta, flatten, split
 from stages.publish.sender import BroadcastSender
 
 CPU = torch.device("cpu")
@@ -26,6 +27,18 @@ tensors = st.lists(
     min_size=1,
     max_size=8,
 )
+
+
+def unflatten(
+    metas: Iterable[TensorMeta], flat: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The inverse of `flatten`."""
+    at = 0
+    for name, dtype_name, shape in metas:
+        dtype: torch.dtype = getattr(torch, dtype_name)
+        end = at + math.prod(shape) * dtype.itemsize
+        yield name, flat[at:end].clone().view(dtype).reshape(shape)
+        at = end
 
 
 @given(shapes=tensors, max_bytes=st.integers(1, 200))
