@@ -23,18 +23,27 @@ class Place:
     file: str
     line: int
     function: str
+    engine: str | None = None  # with which the function is dealing
 
     @classmethod
     def of(cls, frame: FrameType) -> Place:
-        return cls(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+        code, engine = frame.f_code, frame.f_locals.get("endpoint")
+        named = engine if isinstance(engine, str) else None
+        return cls(code.co_filename, frame.f_lineno, code.co_name, named)
 
     @property
     def of_the_library(self) -> bool:
         path = Path(self.file)
         return path.is_relative_to(_LIBRARY) and "site-packages" not in path.parts
 
+    @property
+    def installed(self) -> bool:
+        """Of Python, or of a package."""
+        return self.of_the_library or "site-packages" in Path(self.file).parts
+
     def __str__(self) -> str:
-        return f"{_short(self.file)}:{self.line} ({self.function})"
+        engine = "" if self.engine is None else f", engine {self.engine}"
+        return f"{_short(self.file)}:{self.line} ({self.function}{engine})"
 
 
 def await_chain(task: asyncio.Task[Any]) -> list[Place]:
@@ -76,11 +85,11 @@ def where_it_stands(task: asyncio.Task[Any]) -> str:
 
 
 def describe(places: Iterable[Place]) -> str:
-    """The innermost lines, innermost first; of Python's own library only the last."""
+    """The innermost lines, innermost first; of Python's library and of packages only the last."""
     inward = list(places)
     if not inward:
         return "a task that has not begun"
-    last, rest = inward[-1], [p for p in inward[:-1] if not p.of_the_library]
+    last, rest = inward[-1], [p for p in inward[:-1] if not p.installed]
     return ", in ".join(map(str, [last, *reversed(rest[-_SHOWN:])]))
 
 

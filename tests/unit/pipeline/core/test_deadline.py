@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.awaits import await_chain, describe, where_it_stands
+from pipeline.core.awaits import Place, await_chain, describe, where_it_stands
 from pipeline.core.deadline import Deadline, EpisodeTimeoutError, is_late
 from pipeline.core.types import Sample, Status
 
@@ -164,6 +164,30 @@ async def test_the_chain_goes_through_what_is_driven_by_hand() -> None:
     task = asyncio.create_task(work())
     await asyncio.sleep(0)
     assert [place.function for place in await_chain(task)][-3:-1] == ["one_level_up", "never"]
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def test_of_packages_only_the_innermost_line_is_told() -> None:
+    package = "/venv/lib/site-packages/http.py"
+    places = [
+        Place("/me/push.py", 3, "push"),
+        Place("/me/push.py", 9, "deliver", "http://e1"),
+        *[Place(package, line, "request") for line in range(5)],
+    ]
+    assert describe(places) == (
+        f"{package}:4 (request), in /me/push.py:9 (deliver, engine http://e1),"
+        " in /me/push.py:3 (push)"
+    )
+
+
+async def test_the_engine_that_is_dealt_with_is_named() -> None:
+    async def deliver(endpoint: str) -> None:
+        await never()
+
+    task = asyncio.create_task(deliver("http://e1"))
+    await asyncio.sleep(0)
+    assert "(deliver, engine http://e1)" in where_it_stands(task)
     task.cancel()
     await asyncio.wait({task})
 
