@@ -96,7 +96,8 @@ def test_a_blank_image_joins_text_where_others_see_and_changes_nothing(
                 if p.grad is not None
             }
         )
-    assert all(torch.allclose(grads[1][n], g, atol=1e-6) for n, g in grads[0].items())
+    # float32's rounding, which other processors' kernels do otherwise, beside each weight's largest
+    assert all((grads[1][n] - g).abs().max() <= 1e-5 * g.abs().max() for n, g in grads[0].items())
     towers = [g for n, g in grads[1].items() if "visual" in n]
     assert towers and not any(g.any() for g in towers)  # they are there, and zero
     assert all(torch.equal(weights[n], t) for n, t in rank.hf_weights())
