@@ -1,19 +1,22 @@
 # Slipstream: every command a user needs. `make` alone lists them.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-PYTHON ?= python3.11
+# The newest Python on which every test has passed, and one more for the unit tests that need no torch.
+PYTHON ?= $(shell requirements/find_python.sh 3.11)
+LIGHT_PYTHON ?= $(shell requirements/find_python.sh 3.12 3.13)
+LIGHT_VENV := .venv-light
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-cpu
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-gpu quickstart mock test lint types layers unit clean
+.PHONY: help setup setup-gpu quickstart mock test lint types layers unit unit-light clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-$(STAMP): requirements/setup.sh requirements/cpu.txt
+$(STAMP): requirements/setup.sh requirements/cpu.txt $(wildcard compat/environment/*.py)
 	@requirements/setup.sh cpu "$(PYTHON)" "$(VENV)"
 
 setup: $(STAMP)  ## set up .venv for a machine without a GPU (idempotent)
@@ -39,12 +42,19 @@ layers: $(STAMP)  ## import-linter: who may import whom
 unit: $(STAMP)  ## the tests that start no real engine or learner
 	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not alone" tests
 
+unit-light:  ## the unit tests that need no torch, on Python 3.12 or 3.13, if one is here
+	@python="$(LIGHT_PYTHON)"; \
+	if [ -z "$$python" ]; then echo "unit-light: skipped, no Python 3.12 or 3.13 runs here (or say LIGHT_PYTHON=/path/to/python3.12)"; exit 0; fi; \
+	requirements/light.sh "$$python" $(LIGHT_VENV) && \
+	$(LIGHT_VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not alone" \
+		@tests/light.txt
+
 test: lint types layers  ## everything: style, types, layers and all tests
 	@status=0; \
 	echo "== tests side by side"; $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "not alone" tests || status=1; \
 	echo "== tests alone"; $(RUN) -m pytest -m alone tests || status=1; \
 	exit $$status
 
-clean:  ## remove caches and made models (not .venv, not runs/)
+clean:  ## remove caches and made models (not .venv*, not runs/)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache models
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

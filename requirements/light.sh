@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Sets up a small environment without torch, Ray and engines: enough for the unit tests that need none of them, on another Python.
+# usage: requirements/light.sh PYTHON VENV
+set -euo pipefail
+python=$1 venv=$2
+here=$(cd "$(dirname "$0")" && pwd)
+echo "small environment in $venv ($("$python" -V))"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip="$venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint $here/cpu.txt"
+$pip duckdb pandas --editable "$here/..[dev,tasks,tracking]"
+# Their flags are read from their sources, which import nothing.
+$pip --no-deps megatron-core sglang
+touch "$venv/.installed-light"
