@@ -1,0 +1,85 @@
+"""A recorded run's decisions, made again: none differs, and a changed record is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buffers.journal import FILE_NAME, read_journal
+from buffers.verify import DecisionCheck
+from configs.schema import AsyncConfig
+from pipeline.schedule.clock import RolloutClock
+from tests.unit.buffers.test_policies import make, rollouts
+from tests.unit.buffers.test_replay_buffer import admit_all, make_group, release
+
+Records = list[dict[str, Any]]
+
+
+def checked(buffer: Any, records: Records, **options: Any) -> DecisionCheck:
+    """With a new clock of the same knobs."""
+    clock: RolloutClock = buffer._clock
+    config = AsyncConfig(async_buffer_size=clock.buffer_size, **options)
+    new = RolloutClock(
+        rollout_batch_size=clock.batch_size,
+        async_buffer_size=clock.buffer_size,
+        update_weights_interval=clock.interval,
+        max_staleness=clock.max_staleness,
+        num_rollout=clock.num_rollout,
+        limiter=clock.limiter,
+    )
+    check = DecisionCheck(config, new, seed=0)
+    check.run(records)
+    return check
+
+
+REPLAY = {"max_times_sampled": 2, "buffer_selector": "prioritized"}
+
+
+@pytest.fixture
+async def recorded(tmp_path: Path) -> tuple[Any, Records]:
+    buffer, clock = make(tmp_path, **REPLAY)
+    await rollouts(buffer, clock, 6)
+    buffer.close()
+    return buffer, read_journal(tmp_path / FILE_NAME)[0]
+
+
+async def test_nothing_differs(recorded: tuple[Any, Records]) -> None:
+    check = checked(*recorded, **REPLAY)
+    assert (check.differences, check.num_taken, check.num_admitted) == ([], 6, 14)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [("consume", {"x": []}, "rollout 5 took"), ("admit", {"d": 99}, "now it would be")],
+)
+async def test_a_record_that_was_changed_is_found(
+    recorded: tuple[Any, Records], kind: str, change: dict[str, Any], says: str
+) -> None:
+    buffer, records = recorded
+    at = max(n for n, r in enumerate(records) if r["t"] == kind)
+    records[at] = {**records[at], **change}
+    assert any(says in what for what in checked(buffer, records, **REPLAY).differences)
+
+
+async def test_min_size_and_late_groups_are_decided_again(tmp_path: Path) -> None:
+    """What a check with choreography of its own would not know."""
+    options = {"stale_policy": "drop"}
+    buffer, clock = make(tmp_path, fresh=1, K=2, S=2, minimum=2, **options)
+    slow, *others = admit_all(buffer)
+    for rollout in range(3):
+        for admission in [*others, *admit_all(buffer)]:
+            await buffer.put(make_group(admission))
+        others = []
+        await buffer.take(rollout)
+        release(clock, rollout)
+    await buffer.put(make_group(slow))
+    buffer.close()
+    records, _ = read_journal(tmp_path / FILE_NAME)
+    assert clock.given_back == {"stale: dropped": 1}
+    assert checked(buffer, records, **options).differences == []
+    early = next(n for n, r in enumerate(records) if r["t"] == "consume")
+    first_put = next(n for n, r in enumerate(records) if r["t"] == "put")
+    records[early] = {**records[early], "at": first_put + 1}  # one group was there
+    assert "would wait" in checked(buffer, records, **options).differences[0]
