@@ -224,6 +224,9 @@ class Pipeline(RuleBasedStateMachine):
             assert (group in done) == (self.times[group] == most)
         for group in choice.again_indices:
             assert self.consumed[group] < rollout
+        for group in self.consumed.keys() - self.settled:
+            bound = self.knobs["max_staleness"]
+            assert learner - self.version[group] <= bound, "too stale, and still kept for replay"
         for group in choice.fresh_indices:
             assert (
                 group not in self.generating
