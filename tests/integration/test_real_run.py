@@ -77,7 +77,7 @@ def test_an_engine_killed_in_mid_run_loses_nothing_and_the_run_resumes_after_a_s
 ) -> None:
     """Kill the only engine with -9 while it generates: requests wait for its restart.
 
-    Then Ctrl-C, then --load.
+    Then SIGTERM, then --load (with no other flag).
     """
     flags = (*PRESET, *SHORT, "--num-rollout", "8", "--runs-dir", str(tmp_path), "--name", "k")
     run = tmp_path / "k"
@@ -103,16 +103,16 @@ def test_an_engine_killed_in_mid_run_loses_nothing_and_the_run_resumes_after_a_s
             engine.kill()
             killed = True
         if killed and trained >= 5:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             break
     rest, _ = process.communicate(timeout=180)
-    assert process.returncode == 128 + signal.SIGINT, "".join(lines) + rest
+    assert process.returncode == 128 + signal.SIGTERM, "".join(lines) + rest
     assert [r["event"] for r in read_metrics(run, "engine") if r["event"] != "stats"] == [
         "start",
         "death",
         "restart",
     ]
-    again = run_entry(*flags, "--load", str(run), timeout=400)
+    again = run_entry("--load", str(run), timeout=400)
     assert again.returncode == 0, again.stdout + again.stderr
     rows = read_metrics(run, "train")
     assert [r["rollout_id"] for r in rows] == list(range(8))
