@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.__main__ import main
+from configs.schema import RunConfig
+from pipeline.cli.main import main
 from pipeline.core.errors import CheckpointError
 from tests.integration import learner_cases as cases
 from tests.integration.checkpoint_ranks import LAYOUTS, settings, source, step
@@ -171,10 +172,14 @@ def test_weights_alone(four: Path, model: Path, alone: dict[str, Any], tmp_path:
     from stages.learn.megatron import start_rank
 
     base = settings(cases, model, ref_load=str(four / "plain" / "torch_dist"))
-    initial = dataclasses.replace(
-        base.model, initial_megatron_checkpoint=str(four / "tp2-pp2" / "saved")
+    changed = dataclasses.replace(
+        base.config,
+        model=dataclasses.replace(
+            base.model, initial_megatron_checkpoint=str(four / "tp2-pp2" / "saved")
+        ),
+        run=RunConfig(save_optim=False),
     )
-    rank = start_rank(dataclasses.replace(base, model=initial, save_optim=False))
+    rank = start_rank(dataclasses.replace(base, config=changed))
     try:
         stored = load_file(four / "tp2-pp2" / "saved" / "hf" / "model.safetensors")
         assert all(torch.equal(stored[name], tensor) for name, tensor in rank.hf_weights())
@@ -190,7 +195,8 @@ def test_weights_alone(four: Path, model: Path, alone: dict[str, Any], tmp_path:
         want = step(rank, 1)
     finally:
         rank.close()
-    rank = start_rank(dataclasses.replace(base, load_optim=False))
+    without = dataclasses.replace(base.config, run=RunConfig(load_optim=False))
+    rank = start_rank(dataclasses.replace(base, config=without))
     try:
         rank.load(tmp_path / "1")
         got = step(rank, 1)
