@@ -48,7 +48,7 @@ def entry_command(*flags: str) -> list[str]:
     return [sys.executable, str(ROOT / "train_async.py"), *flags]
 
 
-def run_entry(*flags: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+def run_entry(*flags: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
     """`train_async.py FLAGS`, to its end."""
     return subprocess.run(
         entry_command(*flags),
