@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import types
@@ -54,10 +55,9 @@ class Flag:
 @functools.cache
 def own_flags() -> Mapping[str, Flag]:
     """Every flag of ours by its name, in the schema's order."""
-    comments = _comments()
     flags: dict[str, Flag] = {}
     for section, cls in section_classes().items():
-        hints = typing.get_type_hints(cls)
+        hints, comments = typing.get_type_hints(cls), _comments(cls)
         for field in dataclasses.fields(cls):
             kind, choices, optional, many = _unpack(hints[field.name])
             flag = Flag(
@@ -68,7 +68,7 @@ def own_flags() -> Mapping[str, Flag]:
                 optional=optional,
                 many=many,
                 default=field.default,
-                help=comments.get((cls.__name__, field.name), ""),
+                help=comments.get(field.name, ""),
             )
             assert flag.name not in flags, f"two fields named {field.name}"
             flags[flag.name] = flag
@@ -157,20 +157,24 @@ def _unpack(hint: Any) -> tuple[type, tuple[str, ...], bool, bool]:
     return kind, choices, optional, many
 
 
-def _comments() -> dict[tuple[str, str], str]:
-    """(class, field) -> the comment behind the field, or the lines of comment right above it."""
-    source = Path(schema.__file__).read_text(encoding="utf-8")
+def _comments(cls: type) -> dict[str, str]:
+    """field -> the comment behind it in the class's source, or the lines of comment right above."""
+    source = Path(inspect.getfile(cls)).read_text(encoding="utf-8")
     lines = source.splitlines()
     out = {}
-    for cls in ast.parse(source).body:
-        if isinstance(cls, ast.ClassDef):
-            for node in cls.body:
-                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    last = lines[(node.end_lineno or 0) - 1].encode()
-                    behind = last[node.end_col_offset or 0 :].decode().strip()
-                    comment = behind.removeprefix("#").strip() or _above(lines, node.lineno - 1)
-                    out[cls.name, node.target.id] = comment
+    for node in _body_of(cls.__name__, source):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            last = lines[(node.end_lineno or 0) - 1].encode()
+            behind = last[node.end_col_offset or 0 :].decode().strip()
+            comment = behind.removeprefix("#").strip() or _above(lines, node.lineno - 1)
+            out[node.target.id] = comment
     return out
+
+
+def _body_of(name: str, source: str) -> Sequence[ast.stmt]:
+    """The statements of the class called `name`."""
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return next(node for node in classes if node.name == name).body
 
 
 def _above(lines: Sequence[str], row: int) -> str:

@@ -14,7 +14,7 @@ FOLDERS = ("slipstream", "pipeline", "stages", "buffers", "configs", "compat")
 PLANTED = [
     ("configs/rules/validate.py", "import pipeline.run.runner", "floors"),
     ("configs/flags.py", "import stages.learn.rank", "floors"),
-    ("configs/schema.py", "import configs.flags", "the command line knows the rules"),
+    ("configs/schema/config.py", "import configs.flags", "the command line knows the rules"),
     ("pipeline/schedule/clock.py", "import configs.schema", "floors"),
     ("pipeline/core/types.py", "import pipeline.schedule.clock", "floors"),
     ("pipeline/core/tagged_json.py", "import torch", "are light"),

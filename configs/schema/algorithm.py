@@ -1,0 +1,120 @@
+"""From rewards to the gradient: advantages, loss, off-policy correction and batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Estimator = Literal[
+    "grpo",
+    "gspo",
+    "cispo",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "rloo",
+    "dr_grpo",
+    "ppo",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlgorithmConfig:
+    """Advantages, loss and off-policy correction."""
+
+    # chooses how rewards become advantages; gspo and cispo also choose the loss's ratio
+    advantage_estimator: Estimator = "grpo"
+    grpo_std_normalization: bool = True  # divides by the group's standard deviation
+    # compares rewards within their group; without it advantages are made of raw rewards
+    rewards_normalization: bool = True
+    normalize_advantages: bool = False  # whitens advantages over all trained tokens of the rollout
+    gamma: float = 1.0  # the discount of a trained token (reinforce_plus_plus, ppo)
+    lambd: float = 1.0  # the lambda of generalised advantage estimation (ppo)
+    # computes advantages with your own function: f(args, rollout_data) -> None, which sets
+    # rollout_data["advantages"]
+    custom_advantage_function_path: str | None = None
+    # replaces the group normalisation: f(args, samples) -> (raw_rewards, rewards)
+    custom_reward_post_process_path: str | None = None
+    # decides what is trained on: f(args, samples) -> dict of lists
+    custom_convert_samples_to_train_data_path: str | None = None
+    # chooses the loss; sft_loss is the cross entropy of the trained tokens
+    loss_type: Literal["policy_loss", "sft_loss", "custom_loss"] = "policy_loss"
+    # computes the loss: f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics)
+    custom_loss_function_path: str | None = None
+    eps_clip: float = 0.2  # PPO's clip range downwards
+    eps_clip_high: float | None = None  # PPO's clip range upwards; by default --eps-clip
+    # bounds the loss of negative advantages at this ratio, above 1 (dual clip)
+    eps_clip_c: float | None = None
+    staleness_clip_decay: float = 0.0  # divides a sample's clip range by 1 + this x its staleness
+    use_kl_loss: bool = False  # adds the KL to the reference model to the loss
+    kl_loss_coef: float = 0.0  # the weight of that KL in the loss
+    # chooses the estimate of the KL, for --kl-coef too
+    kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"
+    use_unbiased_kl: bool = False  # weights the KL loss by the importance ratio of its token
+    # takes the KL to the reference model off the tokens' advantages; with ppo off their rewards
+    kl_coef: float = 0.0
+    # the reference model, a Hugging Face or torch_dist folder; by default the policy before the
+    # first rollout
+    ref_load: str | None = None
+    # copies the policy into the reference after every so many rollouts
+    ref_update_interval: int | None = None
+    # names the correction for rollouts of older weights or other kernels
+    off_policy_correction: Literal[
+        "none",
+        "tis",
+        "seq-tis",
+        "icepop",
+        "mis",
+        "seq-mis",
+        "geo-rs",
+        "opsm",
+        "decoupled-ppo",
+        "m2po",
+        "dppo",
+    ] = "none"
+    correction_low: float | None = None  # replaces the preset's lower bound
+    correction_high: float | None = None  # replaces the preset's upper bound (m2po: its threshold)
+    # drops a sample that has a token with a ratio below it, e.g. 1e-4
+    correction_veto_threshold: float | None = None
+    # scales importance weights to a mean of 1 over an optimizer step
+    correction_batch_normalize: bool = False
+    use_tis: bool = False  # corrects by truncated importance sampling from rollout log-probs
+    tis_clip: float = 2.0  # the upper bound of the weight (older name: --tis-threshold)
+    tis_clip_low: float = 0.0  # the lower bound of the weight
+    # takes the ratio of a token, of its sample, or the sample's geometric mean
+    tis_level: Literal["token", "sequence", "geometric"] = "token"
+    # bounds the weight from above, from both sides, or sets it to 0 outside the bounds
+    tis_mode: Literal["truncate", "clip", "mask"] = "clip"
+    # corrects with your own function instead of --use-tis, in slime's keyword signature
+    custom_tis_function_path: str | None = None
+    # forms PPO's ratio against the rollout log-probs instead of recomputed ones
+    use_rollout_logprobs: bool = False
+    # refuses a step whose rollout log-probs differ from the learner's
+    true_on_policy_mode: bool = False
+    true_on_policy_tolerance: float = 1e-3  # the largest distance of that ratio from 1
+    # multiplies the learning rate by the root of the effective sample size (as a share)
+    ess_lr_scaling: bool = False
+    calculate_per_token_loss: bool = False  # averages over all tokens instead of over samples
+    entropy_coef: float = 0.0  # the weight of the entropy bonus
+    global_batch_size: int | None = None  # how many samples make an optimizer step
+    # how many optimizer steps a rollout makes (the other way to say --global-batch-size)
+    num_steps_per_rollout: int | None = None
+    max_tokens_per_gpu: int = 4096  # the token budget of a micro-batch
+    # trains mixtures of experts through the experts that the engine chose, token by token (R3)
+    use_rollout_routing_replay: bool = False
+    # trains later optimizer steps through the experts that the policy chose at consumption (R2)
+    use_routing_replay: bool = False
+    # fills micro-batches up to the token budget; the default, unless --micro-batch-size is given
+    use_dynamic_batch_size: bool | None = None
+    # how many samples make a micro-batch, whatever their lengths
+    micro_batch_size: int | None = None
+    # the token budget of passes without gradients; by default --max-tokens-per-gpu
+    log_probs_max_tokens_per_gpu: int | None = None
+    # how many rows of logits go through the softmax at once; -1 takes all of a micro-batch
+    log_probs_chunk_size: int = 512
+    # gives data-parallel ranks equal work, by operations; without it samples are dealt out in turn
+    balance_data: bool = True
+
+    @property
+    def samples_of_a_micro_batch(self) -> int | None:
+        """None: as many as the token budget takes."""
+        return self.micro_batch_size or (1 if self.use_dynamic_batch_size is False else None)

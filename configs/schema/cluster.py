@@ -1,0 +1,39 @@
+"""Which devices learner and engines take, and how weights go from one to the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Who runs where. On a machine without GPUs the same numbers count processes on CPU cores."""
+
+    actor_num_nodes: int = 1  # how many nodes the learner takes
+    actor_num_gpus_per_node: int = 1  # how many learner ranks a node has
+    rollout_num_gpus: int = 1  # how many devices all engines take together
+    rollout_num_gpus_per_engine: int = 1  # the tensor-parallel size of one engine
+    # lets learner and engines share devices; only with --async-buffer-size 0
+    colocate: bool = False
+    sglang_server_concurrency: int = 512  # how many requests may be in flight at one engine
+    engine_start_timeout_seconds: float = 300.0  # how long an engine may take to become ready
+    engine_restarts: int = 3  # how often one engine may be started again
+    cpu_threads_per_engine: int = 1  # how many threads an engine has; only on a CPU
+    cpu_threads_per_actor: int = 1  # how many threads a learner rank has; only on a CPU
+    cpu_affinity: bool = False  # pins learners and engines to cores of their own; only on a CPU
+    # chooses how weights reach the engines
+    weight_transport: Literal["distributed", "disk"] = "distributed"
+    # how many bytes make a bucket of the distributed transport
+    update_weight_buffer_size: int = 512 << 20
+    # keeps the attention cache of running requests at a push, or computes it again
+    weight_update_mode: Literal["in_place", "retract"] = "in_place"
+    # joins an existing Ray cluster; by default one is started on this machine
+    ray_address: str | None = None
+    offload: bool = False  # sets --offload-train and --offload-rollout
+    # moves the learner's weights, gradients and optimizer off the device between steps; by default
+    # with --colocate on a GPU
+    offload_train: bool | None = None
+    # moves the engines' weights and attention cache off the device while the learner trains; by
+    # default with --colocate on a GPU
+    offload_rollout: bool | None = None

@@ -1,0 +1,157 @@
+"""All groups of flags as one configuration, and what follows from several of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from configs.schema.algorithm import AlgorithmConfig
+from configs.schema.asynchronous import AsyncConfig
+from configs.schema.cluster import ClusterConfig
+from configs.schema.critic import CriticConfig
+from configs.schema.data import DataConfig
+from configs.schema.distill import DistillConfig
+from configs.schema.evaluation import EvalConfig
+from configs.schema.mock import MockConfig
+from configs.schema.model import ModelConfig
+from configs.schema.optim import OPTIMIZER_DEFAULTS, OptimConfig
+from configs.schema.reward import RewardConfig
+from configs.schema.rollout import RolloutConfig
+from configs.schema.run import RunConfig
+from configs.schema.warmup import WarmupConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything.
+
+    `sglang` and `megatron` hold what the user said with those families' flags, as typed by the
+    user.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    async_: AsyncConfig = field(default_factory=AsyncConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    mock: MockConfig = field(default_factory=MockConfig)
+    sglang: Mapping[str, Any] = field(default_factory=dict)  # ServerArgs field -> value
+    # TransformerConfig / OptimizerConfig / DDP config field -> value
+    megatron: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def staleness_bound(self) -> int:
+        """S: the largest staleness, in policy versions, that a token may have when it is trained
+        on."""
+        if self.async_.max_staleness is not None:
+            return self.async_.max_staleness
+        return math.ceil(
+            (self.async_.async_buffer_size + self.async_.max_times_sampled - 1)
+            / self.async_.update_weights_interval
+        )
+
+    @property
+    def deterministic(self) -> bool:
+        """--deterministic-mode, Megatron's flag: here it holds for engines and driver too."""
+        return bool(self.megatron.get("deterministic_mode"))
+
+    @property
+    def seeds_requests(self) -> bool:
+        """Does every request carry a seed of its own? Engines heed it in their deterministic mode
+        only."""
+        own = self.sglang.get("enable_deterministic_inference")
+        return self.deterministic if own is None else bool(own)
+
+    @property
+    def num_fresh_groups(self) -> int:
+        """Groups of a rollout that no rollout before it was trained on; the rest are replayed."""
+        return round(self.rollout.rollout_batch_size / self.async_.samples_of_a_group)
+
+    @property
+    def samples_per_rollout(self) -> int:
+        """Without fan-out."""
+        return self.rollout.rollout_batch_size * self.rollout.n_samples_per_prompt
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of one optimizer step."""
+        steps = self.algorithm.num_steps_per_rollout or 1
+        return self.algorithm.global_batch_size or self.samples_per_rollout // steps
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps."""
+        given = self.algorithm.num_steps_per_rollout
+        return given or max(1, self.samples_per_rollout // self.samples_per_step)
+
+    @property
+    def has_scorer(self) -> bool:
+        """Is there a reward function?"""
+        procedural = (self.data.prompt_data or "").startswith("reasoning_gym:")
+        return bool(
+            self.reward.rm_type or self.reward.custom_rm_path or procedural or self.run.mock
+        )
+
+    @property
+    def num_engines(self) -> int:
+        return self.cluster.rollout_num_gpus // self.cluster.rollout_num_gpus_per_engine
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Copies of the model that the learner's ranks make up."""
+        together = 1
+        for name in (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "context_parallel_size",
+        ):
+            together *= max(1, int(self.megatron.get(name) or 1))
+        return self.num_learner_ranks // together
+
+    @property
+    def num_learner_ranks(self) -> int:
+        return self.cluster.actor_num_nodes * self.cluster.actor_num_gpus_per_node
+
+
+SECTIONS = (
+    "run",
+    "model",
+    "data",
+    "rollout",
+    "reward",
+    "algorithm",
+    "critic",
+    "async_",
+    "cluster",
+    "optim",
+    "warmup",
+    "distill",
+    "eval",
+    "mock",
+)
+
+
+def flat_args(config: Config) -> SimpleNamespace:
+    """The flat `args` namespace that slime's custom-function signatures take, on the driver and on
+    the learner's ranks: every flag of ours and the optimizer's by name, and of Megatron's and
+    SGLang's (`sglang_...`) those that were given."""
+    out: dict[str, Any] = {
+        **OPTIMIZER_DEFAULTS,
+        **config.megatron,
+        **{f"sglang_{k}": v for k, v in config.sglang.items()},
+    }
+    for section in SECTIONS:
+        part = getattr(config, section)
+        out.update({name: getattr(part, name) for name in part.__slots__})
+    return SimpleNamespace(**out)

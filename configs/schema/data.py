@@ -1,0 +1,39 @@
+"""Where prompts come from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Prompts."""
+
+    # where prompts come from: file.jsonl, file.parquet, path@[a:b], or
+    # reasoning_gym:TASK?param=value&...
+    prompt_data: str | None = None
+    # takes prompts from your own class, file.py[:Class], with slime's get_samples, add_samples,
+    # save and load
+    data_source_path: str | None = None
+    input_key: str = "prompt"  # names the column with the prompt (text or chat messages)
+    label_key: str | None = None  # names the column with the label
+    # names the column with a JSON object that becomes sample.metadata
+    metadata_key: str = "metadata"
+    tool_key: str = "tools"  # names the column with tool descriptions for the chat template
+    apply_chat_template: bool = False  # renders prompts with the tokenizer's chat template
+    system_prompt: str | None = None  # put ahead of every chat
+    rollout_shuffle: bool = True  # shuffles prompts, differently in every epoch
+    rollout_seed: int = 42  # seeds the shuffle and procedural tasks
+    # skips and counts rows that are malformed, refused by the chat template, or without a usable
+    # label, instead of stopping
+    skip_bad_rows: bool = False
+    # names columns with media as JSON: '{"image": "images"}'; prompts say <image> where one goes
+    multimodal_keys: str | None = None
+
+    @property
+    def image_key(self) -> str | None:
+        """The column with images, of well-formed multimodal keys."""
+        return (
+            None if self.multimodal_keys is None else str(json.loads(self.multimodal_keys)["image"])
+        )

@@ -1,0 +1,18 @@
+"""What --mock simulates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MockConfig:
+    """What --mock simulates."""
+
+    mock_seconds_per_token: float = 0.0005  # a simulated request's time a token, at any load
+    # the mean number of tokens of a simulated response; lengths are lognormal
+    mock_length_mean: float = 32.0
+    mock_length_sigma: float = 0.7  # the standard deviation of the logarithm of that length
+    mock_step_seconds: float = 0.05  # the simulated learner's time a rollout
+    mock_push_seconds: float = 0.005  # how long a push pauses a simulated engine
+    mock_failure_rate: float = 0.0  # the share of simulated requests that fail

@@ -1,0 +1,57 @@
+"""The run and what it leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """The run and what it leaves behind."""
+
+    # names the run; by default the preset's name, numbered when it is taken
+    name: str | None = None
+    runs_dir: str = "runs"  # the folder in which run directories are made
+    num_rollout: int = 100  # how many rollouts (of --rollout-batch-size groups each) are trained on
+    save: str | None = None  # the checkpoint folder; by default RUN_DIR/checkpoints
+    load: str | None = None  # goes on from this run directory or checkpoint
+    # saves after every so many rollouts; the end of a run always saves
+    save_interval: int | None = None
+    seed: int = 1234  # seeds initialisation and everything that has no seed of its own
+    use_wandb: bool = False  # logs to Weights & Biases too (WANDB_MODE=offline works)
+    wandb_project: str = "slipstream"  # names the Weights & Biases project
+    wandb_group: str | None = None  # names the Weights & Biases group
+    use_tensorboard: bool = False  # writes TensorBoard events into RUN_DIR/tensorboard too
+    # how many samples of each rollout keep their texts in samples.jsonl, for the report and the
+    # trackers
+    log_samples: int = 4
+    # simulates engines and learner: the whole pipeline runs in seconds, without a model
+    mock: bool = False
+    # runs without a learner: rollout after rollout is generated with the first weights
+    debug_rollout_only: bool = False
+    # runs without engines: the learner trains on --load-debug-rollout-data
+    debug_train_only: bool = False
+    # writes every rollout that is taken to a file with {rollout_id} in its name
+    save_debug_rollout_data: str | None = None
+    # trains on such files, or on a run directory recorded with --keep-trajectories; implies
+    # --debug-train-only
+    load_debug_rollout_data: str | None = None
+    # sets how much RUN_DIR/run.log and the console say
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    # the format of checkpoints; `python -m pipeline convert` reads others
+    ckpt_format: Literal["torch_dist"] = "torch_dist"
+    # writes checkpoints while training goes on, from one more copy of the learner's state in host
+    # memory
+    async_save: bool = False
+    save_optim: bool = True  # puts optimizer and schedule into checkpoints
+    # restores optimizer and schedule with --load; without it both begin anew
+    load_optim: bool = True
+    # the Hugging Face folder of every save; {checkpoint} and {rollout_id} are filled in; `none`
+    # writes no folder
+    save_hf: str | None = "{checkpoint}/hf"
+
+    @property
+    def trains_on_records(self) -> bool:
+        """No engines: what is trained on comes from files."""
+        return self.debug_train_only or self.load_debug_rollout_data is not None
