@@ -39,6 +39,7 @@ class Flag:
     choices: tuple[str, ...]  # allowed words; empty: any
     optional: bool  # may be None, written `none`
     many: bool  # takes one value or more
+    repeats: bool  # given again, it adds to what it said before
     default: Any
     help: str
 
@@ -67,10 +68,12 @@ def own_flags() -> Mapping[str, Flag]:
                 choices=choices,
                 optional=optional,
                 many=many,
+                repeats=bool(field.metadata.get("repeats")),
                 default=field.default,
                 help=comments.get(field.name, ""),
             )
             assert flag.name not in flags, f"two fields named {field.name}"
+            assert flag.many or not flag.repeats, f"{field.name} repeats but takes one value"
             flags[flag.name] = flag
     return flags
 

@@ -45,11 +45,15 @@ def parse_config(
     words = split_words(argv)
     values: dict[str, dict[str, Any]] = {section: {} for section in (*section_classes(), *PREFIXES)}
     origins: dict[str, str] = {}
+    sources: dict[str, str | None] = {}  # flag name -> the preset, or the command line, it is from
     families = tuple(families)
     for given in expand(words):
         section, field, value = _resolve(given, families)
-        values[section][field] = value
         name = PREFIXES.get(section, "") + field.replace("_", "-")
+        if _adds_up(name) and sources.get(name, "") == given.source:
+            value = values[section][field] + value
+        values[section][field] = value
+        sources[name] = given.source
         origins.pop(name, None)
         if given.origin:
             origins[name] = given.origin
@@ -63,6 +67,13 @@ def parse_config(
     if config.run.name is None and presets and config.run.load is None:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=presets[-1]))
     return config, origins
+
+
+def _adds_up(name: str) -> bool:
+    """Does every mention of the flag count? Within one preset, or the command line: that it wins
+    over a preset holds here too."""
+    flag = own_flags().get(name)
+    return flag is not None and flag.repeats
 
 
 def _resolve(given: GivenFlag, families: Sequence[FlagFamily]) -> tuple[str, str, Any]:

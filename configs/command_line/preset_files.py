@@ -32,6 +32,11 @@ class GivenFlag:
         )
 
     @property
+    def source(self) -> str | None:
+        """The preset; None: the command line."""
+        return self.origin.rpartition(" line ")[0] if self.origin else None
+
+    @property
     def place(self) -> str:
         """For the end of a message."""
         return f" ({self.origin})" if self.origin else ""

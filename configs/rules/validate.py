@@ -15,7 +15,7 @@ from configs.rules.backend import backend, media
 from configs.rules.buffer import replay, staleness
 from configs.rules.foreign import foreign_ranges
 from configs.rules.functions import functions
-from configs.rules.inputs import check_checkpoint, check_data, check_weights
+from configs.rules.inputs import check_checkpoint, check_data, check_weights, is_data
 from configs.rules.memory import memory
 from configs.rules.modes import debugging, distillation
 from configs.rules.parallel import parallelism, schedule
@@ -321,6 +321,11 @@ def evaluation(config: Config) -> Iterator[str]:
         yield (
             f"--eval-prompt-data {' '.join(words)}: {min(repeated)} twice; its results would be"
             " mixed up. Use different names"
+        )
+    if files := [name for name in names if is_data(name)]:
+        yield (
+            f"--eval-prompt-data {' '.join(words)}: {files[0]} stands where a name belongs;"
+            " expected pairs NAME PATH NAME PATH ..., e.g. aime aime.jsonl"
         )
     for path in words if len(words) == 1 else words[1::2]:
         yield from check_data("--eval-prompt-data", path)

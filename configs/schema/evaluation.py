@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from configs.schema.repeats import REPEATS
 from configs.schema.rollout import RolloutConfig
 
 
@@ -11,8 +12,8 @@ from configs.schema.rollout import RolloutConfig
 class EvalConfig:
     """Evaluation, beside training."""
 
-    # what is evaluated on: pairs NAME PATH NAME PATH ..., or one PATH
-    eval_prompt_data: tuple[str, ...] = ()
+    # what is evaluated on: pairs NAME PATH NAME PATH ..., or one PATH; may be given several times
+    eval_prompt_data: tuple[str, ...] = field(default=(), metadata=REPEATS)
     eval_interval: int | None = None  # evaluates after every so many rollouts; 0 never does
     n_samples_per_eval_prompt: int = 1  # how many samples are generated for an evaluation prompt
     # the temperature of evaluation; by default --rollout-temperature

@@ -156,6 +156,17 @@ def test_presets_come_first_in_order_and_the_command_line_wins(preset: Callable[
     assert config == parse("--num-rollout", "300", "--no-use-tis", "--config", one, two)
 
 
+def test_a_flag_that_may_repeat_adds_up_where_it_is_given_and_still_wins_over_a_preset(
+    preset: Callable[..., str],
+) -> None:
+    path = preset("- --eval-prompt-data a A.jsonl\n- --eval-prompt-data b B.jsonl\n")
+    config, _ = parse_config(["--config", path])
+    assert config.eval.eval_prompt_data == ("a", "A.jsonl", "b", "B.jsonl")
+    typed = ["--eval-prompt-data", "c", "C.jsonl", "--eval-prompt-data", "d", "D.jsonl"]
+    config, _ = parse_config(["--config", path, *typed])
+    assert config.eval.eval_prompt_data == ("c", "C.jsonl", "d", "D.jsonl")
+
+
 def test_a_run_is_named_after_its_last_preset_unless_it_has_a_name(
     preset: Callable[..., str],
 ) -> None:

@@ -457,6 +457,10 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--eval-interval 5 --eval-prompt-data a data.jsonl b", ["pairs", "3 words"]),
         ("--eval-interval 5 --eval-prompt-data a data.jsonl a data.jsonl", ["a twice"]),
         (
+            "--eval-interval 5 --eval-prompt-data data.jsonl --eval-prompt-data data.jsonl",
+            ["data.jsonl stands where a name belongs"],
+        ),
+        (
             "--eval-interval 5 --eval-prompt-data a nowhere.jsonl",
             ["--eval-prompt-data nowhere.jsonl"],
         ),
