@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from buffers.schema import SCHEMA, from_batch, to_batch
+from buffers.decoding import from_batch
+from buffers.encoding import to_batch
+from buffers.schema import SCHEMA
 from buffers.segments import encode, scan
 from pipeline.core.errors import DataError
 from pipeline.core.types import Group

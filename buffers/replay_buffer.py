@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from buffers.encoding import to_batch
 from buffers.files import open_files
 from buffers.journal import ProgressLines
 from buffers.ledger import Ledger
 from buffers.policy import make_decisions
 from buffers.priority import Priority, reward_std
-from buffers.schema import to_batch
 from buffers.staleness import StalenessCheck
 from buffers.statistics import BufferCounts, BufferStatistics
 from buffers.userfilter import UserFilter
@@ -166,7 +166,7 @@ class ReplayBuffer:
         """The groups of this rollout: P fresh ones in the selector's order, then those that are
         replayed. Waits only for groups whose deadline demands it, and for P groups to be there.
         Their arrays are read-only numpy views of the segment files (see
-        `buffers.schema.from_batch`). Raises BufferCorruption for a damaged group, ReplayBufferError
+        `buffers.decoding`). Raises BufferCorruption for a damaged group, ReplayBufferError
         for one staler than the bound."""
         choice = await self._chosen(rollout_id)
         at = self._journal.num_records  # what the choice was made from

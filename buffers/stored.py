@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
-from buffers.schema import from_batch
+from buffers.decoding import from_batch
 from buffers.segments import SegmentStore
 from pipeline.core.types import Group, Location
 

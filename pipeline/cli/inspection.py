@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from buffers.decoding import from_batch
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
-from buffers.schema import from_batch
 from buffers.segments import scan
 from pipeline.cli.token_texts import TextOf, text_of_tokens
 from pipeline.core.errors import BufferCorruption, DataError

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from buffers.decoding import from_batch
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
 from buffers.replay_buffer import ReplayBuffer
-from buffers.schema import from_batch
 from buffers.segments import scan
 from configs.schema import AsyncConfig
 from pipeline.schedule.clock import RolloutClock

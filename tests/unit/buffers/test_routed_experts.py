@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buffers.schema import from_batch, to_batch
+from buffers.decoding import from_batch
+from buffers.encoding import to_batch
 from buffers.segments import decode, encode
 from configs.schema import AlgorithmConfig, RolloutConfig
 from pipeline.core.errors import (

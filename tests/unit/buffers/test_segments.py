@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from buffers.schema import SCHEMA, from_batch, to_batch
+from buffers.decoding import from_batch
+from buffers.encoding import to_batch
+from buffers.schema import SCHEMA
 from buffers.segments import SegmentStore
 from pipeline.core.errors import BufferCorruption, ReplayBufferError, UnstorableSamplesError
 from pipeline.core.types import Group, Location, Sample, Status, VersionSpan

@@ -9,7 +9,8 @@ import pytest
 
 from configs.command_line.loader import load_config
 from configs.flags import NEVER, own_flags
-from configs.rules.validate import RANGES, validate
+from configs.rules.ranges import RANGES
+from configs.rules.validate import validate
 from configs.schema import Config, ModelConfig
 from pipeline.core.errors import ConfigError
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from buffers.schema import from_batch, to_batch
+from buffers.decoding import from_batch
+from buffers.encoding import to_batch
 from configs.rules.backend import media
 from configs.schema import Config, DataConfig, ModelConfig, RolloutConfig
 from pipeline.core.errors import DataError, GenerateError, ReplayBufferError

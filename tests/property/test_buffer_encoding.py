@@ -9,7 +9,8 @@ import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buffers.schema import from_batch, to_batch
+from buffers.decoding import from_batch
+from buffers.encoding import to_batch
 from buffers.segments import SegmentStore, decode, encode
 from pipeline.core.types import Group
 from tests.property.strategies import groups

@@ -1,0 +1,108 @@
+"""Fast ways between Python and Arrow: arrays of numbers and texts, and numpy views of them."""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+_SHORT = 64  # characters
+_CODES = {(int, pa.int64().id): "q", (float, pa.float64().id): "d"}  # of array.array
+_NUMBER_IDS = (pa.int64().id, pa.float64().id)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def repeated(value: Any, dtype: pa.DataType, length: int) -> pa.Array:
+    """Arrays are immutable: all groups may share one."""
+    return pa.array([value] * length, dtype)
+
+
+def make_array(values: list[Any], dtype: pa.DataType) -> pa.Array:
+    """pa.array, by a shorter way for numbers without nulls and for one short text, truth value or
+    null in all rows: most groups consist of such, and pa.array costs more than everything else of a
+    small group."""
+    first = values[0]
+    kind = type(first)
+    if (kind is bool or first is None or (kind is str and len(first) <= _SHORT)) and all(
+        v is first for v in values
+    ):
+        return repeated(first, dtype, len(values))
+    code = _CODES.get((kind, dtype.id))
+    if code is not None and all(type(v) is kind for v in values):
+        return number_array(array(code, values), dtype)
+    return pa.array(values, dtype)
+
+
+def number_array(values: Any, dtype: pa.DataType) -> pa.Array:
+    """An array over memory that holds its values already. [n] of anything with the buffer protocol,
+    one-dimensional and contiguous."""
+    return pa.Array.from_buffers(dtype, len(values), [None, pa.py_buffer(values)])
+
+
+@functools.cache
+def _arrow_type(dtype: np.dtype) -> pa.DataType:
+    return pa.from_numpy_dtype(dtype)
+
+
+def large_list(rows: Sequence[Any], dtype: np.dtype) -> pa.LargeListArray:
+    """Rows of numbers (None: null) as one flat value buffer with offsets."""
+    arrays = [np.empty(0, dtype) if row is None else _flat(row, dtype) for row in rows]
+    null = pa.array([row is None for row in rows]) if any(row is None for row in rows) else None
+    flat = np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
+    return pa.LargeListArray.from_arrays(
+        offsets([len(a) for a in arrays]), number_array(flat, _arrow_type(dtype)), mask=null
+    )
+
+
+def _flat(row: Any, dtype: np.dtype) -> np.ndarray:
+    """One-dimensional, of this dtype; raises ValueError rather than wrap integers around, or cut
+    fractions off."""
+    if dtype == np.uint8 and isinstance(row, list):
+        # four times as fast as numpy's own way from a list
+        return np.frombuffer(bytes(row), np.uint8)
+    array = np.asarray(row) if isinstance(row, np.ndarray) else np.array(row, dtype)
+    if array.dtype != dtype:
+        if (
+            not np.can_cast(array.dtype, dtype, "same_kind")
+            and array.size
+            and not np.array_equal(array.astype(dtype), array)
+        ):
+            raise ValueError(f"{array.dtype} values do not fit {dtype}")
+        array = array.astype(dtype)
+    return array.reshape(-1)
+
+
+def offsets(lengths: Sequence[int]) -> pa.Array:
+    return number_array(array("q", accumulate(lengths, initial=0)), pa.int64())
+
+
+def to_list(column: pa.Array) -> list[Any]:
+    nulls, length = column.null_count, len(column)
+    if nulls == length:
+        return [None] * length
+    if nulls == 0 and column.type.id in _NUMBER_IDS:
+        numbers: list[Any] = column.to_numpy().tolist()
+        return numbers
+    return column.to_pylist()
+
+
+def views(column: pa.LargeListArray) -> list[np.ndarray | None]:
+    """Row by row a zero-copy view of the column's values (fixed-size-list values flattened); None
+    where null."""
+    if column.null_count == len(column):
+        return [None] * len(column)
+    values, width = column.values, 1
+    if pa.types.is_fixed_size_list(values.type):
+        width, values = values.type.list_size, values.values
+    numbers = values.to_numpy(zero_copy_only=True)
+    bounds = (column.offsets.to_numpy() * width).tolist()
+    valid = [True] * len(column) if column.null_count == 0 else column.is_valid().to_pylist()
+    return [
+        numbers[a:b] if ok else None
+        for a, b, ok in zip(bounds[:-1], bounds[1:], valid, strict=True)
+    ]

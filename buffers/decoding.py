@@ -1,0 +1,73 @@
+"""From a RecordBatch (buffers/schema.py) back to its group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from buffers.arrays import to_list, views
+from buffers.media import join_media
+from buffers.schema import (
+    ARRAY_FIELDS,
+    EXPERT_DTYPES,
+    JSON_FIELDS,
+    NAMES,
+    PLAIN_FIELDS,
+    check_version,
+)
+from pipeline.core.types import Group, Sample, Status, VersionSpan
+
+
+def from_batch(batch: pa.RecordBatch) -> Group:
+    """The group of a RecordBatch. `tokens` [T] int64, `loss_mask` [R] uint8 and `rollout_log_probs`
+    [R] float32 of its samples are read-only numpy views of the batch's buffers (they keep them
+    alive). Raises ReplayBufferError for another schema version."""
+    check_version(batch.schema)
+    stored: dict[str, pa.Array] = dict(zip(NAMES, batch.columns, strict=True))
+    columns: dict[str, list[Any]] = {
+        name: to_list(stored[name]) for name in (*PLAIN_FIELDS, "reward", "reward_parts")
+    }
+    columns["group_index"] = to_list(stored["sample_group_index"])
+    columns["status"] = [Status(s) for s in columns["status"]]
+    for name in JSON_FIELDS:
+        columns[name] = [
+            None if text is None else _decode_json(text) for text in to_list(stored[name])
+        ]
+    for name in ARRAY_FIELDS:
+        columns[name] = views(stored[name])
+    spans = [
+        [] if s is None else s.reshape(-1, 3).tolist() for s in views(stored["weight_versions"])
+    ]
+    columns["multimodal_train_inputs"] = join_media(
+        columns["multimodal_train_inputs"], stored["multimodal_arrays"]
+    )
+    columns["weight_versions"] = [[VersionSpan(*s) for s in rows] for rows in spans]
+    shapes = to_list(stored["routed_experts_shape"])
+    experts = views(stored["routed_experts"])
+    columns["rollout_routed_experts"] = [
+        None if e is None else _shaped(e, s) for e, s in zip(experts, shapes, strict=True)
+    ]
+    parts = columns.pop("reward_parts")
+    columns["reward"] = [
+        r if p is None else _decode_json(p) for r, p in zip(columns["reward"], parts, strict=True)
+    ]
+    samples = tuple(
+        Sample(**dict(zip(columns, row, strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    )
+    first = {
+        name: stored[name][0].as_py() for name in ("group_index", "deadline", "admitted_version")
+    }
+    return Group(**first, samples=samples)
+
+
+def _shaped(data: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    count = int(np.prod(shape))
+    return data.view(EXPERT_DTYPES[data.size // count if count else 1]).reshape(shape)
+
+
+_decode_json = json.JSONDecoder().decode
