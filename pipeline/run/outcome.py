@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pipeline.run.runner import Runner
 
 
+class NothingToDo(Exception):  # noqa: N818
+    """Not an error: there is nothing left to train. Its words are told, and the exit code is 0."""
+
+
 def run_to_end(train: Callable[[Runner], Awaitable[None]], make: Callable[[], Runner]) -> int:
     """Build and train on a uvloop event loop.
 
@@ -26,7 +30,11 @@ def run_to_end(train: Callable[[Runner], Awaitable[None]], make: Callable[[], Ru
     runners: list[Runner] = []
 
     async def whole() -> None:
-        runner = make()
+        try:
+            runner = make()
+        except NothingToDo as words:
+            print(words, flush=True)
+            return
         runners.append(runner)
         await train(runner)
 

@@ -25,7 +25,7 @@ def build(config: Config) -> Runner:
     brings the rest up.
 
     Call it on the event loop that will run the Runner. Raises ConfigError, DataError or
-    CheckpointError."""
+    CheckpointError; NothingToDo where all is trained already."""
     print(greeting(config), flush=True)  # the imports and files below take seconds
     from pipeline.wiring.assemble import assemble
 

@@ -23,6 +23,7 @@ from pipeline.run.save_folder import check_save_folder, claim_save_folder
 from pipeline.run.snapshot import read_state
 from pipeline.schedule.clock import RolloutClock
 from pipeline.schedule.rate_limiter import RateLimiter
+from pipeline.wiring.finished import check_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class RunContext:
 
 def open_context(config: Config) -> RunContext:
     """Finds the run that --load means, or makes the folder of a new one. Raises ConfigError,
-    CheckpointError."""
+    CheckpointError; NothingToDo for a finished run."""
     point = resume_point(config.run)
     if config.run.save is not None:  # whatever the working folder will be when the run goes on
         config = replace(
@@ -75,6 +76,7 @@ def open_context(config: Config) -> RunContext:
             f"--num-rollout {config.run.num_rollout}: {clock.num_trained} rollouts are trained in"
             f" {point.snapshot} already; expected at least as many, and more to go on"
         )
+    check_unfinished(config.run, point, clock.num_trained)
     if point.ledger is not None:
         clock.skip_versions_until(point.ledger.policy_version)
     site = RunContext(

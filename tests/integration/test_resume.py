@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from buffers.journal import FILE_NAME
 from stages.learn.mock import STATE_FILE
 from tests.conftest import read_metrics, run_entry
 
@@ -80,6 +81,37 @@ def test_a_checkpoint_begins_a_new_run_by_name(tmp_path: Path) -> None:
     assert new.returncode == 0, new.stdout + new.stderr
     assert "done: 5 of 5 rollouts (3 of them in this run, the others before it)" in new.stdout
     assert rollouts(tmp_path / "runs" / "b") == [2, 3, 4]
+
+
+@pytest.mark.parametrize("asked", [(), ("--num-rollout", "2"), ("--lr", "1e-3")], ids=str)
+def test_a_finished_run_says_so_before_anything_starts(
+    tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    run = begin(tmp_path, "a", "--num-rollout", "2")
+    before = tree(run)
+    again = run_entry("--load", str(run), *asked)
+    assert again.returncode == 0 and not again.stderr, again.stdout + again.stderr
+    assert (
+        "done: 2 of 2 rollouts" in again.stdout and "engine" not in again.stdout.split("\n", 1)[1]
+    )
+    assert f"To go on, ask for more: --load {run} --num-rollout 4\n" in again.stdout
+    assert tree(run) == before
+    (run / "summary.json").unlink()  # killed after its last checkpoint
+    assert run_entry("--load", str(run), *asked).returncode == 0
+    assert (run / "summary.json").exists()
+
+
+def test_a_kill_before_the_journals_last_line_is_mended_first(tmp_path: Path) -> None:
+    run = begin(tmp_path, "a", "--num-rollout", "2")
+    journal = run / "buffer" / FILE_NAME
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    commit = max(i for i, line in enumerate(lines) if b'"commit"' in line)
+    journal.write_bytes(b"".join(lines[:commit]))
+    again = run_entry("--load", str(run))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "nothing to do" not in again.stdout and "done: 2 of 2 rollouts" in again.stdout
+    assert "nothing to do" in run_entry("--load", str(run)).stdout
 
 
 def failing(flags: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import ReplayBufferError
-from pipeline.run.outcome import run_to_end
+from pipeline.run.outcome import NothingToDo, run_to_end
 
 
 class FakeRunner:
@@ -53,3 +53,14 @@ def test_the_same_error_of_many_tasks_is_said_once(capsys: pytest.CaptureFixture
 
     assert run_to_end(train, lambda: runner) == 1
     assert capsys.readouterr().err == "ReplayBufferError: no room\n"
+
+
+def test_nothing_to_do_is_said_and_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    async def train(_: Any) -> None:
+        raise AssertionError("there is nothing to train")
+
+    def make() -> Any:
+        raise NothingToDo("all is trained")
+
+    assert run_to_end(train, make) == 0
+    assert capsys.readouterr() == ("all is trained\n", "")
