@@ -98,12 +98,14 @@ def summarise(
     *,
     reward_key: str | None = None,
 ) -> EvalResult:
-    """Means over the samples that did not fail (0.0 where none is left)."""
+    """Means over the samples that did not fail. Where all did, nothing was measured: an error."""
     good = [
         s
         for s in samples
         if s.status in (Status.COMPLETED, Status.TRUNCATED) and s.reward is not None
     ]
+    first = next((s.error for s in samples if s.error), "no reward")
+    all_good = len(good) == len(samples)
     versions = [span.version for s in good for span in s.weight_versions]
     return EvalResult(
         name=name,
@@ -116,8 +118,10 @@ def summarise(
         response_length_mean=_mean([s.response_length for s in good]),
         truncated_fraction=_mean([s.status is Status.TRUNCATED for s in good]),
         seconds=seconds,
+        error=None if good else f"all {len(samples)} samples failed, the first with: {first}",
+        first_failure=first if good and not all_good else None,
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -356,12 +356,15 @@ class EvalResult:
     rollout_id: int  # the rollout after which it was started
     policy_version_min: int  # oldest and newest weights among its tokens
     policy_version_max: int
-    reward_mean: float
+    # means over the samples that did not fail; None where all did
+    reward_mean: float | None
     num_samples: int
     num_failed: int
-    response_length_mean: float
-    truncated_fraction: float
+    response_length_mean: float | None
+    truncated_fraction: float | None
     seconds: float
+    error: str | None = None  # why nothing was measured: all samples failed, the first with this
+    first_failure: str | None = None  # of a sample, where only some failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,7 +194,27 @@ class Recorder:
         )
 
     def evaluated(self, results: Sequence[EvalResult]) -> None:
+        """One of which every sample failed is shown as an error by whoever shows records; the log
+        has it too."""
         for result in results:
+            if result.error is not None:
+                logger.error(
+                    "evaluation %s after %d rollouts: %s",
+                    result.name,
+                    result.rollout_id,
+                    result.error,
+                    extra={"file_only": True},
+                )
+            elif result.num_failed:
+                logger.warning(
+                    "evaluation %s after %d rollouts: %d of %d samples failed and count in no mean,"
+                    " the first with: %s",
+                    result.name,
+                    result.rollout_id,
+                    result.num_failed,
+                    result.num_samples,
+                    result.first_failure,
+                )
             self._telemetry.emit(**eval_record(result), wall_seconds=self.wall_seconds)
 
     def evaluation_failed(self, rollout_id: int, error: Exception) -> None:

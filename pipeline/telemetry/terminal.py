@@ -263,7 +263,7 @@ def _learner(view: RunView, train: Mapping[str, Any], out: Table) -> None:
 def _evals(view: RunView, train: Mapping[str, Any], out: Table) -> None:
     for name, record in view.evals.items():
         if record.get("error"):
-            out.add_row("eval", _text((f"failed: {record['error']}", "red")))
+            out.add_row("eval", _text(f"{name} ", (f"failed: {record['error']}", "red")))
         else:
             out.add_row(
                 "eval",

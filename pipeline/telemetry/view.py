@@ -104,7 +104,9 @@ def event_line(record: Record) -> str | None:
     match record["kind"], record.get("event"):
         case "eval", _:
             if record.get("error"):
-                return f"eval after {record.get('rollout_id')} rollouts failed: {record['error']}"
+                name = f" {record['name']}" if record.get("name") else ""
+                after = record.get("rollout_id")
+                return f"eval{name} after {after} rollouts failed: {record['error']}"
             return (
                 f"eval {record.get('name')}: reward {number(record.get('reward_mean'))}"
                 f" ({eval_detail(record)})"

@@ -85,13 +85,23 @@ async def test_data_sets_come_in_order_and_a_failed_one_has_no_version() -> None
         EvalConfig(),
     )
     failed, good = await evaluator.evaluate(0)
-    assert (failed.name, failed.num_failed, failed.reward_mean, failed.policy_version_min) == (
-        "b",
-        1,
-        0.0,
-        NO_VERSION,
-    )
-    assert good.reward_mean == 1.0
+    assert (failed.name, failed.num_failed, failed.policy_version_min) == ("b", 1, NO_VERSION)
+    assert good.reward_mean == 1.0 and good.error is None and good.first_failure is None
+
+
+async def test_where_every_sample_failed_nothing_is_measured_and_the_first_error_is_told() -> None:
+    evaluator = Evaluator(FakeGenerate(), reward, {"b": [Sample(prompt="bad")] * 2}, EvalConfig())
+    (failed,) = await evaluator.evaluate(0)
+    assert (failed.num_samples, failed.num_failed) == (2, 2)
+    assert failed.reward_mean is failed.response_length_mean is failed.truncated_fraction is None
+    assert failed.error == "all 2 samples failed, the first with: no"
+
+
+async def test_where_some_failed_their_first_error_is_told_beside_the_mean() -> None:
+    prompts = [Sample(prompt="x", label=1), Sample(prompt="bad", label=1)]
+    (result,) = await Evaluator(FakeGenerate(), reward, {"a": prompts}, EvalConfig()).evaluate(0)
+    assert (result.reward_mean, result.num_failed) == (1.0, 1)
+    assert (result.error, result.first_failure) == (None, "no")
 
 
 @pytest.mark.parametrize("limit", [1, 3])
