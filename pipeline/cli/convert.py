@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.core.errors import CheckpointError, ConfigError
 from pipeline.core.find_checkpoint import Weights, find_weights
+from pipeline.core.format import duration, number
 from pipeline.core.own_files import locate
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
@@ -117,8 +118,8 @@ def run(args: argparse.Namespace) -> None:
         )
     rate = done.num_bytes / max(done.seconds, 1e-9) / 1e9
     print(
-        f"{output}: {done.num_weights} weights, {done.num_bytes / 1e9:.3f} GB in {done.seconds:.2f}"
-        f" s ({rate:.2f} GB/s)"
+        f"{output}: {done.num_weights} weights, {number(done.num_bytes / 1e9)} GB in"
+        f" {duration(done.seconds)} ({number(rate)} GB/s)"
     )
 
 

@@ -15,6 +15,7 @@ from buffers.ledger import Ledger
 from buffers.segments import scan
 from pipeline.cli.token_texts import TextOf, text_of_tokens
 from pipeline.core.errors import BufferCorruption, DataError
+from pipeline.core.format import number
 from pipeline.core.types import Group, Sample
 from pipeline.run.rundir import RunDir
 
@@ -66,8 +67,8 @@ def list_lines(run: RunDir, min_reward: float | None) -> Iterator[str]:
     fates = {g: a.fate for g, a in ledger_of(run)[0].accounts.items()}
     for path, offset, group in groups_of(run):
         rewards = [s.reward_value() for s in group.samples if isinstance(s.reward, float | int)]
-        mean = sum(rewards) / len(rewards) if rewards else float("nan")
-        if min_reward is not None and not mean >= min_reward:
+        mean = sum(rewards) / len(rewards) if rewards else None
+        if min_reward is not None and (mean is None or mean < min_reward):
             continue
         tokens, fate = (
             sum(s.response_length for s in group.samples),
@@ -75,7 +76,7 @@ def list_lines(run: RunDir, min_reward: float | None) -> Iterator[str]:
         )
         yield (
             f"group {group.group_index:>6}  {fate:<10} {len(group.samples)} samples  {tokens}"
-            f" response tokens  reward {mean:.3f}  {path.name}@{offset}"
+            f" response tokens  reward {number(mean)}  {path.name}@{offset}"
         )
 
 

@@ -4,14 +4,17 @@ a dash."""
 from __future__ import annotations
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """0.123, 0.00203, 4.52e-05, 1,234: to `digits` places, small ones to as many significant
-    digits."""
+def number(value: float | None) -> str:
+    """0.123, 1.23, 12.3, 1,234, 0.00203, 4.52e-05: three significant digits, and all of a whole
+    number. 0.000 is a zero that was measured."""
     if value is None:
         return "-"
-    if isinstance(value, int) or abs(value) >= 100:
+    size = abs(value)
+    if isinstance(value, int) or size >= 99.95:
         return f"{round(value):,}"
-    return f"{value:.{digits}g}" if 0 < abs(value) < 0.1 else f"{value:.{digits}f}"
+    if 0 < size < 0.0995:
+        return f"{value:.3g}"
+    return f"{value:.{3 if size < 0.9995 else 2 if size < 9.995 else 1}f}"
 
 
 def percent(value: float | None) -> str:

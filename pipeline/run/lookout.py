@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.core.awaits import Place, describe
+from pipeline.core.format import duration
 from pipeline.run.watchdog import AGAIN, LONG_SECONDS, Silence, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ class Blocked:
 
     def __str__(self) -> str:
         return (
-            f"the whole run stands still for {self.seconds:.0f} s: a function holds the event loop,"
-            f" at {self.where}; what takes long must be awaited, or run in a thread"
+            f"the whole run stands still for {duration(self.seconds)}: a function holds the event"
+            f" loop, at {self.where}; what takes long must be awaited, or run in a thread"
         )
 
     def record(self) -> dict[str, object]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from pipeline.core.format import number
 from pipeline.core.time import TimeSource
 from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
 from pipeline.run.digest import batch_digest
@@ -180,7 +181,7 @@ class Recorder:
         said = (
             "are equal, bit for bit"
             if most == 0
-            else f"differ by {mean:.2g} on average, {most:.2g} at most"
+            else f"differ by {number(mean)} on average, {number(most)} at most"
         )
         logger.info(
             "log-probs of engines and learner, on the same weights, %s (%d tokens)",

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from configs.schema import AlgorithmConfig, WarmupConfig
+from pipeline.core.format import number
 from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ async def warm_up(
         metrics = await learner.sft_step(batch.steps[0], config.sft_lr * _decay(step, config))
         loss = metrics["loss"]
         if step % 20 == 0 or step + 1 == config.sft_steps:
-            logger.info("warm-up step %d/%d: loss %.4f", step + 1, config.sft_steps, loss)
+            logger.info("warm-up step %d/%d: loss %s", step + 1, config.sft_steps, number(loss))
     await learner.reset_optimizer()
     return loss
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipeline.core.awaits import where_it_stands
+from pipeline.core.format import duration
 from pipeline.core.time import MonotonicTime, TimeSource
 
 Kind = Literal["group", "evaluation"]
@@ -49,7 +50,9 @@ class Awaited:
     where: str
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.number}: {self.stage} for {self.seconds:.0f} s, at {self.where}"
+        return (
+            f"{self.kind} {self.number}: {self.stage} for {duration(self.seconds)}, at {self.where}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +75,14 @@ class Silence:
 
     def __str__(self) -> str:
         if self.is_start:
-            return f"still starting after {self.stage_seconds:.0f} s, at {self.where}"
+            return f"still starting after {duration(self.stage_seconds)}, at {self.where}"
         usual = (
-            f" (a rollout takes {self.rollout_seconds:.1f} s)"
+            f" (a rollout takes {duration(self.rollout_seconds)})"
             if self.rollout_seconds is not None
             else ""
         )
-        begin = f"nothing was trained for {self.seconds:.0f} s{usual}"
-        doing = f"the learner is at '{self.stage}' for {self.stage_seconds:.0f} s"
+        begin = f"nothing was trained for {duration(self.seconds)}{usual}"
+        doing = f"the learner is at '{self.stage}' for {duration(self.stage_seconds)}"
         if not self.awaited:
             return f"{begin}: {doing}, at {self.where}"
         more = self.num_awaited - len(self.awaited)

@@ -203,7 +203,7 @@ def _speed(view: RunView, train: Mapping[str, Any], out: Table) -> None:
         f" {duration(train.get('step_seconds'))}"
     )
     if train.get("peak_memory_bytes"):
-        rest += f" · learner's peak {train['peak_memory_bytes'] / 2**30:.1f} GiB"
+        rest += f" · learner's peak {number(train['peak_memory_bytes'] / 2**30)} GiB"
     if train.get("mfu"):
         rest += f" · MFU {percent(train['mfu'])}"
     out.add_row("speed", _text(f"{number(train.get('tokens_per_second'))} tokens/s", (rest, "dim")))

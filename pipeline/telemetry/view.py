@@ -88,7 +88,7 @@ def plain_line(view: RunView) -> str:
             f" max {staleness_bound(r)}"
         ),
         f"buffer {fraction(r, 'buffer_ready', 'buffer_capacity')}" if "buffer_ready" in r else None,
-        f"{number(r.get('tokens_per_second'))} tok/s",
+        f"{number(r.get('tokens_per_second'))} tokens/s",
         (
             f"idle gen {percent(r.get('generation_idle_fraction'))} train"
             f" {percent(r.get('trainer_idle_fraction'))}"

@@ -61,7 +61,7 @@ def test_the_trailing_mean_is_over_what_there_is(tmp_path: Path) -> None:
 def test_a_supervised_run_speaks_of_its_loss(tmp_path: Path) -> None:
     rows = [{**row, "loss": loss} for row, loss in zip(rewards(1.0, 1.0), (2.0, 0.5), strict=True)]
     said = closing(tmp_path / "r", rows, "- --loss-type sft_loss\n")
-    assert "Mean loss went from 2.000 (first rollout) to 0.500 (last)." in said
+    assert "Mean loss went from 2.00 (first rollout) to 0.500 (last)." in said
     assert "reward" not in said
     assert "reward, first" not in (tmp_path / "r" / "report.html").read_text()
 

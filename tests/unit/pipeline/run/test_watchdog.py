@@ -40,7 +40,7 @@ def test_slow_rollouts_have_three_of_their_median() -> None:
         time.advance(1.0)
         said = watchdog.check()
     assert said is not None and said.rollout_seconds == 20.0
-    assert "nothing was trained for 60 s (a rollout takes 20.0 s)" in str(said)
+    assert "nothing was trained for 1 min 00 s (a rollout takes 20.0 s)" in str(said)
 
 
 def test_a_silence_is_told_of_again_when_it_is_twice_as_long() -> None:
@@ -87,7 +87,7 @@ async def test_a_take_names_the_groups_it_waits_for_oldest_first() -> None:
     ]
     assert all("(stands_still)" in a.where for a in said.awaited)
     assert said.num_awaited == 6 and str(said).endswith("and 2 more")
-    assert "group 1: reward for 50 s, at " in str(said)
+    assert "group 1: reward for 50.0 s, at " in str(said)
     json.dumps(said.record())
 
     with watchdog.stage("evaluations"):
@@ -116,9 +116,9 @@ async def test_a_push_a_start_and_a_close_say_the_line_at_which_they_stand() -> 
         time.advance(40.0)
         said = watchdog.check()
         begin = (
-            "still starting after 40 s, at "
+            "still starting after 40.0 s, at "
             if stage == "start"
-            else f"nothing was trained for 40 s: the learner is at '{stage}' for 40 s, at "
+            else f"nothing was trained for 40.0 s: the learner is at '{stage}' for 40.0 s, at "
         )
         assert said is not None and str(said).startswith(begin)
         assert said.where is not None and "(stands_still)" in said.where
