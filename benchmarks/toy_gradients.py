@@ -30,7 +30,8 @@ from configs.corrections import PRESETS, correction_of
 from configs.schema import AlgorithmConfig
 from stages.learn.corrections import batch_evidence, batch_statistics
 from stages.learn.losses import TokenLogProbs
-from stages.learn.objective import ObjectiveExtras, policy_objective
+from stages.learn.objective import policy_objective
+from stages.learn.outcome import ObjectiveExtras
 
 WORDS, LENGTH, BATCH, NUM_BATCHES = 3, 4, 64, 2000
 STALENESS = (1, 4, 16)

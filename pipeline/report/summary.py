@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.run.metrics import counter_total
 from pipeline.run.record_file import current_records, read_records
 from pipeline.run.rundir import RunDir
 from pipeline.run.samples import last_samples
+from pipeline.run.utilisation import counter_total
 
 REWARD_WINDOW = 5  # rollouts that reward_first, reward_last and the trailing mean average over
 REWARD_GOAL = 0.9

@@ -16,8 +16,9 @@ from pipeline.core.types import EvalResult, Group, PushResult, StepResult, Train
 from pipeline.run.digest import batch_digest
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Blocked
-from pipeline.run.metrics import BufferFill, Utilisation, eval_record, push_record, train_record
+from pipeline.run.metrics import BufferFill, eval_record, push_record, train_record
 from pipeline.run.samples import sample_records
+from pipeline.run.utilisation import Utilisation
 from pipeline.run.watchdog import Silence
 from pipeline.schedule.clock import RolloutClock
 

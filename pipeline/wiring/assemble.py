@@ -3,14 +3,10 @@ records."""
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,46 +17,26 @@ from configs.hooks import load_hook
 from configs.rules.cautions import cautions
 from configs.schema import Config
 from pipeline.core.deadline import Deadline
-from pipeline.core.flops import TOKENS, Cost
-from pipeline.core.protocols import Generate, Learner, Reward, Source, Tokenizer, WeightTransport
-from pipeline.core.types import Sample, TrainBatch
+from pipeline.core.protocols import Reward
+from pipeline.core.types import Sample
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Lookout
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import Recorder
 from pipeline.run.runner import Parts, Runner
 from pipeline.run.watchdog import Watchdog
-from pipeline.telemetry import open_telemetry
+from pipeline.wiring.backend import Backend
 from pipeline.wiring.batcher import Batcher
+from pipeline.wiring.closing import save_batch, telemetry_of
 from pipeline.wiring.context import RunContext, begin, open_context, withdraw
+from pipeline.wiring.prompts import eval_datasets, make_source
 from pipeline.wiring.simulated import simulated
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
 from stages.reward import Lease, RewardStage, TeacherStage, build_reward
-from stages.source import UserSource, build_source, scored_by
+from stages.source import build_source, scored_by
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backend:
-    """What differs between a real and a simulated run."""
-
-    tokenizer: Tokenizer | None
-    max_prompt_len: int | None  # in tokens of this tokenizer
-    generate: Generate
-    learner: Learner
-    transport: WeightTransport
-    engine_idle_seconds: Callable[[], Mapping[str, float]]
-    # give it what is told (event, engine, reason)
-    watch_engines: Callable[[Callable[[str, str, str], None]], None]
-    # num_engines, num_healthy, num_running, num_restarts
-    engine_counts: Callable[[], Mapping[str, int]]
-    start: Callable[[], Awaitable[None]]
-    close: Callable[[], Awaitable[None]]
-    kill_now: Callable[[], None]
-    teacher: Lease | None = None  # with --use-opd
-    cost: Cost = TOKENS  # of a sample, in the model that is trained
 
 
 def assemble(config: Config, *, started_at: float, watchdog: Watchdog | None = None) -> Runner:
@@ -94,7 +70,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
     from pipeline.wiring.debug import half, recorded_buffer, saver, warn_of_what_is_left_out
 
     backend = half(make_backend(site), config.run)
-    source = _prompts(site, backend)
+    source = make_source(site, backend)
     scorer = build_reward(config.reward, site.args)
     reward = _with_teacher(config, scorer, backend.teacher)
     buffer = recorded_buffer(config, site.clock) if config.run.trains_on_records else _buffer(site)
@@ -111,7 +87,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         watchdog=watchdog,
         dropped=batcher.dropped,
     )
-    telemetry, finish = _telemetry(site)
+    telemetry, finish = telemetry_of(site)
     undo.callback(telemetry.close)
     warn_of_what_is_left_out(config)
     recorder = Recorder(
@@ -221,37 +197,6 @@ def _user_filter(site: RunContext) -> UserFilter | None:
     return UserFilter(spec, load_hook("buffer_filter_path", spec), site.args) if spec else None
 
 
-def _prompts(site: RunContext, backend: Backend) -> Source:
-    """--prompt-data; a --mock run without any gets sums, written where the run can be looked at."""
-    if site.config.data.data_source_path is not None:
-        return UserSource(
-            site.config.data.data_source_path, site.args, site.config.rollout.n_samples_per_prompt
-        )
-    if site.config.data.prompt_data is not None:
-        return build_source(
-            site.config.data.prompt_data,
-            site.config.data,
-            site.config.rollout.n_samples_per_prompt,
-            backend.max_prompt_len,
-            backend.tokenizer,
-            judge=scored_by(site.config.reward),
-        )
-    path = site.run_dir.path / "prompts.jsonl"
-    rows = [
-        {"prompt": f"{a} + {b} =", "label": str(a + b), "metadata": {"rm_type": "exact_match"}}
-        for a in range(20)
-        for b in range(20)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return build_source(
-        str(path),
-        replace(site.config.data, label_key="label"),
-        site.config.rollout.n_samples_per_prompt,
-        None,
-        backend.tokenizer,
-    )
-
-
 def _with_teacher(
     config: Config, scorer: RewardStage, lease: Lease | None
 ) -> RewardStage | TeacherStage:
@@ -287,61 +232,3 @@ def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | 
         reward_key=config.reward.reward_key,
         deadline=Deadline(*config.eval.episode_deadline(config.rollout)),
     )
-
-
-def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:
-    """`NAME PATH NAME PATH ...`, or one PATH (named eval)."""
-    return (
-        [("eval", words[0])] if len(words) == 1 else list(zip(words[::2], words[1::2], strict=True))
-    )
-
-
-def _telemetry(site: RunContext) -> tuple[Any, Callable[[float, bool], None]]:
-    from pipeline.report import closing_lines, write_report, write_summary
-
-    telemetry = open_telemetry(
-        site.run_dir,
-        site.config,
-        resumed_at=site.clock.num_trained if site.resumed.home is not None else None,
-    )
-
-    def finish(wall_seconds: float, interrupted: bool) -> None:
-        telemetry.close()
-        summary = write_summary(site.run_dir.path, wall_seconds=wall_seconds)
-        try:
-            write_report(site.run_dir.path, wall_seconds=wall_seconds)
-        except Exception:  # a picture of the run must not turn a good run into a failed one
-            logger.exception(
-                "the report was not written; `python -m pipeline report %s` tries again",
-                site.run_dir.path,
-            )
-        for line in closing_lines(site.run_dir.path, summary):
-            print(line, flush=True)
-
-    return telemetry, finish
-
-
-def save_batch(batch: TrainBatch, folder: Path) -> Path:
-    """What a refused step was given, as one .npz (no pickle): arrays named s<step>_<field>, samples
-    one after the other."""
-    arrays: dict[str, np.ndarray] = {
-        "rollout_id": np.asarray(batch.rollout_id),
-        "policy_version": np.asarray(batch.policy_version),
-    }
-    for number, step in enumerate(batch.steps):
-        samples = [s for rank in step.per_rank for micro_batch in rank for s in micro_batch]
-        for name in (
-            "index",
-            "group_index",
-            "response_length",
-            "reward",
-            "staleness",
-            "num_tokens",
-            "weight",
-        ):
-            arrays[f"s{number}_{name}"] = np.asarray([getattr(s, name) for s in samples])
-        for name in ("tokens", "loss_mask", "rollout_log_probs", "advantages"):
-            arrays[f"s{number}_{name}"] = np.concatenate([getattr(s, name) for s in samples])
-    path = folder / f"refused-batch-{batch.rollout_id:06d}.npz"
-    np.savez(path, allow_pickle=False, **arrays)
-    return path

@@ -15,7 +15,7 @@ from buffers.recorded import RecordedBuffer
 from configs.schema import Config, RunConfig
 from pipeline.core.types import Group, PushResult, StepResult, TrainBatch
 from pipeline.schedule.clock import RolloutClock
-from pipeline.wiring.assemble import Backend
+from pipeline.wiring.backend import Backend
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from configs.schema import Config, MockConfig, RolloutConfig
-from pipeline.wiring.assemble import Backend
+from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
 from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer

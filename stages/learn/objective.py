@@ -5,16 +5,14 @@ Pure: torch and the flags, no Megatron.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.corrections import Correction, correction_of
 from configs.schema import AlgorithmConfig
-from stages.learn.corrections import BatchStatistics, CorrectionResult, compute_correction
-from stages.learn.diagnostics import NUM_SUMS, off_policy_metrics, off_policy_sums
+from stages.learn.corrections import BatchStatistics, compute_correction
 from stages.learn.losses import (
     PolicyLoss,
     TokenLogProbs,
@@ -26,52 +24,8 @@ from stages.learn.losses import (
     compute_sft_loss,
     token_weights,
 )
+from stages.learn.outcome import MAXIMA, ObjectiveExtras, Outcome, TrainedTokens, diagnose
 from stages.learn.reduce import spread
-
-# Sums over trained tokens, in this order, ahead of those of `diagnostics`; `loss` is already
-# divided by the step's denominator.
-SUMS = ("loss", "count", "entropy", "kl_old_new", "ratio", "clipped", "kl_ref")
-# of them the second: |old / rollout - 1|, the third: |log old - log rollout|
-MAXIMA = ("ratio_max", "mismatch", "logprob_abs_diff")
-SFT_SUMS = ("loss", "count", "correct_probability")
-NUM_POLICY_SUMS = len(SUMS) + NUM_SUMS
-
-
-class TrainedTokens(Protocol):
-    """What the objective reads of a micro-batch. N trained tokens, S samples."""
-
-    @property
-    def targets(self) -> Tensor: ...  # [N]
-    @property
-    def advantages(self) -> Tensor: ...  # [N]
-    @property
-    def rollout_log_probs(self) -> Tensor: ...  # [N]
-    @property
-    def token_counts(self) -> Tensor: ...  # [S]
-    @property
-    def sample_lengths(self) -> Tensor: ...  # [S], prompt and response
-    @property
-    def staleness(self) -> Tensor: ...  # [S], policy versions
-
-    # [S], in the mean over tokens or over samples
-    def weights_of_samples(self, *, per_token: bool) -> Tensor: ...
-
-
-class Outcome(NamedTuple):
-    loss: Tensor  # this micro-batch's share of the step's loss
-    sums: Tensor  # [k]
-    maxima: Tensor  # [m]
-    # sums of a user's function, before the denominator
-    extra: dict[str, Tensor] = {}  # noqa: RUF012
-
-
-class ObjectiveExtras(NamedTuple):
-    """What some options need beside the micro-batch."""
-
-    ref: Tensor | None = None  # [N] ref_log_probs
-    statistics: BatchStatistics | None = None  # of the whole optimizer step
-    tis_function: Callable[..., Any] | None = None  # --custom-tis-function-path
-    args: Any = None  # what user functions get
 
 
 def policy_objective(
@@ -118,7 +72,7 @@ def policy_objective(
     total = (policy * weights).sum() if side is None else (policy * weights).sum() + side
     loss = total / denominator
     with torch.no_grad():
-        sums, maxima = _diagnose(
+        sums, maxima = diagnose(
             loss, now, proximal, anchor, surrogate, corrected, kl_ref, batch, config, correction
         )
     return Outcome(loss, sums, maxima, extra)
@@ -266,112 +220,6 @@ def _custom_tis(
     )
 
 
-def _diagnose(
-    loss: Tensor,
-    now: TokenLogProbs,
-    proximal: Tensor,
-    anchor: Tensor,
-    surrogate: PolicyLoss,
-    corrected: CorrectionResult,
-    kl_ref: Tensor | None,
-    batch: TrainedTokens,
-    config: AlgorithmConfig,
-    correction: Correction,
-) -> tuple[Tensor, Tensor]:
-    """(sums [NUM_POLICY_SUMS], maxima [len(MAXIMA)])."""
-    assert now.entropy is not None
-    log_ratio = proximal - batch.rollout_log_probs
-    ratio, truncated, applied = (
-        corrected.metrics["ratio"],
-        corrected.metrics["truncated"],
-        corrected.weights,
-    )
-    if not correction.active:  # what --use-tis would do
-        applied = ratio.clamp(config.tis_clip_low, config.tis_clip)
-        truncated = (applied != ratio).float()
-    rows = [
-        torch.ones_like(log_ratio),
-        now.entropy,
-        compute_approx_kl(anchor, now.log_probs, "k3"),
-        surrogate.ratio,
-        surrogate.clipped.float(),
-        torch.zeros_like(log_ratio) if kl_ref is None else kl_ref,
-    ]
-    off = off_policy_sums(
-        log_ratio,
-        ratio,
-        (~corrected.mask).float(),
-        truncated,
-        applied,
-        batch.staleness,
-        batch.token_counts,
-    )
-    apart = (surrogate.ratio, log_ratio.expm1().abs(), log_ratio.abs())
-    maxima = (
-        torch.stack([x.amax() for x in apart]) if len(log_ratio) else loss.new_zeros(len(MAXIMA))
-    )
-    return torch.cat([loss.detach()[None], torch.stack(rows).sum(-1), off]), maxima.detach()
-
-
-def custom_objective(
-    function: Callable[..., Any],
-    logits: Tensor,
-    now: TokenLogProbs,
-    old: Tensor | None,
-    batch: TrainedTokens,
-    denominator: float,
-    config: AlgorithmConfig,
-    extras: ObjectiveExtras,
-) -> Outcome:
-    """--custom-loss-function-path: f(args, batch, logits, sum_of_sample_mean) -> (loss, metrics),
-    slime's signature.
-
-    logits: [1, N, V], rows of the trained tokens only, before the temperature. `batch` has slime's
-    names, a list with a tensor a sample each, trained tokens only: log_probs (old),
-    rollout_log_probs, ref_log_probs (None without a reference), advantages, loss_masks, and
-    response_lengths, total_lengths; beside them targets [N], staleness [S] and, differentiable,
-    current_log_probs [N]. The reducer takes [N] and divides nothing by the number of samples: the
-    learner does."""
-    counts = batch.token_counts.tolist()
-    proximal = now.log_probs.detach() if old is None else old
-    ones = torch.ones_like(proximal)
-    weights = loss_weights(batch, config)
-    given = {
-        "log_probs": list(proximal.split(counts)),
-        "rollout_log_probs": list(batch.rollout_log_probs.split(counts)),
-        "ref_log_probs": None if extras.ref is None else list(extras.ref.split(counts)),
-        "advantages": list(batch.advantages.split(counts)),
-        "loss_masks": list(ones.split(counts)),
-        "response_lengths": counts,
-        "total_lengths": batch.sample_lengths.tolist(),
-        "targets": batch.targets,
-        "staleness": batch.staleness,
-        "current_log_probs": now.log_probs,
-    }
-    loss, metrics = function(extras.args, given, logits, lambda values: (values * weights).sum())
-    loss = loss / denominator
-    with torch.no_grad():
-        ratio = (now.log_probs - proximal).exp()
-        surrogate = PolicyLoss(ratio, torch.zeros_like(ratio, dtype=torch.bool), ratio)
-        none = compute_correction(
-            Correction(), proximal, batch.rollout_log_probs, batch.advantages, batch.token_counts
-        )
-        kl_ref = (
-            None
-            if extras.ref is None
-            else compute_approx_kl(now.log_probs, extras.ref, config.kl_loss_type)
-        )
-        sums, maxima = _diagnose(
-            loss, now, proximal, proximal, surrogate, none, kl_ref, batch, config, Correction()
-        )
-    return Outcome(
-        loss,
-        sums,
-        maxima,
-        {k: torch.as_tensor(v).detach().float().sum() for k, v in metrics.items()},
-    )
-
-
 def sft_objective(now: TokenLogProbs, denominator: float) -> Outcome:
     """Mean cross entropy over all trained tokens of the step: loss share, SFT_SUMS, nothing in the
     maxima."""
@@ -381,26 +229,3 @@ def sft_objective(now: TokenLogProbs, denominator: float) -> Outcome:
         [loss.detach(), detached.new_tensor(float(len(detached))), detached.exp().sum()]
     )
     return Outcome(loss, sums, detached.new_zeros(len(MAXIMA)))
-
-
-def policy_metrics(
-    sums: Tensor, maxima: Tensor, *, with_reference: bool = False
-) -> dict[str, float]:
-    """StepResult's metrics of one optimizer step from sums over all ranks.
-
-    Means are over trained tokens.
-    """
-    values = dict(zip(SUMS, sums[: len(SUMS)].double(), strict=True))
-    count = values["count"].clamp(min=1)
-    return {
-        "loss": float(values["loss"]),
-        "entropy": float(values["entropy"] / count),
-        "kl_old_new": float(values["kl_old_new"] / count),
-        **({"kl_ref": float(values["kl_ref"] / count)} if with_reference else {}),
-        "ratio_mean": float(values["ratio"] / count),
-        "ratio_max": float(maxima[0]),
-        "train_rollout_logprob_abs_diff_max": float(maxima[2]),
-        "clip_fraction": float(values["clipped"] / count),
-        "num_loss_tokens": float(values["count"]),
-        **off_policy_metrics(sums[len(SUMS) :]),
-    }

@@ -21,7 +21,8 @@ from stages.learn import rendezvous
 from stages.learn.log_prob_pass import ForwardPasses, LogProbPass, Prepared, ReferenceModel
 from stages.learn.losses import TokenLogProbs
 from stages.learn.meter import StepMeter
-from stages.learn.objective import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome, sft_objective
+from stages.learn.objective import sft_objective
+from stages.learn.outcome import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome
 from stages.learn.settings import LearnerSettings
 from stages.learn.step_objective import LargestGap, StepObjective
 

@@ -18,16 +18,10 @@ from pipeline.core.types import OptimizerStep
 from stages.learn.corrections import BatchStatistics, Evidence, batch_evidence
 from stages.learn.diagnostics import ess_of
 from stages.learn.losses import TokenLogProbs
-from stages.learn.objective import (
-    SUMS,
-    ObjectiveExtras,
-    Outcome,
-    custom_objective,
-    policy_metrics,
-    policy_objective,
-    shaped_advantages,
-)
+from stages.learn.objective import policy_objective, shaped_advantages
+from stages.learn.outcome import SUMS, ObjectiveExtras, Outcome, policy_metrics
 from stages.learn.settings import LearnerSettings
+from stages.learn.user_objective import custom_objective
 
 
 class PreparedBatch(Protocol):

@@ -17,7 +17,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.time import MonotonicTime
 from pipeline.run.resume import ResumePoint
 from pipeline.schedule.clock import RolloutClock
-from pipeline.wiring.assemble import Backend
+from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.real import real_backend
 

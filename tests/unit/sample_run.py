@@ -23,9 +23,10 @@ from pipeline.core.types import (
     StepResult,
     VersionSpan,
 )
-from pipeline.run.metrics import BufferFill, Lap, eval_record, push_record, train_record
+from pipeline.run.metrics import BufferFill, eval_record, push_record, train_record
 from pipeline.run.record_file import line_of
 from pipeline.run.samples import sample_records
+from pipeline.run.utilisation import Lap
 
 CONFIG = (
     "# The run.\n- --num-rollout {n}\n- --async-buffer-size 2\n- --update-weights-interval 1\n-"

@@ -31,7 +31,7 @@ from stages.learn.hf_folder import write_hf_folder
 from stages.learn.log_prob_pass import Prepared
 from stages.learn.losses import TokenLogProbs, compute_log_probs_from_logits
 from stages.learn.meter import StepMeter
-from stages.learn.objective import Outcome
+from stages.learn.outcome import Outcome
 from stages.learn.rank import LearnerRank, Objective
 from stages.learn.settings import LearnerSettings
 from stages.learn.step_objective import StepObjective

@@ -30,7 +30,8 @@ from stages.learn.megatron.passes import MegatronPasses
 from stages.learn.megatron.reference import Reference
 from stages.learn.megatron.routing import Routing
 from stages.learn.meter import StepMeter
-from stages.learn.objective import Outcome, penalised_rewards
+from stages.learn.objective import penalised_rewards
+from stages.learn.outcome import Outcome
 from stages.learn.rank import LearnerRank, Objective, StepMeasurements
 from stages.learn.settings import LearnerSettings
 from stages.learn.step_objective import StepObjective

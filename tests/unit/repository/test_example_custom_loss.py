@@ -10,7 +10,9 @@ import torch
 from configs.schema import AlgorithmConfig
 from examples.hooks.custom_loss import loss_function, tis_function
 from stages.learn.losses import compute_log_probs_from_logits
-from stages.learn.objective import ObjectiveExtras, custom_objective, policy_objective
+from stages.learn.objective import policy_objective
+from stages.learn.outcome import ObjectiveExtras
+from stages.learn.user_objective import custom_objective
 from tests.unit.tokens import make_model, make_samples, pack
 
 LENGTHS = [4, 1, 9, 6, 2, 12]

@@ -18,15 +18,13 @@ from pipeline.core.types import (
 )
 from pipeline.run.metrics import (
     BufferFill,
-    Lap,
     Staleness,
-    Utilisation,
-    counter_total,
     eval_record,
     push_record,
     tokens_by_staleness,
     train_record,
 )
+from pipeline.run.utilisation import Lap, Utilisation, counter_total
 from tests.manual_time import ManualTime
 from tests.unit.sample_run import make_sample
 

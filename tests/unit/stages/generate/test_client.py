@@ -14,7 +14,8 @@ from aiohttp import web
 from configs.schema import RolloutConfig
 from pipeline.core.errors import EngineError
 from pipeline.core.types import VersionSpan
-from stages.generate.client import BACKOFF_MAX_SECONDS, SGLangClient, shift_boundaries
+from stages.generate.answers import shift_boundaries
+from stages.generate.client import BACKOFF_MAX_SECONDS, SGLangClient
 from tests.unit.fake_sglang import FakePool, FakeSGLang, Step, answer, drops, says
 
 PARAMS = {"max_new_tokens": 8, "temperature": 1.0}

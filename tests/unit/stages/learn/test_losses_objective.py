@@ -20,14 +20,9 @@ from configs.schema import AlgorithmConfig
 from pipeline.core.histogram import Histogram
 from stages.learn.corrections import batch_evidence, batch_statistics
 from stages.learn.losses import compute_log_probs_from_logits
-from stages.learn.objective import (
-    ObjectiveExtras,
-    custom_objective,
-    penalised_rewards,
-    policy_metrics,
-    policy_objective,
-    shaped_advantages,
-)
+from stages.learn.objective import penalised_rewards, policy_objective, shaped_advantages
+from stages.learn.outcome import ObjectiveExtras, policy_metrics
+from stages.learn.user_objective import custom_objective
 from tests.unit.tokens import FakeSample, FakeTokens, make_model, make_samples, pack
 
 LENGTHS = [4, 1, 9, 6, 2, 5, 3]

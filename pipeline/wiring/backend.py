@@ -1,0 +1,31 @@
+"""What differs between a real and a simulated run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from pipeline.core.flops import TOKENS, Cost
+from pipeline.core.protocols import Generate, Learner, Tokenizer, WeightTransport
+from stages.reward import Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """What differs between a real and a simulated run."""
+
+    tokenizer: Tokenizer | None
+    max_prompt_len: int | None  # in tokens of this tokenizer
+    generate: Generate
+    learner: Learner
+    transport: WeightTransport
+    engine_idle_seconds: Callable[[], Mapping[str, float]]
+    # give it what is told (event, engine, reason)
+    watch_engines: Callable[[Callable[[str, str, str], None]], None]
+    # num_engines, num_healthy, num_running, num_restarts
+    engine_counts: Callable[[], Mapping[str, int]]
+    start: Callable[[], Awaitable[None]]
+    close: Callable[[], Awaitable[None]]
+    kill_now: Callable[[], None]
+    teacher: Lease | None = None  # with --use-opd
+    cost: Cost = TOKENS  # of a sample, in the model that is trained

@@ -1,0 +1,115 @@
+"""The engines of a real run, and the teacher's."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from configs.schema import Config
+from pipeline.core.errors import CheckpointError
+from pipeline.models.resolve import resolve_checkpoint
+from pipeline.wiring.context import RunContext
+from pipeline.wiring.devices import device_sharing, dtype_of
+from stages.engine.launch import Engine
+from stages.engine.pool import SGLangPool
+from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, tokens_per_request
+from stages.reward import Lease
+
+
+def first_weights(site: RunContext, folder: Path) -> Path | None:
+    """The Hugging Face folder of the weights that the learner begins with; None when there is none:
+    they are pushed then."""
+    if site.snapshot is not None:
+        found = site.snapshot / "hf" if (site.snapshot / "hf").is_dir() else None
+    else:
+        found = folder if site.config.model.initial_megatron_checkpoint is None else None
+    if found is None and site.config.run.debug_rollout_only:
+        raise CheckpointError(
+            "--debug-rollout-only: engines read Hugging Face folders, and"
+            f" {site.snapshot or '--initial-megatron-checkpoint'} has none: convert it (python -m"
+            " pipeline convert torch-dist-to-hf) and give the folder as --hf-checkpoint"
+        )
+    return found
+
+
+def make_teacher(site: RunContext, device: str) -> SGLangPool | None:
+    """One more engine, behind the policy's."""
+    config, distill = site.config, site.config.distill
+    if not (distill.use_opd and distill.opd_teacher_load):
+        return None
+    folder = resolve_checkpoint(distill.opd_teacher_load, seed=config.run.seed)
+    spec = _engine_spec(site, config.num_engines, folder, device)
+    return _pool_of(
+        [Engine(dataclasses.replace(spec, log_path=site.run_dir.logs / "teacher.log"))], site
+    )
+
+
+def teacher_lease(url: str | None, teacher: SGLangPool | None) -> Lease | None:
+    if teacher is not None:
+        return teacher.lease
+    if url is None:
+        return None
+
+    @asynccontextmanager
+    async def lease() -> AsyncIterator[str]:
+        yield url.rstrip("/")
+
+    return lease
+
+
+def make_pool(site: RunContext, model_path: Path, device: str) -> SGLangPool:
+    replays = site.config.algorithm.use_rollout_routing_replay
+    specs = [_engine_spec(site, i, model_path, device) for i in range(site.config.num_engines)]
+    return _pool_of(
+        [Engine(dataclasses.replace(spec, returns_experts=replays)) for spec in specs], site
+    )
+
+
+def _engine_spec(site: RunContext, index: int, model_path: Path, device: str) -> EngineSpec:
+    config, cluster = site.config, site.config.cluster
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    return EngineSpec(
+        index=index,
+        model_path=model_path,
+        log_path=site.run_dir.logs / f"engine-{index}.log",
+        device=device,
+        dtype=dtype_of(config, device),
+        tp_size=cluster.rollout_num_gpus_per_engine,
+        cuda_devices=(
+            engine_devices(index, cluster, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            if device == "cuda"
+            else ()
+        ),
+        threads=cluster.cpu_threads_per_engine,
+        cpus=engine_cpus(index, cluster, cores) if device == "cpu" else (),
+        concurrency=cluster.sglang_server_concurrency,
+        tokens_per_request=tokens_per_request(config.rollout, model_path),
+        seed=config.run.seed,
+        user={**_asked(config, device), **config.sglang},
+    )
+
+
+def _asked(config: Config, device: str) -> dict[str, Any]:
+    """SGLang's options that follow from flags of ours; the user's own --sglang-* go over them."""
+    out: dict[str, Any] = {}
+    if config.seeds_requests:
+        out["enable_deterministic_inference"] = True
+    if device == "cuda" and device_sharing(config).rollout:
+        out["enable_memory_saver"] = True
+    return out
+
+
+def _pool_of(engines: list[Engine], site: RunContext) -> SGLangPool:
+    cluster = site.config.cluster
+    return SGLangPool(
+        engines,
+        concurrency=cluster.sglang_server_concurrency,
+        max_restarts=cluster.engine_restarts,
+        start_timeout_seconds=cluster.engine_start_timeout_seconds,
+        initial_version=site.clock.policy_version,
+        time=site.time,
+    )

@@ -1,0 +1,50 @@
+"""Where a run's prompts come from, for training and for evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.core.protocols import Source
+from pipeline.wiring.backend import Backend
+from pipeline.wiring.context import RunContext
+from stages.source import UserSource, build_source, scored_by
+
+
+def make_source(site: RunContext, backend: Backend) -> Source:
+    """--prompt-data; a --mock run without any gets sums, written where the run can be looked at."""
+    if site.config.data.data_source_path is not None:
+        return UserSource(
+            site.config.data.data_source_path, site.args, site.config.rollout.n_samples_per_prompt
+        )
+    if site.config.data.prompt_data is not None:
+        return build_source(
+            site.config.data.prompt_data,
+            site.config.data,
+            site.config.rollout.n_samples_per_prompt,
+            backend.max_prompt_len,
+            backend.tokenizer,
+            judge=scored_by(site.config.reward),
+        )
+    path = site.run_dir.path / "prompts.jsonl"
+    rows = [
+        {"prompt": f"{a} + {b} =", "label": str(a + b), "metadata": {"rm_type": "exact_match"}}
+        for a in range(20)
+        for b in range(20)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return build_source(
+        str(path),
+        replace(site.config.data, label_key="label"),
+        site.config.rollout.n_samples_per_prompt,
+        None,
+        backend.tokenizer,
+    )
+
+
+def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:
+    """`NAME PATH NAME PATH ...`, or one PATH (named eval)."""
+    return (
+        [("eval", words[0])] if len(words) == 1 else list(zip(words[::2], words[1::2], strict=True))
+    )

@@ -1,0 +1,110 @@
+"""What an engine's answer says, checked."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import orjson
+
+from pipeline.core.errors import EngineError
+from pipeline.core.types import Completion, VersionSpan, narrow_experts
+
+
+class ExpertsWanted(NamedTuple):
+    """What an answer must say of its routed experts."""
+
+    start: int  # the first token, of prompt and answer, whose experts were asked for
+    num_inputs: int
+    num_layers: int
+    top_k: int
+
+
+def parse_completion(
+    body: bytes,
+    endpoint: str,
+    *,
+    boundary_is_old: bool = False,
+    experts: ExpertsWanted | None = None,
+) -> Completion:
+    """SGLang's answer to a non-streamed /generate.
+
+    Raises EngineError when something that training needs is not in it.
+    """
+    try:
+        answer = orjson.loads(body)
+        meta = answer["meta_info"]
+        sampled = meta.get("output_token_logprobs")  # [[log-prob, id, None], ...]
+        log_probs, token_ids, _ = zip(*sampled, strict=True) if sampled else ((), (), ())
+        labels = meta.get("weight_versions")
+        if labels:
+            spans = tuple(
+                [
+                    VersionSpan(int(label["version"]), label["start"], label["end"])
+                    for label in labels
+                ]
+            )
+        else:
+            spans = (
+                (VersionSpan(int(meta["weight_version"]), 0, len(token_ids)),) if token_ids else ()
+            )
+        reason = meta["finish_reason"]["type"]
+        wanted = experts if reason != "abort" else None
+        return Completion(
+            token_ids=token_ids,
+            log_probs=log_probs,
+            spans=shift_boundaries(spans) if boundary_is_old and len(spans) > 1 else spans,
+            finish_reason=reason,
+            text=answer.get("text") or "",
+            cached_tokens=meta.get("cached_tokens") or 0,
+            routed_experts=(
+                None
+                if wanted is None
+                else _routed_experts(meta.get("routed_experts"), endpoint, wanted, len(token_ids))
+            ),
+            experts_start=0 if wanted is None else wanted.start,
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        said = body[:300].decode(errors="replace")
+        raise EngineError(
+            f"{endpoint} gave an answer without usable log-probs or versions"
+            f" ({type(error).__name__}: {error}): {said}"
+        ) from error
+
+
+def _routed_experts(
+    text: str | None, endpoint: str, wanted: ExpertsWanted, num_sampled: int
+) -> np.ndarray:
+    """[tokens, layers, top-k], which SGLang sends as base64 of int32: of all tokens but the last,
+    which no router has seen."""
+    if text is None:
+        raise EngineError(
+            f"{endpoint} gave an answer without routed experts: --use-rollout-routing-replay needs"
+            " engines that run with --enable-return-routed-experts, and a model with experts"
+        )
+    shape = (wanted.num_inputs + num_sampled - 1 - wanted.start, wanted.num_layers, wanted.top_k)
+    try:
+        return narrow_experts(
+            np.frombuffer(base64.b64decode(text, validate=True), np.int32).reshape(shape)
+        )
+    except (TypeError, ValueError) as error:  # binascii.Error is a ValueError
+        raise EngineError(
+            f"{endpoint} gave routed experts that are not {shape} [tokens, layers, top-k] numbers:"
+            f" {error}"
+        ) from error
+
+
+def shift_boundaries(spans: Sequence[VersionSpan]) -> tuple[VersionSpan, ...]:
+    """The token at every version boundary goes to the older span; a span that thereby becomes empty
+    is left out."""
+    out: list[VersionSpan] = []
+    start = spans[0].start
+    for i, span in enumerate(spans):
+        last = i == len(spans) - 1
+        end = span.end if last else min(span.end + 1, spans[-1].end)
+        if end > start:
+            out.append(VersionSpan(span.version, start, end))
+        start = max(start, end)
+    return tuple(out)
