@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.command_line.families import PREFIXES, FlagFamily
 from configs.command_line.preset_files import GivenFlag, expand, preset_files, split_words
+from configs.command_line.spellings.reading import Reading, spelling_of
 from configs.flags import ALIASES, NEGATIVES, own_flags, parse_value, section_classes
 from configs.rules.validate import validate
 from configs.schema import Config
@@ -43,30 +44,69 @@ def parse_config(
 ) -> tuple[Config, Mapping[str, str]]:
     """`load_config` without the checks across fields; also flag name -> where a preset set it."""
     words = split_words(argv)
-    values: dict[str, dict[str, Any]] = {section: {} for section in (*section_classes(), *PREFIXES)}
-    origins: dict[str, str] = {}
-    sources: dict[str, str | None] = {}  # flag name -> the preset, or the command line, it is from
+    values = _Values()
+    reading = Reading()
     families = tuple(families)
     for given in expand(words):
-        section, field, value = _resolve(given, families)
-        name = PREFIXES.get(section, "") + field.replace("_", "-")
-        if _adds_up(name) and sources.get(name, "") == given.source:
-            value = values[section][field] + value
-        values[section][field] = value
-        sources[name] = given.source
-        origins.pop(name, None)
+        for setting in _settings(given, families, reading):
+            values.set(*setting, given, reading)
+    for given in reading.defaults:
+        found = _find(given, families, [])
+        assert found is not None, f"the table of spellings names {given}"
+        values.set_default(*found, given)
+    return _config(values, words, reading), values.origins
+
+
+class _Values:
+    """What the flags of a command line and its presets say, and where each was said."""
+
+    def __init__(self) -> None:
+        self.sections: dict[str, dict[str, Any]] = {
+            section: {} for section in (*section_classes(), *PREFIXES)
+        }
+        self.origins: dict[str, str] = {}  # flag name -> where a preset set it
+        self._last: dict[str, GivenFlag] = {}  # flag name -> how it was said last
+
+    def set(self, section: str, field: str, value: Any, given: GivenFlag, reading: Reading) -> None:
+        """The last value wins; within one preset, or the command line, that is said."""
+        known, name = self.sections[section], _flag_name(section, field)
+        before = self._last.get(name)
+        if before is not None and before.source == given.source:
+            if _adds_up(name):
+                value = known[field] + value
+            elif known[field] != value:
+                reading.overridden[str(before)] = str(given)
+        self._set(section, field, value, given)
+
+    def set_default(self, section: str, field: str, value: Any, given: GivenFlag) -> None:
+        """What gives way to whatever was said."""
+        if _flag_name(section, field) not in self._last:
+            self._set(section, field, value, given)
+
+    def _set(self, section: str, field: str, value: Any, given: GivenFlag) -> None:
+        name = _flag_name(section, field)
+        self.sections[section][field] = value
+        self._last[name] = given
+        self.origins.pop(name, None)
         if given.origin:
-            origins[name] = given.origin
+            self.origins[name] = given.origin
+
+
+def _flag_name(section: str, field: str) -> str:
+    return PREFIXES.get(section, "") + field.replace("_", "-")
+
+
+def _config(values: _Values, words: Sequence[GivenFlag], reading: Reading) -> Config:
     parts: dict[str, Any] = {
-        section: cls(**values[section]) for section, cls in section_classes().items()
+        section: cls(**values.sections[section]) for section, cls in section_classes().items()
     }
-    parts.update((section, values[section]) for section in PREFIXES)
-    config = Config(**parts)
+    parts.update((section, values.sections[section]) for section in PREFIXES)
+    config = Config(**parts, notes=tuple(reading.notes()))
     # config.yaml: what a run left, not a name
     presets = [p.stem for p in preset_files(words) if p.stem != "config"]
     if config.run.name is None and presets and config.run.load is None:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=presets[-1]))
-    return config, origins
+    return config
 
 
 def _adds_up(name: str) -> bool:
@@ -76,8 +116,38 @@ def _adds_up(name: str) -> bool:
     return flag is not None and flag.repeats
 
 
-def _resolve(given: GivenFlag, families: Sequence[FlagFamily]) -> tuple[str, str, Any]:
-    """(section, field, value) of one flag; ours first, then each family's whose prefix fits."""
+def _settings(
+    given: GivenFlag, families: Sequence[FlagFamily], reading: Reading
+) -> Iterator[tuple[str, str, Any]]:
+    """(section, field, value) of what one flag says here; nothing, where it asks for nothing."""
+    unlisted: list[str] = []
+    spelling = spelling_of(given, with_value=True)
+    if spelling is None:
+        found = _find(given, families, unlisted)
+        if found is not None:
+            yield found
+            return
+        spelling = spelling_of(given, with_value=False)
+    if spelling is None:
+        raise ConfigError(
+            f"unknown flag --{given.name}{given.place}{_suggest(given.name, families, unlisted)}"
+        )
+    meant = reading.take(given, spelling)
+    if meant is not None:
+        try:
+            found = _find(meant, families, unlisted)
+        except ConfigError as error:
+            raise ConfigError(f"{given}, here {error}") from error
+        if found is None:
+            raise ConfigError(f"{given}, here {meant}: unknown{_because(unlisted)}")
+        yield found
+
+
+def _find(
+    given: GivenFlag, families: Sequence[FlagFamily], unlisted: list[str]
+) -> tuple[str, str, Any] | None:
+    """(section, field, value) of one flag; ours first, then each family's whose prefix fits. None
+    for what nobody knows; `unlisted` takes why a family could not be asked."""
     flags = own_flags()
     name = ALIASES.get(given.name, given.name)
     off = NEGATIVES.get(name) or name.removeprefix("no-")
@@ -88,7 +158,6 @@ def _resolve(given: GivenFlag, families: Sequence[FlagFamily]) -> tuple[str, str
             if given.values:
                 raise ValueError("is a switch: expected no value")
             return flags[off].section, flags[off].field, False
-        unlisted: list[str] = []
         for family in sorted(families, key=lambda f: -len(PREFIXES[f.section])):
             prefix = PREFIXES[family.section]
             bare = given.name.removeprefix(prefix).replace("-", "_")
@@ -102,9 +171,7 @@ def _resolve(given: GivenFlag, families: Sequence[FlagFamily]) -> tuple[str, str
         raise ConfigError(f"{given}: {error}{given.place}") from error
     except ConfigError as error:  # a family that writes its own message
         raise ConfigError(f"{error}{given.place}") from error
-    raise ConfigError(
-        f"unknown flag --{given.name}{given.place}{_suggest(given.name, families, unlisted)}"
-    )
+    return None
 
 
 def _names(family: FlagFamily, unlisted: list[str]) -> Iterable[str]:
@@ -144,7 +211,12 @@ def _suggest(name: str, families: Sequence[FlagFamily], unlisted: list[str]) -> 
         if close
         else f"; {listing} list all flags"
     )
-    return said + "".join(f" ({why})" for why in unlisted)
+    return said + _because(unlisted)
+
+
+def _because(unlisted: Sequence[str]) -> str:
+    """Why families could not be asked."""
+    return "".join(f" ({why})" for why in unlisted)
 
 
 def _origins_of(message: str, origins: Mapping[str, str]) -> str:

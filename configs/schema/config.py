@@ -49,6 +49,8 @@ class Config:
     sglang: Mapping[str, Any] = field(default_factory=dict)  # ServerArgs field -> value
     # TransformerConfig / OptimizerConfig / DDP config field -> value
     megatron: Mapping[str, Any] = field(default_factory=dict)
+    # what is to be said when the run starts: flags that were read as others, or ignored
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def staleness_bound(self) -> int:

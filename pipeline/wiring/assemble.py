@@ -61,7 +61,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
     if config.deterministic:
         random.seed(config.run.seed)
         np.random.seed(config.run.seed % 2**32)
-    for caution in cautions(config):
+    for caution in (*config.notes, *cautions(config)):
         logger.warning(caution)
     if config.run.mock:
         from pipeline.wiring.mock import mock_backend as make_backend

@@ -1,0 +1,192 @@
+"""slime's own flags that have another name here, ask for nothing, or are not there.
+
+A key with a space in it is a flag with one certain value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from configs.command_line.spellings.entries import Absent, Nothing, Ours, Spelling
+
+
+def _ratio(delta: str) -> str:
+    """slime's bound on the KL is the logarithm of ours on the ratio."""
+    return repr(math.exp(-float(delta)))
+
+
+_DELTA = Absent(
+    why="pushes of only what changed are not there; every push sends all weights"
+    " (--weight-transport distributed or disk)"
+)
+_TRAJECTORY_SERVER = Absent(
+    why="there is no rollout buffer server; the replay buffer is part of the run"
+    " (--buffer-durability, --buffer-selector), and --data-source-path or"
+    " --custom-generate-function-path fetch from a server of yours"
+)
+_PROFILER = Absent(
+    why="there is no profiler flag; metrics.jsonl has the seconds of every part of a step, and"
+    " trace.jsonl of the run"
+)
+_DEEPGEMM = Absent(why="DeepGEMM in the learner is not there; Megatron's own --fp8-format is")
+_CI = Absent(why="it belongs to slime's own tests; the metrics are in metrics.jsonl. Drop it")
+_HEALTH = Nothing(why="engines are watched and started again always (--engine-restarts)")
+_NO_SUCH_SUMS = "no such sums are made; metrics.jsonl and samples.jsonl have rewards and lengths"
+_ONE_LEARNER = Absent(
+    why="there is one set of Megatron's flags for all roles; the critic's own are --critic-lr,"
+    " --critic-lr-warmup-iters, --critic-load"
+)
+
+SLIME: Mapping[str, Spelling] = {
+    # cluster and weights
+    "num-gpus-per-node": Nothing(why="Ray knows how many devices a node has"),
+    "update-weight-transport": Ours(
+        to="weight-transport", values={"nccl": "distributed"}, said="nccl is distributed"
+    ),
+    "update-weight-mode": Nothing(
+        why="every push sends all weights", only=("full",), otherwise=_DELTA.why
+    ),
+    "update-weight-delta-encoding": _DELTA,
+    "update-weight-delta-checksum": _DELTA,
+    "update-weight-local-checkpoint-dir": _DELTA,
+    "update-weight-disk-dir": Nothing(
+        why="pushes by disk lie in the run directory (--runs-dir: several nodes must share it)"
+    ),
+    "update-weight-disk-keep-files": Absent(
+        why="a push's files are gone once the engines have read them; --save-hf keeps the weights"
+        " of every save"
+    ),
+    "custom-update-weight-post-write-path": Absent(
+        why="there is no hook between writing a push and reading it"
+    ),
+    "check-weight-update-equal": Absent(
+        why="every engine confirms the policy version, weights are not compared tensor by tensor."
+        " Drop it"
+    ),
+    "release-train": Absent(
+        why="the learner's processes stay; --offload-train frees their device memory"
+    ),
+    "rollout-external-engine-addrs": Absent(
+        why="engines are always started by the run (--rollout-num-gpus,"
+        " --rollout-num-gpus-per-engine)"
+    ),
+    "prefill-num-servers": Absent(
+        why="engines that only prefill are not there; each does both. Drop it"
+    ),
+    "use-fault-tolerance": _HEALTH,
+    "rollout-health-check-interval": _HEALTH,
+    "rollout-health-check-timeout": _HEALTH,
+    "rollout-health-check-first-wait": Ours(
+        to="engine-start-timeout-seconds",
+        convert=lambda seconds: repr(max(300.0, float(seconds))),
+        said="at least 300",
+        is_default=True,
+    ),
+    "train-env-vars": Absent(
+        why="set them in the shell before the run starts: every process of it has them"
+    ),
+    "http-proxy": Absent(why="set HTTP_PROXY and NO_PROXY in the shell"),
+    "use-distributed-post": Nothing(why="requests go straight to the engines"),
+    "rollout-data-transport": Nothing(
+        why="rollouts reach the learner through the buffer's segments",
+        only=("object-store",),
+        otherwise="rollouts reach the learner through the buffer's segments, not by NIXL. Drop it",
+    ),
+    # model and learner
+    "model-name": Nothing(why="config.json says which family it is"),
+    "recompute-loss-function": Nothing(
+        why="log-probs are made chunk by chunk, and made again in"
+        " the backward pass (--log-probs-chunk-size)"
+    ),
+    "only-train-params-name-list": Absent(why="all parameters are trained"),
+    "freeze-params-name-list": Absent(why="all parameters are trained"),
+    "freeze-indexer": Absent(why="models with sparse attention (GLM-5) are not there"),
+    "allgather-cp": Absent(
+        why="it is for models with sparse attention (GLM-5), which are not there"
+    ),
+    "qwen-gdn-backend": Absent(why="Qwen3.5 and Qwen3-Next (linear attention) are not there"),
+    "enable-mtp-training": Absent(
+        why="multi-token prediction layers are not trained: drop it, and --mtp-num-layers"
+    ),
+    "padded-vocab-size": Nothing(why="the learner pads the vocabulary as far as its layout needs"),
+    "data-pad-size-multiplier": Nothing(why="packs are padded as far as the layout needs"),
+    "megatron-config-path": _ONE_LEARNER,
+    "megatron-deepgemm-forward-layers": _DEEPGEMM,
+    "megatron-deepgemm-forward-modules": _DEEPGEMM,
+    "megatron-deepgemm-moe-forward-layers": _DEEPGEMM,
+    "megatron-deepgemm-moe-forward-modules": _DEEPGEMM,
+    "reset-optimizer-states": Absent(
+        why="the optimizer keeps its state from rollout to rollout; --no-load-optim begins anew"
+        " with --load"
+    ),
+    "use-stateless-adam": Absent(why="Adam keeps its moments; --optimizer sgd has none"),
+    "ref-ckpt-step": Absent(why="name the step's folder: --ref-load FOLDER/iter_0000100"),
+    "opd-teacher-ckpt-step": Absent(
+        why="the teacher is a Hugging Face model: --opd-teacher-load FOLDER"
+    ),
+    # algorithm
+    "use-opsm": Ours(to="off-policy-correction opsm"),
+    "opsm-delta": Ours(to="correction-low", convert=_ratio, said="exp(-delta)"),
+    "get-mismatch-metrics": Nothing(why="they are in every train record"),
+    "use-rollout-entropy": Nothing(why="the entropy is in every train record"),
+    "keep-old-actor": Absent(
+        why="old log-probs of the weights that sampled come from the engines:"
+        " --use-rollout-logprobs"
+    ),
+    "balance-by-flops": Nothing(why="--balance-data, the default, deals out by operations"),
+    "disable-compute-advantages-and-returns": Nothing(
+        why="--loss-type sft_loss takes no advantages, and a loss of yours need not"
+    ),
+    "custom-pg-loss-reducer-function-path": Absent(
+        why="the policy loss has no reducer of its own: --calculate-per-token-loss, or the whole"
+        " loss by --loss-type custom_loss --custom-loss-function-path"
+    ),
+    "opd-type": Nothing(
+        why="--opd-teacher-url names a teacher that is served already, --opd-teacher-load one that"
+        " the run serves",
+        only=("sglang", "megatron"),
+        otherwise="expected sglang or megatron",
+    ),
+    # data
+    "disable-rollout-global-dataset": Nothing(
+        why="--data-source-path, where it is given, is the only source of prompts"
+    ),
+    "rollout-buffer-url": _TRAJECTORY_SERVER,
+    "rollout-task-type": _TRAJECTORY_SERVER,
+    "fetch-trajectory-retry-times": _TRAJECTORY_SERVER,
+    "min-batch-collection-ratio": _TRAJECTORY_SERVER,
+    # logging and debugging
+    "disable-wandb-random-suffix": Nothing(why="names get no random suffix; a taken one a number"),
+    "wandb-always-use-train-step": Nothing(why="every record has its step"),
+    "log-passrate": Nothing(why=_NO_SUCH_SUMS),
+    "log-multi-turn": Nothing(why=_NO_SUCH_SUMS),
+    "log-correct-samples": Nothing(why=_NO_SUCH_SUMS),
+    "log-reward-category": Absent(
+        why="rewards are not counted by category; --reward-key says which entry is trained on, and"
+        " samples.jsonl has them all"
+    ),
+    "dump-details": Ours(
+        to="save-debug-rollout-data",
+        convert=lambda folder: f"{folder}/rollout_data/{{rollout_id}}.arrow",
+        said="FOLDER/rollout_data/{rollout_id}.arrow",
+    ),
+    "save-debug-train-data": Absent(
+        why="what a rollout trained on is exported from the buffer: --keep-trajectories, then"
+        " `python -m pipeline buffer RUN export FILE.parquet`"
+    ),
+    "load-debug-rollout-data-subsample": Absent(
+        why="--load-debug-rollout-data takes whole rollouts"
+    ),
+    "load-forge-rollout-data": Absent(
+        why="--load-debug-rollout-data trains on recorded rollouts, without engines"
+    ),
+    "memory-snapshot-dir": _PROFILER,
+    "memory-snapshot-num-steps": _PROFILER,
+    "memory-recorder": _PROFILER,
+    "profile-target": _PROFILER,
+    "ci-test": _CI,
+    "ci-disable-kl-checker": _CI,
+    "ci-train-rollout-logprob-abs-diff-threshold": _CI,
+    "ci-save-grad-norm": _CI,
+    "ci-load-grad-norm": _CI,
+}
