@@ -115,6 +115,11 @@ class AlgorithmConfig:
     balance_data: bool = True
 
     @property
+    def is_supervised(self) -> bool:
+        """Trained on given answers: its loss says how it goes, not its rewards."""
+        return self.loss_type == "sft_loss"
+
+    @property
     def samples_of_a_micro_batch(self) -> int | None:
         """None: as many as the token budget takes."""
         return self.micro_batch_size or (1 if self.use_dynamic_batch_size is False else None)

@@ -5,10 +5,11 @@ The x axis is the number of rollouts trained, except for pushes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 from pipeline.report.summary import REWARD_WINDOW, History, points, trailing_mean, values
 from pipeline.report.svg import Chart, Series
-
-_ROLLOUTS = "rollouts trained"
 
 # field, title: drawn only where the learner reported it
 _LEARNER = (
@@ -25,84 +26,54 @@ _LEARNER = (
 )
 
 
-def reward_chart(history: History) -> Chart:
-    raw = points(history.train, "reward_mean")
+def course_chart(history: History) -> Chart:
+    """Mean rewards, those of evaluations too; of a supervised run its losses."""
+    raw = points(history.train, history.followed)
     smooth = list(zip([x for x, _ in raw], trailing_mean([y for _, y in raw]), strict=True))
     series = [
         Series(label="each rollout", points=raw, style="dots"),
         Series(label=f"mean of {REWARD_WINDOW}", points=smooth),
     ]
+    if history.is_supervised:
+        return _over_rollouts("loss", series, height=276)
+    series += _evaluations(history)
+    inside = all(0 <= y <= 1 for s in series for _, y in s.points)
+    return _over_rollouts("mean reward", series, height=276, y_range=(0, 1) if inside else None)
+
+
+def _evaluations(history: History) -> Iterator[Series]:
     evals = [r for r in history.evals if r.get("reward_mean") is not None]
     for place, name in enumerate(dict.fromkeys(str(r.get("name")) for r in evals)):
         own = [(r["rollout_id"], r["reward_mean"]) for r in evals if str(r.get("name")) == name]
-        series.append(Series(label=f"eval: {name}", points=own, color=2 + place % 3, style="marks"))
-    inside = all(0 <= y <= 1 for s in series for _, y in s.points)
-    return Chart(
-        series=series,
-        x_label=_ROLLOUTS,
-        y_label="mean reward",
-        height=276,
-        y_range=(0, 1) if inside else None,
-    )
+        yield Series(label=f"eval: {name}", points=own, color=2 + place % 3, style="marks")
 
 
 def staleness_chart(history: History) -> Chart:
     series = [
-        Series(
-            label="max",
-            points=points(history.train, "staleness_max"),
-            color=2,
-            style="step",
-            longest="max",
-        ),
-        Series(
-            label="p99",
-            points=points(history.train, "staleness_p99"),
-            color=4,
-            style="thin",
-            longest="max",
-        ),
-        Series(label="mean", points=points(history.train, "staleness_mean"), color=1),
-        Series(
-            label="bound",
-            points=points(history.train, "staleness_bound"),
-            color=0,
-            style="dashed",
-            longest="max",
-        ),
+        _line(history, "max", "staleness_max", color=2, style="step", longest="max"),
+        _line(history, "p99", "staleness_p99", color=4, style="thin", longest="max"),
+        _line(history, "mean", "staleness_mean"),
+        _line(history, "bound", "staleness_bound", color=0, style="dashed", longest="max"),
     ]
     # room above, so that the bound is not the frame
     top = 1 + max(values(history.train, "staleness_bound"), default=0)
-    return Chart(
-        series=series,
-        x_label=_ROLLOUTS,
-        y_label="staleness (policy versions)",
-        height=176,
-        y_range=(0, top),
-        whole=True,
+    return _over_rollouts(
+        "staleness (policy versions)", series, height=176, y_range=(0, top), whole=True
     )
 
 
 def idle_charts(history: History) -> list[Chart]:
     shares = [
-        Series(
-            label="generators", points=points(history.train, "generation_idle_fraction"), color=2
-        ),
-        Series(label="trainer", points=points(history.train, "trainer_idle_fraction"), color=1),
+        _line(history, "generators", "generation_idle_fraction", color=2),
+        _line(history, "trainer", "trainer_idle_fraction"),
     ]
     times = [
-        Series(label="a rollout", points=points(history.train, "interval_seconds"), color=0),
-        Series(label="its step", points=points(history.train, "step_seconds"), color=3),
+        _line(history, "a rollout", "interval_seconds", color=0),
+        _line(history, "its step", "step_seconds", color=3),
     ]
     return [
-        Chart(
-            series=shares,
-            x_label=_ROLLOUTS,
-            y_label="share of time idle",
-            y_range=(0, 1),
-            percent=True,
-        ),
-        Chart(series=times, x_label=_ROLLOUTS, y_label="seconds", y_range=(0, 0.01)),
+        _over_rollouts("share of time idle", shares, y_range=(0, 1), percent=True),
+        _over_rollouts("seconds", times, y_range=(0, 0.01)),
     ]
 
 
@@ -126,64 +97,47 @@ def push_chart(history: History) -> Chart:
 
 
 def learner_charts(history: History) -> list[Chart]:
-    present = [(name, title) for name, title in _LEARNER if values(history.train, name)]
-    if not present:
-        return [Chart(series=[], x_label=_ROLLOUTS, y_label="learner metrics")]
-    return [
-        Chart(
-            series=[Series(label=name, points=points(history.train, name), color=1)],
-            x_label=_ROLLOUTS,
-            y_label=title,
-        )
-        for name, title in present
+    """Without what `course_chart` shows."""
+    drawn = [
+        _over_rollouts(title, [_line(history, name, name)])
+        for name, title in _LEARNER
+        if values(history.train, name) and name != history.followed
     ]
+    return drawn or [_over_rollouts("learner metrics", [])]
 
 
 def throughput_charts(history: History) -> list[Chart]:
+    speed = _line(history, "response tokens", "tokens_per_second")
     lengths = [
-        Series(label="mean", points=points(history.train, "response_length_mean"), color=1),
-        Series(
-            label="longest",
-            points=points(history.train, "response_length_max"),
-            color=2,
-            style="thin",
-            longest="max",
-        ),
+        _line(history, "mean", "response_length_mean"),
+        _line(history, "longest", "response_length_max", color=2, style="thin", longest="max"),
     ]
     return [
-        Chart(
-            series=[
-                Series(label="response tokens", points=points(history.train, "tokens_per_second"))
-            ],
-            x_label=_ROLLOUTS,
-            y_label="trained tokens a second",
-            y_range=(0, 1),
-        ),
-        Chart(
-            series=lengths, x_label=_ROLLOUTS, y_label="response length (tokens)", y_range=(0, 1)
-        ),
+        _over_rollouts("trained tokens a second", [speed], y_range=(0, 1)),
+        _over_rollouts("response length (tokens)", lengths, y_range=(0, 1)),
     ]
 
 
 def pool_charts(history: History) -> list[Chart]:
     groups = [
-        Series(label="ready", points=points(history.train, "buffer_ready"), color=3),
-        Series(label="generating", points=points(history.train, "buffer_pending"), color=4),
-        Series(
-            label="window", points=points(history.train, "buffer_capacity"), color=0, style="dashed"
-        ),
+        _line(history, "ready", "buffer_ready", color=3),
+        _line(history, "generating", "buffer_pending", color=4),
+        _line(history, "window", "buffer_capacity", color=0, style="dashed"),
     ]
-    shares = [
-        Series(
-            label="truncated responses", points=points(history.train, "truncated_fraction"), color=2
-        ),
-        Series(
-            label="groups of equal reward",
-            points=points(history.train, "zero_std_fraction"),
-            color=1,
-        ),
-    ]
+    shares = [_line(history, "truncated responses", "truncated_fraction", color=2)]
+    if not history.is_supervised:
+        shares.append(_line(history, "groups of equal reward", "zero_std_fraction"))
     return [
-        Chart(series=groups, x_label=_ROLLOUTS, y_label="replay buffer (groups)", y_range=(0, 1)),
-        Chart(series=shares, x_label=_ROLLOUTS, y_label="share", y_range=(0, 1), percent=True),
+        _over_rollouts("replay buffer (groups)", groups, y_range=(0, 1)),
+        _over_rollouts("share", shares, y_range=(0, 1), percent=True),
     ]
+
+
+def _line(history: History, label: str, field: str, **look: Any) -> Series:
+    """A field of the train records. `look`: as Series has it."""
+    return Series(label=label, points=points(history.train, field), **look)
+
+
+def _over_rollouts(title: str, series: Sequence[Series], **look: Any) -> Chart:
+    """`look`: as Chart has it."""
+    return Chart(series=series, x_label="rollouts trained", y_label=title, **look)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.format import duration, number
-from pipeline.report.summary import REWARD_WINDOW, History, mean, reward_window, values
+from pipeline.report.summary import REWARD_WINDOW, History, reward_window, values
 from pipeline.run.equal_rewards import advice
 
 
@@ -45,12 +45,9 @@ def _course(
     history: History, summary: Mapping[str, Any]
 ) -> tuple[str, float | None, float | None, int]:
     """What is followed, its first and last mean, and over how many rollouts it is known."""
-    if not history.is_supervised:
-        num = len(values(history.train, "reward_mean"))
-        return "reward", summary["reward_first"], summary["reward_last"], num
-    losses = values(history.train, "loss")
-    window = reward_window(len(losses))
-    return "loss", mean(losses[:window]), mean(losses[-window:]), len(losses)
+    name = history.followed.removesuffix("_mean")
+    num = len(values(history.train, history.followed))
+    return name, summary[f"{name}_first"], summary[f"{name}_last"], num
 
 
 def _from_to(first: float | None, last: float | None, num: int) -> str:

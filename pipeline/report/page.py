@@ -9,16 +9,16 @@ from typing import Any
 
 from pipeline.core.format import duration, number, percent
 from pipeline.report.charts import (
+    course_chart,
     idle_charts,
     learner_charts,
     pool_charts,
     push_chart,
-    reward_chart,
     staleness_chart,
     throughput_charts,
 )
 from pipeline.report.learned import learned_tiles, what_was_learned
-from pipeline.report.samples import sample_list
+from pipeline.report.samples import sample_list, sample_note, sample_title
 from pipeline.report.summary import History
 from pipeline.report.svg import Chart, figure
 from pipeline.report.waits import wait_list
@@ -52,7 +52,7 @@ def render(history: History, summary: Mapping[str, Any]) -> str:
     )
     body = [
         _head(history, summary),
-        _section("Reward", figure(reward_chart(history))),
+        _section("Loss" if history.is_supervised else "Reward", figure(course_chart(history))),
         _section("Staleness against its bound", figure(staleness_chart(history)), _STALENESS_NOTE),
         _section("Who waits", _two(idle_charts(history)), _IDLE_NOTE),
         _section("Weight pushes", figure(push_chart(history))),
@@ -61,7 +61,7 @@ def render(history: History, summary: Mapping[str, Any]) -> str:
             "Throughput and lengths", _two([*throughput_charts(history), *pool_charts(history)])
         ),
         (
-            _section("What the model said", sample_list(history.samples), _SAMPLES_NOTE)
+            _section(sample_title(history), sample_list(history), sample_note(history))
             if history.samples
             else ""
         ),
@@ -70,8 +70,7 @@ def render(history: History, summary: Mapping[str, Any]) -> str:
         _section("Engine events", _engine_table(history)) if _engine_events(history) else "",
         (
             _section(
-                f"Last {min(_LAST_ROLLOUTS, len(history.train))} rollouts",
-                _rollout_table(history.train),
+                f"Last {min(_LAST_ROLLOUTS, len(history.train))} rollouts", _rollout_table(history)
             )
             if history.train
             else ""
@@ -90,10 +89,6 @@ def render(history: History, summary: Mapping[str, Any]) -> str:
 _STALENESS_NOTE = (
     "The learner's policy version at consumption minus the version whose weights produced the"
     " token; every trained token counts once."
-)
-_SAMPLES_NOTE = (
-    "A few samples of the last rollouts, from the lowest reward to the highest: the prompt, and"
-    " below it the response. samples.jsonl has those of every rollout."
 )
 _IDLE_NOTE = (
     "Generators: mean over engines of the share of time without a request. "
@@ -229,8 +224,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[in
     )
 
 
-def _rollout_table(train: Sequence[Mapping[str, Any]]) -> str:
-    columns = [c for c in _COLUMNS if any(row.get(c[1]) is not None for row in train)]
+def _rollout_table(history: History) -> str:
+    train = history.train
+    columns = [
+        c
+        for c in _COLUMNS
+        if any(row.get(c[1]) is not None for row in train)
+        and not (c[1] == "reward_mean" and history.is_supervised)
+    ]
     rows = [[show(row.get(key)) for _, key, show in columns] for row in train[-_LAST_ROLLOUTS:]]
     return _table([title for title, _, _ in columns], rows)
 

@@ -3,27 +3,39 @@ versions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 
 from pipeline.core.format import number
+from pipeline.report.summary import History
 from pipeline.run.record_file import Record
 
 
-def sample_list(rollouts: Sequence[Sequence[Record]]) -> str:
+def sample_title(history: History) -> str:
+    return "What it was trained on" if history.is_supervised else "What the model said"
+
+
+def sample_note(history: History) -> str:
+    order = "" if history.is_supervised else ", from the lowest reward to the highest"
+    return (
+        f"A few samples of the last rollouts{order}: the prompt, and below it the response."
+        " samples.jsonl has those of every rollout."
+    )
+
+
+def sample_list(history: History) -> str:
     """The newest rollout's samples open, those of the others folded."""
     return "".join(
         f"<details{' open' if place == 0 else ''}><summary>rollout"
         f" {number(samples[0]['rollout_id'])}, trained at policy version"
         f" {number(samples[0]['policy_version'])}</summary>"
-        f"{''.join(map(_sample, samples))}</details>"
-        for place, samples in enumerate(rollouts)
+        f"{''.join(_sample(sample, history.is_supervised) for sample in samples)}</details>"
+        for place, samples in enumerate(history.samples)
     )
 
 
-def _sample(sample: Record) -> str:
+def _sample(sample: Record, supervised: bool) -> str:
     facts = [
-        f"reward {number(sample['reward'])}",
+        "" if supervised else f"reward {number(sample['reward'])}",
         str(sample["status"]),
         f"{number(sample['response_length'])} tokens",
         _versions(sample),

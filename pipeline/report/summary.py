@@ -47,6 +47,11 @@ class History:
         """Trained on given answers: its loss says how it went, not its rewards."""
         return self.flag("loss-type") == "sft_loss"
 
+    @property
+    def followed(self) -> str:
+        """The field of train records that says how the run goes."""
+        return "loss" if self.is_supervised else "reward_mean"
+
     def flag(self, name: str) -> str | None:
         """The value of a flag in config.yaml (a list of `- --flag value` lines)."""
         for line in self.config_text.splitlines():
@@ -87,23 +92,21 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
     """The content of summary.json. A mean of nothing is None; a count of nothing 0.
 
     reward_first, reward_last: means over the first and last 5 rollouts (of fewer than ten: over
-    each half). seconds_to_reward_0_9: wall_seconds of the first rollout at which the trailing mean
-    over 5 rollouts (fewer at the start) is at least 0.9, where rewards are shares from 0 to 1;
-    None in a supervised run. Idle fractions are weighted with the time
-    they cover. `wall_seconds`: of the whole run, closing included (default: of the newest record).
+    each half); a supervised run has loss_first and loss_last instead. seconds_to_reward_0_9:
+    wall_seconds of the first rollout at which the trailing mean over 5 rollouts (fewer at the
+    start) is at least 0.9, where rewards are shares from 0 to 1; None in a supervised run. Idle
+    fractions are weighted with the time they cover. `wall_seconds`: of the whole run, closing
+    included (default: of the newest record).
     """
     train, pushes = history.train, history.pushes
     everything = [*train, *history.evals, *pushes, *history.engines]
-    rewards = values(train, "reward_mean")
-    window = reward_window(len(rewards))
     shares = not history.is_supervised and are_shares(train)
     return {
         "num_rollouts": len(train),
         "final_policy_version": max(
             [0, *values(train, "policy_version"), *values(pushes, "policy_version")]
         ),
-        "reward_first": mean(rewards[:window]),
-        "reward_last": mean(rewards[-window:]),
+        **_course(history),
         "samples_generated": int(counter_total(values(train, "samples_generated"))),
         "samples_trained": sum(values(train, "num_samples")),
         "samples_failed": int(counter_total(values(train, "samples_failed"))),
@@ -126,6 +129,15 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "rollouts_with_equal_rewards": sum(row.get("rewards_equal") is True for row in train),
         **_learner(train),
     }
+
+
+def _course(history: History) -> dict[str, float | None]:
+    followed = values(history.train, history.followed)
+    window = reward_window(len(followed))
+    ends = {"first": mean(followed[:window]), "last": mean(followed[-window:])}
+    rewards = dict.fromkeys(("reward_first", "reward_last"))
+    name = history.followed.removesuffix("_mean")
+    return {**rewards, **{f"{name}_{end}": value for end, value in ends.items()}}
 
 
 def _discarded(train: Sequence[Row]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.charts import reward_chart, staleness_chart
+from pipeline.report.charts import course_chart, staleness_chart
 from pipeline.report.page import is_complete, render, sentences
 from pipeline.report.summary import load_history, replace_text, summarise
 from pipeline.report.svg import picture
@@ -23,9 +23,10 @@ def write_report(run_dir: str | Path, *, wall_seconds: float | None = None) -> P
     run, history = RunDir(Path(run_dir)), load_history(run_dir)
     summary = summarise(history, wall_seconds=wall_seconds)
     replace_text(run.report, render(history, summary))
-    title = f"{history.name}: reward over {len(history.train)} rollouts"
+    what = "loss" if history.is_supervised else "reward"
+    title = f"{history.name}: {what} over {len(history.train)} rollouts"
     small = replace(staleness_chart(history), height=100)
-    replace_text(run.reward_picture, picture(title, [reward_chart(history), small]))
+    replace_text(run.reward_picture, picture(title, [course_chart(history), small]))
     return run.report
 
 

@@ -45,7 +45,12 @@ def open_telemetry(
         roll_back(run_dir.samples, run_dir.rolled_back, resumed_at)
     # first and unguarded: a run that cannot write its records should not start
     files: list[Sink] = [JsonlSink(run_dir.metrics), JsonlSink(run_dir.samples, {"sample"})]
-    view = RunView(name=run_dir.name, num_rollout=config.run.num_rollout, run_dir=str(run_dir.path))
+    view = RunView(
+        name=run_dir.name,
+        num_rollout=config.run.num_rollout,
+        run_dir=str(run_dir.path),
+        supervised=config.algorithm.is_supervised,
+    )
     earlier = current_records(read_records(run_dir.metrics))
     for record in earlier:
         if record["kind"] != "engine":  # the engines of an earlier life are gone

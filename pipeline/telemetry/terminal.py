@@ -128,7 +128,7 @@ def panel(view: RunView, *, elapsed: float, eta: float | None) -> RenderableType
         # before one that may not, and `_text` cuts a value at its end instead of wrapping it
         body.add_column(style="bold", no_wrap=True)
         body.add_column()
-        for row in (_reward, _staleness, _buffer, _speed, _idle, _push, _engines, _learner, _evals):
+        for row in (_course, _staleness, _buffer, _speed, _idle, _push, _engines, _learner, _evals):
             row(view, view.train, body)
     return Panel(
         Group(_progress(view, elapsed, eta), "", body),
@@ -161,13 +161,13 @@ def _progress(view: RunView, elapsed: float, eta: float | None) -> RenderableTyp
     return row
 
 
-def _reward(view: RunView, train: Mapping[str, Any], out: Table) -> None:
+def _course(view: RunView, train: Mapping[str, Any], out: Table) -> None:
     out.add_row(
-        "reward",
+        "loss" if view.supervised else "reward",
         _text(
-            (number(train.get("reward_mean")), "bold green"),
+            (number(view.followed), "bold green"),
             "  ",
-            (sparkline(view.rewards, _SPARK), "green"),
+            (sparkline(view.course, _SPARK, shares=not view.supervised), "green"),
         ),
     )
 
@@ -255,7 +255,7 @@ def _learner(view: RunView, train: Mapping[str, Any], out: Table) -> None:
     said = [
         f"{label} {number(train[key])}"
         for label, key in shown.items()
-        if train.get(key) is not None
+        if train.get(key) is not None and not (key == "loss" and view.supervised)
     ]
     out.add_row("learner", _text(" · ".join(said)))
 

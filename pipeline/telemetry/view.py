@@ -25,7 +25,8 @@ class RunView:
     name: str
     num_rollout: int
     run_dir: str = ""
-    rewards: list[float] = field(default_factory=list)
+    supervised: bool = False  # trained on given answers: its rewards say nothing
+    course: list[float] = field(default_factory=list)  # of what is followed, rollout by rollout
     train: Record | None = None
     push: Record | None = None
     evals: dict[str, Record] = field(default_factory=dict)  # by data set
@@ -38,8 +39,8 @@ class RunView:
         match record["kind"]:
             case "train":
                 self.train = record
-                if record.get("reward_mean") is not None:
-                    self.rewards.append(record["reward_mean"])
+                if self.followed is not None:
+                    self.course.append(self.followed)
                 if record.get("interval_seconds"):
                     self._intervals.append(record["interval_seconds"])
             case "push":
@@ -62,6 +63,11 @@ class RunView:
         """Rollouts done, those before a resume included."""
         return self.train["rollout_id"] + 1 if self.train else 0
 
+    @property
+    def followed(self) -> float | None:
+        """The newest loss of a supervised run, the mean reward of any other."""
+        return (self.train or {}).get("loss" if self.supervised else "reward_mean")
+
     def eta_seconds(self) -> float | None:
         """At the mean pace of the last rollouts; None before the first."""
         if not self._intervals:
@@ -81,7 +87,7 @@ def plain_line(view: RunView) -> str:
     push = f"push {duration(view.push.get('seconds'))}" if view.push else None
     parts = [
         f"rollout {view.num_trained}/{view.num_rollout}",
-        f"reward {number(r.get('reward_mean'))}",
+        None if view.supervised else f"reward {number(r.get('reward_mean'))}",
         f"loss {number(r.get('loss'))}",
         (
             f"staleness p50 {number(r.get('staleness_p50'))} p99 {number(r.get('staleness_p99'))}"
@@ -94,7 +100,7 @@ def plain_line(view: RunView) -> str:
             f" {percent(r.get('trainer_idle_fraction'))}"
         ),
         push,
-        f"eta {duration(view.eta_seconds())}",
+        f"eta {duration(view.eta_seconds())}" if view.num_trained < view.num_rollout else None,
     ]
     return " | ".join(p for p in parts if p)
 
@@ -132,17 +138,19 @@ def eval_detail(record: Record) -> str:
     return f"{version}, {record.get('num_samples')} samples{failed}"
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
+def sparkline(values: Sequence[float], width: int, *, shares: bool = True) -> str:
     """The whole history in at most `width` characters (means of equal stretches).
 
-    The scale is 0..1 where all values fit it.
+    The scale is 0..1 where all values fit it and may be `shares`.
     """
     if not values or width < 1:
         return ""
     n = min(width, len(values))
     cuts = [round(i * len(values) / n) for i in range(n + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
-    low, high = (0.0, 1.0) if min(values) >= 0 and max(values) <= 1 else (min(values), max(values))
+    low, high = min(values), max(values)
+    if shares and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
     span = high - low or 1.0
     return "".join(BLOCKS[min(int((m - low) / span * len(BLOCKS)), len(BLOCKS) - 1)] for m in means)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ def test_a_supervised_run_speaks_of_its_loss(tmp_path: Path) -> None:
     said = closing(tmp_path / "r", rows, "- --loss-type sft_loss\n")
     assert "Mean loss went from 2.00 (first rollout) to 0.500 (last)." in said
     assert "reward" not in said
-    assert "reward, first" not in (tmp_path / "r" / "report.html").read_text()
+    page = (tmp_path / "r" / "report.html").read_text().split("<script>")[0]
+    assert "<h2>Loss</h2>" in page and "reward" not in page.lower()
+    assert "reward" not in (tmp_path / "r" / "reward.svg").read_text()
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["reward_last"] is None and summary["loss_last"] == 0.5
 
 
 def test_a_run_of_equal_rewards_says_that_nothing_was_learned(tmp_path: Path) -> None:

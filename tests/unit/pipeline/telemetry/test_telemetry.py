@@ -8,13 +8,14 @@ import logging
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from configs.schema import Config, RunConfig
+from configs.schema import AlgorithmConfig, Config, RunConfig
 from pipeline.run.record_file import read_records
 from pipeline.run.rundir import RunDir, create_run_dir
 from pipeline.telemetry import JsonlSink, Telemetry, open_telemetry
@@ -198,6 +199,25 @@ def test_views_survive_records_with_holes() -> None:
     view.add({"kind": "engine"})
     assert plain_line(view).startswith("rollout 1/20 | reward -")
     assert "engine gone" in _text_of(view, 100)
+
+
+def test_a_supervised_run_shows_its_loss_and_no_reward(
+    run_dir: RunDir, capsys: pytest.CaptureFixture[str], restored_logging: None
+) -> None:
+    config = replace(_config(), algorithm=AlgorithmConfig(loss_type="sft_loss"))
+    telemetry = open_telemetry(run_dir, config, live=False)
+    view = RunView(name="r", num_rollout=20, supervised=True)
+    for record in records(20):
+        if record["kind"] not in ("eval", "sample"):  # a scorer of its own may judge a held-out set
+            telemetry.emit(**record)
+            view.add(record)
+    telemetry.close()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rollout")]
+    assert len(lines) == 20 and all("| loss " in line for line in lines)
+    shown = _text_of(view, 100)
+    row = next(line for line in shown.splitlines() if line.startswith("│ loss"))
+    assert "█" in row and "▁" in row, "drawn on its own scale, not from 0 to 1"
+    assert "reward" not in shown + "".join(lines)
 
 
 def test_eta_is_the_mean_pace_of_what_is_left() -> None:
