@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import ConfigError
 from stages.learn.megatron.virtual import in_multiples, resolve_virtual
-from tests.integration.learner_cases import make_samples
+from tests.integration.learn.learner_cases import make_samples
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=3), st.integers(1, 6), st.integers(1, 4))
