@@ -24,6 +24,18 @@ def accepted_answers(label: Any) -> list[str]:
     return [answer for answer in answers if answer is not None]
 
 
+def whole_number(answer: str) -> int:
+    """`34`, `1,234` or `34.0`. Raises ValueError for what is none."""
+    plain = answer.strip().replace(",", "")
+    try:
+        return int(plain)
+    except ValueError:
+        number = float(plain)
+    if not number.is_integer():
+        raise ValueError(f"{answer!r} is no whole number")
+    return int(number)
+
+
 def _as_text(answer: Any) -> str | None:
     """None for what is no answer: a truth value, NaN, a null, blank text, an object."""
     if isinstance(answer, str):

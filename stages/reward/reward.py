@@ -10,19 +10,22 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from configs.schema import RewardConfig
+from configs.schema.reward import RM_TYPES, RewardConfig
 from pipeline.core.errors import ConfigError, RewardError
 from pipeline.core.types import Sample, Status
 from pipeline.core.user_errors import in_words
 from stages.reward.judgement import judged
 from stages.reward.pool import Overdue, WorkerPool
+from stages.reward.remote import RemoteReward
 from stages.reward.scorers import CHEAP, SCORERS, prepare
+from stages.reward.scorers.boxed import PROMPT
 from stages.reward.user_function import UserError, UserFunction
 
 logger = logging.getLogger(__name__)
 
 # groups in a row of which a scorer judged no answer in time: then it is the scorer that hangs
 HANGS_AFTER = 4
+REMOTE = "remote_rm"
 UNJUDGED = "unjudged"  # the key in sample.metadata that says why an answer counts as wrong
 
 
@@ -35,13 +38,15 @@ class RewardStage:
     custom generate function, or scored before its neighbour was generated again) keeps it.
 
     Which scorer: the sample's `custom_rm_path`, else --custom-rm-path, else the sample's
-    metadata["rm_type"], else --rm-type, else reasoning_gym for its own prompts."""
+    metadata["rm_type"], else --rm-type, else reasoning_gym for its own prompts. remote_rm is not
+    one of the plain functions of stages.reward.scorers: it asks a server."""
 
     def __init__(self, config: RewardConfig, args: SimpleNamespace) -> None:
         self._config, self._args = config, args
         self._workers = WorkerPool(
             config.reward_num_workers or max(1, min(8, (os.cpu_count() or 1) // 2))
         )
+        self._remote = RemoteReward(config.rm_url, config.reward_timeout_seconds)
         self._functions: dict[str, UserFunction] = {}
         # by scorer: the groups of the answers that got no score since the last that got one
         self._overdue: defaultdict[str, set[int | None]] = defaultdict(set)
@@ -60,6 +65,7 @@ class RewardStage:
                 group.create_task(self._score(sample))
 
     async def close(self) -> None:
+        await self._remote.close()
         await asyncio.to_thread(self._workers.close)
 
     async def _score(self, sample: Sample) -> None:
@@ -107,19 +113,24 @@ class RewardStage:
         name: Any = sample.metadata.get("rm_type") or self._config.rm_type
         if name is None and "reasoning_gym" in sample.metadata:
             name = "reasoning_gym"
-        if name not in SCORERS:
+        if name not in RM_TYPES:
             raise RewardError(
                 f"no scorer for sample {sample.index}: rm_type {name!r}, expected one of"
-                f" {', '.join(SCORERS)}"
+                f" {', '.join(RM_TYPES)}"
             )
         return str(name)
 
-    async def _built_in(self, name: str, sample: Sample) -> float:
+    async def _built_in(self, name: str, sample: Sample) -> float | dict[str, Any]:
+        if name == REMOTE:
+            return await self._remote(sample)
         scorer = SCORERS[name]
-        arguments = (sample.response, sample.label, {**sample.metadata, "__index__": sample.index})
+        metadata = {**sample.metadata, "__index__": sample.index}
+        if isinstance(sample.prompt, str):
+            metadata[PROMPT] = sample.prompt
+        arguments = (sample.response, sample.label, metadata)
         if name in CHEAP:
             return scorer(*arguments)
-        score: float = await self._workers.run(
+        score: float | dict[str, Any] = await self._workers.run(
             scorer, arguments, self._config.reward_timeout_seconds, prepare=(prepare, (name,))
         )
         return score

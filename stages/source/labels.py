@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from configs.schema import RewardConfig
+from configs.rules.rewards import why_missing
+from configs.schema.reward import COMPARING, RM_TYPES, RewardConfig
 from pipeline.core.errors import DataError
-from pipeline.core.labels import accepted_answers
+from pipeline.core.labels import accepted_answers, whole_number
 from stages.source.rows import Row
 
 Judge = Callable[[Row], None]
-COMPARED = ("math", "exact_match")  # scorers that compare with the label
-KNOWN = (*COMPARED, "reasoning_gym", "random")
+FORMULAS = ("math", "boxed_math")  # scorers whose label must be a formula
 
 
 def scored_by(reward: RewardConfig) -> Judge:
@@ -22,19 +22,39 @@ def scored_by(reward: RewardConfig) -> Judge:
         scorer = row.metadata.get("rm_type") or reward.rm_type
         if reward.custom_rm_path or scorer is None:
             return
-        if scorer not in KNOWN:
+        if scorer not in RM_TYPES:
             raise DataError(
                 f"{row.where}: its metadata says rm_type {scorer!r}; expected one of"
-                f" {', '.join(KNOWN)}"
+                f" {', '.join(RM_TYPES)}"
             )
+        if scorer == "remote_rm" and reward.rm_url is None:
+            raise DataError(
+                f"{row.where}: its metadata says rm_type remote_rm; set --rm-url, the server that"
+                " scores"
+            )
+        if missing := why_missing(scorer):
+            raise DataError(f"{row.where}: rm_type {scorer}: {missing}")
         if scorer == "reasoning_gym" and "reasoning_gym" not in row.metadata:
             raise DataError(
                 f"{row.where}: rm_type reasoning_gym scores prompts of reasoning_gym:TASK only"
             )
-        if scorer in COMPARED:
-            _judge_answers(row, f"rm_type {scorer} compares with it", formula=scorer == "math")
+        if scorer in COMPARING:
+            _judge_answers(row, f"rm_type {scorer} compares with it", formula=scorer in FORMULAS)
+        if scorer == "dapo":
+            _judge_numbers(row)
 
     return judge
+
+
+def _judge_numbers(row: Row) -> None:
+    for answer in accepted_answers(row.label):
+        try:
+            whole_number(answer)
+        except ValueError as error:
+            raise DataError(
+                f"{row.where}: the label {answer!r:.80} is no whole number, and rm_type dapo knows"
+                " no other; use math (--skip-bad-rows skips and counts such rows)"
+            ) from error
 
 
 def answered(row: Row) -> None:

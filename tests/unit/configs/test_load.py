@@ -127,7 +127,7 @@ def test_words_become_values(words: list[str], field: str, value: Any) -> None:
         (["--use-tis", "maybe"], ["--use-tis maybe", "--no-use-tis"]),
         (["--no-use-tis", "1"], ["--no-use-tis 1"]),
         (["--no-seed"], ["unknown flag --no-seed"]),
-        (["--rm-type", "maths"], ["--rm-type maths", "math, exact_match"]),
+        (["--rm-type", "maths"], ["--rm-type maths", "math, boxed_math, deepscaler"]),
         (["--max-staleness", "many"], ["an integer, or none"]),
         (["--rollout-stop-token-ids", "1", "x"], ["--rollout-stop-token-ids 1 x", "integer"]),
         (["--rollout-stop"], ["has no value"]),

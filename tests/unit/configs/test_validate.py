@@ -78,6 +78,8 @@ def words(text: str) -> list[str]:
         "--custom-generate-function-path mine.py --custom-rm-path mine.py:score --rm-type none",
         "--custom-generate-function-path mine.py --n-samples-per-prompt 1",
         "--dynamic-sampling-filter-path zero_std",
+        "--rm-type remote_rm --rm-url http://localhost:8000",
+        "--rm-type gpqa --label-key none",
         "--eval-interval 5 --eval-prompt-data data.jsonl",
         "--eval-interval 5 --eval-prompt-data a data.jsonl b data.jsonl@[0:5]",
         "--rollout-top-k -1 --rollout-top-p 1 --eval-temperature 0 --eps-clip-high 0.28",
@@ -449,6 +451,10 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--buffer-priority-path mine.py:score", ["--buffer-priority-path", "prioritized"]),
         ("--stale-policy drop", ["--stale-policy drop", "--async-buffer-size"]),
         ("--buffer-filter-path mine.py", ["--buffer-filter-path", "buffer_filter"]),
+        ("--rm-type remote_rm", ["--rm-type remote_rm without --rm-url", "http://HOST:PORT"]),
+        ("--rm-type remote_rm --rm-url localhost:8000", ["--rm-url localhost:8000", "http://"]),
+        ("--rm-type ifbench", ["--rm-type ifbench", "git clone", "PYTHONPATH"]),
+        ("--rm-type dapo --label-key none", ["--rm-type dapo without --label-key"]),
         ("--eval-interval 5", ["--eval-interval 5", "--eval-prompt-data"]),
         (
             "--use-routing-replay --use-rollout-logprobs",
@@ -516,6 +522,13 @@ def test_numbers_out_of_range_are_refused_by_name(field: str) -> None:
     for word in OUTSIDE.get(field, ["-1"]):
         with pytest.raises(ConfigError, match=rf"^--{flag.name} {float(word):g}(\.0)?: expected "):
             load_config(["--mock", f"--{flag.name}", word])
+
+
+@pytest.mark.parametrize("mock", [True, False])
+def test_prompts_without_a_scorer_are_refused_in_any_run(folder: Path, mock: bool) -> None:
+    given = ["--hf-checkpoint", "model", "--prompt-data", "data.jsonl", *["--mock"] * mock]
+    with pytest.raises(ConfigError, match=r"set --rm-type \(math, .*\) or --custom-rm-path"):
+        load_config(given)
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "none"])

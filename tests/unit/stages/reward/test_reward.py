@@ -117,7 +117,7 @@ async def test_no_scorer_is_a_failure_that_names_them(make: Make) -> None:
     sample = answered("x")
     await make()([sample])
     assert sample.status is Status.FAILED and sample.reward is None
-    assert "rm_type None, expected one of exact_match, reasoning_gym, math, random" in sample.error
+    assert "rm_type None, expected one of math, boxed_math, deepscaler, dapo, " in sample.error
 
 
 # -- the user's own --------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""Rules about who scores, and what the scorer needs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+from configs.schema import Config
+from configs.schema.reward import COMPARING, RM_TYPES
+
+
+def why_missing(scorer: str) -> str | None:
+    """What to install for a built-in scorer whose rules come with no package of ours; None where
+    nothing is missing."""
+    if not scorer.endswith("ifbench") or importlib.util.find_spec("evaluation_lib") is not None:
+        return None
+    return (
+        "the rules of IFBench (its module evaluation_lib) are not there: git clone"
+        " https://github.com/allenai/IFBench, pip install -r IFBench/requirements.txt, and put the"
+        " folder on PYTHONPATH"
+    )
+
+
+def rewards(config: Config) -> Iterator[str]:
+    reward, data = config.reward, config.data
+    procedural = (data.prompt_data or "").startswith("reasoning_gym:")
+    if reward.group_rm and not reward.custom_rm_path:
+        yield (
+            "--group-rm without --custom-rm-path: the built-in scorers take one sample. Name your"
+            " function, or drop --group-rm"
+        )
+    if reward.rm_type and reward.custom_rm_path:
+        yield (
+            f"--rm-type {reward.rm_type} with --custom-rm-path {reward.custom_rm_path}: only one"
+            " can score. Drop one (--rm-type none takes back what a preset says)"
+        )
+    if reward.custom_rm_path or (config.run.mock and data.prompt_data is None):
+        return
+    if reward.rm_type is None and not procedural and not config.distill.use_opd:
+        yield (
+            f"--prompt-data {data.prompt_data} says nothing of rewards: set --rm-type"
+            f" ({', '.join(RM_TYPES)}) or --custom-rm-path"
+        )
+    if reward.rm_type == "reasoning_gym" and not procedural:
+        yield (
+            f"--rm-type reasoning_gym with --prompt-data {data.prompt_data}: its scorers know only"
+            " prompts of reasoning_gym:TASK"
+        )
+    if reward.rm_type == "remote_rm" and reward.rm_url is None:
+        yield "--rm-type remote_rm without --rm-url: expected the server's, http://HOST:PORT/PATH"
+    if reward.rm_type is not None and (missing := why_missing(reward.rm_type)):
+        yield f"--rm-type {reward.rm_type}: {missing}"
+    if reward.rm_url and not reward.rm_url.startswith(("http://", "https://")):
+        yield f"--rm-url {reward.rm_url}: expected http://HOST:PORT/PATH"
+    if reward.rm_type in COMPARING and not procedural and data.label_key is None:
+        yield (
+            f"--rm-type {reward.rm_type} without --label-key: it compares with a label. Name the"
+            " column that holds it"
+        )
