@@ -260,8 +260,13 @@ class ReplayBuffer:
             self._reading = frozenset()
 
     def _marked(self, group: Group, pick: Pick) -> Group:
-        times = self._decisions.times_sampled(group.group_index) + 1
-        return replace(group, probability=pick.probability, times_sampled=times)
+        index = group.group_index
+        return replace(
+            group,
+            probability=pick.probability,
+            times_sampled=self._decisions.times_sampled(index) + 1,
+            recalled=self._staleness.is_excused(index),
+        )
 
     def _consume(self, rollout_id: int, choice: Choice, fresh: Sequence[Group]) -> None:
         """Everything that follows from the journal's line."""

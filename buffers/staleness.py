@@ -23,6 +23,9 @@ class StalenessCheck:
         may be staler than the bound."""
         self._recalled.add(group_index)
 
+    def is_excused(self, group_index: int) -> bool:
+        return group_index in self._recalled
+
     def check(self, groups: Iterable[Group], rollout_id: int) -> int:
         """The staleness of the stalest token. Raises ReplayBufferError beyond the bound."""
         return max((self._of(group, rollout_id) for group in groups), default=0)

@@ -17,6 +17,11 @@ def number(value: float | None) -> str:
     return f"{value:.{3 if size < 0.9995 else 2 if size < 9.995 else 1}f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """1 group, 1,234 groups."""
+    return f"{number(count)} {noun}" + ("" if count == 1 else "s")
+
+
 def percent(value: float | None) -> str:
     """A share, with one decimal: 12.3%."""
     return "-" if value is None else f"{100 * value:.1f}%"

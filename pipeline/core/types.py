@@ -207,6 +207,8 @@ class Group:
     deadline: int  # the rollout by which it must be consumed (pipeline.schedule.clock)
     admitted_version: int  # policy version at admission
     samples: tuple[Sample, ...]
+    # complete before a crash: versions that were lost in it count, so it may be beyond the bound
+    recalled: bool = False
     times_sampled: int = 1  # rollouts that have taken it out of the buffer, this one included
     # out of the buffer: of this choice, given those before it in the rollout (1: not random)
     probability: float = 1.0

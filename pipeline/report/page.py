@@ -17,11 +17,12 @@ from pipeline.report.charts import (
     staleness_chart,
     throughput_charts,
 )
-from pipeline.report.learned import learned_tiles, what_was_learned
+from pipeline.report.learned import learned_tiles
 from pipeline.report.samples import sample_list, sample_note, sample_title
 from pipeline.report.summary import History
 from pipeline.report.svg import Chart, figure
 from pipeline.report.waits import wait_list
+from pipeline.report.words import is_complete, sentences
 
 _LAST_ROLLOUTS = 20
 _HERE = Path(__file__).parent
@@ -94,55 +95,6 @@ _IDLE_NOTE = (
     "Generators: mean over engines of the share of time without a request. "
     "Trainer: the share in which it neither stepped nor pushed nor saved."
 )
-
-
-def sentences(history: History, summary: Mapping[str, Any]) -> str:
-    """What came out, in words."""
-    if not summary["num_rollouts"]:
-        return "No rollout was trained: run.log says why."
-    of = f" of {history.num_rollout}" if history.num_rollout else ""
-    trained = _num_trained(history)
-    here = summary["num_rollouts"]
-    out = [
-        f"{trained}{of} rollouts"
-        + (f" ({here} of them in this run, the others before it)" if here < trained else "")
-        + f" in {duration(summary['wall_seconds'])}."
-    ]
-    out += what_was_learned(history, summary)
-    if summary["staleness_max"] is not None:
-        worst, bound = summary["staleness_max"], summary["staleness_bound"]
-        kept = "within the bound of" if worst <= bound else "BEYOND the bound of"
-        out.append(f"The stalest trained token was {worst} policy versions old, {kept} {bound}.")
-    if empty := summary.get("num_empty_steps"):
-        out.append(f"{empty} optimizer steps had no sample with a loss and changed nothing.")
-    if removed := summary.get("samples_removed_stale"):
-        out.append(
-            f"{removed} samples missed their deadline and were removed, of"
-            f" {number(summary['length_removed_p50'])} response tokens in the median; those trained"
-            f" on had {number(summary.get('length_trained_p50'))}."
-        )
-    if summary["samples_discarded"]:
-        out.append(_discarded(summary))
-    return " ".join(out)
-
-
-def _discarded(summary: Mapping[str, Any]) -> str:
-    causes = {
-        "of groups filtered or given up": summary["samples_discarded_before_buffer"],
-        "removed for their age": summary["samples_discarded_stale"],
-        "without loss in their rollout": summary["samples_discarded_untrained"],
-    }
-    named = ", ".join(f"{count} {cause}" for cause, count in causes.items() if count)
-    return f"{summary['samples_discarded']} samples were generated and never trained on: {named}."
-
-
-def is_complete(history: History) -> bool:
-    return bool(history.num_rollout) and _num_trained(history) >= (history.num_rollout or 0)
-
-
-def _num_trained(history: History) -> int:
-    """Those of the checkpoint that the run began from are among them."""
-    return int(history.train[-1]["rollout_id"]) + 1 if history.train else 0
 
 
 def _head(history: History, summary: Mapping[str, Any]) -> str:

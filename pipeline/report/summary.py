@@ -115,6 +115,7 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "samples_unjudged": int(counter_total(values(train, "samples_unjudged"))),
         "staleness_max": max(values(train, "staleness_max"), default=None),
         "staleness_bound": max(values(train, "staleness_bound"), default=None),
+        **_beyond(train),
         "groups_replayed": sum(values(train, "num_groups_replayed")),
         **{name: train[-1][name] for name in REMOVED if train and name in train[-1]},
         **_empty_steps(train),
@@ -129,6 +130,16 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "rollouts_with_equal_rewards": sum(row.get("rewards_equal") is True for row in train),
         **_learner(train),
     }
+
+
+def _beyond(train: Sequence[Row]) -> dict[str, int]:
+    """Groups beyond the staleness bound, and those of them that were recalled after a crash, which
+    are exempt: in a summary when there was one."""
+    found = {
+        f"groups_{what}": sum(values(train, f"num_groups_{what}"))
+        for what in ("beyond_bound", "beyond_bound_recalled")
+    }
+    return found if found["groups_beyond_bound"] else {}
 
 
 def _course(history: History) -> dict[str, float | None]:

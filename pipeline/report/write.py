@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.charts import course_chart, staleness_chart
-from pipeline.report.page import is_complete, render, sentences
+from pipeline.report.page import render
 from pipeline.report.summary import load_history, replace_text, summarise
 from pipeline.report.svg import picture
+from pipeline.report.words import is_complete, sentences
 from pipeline.run.rundir import RunDir
 
 

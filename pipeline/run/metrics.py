@@ -145,6 +145,7 @@ def train_record(
         **lengths,
         **{f"staleness_{k}": v for k, v in asdict(Staleness.of(by_staleness)).items()},
         "staleness_bound": staleness_bound,
+        **_beyond(groups, policy_version, staleness_bound),
         "generation_idle_fraction": lap.generation_idle_fraction,
         "trainer_idle_fraction": lap.trainer_idle_fraction,
         "interval_seconds": lap.seconds,
@@ -185,6 +186,19 @@ def _rewards(groups: Sequence[Group], key: str | None) -> Record:
         "reward_min": min(rewards),
         "reward_max": max(rewards),
         "zero_std_fraction": flat / len(by_group),
+    }
+
+
+def _beyond(groups: Sequence[Group], policy_version: int, bound: int) -> Record:
+    """Groups with a trained token beyond the bound, and those of them that a crash excuses."""
+    beyond = [
+        group
+        for group in groups
+        if max(tokens_by_staleness(group.samples, policy_version), default=0) > bound
+    ]
+    return {
+        "num_groups_beyond_bound": len(beyond),
+        "num_groups_beyond_bound_recalled": sum(group.recalled for group in beyond),
     }
 
 

@@ -11,11 +11,13 @@ from pipeline.core.format import duration, number, percent
 from pipeline.core.time import TimeSource
 from pipeline.telemetry.view import (
     RunView,
+    breaks_bound,
     eval_detail,
     event_line,
     fraction,
     plain_line,
     sparkline,
+    staleness_bound,
 )
 
 if TYPE_CHECKING:
@@ -173,18 +175,11 @@ def _course(view: RunView, train: Mapping[str, Any], out: Table) -> None:
 
 
 def _staleness(view: RunView, train: Mapping[str, Any], out: Table) -> None:
-    worst, bound = train.get("staleness_max"), train.get("staleness_bound")
-    style = "red" if worst is not None and bound is not None and worst > bound else "green"
     values = (
         f"p50 {number(train.get('staleness_p50'))} · p99 {number(train.get('staleness_p99'))} · max"
-        f" {number(worst)}"
     )
-    out.add_row(
-        "staleness",
-        _text(
-            values, ("  ", ""), (f"bound {number(bound)}", style), ("  versions, token-wise", "dim")
-        ),
-    )
+    bound = (staleness_bound(train), "red" if breaks_bound(train) else "green")
+    out.add_row("staleness", _text(values, " ", bound, ("  versions, token-wise", "dim")))
 
 
 def _buffer(view: RunView, train: Mapping[str, Any], out: Table) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from pipeline.core.format import duration, number, percent
+from pipeline.core.format import counted, duration, number, percent
 
 Record = Mapping[str, Any]
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -160,4 +160,17 @@ def fraction(record: Record, part: str, whole: str) -> str:
 
 
 def staleness_bound(record: Record) -> str:
-    return f"{number(record.get('staleness_max'))} (bound {number(record.get('staleness_bound'))})"
+    """The largest staleness, its bound, and who is excused for being beyond it."""
+    recalled = record.get("num_groups_beyond_bound_recalled")
+    excused = f", but for {counted(recalled, 'recalled group')}" if recalled else ""
+    bound = number(record.get("staleness_bound"))
+    return f"{number(record.get('staleness_max'))} (bound {bound}{excused})"
+
+
+def breaks_bound(record: Record) -> bool:
+    """Is any group beyond the bound that no crash excuses?"""
+    worst, bound = record.get("staleness_max"), record.get("staleness_bound")
+    if worst is None or bound is None or worst <= bound:
+        return False
+    recalled = record.get("num_groups_beyond_bound_recalled", 0)
+    return not recalled or record.get("num_groups_beyond_bound", 0) > recalled

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from configs.schema import Config
+from pipeline.core.format import counted
 
 
 def greeting(config: Config) -> str:
     """Who trains what with whom, in one line. Imports and opens nothing."""
-    rollouts = _counted(config.run.num_rollout, "rollout")
+    rollouts = counted(config.run.num_rollout, "rollout")
     size = f"{config.rollout.rollout_batch_size} x {config.rollout.n_samples_per_prompt} samples"
     if config.run.load is not None:
         begin = f"going on with {config.run.load}, to {rollouts} of {size}"
@@ -21,12 +22,8 @@ def _who(config: Config) -> str:
         return "simulated engines and learner"
     parts = [str(config.model.hf_checkpoint)]
     if not config.run.trains_on_records:
-        parts.append(_counted(config.num_engines, "engine"))
+        parts.append(counted(config.num_engines, "engine"))
     if not config.run.debug_rollout_only:
-        ranks = _counted(config.num_learner_ranks, "learner rank")
+        ranks = counted(config.num_learner_ranks, "learner rank")
         parts.append(f"{ranks} ({config.model.train_backend})")
     return ", ".join(parts)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -163,7 +163,7 @@ def test_what_was_generated_and_never_trained_on_is_counted_by_cause(tmp_path: P
     assert got["samples_discarded_stale"] == 2
     assert got["samples_discarded_untrained"] == 3
     assert got["samples_discarded"] == 17
-    assert "17 samples were generated and never trained on" in closing_lines(run, got)[0]
+    assert "Generated and never trained on: 17 samples (" in closing_lines(run, got)[0]
 
 
 def test_long_waits_are_told_with_whom_they_were_for(tmp_path: Path) -> None:
