@@ -17,7 +17,7 @@ from configs.command_line.preset_files import GivenFlag, expand, preset_files, s
 from configs.command_line.spellings.reading import Reading, spelling_of
 from configs.flags import ALIASES, NEGATIVES, own_flags, parse_value, section_classes
 from configs.rules.validate import validate
-from configs.schema import Config
+from configs.schema import ClusterConfig, Config
 from pipeline.core.errors import ConfigError
 
 
@@ -100,6 +100,8 @@ def _config(values: _Values, words: Sequence[GivenFlag], reading: Reading) -> Co
     parts: dict[str, Any] = {
         section: cls(**values.sections[section]) for section, cls in section_classes().items()
     }
+    if parts["cluster"].colocate and "rollout_num_gpus" not in values.sections["cluster"]:
+        parts["cluster"] = _on_all_devices(parts["cluster"])
     parts.update((section, values.sections[section]) for section in PREFIXES)
     config = Config(**parts, notes=tuple(reading.notes()))
     # config.yaml: what a run left, not a name
@@ -114,6 +116,12 @@ def _adds_up(name: str) -> bool:
     over a preset holds here too."""
     flag = own_flags().get(name)
     return flag is not None and flag.repeats
+
+
+def _on_all_devices(cluster: ClusterConfig) -> ClusterConfig:
+    """Engines that take turns with the learner have its devices, as in slime."""
+    shared = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
+    return dataclasses.replace(cluster, rollout_num_gpus=shared)
 
 
 def _settings(

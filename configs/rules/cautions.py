@@ -11,6 +11,7 @@ from configs.schema import Config
 def cautions(config: Config) -> Iterator[str]:
     yield from _deterministic(config)
     yield from _truncated_sampling(config)
+    yield from _micro_batches(config)
 
 
 def _deterministic(config: Config) -> Iterator[str]:
@@ -44,3 +45,12 @@ def _truncated_sampling(config: Config) -> Iterator[str]:
         f" share of the probability ({bound}), and what was cut off is never seen. For exact"
         " weights train at --rollout-top-p 1 --rollout-top-k -1"
     )
+
+
+def _micro_batches(config: Config) -> Iterator[str]:
+    a = config.algorithm
+    if a.micro_batch_size and a.use_dynamic_batch_size:
+        yield (
+            f"--micro-batch-size {a.micro_batch_size} with --use-dynamic-batch-size: the latter"
+            f" wins, micro-batches are cut by tokens (--max-tokens-per-gpu {a.max_tokens_per_gpu})"
+        )

@@ -14,12 +14,6 @@ def memory(config: Config) -> Iterator[str]:
 
 def _micro_batches(config: Config) -> Iterator[str]:
     a = config.algorithm
-    if a.micro_batch_size and a.use_dynamic_batch_size:
-        yield (
-            f"--micro-batch-size {a.micro_batch_size} with --use-dynamic-batch-size: micro-batches"
-            f" are cut by samples or by tokens (--max-tokens-per-gpu {a.max_tokens_per_gpu}). Drop"
-            " one of the two"
-        )
     wide = a.log_probs_max_tokens_per_gpu
     if wide and a.samples_of_a_micro_batch:
         yield (

@@ -11,6 +11,7 @@ from configs.rules.advantages import advantages, critic, sampling
 from configs.rules.algorithm import algorithm
 from configs.rules.backend import backend, media
 from configs.rules.buffer import replay, staleness
+from configs.rules.engine_flags import engine_flags
 from configs.rules.evaluation import evaluation
 from configs.rules.foreign import foreign_ranges
 from configs.rules.functions import functions
@@ -80,6 +81,7 @@ RULES: tuple[Rule, ...] = (
     critic,
     sampling,
     devices,
+    engine_flags,
     parallelism,
     schedule,
     lengths,

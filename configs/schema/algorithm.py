@@ -105,7 +105,7 @@ class AlgorithmConfig:
     use_routing_replay: bool = False
     # fills micro-batches up to the token budget; the default, unless --micro-batch-size is given
     use_dynamic_batch_size: bool | None = None
-    # how many samples make a micro-batch, whatever their lengths
+    # how many samples make a micro-batch, whatever their lengths; --use-dynamic-batch-size wins
     micro_batch_size: int | None = None
     # the token budget of passes without gradients; by default --max-tokens-per-gpu
     log_probs_max_tokens_per_gpu: int | None = None
@@ -122,4 +122,6 @@ class AlgorithmConfig:
     @property
     def samples_of_a_micro_batch(self) -> int | None:
         """None: as many as the token budget takes."""
+        if self.use_dynamic_batch_size:
+            return None
         return self.micro_batch_size or (1 if self.use_dynamic_batch_size is False else None)

@@ -12,8 +12,10 @@ class ClusterConfig:
 
     actor_num_nodes: int = 1  # how many nodes the learner takes
     actor_num_gpus_per_node: int = 1  # how many learner ranks a node has
-    rollout_num_gpus: int = 1  # how many devices all engines take together
-    rollout_num_gpus_per_engine: int = 1  # the tensor-parallel size of one engine
+    # how many devices all engines take together; with --colocate by default all of the learner's
+    rollout_num_gpus: int = 1
+    # how many devices an engine has: its tensor-parallel size (x --sglang-pp-size)
+    rollout_num_gpus_per_engine: int = 1
     # lets learner and engines share devices; only with --async-buffer-size 0
     colocate: bool = False
     sglang_server_concurrency: int = 512  # how many requests may be in flight at one engine

@@ -106,6 +106,12 @@ class Config:
         )
 
     @property
+    def tensor_ranks_of_an_engine(self) -> int:
+        """Of one of its pipeline stages, where it has several."""
+        stages = int(self.sglang.get("pp_size") or 1)
+        return self.cluster.rollout_num_gpus_per_engine // stages
+
+    @property
     def num_engines(self) -> int:
         return self.cluster.rollout_num_gpus // self.cluster.rollout_num_gpus_per_engine
 

@@ -78,7 +78,7 @@ def _engine_spec(site: RunContext, index: int, model_path: Path, device: str) ->
         log_path=site.run_dir.logs / f"engine-{index}.log",
         device=device,
         dtype=dtype_of(config, device),
-        tp_size=cluster.rollout_num_gpus_per_engine,
+        tp_size=config.tensor_ranks_of_an_engine,
         cuda_devices=(
             engine_devices(index, cluster, os.environ.get("CUDA_VISIBLE_DEVICES"))
             if device == "cuda"

@@ -176,10 +176,6 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ),
         ("--offload-rollout", ["--offload-rollout", "--colocate"]),
         (
-            "--micro-batch-size 2 --use-dynamic-batch-size",
-            ["--micro-batch-size 2", "--use-dynamic-batch-size", "4096"],
-        ),
-        (
             "--micro-batch-size 2 --log-probs-max-tokens-per-gpu 8192",
             ["--log-probs-max-tokens-per-gpu 8192", "--micro-batch-size"],
         ),
