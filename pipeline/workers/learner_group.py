@@ -1,46 +1,26 @@
 """The learner's ranks as Ray actors, and the driver's handle on them.
 
 Ray is used for what it is good at: placing processes (on GPUs, on other nodes), carrying batches,
-noticing deaths. On one machine the cluster is private to the run: loopback only, with a token of
-its own, in a temporary folder, gone at the end."""
+noticing deaths."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
-import secrets
-import shutil
-import signal
-import tempfile
-import threading
-import time
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from pipeline.core.devices import has_gpu
 from pipeline.core.errors import ConfigError, LearnerError, SlipstreamError, UserFunctionError
 from pipeline.core.types import OptimizerStep, StepResult, TrainBatch
 from pipeline.workers.rank_actor import RankActor, awaited
+from pipeline.workers.ray_cluster import RayCluster, take_sigterm_back
 from stages.learn.settings import LearnerSettings
 
-logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
-REMOVE_ATTEMPTS = 20
 CLOSE_SECONDS = 10.0  # for ranks to leave their process groups before they are killed
-# Read by Ray when it is imported or started. The second makes it use the loopback address, as it
-# does on a Mac.
-_LOCAL_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
 class LearnerGroup:
@@ -55,7 +35,9 @@ class LearnerGroup:
         self._settings = settings
         self._actors: list[Any] = []
         self._pids: list[int] = []
-        self._folder: Path | None = None
+        self._cluster = RayCluster(
+            settings.cluster.ray_address, num_ranks=settings.num_ranks, on_gpu=_on_gpu(settings)
+        )
         self._starting: asyncio.Future[None] | None = None  # Ray, in a thread
         self._broken: str | None = None
         self._saving = False  # has a save begun that is not finished?
@@ -68,9 +50,9 @@ class LearnerGroup:
         Raises ConfigError, CheckpointError or LearnerError.
         """
         try:
-            self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_ray))
+            self._starting = asyncio.ensure_future(asyncio.to_thread(self._cluster.start))
             await asyncio.shield(self._starting)
-            _take_sigterm_back()
+            take_sigterm_back()
             self._actors = self._make_actors()
             self._pids = await self._all("pid")
             await self._all("warm_up")
@@ -84,60 +66,6 @@ class LearnerGroup:
             await asyncio.shield(self.close())
             raise
 
-    def _start_ray(self) -> None:
-        local = self._settings.cluster.ray_address is None
-        if local:
-            os.environ.update(_LOCAL_ENVIRONMENT)
-            # Ray reads it once a process
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        import ray
-
-        if ray.is_initialized():
-            raise LearnerError(
-                "Ray is already running in this process: one learner group at a time, close the"
-                " other first"
-            )
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        quiet: dict[str, Any] = {
-            "logging_level": "error",
-            "log_to_driver": False,
-            "configure_logging": False,
-        }
-        if local:
-            self._folder = Path(tempfile.mkdtemp(prefix="slipstream-"))
-            quiet |= self._local_options(self._folder)
-        else:
-            quiet["address"] = self._settings.cluster.ray_address
-        try:
-            ray.init(**quiet)
-        except (
-            RuntimeError,
-            ConnectionError,
-            ValueError,
-            OSError,
-            ray.exceptions.RayError,
-        ) as error:
-            raise LearnerError(f"Ray did not start: {type(error).__name__}: {error}") from error
-
-    def _local_options(self, folder: Path) -> dict[str, Any]:
-        slots = self._settings.num_ranks
-        return {
-            "num_cpus": slots,
-            "num_gpus": slots if _on_gpu(self._settings) else 0,
-            "include_dashboard": False,
-            # batches pass through it; larger ones go over the disk
-            "object_store_memory": 256 << 20,
-            "_node_ip_address": "127.0.0.1",
-            "_temp_dir": str(folder),
-            "_system_config": {
-                "enable_worker_prestart": False,
-                "prestart_worker_first_driver": False,
-                "enable_metrics_collection": False,
-                # Ray's 15 starves the learner where it shares cores with engines
-                "worker_niceness": 0,
-            },
-        }
-
     def _make_actors(self) -> list[Any]:
         import ray
 
@@ -148,8 +76,7 @@ class LearnerGroup:
             "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
             "PYTHONWARNINGS": "ignore",
         }
-        if self._folder is not None:
-            env |= _temporary(self._folder)
+        env |= self._cluster.temporary_environment()
         if not gpu:
             env |= {
                 "OMP_NUM_THREADS": str(cluster.cpu_threads_per_actor),
@@ -180,47 +107,13 @@ class LearnerGroup:
             with contextlib.suppress(Exception):  # a rank that cannot close is killed below
                 await asyncio.wait_for(asyncio.wait(map(_answer_to, refs)), CLOSE_SECONDS)
         self._broken = self._broken or "it is closed"
-        await asyncio.to_thread(self._stop_ray)
-
-    def _stop_ray(self) -> None:
-        import ray
-
-        ours = self._processes()
-        if ray.is_initialized():
-            ray.shutdown()
-        _, stuck = psutil.wait_procs(ours, timeout=CLOSE_SECONDS)
-        _kill(stuck)
+        await asyncio.to_thread(self._cluster.stop, self._pids)
         self._pids = []
-        self._remove_folder()
 
     def kill_now(self) -> None:
         """End every process of ours on this machine at once, without waiting for anything."""
-        _kill(self._processes())
+        self._cluster.kill_now(self._pids)
         self._broken = "it was killed"
-        self._remove_folder()
-
-    def _processes(self) -> list[psutil.Process]:
-        """Ray's own processes and the ranks, as far as this group started them: all that name its
-        folder, and their children."""
-        if self._folder is None:
-            return []
-        found: dict[int, psutil.Process] = {}
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if str(self._folder) in " ".join(child.cmdline()) or child.pid in self._pids:
-                    found |= {p.pid: p for p in [child, *child.children(recursive=True)]}
-        return list(found.values())
-
-    def _remove_folder(self) -> None:
-        """Again where a process that is just going was still writing into it."""
-        if self._folder is None:
-            return
-        for _ in range(REMOVE_ATTEMPTS):
-            shutil.rmtree(self._folder, ignore_errors=True)
-            if not self._folder.exists():
-                return
-            time.sleep(0.1)
-        logger.warning("%s could not be removed", self._folder)
 
     # ---- Learner
 
@@ -339,39 +232,10 @@ class LearnerGroup:
             out.add_note(str(error))  # the traceback on the rank
         return out
 
-    def _last_lines(self, rank: int, count: int = 8) -> str:
+    def _last_lines(self, rank: int) -> str:
         """What the rank wrote last, for the error message."""
-        if not (self._folder and self._pids):
-            return ""
-        logs = sorted(self._folder.glob(f"session_latest/logs/worker-*-{self._pids[rank]}.err"))
-        lines = [
-            s
-            for log in logs
-            for s in log.read_text(errors="replace").splitlines()
-            if s.strip() and not s.startswith(":")
-        ]
-        return "; its last lines:\n  " + "\n  ".join(lines[-count:]) if lines else ""
-
-
-def _take_sigterm_back() -> None:
-    """Ray's own handler, under Python's, prints a stack and aborts the process three seconds after
-    a SIGTERM, whatever is being saved and closed then."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        signal.siginterrupt(signal.SIGTERM, False)  # as an event loop has it
-
-
-def _temporary(folder: Path) -> dict[str, str]:
-    """A temporary folder of the ranks' own, gone with `folder`: ranks are killed at the end, and
-    what their libraries made (W&B two folders at its import) would stay. What is compiled is kept
-    for the next run."""
-    own = folder / "tmp"
-    own.mkdir(exist_ok=True)
-    compiled = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
-    return {
-        "TMPDIR": str(own),
-        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled),
-    }
+        lines = self._cluster.last_lines(self._pids[rank]) if self._pids else []
+        return "; its last lines:\n  " + "\n  ".join(lines) if lines else ""
 
 
 def _answer_to(call: Awaitable[Any]) -> asyncio.Future[Any]:
@@ -401,9 +265,3 @@ def _cores(settings: LearnerSettings) -> list[list[int]]:
             " cores"
         )
     return [free[r * each : (r + 1) * each] for r in range(settings.num_ranks)]
-
-
-def _kill(processes: Sequence[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()

@@ -139,7 +139,7 @@ async def test_everything_listens_on_loopback_only(group: LearnerGroup) -> None:
 
 async def test_a_dead_rank_is_reported_and_nothing_is_left(group: LearnerGroup) -> None:
     """The last test of this group: it does not survive."""
-    folder = group._folder
+    folder = group._cluster.folder
     assert folder is not None and folder.is_dir()
     os.kill(group._pids[1], signal.SIGKILL)
     with pytest.raises(LearnerError, match=r"learner rank 1 \(pid \d+\) died"):
@@ -260,7 +260,8 @@ async def main():
     group = LearnerGroup(cases.settings(Path(sys.argv[1])))
     await group.start()
     import psutil
-    print(*[p.pid for p in psutil.Process().children(recursive=True)], group._folder, flush=True)
+    pids = [p.pid for p in psutil.Process().children(recursive=True)]
+    print(*pids, group._cluster.folder, flush=True)
     group.kill_now()
     os._exit(0)
 

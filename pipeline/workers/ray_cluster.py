@@ -1,0 +1,178 @@
+"""The Ray cluster that the learner's ranks live in: one that is joined, or one of the run's own.
+
+A cluster of the run's own is private to it: it listens on loopback only, asks for a token of its
+own, keeps its files in a temporary folder and is gone at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.core.errors import LearnerError
+
+logger = logging.getLogger(__name__)
+REMOVE_ATTEMPTS = 20
+STOP_SECONDS = 10.0  # for Ray's processes to go before they are killed
+# Ray reads these when it is imported or started. The second makes it use the loopback address, as
+# it does on a Mac.
+_LOCAL_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class RayCluster:
+    """One cluster with room for `num_ranks` ranks. Every method blocks: call it in a thread."""
+
+    def __init__(self, address: str | None, *, num_ranks: int, on_gpu: bool) -> None:
+        """`address`: of the cluster to join; None starts one on this machine."""
+        self._address, self._num_ranks, self._on_gpu = address, num_ranks, on_gpu
+        self.folder: Path | None = None  # of a cluster of our own, once it is started
+
+    def start(self) -> None:
+        """Raises LearnerError when Ray runs in this process already, or does not start."""
+        if self._address is None:
+            os.environ.update(_LOCAL_ENVIRONMENT)
+            # Ray reads it once a process
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        import ray
+
+        if ray.is_initialized():
+            raise LearnerError(
+                "Ray is already running in this process: one learner group at a time, close the"
+                " other first"
+            )
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        options: dict[str, Any] = {
+            "logging_level": "error",
+            "log_to_driver": False,
+            "configure_logging": False,
+        }
+        if self._address is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="slipstream-"))
+            options |= self._local_options(self.folder)
+        else:
+            options["address"] = self._address
+        try:
+            ray.init(**options)
+        except (
+            RuntimeError,
+            ConnectionError,
+            ValueError,
+            OSError,
+            ray.exceptions.RayError,
+        ) as error:
+            raise LearnerError(f"Ray did not start: {type(error).__name__}: {error}") from error
+
+    def _local_options(self, folder: Path) -> dict[str, Any]:
+        return {
+            "num_cpus": self._num_ranks,
+            "num_gpus": self._num_ranks if self._on_gpu else 0,
+            "include_dashboard": False,
+            # batches pass through it; larger ones go over the disk
+            "object_store_memory": 256 << 20,
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": str(folder),
+            "_system_config": {
+                "enable_worker_prestart": False,
+                "prestart_worker_first_driver": False,
+                "enable_metrics_collection": False,
+                # Ray's 15 starves the learner where it shares cores with engines
+                "worker_niceness": 0,
+            },
+        }
+
+    def stop(self, rank_pids: Sequence[int]) -> None:
+        """Leave a cluster that was joined; end one of our own, its ranks included."""
+        import ray
+
+        ours = self._processes(rank_pids)
+        if ray.is_initialized():
+            ray.shutdown()
+        _, stuck = psutil.wait_procs(ours, timeout=STOP_SECONDS)
+        _kill(stuck)
+        self._remove_folder()
+
+    def kill_now(self, rank_pids: Sequence[int]) -> None:
+        """End every process of ours on this machine at once, without waiting for anything."""
+        _kill(self._processes(rank_pids))
+        self._remove_folder()
+
+    def _processes(self, rank_pids: Sequence[int]) -> list[psutil.Process]:
+        """Ray's own processes and the ranks, of a cluster of our own: all that name its folder, and
+        their children."""
+        if self.folder is None:
+            return []
+        found: dict[int, psutil.Process] = {}
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if str(self.folder) in " ".join(child.cmdline()) or child.pid in rank_pids:
+                    found |= {p.pid: p for p in [child, *child.children(recursive=True)]}
+        return list(found.values())
+
+    def _remove_folder(self) -> None:
+        """Tries again where a process that is just going was still writing into it."""
+        if self.folder is None:
+            return
+        for _ in range(REMOVE_ATTEMPTS):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.folder.exists():
+                return
+            time.sleep(0.1)
+        logger.warning("%s could not be removed", self.folder)
+
+    def temporary_environment(self) -> dict[str, str]:
+        """The environment that gives the ranks a temporary folder of their own, gone with the
+        cluster's: ranks are killed at the end, and what their libraries made (W&B two folders at
+        its import) would stay. What is compiled is kept for the next run."""
+        if self.folder is None:
+            return {}
+        own = self.folder / "tmp"
+        own.mkdir(exist_ok=True)
+        compiled = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+        return {
+            "TMPDIR": str(own),
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled),
+        }
+
+    def last_lines(self, pid: int, count: int = 8) -> list[str]:
+        """What the rank of this process wrote last; nothing where the cluster is another's."""
+        if self.folder is None:
+            return []
+        logs = sorted(self.folder.glob(f"session_latest/logs/worker-*-{pid}.err"))
+        lines = [
+            s
+            for log in logs
+            for s in log.read_text(errors="replace").splitlines()
+            if s.strip() and not s.startswith(":")
+        ]
+        return lines[-count:]
+
+
+def take_sigterm_back() -> None:
+    """Ray's own handler, under Python's, prints a stack and aborts the process three seconds after
+    a SIGTERM, whatever is being saved and closed then."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        signal.siginterrupt(signal.SIGTERM, False)  # as an event loop has it
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
