@@ -9,15 +9,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from configs.command_line.consequences import draw_consequences
 from configs.command_line.families import PREFIXES, FlagFamily
-from configs.command_line.preset_files import GivenFlag, expand, preset_files, split_words
+from configs.command_line.preset_files import (
+    GivenFlag,
+    begins_anew,
+    expand,
+    preset_files,
+    split_words,
+)
 from configs.command_line.spellings.reading import Reading, spelling_of
 from configs.flags import ALIASES, NEGATIVES, own_flags, parse_value, section_classes
 from configs.rules.validate import validate
-from configs.schema import ClusterConfig, Config
+from configs.schema import Config
 from pipeline.core.errors import ConfigError
 
 
@@ -47,7 +54,10 @@ def parse_config(
     values = _Values()
     reading = Reading()
     families = tuple(families)
-    for given in expand(words):
+    flags = expand(words)
+    if begins_anew(flags):
+        flags = [given for given in flags if not reading.begins_anew(given)]
+    for given in flags:
         for setting in _settings(given, families, reading):
             values.set(*setting, given, reading)
     for given in reading.defaults:
@@ -66,6 +76,11 @@ class _Values:
         }
         self.origins: dict[str, str] = {}  # flag name -> where a preset set it
         self._last: dict[str, GivenFlag] = {}  # flag name -> how it was said last
+
+    @property
+    def given(self) -> Collection[str]:
+        """Names of all flags that were said."""
+        return self._last.keys()
 
     def set(self, section: str, field: str, value: Any, given: GivenFlag, reading: Reading) -> None:
         """The last value wins; within one preset, or the command line, that is said."""
@@ -100,9 +115,8 @@ def _config(values: _Values, words: Sequence[GivenFlag], reading: Reading) -> Co
     parts: dict[str, Any] = {
         section: cls(**values.sections[section]) for section, cls in section_classes().items()
     }
-    if parts["cluster"].colocate and "rollout_num_gpus" not in values.sections["cluster"]:
-        parts["cluster"] = _on_all_devices(parts["cluster"])
     parts.update((section, values.sections[section]) for section in PREFIXES)
+    parts = draw_consequences(parts, values.given, reading)
     config = Config(**parts, notes=tuple(reading.notes()))
     # config.yaml: what a run left, not a name
     presets = [p.stem for p in preset_files(words) if p.stem != "config"]
@@ -116,12 +130,6 @@ def _adds_up(name: str) -> bool:
     over a preset holds here too."""
     flag = own_flags().get(name)
     return flag is not None and flag.repeats
-
-
-def _on_all_devices(cluster: ClusterConfig) -> ClusterConfig:
-    """Engines that take turns with the learner have its devices, as in slime."""
-    shared = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
-    return dataclasses.replace(cluster, rollout_num_gpus=shared)
 
 
 def _settings(

@@ -87,6 +87,8 @@ def _flags_of_run(given: Sequence[GivenFlag]) -> list[GivenFlag]:
     loads = [g.values for g in given if g.name == "load"]
     if not loads or len(loads[-1]) != 1 or loads[-1][0].lower() == "none":
         return []
+    if begins_anew(given):
+        return []
     path = Path(loads[-1][0])
     run = find_run(path)
     if run is None and not is_checkpoint(path):
@@ -98,6 +100,17 @@ def _flags_of_run(given: Sequence[GivenFlag]) -> list[GivenFlag]:
     if run is None or not (run / "config.yaml").is_file():
         return []
     return [g for g in read_preset(run / "config.yaml") if g.name not in NOT_RESTORED]
+
+
+def begins_anew(given: Sequence[GivenFlag]) -> bool:
+    """Does --load name the folder of --save, with nothing in it yet? So scripts are written that
+    are started again and again: they go on with what is there."""
+    load, save = ([g.values for g in given if g.name == name][-1:] for name in ("load", "save"))
+    if not (load and save and len(load[0]) == len(save[0]) == 1):
+        return False
+    folder = Path(load[0][0]).expanduser()
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    return is_new and folder == Path(save[0][0]).expanduser()
 
 
 def preset_files(given: Sequence[GivenFlag]) -> list[Path]:

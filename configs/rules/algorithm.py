@@ -78,16 +78,11 @@ def _reference(a: AlgorithmConfig) -> Iterator[str]:
             f"--kl-coef {a.kl_coef:g} with --kl-loss-coef {a.kl_loss_coef:g}: the KL would count in"
             " the advantages and in the loss. Set one of them to 0"
         )
-    if not (a.use_kl_loss or a.kl_coef):
-        for flag, value in (
-            ("--ref-load", a.ref_load),
-            ("--ref-update-interval", a.ref_update_interval),
-        ):
-            if value:
-                yield (
-                    f"{flag} {value}: nothing uses a reference model. Add --use-kl-loss or"
-                    " --kl-coef, or drop it"
-                )
+    if a.ref_update_interval and not a.needs_reference:
+        yield (
+            f"--ref-update-interval {a.ref_update_interval}: nothing uses a reference model. Add"
+            " --use-kl-loss or --kl-coef, or drop it"
+        )
 
 
 def _truncation(a: AlgorithmConfig) -> Iterator[str]:

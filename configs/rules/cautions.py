@@ -12,6 +12,7 @@ def cautions(config: Config) -> Iterator[str]:
     yield from _deterministic(config)
     yield from _truncated_sampling(config)
     yield from _micro_batches(config)
+    yield from _unused(config)
 
 
 def _deterministic(config: Config) -> Iterator[str]:
@@ -53,4 +54,19 @@ def _micro_batches(config: Config) -> Iterator[str]:
         yield (
             f"--micro-batch-size {a.micro_batch_size} with --use-dynamic-batch-size: the latter"
             f" wins, micro-batches are cut by tokens (--max-tokens-per-gpu {a.max_tokens_per_gpu})"
+        )
+
+
+def _unused(config: Config) -> Iterator[str]:
+    """What launch scripts name whether or not it is needed."""
+    a, data = config.algorithm, config.eval.eval_prompt_data
+    if a.ref_load and not a.needs_reference:
+        yield (
+            f"--ref-load {a.ref_load}: nothing uses a reference model (--use-kl-loss or --kl-coef"
+            " does), it is not read. Training begins with --hf-checkpoint"
+        )
+    if data and config.eval.eval_interval is None:
+        yield (
+            f"--eval-prompt-data {' '.join(data)} without --eval-interval: nothing is evaluated."
+            " --eval-interval 10, say, evaluates after every ten rollouts"
         )

@@ -15,11 +15,6 @@ def evaluation(config: Config) -> Iterator[str]:
             f"--eval-interval {interval} without --eval-prompt-data: there is nothing to evaluate"
             " on. Add --eval-prompt-data NAME PATH"
         )
-    if words and interval is None:
-        yield (
-            f"--eval-prompt-data {' '.join(words)} without --eval-interval: it would never be used."
-            " Add --eval-interval 10, say, or 0 for no evaluation"
-        )
     if len(words) > 1 and len(words) % 2:
         yield (
             f"--eval-prompt-data {' '.join(words)}: expected pairs NAME PATH NAME PATH ..., or one"

@@ -21,11 +21,6 @@ def parallelism(config: Config) -> Iterator[str]:
         given.get("virtual_pipeline_model_parallel_size"),
     )
     each = config.optim.num_layers_per_virtual_pipeline_stage
-    if given.get("sequence_parallel") and tensor == 1:
-        yield (
-            "--sequence-parallel without --tensor-model-parallel-size: the sequence is split over"
-            " the tensor ranks. Give 2, say"
-        )
     if virtual and each:
         yield (
             f"--virtual-pipeline-model-parallel-size {virtual} and"

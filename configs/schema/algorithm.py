@@ -120,6 +120,11 @@ class AlgorithmConfig:
         return self.loss_type == "sft_loss"
 
     @property
+    def needs_reference(self) -> bool:
+        """Is a KL to the reference model part of loss or advantages?"""
+        return bool(self.use_kl_loss or self.kl_coef)
+
+    @property
     def samples_of_a_micro_batch(self) -> int | None:
         """None: as many as the token budget takes."""
         if self.use_dynamic_batch_size:

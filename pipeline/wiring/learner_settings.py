@@ -28,7 +28,7 @@ def learner_settings(
         )
         model = dataclasses.replace(model, initial_megatron_checkpoint=str(initial.absolute()))
     algorithm = config.algorithm
-    if algorithm.ref_load:
+    if algorithm.ref_load and algorithm.needs_reference:
         algorithm = dataclasses.replace(
             algorithm, ref_load=str(_reference(algorithm.ref_load, config.run.seed).absolute())
         )

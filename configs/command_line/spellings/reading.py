@@ -46,6 +46,12 @@ class Reading:
             return None
         return self._ours(given, spelling)
 
+    def begins_anew(self, given: GivenFlag) -> bool:
+        """Is it the --load of a run that begins in an empty folder of --save?"""
+        if given.name == "load":
+            self.nothing[str(given)] = "nothing is there yet, the run begins anew and saves there"
+        return given.name == "load"
+
     def _ours(self, given: GivenFlag, spelling: Ours) -> GivenFlag | None:
         try:
             name, *values = spelling.words(given.values)

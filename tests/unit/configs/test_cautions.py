@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from configs.rules.cautions import cautions
-from configs.schema import AlgorithmConfig, AsyncConfig, Config, RolloutConfig, RunConfig
+from configs.schema import (
+    AlgorithmConfig,
+    AsyncConfig,
+    Config,
+    EvalConfig,
+    RolloutConfig,
+    RunConfig,
+)
 
 
 def said(algorithm: dict[str, Any], **rollout: Any) -> list[str]:
@@ -70,3 +77,16 @@ def test_determinism_ahead_of_the_learner_says_what_it_cannot_keep() -> None:
     assert list(cautions(config)) == []
     (caution,) = cautions(ahead)
     assert caution.startswith("--deterministic-mode with --async-buffer-size 2")
+
+
+def test_what_is_named_and_not_needed_is_said() -> None:
+    evaluated = Config(eval=EvalConfig(eval_prompt_data=("a", "a.jsonl")))
+    referred = Config(algorithm=AlgorithmConfig(ref_load="model"))
+    (unread,), (idle,) = cautions(referred), cautions(evaluated)
+    assert unread.startswith("--ref-load model: nothing uses a reference model")
+    assert idle.startswith("--eval-prompt-data a a.jsonl without --eval-interval")
+    used = Config(
+        algorithm=AlgorithmConfig(ref_load="model", use_kl_loss=True),
+        eval=EvalConfig(eval_prompt_data=("a", "a.jsonl"), eval_interval=0),
+    )
+    assert list(cautions(used)) == []

@@ -74,3 +74,11 @@ def test_a_token_budget_wins_over_samples_and_that_is_said() -> None:
     assert "--micro-batch-size 1 with --use-dynamic-batch-size: the latter wins" in said
     counted = load_config(["--mock", "--micro-batch-size", "2"])
     assert counted.algorithm.samples_of_a_micro_batch == 2 and not list(cautions(counted))
+
+
+def test_sequences_of_one_tensor_rank_are_not_split() -> None:
+    one = load_config(["--mock", "--sequence-parallel"], FAMILIES)
+    assert one.megatron["sequence_parallel"] is False and "--sequence-parallel" in one.notes[0]
+    split = "--sequence-parallel --tensor-model-parallel-size 2 --actor-num-gpus-per-node 2"
+    two = load_config(["--mock", *split.split()], FAMILIES)
+    assert two.megatron["sequence_parallel"] is True and not two.notes

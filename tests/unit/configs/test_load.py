@@ -356,3 +356,19 @@ def test_wrong_flags_of_real_families(words: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(words.split(), FAMILIES)
     assert [p for p in parts if p not in str(caught.value)] == [], caught.value
+
+
+def test_a_run_is_loaded_from_where_it_saves_once_it_is_there(tmp_path: Path) -> None:
+    """Scripts that are started again and again name one folder twice."""
+    folder = tmp_path / "checkpoints"
+    words = ["--mock", "--load", f"{folder}/", "--save", str(folder)]
+    first = load_config(words)
+    assert first.run.load is None and first.run.save == str(folder)
+    assert f"--load {folder}/ (nothing is there yet" in first.notes[0]
+    folder.mkdir()
+    assert load_config(words).run.load is None
+    (folder / "state.json").touch()
+    with pytest.raises(ConfigError, match=r"--load .*neither a run nor a checkpoint"):
+        load_config(words)
+    with pytest.raises(ConfigError, match=r"--load .*no such folder"):
+        load_config(["--mock", "--load", str(tmp_path / "other"), "--save", str(folder)])

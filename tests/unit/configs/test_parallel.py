@@ -58,7 +58,6 @@ GOOD: list[Any] = [
 ]
 
 BAD: list[tuple[Any, str]] = [
-    (config(sequence_parallel="true"), "--sequence-parallel without --tensor-model-parallel-size"),
     (
         config(virtual_pipeline_model_parallel_size=2),
         "--virtual-pipeline-model-parallel-size 2 without --pipeline-model-parallel-size",

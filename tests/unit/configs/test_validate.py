@@ -349,7 +349,6 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--kl-loss-coef 0.1", ["--kl-loss-coef 0.1", "--use-kl-loss"]),
         ("--use-unbiased-kl --kl-coef 0.1", ["--use-unbiased-kl", "--use-kl-loss"]),
         ("--use-kl-loss --kl-loss-coef 0.1 --kl-coef 0.1", ["--kl-coef 0.1", "--kl-loss-coef 0.1"]),
-        ("--ref-load model", ["--ref-load model", "--use-kl-loss"]),
         ("--ref-load nowhere --kl-coef 0.1", ["--ref-load nowhere", "no such folder"]),
         ("--ref-update-interval 3", ["--ref-update-interval 3", "--kl-coef"]),
         ("--loss-type custom_loss", ["--loss-type custom_loss", "--custom-loss-function-path"]),
@@ -456,7 +455,6 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
             "--use-routing-replay --use-rollout-logprobs",
             ["--use-routing-replay", "--use-rollout-logprobs"],
         ),
-        ("--eval-prompt-data data.jsonl", ["--eval-interval"]),
         ("--eval-interval 5 --eval-prompt-data a data.jsonl b", ["pairs", "3 words"]),
         ("--eval-interval 5 --eval-prompt-data a data.jsonl a data.jsonl", ["a twice"]),
         (
