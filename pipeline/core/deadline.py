@@ -10,12 +10,16 @@ from typing import Any, TypeVar
 
 from pipeline.core.awaits import where_it_stands
 from pipeline.core.protocols import Reward
+from pipeline.core.tally import Tally
 from pipeline.core.types import Sample, Status
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # what is late has this long to give back what it holds; then nobody waits for it any more
 GRACE_SECONDS = 5.0
+_LEFT_ALONE = Tally(
+    logger, "episode", "left alone: over the deadline, and it does not end when it is cancelled"
+)
 
 
 class EpisodeTimeoutError(TimeoutError):
@@ -70,11 +74,8 @@ async def _end(task: asyncio.Task[Any], grace_seconds: float) -> None:
     task.cancel()
     await asyncio.wait({task}, timeout=grace_seconds)
     if not task.done():
-        logger.warning(
-            "an episode that is over its deadline does not end when it is cancelled; it is left"
-            " alone, at %s",
-            where_it_stands(task),
-        )
+        _LEFT_ALONE.add(where_it_stands(task))
+        _LEFT_ALONE.say()
 
 
 def is_late(sample: Sample) -> bool:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pipeline.core.deadline import Deadline, is_late
 from pipeline.core.errors import CheckpointError, GenerateError, UnstorableSamplesError
+from pipeline.core.format import counted
 from pipeline.core.protocols import Buffer, Generate, Reward, Source
+from pipeline.core.tally import Tally
 from pipeline.core.types import Admission, Group, Sample, Status
 from pipeline.run.watchdog import Watchdog
 from pipeline.schedule.clock import RolloutClock
@@ -63,6 +65,7 @@ class Producer:
         self._prompts: dict[int, list[Sample]] = {}
         self._resumed: list[Admission] = []  # admitted before a restart
         self._failures_in_a_row = 0
+        self._given_up = defaultdict[str, Tally](lambda: Tally(logger, "group", "given up"))
         # samples_generated, samples_failed, samples_timed_out, samples_unjudged, groups_retried,
         # groups_failed, groups_filtered; samples_discarded: complete ones of groups filtered or
         # given up
@@ -170,12 +173,10 @@ class Producer:
         self.counts["groups_failed"] += 1
         self._failures_in_a_row += 1
         why = failed[0].error or "no reason given"
-        logger.warning(
-            "group %d given up: %d samples failed, the first with: %s",
-            admission.group_index,
-            len(failed),
-            why,
-        )
+        tally = self._given_up[type_of(why)]
+        samples = counted(len(failed), "sample")
+        tally.add(f"group {admission.group_index}: {samples} failed, the first with: {why}")
+        tally.say()
         limit = max(16, 2 * self._clock.batch_size)
         if self._failures_in_a_row >= limit:
             raise GenerateError(

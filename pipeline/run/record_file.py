@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core.format import counted
+
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
@@ -60,15 +62,22 @@ def read_records(path: Path) -> list[Record]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    records = []
+    records, torn = [], []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         record = _parse(line)
         if record is None:
-            logger.warning("%s, line %d: not a JSON object (torn write?), skipped", path, number)
+            torn.append(number)
         else:
             records.append(record)
+    if torn:
+        logger.warning(
+            "%s: %s skipped, not a JSON object (torn write?): line %s",
+            path,
+            counted(len(torn), "line"),
+            ", ".join(map(str, torn[:3])) + (", ..." if len(torn) > 3 else ""),
+        )
     return records
 
 

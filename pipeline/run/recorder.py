@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from pipeline.core.format import number
+from pipeline.core.format import counted, number
+from pipeline.core.tally import Tally
 from pipeline.core.time import TimeSource
 from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
 from pipeline.run.digest import batch_digest
@@ -79,6 +80,8 @@ class Recorder:
         )
         self._utilisation = Utilisation(time, engine_idle_seconds)
         self._compared = False
+        self._empty = Tally(logger, "rollout", "with empty optimizer steps")
+        self._filled = Tally(logger, "rollout", "with fewer samples than ranks in a step")
         self._equal_rewards = equal_rewards
 
     @property
@@ -154,20 +157,18 @@ class Recorder:
         empty = sum(step.is_empty for step in batch.steps)
         fillers = sum(step.num_fillers for step in batch.steps)
         if empty:
-            logger.warning(
-                "rollout %d: %d of its %d optimizer steps had no sample with a loss and changed"
-                " nothing (failed, removed by a filter, or masked)",
-                batch.rollout_id,
-                empty,
-                len(batch.steps),
+            self._empty.add(
+                f"rollout {batch.rollout_id}: {empty} of its {len(batch.steps)} optimizer steps had"
+                " no sample with a loss and changed nothing (failed, removed by a filter, or"
+                " masked)"
             )
         elif fillers:
-            logger.warning(
-                "rollout %d: %d times a learner rank had no sample with a loss for an optimizer"
-                " step, and only took part in it",
-                batch.rollout_id,
-                fillers,
+            self._filled.add(
+                f"rollout {batch.rollout_id}: {counted(fillers, 'time')} a learner rank had no"
+                " sample with a loss for an optimizer step, and only took part in it"
             )
+        self._empty.say()
+        self._filled.say()
         return {"num_empty_steps": empty, "num_idle_rank_steps": fillers}
 
     def _compare(self, record: Mapping[str, Any]) -> None:

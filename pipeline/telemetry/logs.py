@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 OURS = (
     "pipeline",
@@ -26,7 +27,7 @@ _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 class _Console(logging.Handler):
     """Our own lines from `level` on, other libraries' from WARNING on; Python warnings, and what is
-    marked file_only, only in the file."""
+    marked file_only, only in the file (what is marked terminal_only not there)."""
 
     def __init__(self, write_line: Callable[[str, int], None], level: int) -> None:
         super().__init__(level)
@@ -68,6 +69,33 @@ class _RunLog(logging.FileHandler):
             super().close()
 
 
+class EarlyLines(logging.Handler):
+    """Around what comes before `start_logging`: warnings are shown at once, and kept for the file
+    that is not there yet."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._console = _Console(to_stderr, logging.WARNING)
+        self._kept: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._kept.append(record)
+        self._console.handle(record)
+
+    def hand_over(self, to_file: logging.Handler) -> None:
+        """There is a file, and whoever shows lines from now on."""
+        logging.getLogger().removeHandler(self)
+        for record in self._kept:
+            to_file.handle(record)
+
+    def __enter__(self) -> Self:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self)
+
+
 def start_logging(
     file: Path, level: str, write_line: Callable[[str, int], None] | None
 ) -> Callable[[], None]:
@@ -80,12 +108,15 @@ def start_logging(
     number = logging.getLevelNamesMapping()[level.upper()]
     to_file = _RunLog(file, encoding="utf-8", delay=False)
     to_file.setFormatter(logging.Formatter(_FORMAT))
+    to_file.addFilter(lambda record: not getattr(record, "terminal_only", False))
     handlers: list[logging.Handler] = [to_file]
     if write_line is not None:
         handlers.append(_Console(write_line, number))
     root = logging.getLogger()
     before = {name: logging.getLogger(name).level for name in OURS}
     root_level = root.level
+    for early in [h for h in root.handlers if isinstance(h, EarlyLines)]:
+        early.hand_over(to_file)
     root.setLevel(logging.INFO if number <= logging.DEBUG else logging.WARNING)
     for name in OURS:
         logging.getLogger(name).setLevel(number)

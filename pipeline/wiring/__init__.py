@@ -27,6 +27,9 @@ def build(config: Config) -> Runner:
     Call it on the event loop that will run the Runner. Raises ConfigError, DataError or
     CheckpointError; NothingToDo where all is trained already."""
     print(greeting(config), flush=True)  # the imports and files below take seconds
-    from pipeline.wiring.assemble import assemble
+    from pipeline.telemetry.logs import EarlyLines
 
-    return assemble(config, started_at=_PROCESS_STARTED)
+    with EarlyLines():
+        from pipeline.wiring.assemble import assemble
+
+        return assemble(config, started_at=_PROCESS_STARTED)

@@ -50,11 +50,15 @@ class DistributedTransport(RollingTransport):
 
         The engines' sides end with the engines.
         """
+        failed = []
         for endpoint in list(self._groups):
             try:
                 await self._forget(endpoint)
             except SlipstreamError as error:
-                logger.warning("closing the weight transport: %s", error)
+                failed.append(str(error))
+        if failed:
+            more = f" (and {len(failed) - 3} more)" if len(failed) > 3 else ""
+            logger.warning("closing the weight transport: %s%s", "; ".join(failed[:3]), more)
         await super().close()
 
     async def _stage(self, version: int) -> int:

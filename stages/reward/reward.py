@@ -12,6 +12,7 @@ from typing import Any
 
 from configs.schema.reward import RM_TYPES, RewardConfig
 from pipeline.core.errors import ConfigError, RewardError
+from pipeline.core.tally import Tally
 from pipeline.core.types import Sample, Status
 from pipeline.core.user_errors import in_words
 from stages.reward.judgement import judged
@@ -50,6 +51,7 @@ class RewardStage:
         self._functions: dict[str, UserFunction] = {}
         # by scorer: the groups of the answers that got no score since the last that got one
         self._overdue: defaultdict[str, set[int | None]] = defaultdict(set)
+        self._unjudged: dict[str, Tally] = _ByScorer()
         if config.custom_rm_path:
             self._load(config.custom_rm_path)
 
@@ -145,7 +147,8 @@ class RewardStage:
                 f"{error}; nor did the answers of {len(groups) - 1} other groups before it: it is"
                 f" {name} that hangs"
             ) from error
-        logger.warning("sample %s: %s, by %s: a wrong answer", sample.index, error, name)
+        self._unjudged[name].add(f"sample {sample.index}: {error}")
+        self._unjudged[name].say()
         sample.metadata[UNJUDGED] = str(error)
         key = self._config.reward_key
         return 0.0 if key is None else {key: 0.0}
@@ -159,6 +162,14 @@ class RewardStage:
                 path, self._args, self._workers, self._config.reward_timeout_seconds
             )
         return self._functions[path]
+
+
+class _ByScorer(dict[str, Tally]):
+    """One tally a scorer, made when it is asked for."""
+
+    def __missing__(self, name: str) -> Tally:
+        self[name] = Tally(logger, "answer", f"counted as wrong, not judged in time by {name}")
+        return self[name]
 
 
 def _fail(sample: Sample, error: Exception) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from configs.schema import DataConfig
 from pipeline.core.errors import DataError
 from pipeline.core.row_slice import split_slice
+from pipeline.core.tally import Tally
 from stages.source.check import check_row
 from stages.source.raw import read_rows
 from stages.source.rows import Row
 
 logger = logging.getLogger(__name__)
-NAMED = 10  # bad rows that the log names; the others are counted
 
 
 class FileRows:
@@ -38,7 +38,7 @@ class FileRows:
         if not path.is_file():
             raise DataError(f"prompt file {path} does not exist{_similar(path)}")
         self.name = path.name
-        self.num_bad_rows = 0
+        bad = Tally(logger, "bad row", "skipped")
         self._rows: list[Row] = []
         digest = hashlib.blake2b(digest_size=8)
         for raw in read_rows(path, self._slice):
@@ -48,12 +48,12 @@ class FileRows:
             except DataError as error:
                 if not config.skip_bad_rows:
                     raise
-                self.num_bad_rows += 1
-                if self.num_bad_rows <= NAMED:
-                    logger.warning("skipped: %s", error)
+                bad.add(str(error))
             else:
                 self._rows.append(row)
                 digest.update(repr((row.prompt, row.label, *row.images)).encode())
+        bad.say(last=True)
+        self.num_bad_rows = bad.count
         if not self._rows:
             raise DataError(
                 f"{spec!r} holds no prompts"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import DataError
+from pipeline.core.tally import Tally
 from pipeline.core.types import Sample
 from stages.source.render import Renderer
 from stages.source.rows import Row, Rows
@@ -51,8 +52,9 @@ class PromptSource:
         # the last of them: (row index, tokens)
         self.too_long: deque[tuple[int, int]] = deque(maxlen=1000)
         self._order_of: tuple[int, np.ndarray] | None = None
-        if rows.num_bad_rows:
-            logger.warning("%s: %d bad rows skipped", rows.name, rows.num_bad_rows)
+        self._skipped = Tally(
+            logger, "prompt", f"skipped, longer than --rollout-max-prompt-len {max_prompt_len}"
+        )
         # a template or flag that does not fit says so before anything starts
         render(rows.row(0, 0))
 
@@ -66,10 +68,14 @@ class PromptSource:
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
         """See `Source`. Raises DataError when every prompt is over the limit."""
-        return [
-            self._returned.popleft() if self._returned else self._next_group()
-            for _ in range(num_samples)
-        ]
+        try:
+            return [
+                self._returned.popleft() if self._returned else self._next_group()
+                for _ in range(num_samples)
+            ]
+        finally:
+            # a file's rows are all met in its first epoch: no more will come
+            self._skipped.say(last=self.epoch > 0 and not self._rows.endless)
 
     def add_samples(self, groups: list[list[Sample]]) -> None:
         self._returned.extend(groups)
@@ -82,6 +88,12 @@ class PromptSource:
         position."""
         if limit is None and self._rows.endless:
             raise ValueError(f"{self._rows.name} never ends: say how many prompts")
+        try:
+            return self._first_prompts(limit)
+        finally:
+            self._skipped.say(last=True)
+
+    def _first_prompts(self, limit: int | None) -> list[list[Sample]]:
         groups: list[list[Sample]] = []
         for chunk in self._held_out():
             before = len(groups)
@@ -159,12 +171,7 @@ class PromptSource:
             if first_visit:
                 self.num_too_long += 1
                 self.too_long.append((index, len(tokens)))
-                logger.warning(
-                    "%s skipped: %d tokens, --rollout-max-prompt-len is %d",
-                    row.where,
-                    len(tokens),
-                    self._max_len,
-                )
+                self._skipped.add(f"{row.where} ({len(tokens)} tokens)")
             return None
         return [self._sample(row, prompt, tokens) for _ in range(self._n)]
 

@@ -54,7 +54,7 @@ def test_an_episode_over_its_deadline_is_data_and_the_run_finishes(tmp_path: Pat
     assert len(rows) == 5
     # both samples of the group, twice
     assert rows[-1]["samples_timed_out"] == 4 == rows[-1]["samples_failed"]
-    assert "group 3 given up" in done.stderr
+    assert "given up: group 3" in done.stderr
     assert "not done after 1 s (--episode-timeout-seconds)" in done.stderr
     assert "never.py:7 (generate)" in done.stderr
 

@@ -197,9 +197,8 @@ async def test_a_group_that_fails_for_good_is_given_up_and_replaced(
         "groups_retried": 2,
         "groups_failed": 1,
     }
-    assert (
-        "group 0 given up: 2 samples failed, the first with: EngineError: no route" in caplog.text
-    )
+    said = "given up: group 0: 2 samples failed, the first with: EngineError: no route"
+    assert said in caplog.text
     assert "0" not in w.producer.state_dict()["prompts"]
 
 
@@ -227,7 +226,7 @@ async def test_a_sample_that_cannot_be_stored_fails_alone_and_the_run_goes_on(
     assert sorted(g.samples[0].prompt for g in groups) == ["1", "2"]
     assert w.producer.counts["samples_failed"] == 1 and w.producer.counts["groups_failed"] == 1
     assert w.clock.given_back == {"failed: Unstorable": 1}
-    assert "group 0 given up: 1 samples failed" in caplog.text
+    assert "given up: group 0: 1 sample failed" in caplog.text
     assert f"sample.{field}" in caplog.text and "cannot be stored" in caplog.text
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,7 +53,9 @@ def test_what_json_cannot_hold_becomes_text() -> None:
     assert jsonable({"path": Path("/a/b"), "lines": "a\nb"}) == {"path": "/a/b", "lines": "a\nb"}
 
 
-def test_reading_skips_what_is_torn(tmp_path: Path) -> None:
+def test_reading_skips_what_is_torn_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(
         line_of(train(0))
@@ -62,6 +65,8 @@ def test_reading_skips_what_is_torn(tmp_path: Path) -> None:
         + '{"kind": "train", "rollo'
     )
     assert [r["rollout_id"] for r in read_records(path)] == [0, 1]
+    assert len(caplog.records) == 1
+    assert "3 lines skipped" in caplog.text and "line 2, 3, 5" in caplog.text
     assert read_records(tmp_path / "none") == []
 
 

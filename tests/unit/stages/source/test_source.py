@@ -204,7 +204,7 @@ def test_a_malformed_row_is_named_by_file_and_line_or_skipped_and_counted(
     with caplog.at_level(logging.WARNING):
         source = build_source(spec, dataclasses.replace(IN_ORDER, skip_bad_rows=True))
     assert (len(source), source.num_bad_rows) == (2, 1)
-    assert "1 bad rows skipped" in caplog.text
+    assert f"1 bad row skipped: {tmp_path / 'a.jsonl'} line 3" in caplog.text
 
 
 def test_bytes_that_are_no_utf8_are_a_malformed_row(tmp_path: Path) -> None:
@@ -290,10 +290,11 @@ def test_prompts_over_the_limit_are_skipped_counted_once_and_named(
     with caplog.at_level(logging.WARNING):
         assert prompts(source, 25) == [str(i % 10) for i in range(25)]
     assert source.num_too_long == 2 and list(source.too_long) == [(10, 2), (11, 2)]
-    assert (
-        caplog.text.count("skipped: 2 tokens, --rollout-max-prompt-len is 1") == 2
-        and "row 11" in caplog.text
+    said = [r.message for r in caplog.records if not hasattr(r, "file_only")]
+    assert len(said) == 1 and said[0].startswith(
+        "2 prompts skipped, longer than --rollout-max-prompt-len 1: "
     )
+    assert "row 10 (2 tokens); " in said[0] and "row 11 (2 tokens)" in said[0]
     assert [g[0].prompt for g in source.all_prompts()] == [str(i) for i in range(10)]
     with pytest.raises(DataError, match="all 3 prompts are longer than --rollout-max-prompt-len 0"):
         numbers(3, max_prompt_len=0).get_samples(1)
