@@ -79,7 +79,7 @@ class Lookout:
             seconds = time.monotonic() - asked
             if seconds >= max(self._blocked_seconds, AGAIN * told):
                 told = seconds
-                self._report(Blocked(seconds=seconds, where=_where(thread)))
+                self._report(Blocked(seconds=seconds, where=where_thread_stands(thread)))
 
     def _look(self, answered: threading.Event) -> None:
         answered.set()
@@ -90,7 +90,8 @@ class Lookout:
             self._report(silence)
 
 
-def _where(thread: int) -> str:
+def where_thread_stands(thread: int) -> str:
+    """The innermost lines of a thread of this process, in words."""
     places, frame = [], sys._current_frames().get(thread)
     while frame is not None:
         places.append(Place.of(frame))

@@ -19,6 +19,7 @@ from configs.schema import Config
 from pipeline.core.deadline import Deadline
 from pipeline.core.protocols import Reward
 from pipeline.core.types import Sample
+from pipeline.run.children import end_children
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Lookout
 from pipeline.run.producer import Producer
@@ -121,6 +122,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
 
     def kill_now() -> None:
         backend.kill_now()
+        end_children()
         telemetry.close()  # gives the terminal back
         undo.close()
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -18,10 +20,15 @@ class World:
         self.now = 100.0
         self.killed = 0
         self.left: list[int] = []
-        self.stop = Stop(self._kill, leave=self.left.append, now=lambda: self.now)
+        self.gone = threading.Event()
+        self.stop = Stop(self._kill, leave=self._leave, now=lambda: self.now, heard_seconds=0.1)
 
     def _kill(self) -> None:
         self.killed += 1
+
+    def _leave(self, code: int) -> None:
+        self.left.append(code)
+        self.gone.set()
 
 
 @pytest.fixture
@@ -88,11 +95,38 @@ async def test_a_second_signal_kills_the_children_and_leaves_with_its_number(wor
     await until_requested(world)
     world.now += SAME_SIGNAL_SECONDS
     os.kill(os.getpid(), signal.SIGINT)
-    for _ in range(1000):
-        if world.left:
-            break
-        await asyncio.sleep(0)
+    assert await asyncio.to_thread(world.gone.wait, 60)
     assert (world.killed, world.left) == (1, [128 + signal.SIGINT])
+
+
+async def test_a_blocked_loop_is_left_all_the_same(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop runs nothing from the first signal to the second's end."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while "holds the event loop" not in caplog.text and time.monotonic() < deadline:
+        pass
+    (told,) = [r.getMessage() for r in caplog.records if "holds the event loop" in r.message]
+    assert "test_shutdown.py:" in told and "(test_a_blocked_loop_is_left_all_the_same)" in told
+    assert not world.stop.requested
+    world.now += SAME_SIGNAL_SECONDS
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert world.gone.wait(60)
+    assert (world.killed, world.left) == (1, [128 + signal.SIGTERM])
+
+
+async def test_a_child_that_cannot_be_ended_does_not_hold_up_the_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.run.shutdown.LEAVE_SECONDS", 0.05)
+    ended = threading.Event()
+    world.stop._kill_now = ended.wait  # type: ignore[assignment]
+    await until_requested(world)
+    world.now += SAME_SIGNAL_SECONDS
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.to_thread(world.gone.wait, 60)
+    ended.set()
 
 
 async def test_an_error_of_what_was_waited_for_comes_out(world: World) -> None:
@@ -105,8 +139,5 @@ async def test_an_error_of_what_was_waited_for_comes_out(world: World) -> None:
 
 async def until_requested(world: World) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-    for _ in range(1000):
-        if world.stop.requested:
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("the signal did not arrive")
+    with pytest.raises(StopRequested):
+        await asyncio.wait_for(world.stop.or_result(asyncio.Event().wait), 60)
