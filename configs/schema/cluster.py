@@ -19,6 +19,9 @@ class ClusterConfig:
     # lets learner and engines share devices; only with --async-buffer-size 0
     colocate: bool = False
     sglang_server_concurrency: int = 512  # how many requests may be in flight at one engine
+    # where the router listens: SGLang's /generate in front of all engines, for your own functions
+    sglang_router_ip: str = "127.0.0.1"
+    sglang_router_port: int | None = None  # the router's port; by default a free one
     engine_start_timeout_seconds: float = 300.0  # how long an engine may take to become ready
     engine_restarts: int = 3  # how often one engine may be started again
     cpu_threads_per_engine: int = 1  # how many threads an engine has; only on a CPU

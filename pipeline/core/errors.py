@@ -36,6 +36,10 @@ class EngineError(SlipstreamError):
     """An inference engine did not start, died, or refused a request for good."""
 
 
+class RefusedRequestError(EngineError):
+    """An engine refused a request as it is: to ask again is of no use."""
+
+
 class GenerateError(SlipstreamError):
     """A rollout could not be generated (custom functions included).
 

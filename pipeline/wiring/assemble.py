@@ -71,6 +71,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
     from pipeline.wiring.debug import half, recorded_buffer, saver, warn_of_what_is_left_out
 
     backend = half(make_backend(site), config.run)
+    undo.callback(backend.router.release)
     source = make_source(site, backend)
     scorer = build_reward(config.reward, site.args)
     reward = _with_teacher(config, scorer, backend.teacher)

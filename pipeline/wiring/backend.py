@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.protocols import Generate, Learner, Tokenizer, WeightTransport
+from stages.generate.router import Router
 from stages.reward import Lease
 
 
@@ -17,6 +18,7 @@ class Backend:
     tokenizer: Tokenizer | None
     max_prompt_len: int | None  # in tokens of this tokenizer
     generate: Generate
+    router: Router
     learner: Learner
     transport: WeightTransport
     engine_idle_seconds: Callable[[], Mapping[str, float]]

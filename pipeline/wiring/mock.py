@@ -15,6 +15,7 @@ from configs.schema import Config, MockConfig, RolloutConfig
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
+from pipeline.wiring.router import make_router
 from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer
 from stages.generate.generate import GenerateStage
 from stages.generate.image_prompts import ImageFeatures, Vision, open_image
@@ -36,15 +37,29 @@ def mock_backend(site: RunContext) -> Backend:
         time=site.time,
     )
     client = MockEngineClient(pool, _that_end(config), tokenizer, seed=config.run.seed)
+
+    def current_version() -> int:
+        return min(pool.version_of(e) for e in pool.endpoints)
+
+    vision = Blindfold(tokenizer) if config.data.image_key else None
+    router = make_router(
+        site,
+        client,
+        tokenizer,
+        model=config.model.hf_checkpoint or "",
+        current_version=current_version,
+        context_length=rollout.rollout_max_context_len,
+        vision=vision,
+    )
     generate = GenerateStage(
         client,
         tokenizer,
         rollout,
         site.args,
         evaluation=config.eval,
-        current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
+        current_version=current_version,
         sampling_seed=config.run.seed if config.seeds_requests else None,
-        vision=Blindfold(tokenizer) if config.data.image_key else None,
+        vision=vision,
     )
     learner = MockLearner(config.mock, time=site.time)
     transport = MockTransport(pool, config.mock, time=site.time)
@@ -52,10 +67,12 @@ def mock_backend(site: RunContext) -> Backend:
     async def start() -> None:
         if not config.run.trains_on_records:
             await pool.start()
+            router.start()
         if site.snapshot is not None:
             await learner.load(site.snapshot)
 
     async def close() -> None:
+        await router.close()
         await transport.close()
         await pool.close()
         await learner.close()
@@ -64,6 +81,7 @@ def mock_backend(site: RunContext) -> Backend:
         tokenizer=tokenizer,
         max_prompt_len=rollout.rollout_max_prompt_len,
         generate=LabelledGenerate(generate, client),
+        router=router,
         learner=learner,
         transport=transport,
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),

@@ -22,6 +22,7 @@ from pipeline.wiring.devices import device_of, device_sharing
 from pipeline.wiring.engines import first_weights, make_pool, make_teacher, teacher_lease
 from pipeline.wiring.learner_settings import learner_settings
 from pipeline.wiring.model_checks import check_model
+from pipeline.wiring.router import make_router, with_address
 from pipeline.workers.learner_group import LearnerGroup
 from pipeline.workers.turns import TurnTaking
 from stages.batch import make_batch
@@ -44,7 +45,6 @@ def real_backend(site: RunContext) -> Backend:
     device = device_of(config)
     served = first_weights(site, folder)
     pool = make_pool(site, served or folder, device)
-    learner = LearnerGroup(learner_settings(config, folder, device))
     client = SGLangClient(
         pool,
         config.rollout,
@@ -53,15 +53,31 @@ def real_backend(site: RunContext) -> Backend:
             experts_shape(folder) if config.algorithm.use_rollout_routing_replay else None
         ),
     )
+
+    def current_version() -> int:
+        return min(pool.version_of(e) for e in pool.endpoints)
+
+    vision, context_length = _vision(folder), tokens_per_request(config.rollout, folder)
+    site.args.hf_checkpoint = str(folder.absolute())
+    router = make_router(
+        site,
+        client,
+        tokenizer,
+        model=site.args.hf_checkpoint,
+        current_version=current_version,
+        context_length=context_length,
+        vision=vision,
+    )
+    learner = LearnerGroup(learner_settings(with_address(config, router), folder, device))
     generate = GenerateStage(
         client,
         tokenizer,
         config.rollout,
         site.args,
         evaluation=config.eval,
-        context_length=tokens_per_request(config.rollout, folder),
-        vision=_vision(folder),
-        current_version=lambda: min(pool.version_of(e) for e in pool.endpoints),
+        context_length=context_length,
+        vision=vision,
+        current_version=current_version,
         sampling_seed=config.run.seed if config.seeds_requests else None,
     )
     teacher = make_teacher(site, device)
@@ -90,6 +106,8 @@ def real_backend(site: RunContext) -> Backend:
 
         if run.debug_rollout_only:
             up.set()
+        if not run.trains_on_records:
+            router.start()
         async with asyncio.TaskGroup() as both:
             if not run.trains_on_records:
                 both.create_task(pool.start() if not share.train else _after(up, pool.start))
@@ -103,6 +121,7 @@ def real_backend(site: RunContext) -> Backend:
 
     async def close() -> None:
         closes = (
+            router.close,
             client.close,
             transport.close,
             pool.close,
@@ -126,6 +145,7 @@ def real_backend(site: RunContext) -> Backend:
         tokenizer=tokenizer,
         max_prompt_len=config.rollout.rollout_max_prompt_len,
         generate=generate,
+        router=router,
         learner=(
             TurnTaking(
                 learner, leaves=learner if share.train else None, engines=engines, time=site.time

@@ -22,7 +22,7 @@ import orjson
 from yarl import URL
 
 from configs.schema import RolloutConfig
-from pipeline.core.errors import EngineError
+from pipeline.core.errors import EngineError, RefusedRequestError
 from pipeline.core.protocols import EnginePool
 from pipeline.core.types import Completion
 from stages.generate.answers import ExpertsWanted, parse_completion
@@ -242,7 +242,7 @@ class SGLangClient:
         said = f"{endpoint} answered {response.status}: {body[:500].decode(errors='replace')}"
         if response.status >= 500 or response.status == 429:
             raise _TransientError(said)
-        raise EngineError(said)
+        raise RefusedRequestError(said)
 
     async def _abort(self, endpoint: str, rid: str) -> None:
         """Best effort: an engine that is gone has nothing left to abort, and its failure is
