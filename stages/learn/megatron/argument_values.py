@@ -14,7 +14,11 @@ DTYPES = {
     "bfloat16": "bfloat16",
     "float16": "float16",
 }
-ENUMS = {"AttnBackend": ("flash", "fused", "unfused", "local", "auto"), "CudaGraphScope": ()}
+ENUMS = {
+    "AttnBackend": ("flash", "fused", "unfused", "local", "auto"),
+    "CudaGraphScope": (),
+    "InferenceCudaGraphScope": ("none", "layer", "block"),
+}
 SCALARS = {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false"}
 
 

@@ -72,7 +72,7 @@ def _fields(relative: str, class_name: str) -> dict[str, tuple[ast.expr, str | N
     )
     if body is None:
         raise ConfigError(
-            f"megatron-core has no {class_name} in {relative}: version 0.16.1 is expected"
+            f"megatron-core has no {class_name} in {relative}: versions 0.16.1 and 0.19.2 are known"
         )
     out = {}
     for node, after in zip(body, [*body[1:], None], strict=True):
@@ -226,8 +226,7 @@ def _resolve(name: str, annotation: str, value: Any) -> Any:
         return None
     if "torch.dtype" in annotation:
         return getattr(torch, value)
-    if "AttnBackend" in annotation:
-        from megatron.core.transformer.enums import AttnBackend
-
-        return AttnBackend[value]
+    for enum in ("AttnBackend", "InferenceCudaGraphScope"):
+        if enum in annotation:
+            return getattr(importlib.import_module("megatron.core.transformer.enums"), enum)[value]
     return getattr(torch.nn.functional, value) if name == "activation_func" else value

@@ -1,4 +1,4 @@
-"""Megatron-core 0.16.1 on a machine without CUDA.
+"""Megatron-core 0.16.1 and 0.19.2 on a machine without CUDA.
 
 Megatron writes `device="cuda"` and `torch.cuda.current_device()` in places that a CPU run passes
 too. `install()` gives those Megatron modules (and mbridge's helpers), and nobody else, a view of
@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.core.devices import has_gpu
 from pipeline.core.errors import LearnerError
 
-SUPPORTED = "0.16.1"
+SUPPORTED = ("0.16.1", "0.19.2")
 # Modules on the paths that we run (model, schedules, optimizer, checkpoints) that name the CUDA
 # device.
 _MODULES = (
@@ -92,10 +92,10 @@ def install() -> bool:
     if _installed:
         return True
     megatron = importlib.import_module("megatron.core")
-    if megatron.__version__ != SUPPORTED:
+    if megatron.__version__ not in SUPPORTED:
         raise LearnerError(
-            f"megatron-core {megatron.__version__} on a machine without CUDA: only {SUPPORTED} is"
-            " known to work"
+            f"megatron-core {megatron.__version__} on a machine without CUDA: only"
+            f" {' and '.join(SUPPORTED)} are known to work"
         )
     view = _cpu_view(torch)
     for name in _MODULES:
@@ -187,6 +187,7 @@ def _cpu_view(torch: Any) -> _View:
     cuda = _View(
         torch.cuda,
         current_device=lambda: cpu,
+        current_stream=nothing,  # asked for, and used only where a CUDA graph was replayed
         synchronize=nothing,
         empty_cache=nothing,
         manual_seed=torch.manual_seed,

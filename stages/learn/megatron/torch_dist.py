@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 from pipeline.core.errors import CheckpointError
 
 FILE = "__0_0.distcp"
+_COMMON = "common_state/shard_0_1"  # a ShardedObject's unique key
 # What a .metadata pickle may name: torch's and Megatron's descriptions of tensors and of who wrote
 # which, nothing that acts.
 _DESCRIPTIONS = (
@@ -111,16 +112,21 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def read_common(folder: Path) -> dict[str, Any]:
-    """common.pt: what is no tensor of the model.
+    """What is no tensor of the model: `common.pt` as Megatron-core up to 0.18 writes it, or the
+    object that later releases keep among the tensors.
 
     Never runs code. Raises CheckpointError when it is not there or holds other classes.
     """
+    own_file = folder / "common.pt"
+    if not own_file.exists():
+        with Reader(folder) as held:
+            if _COMMON in held.objects:
+                common: dict[str, Any] = held.read_object(_COMMON)[0]
+                return common
     try:
-        common: dict[str, Any] = torch.load(
-            folder / "common.pt", map_location="cpu", weights_only=True
-        )
+        common = torch.load(own_file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(f"{folder}/common.pt cannot be read: {error}") from error
+        raise CheckpointError(f"{own_file} cannot be read: {error}") from error
     return common
 
 
@@ -135,6 +141,7 @@ class Reader:
         self.tensors: dict[str, TensorStorageMetadata] = {
             k: m for k, m in entries.items() if isinstance(m, TensorStorageMetadata)
         }
+        self.objects = {k for k, m in entries.items() if isinstance(m, BytesStorageMetadata)}
         self._where: dict[tuple[str, tuple[int, ...]], _StorageInfo] = {}
         for index, info in metadata.storage_data.items():
             self._where[index.fqn, tuple(index.offset or ())] = info
@@ -195,9 +202,22 @@ class Reader:
             )
         return out
 
+    def read_object(self, key: str) -> Any:
+        """One of `objects`. Raises CheckpointError when it cannot be read, or holds a class."""
+        return self._load(key, ())
+
     def _piece(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+        tensor = self._load(key, tuple(chunk.offsets))
+        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != tuple(chunk.sizes):
+            raise CheckpointError(
+                f"{self.folder}: {key}: expected a tensor of {list(chunk.sizes)}, found"
+                f" {getattr(tensor, 'shape', type(tensor))}"
+            )
+        return tensor
+
+    def _load(self, key: str, offset: tuple[int, ...]) -> Any:
         try:
-            info = self._where[key, tuple(chunk.offsets)]
+            info = self._where[key, offset]
             if info.relative_path not in self._files:
                 self._files[info.relative_path] = (
                     self.folder / Path(info.relative_path).name
@@ -207,15 +227,9 @@ class Reader:
             data = file.read(info.length)
             if len(data) != info.length:
                 raise OSError(f"{info.relative_path} is cut off")
-            tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{self.folder}: {key} cannot be read: {error}") from error
-        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != tuple(chunk.sizes):
-            raise CheckpointError(
-                f"{self.folder}: {key}: expected a tensor of {list(chunk.sizes)}, found"
-                f" {getattr(tensor, 'shape', type(tensor))}"
-            )
-        return tensor
 
 
 class Writer:
