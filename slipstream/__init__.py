@@ -5,6 +5,7 @@ none of torch, ray, sglang or megatron."""
 
 from pipeline.core.errors import ConfigError, DataError, GenerateError, RewardError, SlipstreamError
 from pipeline.core.images import to_data_url
+from pipeline.core.supervision import Supervision
 from pipeline.core.types import Completion, Sample, Status, VersionSpan
 from pipeline.core.version import __version__
 from stages.filter import DynamicFilterOutput, filter_zero_std_groups
@@ -21,6 +22,7 @@ __all__ = [
     "Session",
     "SlipstreamError",
     "Status",
+    "Supervision",
     "VersionSpan",
     "__version__",
     "filter_zero_std_groups",

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from configs.command_line.spellings.reading import Reading
-from configs.schema import ClusterConfig
+from configs.schema import ClusterConfig, Config
 
 
 def draw_consequences(
@@ -23,7 +23,10 @@ def draw_consequences(
         reading.nothing["--sequence-parallel"] = (
             "it splits sequences over tensor ranks, and --tensor-model-parallel-size is 1"
         )
-    return {**sections, "cluster": cluster, "megatron": megatron}
+    rollout = sections["rollout"]
+    if Config(**sections).answers_are_given and "n-samples-per-prompt" not in given:
+        rollout = dataclasses.replace(rollout, n_samples_per_prompt=1)  # each is trained once
+    return {**sections, "cluster": cluster, "megatron": megatron, "rollout": rollout}
 
 
 def _on_all_devices(cluster: ClusterConfig) -> ClusterConfig:

@@ -115,6 +115,7 @@ def _groups_of_one(config: Config) -> Iterator[str]:
         rollout.n_samples_per_prompt > 1
         or users
         or config.run.mock
+        or a.is_supervised
         or config.distill.use_opd
         or a.advantage_estimator not in _WITHIN_GROUPS
     ):

@@ -36,6 +36,8 @@ def rewards(config: Config) -> Iterator[str]:
         )
     if reward.custom_rm_path or (config.run.mock and data.prompt_data is None):
         return
+    if config.answers_are_given and not config.eval.eval_interval:  # nothing is scored
+        return
     if reward.rm_type is None and not procedural and not config.distill.use_opd:
         yield (
             f"--prompt-data {data.prompt_data} says nothing of rewards: set --rm-type"

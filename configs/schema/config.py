@@ -112,6 +112,18 @@ class Config:
         return self.cluster.rollout_num_gpus_per_engine // stages
 
     @property
+    def answers_are_given(self) -> bool:
+        """Trained on the data's own answers: none is sampled or scored."""
+        own = self.rollout.custom_generate_function_path
+        return self.algorithm.is_supervised and own is None
+
+    @property
+    def has_engines(self) -> bool:
+        """Is anything generated?"""
+        samples = not self.answers_are_given or bool(self.eval.eval_interval)
+        return samples and not self.run.trains_on_records
+
+    @property
     def num_engines(self) -> int:
         return self.cluster.rollout_num_gpus // self.cluster.rollout_num_gpus_per_engine
 

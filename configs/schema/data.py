@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from pipeline.core.conversation import LossMaskType
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
@@ -23,6 +25,10 @@ class DataConfig:
     tool_key: str = "tools"  # names the column with tool descriptions for the chat template
     apply_chat_template: bool = False  # renders prompts with the tokenizer's chat template
     system_prompt: str | None = None  # put ahead of every chat
+    # which part of a whole chat is trained (--loss-type sft_loss): with qwen and qwen3 every
+    # assistant turn, as it was when it was the newest, thinking included; with qwen3_5 every one
+    # as the template renders the whole chat; with distill_qwen the last message
+    loss_mask_type: LossMaskType = "qwen"
     rollout_shuffle: bool = True  # shuffles prompts, differently in every epoch
     rollout_seed: int = 42  # seeds the shuffle and procedural tasks
     # skips and counts rows that are malformed, refused by the chat template, or without a usable

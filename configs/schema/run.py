@@ -54,4 +54,4 @@ class RunConfig:
     @property
     def trains_on_records(self) -> bool:
         """No engines: what is trained on comes from files."""
-        return self.debug_train_only or self.load_debug_rollout_data is not None
+        return self.load_debug_rollout_data is not None

@@ -32,6 +32,7 @@ from pipeline.wiring.closing import save_batch, telemetry_of
 from pipeline.wiring.context import RunContext, begin, open_context, withdraw
 from pipeline.wiring.prompts import eval_datasets, make_source
 from pipeline.wiring.simulated import simulated
+from pipeline.wiring.supervised import supervised
 from stages.evaluate import Evaluator
 from stages.filter import build_filter
 from stages.reward import Lease, RewardStage, TeacherStage, build_reward
@@ -70,7 +71,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         from pipeline.wiring.real import real_backend as make_backend
     from pipeline.wiring.debug import half, recorded_buffer, saver, warn_of_what_is_left_out
 
-    backend = half(make_backend(site), config.run)
+    backend = supervised(site, half(make_backend(site), config))
     undo.callback(backend.router.release)
     source = make_source(site, backend)
     scorer = build_reward(config.reward, site.args)

@@ -12,7 +12,7 @@ from pathlib import Path
 from buffers.dump import RecordedRollout, RecordedRun, path_of, read_take, write_take
 from buffers.journal import FILE_NAME
 from buffers.recorded import RecordedBuffer
-from configs.schema import Config, RunConfig
+from configs.schema import Config
 from pipeline.core.types import Group, PushResult, StepResult, TrainBatch
 from pipeline.schedule.clock import RolloutClock
 from pipeline.wiring.backend import Backend
@@ -60,11 +60,11 @@ def warn_of_what_is_left_out(config: Config) -> None:
         )
 
 
-def half(backend: Backend, run: RunConfig) -> Backend:
-    """The backend without what `run` leaves out."""
-    if run.debug_rollout_only:
+def half(backend: Backend, config: Config) -> Backend:
+    """The backend without what the run leaves out."""
+    if config.run.debug_rollout_only:
         return replace(backend, learner=NoLearner())
-    if run.trains_on_records:
+    if not config.has_engines:
         return replace(
             backend, transport=NoTransport(), engine_idle_seconds=dict, engine_counts=dict
         )

@@ -21,7 +21,7 @@ def _who(config: Config) -> str:
     if config.run.mock:
         return "simulated engines and learner"
     parts = [str(config.model.hf_checkpoint)]
-    if not config.run.trains_on_records:
+    if config.has_engines:
         parts.append(counted(config.num_engines, "engine"))
     if not config.run.debug_rollout_only:
         ranks = counted(config.num_learner_ranks, "learner rank")

@@ -65,7 +65,7 @@ def mock_backend(site: RunContext) -> Backend:
     transport = MockTransport(pool, config.mock, time=site.time)
 
     async def start() -> None:
-        if not config.run.trains_on_records:
+        if config.has_engines:
             await pool.start()
             router.start()
         if site.snapshot is not None:

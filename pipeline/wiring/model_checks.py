@@ -61,7 +61,7 @@ def context_problems(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
     own = text.get("max_position_embeddings")
     given = config.sglang.get("context_length")
     longest = own if given is None else int(given) if str(given).isdigit() else None
-    if config.run.mock or config.run.trains_on_records or not isinstance(longest, int):
+    if config.run.mock or not config.has_engines or not isinstance(longest, int):
         return
     rollout, said = config.rollout, "the model" if given is None else "--sglang-context-length"
     for flag, value in (

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pipeline.core.protocols import Source
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
-from stages.source import UserSource, build_source, scored_by
+from pipeline.wiring.supervised import make_supervision
+from stages.source import Judge, UserSource, build_source, scored_by, taught_by
 
 
 def make_source(site: RunContext, backend: Backend) -> Source:
@@ -25,7 +26,7 @@ def make_source(site: RunContext, backend: Backend) -> Source:
             site.config.rollout.n_samples_per_prompt,
             backend.max_prompt_len,
             backend.tokenizer,
-            judge=scored_by(site.config.reward),
+            judge=_judge(site, backend),
         )
     path = site.run_dir.path / "prompts.jsonl"
     rows = [
@@ -41,6 +42,14 @@ def make_source(site: RunContext, backend: Backend) -> Source:
         None,
         backend.tokenizer,
     )
+
+
+def _judge(site: RunContext, backend: Backend) -> Judge:
+    """Of the rows: can they be scored, or taught?"""
+    supervision = make_supervision(site, backend)
+    if supervision is None:
+        return scored_by(site.config.reward)
+    return taught_by(supervision, rendered=site.config.data.apply_chat_template)
 
 
 def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -83,7 +83,7 @@ def real_backend(site: RunContext) -> Backend:
     teacher = make_teacher(site, device)
     engines = (
         EngineMemory(pool)
-        if share.rollout and not (config.run.trains_on_records or config.run.debug_rollout_only)
+        if share.rollout and config.has_engines and not config.run.debug_rollout_only
         else None
     )
     transport = make_transport(pool, learner, config.cluster, device=device)
@@ -106,17 +106,17 @@ def real_backend(site: RunContext) -> Backend:
 
         if run.debug_rollout_only:
             up.set()
-        if not run.trains_on_records:
+        if config.has_engines:
             router.start()
         async with asyncio.TaskGroup() as both:
-            if not run.trains_on_records:
+            if config.has_engines:
                 both.create_task(pool.start() if not share.train else _after(up, pool.start))
-            if teacher is not None and not run.trains_on_records:
+            if teacher is not None and config.has_engines:
                 both.create_task(teacher.start())
             if not run.debug_rollout_only:
                 both.create_task(bring_up())
         warmed_up = site.snapshot is None and config.warmup.sft_steps
-        if (served is None or warmed_up) and not (run.trains_on_records or run.debug_rollout_only):
+        if (served is None or warmed_up) and config.has_engines and not run.debug_rollout_only:
             await transport.push(site.clock.policy_version)
 
     async def close() -> None:

@@ -39,7 +39,7 @@ def make_router(
         time=site.time,
     )
     site.args.sglang_router_port = router.port
-    if site.config.run.trains_on_records:
+    if not site.config.has_engines:
         router.release()  # there is no engine behind it
     return router
 

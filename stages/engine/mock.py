@@ -67,8 +67,15 @@ class MockTokenizer:
             token_ids = [i for i in token_ids if i < 256 or i >= self._first_word]
         return b"".join(map(self._bytes_of, token_ids)).decode(errors="replace")
 
-    def apply_chat_template(self, messages: Any, tokenize: bool = True, **kwargs: Any) -> Any:
-        text = "".join(f"{m['role']}: {_text_of(m['content'])}\n" for m in messages) + "assistant: "
+    def apply_chat_template(
+        self,
+        messages: Any,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        text = "".join(f"{m['role']}: {_text_of(m['content'])}\n" for m in messages)
+        text += "assistant: " if add_generation_prompt else ""
         return self.encode(text) if tokenize else text
 
     def _bytes_of(self, token: int) -> bytes:
@@ -262,7 +269,7 @@ class MockEngineClient:
     def _encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
         if isinstance(prompt, str):
             return self._tokenizer.encode(prompt)
-        return list(self._tokenizer.apply_chat_template(prompt))
+        return list(self._tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
 
 
 class LabelledGenerate:

@@ -6,14 +6,23 @@ from configs.schema import DataConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.protocols import Tokenizer
 from stages.source.file_rows import FileRows
-from stages.source.labels import Judge, answered, scored_by
+from stages.source.labels import Judge, answered, scored_by, taught_by
 from stages.source.render import Renderer
 from stages.source.rows import Row, Rows
 from stages.source.sft import sft_pairs
 from stages.source.source import PromptSource
 from stages.source.user_source import UserSource
 
-__all__ = ["PromptSource", "UserSource", "answered", "build_source", "scored_by", "sft_pairs"]
+__all__ = [
+    "Judge",
+    "PromptSource",
+    "UserSource",
+    "answered",
+    "build_source",
+    "scored_by",
+    "sft_pairs",
+    "taught_by",
+]
 
 
 def build_source(

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from configs.rules.rewards import why_missing
 from configs.schema.reward import COMPARING, RM_TYPES, RewardConfig
-from pipeline.core.errors import DataError
+from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.labels import accepted_answers, whole_number
+from pipeline.core.supervision import Supervision
 from stages.source.rows import Row
 
 Judge = Callable[[Row], None]
@@ -60,6 +61,30 @@ def _judge_numbers(row: Row) -> None:
 def answered(row: Row) -> None:
     """Raises DataError for a row whose label cannot be taught."""
     _judge_answers(row, "the warm-up teaches it", formula=False)
+
+
+def taught_by(supervision: Supervision, *, rendered: bool) -> Judge:
+    """Raises DataError for a row of which nothing can be taught. `rendered`: prompts become text
+    by the chat template, ahead of their answers."""
+
+    def judge(row: Row) -> None:
+        if rendered and isinstance(row.prompt, list) and row.label is None:
+            raise ConfigError(
+                "--apply-chat-template with whole chats to train on (--loss-type sft_loss, no"
+                " --label-key): what follows the last message would be asked for. Drop it: they are"
+                " rendered as --loss-mask-type says"
+            )
+        prompt = supervision.asked(row.prompt, row.tools) if rendered else row.prompt
+        if row.images:
+            raise DataError(f"{row.where}: images: --loss-type sft_loss trains on text only")
+        try:
+            supervision.check(prompt, row.label, row.tools)
+        except DataError as error:
+            raise DataError(
+                f"{row.where}: {error} (--skip-bad-rows skips and counts such rows)"
+            ) from error
+
+    return judge
 
 
 def _judge_answers(row: Row, why: str, *, formula: bool) -> None:

@@ -205,6 +205,23 @@ def test_user_functions(make_rank: Callable[..., Any], tmp_path: Path) -> None:
     )
 
 
+def test_supervised_gradients_are_of_the_trained_tokens_only(
+    folder: Path, make_rank: Callable[..., Any]
+) -> None:
+    """Those that plain autograd has of their cross entropy; the others have none."""
+    samples = cases.make_samples(cases.LENGTHS)
+    rank = make_rank(loss_type="sft_loss", calculate_per_token_loss=True)
+    got = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
+    model = cases.load_hf(folder)
+    masks = [torch.from_numpy(s.loss_mask.astype(bool)) for s in samples]
+    assert not all(bool(mask.all()) for mask in masks)
+    picked = [cases.token_log_probs(model, s, 1.0)[m] for s, m in zip(samples, masks, strict=True)]
+    loss = -torch.cat(picked).mean()
+    loss.backward()
+    norm = torch.stack([w.grad.norm() for w in model.parameters() if w.grad is not None]).norm()
+    assert (got["loss"], got["grad_norm"]) == pytest.approx((loss.item(), norm.item()), rel=1e-3)
+
+
 def test_true_on_policy_mode_names_the_worst_token(
     folder: Path, make_rank: Callable[..., Any]
 ) -> None:

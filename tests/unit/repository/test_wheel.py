@@ -121,7 +121,9 @@ def test_the_command_trains_reports_and_looks_into_the_buffer(installed: Install
 
 def test_a_preset_its_model_data_and_example_are_found(installed: Installation) -> None:
     trained = installed.run(
-        "slipstream", "train", "--config", "sft", "--mock", "--num-rollout", "1"
+        *("slipstream", "train", "--config", "sft", "--mock", "--num-rollout", "1"),
+        *("--custom-generate-function-path", "examples/sft.py"),
+        *("--custom-rm-path", "examples/sft.py:reward"),
     )
     assert trained.returncode == 0, trained.stdout + trained.stderr
     resolved = (installed.elsewhere / "runs" / "sft" / "config.yaml").read_text()

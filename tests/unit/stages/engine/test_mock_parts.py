@@ -227,8 +227,10 @@ def test_words_are_tokens_of_their_own_the_longest_first() -> None:
 
 def test_a_chat_with_an_image_has_its_text_and_a_mark() -> None:
     content = [{"type": "image"}, {"type": "text", "text": "What?"}]
-    text = MockTokenizer().apply_chat_template([{"role": "user", "content": content}], False)
+    chat = [{"role": "user", "content": content}]
+    text = MockTokenizer().apply_chat_template(chat, False, add_generation_prompt=True)
     assert text == "user: <image>What?\nassistant: "
+    assert MockTokenizer().apply_chat_template(chat, False) == "user: <image>What?\n"
 
 
 def batch(staleness: int) -> TrainBatch:

@@ -1,0 +1,214 @@
+"""A whole chat as one sequence to train on: which of its text the assistant said.
+
+Made from the chat template alone, whatever the model: renderings of the chat up to a turn differ by
+that turn. Templates that rewrite earlier turns when a new one comes (Qwen3 drops their thinking)
+are met by showing every turn as it was when it was the newest: as a session of several turns has
+it, which never renders again what was sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pipeline.core.errors import DataError
+
+if TYPE_CHECKING:  # the command line reads LossMaskType, and loads no numpy
+    from pipeline.core.protocols import Tokenizer
+
+# slime's names. qwen and qwen3: every turn as it was when it was the newest; qwen3_5: as the
+# template renders the whole chat; distill_qwen: the last message, as it is written
+LossMaskType = Literal["qwen", "qwen3", "qwen3_5", "distill_qwen"]
+Messages = Sequence[Mapping[str, Any]]
+# the text of a chat; with the flag, up to where the assistant begins to speak
+Render = Callable[[Messages, bool], str]
+
+STEP_MASK = "step_loss_mask"  # slime's key of a message: 0 leaves the turn untrained
+_STAND_IN = "Slipstream-stand-in-for-a-turn"  # in place of a turn, to see where it ends
+
+
+class Piece(NamedTuple):
+    """Consecutive text of one kind."""
+
+    text: str
+    trained: bool
+
+
+class Turn(NamedTuple):
+    """One assistant turn as it was when it was the newest."""
+
+    place: int  # of its message
+    context: str  # what came since the turn before it
+    opening: str  # how the assistant's turns begin
+    said: str  # by the assistant, with what closes the turn
+
+
+def render_with(tokenizer: Tokenizer, tools: Any = None, **template: Any) -> Render:
+    """By the tokenizer's chat template; `template` is handed to it."""
+    given = {**template, **({"tools": tools} if tools else {})}
+
+    def render(messages: Messages, prompt: bool) -> str:
+        chat = [{k: v for k, v in m.items() if k != STEP_MASK} for m in messages]
+        return str(
+            tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=prompt, **given
+            )
+        )
+
+    return render
+
+
+def pieces_of(messages: Messages, render: Render, kind: LossMaskType = "qwen") -> tuple[Piece, ...]:
+    """The chat's text, cut where training begins and ends. Raises DataError for a chat of which no
+    assistant turn can be trained, or whose template hides part of a turn that should be."""
+    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
+    if last is None:
+        raise DataError("no message is of role assistant: there is nothing to train on")
+    if last == 0:
+        raise DataError("the assistant speaks first: expected a message ahead of its first turn")
+    if not any(_is_trained(m) for m in messages):
+        raise DataError(f"every assistant turn has {STEP_MASK} 0: there is nothing to train on")
+    if kind == "distill_qwen":
+        return _last_message(messages, render)
+    turns = list(_turns(messages, render))
+    tail = _since(messages, len(messages), turns[-1], render)
+    whole = _in_whole(render(messages, False), turns, tail)
+    if kind == "qwen3_5":
+        turns = whole
+    else:
+        for turn in turns:
+            _check_shown(messages[turn.place], turn)
+    parts = []
+    for turn in turns:
+        parts.append(Piece(turn.context + turn.opening, False))
+        parts.append(Piece(turn.said, _is_trained(messages[turn.place])))
+    return tuple(piece for piece in (*parts, Piece(tail, False)) if piece.text)
+
+
+def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """(token ids, loss mask). Pieces are encoded one by one, as prompt and answer are when the
+    model speaks."""
+    tokens: list[int] = []
+    mask: list[int] = []
+    for text, trained in pieces:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        tokens += ids
+        mask += [int(trained)] * len(ids)
+    return tokens, mask
+
+
+def _is_trained(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "assistant" and message.get(STEP_MASK, 1) == 1
+
+
+def _turns(messages: Messages, render: Render) -> Iterator[Turn]:
+    before: Turn | None = None
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        context = _since(messages, i, before, render)
+        asked, answered = render(messages[:i], True), render(messages[: i + 1], False)
+        at, shared = len(render(messages[:i], False)), len(_shared(asked, answered))
+        if shared < at:
+            raise DataError(
+                f"message {i}: the chat template shows what comes before this turn differently"
+                " once it is there (of two assistant messages in a row, make one)"
+            )
+        before = Turn(i, context, answered[at:shared], answered[shared:])
+        yield before
+
+
+def _since(messages: Messages, end: int, before: Turn | None, render: Render) -> str:
+    """What the chat up to message `end` has behind the turn `before`."""
+    if before is None:
+        return render(messages[:end], False)
+    now, then = render(messages[:end], False), render(messages[: before.place + 1], False)
+    if now.startswith(then):
+        return now[len(then) :]
+    # the turn is shown otherwise now that it is not the newest: where does it end?
+    chat = [*messages[: before.place], _stand_in(messages[before.place])]
+    closing = _behind_stand_in(render(chat, False))
+    rest = _behind_stand_in(render([*chat, *messages[before.place + 1 : end]], False))
+    if not rest.startswith(closing):
+        raise DataError(
+            f"message {before.place}: the chat template closes this turn differently when another"
+            " follows, so that its end cannot be told"
+        )
+    return rest[len(closing) :]
+
+
+def _stand_in(message: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {k: v for k, v in message.items() if k in ("role", "tool_calls")}
+    return {**plain, "content": _STAND_IN}
+
+
+def _behind_stand_in(text: str) -> str:
+    _, found, behind = text.rpartition(_STAND_IN)
+    if not found:
+        raise DataError("the chat template does not show what an assistant says as it is written")
+    return behind
+
+
+def _in_whole(whole: str, turns: Sequence[Turn], tail: str) -> list[Turn]:
+    """The turns as the rendering of the whole chat has them. What is between them must be the same
+    in it."""
+    found: list[Turn] = []
+    at = 0
+    for turn in turns:
+        start = whole.find(turn.context or turn.opening, at)
+        if start < 0 or (not found and start):
+            raise DataError(
+                f"message {turn.place}: what comes before it is not the same in the rendering of"
+                " the whole chat"
+            )
+        if found:
+            found[-1] = found[-1]._replace(said=whole[at:start])
+        at = start + len(turn.context)
+        opening = _shared(turn.opening, whole[at:])
+        found.append(turn._replace(opening=opening))
+        at += len(opening)
+    if not whole.endswith(tail) or len(whole) - len(tail) < at:
+        raise DataError("the rendering of the whole chat ends otherwise than its last messages")
+    found[-1] = found[-1]._replace(said=whole[at : len(whole) - len(tail)])
+    return found
+
+
+def _check_shown(message: Mapping[str, Any], turn: Turn) -> None:
+    """Raises DataError for a trained turn of which the template leaves a part out."""
+    shown = "".join((turn.opening + turn.said).split())
+    for key in ("content", "reasoning_content"):
+        for text in _texts(message.get(key)):
+            if "".join(text.split()) not in shown:
+                raise DataError(
+                    f"message {turn.place}: the chat template leaves out a part of its {key}:"
+                    f" {text[:60]!r}... (templates of distilled reasoners hide the thinking:"
+                    " --loss-mask-type distill_qwen trains the last message as it is written)"
+                )
+
+
+def _shared(one: str, other: str) -> str:
+    """The beginning that both have."""
+    pairs = zip(one, other, strict=False)
+    length = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    return one[:length]
+
+
+def _texts(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content or () if isinstance(part.get("text"), str)]
+
+
+def _last_message(messages: Messages, render: Render) -> tuple[Piece, ...]:
+    """All of the last message, also the thinking that templates of distilled reasoners hide."""
+    *earlier, last = messages
+    content = last.get("content")
+    if not isinstance(content, str) or not _is_trained(last):
+        raise DataError(
+            f"--loss-mask-type distill_qwen trains the last message: it is of role"
+            f" {last['role']!r}; expected an assistant's text"
+        )
+    asked = render(earlier, True)
+    closing = _behind_stand_in(render([*earlier, _stand_in(last)], False))
+    # a prompt that opens the thinking already
+    shared = next(n for n in range(len(content), -1, -1) if asked.endswith(content[:n]))
+    return Piece(asked, False), Piece(content[shared:] + closing, True)
