@@ -38,6 +38,24 @@ def to_jsonable(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be kept as JSON")
 
 
+def misfit(value: Any, name: str) -> str | None:
+    """Which part of `value` to_jsonable refuses: "reward['parts'] is a set"; None where it
+    refuses none. `name`: what the value is called."""
+    if isinstance(value, dict):
+        found = (
+            misfit(k, f"a key of {name}") or misfit(v, f"{name}[{k!r:.80}]")
+            for k, v in value.items()
+        )
+        return next(filter(None, found), None)
+    if isinstance(value, list | tuple):
+        return next(filter(None, (misfit(v, f"{name}[{i}]") for i, v in enumerate(value))), None)
+    try:
+        to_jsonable(value)
+    except TypeError:
+        return f"{name} is a {type(value).__name__}"
+    return None
+
+
 def from_jsonable(value: Any) -> Any:
     """The inverse of `to_jsonable`, also after a trip through JSON text."""
     if isinstance(value, list):

@@ -28,6 +28,17 @@ def judged(reward: Any, *, key: str | None, threshold: float) -> float | dict[st
     return kept
 
 
+def check_sayable(result: Any) -> None:
+    """What a function returned, for a sample or a group: raises RewardError, as `judged` does, for
+    what no key and no threshold would make a reward of."""
+    for reward in result if isinstance(result, list | tuple) else [result]:
+        if not isinstance(reward, Mapping):
+            _finite("the reward is", reward)
+            continue
+        for name, value in reward.items():
+            _entry(str(name), value)
+
+
 def plain(value: Any) -> Any:
     """Scalars of numpy and torch as Python's, in dicts and lists too: what else they are stays."""
     if isinstance(value, Mapping):

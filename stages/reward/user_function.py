@@ -13,14 +13,24 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from configs.hooks import load_hook
-from pipeline.core.types import Sample
+from pipeline.core.types import Sample, Status, VersionSpan
 from pipeline.core.user_errors import exit_as_error, note_place
 from stages.reward import worker
 from stages.reward.loop_guard import GUARD
 from stages.reward.pool import Overdue, WorkerPool, in_thread
 
 logger = logging.getLogger(__name__)
+
+
+# fields of a sample whose values JSON has no type for
+_MADE_OF: dict[str, Callable[[Any], Any]] = {
+    "status": Status,
+    "weight_versions": lambda spans: [VersionSpan(*span) for span in spans],
+    "rollout_routed_experts": lambda nested: None if nested is None else np.asarray(nested),
+}
 
 
 class UserError(Exception):
@@ -89,7 +99,7 @@ class UserFunction:
         answer = await self._workers.run(
             worker.call, (self._spec, request), self._seconds, prepare=load
         )
-        reply: worker.Reply = pickle.loads(answer)
+        reply = worker.Reply.from_json(answer)
         if reply.unfit is not None:
             return await self._instead(subject, f"it cannot be imported there ({reply.unfit})")
         if reply.awaitable:
@@ -100,7 +110,7 @@ class UserFunction:
         samples = subject if isinstance(subject, list) else [subject]
         for sample, changes in zip(samples, reply.changes, strict=True):
             for name, value in changes.items():
-                setattr(sample, name, value)
+                setattr(sample, name, _MADE_OF[name](value) if name in _MADE_OF else value)
         return reply.reward
 
     async def _instead(self, subject: Any, reason: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.types import Sample
+from pipeline.core.types import Sample, Status
 from pipeline.core.user_errors import in_words
 from stages.reward.pool import Overdue, WorkerPool
 from stages.reward.user_function import UserError, UserFunction
@@ -118,6 +118,60 @@ async def test_a_sample_that_cannot_be_sent_is_scored_here(
     function = make("import os\ndef reward_func(args, sample): return os.getpid()")
     assert await function(Sample(metadata={"lock": threading.Lock()})) == os.getpid()
     assert "cannot be sent there (cannot pickle" in caplog.text
+
+
+NOT_SAID = {
+    "{'score': 1.0, 'parts': {1, 2}}": "the reward's 'parts' is {1, 2}: expected",
+    "[0.0, {'a': [object()]}]": "the reward's 'a' is [<object object",
+    "sample.metadata.update(seen={3})": "sample.metadata['seen'] is a set: expected what",
+    "sample.metadata.update(a={'b': [0, print]})": "sample.metadata['a']['b'][1] is a builtin_f",
+    "sample.metadata.update(n=10 ** 5000)": "ValueError: Exceeds the limit",
+    "10 ** 5000": "OverflowError: int too large",
+}
+
+
+@pytest.mark.parametrize(("result", "says"), NOT_SAID.items())
+async def test_what_json_cannot_carry_back_is_named_by_its_key(
+    make: Make, result: str, says: str
+) -> None:
+    function = make(f"def reward_func(args, sample): return {result} or 1.0")
+    with pytest.raises(UserError, match=re.escape(says)):
+        await function(Sample())
+
+
+async def test_nothing_that_a_function_returns_runs_in_this_process(
+    make: Make, tmp_path: Path
+) -> None:
+    """Unpickling it would: its answer is data here."""
+    function = make(
+        "import pathlib\n"
+        "class Trap:\n"
+        " def __reduce__(self):\n"
+        f"  return pathlib.Path.touch, (pathlib.Path({str(tmp_path / 'x')!r}),)\n"
+        "def reward_func(args, sample): sample.metadata['t'] = Trap(); return 1.0"
+    )
+    with pytest.raises(UserError, match=r"sample\.metadata\['t'\] is a Trap: expected what"):
+        await function(Sample())
+    assert not (tmp_path / "x").exists()
+
+
+async def test_a_samples_own_types_come_back_as_they_are(make: Make) -> None:
+    function = make(
+        "from slipstream import Status\nfrom pipeline.core.types import VersionSpan\n"
+        "import numpy\n"
+        "def reward_func(args, sample):\n"
+        " sample.status = Status.TRUNCATED\n"
+        " sample.weight_versions = [VersionSpan(2, 0, 1)]\n"
+        " sample.metadata = {(1, 2): 'pair', 'odd': (float('inf'), '\\ud800')}\n"
+        " sample.rollout_routed_experts = numpy.ones((1, 2, 3), dtype=numpy.uint8)\n"
+        " return {'score': numpy.float32(0.5)}"
+    )
+    sample = Sample()
+    assert await function(sample) == {"score": 0.5}
+    assert sample.status is Status.TRUNCATED
+    assert sample.weight_versions[0].version == 2
+    assert sample.metadata == {(1, 2): "pair", "odd": (float("inf"), "\ud800")}
+    assert sample.rollout_routed_experts.shape == (1, 2, 3)
 
 
 async def test_a_blocking_async_function_is_named_with_its_line(
