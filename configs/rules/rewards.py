@@ -39,8 +39,10 @@ def rewards(config: Config) -> Iterator[str]:
     if config.answers_are_given and not config.eval.eval_interval:  # nothing is scored
         return
     if reward.rm_type is None and not procedural and not config.distill.use_opd:
+        source = f"--data-source-path {data.data_source_path}"
         yield (
-            f"--prompt-data {data.prompt_data} says nothing of rewards: set --rm-type"
+            f"{source if data.data_source_path else f'--prompt-data {data.prompt_data}'} says"
+            " nothing of rewards: set --rm-type"
             f" ({', '.join(RM_TYPES)}) or --custom-rm-path"
         )
     if reward.rm_type == "reasoning_gym" and not procedural:

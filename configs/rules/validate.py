@@ -49,9 +49,7 @@ def model_and_prompts(config: Config) -> Iterator[str]:
             " tiny:configs/models/FILE.yaml or pypi-gguf:PACKAGE (a run without a model: --mock; a"
             " complete example: --config quickstart)"
         )
-    if config.data.prompt_data and config.data.data_source_path:
-        yield "--data-source-path and --prompt-data both say where prompts come from: drop one"
-    if config.data.prompt_data:
+    if config.data.prompt_data and not config.data.data_source_path:
         yield from check_data("--prompt-data", config.data.prompt_data)
     elif not config.run.mock and not config.data.data_source_path:
         yield (

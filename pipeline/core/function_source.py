@@ -30,8 +30,8 @@ class FunctionSource:
         return bool(self.node.decorator_list)
 
     def method(self, name: str) -> Function | None:
-        """Of a class, one that it defines itself."""
-        return _function(self.node.body, name)
+        """Of a class, one that it or a base in the same file defines."""
+        return _method(self.tree, self.node, name) if isinstance(self.node, ast.ClassDef) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +203,15 @@ def _pairs(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr]]
 def _first(node: Function, place: int) -> str | None:
     positional = [*node.args.posonlyargs, *node.args.args]
     return positional[place].arg if len(positional) > place else None
+
+
+def _method(tree: ast.Module, node: ast.ClassDef, name: str) -> Function | None:
+    found = _function(node.body, name)
+    for base in (b.id for b in node.bases if isinstance(b, ast.Name)) if found is None else ():
+        above = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == base]
+        if above and above[-1].lineno < node.lineno:
+            found = found or _method(tree, above[-1], name)
+    return found
 
 
 def _function(body: Sequence[ast.stmt], name: str) -> Function | None:

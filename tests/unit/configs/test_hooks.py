@@ -158,6 +158,20 @@ def test_a_data_source_without_a_method_is_refused(tmp_path: Path) -> None:
     assert "class RolloutDataSource has no method add_samples" in problem
 
 
+def test_a_data_source_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    """With its own constructor, and with that of a base beside it."""
+    hook = HOOKS["data_source_path"]
+    own = written(hook)
+    (problem,) = problems(
+        hook, own.replace("__init__(self, args)", "__init__(self, data, args)"), tmp_path
+    )
+    assert "__init__(self, data, args) cannot be called" in problem
+    assert "expected __init__(self, args)" in problem
+    base = own.replace("RolloutDataSource", "Base").replace("(self, args)", "(self, data, args)")
+    (problem,) = problems(hook, f"{base}\nclass RolloutDataSource(Base): ...\n", tmp_path)
+    assert "line 2: __init__(self, data, args) cannot be called" in problem
+
+
 @pytest.mark.parametrize(
     "field", [h.field for h in HOOKS.values() if h.style in ("plain", "class")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,3 +119,44 @@ def test_a_whole_run_trains_on_it(file: Path, tmp_path: Path) -> None:
     assert (tmp_path / "at-1.json").exists()
     wrong = run_entry("--mock", "--data-source-path", str(file) + ":Nothing", "--num-rollout", "1")
     assert wrong.returncode == 2 and "--data-source-path" in wrong.stderr
+
+
+READER = """
+import json
+from pathlib import Path
+from slipstream import Sample
+
+
+class RolloutDataSource:
+    def __init__(self, args):
+        self.args, self.at = args, 0
+        self.rows = [json.loads(line) for line in Path(args.prompt_data).read_text().splitlines()]
+
+    def get_samples(self, num_samples):
+        return [self._group() for _ in range(num_samples)]
+
+    def _group(self):
+        row, args = self.rows[self.at % len(self.rows)], self.args
+        self.at += 1
+        given = {"prompt": row[args.input_key], "label": row[args.label_key]}
+        return [Sample(**given) for _ in range(args.n_samples_per_prompt)]
+
+    def add_samples(self, samples): ...
+    def save(self, rollout_id): ...
+    def load(self, rollout_id=None): ...
+"""
+
+
+def test_a_source_may_read_the_prompt_data_itself(tmp_path: Path) -> None:
+    """As slime's own does. The file is its affair then, whatever its form."""
+    (tmp_path / "reader.py").write_text(READER)
+    (tmp_path / "sums.txt").write_text('{"question": "1 + 2 =", "answer": "3"}\n')
+    done = run_entry(
+        *("--mock", "--data-source-path", str(tmp_path / "reader.py"), "--num-rollout", "1"),
+        *("--prompt-data", str(tmp_path / "sums.txt"), "--input-key", "question"),
+        *("--label-key", "answer", "--rm-type", "exact_match", "--rollout-batch-size", "2"),
+        *("--runs-dir", str(tmp_path), "--name", "r"),
+    )
+    assert done.returncode == 0, done.stderr
+    sample = json.loads((tmp_path / "r" / "samples.jsonl").read_text().splitlines()[0])
+    assert (sample["prompt"], sample["label"]) == ("1 + 2 =", "3")
