@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from configs.schema import EvalConfig
 from pipeline.core.deadline import Deadline
 from pipeline.core.protocols import Generate, Reward
 from pipeline.core.time import MonotonicTime, TimeSource
@@ -20,6 +21,18 @@ NO_DEADLINE = Deadline()
 NO_VERSION = -1  # of an evaluation without a single generated token
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSet:
+    """One data set, and what is asked of it."""
+
+    name: str
+    prompts: Sequence[Sample]  # one PENDING sample a prompt; they stay as they are
+    reward: Reward
+    num_samples: int = 1  # of every prompt
+    reward_key: str | None = None  # picks the score of dict rewards
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # beyond what evaluations ask for
+
+
 class Evaluator:
     """Scores every data set with the weights that the engines happen to serve; each result says
     which those were."""
@@ -27,25 +40,15 @@ class Evaluator:
     def __init__(
         self,
         generate: Generate,
-        reward: Reward,
-        datasets: Mapping[str, Sequence[Sample]],
-        config: EvalConfig,
+        datasets: Sequence[EvalSet],
         *,
-        reward_key: str | None = None,
         deadline: Deadline = NO_DEADLINE,
         time: TimeSource | None = None,
         max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
     ) -> None:
-        """`datasets`: name -> one PENDING sample a prompt; they stay as they are.
-
-        `reward_key` picks the score of dict rewards, `deadline` is that of scoring a prompt's
-        samples.
-        """
-        self._generate, self._reward = generate, reward
-        self._datasets = {name: list(samples) for name, samples in datasets.items()}
-        self._num_samples = config.n_samples_per_eval_prompt
+        """`deadline` is that of scoring a prompt's samples."""
+        self._generate, self._datasets = generate, tuple(datasets)
         self._deadline = deadline
-        self._reward_key = reward_key
         self._time = time or MonotonicTime()
         self._max_concurrent_prompts = max_concurrent_prompts
 
@@ -54,40 +57,42 @@ class Evaluator:
 
         A failed sample counts in `num_failed` and in no mean.
         """
-        return [
-            await self._evaluate_one(name, prompts, rollout_id)
-            for name, prompts in self._datasets.items()
-        ]
+        return [await self._evaluate_one(dataset, rollout_id) for dataset in self._datasets]
 
-    async def _evaluate_one(
-        self, name: str, prompts: Sequence[Sample], rollout_id: int
-    ) -> EvalResult:
+    async def _evaluate_one(self, dataset: EvalSet, rollout_id: int) -> EvalResult:
         started = self._time.now()
         slots = asyncio.Semaphore(self._max_concurrent_prompts)
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._one_prompt(place, prompt, slots))
-                for place, prompt in enumerate(prompts)
+                group.create_task(self._one_prompt(dataset, place, slots))
+                for place in range(len(dataset.prompts))
             ]
         samples = [sample for task in tasks for sample in task.result()]
         return summarise(
-            name, rollout_id, samples, self._time.now() - started, reward_key=self._reward_key
+            dataset.name,
+            rollout_id,
+            samples,
+            self._time.now() - started,
+            reward_key=dataset.reward_key,
         )
 
     async def _one_prompt(
-        self, place: int, prompt: Sample, slots: asyncio.Semaphore
+        self, dataset: EvalSet, place: int, slots: asyncio.Semaphore
     ) -> list[Sample]:
         async with slots:
             samples = await self._generate(
-                [self._copy(place, prompt, i) for i in range(self._num_samples)], evaluation=True
+                [_copy(dataset, place, i) for i in range(dataset.num_samples)],
+                evaluation=True,
+                sampling=dataset.sampling,
             )
-            await self._deadline.score(self._reward, samples)
+            await self._deadline.score(dataset.reward, samples)
             return samples
 
-    def _copy(self, place: int, prompt: Sample, i: int) -> Sample:
-        sample = copy.deepcopy(prompt)
-        sample.group_index, sample.index = place, place * self._num_samples + i
-        return sample
+
+def _copy(dataset: EvalSet, place: int, i: int) -> Sample:
+    sample = copy.deepcopy(dataset.prompts[place])
+    sample.group_index, sample.index = place, place * dataset.num_samples + i
+    return sample
 
 
 def summarise(

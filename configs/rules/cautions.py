@@ -59,14 +59,15 @@ def _micro_batches(config: Config) -> Iterator[str]:
 
 def _unused(config: Config) -> Iterator[str]:
     """What launch scripts name whether or not it is needed."""
-    a, data = config.algorithm, config.eval.eval_prompt_data
+    a, data, file = config.algorithm, config.eval.eval_prompt_data, config.eval.eval_config
     if a.ref_load and not a.needs_reference:
         yield (
             f"--ref-load {a.ref_load}: nothing uses a reference model (--use-kl-loss or --kl-coef"
             " does), it is not read. Training begins with --hf-checkpoint"
         )
-    if data and config.eval.eval_interval is None:
+    if (data or file) and config.eval.eval_interval is None:
+        said = f"--eval-config {file}" if file else f"--eval-prompt-data {' '.join(data)}"
         yield (
-            f"--eval-prompt-data {' '.join(data)} without --eval-interval: nothing is evaluated."
-            " --eval-interval 10, say, evaluates after every ten rollouts"
+            f"{said} without --eval-interval: nothing is evaluated. --eval-interval 10, say,"
+            " evaluates after every ten rollouts"
         )

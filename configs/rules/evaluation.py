@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from configs.rules.eval_datasets import EvalDataset, eval_datasets
 from configs.rules.inputs import check_data, is_data
+from configs.rules.rewards import why_missing
 from configs.schema import Config
+from pipeline.core.errors import ConfigError
 
 
 def evaluation(config: Config) -> Iterator[str]:
-    words, interval = config.eval.eval_prompt_data, config.eval.eval_interval
-    if interval and not words:
+    words, file, interval = (
+        config.eval.eval_prompt_data,
+        config.eval.eval_config,
+        config.eval.eval_interval,
+    )
+    if words and file:
+        yield (
+            f"--eval-prompt-data {' '.join(words)} with --eval-config {file}: both say what is"
+            " evaluated on. Drop one"
+        )
+    if interval and not (words or file):
         yield (
             f"--eval-interval {interval} without --eval-prompt-data: there is nothing to evaluate"
-            " on. Add --eval-prompt-data NAME PATH"
+            " on. Add --eval-prompt-data NAME PATH, or --eval-config FILE"
         )
+    yield from _pairs(words)
+    try:
+        datasets = eval_datasets(config)
+    except ConfigError as error:
+        yield str(error)
+        return
+    yield from _together(datasets)
+
+
+def _pairs(words: Sequence[str]) -> Iterator[str]:
     if len(words) > 1 and len(words) % 2:
         yield (
             f"--eval-prompt-data {' '.join(words)}: expected pairs NAME PATH NAME PATH ..., or one"
             f" PATH; got {len(words)} words"
         )
     names = words[::2] if len(words) > 1 else ()
-    if repeated := {name for name in names if names.count(name) > 1}:
-        yield (
-            f"--eval-prompt-data {' '.join(words)}: {min(repeated)} twice; its results would be"
-            " mixed up. Use different names"
-        )
     if files := [name for name in names if is_data(name)]:
         yield (
             f"--eval-prompt-data {' '.join(words)}: {files[0]} stands where a name belongs;"
             " expected pairs NAME PATH NAME PATH ..., e.g. aime aime.jsonl"
         )
-    for path in words if len(words) == 1 else words[1::2]:
-        yield from check_data("--eval-prompt-data", path)
+
+
+def _together(datasets: Sequence[EvalDataset]) -> Iterator[str]:
+    names = [dataset.name for dataset in datasets]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        yield (
+            f"{datasets[0].flag}: {min(repeated)} twice; its results would be mixed up. Use"
+            " different names"
+        )
+    for dataset in datasets:
+        yield from check_data(dataset.flag, dataset.path)
+        scorer = dataset.reward.rm_type
+        if scorer and (missing := why_missing(scorer)):
+            yield f"{dataset.flag}: data set {dataset.name}, rm_type {scorer}: {missing}"
+        if scorer == "remote_rm" and dataset.reward.rm_url is None:
+            yield f"{dataset.flag}: data set {dataset.name}, rm_type remote_rm: set --rm-url"

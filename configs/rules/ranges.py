@@ -34,6 +34,8 @@ _AT_LEAST_1 = (
     "sft_batch_size",
     "n_samples_per_eval_prompt",
     "eval_max_response_len",
+    "eval_max_prompt_len",
+    "eval_max_context_len",
     "eval_max_prompts",
     "max_times_sampled",
     "samples_per_insert",
@@ -62,6 +64,7 @@ _AT_LEAST_0 = (
     "entropy_coef",
     "tis_clip_low",
     "eval_temperature",
+    "eval_min_new_tokens",
     "mock_length_sigma",
     "buffer_priority_exponent",
     "mock_seconds_per_token",
@@ -111,8 +114,12 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
             " --eval-temperature 0)"
         ),
     ),
-    "rollout_top_p": (lambda v: 0 < v <= 1, "a probability above 0, at most 1"),
-    "rollout_top_k": (lambda v: v == -1 or v >= 1, "-1 (all) or at least 1"),
+    **dict.fromkeys(
+        ("rollout_top_p", "eval_top_p"), (lambda v: 0 < v <= 1, "a probability above 0, at most 1")
+    ),
+    **dict.fromkeys(
+        ("rollout_top_k", "eval_top_k"), (lambda v: v == -1 or v >= 1, "-1 (all) or at least 1")
+    ),
     "lr_warmup_fraction": (
         lambda v: 0 <= v < 1,
         "a share of --lr-decay-iters: at least 0, below 1",

@@ -68,13 +68,16 @@ def devices(config: Config) -> Iterator[str]:
 
 
 def lengths(config: Config) -> Iterator[str]:
-    rollout = config.rollout
-    prompt, context = rollout.rollout_max_prompt_len, rollout.rollout_max_context_len
-    if prompt and context and prompt >= context:
-        yield (
-            f"--rollout-max-prompt-len {prompt} with --rollout-max-context-len {context}: such a"
-            " prompt leaves no room for a response"
-        )
+    for kind, rollout in (
+        ("rollout", config.rollout),
+        ("eval", config.eval.as_rollout(config.rollout)),
+    ):
+        prompt, context = rollout.rollout_max_prompt_len, rollout.rollout_max_context_len
+        if prompt and context and prompt >= context:
+            yield (
+                f"--{kind}-max-prompt-len {prompt} with --{kind}-max-context-len {context}: such a"
+                " prompt leaves no room for a response"
+            )
 
 
 def _model_parallel_sizes(config: Config) -> dict[str, int]:

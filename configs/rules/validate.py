@@ -19,6 +19,7 @@ from configs.rules.inputs import check_checkpoint, check_data, check_weights
 from configs.rules.memory import memory
 from configs.rules.modes import debugging, distillation
 from configs.rules.parallel import parallelism, schedule
+from configs.rules.prompts import template
 from configs.rules.ranges import ranges
 from configs.rules.rewards import rewards
 from configs.rules.saving import saving
@@ -84,6 +85,7 @@ RULES: tuple[Rule, ...] = (
     schedule,
     lengths,
     model_and_prompts,
+    template,
     rewards,
     distillation,
     debugging,

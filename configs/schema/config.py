@@ -174,4 +174,6 @@ def flat_args(config: Config) -> SimpleNamespace:
     for section in SECTIONS:
         part = getattr(config, section)
         out.update({name: getattr(part, name) for name in part.__slots__})
+    # as in slime: functions hand it to the tokenizer
+    out["apply_chat_template_kwargs"] = config.data.template_arguments
     return SimpleNamespace(**out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.core.conversation import LossMaskType
 
@@ -24,6 +25,8 @@ class DataConfig:
     metadata_key: str = "metadata"
     tool_key: str = "tools"  # names the column with tool descriptions for the chat template
     apply_chat_template: bool = False  # renders prompts with the tokenizer's chat template
+    # what the chat template is given beside the messages, as JSON: '{"enable_thinking": false}'
+    apply_chat_template_kwargs: str | None = None
     system_prompt: str | None = None  # put ahead of every chat
     # which part of a whole chat is trained (--loss-type sft_loss): with qwen and qwen3 every
     # assistant turn, as it was when it was the newest, thinking included; with qwen3_5 every one
@@ -36,6 +39,11 @@ class DataConfig:
     skip_bad_rows: bool = False
     # names columns with media as JSON: '{"image": "images"}'; prompts say <image> where one goes
     multimodal_keys: str | None = None
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """Of well-formed --apply-chat-template-kwargs."""
+        return dict(json.loads(self.apply_chat_template_kwargs or "{}"))
 
     @property
     def image_key(self) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ class Manner:
 
     # None: where the tokenizer has a template
     chat_template: bool | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
     system_prompt: str | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -147,6 +148,7 @@ def _manner_of(config_file: Path) -> tuple[Manner, Path | None]:
     rollout = config.rollout
     manner = Manner(
         chat_template=config.data.apply_chat_template,
+        template_arguments=config.data.template_arguments,
         system_prompt=config.data.system_prompt,
         temperature=rollout.rollout_temperature,
         top_p=rollout.rollout_top_p,

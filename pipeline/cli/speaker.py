@@ -65,7 +65,11 @@ class Speaker:
         messages = [{"role": "system", "content": system}, *asked] if system else list(asked)
         return list(
             self._tokenizer.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=True, return_dict=False
+                messages,
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=False,
+                **self._manner.template_arguments,
             )
         )
 

@@ -92,11 +92,16 @@ class Tokenizer(Protocol):
 class Generate(Protocol):
     """Fills PENDING samples: tokens, log-probs, spans, status.
 
-    Never raises for a failed rollout: status says so.
+    Never raises for a failed rollout: status says so. `sampling`: parameters of these samples'
+    requests, over those that rollouts or evaluations have.
     """
 
     async def __call__(
-        self, samples: Sequence[Sample], *, evaluation: bool = False
+        self,
+        samples: Sequence[Sample],
+        *,
+        evaluation: bool = False,
+        sampling: Mapping[str, Any] | None = None,
     ) -> list[Sample]: ...
 
 

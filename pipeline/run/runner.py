@@ -193,7 +193,7 @@ class Runner:
 
     def rollouts(self) -> Iterator[int]:
         """Ids of the rollouts still to train; a resumed run goes on where its snapshot was."""
-        if self._p.clock.num_trained == 0:
+        if self._p.clock.num_trained == 0 and not self._p.config.eval.skip_eval_before_train:
             self._evaluate_now(0)
         while not self._p.clock.finished:
             yield self._p.clock.num_trained

@@ -17,8 +17,6 @@ from configs.hooks import load_hook
 from configs.rules.cautions import cautions
 from configs.schema import Config
 from pipeline.core.deadline import Deadline
-from pipeline.core.protocols import Reward
-from pipeline.core.types import Sample
 from pipeline.run.children import end_children
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Lookout
@@ -26,17 +24,15 @@ from pipeline.run.producer import Producer
 from pipeline.run.recorder import Recorder
 from pipeline.run.runner import Parts, Runner
 from pipeline.run.watchdog import Watchdog
-from pipeline.wiring.backend import Backend
 from pipeline.wiring.batcher import Batcher
 from pipeline.wiring.closing import save_batch, telemetry_of
 from pipeline.wiring.context import RunContext, begin, open_context, withdraw
-from pipeline.wiring.prompts import eval_datasets, make_source
+from pipeline.wiring.evaluation import Scorers, build_evaluator
+from pipeline.wiring.prompts import make_source
 from pipeline.wiring.simulated import simulated
 from pipeline.wiring.supervised import supervised
-from stages.evaluate import Evaluator
 from stages.filter import build_filter
-from stages.reward import Lease, RewardStage, TeacherStage, build_reward
-from stages.source import build_source, scored_by
+from stages.reward import Lease, RewardStage, TeacherStage
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +70,8 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
     backend = supervised(site, half(make_backend(site), config))
     undo.callback(backend.router.release)
     source = make_source(site, backend)
-    scorer = build_reward(config.reward, site.args)
-    reward = _with_teacher(config, scorer, backend.teacher)
+    scorers = Scorers(config.reward, site.args)
+    reward = _with_teacher(config, scorers.training, backend.teacher)
     buffer = recorded_buffer(config, site.clock) if config.run.trains_on_records else _buffer(site)
     batcher = Batcher(config, site.args, source, backend.cost)
     producer = Producer(
@@ -120,7 +116,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
             await backend.close()
         finally:
             await reward.close()
-            await scorer.close()
+            await scorers.close()
 
     def kill_now() -> None:
         backend.kill_now()
@@ -148,7 +144,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
             save_batch=lambda batch: save_batch(batch, site.run_dir.path),
             save_rollout=saver(config),
             saves=not config.run.debug_rollout_only,
-            evaluator=_evaluator(config, backend, scorer),
+            evaluator=build_evaluator(config, backend, scorers),
             recorder=recorder,
             watchdog=watchdog,
             lookout=Lookout(watchdog, recorder.waits),
@@ -211,28 +207,4 @@ def _with_teacher(
         lease,
         scored=config.has_scorer,
         timeout_seconds=config.rollout.generate_timeout_seconds,
-    )
-
-
-def _evaluator(config: Config, backend: Backend, reward: Reward) -> Evaluator | None:
-    if not config.eval.eval_interval or config.run.trains_on_records:
-        return None
-    datasets: dict[str, list[Sample]] = {}
-    for name, spec in eval_datasets(config.eval.eval_prompt_data):
-        source = build_source(
-            spec,
-            config.data,
-            1,
-            backend.max_prompt_len,
-            backend.tokenizer,
-            judge=scored_by(config.reward),
-        )
-        datasets[name] = [group[0] for group in source.all_prompts(config.eval.eval_max_prompts)]
-    return Evaluator(
-        backend.generate,
-        reward,
-        datasets,
-        config.eval,
-        reward_key=config.reward.reward_key,
-        deadline=Deadline(*config.eval.episode_deadline(config.rollout)),
     )

@@ -30,4 +30,5 @@ class Backend:
     close: Callable[[], Awaitable[None]]
     kill_now: Callable[[], None]
     teacher: Lease | None = None  # with --use-opd
+    counts_tokens: bool = True  # are lengths those of the model's tokenizer?
     cost: Cost = TOKENS  # of a sample, in the model that is trained

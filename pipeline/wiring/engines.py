@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from configs.schema import Config
+from configs.rules.eval_datasets import eval_datasets
+from configs.schema import Config, RolloutConfig
 from pipeline.core.errors import CheckpointError
 from pipeline.models.resolve import resolve_checkpoint
 from pipeline.wiring.context import RunContext
@@ -18,6 +19,12 @@ from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
 from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, tokens_per_request
 from stages.reward import Lease
+
+
+def requests_of(config: Config) -> list[RolloutConfig]:
+    """How long requests are: training's, and those of every data set that is evaluated on."""
+    datasets = eval_datasets(config) if config.eval.eval_interval else ()
+    return [config.rollout, *(dataset.as_rollout(config) for dataset in datasets)]
 
 
 def first_weights(site: RunContext, folder: Path) -> Path | None:
@@ -87,7 +94,7 @@ def _engine_spec(site: RunContext, index: int, model_path: Path, device: str) ->
         threads=cluster.cpu_threads_per_engine,
         cpus=engine_cpus(index, cluster, cores) if device == "cpu" else (),
         concurrency=cluster.sglang_server_concurrency,
-        tokens_per_request=tokens_per_request(config.rollout, model_path),
+        tokens_per_request=tokens_per_request(requests_of(config), model_path),
         seed=config.run.seed,
         user={**_asked(config, device), **config.sglang},
     )

@@ -4,14 +4,13 @@ one. Imports no model code."""
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from configs.schema import Config, MockConfig, RolloutConfig
+from configs.schema import Config, EvalConfig, MockConfig, RolloutConfig
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
@@ -28,7 +27,9 @@ logger = logging.getLogger(__name__)
 def mock_backend(site: RunContext) -> Backend:
     config: Config = site.config
     words = tiny_words(config.model.hf_checkpoint)
-    rollout = config.rollout if words is not None else _without_lengths(config.rollout)
+    rollout, evaluation = config.rollout, config.eval
+    if words is None:
+        rollout, evaluation = _without_lengths(config)
     tokenizer = make_tokenizer(config)
     pool = MockPool(
         num_engines=config.num_engines,
@@ -56,7 +57,7 @@ def mock_backend(site: RunContext) -> Backend:
         tokenizer,
         rollout,
         site.args,
-        evaluation=config.eval,
+        evaluation=evaluation,
         current_version=current_version,
         sampling_seed=config.run.seed if config.seeds_requests else None,
         vision=vision,
@@ -90,6 +91,7 @@ def mock_backend(site: RunContext) -> Backend:
         start=start,
         close=close,
         kill_now=pool.kill_now,
+        counts_tokens=words is not None,
     )
 
 
@@ -128,17 +130,20 @@ def _that_end(config: Config) -> MockConfig:
     return replace(config.mock, mock_length_mean=max(1.0, limit / 2))
 
 
-def _without_lengths(rollout: RolloutConfig) -> RolloutConfig:
+def _without_lengths(config: Config) -> tuple[RolloutConfig, EvalConfig]:
     """Bounds on prompts are in tokens of the model; one of its tokens is several bytes."""
-    bounds: dict[str, Any] = {
-        name: None
-        for name in ("rollout_max_prompt_len", "rollout_max_context_len")
-        if getattr(rollout, name) is not None
-    }
+    names = [
+        f"{kind}_max_{what}_len" for kind in ("rollout", "eval") for what in ("prompt", "context")
+    ]
+    given = {**asdict(config.rollout), **asdict(config.eval)}
+    bounds = [name for name in names if given[name] is not None]
     if bounds:
         flags = " and ".join("--" + name.replace("_", "-") for name in bounds)
         logger.warning(
             "--mock: simulated engines count bytes, not the model's tokens: %s not applied",
             f"{flags} are" if len(bounds) > 1 else f"{flags} is",
         )
-    return replace(rollout, **bounds)
+    return (
+        replace(config.rollout, rollout_max_prompt_len=None, rollout_max_context_len=None),
+        replace(config.eval, eval_max_prompt_len=None, eval_max_context_len=None),
+    )

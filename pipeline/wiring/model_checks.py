@@ -68,17 +68,21 @@ def context_problems(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
         ("--rollout-max-response-len", rollout.rollout_max_response_len),
         ("--eval-max-response-len", config.eval.eval_max_response_len),
         ("--rollout-max-prompt-len", rollout.rollout_max_prompt_len),
+        ("--eval-max-prompt-len", config.eval.eval_max_prompt_len),
     ):
         if value and value >= longest:
             yield (
                 f"{flag} {value}: {said} has a context of {longest} tokens, for prompt and response"
                 f" together; expected fewer, e.g. {longest // 2}"
             )
-    if rollout.rollout_max_context_len and rollout.rollout_max_context_len > longest:
-        yield (
-            f"--rollout-max-context-len {rollout.rollout_max_context_len}: {said} has a context of"
-            f" {longest} tokens; expected at most that"
-        )
+    for flag, value in (
+        ("--rollout-max-context-len", rollout.rollout_max_context_len),
+        ("--eval-max-context-len", config.eval.eval_max_context_len),
+    ):
+        if value and value > longest:
+            yield (
+                f"{flag} {value}: {said} has a context of {longest} tokens; expected at most that"
+            )
 
 
 def _trains(config: Config) -> bool:

@@ -1,9 +1,8 @@
-"""Where a run's prompts come from, for training and for evaluation."""
+"""Where a run's prompts come from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.core.protocols import Source
@@ -50,10 +49,3 @@ def _judge(site: RunContext, backend: Backend) -> Judge:
     if supervision is None:
         return scored_by(site.config.reward)
     return taught_by(supervision, rendered=site.config.data.apply_chat_template)
-
-
-def eval_datasets(words: Sequence[str]) -> list[tuple[str, str]]:
-    """`NAME PATH NAME PATH ...`, or one PATH (named eval)."""
-    return (
-        [("eval", words[0])] if len(words) == 1 else list(zip(words[::2], words[1::2], strict=True))
-    )

@@ -19,7 +19,13 @@ from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
 from pipeline.wiring.devices import device_of, device_sharing
-from pipeline.wiring.engines import first_weights, make_pool, make_teacher, teacher_lease
+from pipeline.wiring.engines import (
+    first_weights,
+    make_pool,
+    make_teacher,
+    requests_of,
+    teacher_lease,
+)
 from pipeline.wiring.learner_settings import learner_settings
 from pipeline.wiring.model_checks import check_model
 from pipeline.wiring.router import make_router, with_address
@@ -57,7 +63,7 @@ def real_backend(site: RunContext) -> Backend:
     def current_version() -> int:
         return min(pool.version_of(e) for e in pool.endpoints)
 
-    vision, context_length = _vision(folder), tokens_per_request(config.rollout, folder)
+    vision, context_length = _vision(folder), tokens_per_request(requests_of(config), folder)
     site.args.hf_checkpoint = str(folder.absolute())
     router = make_router(
         site,

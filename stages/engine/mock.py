@@ -279,10 +279,14 @@ class LabelledGenerate:
         self._generate, self._client = generate, client
 
     async def __call__(
-        self, samples: Sequence[Sample], *, evaluation: bool = False
+        self,
+        samples: Sequence[Sample],
+        *,
+        evaluation: bool = False,
+        sampling: Mapping[str, Any] | None = None,
     ) -> list[Sample]:
         self._client.learn_answers(samples)
-        return await self._generate(samples, evaluation=evaluation)
+        return await self._generate(samples, evaluation=evaluation, sampling=sampling)
 
 
 def _answer_of(label: Any) -> str:

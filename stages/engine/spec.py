@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,14 +171,16 @@ def experts_shape(model_path: Path) -> tuple[int, int]:
     return int(shape["num_hidden_layers"]), int(top_k)
 
 
-def tokens_per_request(rollout: RolloutConfig, model_path: Path) -> int:
-    """The longest context a request can have: what the flags say, else what the model can, at most
-    that."""
+def tokens_per_request(rollouts: Sequence[RolloutConfig], model_path: Path) -> int:
+    """The longest context a request can have, of training's rollouts and the evaluations': what the
+    flags say, else what the model can, at most that."""
     longest = int(_model_config(model_path).get("max_position_embeddings") or CONTEXT_FALLBACK)
-    if rollout.rollout_max_context_len:
-        return min(rollout.rollout_max_context_len, longest)
+    return min(max(map(_tokens_asked, rollouts)), longest)
+
+
+def _tokens_asked(rollout: RolloutConfig) -> int:
     prompt = rollout.rollout_max_prompt_len or CONTEXT_FALLBACK // 4
-    return min(prompt + rollout.rollout_max_response_len, longest)
+    return rollout.rollout_max_context_len or prompt + rollout.rollout_max_response_len
 
 
 def _model_config(model_path: Path) -> dict[str, Any]:

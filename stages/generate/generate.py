@@ -9,9 +9,10 @@ import asyncio
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 from configs.hooks import load_hook
 from configs.schema import EvalConfig, RolloutConfig
@@ -25,7 +26,6 @@ from stages.generate.check import check_sample
 from stages.generate.image_prompts import Vision, engine_request, has_images
 from stages.generate.user_function import CustomGenerate, wrap
 
-T = TypeVar("T")
 _FIELDS = tuple(f.name for f in dataclasses.fields(Sample))
 
 
@@ -57,69 +57,73 @@ class GenerateStage:
         Raises ConfigError when the custom function cannot be loaded or has no known signature."""
         self._client = client
         self._tokenizer = tokenizer
-        self._context_length = min(
-            (n for n in (rollout.rollout_max_context_len, context_length) if n), default=None
-        )
         self._current_version, self._sampling_seed = current_version, sampling_seed
         extra = {
             "engine_client": client,
             "tokenizer": tokenizer,
-            "context_length": self._context_length,
             "time": time or MonotonicTime(),
             "vision": vision,
         }
         self._vision = vision
-        self._args = SimpleNamespace(**{**(vars(args) if args is not None else {}), **extra})
-        self._train_params = default_sampling_params(rollout)
-        self._eval_params = {**self._train_params, **_eval_overrides(evaluation)}
-        self._deadline = Deadline(*rollout.episode_deadline)
-        self._eval_deadline = (
-            Deadline(*evaluation.episode_deadline(rollout)) if evaluation else self._deadline
+        given = {**(vars(args) if args is not None else {}), **extra}
+        self._training = _manner(rollout, context_length, given)
+        self._evaluating = (
+            replace(self._training, evaluation=True)
+            if evaluation is None
+            else _eval_manner(evaluation, rollout, context_length, given)
         )
+        self._template_arguments = dict(getattr(args, "apply_chat_template_kwargs", None) or {})
         self._needs_experts = bool(getattr(args, "use_rollout_routing_replay", False))
         self._functions: dict[str, CustomGenerate] = {}
         path = rollout.custom_generate_function_path
         self._custom = self._load(path) if path else None
 
     async def __call__(
-        self, samples: Sequence[Sample], *, evaluation: bool = False
+        self,
+        samples: Sequence[Sample],
+        *,
+        evaluation: bool = False,
+        sampling: Mapping[str, Any] | None = None,
     ) -> list[Sample]:
         """See `Generate`.
 
         Samples that a custom function fans out to take the place of the one they come from.
         """
+        manner = self._evaluating if evaluation else self._training
+        if sampling:
+            manner = replace(manner, params={**manner.params, **sampling})
         if (
             self._custom is not None
             and self._custom.takes_list
             and not any(s.generate_function_path for s in samples)
         ):
             return await self._whole_group(
-                self._custom, [_fresh(s, deep=True) for s in samples], evaluation
+                self._custom, [_fresh(s, deep=True) for s in samples], manner
             )
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._one(sample, evaluation)) for sample in samples]
+            tasks = [group.create_task(self._one(sample, manner)) for sample in samples]
         return [sample for task in tasks for sample in task.result()]
 
-    async def _one(self, template: Sample, evaluation: bool) -> list[Sample]:
+    async def _one(self, template: Sample, manner: _Manner) -> list[Sample]:
         sample = _fresh(
             template, deep=self._custom is not None or template.generate_function_path is not None
         )
         try:
-            params = self._prepare(sample, evaluation)
+            params = self._prepare(sample, manner)
             custom = (
                 self._load(sample.generate_function_path)
                 if sample.generate_function_path
                 else self._custom
             )
             if custom is None:
-                return [await self._in_time(self._single_turn(sample, params), evaluation)]
+                return [await manner.deadline.within(self._single_turn(sample, params))]
             version = self._current_version() if self._current_version else None
-            made = await self._in_time(
-                custom.one(self._args, sample, params, evaluation), evaluation
+            made = await manner.deadline.within(
+                custom.one(manner.args, sample, params, manner.evaluation)
             )
         except Exception as error:  # CancelledError is not an Exception: it passes
             return [_failed(sample, error)]
-        return [self._checked(s, sample, version, evaluation) for s in made]
+        return [self._checked(s, sample, version, manner.evaluation) for s in made]
 
     async def _single_turn(self, sample: Sample, params: dict[str, Any]) -> Sample:
         ids, images = engine_request(sample, self._vision)
@@ -129,25 +133,22 @@ class GenerateStage:
         return fill(sample, answer, self._tokenizer)
 
     async def _whole_group(
-        self, custom: CustomGenerate, samples: list[Sample], evaluation: bool
+        self, custom: CustomGenerate, samples: list[Sample], manner: _Manner
     ) -> list[Sample]:
         version = self._current_version() if self._current_version else None
         try:
             for sample in samples:
-                self._prepare(sample, evaluation)
-            made = await self._in_time(
-                custom.group(self._args, list(samples), evaluation), evaluation
+                self._prepare(sample, manner)
+            made = await manner.deadline.within(
+                custom.group(manner.args, list(samples), manner.evaluation)
             )
         except Exception as error:
             return [_failed(sample, error) for sample in samples]
         origins = samples if len(made) == len(samples) else [samples[0]] * len(made)
         return [
-            self._checked(s, origin, version, evaluation)
+            self._checked(s, origin, version, manner.evaluation)
             for s, origin in zip(made, origins, strict=True)
         ]
-
-    async def _in_time(self, work: Coroutine[Any, Any, T], evaluation: bool) -> T:
-        return await (self._eval_deadline if evaluation else self._deadline).within(work)
 
     def _checked(
         self, sample: Sample, origin: Sample, fallback_version: int | None, evaluation: bool
@@ -168,7 +169,7 @@ class GenerateStage:
             return _failed(sample, error)
         return sample
 
-    def _prepare(self, sample: Sample, evaluation: bool) -> dict[str, Any]:
+    def _prepare(self, sample: Sample, manner: _Manner) -> dict[str, Any]:
         """Encode the prompt where the source has not, and give this sample the response budget its
         prompt leaves."""
         if has_images(sample) and self._vision is not None:
@@ -176,19 +177,19 @@ class GenerateStage:
                 self._vision.prepare(sample)
         elif not sample.tokens:
             sample.tokens = self._encode(sample.prompt)
-        params = self._eval_params if evaluation else self._train_params
+        params = dict(manner.params)
         if self._sampling_seed is not None:
-            params = {
-                **params,
-                "sampling_seed": seed_of(self._sampling_seed, sample.index or 0, evaluation),
-            }
-        if self._context_length is None:
+            params["sampling_seed"] = seed_of(
+                self._sampling_seed, sample.index or 0, manner.evaluation
+            )
+        if manner.context_length is None:
             return params
-        room = self._context_length - len(sample.tokens)
+        room = manner.context_length - len(sample.tokens)
         if room < 1:
+            kind = "eval" if manner.evaluation else "rollout"
             raise GenerateError(
                 f"the prompt of {len(sample.tokens)} tokens leaves no room for a response in a"
-                f" context of {self._context_length}; set --rollout-max-prompt-len to skip such"
+                f" context of {manner.context_length}; set --{kind}-max-prompt-len to skip such"
                 " prompts"
             )
         return params if room >= params["max_new_tokens"] else {**params, "max_new_tokens": room}
@@ -198,7 +199,11 @@ class GenerateStage:
             return list(self._tokenizer.encode(prompt, add_special_tokens=False))
         return list(
             self._tokenizer.apply_chat_template(
-                prompt, tokenize=True, add_generation_prompt=True, return_dict=False
+                prompt,
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=False,
+                **self._template_arguments,
             )
         )
 
@@ -253,14 +258,39 @@ def fill(sample: Sample, completion: Completion, tokenizer: Tokenizer) -> Sample
     return sample
 
 
-def _eval_overrides(evaluation: EvalConfig | None) -> dict[str, Any]:
-    if evaluation is None:
-        return {}
-    wanted = {
-        "temperature": evaluation.eval_temperature,
-        "max_new_tokens": evaluation.eval_max_response_len,
-    }
-    return {name: value for name, value in wanted.items() if value is not None}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Manner:
+    """How training's rollouts, or evaluations, are generated."""
+
+    evaluation: bool
+    params: Mapping[str, Any]  # SGLang's sampling parameters
+    deadline: Deadline  # of an episode
+    context_length: int | None  # tokens of prompt + response
+    args: SimpleNamespace  # what custom functions are given
+
+
+def _manner(rollout: RolloutConfig, context_length: int | None, args: dict[str, Any]) -> _Manner:
+    longest = min((n for n in (rollout.rollout_max_context_len, context_length) if n), default=None)
+    return _Manner(
+        evaluation=False,
+        params=default_sampling_params(rollout),
+        deadline=Deadline(*rollout.episode_deadline),
+        context_length=longest,
+        args=SimpleNamespace(**args, context_length=longest),
+    )
+
+
+def _eval_manner(
+    evaluation: EvalConfig, rollout: RolloutConfig, context_length: int | None, args: dict[str, Any]
+) -> _Manner:
+    manner = _manner(evaluation.as_rollout(rollout), context_length, args)
+    shortest = evaluation.eval_min_new_tokens
+    return replace(
+        manner,
+        evaluation=True,
+        params={**manner.params, **({} if shortest is None else {"min_new_tokens": shortest})},
+        deadline=Deadline(*evaluation.episode_deadline(rollout)),
+    )
 
 
 def _fresh(sample: Sample, *, deep: bool) -> Sample:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pipeline.core.errors import SlipstreamError
 from pipeline.core.protocols import Generate
@@ -21,10 +22,14 @@ class SupervisedGenerate:
         self._current_version = current_version
 
     async def __call__(
-        self, samples: Sequence[Sample], *, evaluation: bool = False
+        self,
+        samples: Sequence[Sample],
+        *,
+        evaluation: bool = False,
+        sampling: Mapping[str, Any] | None = None,
     ) -> list[Sample]:
         if evaluation:
-            return await self._engines(samples, evaluation=True)
+            return await self._engines(samples, evaluation=True, sampling=sampling)
         return [self._answered(copy.deepcopy(sample)) for sample in samples]
 
     def _answered(self, sample: Sample) -> Sample:

@@ -10,12 +10,14 @@ from stages.source.labels import Judge, answered, scored_by, taught_by
 from stages.source.render import Renderer
 from stages.source.rows import Row, Rows
 from stages.source.sft import sft_pairs
-from stages.source.source import PromptSource
+from stages.source.source import LIMIT_FLAG, PromptSource
 from stages.source.user_source import UserSource
 
 __all__ = [
+    "LIMIT_FLAG",
     "Judge",
     "PromptSource",
+    "Row",
     "UserSource",
     "answered",
     "build_source",
@@ -34,6 +36,7 @@ def build_source(
     *,
     seed: int | None = None,
     judge: Judge | None = None,
+    limit_flag: str = LIMIT_FLAG,
 ) -> PromptSource:
     """The source that `spec` names: file.jsonl, file.parquet, path@[a:b], or
     reasoning_gym:TASK?param=value&...
@@ -55,6 +58,7 @@ def build_source(
         max_prompt_len=max_prompt_len,
         shuffle=config.rollout_shuffle,
         seed=seed,
+        limit_flag=limit_flag,
     )
 
 

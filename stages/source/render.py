@@ -54,7 +54,7 @@ class Renderer:
                     " for a base model"
                 )
             return None
-        return _apply(tokenizer, row, messages)
+        return _apply(tokenizer, row, messages, config.template_arguments)
 
     def _messages(self, row: Row) -> Messages:
         messages = (
@@ -109,9 +109,9 @@ def _parts_of(message: dict[str, Any]) -> int:
     )
 
 
-def _apply(tokenizer: Tokenizer, row: Row, messages: Messages) -> str:
+def _apply(tokenizer: Tokenizer, row: Row, messages: Messages, more: dict[str, Any]) -> str:
     """The text of the chat, up to where the assistant begins to speak."""
-    kwargs: dict[str, Any] = {"tools": row.tools} if row.tools else {}
+    kwargs: dict[str, Any] = {**more, **({"tools": row.tools} if row.tools else {})}
     try:
         return str(
             tokenizer.apply_chat_template(

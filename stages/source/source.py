@@ -20,6 +20,7 @@ from stages.source.rows import Row, Rows
 logger = logging.getLogger(__name__)
 # chunks of an endless task from here on are for evaluation: training never gets there
 _HELD_OUT = 1 << 31
+LIMIT_FLAG = "--rollout-max-prompt-len"
 
 
 class PromptSource:
@@ -37,11 +38,13 @@ class PromptSource:
         max_prompt_len: int | None = None,
         shuffle: bool = True,
         seed: int = 0,
+        limit_flag: str = LIMIT_FLAG,
     ) -> None:
-        """`max_prompt_len`: in tokens; longer prompts are skipped, counted (`num_too_long`) and
-        named (`too_long`, and in the log)."""
+        """`max_prompt_len`: in tokens, said by `limit_flag`; longer prompts are skipped, counted
+        (`num_too_long`) and named (`too_long`, and in the log)."""
         self._rows, self._render = rows, render
         self._n, self._max_len = n_samples_per_prompt, max_prompt_len
+        self._limit_flag = limit_flag
         self._shuffle, self._seed = shuffle and not rows.endless, seed
         self._returned: deque[list[Sample]] = deque()
         self.epoch = 0  # times the whole set has been handed out (of an endless task: chunks)
@@ -53,7 +56,7 @@ class PromptSource:
         self.too_long: deque[tuple[int, int]] = deque(maxlen=1000)
         self._order_of: tuple[int, np.ndarray] | None = None
         self._skipped = Tally(
-            logger, "prompt", f"skipped, longer than --rollout-max-prompt-len {max_prompt_len}"
+            logger, "prompt", f"skipped, longer than {limit_flag} {max_prompt_len}"
         )
         # a template or flag that does not fit says so before anything starts
         render(rows.row(0, 0))
@@ -201,5 +204,5 @@ class PromptSource:
     def _nothing_left(self) -> DataError:
         return DataError(
             f"{self._rows.name}: all {len(self._rows)} prompts are longer than"
-            f" --rollout-max-prompt-len {self._max_len}; raise it, or look at the prompts"
+            f" {self._limit_flag} {self._max_len}; raise it, or look at the prompts"
         )

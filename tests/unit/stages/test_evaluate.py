@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
-from configs.schema import EvalConfig
 from pipeline.core.types import Sample, Status, VersionSpan
-from stages.evaluate import NO_VERSION, Evaluator
+from stages.evaluate import NO_VERSION, EvalSet, Evaluator
 from tests.manual_time import ManualTime
 
 
@@ -20,12 +20,18 @@ class FakeGenerate:
     def __init__(self) -> None:
         self.evaluation: list[bool] = []
         self.indices: list[int | None] = []
+        self.sampling: list[Any] = []
         self.running = self.most_running = 0
 
     async def __call__(
-        self, samples: Sequence[Sample], *, evaluation: bool = False
+        self,
+        samples: Sequence[Sample],
+        *,
+        evaluation: bool = False,
+        sampling: Mapping[str, Any] | None = None,
     ) -> list[Sample]:
         self.evaluation.append(evaluation)
+        self.sampling.append(sampling)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         await asyncio.sleep(0)
@@ -50,6 +56,10 @@ async def reward(samples: Sequence[Sample]) -> None:
             sample.reward = {"score": float(sample.label), "other": -1.0}
 
 
+def eval_set(name: str, prompts: list[Sample], **more: Any) -> EvalSet:
+    return EvalSet(name=name, prompts=prompts, reward=reward, **more)
+
+
 async def test_a_data_set_becomes_one_result() -> None:
     generate = FakeGenerate()
     prompts = [
@@ -59,12 +69,7 @@ async def test_a_data_set_becomes_one_result() -> None:
     ]
     time = ManualTime()
     evaluator = Evaluator(
-        generate,
-        reward,
-        {"math": prompts},
-        EvalConfig(n_samples_per_eval_prompt=2),
-        reward_key="score",
-        time=time,
+        generate, [eval_set("math", prompts, num_samples=2, reward_key="score")], time=time
     )
     (result,) = await evaluator.evaluate(7)
     assert (result.name, result.rollout_id) == ("math", 7)
@@ -78,19 +83,22 @@ async def test_a_data_set_becomes_one_result() -> None:
 
 
 async def test_data_sets_come_in_order_and_a_failed_one_has_no_version() -> None:
+    generate = FakeGenerate()
     evaluator = Evaluator(
-        FakeGenerate(),
-        reward,
-        {"b": [Sample(prompt="bad")], "a": [Sample(prompt="x", label=1)]},
-        EvalConfig(),
+        generate,
+        [
+            eval_set("b", [Sample(prompt="bad")], sampling={"top_p": 0.7}),
+            eval_set("a", [Sample(prompt="x", label=1)]),
+        ],
     )
     failed, good = await evaluator.evaluate(0)
     assert (failed.name, failed.num_failed, failed.policy_version_min) == ("b", 1, NO_VERSION)
     assert good.reward_mean == 1.0 and good.error is None and good.first_failure is None
+    assert generate.sampling == [{"top_p": 0.7}, {}]
 
 
 async def test_where_every_sample_failed_nothing_is_measured_and_the_first_error_is_told() -> None:
-    evaluator = Evaluator(FakeGenerate(), reward, {"b": [Sample(prompt="bad")] * 2}, EvalConfig())
+    evaluator = Evaluator(FakeGenerate(), [eval_set("b", [Sample(prompt="bad")] * 2)])
     (failed,) = await evaluator.evaluate(0)
     assert (failed.num_samples, failed.num_failed) == (2, 2)
     assert failed.reward_mean is failed.response_length_mean is failed.truncated_fraction is None
@@ -99,7 +107,7 @@ async def test_where_every_sample_failed_nothing_is_measured_and_the_first_error
 
 async def test_where_some_failed_their_first_error_is_told_beside_the_mean() -> None:
     prompts = [Sample(prompt="x", label=1), Sample(prompt="bad", label=1)]
-    (result,) = await Evaluator(FakeGenerate(), reward, {"a": prompts}, EvalConfig()).evaluate(0)
+    (result,) = await Evaluator(FakeGenerate(), [eval_set("a", prompts)]).evaluate(0)
     assert (result.reward_mean, result.num_failed) == (1.0, 1)
     assert (result.error, result.first_failure) == (None, "no")
 
@@ -107,12 +115,7 @@ async def test_where_some_failed_their_first_error_is_told_beside_the_mean() -> 
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_only_so_many_prompts_are_under_way(limit: int) -> None:
     generate = FakeGenerate()
-    evaluator = Evaluator(
-        generate,
-        reward,
-        {"a": [Sample(prompt="x", label=1)] * 9},
-        EvalConfig(),
-        max_concurrent_prompts=limit,
-    )
+    prompts = [Sample(prompt="x", label=1)] * 9
+    evaluator = Evaluator(generate, [eval_set("a", prompts)], max_concurrent_prompts=limit)
     await evaluator.evaluate(0)
     assert generate.most_running == limit

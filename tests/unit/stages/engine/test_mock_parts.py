@@ -7,6 +7,7 @@ import heapq
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,12 +198,14 @@ async def test_taught_tells_the_labels_before_it_generates() -> None:
     order: list[str] = []
     client.learn_answers = lambda samples: order.append(f"learn {samples[0].label}")  # type: ignore[method-assign]
 
-    async def generate(samples: list[Sample], *, evaluation: bool = False) -> list[Sample]:
-        order.append(f"generate {evaluation}")
+    async def generate(samples: list[Sample], **how: Any) -> list[Sample]:
+        order.append(f"generate {how}")
         return samples
 
-    await LabelledGenerate(generate, client)([Sample(prompt="q", label="a")], evaluation=True)  # type: ignore[arg-type]
-    assert order == ["learn a", "generate True"]
+    labelled = LabelledGenerate(generate, client)  # type: ignore[arg-type]
+    how = {"evaluation": True, "sampling": {"top_p": 0.5}}
+    await labelled([Sample(prompt="q", label="a")], **how)  # type: ignore[arg-type]
+    assert order == ["learn a", f"generate {how}"]
 
 
 def test_the_tokenizer_round_trips_and_hides_thinking() -> None:

@@ -132,14 +132,18 @@ def test_kv_bytes(model: Path) -> None:
 
 
 def test_a_context_is_what_the_flags_say_and_at_most_what_the_model_can(model: Path) -> None:
-    assert tokens_per_request(RolloutConfig(rollout_max_context_len=300), model) == 300
+    assert tokens_per_request([RolloutConfig(rollout_max_context_len=300)], model) == 300
     assert (
         tokens_per_request(
-            RolloutConfig(rollout_max_prompt_len=50, rollout_max_response_len=70), model
+            [
+                RolloutConfig(rollout_max_prompt_len=50, rollout_max_response_len=70),
+                RolloutConfig(rollout_max_context_len=90),
+            ],
+            model,
         )
         == 120
     )
-    assert tokens_per_request(RolloutConfig(rollout_max_response_len=4096), model) == 1024
+    assert tokens_per_request([RolloutConfig(rollout_max_response_len=4096)], model) == 1024
 
 
 def test_an_unreadable_config_is_named(tmp_path: Path) -> None:

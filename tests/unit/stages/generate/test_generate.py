@@ -212,6 +212,32 @@ async def test_a_custom_function_gets_slimes_arguments(functions: Path) -> None:
     assert client.asked[0][1]["stop"] == ["!"]
 
 
+async def test_evaluation_has_its_own_sampling_and_a_data_set_goes_before_it() -> None:
+    client = FakeEngineClient(*"xxxx")
+    asked = EvalConfig(eval_top_p=0.7, eval_top_k=20, eval_min_new_tokens=2)
+    generate = stage(client, evaluation=asked)
+    await generate([sample()], evaluation=True)
+    await generate([sample()], evaluation=True, sampling={"top_k": 5, "repetition_penalty": 1.1})
+    await generate([sample()])
+    names = ("top_p", "top_k", "min_new_tokens", "repetition_penalty")
+    assert [tuple(params.get(n) for n in names) for _, params, _ in client.asked] == [
+        (0.7, 20, 2, None),
+        (0.7, 5, 2, 1.1),
+        (1.0, -1, None, None),
+    ]
+
+
+async def test_evaluation_has_its_own_context(functions: Path) -> None:
+    client = FakeEngineClient(*"xxxx")
+    generate = stage(client, evaluation=EvalConfig(eval_max_context_len=5))
+    await generate([sample("abc")], evaluation=True)
+    await generate([sample("abc")])
+    first, second = (params["max_new_tokens"] for _, params, _ in client.asked)
+    assert first == 2 < second
+    (late,) = await generate([sample("abcdef")], evaluation=True)
+    assert late.error is not None and "--eval-max-prompt-len" in late.error
+
+
 @pytest.mark.parametrize("evaluation", [False, True])
 async def test_the_other_signatures(functions: Path, evaluation: bool) -> None:
     (made,) = await stage(FakeEngineClient("x"), f"{functions}:with_evaluation")(
