@@ -498,6 +498,8 @@ def test_model_parallel_sizes_must_fit_the_learner_ranks() -> None:
 OUTSIDE = {
     "rollout_top_p": ["0", "1.1", "-0.5"],
     "rollout_top_k": ["0", "-2"],
+    "eval_top_k": ["0", "-2"],
+    "eval_top_p": ["0", "1.1"],
     "mock_failure_rate": ["-0.1", "1.1"],
     "eps_clip": ["0", "1"],
     "eps_clip_c": ["1", "0.5"],
