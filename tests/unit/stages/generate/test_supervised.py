@@ -26,7 +26,7 @@ class Engines:
     """Would generate."""
 
     async def __call__(
-        self, samples: Sequence[Sample], *, evaluation: bool = False
+        self, samples: Sequence[Sample], *, evaluation: bool = False, sampling: object = None
     ) -> list[Sample]:
         assert evaluation
         return [Sample(response="sampled")]
