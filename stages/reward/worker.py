@@ -4,7 +4,8 @@ math_verify's own deadlines work, and where a hanging one can be killed.
 The function sees copies of the samples; what it changes in them goes back with the reward. There it
 goes by pickle, for the driver is trusted, and what it sends may be images, arrays and a user's own
 objects. Back it comes as JSON: whatever a user's code (and the answers that it runs) has made
-becomes data in the driver, and nothing that could run there."""
+becomes data in the driver, and nothing that could run there. That is a bound for what code returns,
+no prison for it: the process has its user's rights."""
 
 from __future__ import annotations
 

@@ -21,33 +21,9 @@ from pipeline.run.lookout import Blocked
 from pipeline.run.record_file import line_of
 from pipeline.run.watchdog import Watchdog
 from tests.manual_time import ManualTime
+from tests.promised_fields import SUMMARY_FIELDS
 from tests.unit.sample_run import records, write_run
 
-SUMMARY_KEYS = [
-    "num_rollouts",
-    "final_policy_version",
-    "reward_first",
-    "reward_last",
-    "samples_generated",
-    "samples_trained",
-    "samples_failed",
-    "samples_timed_out",
-    "samples_discarded",
-    "samples_discarded_before_buffer",
-    "samples_discarded_stale",
-    "samples_discarded_untrained",
-    "samples_unjudged",
-    "staleness_max",
-    "staleness_bound",
-    "groups_replayed",
-    "push_count",
-    "push_stall_seconds_p50",
-    "generation_idle_fraction",
-    "trainer_idle_fraction",
-    "wall_seconds",
-    "seconds_to_reward_0_9",
-    "rollouts_with_equal_rewards",
-]
 VOID = {"meta", "line", "circle", "rect", "path", "br"}
 
 
@@ -89,7 +65,7 @@ def test_summary_of_a_whole_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", 40)
     got = write_summary(run)
     assert json.loads((run / "summary.json").read_text()) == got
-    assert list(got) == SUMMARY_KEYS
+    assert list(got) == SUMMARY_FIELDS
     rows = list(records(40))
     train, pushes = ([r for r in rows if r["kind"] == kind] for kind in ("train", "push"))
     rewards = [r["reward_mean"] for r in train]
@@ -321,7 +297,7 @@ def test_report_of_nearly_nothing(tmp_path: Path, rows: list[dict[str, Any]]) ->
     run.mkdir()
     (run / "metrics.jsonl").write_text("".join(map(line_of, rows)))
     got = write_summary(run)
-    assert list(got) == SUMMARY_KEYS
+    assert list(got) == SUMMARY_FIELDS
     assert got["num_rollouts"] == sum(r["kind"] == "train" for r in rows)
     check_page(write_report(run))
     assert (run / "reward.svg").stat().st_size > 1000

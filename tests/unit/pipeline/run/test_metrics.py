@@ -26,28 +26,8 @@ from pipeline.run.metrics import (
 )
 from pipeline.run.utilisation import Lap, Utilisation, counter_total
 from tests.manual_time import ManualTime
+from tests.promised_fields import TRAIN_FIELDS
 from tests.unit.sample_run import make_sample
-
-ISSUE_FIELDS = {
-    "kind",
-    "rollout_id",
-    "policy_version",
-    "reward_mean",
-    "loss",
-    "grad_norm",
-    "num_samples",
-    "num_tokens",
-    "staleness_mean",
-    "staleness_p50",
-    "staleness_p99",
-    "staleness_max",
-    "staleness_bound",
-    "ess_fraction",
-    "kl_rollout_old",
-    "generation_idle_fraction",
-    "trainer_idle_fraction",
-    "wall_seconds",
-}
 
 
 @given(st.dictionaries(st.integers(0, 30), st.integers(1, 50), min_size=1))
@@ -159,7 +139,7 @@ def test_train_record_has_what_is_promised() -> None:
         samples_generated=40,
         samples_failed=1,
     )
-    assert record.keys() >= ISSUE_FIELDS
+    assert record.keys() >= TRAIN_FIELDS
     expected = {
         "kind": "train",
         "rollout_id": 7,
