@@ -4,8 +4,10 @@
 set -euo pipefail
 python=$1 venv=$2
 here=$(cd "$(dirname "$0")" && pwd)
-echo "small environment in $venv ($("$python" -V))"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+version=$("$python" -V)
+echo "small environment in $venv ($version)"
+# One that is there may be another Python's.
+[ "$("$venv/bin/python" -V 2>/dev/null)" = "$version" ] || "$python" -m venv --clear "$venv"
 pip="$venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint $here/cpu.txt"
 $pip duckdb pandas --editable "$here/..[dev,tasks,tracking]"
 # Megatron's and SGLang's flags are read from their sources, which import nothing; a preset names the model.
