@@ -46,7 +46,7 @@ def flags(method: str, options: argparse.Namespace, model: Path, seed: int) -> l
         str(ROOT / "configs" / "presets" / "quickstart.yaml"),
         "--hf-checkpoint",
         str(model),
-        "--no-use-tis",
+        *(() if "--use-tis" in METHODS[method] else ("--no-use-tis",)),
         "--sft-steps",
         "0",
         "--eval-interval",

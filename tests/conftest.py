@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.flags import later_wins
 from tests.shared_memory import SharedMemoryWatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +46,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def entry_command(*flags: str) -> list[str]:
-    return [sys.executable, str(ROOT / "train_async.py"), *flags]
+    return [sys.executable, str(ROOT / "train_async.py"), *later_wins(flags)]
 
 
 def run_entry(*flags: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:

@@ -83,14 +83,22 @@ class _Values:
         return self._last.keys()
 
     def set(self, section: str, field: str, value: Any, given: GivenFlag, reading: Reading) -> None:
-        """The last value wins; within one preset, or the command line, that is said."""
+        """A preset's value is replaced. Within one preset, or the command line, two different
+        values are a mistake, but for Megatron's flags: launch scripts override those of their
+        model so, and that is said.
+
+        Raises ConfigError."""
         known, name = self.sections[section], _flag_name(section, field)
         before = self._last.get(name)
         if before is not None and before.source == given.source:
             if _adds_up(name):
                 value = known[field] + value
-            elif known[field] != value:
+            elif known[field] != value and section == "megatron":
                 reading.overridden[str(before)] = str(given)
+            elif known[field] != value:
+                raise ConfigError(
+                    f"{before} and {given}: a flag counts once, drop one{given.place}"
+                )
         self._set(section, field, value, given)
 
     def set_default(self, section: str, field: str, value: Any, given: GivenFlag) -> None:

@@ -16,6 +16,7 @@ from configs.command_line.loader import load_config
 from pipeline.wiring import FAMILIES
 from pipeline.wiring.assemble import assemble
 from tests.conftest import ROOT, read_metrics
+from tests.flags import later_wins
 from train_async import train
 
 PRESETS = sorted((ROOT / "configs/presets").glob("*.yaml"))
@@ -36,7 +37,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mock_run(tmp_path: Path, *flags: str) -> list[dict[str, Any]]:
     """The train records of a run with these flags."""
     words = ["--mock", *flags, *FEW, "--runs-dir", str(tmp_path), "--name", "m"]
-    asyncio.run(train(assemble(load_config(words, families=FAMILIES), started_at=0.0)))
+    asyncio.run(train(assemble(load_config(later_wins(words), families=FAMILIES), started_at=0.0)))
     return read_metrics(tmp_path / "m", "train")
 
 

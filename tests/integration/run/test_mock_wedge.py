@@ -16,6 +16,7 @@ from pipeline.wiring import FAMILIES
 from pipeline.wiring.assemble import assemble
 from stages.publish.mock import MockTransport
 from tests.conftest import read_metrics, run_entry
+from tests.flags import later_wins
 from train_async import train
 
 NEVER = """
@@ -84,7 +85,7 @@ async def told(
     tmp_path: Path, flags: Sequence[str], stage: str, awaits: str | None
 ) -> dict[str, Any]:
     """The record of a silence at `stage`, of a run that is ended when it has told of it."""
-    config = load_config([*FAST, *FASTER, *at(tmp_path), *flags], families=FAMILIES)
+    config = load_config(later_wins([*FAST, *FASTER, *at(tmp_path), *flags]), families=FAMILIES)
     watchdog = Noted(stage, awaits)
     run = asyncio.create_task(train(assemble(config, started_at=0.0, watchdog=watchdog)))
     async with asyncio.timeout(60):

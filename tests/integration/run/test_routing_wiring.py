@@ -20,12 +20,13 @@ from pipeline.schedule.clock import RolloutClock
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.real import real_backend
+from tests.flags import later_wins
 
 DATA = ["--prompt-data", "reasoning_gym:spell_backward", "--device", "cpu"]
 
 
 def backend_of(logs: Path, *flags: str) -> Backend:
-    config = load_config([*DATA, *flags])
+    config = load_config(later_wins([*DATA, *flags]))
     run_dir: Any = SimpleNamespace(logs=logs)
     clock = RolloutClock(
         rollout_batch_size=8, async_buffer_size=0, update_weights_interval=1, num_rollout=1

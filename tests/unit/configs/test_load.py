@@ -81,21 +81,21 @@ def test_every_field_is_a_flag_with_help() -> None:
     [
         (["--rollout-batch-size", "3"], "rollout_batch_size", 3),
         (["--rollout-batch-size=3"], "rollout_batch_size", 3),
-        (["--rollout-batch-size", "3", "--rollout-batch-size", "5"], "rollout_batch_size", 5),
+        (["--rollout-batch-size", "3", "--rollout-batch-size", "3"], "rollout_batch_size", 3),
         (["--rollout-top-k", "-1"], "rollout_top_k", -1),
         (["--sft-lr", "2e-4"], "sft_lr", 2e-4),
         (["--use-tis"], "use_tis", True),
-        (["--use-tis", "--no-use-tis"], "use_tis", False),
+        (["--no-use-tis"], "use_tis", False),
         (["--use-tis", "false"], "use_tis", False),
         (["--disable-grpo-std-normalization"], "grpo_std_normalization", False),
         (["--no-rollout-shuffle"], "rollout_shuffle", False),
         (["--tis-threshold", "3"], "tis_clip", 3.0),
         (["--rollout-stop", "</s>", "a b"], "rollout_stop", ("</s>", "a b")),
         (["--rollout-stop=--end"], "rollout_stop", ("--end",)),
-        (["--rollout-stop", "x", "--rollout-stop", ""], "rollout_stop", ()),
+        (["--rollout-stop", ""], "rollout_stop", ()),
         (["--rollout-stop-token-ids", "1", "2"], "rollout_stop_token_ids", (1, 2)),
         (["--system-prompt", "a=b"], "system_prompt", "a=b"),
-        (["--max-staleness", "3", "--max-staleness", "none"], "max_staleness", None),
+        (["--max-staleness", "none"], "max_staleness", None),
         (["--log-level", "debug"], "log_level", "debug"),
     ],
 )
@@ -372,3 +372,37 @@ def test_a_run_is_loaded_from_where_it_saves_once_it_is_there(tmp_path: Path) ->
         load_config(words)
     with pytest.raises(ConfigError, match=r"--load .*no such folder"):
         load_config(["--mock", "--load", str(tmp_path / "other"), "--save", str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("--rollout-batch-size 3", "--rollout-batch-size 5"),
+        ("--use-tis", "--no-use-tis"),
+        ("--tis-clip 2", "--tis-threshold 3"),
+        ("--rollout-stop a", "--rollout-stop b"),
+        ("--max-staleness 3", "--max-staleness none"),
+        ("--sglang-page-size 1", "--sglang-page-size 2"),
+    ],
+)
+def test_two_values_of_a_flag_are_refused(
+    preset: Callable[[str], str], first: str, then: str
+) -> None:
+    """On the command line, and within a preset; the one wins over the other, and equal values are
+    no question."""
+    said = f"{first} and {then}: a flag counts once"
+    with pytest.raises(ConfigError, match=said):
+        parse_config([*first.split(), *then.split()], FAMILIES)
+    with pytest.raises(ConfigError, match=f"{said}.*fast.yaml line 2"):
+        parse_config(["--config", preset(f"- {first}\n- {then}\n")], FAMILIES)
+    wins, _ = parse_config(["--config", preset(f"- {first}\n"), *then.split()], FAMILIES)
+    twice, _ = parse_config([*then.split(), *then.split()], FAMILIES)
+    assert dataclasses.replace(wins, run=twice.run) == twice
+
+
+def test_of_two_values_of_megatrons_the_last_counts_and_that_is_said() -> None:
+    """Launch scripts override flags of their model's script so."""
+    config, _ = parse_config(["--rotary-base", "10000", "--rotary-base", "1000000"], FAMILIES)
+    assert config.megatron["rotary_base"] == 1000000
+    (note,) = config.notes
+    assert "the last counts: --rotary-base 1000000, not --rotary-base 10000" in note

@@ -13,6 +13,7 @@ from configs.rules.ranges import RANGES
 from configs.rules.validate import validate
 from configs.schema import Config, ModelConfig
 from pipeline.core.errors import ConfigError
+from tests.flags import later_wins
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ BASE = [
 
 
 def words(text: str) -> list[str]:
-    return [*BASE, *text.split()]
+    return later_wins([*BASE, *text.split()])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.flags import later_wins
+
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 SOURCES = [
@@ -156,7 +158,7 @@ def test_training(command: Command, place: Path) -> None:
     if loads in argv and "{rollout_id}" in argv[argv.index(loads) + 1]:
         data = argv[argv.index(loads) + 1]
         _checked([*TRAIN, *SHORT, "--save-debug-rollout-data", data], place)
-    _checked([*argv, *([] if "--load" in argv else SHORT)], place)
+    _checked(later_wins([*argv, *([] if "--load" in argv else SHORT)]), place)
 
 
 @pytest.mark.parametrize("command", _of("tool"))

@@ -11,6 +11,7 @@ from configs.command_line.loader import load_config
 from pipeline.cli.convert import parse_size
 from pipeline.core.errors import CheckpointError, ConfigError
 from pipeline.core.find_checkpoint import find_torch_dist, find_weights
+from tests.flags import later_wins
 
 TORCH_DIST = '{"sharded_backend": "torch_dist"}'
 
@@ -94,7 +95,7 @@ def load(tmp_path: Path, *words: str) -> object:
         "--rm-type",
         "random",
     ]
-    return load_config([*base, *words])
+    return load_config(later_wins([*base, *words]))
 
 
 def test_flags_that_name_them(megatron: Path) -> None:

@@ -14,6 +14,7 @@ from configs.schema import Config, ModelConfig, RunConfig
 from pipeline.core.errors import CheckpointError, ConfigError
 from pipeline.wiring.foreign_flags import FAMILIES
 from pipeline.wiring.model_checks import check_model, read_shape
+from tests.flags import later_wins
 
 Make = Callable[..., str]
 
@@ -34,7 +35,7 @@ def load(folder: str, *flags: str) -> Config:
     data = Path(folder).parent / "data.jsonl"
     data.write_text(json.dumps({"prompt": "p"}) + "\n")
     words = ["--hf-checkpoint", folder, "--prompt-data", str(data), "--rm-type", "random"]
-    return load_config([*words, *flags], FAMILIES)
+    return load_config(later_wins([*words, *flags]), FAMILIES)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "qwen3_vl"])
