@@ -3,33 +3,81 @@ them."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from configs.command_line.spellings.reading import Reading
-from configs.schema import ClusterConfig, Config
+from configs.schema import Config
+from configs.schema.reward import COMPARING
+
+# (what was said, names of the flags that said it, notes) -> what is meant
+Consequence = Callable[[Config, Collection[str], Reading], Config]
 
 
-def draw_consequences(
-    sections: dict[str, Any], given: Collection[str], reading: Reading
-) -> dict[str, Any]:
-    """Config's sections, from those that hold just what was said. `given`: names of flags."""
-    cluster, megatron = sections["cluster"], sections["megatron"]
-    if cluster.colocate and "rollout-num-gpus" not in given:
-        cluster = _on_all_devices(cluster)
-    if megatron.get("sequence_parallel") and (megatron.get("tensor_model_parallel_size") or 1) == 1:
-        megatron = {**megatron, "sequence_parallel": False}
-        reading.nothing["--sequence-parallel"] = (
-            "it splits sequences over tensor ranks, and --tensor-model-parallel-size is 1"
-        )
-    rollout = sections["rollout"]
-    if Config(**sections).answers_are_given and "n-samples-per-prompt" not in given:
-        rollout = dataclasses.replace(rollout, n_samples_per_prompt=1)  # each is trained once
-    return {**sections, "cluster": cluster, "megatron": megatron, "rollout": rollout}
+def draw_consequences(config: Config, given: Collection[str], reading: Reading) -> Config:
+    for draw in (
+        _shared_devices,
+        _unsplit_sequences,
+        _given_answers,
+        _teacher_of_slimes,
+        _unjudged_students,
+    ):
+        config = draw(config, given, reading)
+    return config
 
 
-def _on_all_devices(cluster: ClusterConfig) -> ClusterConfig:
-    """Engines that take turns with the learner have its devices, as in slime."""
-    shared = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
-    return dataclasses.replace(cluster, rollout_num_gpus=shared)
+def _shared_devices(config: Config, given: Collection[str], reading: Reading) -> Config:
+    """Engines that take turns with the learner have all of its devices, as in slime."""
+    if not config.cluster.colocate or "rollout-num-gpus" in given:
+        return config
+    cluster = replace(config.cluster, rollout_num_gpus=config.num_learner_ranks)
+    return replace(config, cluster=cluster)
+
+
+def _unsplit_sequences(config: Config, given: Collection[str], reading: Reading) -> Config:
+    """--sequence-parallel without tensor ranks, which Megatron-LM turns off too."""
+    flags = config.megatron
+    if not flags.get("sequence_parallel") or (flags.get("tensor_model_parallel_size") or 1) > 1:
+        return config
+    reading.nothing["--sequence-parallel"] = (
+        "it splits sequences over tensor ranks, and --tensor-model-parallel-size is 1"
+    )
+    return replace(config, megatron={**flags, "sequence_parallel": False})
+
+
+def _given_answers(config: Config, given: Collection[str], reading: Reading) -> Config:
+    """An answer that is given is trained on once."""
+    if not config.answers_are_given or "n-samples-per-prompt" in given:
+        return config
+    return replace(config, rollout=replace(config.rollout, n_samples_per_prompt=1))
+
+
+def _teacher_of_slimes(config: Config, given: Collection[str], reading: Reading) -> Config:
+    """slime names the address of a teacher's /generate with --rm-url."""
+    distill, url = config.distill, config.reward.rm_url
+    named = distill.opd_teacher_load or distill.opd_teacher_url
+    if not (distill.use_opd and url) or named or config.reward.rm_type == "remote_rm":
+        return config
+    teacher = url.removesuffix("/generate")
+    reading.renamed[f"--rm-url {url}"] = f"--opd-teacher-url {teacher}"
+    return replace(
+        config,
+        distill=replace(distill, opd_teacher_url=teacher),
+        reward=replace(config.reward, rm_url=None),
+    )
+
+
+def _unjudged_students(config: Config, given: Collection[str], reading: Reading) -> Config:
+    """With a teacher, a scorer that has no label to compare with is not missed."""
+    scorer, data = config.reward.rm_type, config.data
+    if (
+        not config.distill.use_opd
+        or scorer not in COMPARING
+        or data.label_key is not None
+        or (data.prompt_data or "").startswith("reasoning_gym:")
+    ):
+        return config
+    reading.nothing[f"--rm-type {scorer}"] = (
+        "without --label-key it has nothing to compare with; the teacher alone is learnt from"
+    )
+    return replace(config, reward=replace(config.reward, rm_type=None))

@@ -21,6 +21,7 @@ from configs.command_line.preset_files import (
     preset_files,
     split_words,
 )
+from configs.command_line.slime_defaults import differing_defaults, imports_slime
 from configs.command_line.spellings.reading import Reading, spelling_of
 from configs.flags import ALIASES, NEGATIVES, own_flags, parse_value, section_classes
 from configs.rules.validate import validate
@@ -124,8 +125,11 @@ def _config(values: _Values, words: Sequence[GivenFlag], reading: Reading) -> Co
         section: cls(**values.sections[section]) for section, cls in section_classes().items()
     }
     parts.update((section, values.sections[section]) for section in PREFIXES)
-    parts = draw_consequences(parts, values.given, reading)
-    config = Config(**parts, notes=tuple(reading.notes()))
+    config = draw_consequences(Config(**parts), values.given, reading)
+    notes = [*reading.notes()]
+    if reading.is_slimes or imports_slime(config):
+        notes += differing_defaults(config, values.given)
+    config = dataclasses.replace(config, notes=tuple(notes))
     # config.yaml: what a run left, not a name
     presets = [p.stem for p in preset_files(words) if p.stem != "config"]
     if config.run.name is None and presets and config.run.load is None:

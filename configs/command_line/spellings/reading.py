@@ -36,7 +36,7 @@ class Reading:
 
     def take(self, given: GivenFlag, spelling: Spelling) -> GivenFlag | None:
         """The flag of ours that `given` means; None for none. Raises ConfigError."""
-        self.is_slimes = self.is_slimes or given.name in SLIME
+        self.is_slimes = self.is_slimes or any(spelling is known for known in SLIME.values())
         if isinstance(spelling, Absent):
             raise ConfigError(f"{given}: {spelling.why}{given.place}")
         if isinstance(spelling, Nothing):

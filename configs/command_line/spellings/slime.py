@@ -24,6 +24,7 @@ _TRAJECTORY_SERVER = Absent(
     " (--buffer-durability, --buffer-selector), and --data-source-path or"
     " --custom-generate-function-path fetch from a server of yours"
 )
+_TEACHER = Nothing(why="--use-opd asks the teacher, of which --rm-url or --opd-teacher-url tells")
 _PROFILER = Absent(
     why="there is no profiler flag; metrics.jsonl has the seconds of every part of a step, and"
     " trace.jsonl of the run"
@@ -147,6 +148,9 @@ SLIME: Mapping[str, Spelling] = {
         only=("sglang", "megatron"),
         otherwise="expected sglang or megatron",
     ),
+    "custom-rm-path slime.rollout.on_policy_distillation.reward_func": _TEACHER,
+    "custom-reward-post-process-path"
+    " slime.rollout.on_policy_distillation.post_process_rewards": _TEACHER,
     # data
     "disable-rollout-global-dataset": Nothing(
         why="--data-source-path, where it is given, is the only source of prompts"
@@ -155,6 +159,13 @@ SLIME: Mapping[str, Spelling] = {
     "rollout-task-type": _TRAJECTORY_SERVER,
     "fetch-trajectory-retry-times": _TRAJECTORY_SERVER,
     "min-batch-collection-ratio": _TRAJECTORY_SERVER,
+    # the rollout function, of which --rollout-function-path names a user's own
+    "rollout-function-path slime.rollout.sglang_rollout.generate_rollout": Nothing(
+        why="groups are generated so by themselves"
+    ),
+    "rollout-function-path slime.rollout.fully_async_rollout.generate_rollout_fully_async": Ours(
+        to="async-buffer-size 1", is_default=True
+    ),
     # logging and debugging
     "disable-wandb-random-suffix": Nothing(why="names get no random suffix; a taken one a number"),
     "wandb-always-use-train-step": Nothing(why="every record has its step"),

@@ -68,7 +68,7 @@ def test_what_asks_for_nothing_is_accepted_and_said(name: str) -> None:
     entry = next(entry for n, entry in ENTRIES if n == name)
     assert isinstance(entry, Nothing)
     words = f"--{name} {entry.only[0]}" if entry.only else f"--{name}"
-    (note,) = taken(words).notes
+    note, *_ = taken(words).notes
     assert words in note and entry.why in note
 
 
