@@ -74,12 +74,12 @@ def fill(directory: Path, num_groups: int) -> None:
 def open_and_take(directory: Path) -> dict[str, Any]:
     before = _resident_bytes()
     start = perf_counter()
-    records, _ = read_journal(directory / FILE_NAME)
+    entries, _ = read_journal(directory / FILE_NAME)
     read = perf_counter()
-    ledger = Ledger(records)
+    ledger = Ledger(entries)
     replayed = perf_counter()
-    num_records = len(records)
-    del records  # as in assemble.py, where they go with the function's frame
+    num_entries = len(entries)
+    del entries  # as in assemble.py, where they go with the function's frame
     clock = _clock(1)
     begin = perf_counter()
     buffer = ReplayBuffer(directory, _config(), clock, ledger=ledger)
@@ -98,7 +98,7 @@ def open_and_take(directory: Path) -> dict[str, Any]:
     return {
         "journal_bytes": (directory / FILE_NAME).stat().st_size,
         "segment_bytes": sum(p.stat().st_size for p in directory.glob("*.arrow")),
-        "records": num_records,
+        "entries": num_entries,
         "read_journal_seconds": read - start,
         "ledger_seconds": replayed - read,
         "buffer_seconds": opened - begin,

@@ -23,7 +23,7 @@ _KEY = b"rollout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedRollout:
+class KeptRollout:
     """The groups of one rollout, and the learner's policy version when it took them."""
 
     rollout_id: int
@@ -35,7 +35,7 @@ def path_of(template: str, rollout_id: int) -> Path:
     return Path(template.replace("{rollout_id}", str(rollout_id)))
 
 
-def write_take(path: Path, take: RecordedRollout) -> None:
+def write_take(path: Path, take: KeptRollout) -> None:
     said = {
         "rollout_id": take.rollout_id,
         "policy_version": take.policy_version,
@@ -52,7 +52,7 @@ def write_take(path: Path, take: RecordedRollout) -> None:
     whole.replace(path)
 
 
-def read_take(path: Path) -> RecordedRollout:
+def read_take(path: Path) -> KeptRollout:
     """Raises DataError when there is no such file, or it is none of ours; BufferCorruption when it
     is damaged."""
     try:
@@ -66,12 +66,12 @@ def read_take(path: Path) -> RecordedRollout:
     groups = [from_batch(batch) for _, batch in scan(path)]
     marks = zip(groups, said["times_sampled"], said["probability"], strict=True)
     marked = tuple(replace(group, times_sampled=times, probability=p) for group, times, p in marks)
-    return RecordedRollout(
+    return KeptRollout(
         rollout_id=said["rollout_id"], policy_version=said["policy_version"], groups=marked
     )
 
 
-class RecordedRun:
+class KeptRun:
     """The takes of a run that kept its trajectories (--keep-trajectories), from its journal and
     segments."""
 
@@ -87,12 +87,12 @@ class RecordedRun:
         """Rollouts that were taken, those lost in crashes not counted."""
         return len(self._ledger.takes)
 
-    def read(self, rollout_id: int) -> RecordedRollout:
+    def read(self, rollout_id: int) -> KeptRollout:
         """Raises DataError when a group is gone, BufferCorruption when it is damaged."""
         taken = self._ledger.takes.get(rollout_id)
         if taken is None:
             raise DataError(f"{self._folder} has no rollout {rollout_id}: it took {len(self)}")
-        return RecordedRollout(
+        return KeptRollout(
             rollout_id=rollout_id,
             policy_version=taken.policy_version,
             groups=tuple(
@@ -107,8 +107,8 @@ class RecordedRun:
         path = self._folder / f"segment-{account.place.segment:06d}.arrow"
         if not path.exists():
             raise DataError(
-                f"{path} is gone, with group {group_index} of rollout {rollout_id}: record with"
-                " --keep-trajectories"
+                f"{path} is gone, with group {group_index} of rollout {rollout_id}: "
+                "--keep-trajectories keeps them"
             )
         group = next(from_batch(batch) for offset, batch in scan(path, account.place.offset))
         times = 1 + sum(r < rollout_id for r, _ in (*account.consumed, *account.replayed))

@@ -44,7 +44,7 @@ def open_files(
     if ledger is None:
         path.unlink(missing_ok=True)
     journal = Journal(
-        path, flush_each=durability != "memory", num_records=ledger.num_records if ledger else 0
+        path, flush_each=durability != "memory", num_entries=ledger.num_entries if ledger else 0
     )
     recovery = Recovery(
         ledger,

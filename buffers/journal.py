@@ -1,11 +1,11 @@
-"""The buffer's diary: one line a decision, appended before anything follows from it, read back
+"""The buffer's journal: one line a decision, appended before anything follows from it, read back
 after a crash.
 
 A line is eight hexadecimal digits of CRC-32, a space, one JSON object and a newline. Bytes behind
 the last newline are a write that a crash cut off: they are dropped, and said to be. Anything else
 that does not check is corruption, and named.
 
-Records (`t` is the kind):
+Entries (`t` is the kind):
     open     schema                  first line
     admit    g, d, v, i              group g may generate for prompt i: deadline d, admitted at
              policy version v
@@ -16,7 +16,7 @@ Records (`t` is the kind):
              prompt
     consume  r, v, g, x, at, pr      rollout r, trained at version v, takes groups g for the first
              time and groups x again; chosen when
-                                     the journal had `at` records; with the probabilities pr, where
+                                     the journal had `at` entries; with the probabilities pr, where
                                      they are not all 1
     trained  r                       rollout r is trained on
     push     v                       the engines begin to be given version v
@@ -44,25 +44,25 @@ JOURNAL_SCHEMA = 2
 READABLE = (1, 2)  # 1 had no i, p, w, again, x, at
 FILE_NAME = "journal.log"
 HELD_BYTES = 1 << 16  # under durability `memory`
-Record = dict[str, Any]
+JournalEntry = dict[str, Any]
 
 
 class Journal:
-    """Appends records to a file. What a returned `append` promises is the kernel's: the line
+    """Appends entries to a file. What a returned `append` promises is the kernel's: the line
     survives this process's death.
 
     `flush_each=False` (durability `memory`) keeps lines in this process until `flush` or `close`.
     """
 
-    def __init__(self, path: Path, *, flush_each: bool = True, num_records: int = 0) -> None:
-        """Goes on at the end of an existing file of `num_records`, its torn tail cut off.
+    def __init__(self, path: Path, *, flush_each: bool = True, num_entries: int = 0) -> None:
+        """Goes on at the end of an existing file of `num_entries`, its torn tail cut off.
 
         Raises ReplayBufferError, BufferCorruption.
         """
         self.path, self._flush_each, self._held = path, flush_each, bytearray()
         exists = path.exists() and path.stat().st_size > 0
         end = _end_of_lines(path) if exists else 0
-        self.num_records = num_records
+        self.num_entries = num_entries
         try:
             self._fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
             os.ftruncate(self._fd, end)
@@ -78,12 +78,12 @@ class Journal:
     def fd(self) -> int:
         return self._fd
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, entry: Mapping[str, Any]) -> None:
         """Raises ReplayBufferError when it cannot be written; then nothing of it is in the file."""
-        self._held += encode(record)
+        self._held += encode(entry)
         if self._flush_each or len(self._held) > HELD_BYTES:
             self.flush()
-        self.num_records += 1
+        self.num_entries += 1
 
     def flush(self) -> None:
         view, at = memoryview(bytes(self._held)), self._end
@@ -132,13 +132,13 @@ class ProgressLines:
         self._num_trained, self._version = self._clock.num_trained, self._clock.policy_version
 
 
-def encode(record: Mapping[str, Any]) -> bytes:
-    body = orjson.dumps(record)
+def encode(entry: Mapping[str, Any]) -> bytes:
+    body = orjson.dumps(entry)
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
-def read_journal(path: Path) -> tuple[list[Record], int]:
-    """(records, bytes of a torn last line that are left out).
+def read_journal(path: Path) -> tuple[list[JournalEntry], int]:
+    """(entries, bytes of a torn last line that are left out).
 
     Raises BufferCorruption naming file and offset.
     """
@@ -149,16 +149,16 @@ def read_journal(path: Path) -> tuple[list[Record], int]:
             f"{path} cannot be read: {e.strerror}; expected the journal of a run's buffer"
         ) from e
     whole = _whole(data)
-    records, at = [], 0
+    entries, at = [], 0
     for line in _lines(whole):
-        records.append(_decode(line, path, at))
+        entries.append(_decode(line, path, at))
         at += len(line)
-    if records and (records[0]["t"] != "open" or records[0].get("schema") not in READABLE):
+    if entries and (entries[0]["t"] != "open" or entries[0].get("schema") not in READABLE):
         raise BufferCorruption(
-            f"{path} begins with {records[0]!r:.80}: this version reads journals of schema"
+            f"{path} begins with {entries[0]!r:.80}: this version reads journals of schema"
             f" {READABLE}"
         )
-    return records, len(data) - len(whole)
+    return entries, len(data) - len(whole)
 
 
 def _end_of_lines(path: Path) -> int:
@@ -182,7 +182,7 @@ def _whole(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def _decode(line: bytes, path: Path, at: int) -> Record:
+def _decode(line: bytes, path: Path, at: int) -> JournalEntry:
     check, space, body = line[:8], line[8:9], line[9:-1]
     if space != b" " or check != b"%08x" % zlib.crc32(body):
         raise BufferCorruption(
@@ -190,11 +190,11 @@ def _decode(line: bytes, path: Path, at: int) -> Record:
             " disk is faulty"
         )
     try:
-        record = orjson.loads(body)
+        entry = orjson.loads(body)
     except orjson.JSONDecodeError as e:
         raise BufferCorruption(f"{path} at byte {at}: {e}") from e
-    if not isinstance(record, dict) or "t" not in record:
+    if not isinstance(entry, dict) or "t" not in entry:
         raise BufferCorruption(
-            f"{path} at byte {at}: expected an object with a kind, got {record!r:.80}"
+            f"{path} at byte {at}: expected an object with a kind, got {entry!r:.80}"
         )
-    return record
+    return entry

@@ -66,12 +66,12 @@ class Consumption:
 
 
 class Ledger:
-    """Apply records in order; look at any time."""
+    """Apply entries in order; look at any time."""
 
-    def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
         self.accounts: dict[int, Account] = {}
         self.policy_version = 0  # the highest that was ever pushed, or restored to
-        self.num_records = 0  # that were applied
+        self.num_entries = 0  # that were applied
         self.num_restores = 0
         self.commits: list[tuple[int, str]] = []  # (rollouts covered, checkpoint)
         self.takes: dict[int, Consumption] = {}  # by rollout, those that hold
@@ -88,19 +88,18 @@ class Ledger:
             "commit": self._commit,
             "restore": self._restore,
         }
-        for number, record in enumerate(records):
-            self.apply(record, number)
+        for number, entry in enumerate(entries):
+            self.apply(entry, number)
 
-    def apply(self, record: Mapping[str, Any], number: int = -1) -> None:
-        """Raises BufferCorruption for a record that cannot follow what came before."""
+    def apply(self, entry: Mapping[str, Any], number: int = -1) -> None:
+        """Raises BufferCorruption for an entry that cannot follow what came before."""
         try:
-            self._known[record["t"]](record)
+            self._known[entry["t"]](entry)
         except (KeyError, TypeError, AssertionError) as e:
             raise BufferCorruption(
-                f"journal record {number} {dict(record)!r:.120} does not fit:"
-                f" {type(e).__name__} {e}"
+                f"journal entry {number} {dict(entry)!r:.120} does not fit: {type(e).__name__} {e}"
             ) from e
-        self.num_records += 1
+        self.num_entries += 1
 
     def recallable(self) -> dict[int, Account]:
         """Groups that a restart recalls instead of generating, by index."""
@@ -145,66 +144,66 @@ class Ledger:
             for a in self.accounts.values()
         ]
 
-    # -- the records -------------------------------------------------------------------------------
+    # -- the entries -------------------------------------------------------------------------------
 
-    def _admit(self, record: Mapping[str, Any]) -> None:
-        group_index = record["g"]
+    def _admit(self, entry: Mapping[str, Any]) -> None:
+        group_index = entry["g"]
         if (account := self.accounts.get(group_index)) is None:
             account = self.accounts[group_index] = Account(group_index=group_index)
         account.times_admitted += 1
         # journals of schema 1 knew no retried prompts
-        account.prompt_index = record.get("i", record["g"])
+        account.prompt_index = entry.get("i", entry["g"])
 
-    def _put(self, record: Mapping[str, Any]) -> None:
-        account = self.accounts[record["g"]]
+    def _put(self, entry: Mapping[str, Any]) -> None:
+        account = self.accounts[entry["g"]]
         assert account.place is None, "the group is complete already"
         account.times_put += 1
-        account.place = Location(segment=record["s"], offset=record["o"], num_bytes=record["n"])
-        account.priority, account.oldest_version = record.get("p", 1.0), record.get("w")
+        account.place = Location(segment=entry["s"], offset=entry["o"], num_bytes=entry["n"])
+        account.priority, account.oldest_version = entry.get("p", 1.0), entry.get("w")
 
-    def _gone(self, record: Mapping[str, Any]) -> None:
-        self.accounts[record["g"]].place = None
+    def _gone(self, entry: Mapping[str, Any]) -> None:
+        self.accounts[entry["g"]].place = None
 
-    def _discard(self, record: Mapping[str, Any]) -> None:
-        account = self.accounts[record["g"]]
+    def _discard(self, entry: Mapping[str, Any]) -> None:
+        account = self.accounts[entry["g"]]
         assert not account.consumed, "the group is consumed already"
-        account.discarded, account.retried = str(record["why"]), bool(record.get("again"))
+        account.discarded, account.retried = str(entry["why"]), bool(entry.get("again"))
 
-    def _consume(self, record: Mapping[str, Any]) -> None:
-        rollout, version, groups = record["r"], record["v"], record["g"]
+    def _consume(self, entry: Mapping[str, Any]) -> None:
+        rollout, version, groups = entry["r"], entry["v"], entry["g"]
         for g in groups:
             account = self.accounts[g]
             assert account.place is not None, f"group {g} was never put"
             account.consumed.append((rollout, version))
-        for g in record.get("x", ()):
+        for g in entry.get("x", ()):
             account = self.accounts[g]
             assert account.consumed, f"group {g} is replayed, and was never trained on"
             account.replayed.append((rollout, version))
-        every = (*groups, *record.get("x", ()))
+        every = (*groups, *entry.get("x", ()))
         self.takes[rollout] = Consumption(
             policy_version=version,
             groups=every,
-            probabilities=tuple(record.get("pr", [1.0] * len(every))),
+            probabilities=tuple(entry.get("pr", [1.0] * len(every))),
         )
 
-    def _push(self, record: Mapping[str, Any]) -> None:
-        self.policy_version = max(self.policy_version, record["v"])
+    def _push(self, entry: Mapping[str, Any]) -> None:
+        self.policy_version = max(self.policy_version, entry["v"])
 
-    def _commit(self, record: Mapping[str, Any]) -> None:
-        self.commits.append((record["r"], record["name"]))
+    def _commit(self, entry: Mapping[str, Any]) -> None:
+        self.commits.append((entry["r"], entry["name"]))
         for rollout, taken in self.takes.items():
-            for g in taken.groups if rollout < record["r"] else ():
+            for g in taken.groups if rollout < entry["r"] else ():
                 account = self.accounts[g]
-                account.committed_by = account.committed_by or record["name"]
+                account.committed_by = account.committed_by or entry["name"]
 
-    def _restore(self, record: Mapping[str, Any]) -> None:
+    def _restore(self, entry: Mapping[str, Any]) -> None:
         self.num_restores += 1
-        self.policy_version = max(self.policy_version, record["v"])
+        self.policy_version = max(self.policy_version, entry["v"])
         # a crash may have come between a checkpoint and its line here
         for rollout, taken in self.takes.items():
-            for g in taken.groups if rollout < record["r"] else ():
-                self.accounts[g].committed_by = self.accounts[g].committed_by or record["name"]
-        for rollout in [r for r in self.takes if r >= record["r"]]:
+            for g in taken.groups if rollout < entry["r"] else ():
+                self.accounts[g].committed_by = self.accounts[g].committed_by or entry["name"]
+        for rollout in [r for r in self.takes if r >= entry["r"]]:
             for g in self.takes.pop(rollout).groups:
                 account = self.accounts[g]
                 account.consumed = [(r, v) for r, v in account.consumed if r != rollout]

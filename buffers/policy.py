@@ -1,4 +1,4 @@
-"""The decisions that a run's flags ask for: the buffer makes them, a check of the recorded run
+"""The decisions that a run's flags ask for: the buffer makes them, an audit of the run
 makes them again."""
 
 from __future__ import annotations

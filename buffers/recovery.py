@@ -37,14 +37,14 @@ class Recovery:
         self._done: dict[int, list[Location]] = {}
         if ledger is None:
             return
-        record = {
+        entry = {
             "t": "restore",
             "r": clock.num_trained,
             "name": restored_from,
             "v": clock.policy_version,
         }
-        journal.append(record)
-        ledger.apply(record)
+        journal.append(entry)
+        ledger.apply(entry)
         self._accounts = dict(ledger.accounts)
         self._done = self._last_places(ledger, clock.num_trained - keep_last)
 

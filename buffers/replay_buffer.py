@@ -169,7 +169,7 @@ class ReplayBuffer:
         `buffers.decoding`). Raises BufferCorruption for a damaged group, ReplayBufferError
         for one staler than the bound."""
         choice = await self._chosen(rollout_id)
-        at = self._journal.num_records  # what the choice was made from
+        at = self._journal.num_entries  # what the choice was made from
         groups = await self._read([*choice.fresh_indices, *choice.again_indices])
         staleness = self._staleness.check(groups, rollout_id)
         taken = {"g": choice.fresh_indices, "x": choice.again_indices, "at": at}

@@ -47,12 +47,12 @@ def distillation(config: Config) -> Iterator[str]:
 
 def debugging(config: Config) -> Iterator[str]:
     run = config.run
-    if run.debug_rollout_only and (run.debug_train_only or run.trains_on_records):
+    if run.debug_rollout_only and (run.debug_train_only or run.trains_on_kept):
         yield (
             "--debug-rollout-only with --debug-train-only (or --load-debug-rollout-data): nothing"
             " would be left to run. Drop one"
         )
-    if run.debug_train_only and not (run.trains_on_records or config.answers_are_given):
+    if run.debug_train_only and not (run.trains_on_kept or config.answers_are_given):
         yield (
             "--debug-train-only without --load-debug-rollout-data: there is nothing to train on."
             " Name files with {rollout_id}, or a run; or train on given answers (--loss-type"

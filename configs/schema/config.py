@@ -121,7 +121,7 @@ class Config:
     def has_engines(self) -> bool:
         """Is anything generated?"""
         samples = not self.answers_are_given or bool(self.eval.eval_interval)
-        return samples and not self.run.trains_on_records
+        return samples and not self.run.trains_on_kept
 
     @property
     def num_engines(self) -> int:

@@ -34,8 +34,8 @@ class RunConfig:
     debug_train_only: bool = False
     # writes every rollout that is taken to a file with {rollout_id} in its name
     save_debug_rollout_data: str | None = None
-    # trains on such files, or on a run directory recorded with --keep-trajectories; implies
-    # --debug-train-only
+    # trains on such files, or on a run directory that kept its trajectories (--keep-trajectories);
+    # implies --debug-train-only
     load_debug_rollout_data: str | None = None
     # sets how much RUN_DIR/run.log and the console say
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -52,6 +52,6 @@ class RunConfig:
     save_hf: str | None = "{checkpoint}/hf"
 
     @property
-    def trains_on_records(self) -> bool:
+    def trains_on_kept(self) -> bool:
         """No engines: what is trained on comes from files."""
         return self.load_debug_rollout_data is not None

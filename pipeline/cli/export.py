@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from buffers.dump import RecordedRun
+from buffers.dump import KeptRun
 from buffers.ledger import Account, Ledger
 from buffers.segments import scan
 from configs.command_line.loader import parse_config
@@ -120,7 +120,7 @@ def _rows_of(
 ) -> dict[tuple[int, int], Rows]:
     """A group's advantages may depend on the rollout's other groups, so all of them are needed."""
     try:
-        take = RecordedRun(run.buffer).read(rollout_id)
+        take = KeptRun(run.buffer).read(rollout_id)
         ordered = batcher.ordered(take.groups)
         rows = iter(batcher.rows(take.policy_version, ordered))
     except SlipstreamError as e:

@@ -22,8 +22,8 @@ from pipeline.run.rundir import RunDir
 
 def ledger_of(run: RunDir) -> tuple[Ledger, int]:
     """(the account, bytes of a torn last line)."""
-    records, torn = read_journal(run.buffer / FILE_NAME)
-    return Ledger(records), torn
+    entries, torn = read_journal(run.buffer / FILE_NAME)
+    return Ledger(entries), torn
 
 
 def groups_of(run: RunDir) -> Iterator[tuple[Path, int, Group]]:

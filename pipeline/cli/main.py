@@ -39,10 +39,10 @@ def _buffer(args: argparse.Namespace) -> None:
             lines = inspection.show_lines(run, args.group, args.sample)
         case "verify":
             lines = inspection.verify_lines(run)
-        case "replay":
-            from pipeline.cli.verify import replay_lines
+        case "audit":
+            from pipeline.cli.audit import audit_lines
 
-            lines = replay_lines(run)
+            lines = audit_lines(run)
         case "export":
             from pipeline.cli.export import export_lines
 
@@ -67,7 +67,7 @@ def parser(prog: str = "python -m pipeline") -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
     buffer = commands.add_parser(
-        "buffer", help="look into a run's replay buffer: list, ledger, show, verify, replay, export"
+        "buffer", help="look into a run's replay buffer: list, ledger, show, verify, audit, export"
     )
     buffer.add_argument(
         "run_dir", metavar="RUN_DIR", help="a folder under runs/, running, finished or crashed"
@@ -87,7 +87,7 @@ def parser(prog: str = "python -m pipeline") -> argparse.ArgumentParser:
     show.add_argument("sample", type=int, nargs="?", default=0, help="its place in the group")
     actions.add_parser("verify", help="check every checksum")
     actions.add_parser(
-        "replay", help="make its decisions and batches again from the journal, and compare"
+        "audit", help="make its decisions and batches again from the journal, and compare"
     )
     exporting = actions.add_parser(
         "export",

@@ -43,7 +43,7 @@ class RefusedRequestError(EngineError):
 class GenerateError(SlipstreamError):
     """A rollout could not be generated (custom functions included).
 
-    Recorded on the sample, not fatal.
+    It is kept on the sample and not fatal.
     """
 
 

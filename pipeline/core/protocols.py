@@ -1,4 +1,4 @@
-"""The seams between stages. A stage knows these and the records, never another stage.
+"""The seams between stages. A stage knows these and the types, never another stage.
 
 Layer 1. Fakes in tests and `--mock` implement the same protocols as the real parts.
 """

@@ -1,4 +1,4 @@
-"""The records that flow through the pipeline: sample, group, batch and the results of each stage.
+"""The types that flow through the pipeline: sample, group, batch and the results of each stage.
 
 Layer 0: standard library and numpy only. Custom user functions see `Sample`, whose field names are
 slime's."""

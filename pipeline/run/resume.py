@@ -40,9 +40,9 @@ def resume_point(run: RunConfig) -> ResumePoint:
     journal = home.buffer / FILE_NAME
     ledger, torn = None, 0
     if journal.exists():
-        records, torn = read_journal(journal)
-        ledger = Ledger(records)
-    elif not run.trains_on_records:
+        entries, torn = read_journal(journal)
+        ledger = Ledger(entries)
+    elif not run.trains_on_kept:
         raise CheckpointError(
             f"--load {run.load}: the run {home.path} cannot go on, {journal} is not there. A new"
             f" run from its weights: --initial-megatron-checkpoint {home.path}"

@@ -329,8 +329,8 @@ class RolloutClock:
             self._version_offset += used + 1 - self.policy_version
 
     def renumber(self, rollout_id: int, version: int) -> None:
-        """The learner is at this version at this rollout, as a recorded run says; never at a lower
-        one than it is by now."""
+        """The learner is at this version at this rollout, as the run that kept the rollout says;
+        never at a lower one than it is by now."""
         self._version_offset += max(0, version - self.version_at(rollout_id))
 
     def _knobs(self) -> dict[str, int]:

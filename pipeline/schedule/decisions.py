@@ -1,7 +1,7 @@
 """Every decision of a run in one object: who may start, who makes up a rollout, who is trained on
 again, who came too late. Pure: no tasks, no time, no I/O.
 
-The replay buffer wraps it with waiting and files; the check of a recorded run drives it by the
+The replay buffer wraps it with waiting and files; the audit of a run drives it by the
 journal. So there is one order in which clock, scheduler and replay pool are moved, and both follow
 it."""
 

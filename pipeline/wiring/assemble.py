@@ -65,14 +65,14 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         from pipeline.wiring.mock import mock_backend as make_backend
     else:
         from pipeline.wiring.real import real_backend as make_backend
-    from pipeline.wiring.debug import half, recorded_buffer, saver, warn_of_what_is_left_out
+    from pipeline.wiring.debug import half, kept_rollouts, saver, warn_of_what_is_left_out
 
     backend = supervised(site, half(make_backend(site), config))
     undo.callback(backend.router.release)
     source = make_source(site, backend)
     scorers = Scorers(config.reward, site.args)
     reward = _with_teacher(config, scorers.training, backend.teacher)
-    buffer = recorded_buffer(config, site.clock) if config.run.trains_on_records else _buffer(site)
+    buffer = kept_rollouts(config, site.clock) if config.run.trains_on_kept else _buffer(site)
     batcher = Batcher(config, site.args, source, backend.cost)
     producer = Producer(
         source=source,

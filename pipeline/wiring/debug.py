@@ -1,6 +1,6 @@
 """Half a pipeline, for debugging: generation without a learner (--debug-rollout-only), or a learner
 without engines (--debug-train-only), as in slime. What is left out is replaced by parts that do
-nothing; its figures are missing in the records."""
+nothing; its figures are missing in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from buffers.dump import RecordedRollout, RecordedRun, path_of, read_take, write_take
+from buffers.dump import KeptRollout, KeptRun, path_of, read_take, write_take
 from buffers.journal import FILE_NAME
-from buffers.recorded import RecordedBuffer
+from buffers.kept import KeptRollouts
 from configs.schema import Config
 from pipeline.core.types import Group, PushResult, StepResult, TrainBatch
 from pipeline.schedule.clock import RolloutClock
@@ -71,12 +71,12 @@ def half(backend: Backend, config: Config) -> Backend:
     return backend
 
 
-def recorded_buffer(config: Config, clock: RolloutClock) -> RecordedBuffer:
+def kept_rollouts(config: Config, clock: RolloutClock) -> KeptRollouts:
     """--load-debug-rollout-data: files by rollout id, or a run directory."""
     source = config.run.load_debug_rollout_data or ""
     if (Path(source) / "buffer" / FILE_NAME).exists():
-        return RecordedBuffer(RecordedRun(Path(source) / "buffer").read, clock)
-    return RecordedBuffer(lambda rollout_id: read_take(path_of(source, rollout_id)), clock)
+        return KeptRollouts(KeptRun(Path(source) / "buffer").read, clock)
+    return KeptRollouts(lambda rollout_id: read_take(path_of(source, rollout_id)), clock)
 
 
 def saver(config: Config) -> Callable[[int, int, Sequence[Group]], None] | None:
@@ -86,7 +86,7 @@ def saver(config: Config) -> Callable[[int, int, Sequence[Group]], None] | None:
         return None
 
     def save(rollout_id: int, policy_version: int, groups: Sequence[Group]) -> None:
-        take = RecordedRollout(
+        take = KeptRollout(
             rollout_id=rollout_id, policy_version=policy_version, groups=tuple(groups)
         )
         write_take(path_of(template, rollout_id), take)

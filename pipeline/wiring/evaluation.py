@@ -41,7 +41,7 @@ class Scorers:
 def build_evaluator(config: Config, backend: Backend, scorers: Scorers) -> Evaluator | None:
     """None where there is nothing to evaluate, or nobody to generate. Raises ConfigError,
     DataError."""
-    if not config.eval.eval_interval or config.run.trains_on_records:
+    if not config.eval.eval_interval or config.run.trains_on_kept:
         return None
     return Evaluator(
         backend.generate,

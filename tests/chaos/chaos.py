@@ -102,7 +102,7 @@ def chaos(
         _, err = process.communicate(timeout=900)
         if victim is not None:
             done += 1
-            say(f"life {done}: killed {victim}, {_trained(run)} rollouts in the records")
+            say(f"life {done}: killed {victim}, {_trained(run)} rollouts in metrics.jsonl")
             _end_orphans(run)
         elif process.returncode == 0:
             break
@@ -113,19 +113,19 @@ def chaos(
     # semaphores of killed processes, which nobody else can remove
     for left in watch.end():
         left.unlink(missing_ok=True)
-    records, _ = read_journal(run / "buffer" / FILE_NAME)
+    entries, _ = read_journal(run / "buffer" / FILE_NAME)
     return {
-        **Ledger(records).totals(),
+        **Ledger(entries).totals(),
         "kills": done,
         "problems": problems(
-            run, records, num_rollout, fresh=2 if "--max-times-sampled" in more else 4
+            run, entries, num_rollout, fresh=2 if "--max-times-sampled" in more else 4
         ),
     }
 
 
-def problems(run: Path, records: list[dict[str, Any]], num_rollout: int, fresh: int) -> list[str]:
+def problems(run: Path, entries: list[dict[str, Any]], num_rollout: int, fresh: int) -> list[str]:
     """What does not hold."""
-    ledger = Ledger(records)
+    ledger = Ledger(entries)
     totals, found = ledger.totals(), []
     if totals["lost"] or totals["duplicated"]:
         found.append(f"lost {totals['lost']}, duplicated {totals['duplicated']}")
@@ -143,7 +143,7 @@ def problems(run: Path, records: list[dict[str, Any]], num_rollout: int, fresh: 
     answered = {a.prompt_index for a in ledger.accounts.values()}
     if answered != set(range(len(answered))):
         found.append("a prompt was skipped")
-    pushes = [r["v"] for r in records if r["t"] == "push"]
+    pushes = [r["v"] for r in entries if r["t"] == "push"]
     if pushes != sorted(set(pushes)):
         found.append(f"version numbers went back or were used twice: {pushes}")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""A recorded run of the buffer, cut off at every byte of its files and restored; and its files,
+"""A finished run of the buffer, cut off at every byte of its files and restored; and its files,
 damaged at random."""
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def group_of(clock: RolloutClock, index: int) -> Group:
 
 
 @dataclass
-class Recorded:
+class FinishedRun:
     folder: Path
     # (bytes of the journal when it was complete, rollouts, the clock's state)
     checkpoints: list[tuple[int, int, dict[str, Any]]]
@@ -94,11 +94,11 @@ async def go_on(
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    folder = tmp_path_factory.mktemp("recorded")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    folder = tmp_path_factory.mktemp("finished")
     clock = new_clock()
 
-    async def record() -> list[tuple[int, int, dict[str, Any]]]:
+    async def train() -> list[tuple[int, int, dict[str, Any]]]:
         buffer = ReplayBuffer(folder, CONFIG, clock)
         checkpoints = []
         await go_on(buffer, clock, 1, discard=3)
@@ -108,18 +108,18 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
         buffer._journal.close()  # and nothing else: as a crash leaves it
         return checkpoints
 
-    return Recorded(folder, asyncio.run(record()))
+    return FinishedRun(folder, asyncio.run(train()))
 
 
-def recover(recorded: Recorded, folder: Path, journal_bytes: int) -> None:
+def recover(finished: FinishedRun, folder: Path, journal_bytes: int) -> None:
     """Restore, go on to the end of the run, and look at the account."""
     clock, name = new_clock(), None
-    for size, rollouts, state in recorded.checkpoints:
+    for size, rollouts, state in finished.checkpoints:
         if journal_bytes >= size:
             clock.load_state_dict(state)
             name = f"rollout_{rollouts:06d}"
-    records, _ = read_journal(folder / FILE_NAME)
-    before = Ledger(records)
+    entries, _ = read_journal(folder / FILE_NAME)
+    before = Ledger(entries)
     complete = set(before.recallable()) | {
         g
         for g, a in before.accounts.items()
@@ -140,21 +140,21 @@ def recover(recorded: Recorded, folder: Path, journal_bytes: int) -> None:
     assert (totals["trained"], totals["lost"], totals["duplicated"]) == (2 * NUM_ROLLOUT, 0, 0)
 
 
-def test_the_journal_cut_at_every_byte(recorded: Recorded, tmp_path: Path) -> None:
-    files = recorded.files()
+def test_the_journal_cut_at_every_byte(finished: FinishedRun, tmp_path: Path) -> None:
+    files = finished.files()
     for cut in range(len(files[FILE_NAME]) + 1):
         lay_out(tmp_path, {**files, FILE_NAME: files[FILE_NAME][:cut]})
-        recover(recorded, tmp_path, cut)
+        recover(finished, tmp_path, cut)
 
 
 @pytest.mark.slow
-def test_the_segments_cut_at_every_byte(recorded: Recorded, tmp_path: Path) -> None:
+def test_the_segments_cut_at_every_byte(finished: FinishedRun, tmp_path: Path) -> None:
     """As a power loss may, under durability `process`: lines whose bytes are gone."""
-    files = recorded.files()
+    files = finished.files()
     (name,) = files.keys() - {FILE_NAME}
     for cut in range(len(files[name]) + 1):
         lay_out(tmp_path, {**files, name: files[name][:cut]})
-        recover(recorded, tmp_path, len(files[FILE_NAME]))
+        recover(finished, tmp_path, len(files[FILE_NAME]))
 
 
 def lay_out(folder: Path, files: dict[str, bytes]) -> None:
@@ -167,13 +167,13 @@ def lay_out(folder: Path, files: dict[str, bytes]) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_damaged_files_are_named_and_never_silently_wrong(
-    recorded: Recorded, tmp_path: Path
+    finished: FinishedRun, tmp_path: Path
 ) -> None:
     rng = random.Random(0)
-    (segment,) = recorded.folder.glob("segment-*.arrow")
-    journal = recorded.folder / FILE_NAME
+    (segment,) = finished.folder.glob("segment-*.arrow")
+    journal = finished.folder / FILE_NAME
     batches = dict(scan(segment))
-    records, _ = read_journal(journal)
+    entries, _ = read_journal(journal)
     data = {p: p.read_bytes() for p in (segment, journal)}
     named = 0
     for number in range(NUM_FUZZ):
@@ -188,7 +188,7 @@ def test_ten_thousand_damaged_files_are_named_and_never_silently_wrong(
         try:
             if source == journal:
                 found, _ = read_journal(path)
-                assert found == records[: len(found)], f"damage {number} was read as other records"
+                assert found == entries[: len(found)], f"damage {number} was read as other entries"
             else:
                 for offset, batch in scan(path):
                     assert batch.equals(batches[offset]), (

@@ -265,9 +265,9 @@ class Runs(RuleBasedStateMachine):
         if self.saved is not None:
             self.clock.load_state_dict(self.saved[1])
             name = f"rollout_{self.saved[0]:06d}"
-        records, cut = read_journal(self.folder / FILE_NAME)
+        entries, cut = read_journal(self.folder / FILE_NAME)
         assert cut == torn
-        ledger = Ledger(records)
+        ledger = Ledger(entries)
         self.clock.skip_versions_until(ledger.policy_version)
         assert self.clock.policy_version >= max(self.versions)
         self.versions.append(self.clock.policy_version)

@@ -189,7 +189,7 @@ SLIME: Mapping[str, Spelling] = {
         why="--load-debug-rollout-data takes whole rollouts"
     ),
     "load-forge-rollout-data": Absent(
-        why="--load-debug-rollout-data trains on recorded rollouts, without engines"
+        why="--load-debug-rollout-data trains on kept rollouts, without engines"
     ),
     "memory-snapshot-dir": _PROFILER,
     "memory-snapshot-num-steps": _PROFILER,

@@ -128,16 +128,16 @@ class MegatronPasses:
     def with_old(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
         """With the old log-probs, under the weights that the model has now; for R2 with the
         experts, too, that they went through."""
-        records = self._routing is not None and self._routing.records
+        captures = self._routing is not None and self._routing.captures
         old = (
-            self.log_probs_now(micro_batches, routing="record")
-            if records
+            self.log_probs_now(micro_batches, routing="capture")
+            if captures
             else self._ahead(micro_batches, "replay")
         )
         out = [p._replace(old=o) for p, o in zip(micro_batches, old, strict=True)]
-        if self._routing is None or not records:
+        if self._routing is None or not captures:
             return out
-        took = [self._routing.take_recorded(p.batch) for p in micro_batches]
+        took = [self._routing.take_captured(p.batch) for p in micro_batches]
         return [
             p._replace(batch=dataclasses.replace(p.batch, routed_experts=t))
             for p, t in zip(out, took, strict=True)
@@ -204,7 +204,7 @@ class MegatronPasses:
         is collected of each.
 
         `routing`: "replay" where the micro-batches have routed experts to replay, "free" not even
-        then, "record" for `with_old`."""
+        then, "capture" for `with_old`."""
 
         def forward(source: Iterator[Packed], model: Any) -> tuple[Tensor, Callable[..., Any]]:
             prepared = next(source)

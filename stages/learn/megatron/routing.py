@@ -29,7 +29,7 @@ from pipeline.core.errors import ConfigError, LearnerError
 from pipeline.core.types import TrainSample
 from stages.learn.megatron.packing import FREE, PackedMicroBatch
 
-Mode = Literal["free", "record", "replay"]
+Mode = Literal["free", "capture", "replay"]
 
 
 class ForcedExperts(NamedTuple):
@@ -45,9 +45,9 @@ class RouterSeat:
     share, and which cannot leave single tokens to the router."""
 
     def __init__(self) -> None:
-        self.mode: Literal["free", "record", "replay", "recompute"] = "free"
+        self.mode: Literal["free", "capture", "replay", "recompute"] = "free"
         self.forced: ForcedExperts | None = None
-        self.recorded: Tensor | None = None  # [tokens, top-k] int16
+        self.captured: Tensor | None = None  # [tokens, top-k] int16
         # of micro-batches whose backward pass runs the router again, in that order
         self.awaiting: deque[ForcedExperts] = deque()
         # [2]: choices that differ from the router's own, choices; None: do not count
@@ -64,10 +64,10 @@ class RouterSeat:
         """(values, experts) [tokens, top-k] of scores [tokens, experts]; the name and arguments are
         those that Megatron calls."""
         assert default_compute_topk is not None
-        if self.mode in ("free", "record"):
+        if self.mode in ("free", "capture"):
             values, own = default_compute_topk(scores, topk, num_groups, group_topk)
-            if self.mode == "record":
-                self.recorded = own.to(torch.int16)
+            if self.mode == "capture":
+                self.captured = own.to(torch.int16)
             return values, own
         forced = self.awaiting.popleft() if self.mode == "recompute" else self.forced
         assert forced is not None and len(forced.experts) == len(scores), (
@@ -109,7 +109,7 @@ class Routing:
             if algorithm.use_rollout_routing_replay
             else "--use-routing-replay"
         )
-        self.records = not algorithm.use_rollout_routing_replay
+        self.captures = not algorithm.use_rollout_routing_replay
         self._config = config
         _check_config(config, self._flag)
         self._mismatch = torch.zeros(2, dtype=torch.int64, device=device)
@@ -120,7 +120,7 @@ class Routing:
         # this rank's with experts, from 0 over the whole model
         self.layers = [layer for model in models for layer, _ in _routers(model)]
         # id of a micro-batch -> of a chunk -> [own tokens, its layers, top-k]
-        self._recorded: dict[int, dict[int, Tensor]] = {}
+        self._captured: dict[int, dict[int, Tensor]] = {}
 
     def check(self, sample: TrainSample) -> None:
         """Raises LearnerError for experts that the model does not have.
@@ -176,11 +176,11 @@ class Routing:
         if mode == "replay" and mb.routed_experts is not None:
             self._force(chunk, mb.routed_experts, count=not forward_only)
         else:
-            _set(seats, "record" if mode == "record" else "free")
+            _set(seats, "capture" if mode == "capture" else "free")
         yield
-        if mode == "record" and seats:
-            found = [s.recorded for s in seats if s.recorded is not None]
-            self._recorded.setdefault(id(mb), {})[id(chunk)] = torch.stack(found, 1).cpu()
+        if mode == "capture" and seats:
+            found = [s.captured for s in seats if s.captured is not None]
+            self._captured.setdefault(id(mb), {})[id(chunk)] = torch.stack(found, 1).cpu()
         recomputes = (
             mode == "replay"
             and mb.routed_experts is not None
@@ -190,7 +190,7 @@ class Routing:
         for seat in seats:
             if recomputes and seat.forced is not None:
                 seat.awaiting.append(seat.forced)
-            seat.mode, seat.forced, seat.recorded = (
+            seat.mode, seat.forced, seat.captured = (
                 "recompute" if recomputes else "free",
                 None,
                 None,
@@ -215,13 +215,13 @@ class Routing:
         for seats in self._seats.values():
             _set(seats, "free")
             for seat in seats:
-                seat.forced = seat.recorded = seat.mismatch = None
+                seat.forced = seat.captured = seat.mismatch = None
                 seat.awaiting.clear()
 
-    def take_recorded(self, mb: PackedMicroBatch) -> Tensor | None:
-        """[own tokens, own layers, top-k] int16 of a recording run, whose micro-batches still live;
+    def take_captured(self, mb: PackedMicroBatch) -> Tensor | None:
+        """[own tokens, own layers, top-k] int16 of a capturing run, whose micro-batches still live;
         None on a rank without experts."""
-        parts = self._recorded.pop(id(mb), {})
+        parts = self._captured.pop(id(mb), {})
         return torch.cat([parts[key] for key in self._seats if key in parts], 1) if parts else None
 
     def reset_mismatch(self) -> None:
@@ -251,7 +251,7 @@ def _take_seat(router: Any) -> RouterSeat:
     return router.router_replay
 
 
-def _set(seats: Sequence[RouterSeat], mode: Literal["free", "record"]) -> None:
+def _set(seats: Sequence[RouterSeat], mode: Literal["free", "capture"]) -> None:
     for seat in seats:
         seat.mode = mode
 

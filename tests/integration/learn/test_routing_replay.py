@@ -145,28 +145,28 @@ def test_without_the_flag_the_same_rows_route_freely(
     assert "routing_mismatch" not in metrics
 
 
-def test_replay_is_the_recorded_pass_to_the_bit(
+def test_replay_is_the_captured_pass_to_the_bit(
     folder: Path, make_rank: Callable[..., Any]
 ) -> None:
-    """What the routers took, once recorded, once as an engine would say it, gives the same
+    """What the routers took, once captured, once as an engine would say it, gives the same
     log-probs; other experts give others."""
     from stages.learn.log_prob_pass import Prepared
 
     plain = cases.make_samples(cases.LENGTHS)
     rank = make_rank(use_routing_replay=True)
     free = log_probs_of(rank, plain)
-    (recorded,) = rank._passes.with_old(
+    (captured,) = rank._passes.with_old(
         [Prepared(p) for p in rank._passes.pack(((tuple(plain),),))]
     )
-    assert torch.equal(recorded.old, free)
-    assert torch.equal(rank._passes.log_probs_now([recorded])[0], free)
+    assert torch.equal(captured.old, free)
+    assert torch.equal(rank._passes.log_probs_now([captured])[0], free)
     reference = routing.RoutedModel(folder)
     told = [
         dataclasses.replace(s, routed_experts=reference.took(s).astype(np.uint8)) for s in plain
     ]
     assert torch.equal(log_probs_of(rank, told), free)
     packed = rank._passes.pack(((tuple(told),),))[0].routed_experts
-    assert torch.equal(packed.sort(-1).values, recorded.batch.routed_experts.sort(-1).values)
+    assert torch.equal(packed.sort(-1).values, captured.batch.routed_experts.sort(-1).values)
     assert (log_probs_of(rank, samples_with_experts()) - free).abs().mean() > 0.05
     assert torch.equal(log_probs_of(rank, samples_with_experts(), "free"), free)
 

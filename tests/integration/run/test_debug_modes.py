@@ -1,5 +1,5 @@
-"""Half a pipeline at a time, and a recorded run made again: batches bit by bit, and with a real
-learner the losses too."""
+"""Half a pipeline at a time, and a run made again from what it kept: batches bit by bit, and with a
+real learner the losses too."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from buffers.dump import RecordedRun, read_take
+from buffers.dump import KeptRun, read_take
 from tests.conftest import ROOT, read_metrics, run_entry, run_module
 from tests.integration.run.test_mock_run import FAST
 
-RECORD = (*FAST, "--async-buffer-size", "2", "--num-rollout", "8", "--keep-trajectories")
+KEEP = (*FAST, "--async-buffer-size", "2", "--num-rollout", "8", "--keep-trajectories")
 
 
 def run(tmp_path: Path, name: str, *flags: str) -> Path:
@@ -60,11 +60,11 @@ def test_a_warm_up_that_is_left_out_is_said_to_be(tmp_path: Path) -> None:
         ("--stale-policy", "retry"),
     ],
 )
-def test_a_recorded_run_is_made_again_bit_by_bit(tmp_path: Path, more: tuple[str, ...]) -> None:
-    recorded = run(tmp_path, "recorded", *RECORD, "--mock-length-sigma", "1.2", *more)
-    again = run(tmp_path, "again", *RECORD, *more, "--load-debug-rollout-data", str(recorded))
-    assert digests(again) == digests(recorded)
-    checked = run_module("pipeline", "buffer", str(recorded), "replay")
+def test_a_kept_run_is_made_again_bit_by_bit(tmp_path: Path, more: tuple[str, ...]) -> None:
+    kept = run(tmp_path, "kept", *KEEP, "--mock-length-sigma", "1.2", *more)
+    again = run(tmp_path, "again", *KEEP, *more, "--load-debug-rollout-data", str(kept))
+    assert digests(again) == digests(kept)
+    checked = run_module("pipeline", "buffer", str(kept), "audit")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert (
         "8 takes made again, 0 differ" in checked.stdout
@@ -72,11 +72,11 @@ def test_a_recorded_run_is_made_again_bit_by_bit(tmp_path: Path, more: tuple[str
     )
 
 
-def test_another_decision_than_the_recorded_one_is_found(tmp_path: Path) -> None:
-    recorded = run(
+def test_another_decision_than_the_one_then_is_found(tmp_path: Path) -> None:
+    kept = run(
         tmp_path,
-        "recorded",
-        *RECORD,
+        "kept",
+        *KEEP,
         "--max-staleness",
         "4",
         "--mock-length-sigma",
@@ -84,23 +84,23 @@ def test_another_decision_than_the_recorded_one_is_found(tmp_path: Path) -> None
         "--buffer-selector",
         "lifo",
     )
-    config = recorded / "config.yaml"
+    config = kept / "config.yaml"
     config.write_text(config.read_text().replace("lifo", "fifo"))
-    checked = run_module("pipeline", "buffer", str(recorded), "replay")
+    checked = run_module("pipeline", "buffer", str(kept), "audit")
     assert checked.returncode == 2 and "now it would be" in checked.stderr, (
         checked.stdout + checked.stderr
     )
 
 
 def test_a_rollout_of_another_size_is_refused(tmp_path: Path) -> None:
-    recorded = run(tmp_path, "recorded", *RECORD)
-    assert len(RecordedRun(recorded / "buffer")) == 8
+    kept = run(tmp_path, "kept", *KEEP)
+    assert len(KeptRun(kept / "buffer")) == 8
     done = run_entry(
-        *RECORD,
+        *KEEP,
         "--rollout-batch-size",
         "3",
         "--load-debug-rollout-data",
-        str(recorded),
+        str(kept),
         "--runs-dir",
         str(tmp_path),
     )
@@ -112,7 +112,7 @@ def test_a_rollout_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_losses_of_a_recorded_real_run_are_equal_to_the_bit(
+def test_losses_of_a_kept_real_run_are_equal_to_the_bit(
     tmp_path: Path, nothing_left_behind: None
 ) -> None:
     """SGLang and Megatron, float32, one rank."""
@@ -131,10 +131,10 @@ def test_losses_of_a_recorded_real_run_are_equal_to_the_bit(
         "1000000",
         "--keep-trajectories",
     )
-    recorded = run(tmp_path, "recorded", *flags)
-    again = run(tmp_path, "again", *flags, "--load-debug-rollout-data", str(recorded))
-    then, now = read_metrics(recorded, "train"), read_metrics(again, "train")
-    assert digests(again) == digests(recorded)
+    kept = run(tmp_path, "kept", *flags)
+    again = run(tmp_path, "again", *flags, "--load-debug-rollout-data", str(kept))
+    then, now = read_metrics(kept, "train"), read_metrics(again, "train")
+    assert digests(again) == digests(kept)
     for name in ("loss", "grad_norm", "kl_rollout_old", "entropy"):
         assert [r[name] for r in now] == [r[name] for r in then], name
     assert (again / "checkpoints" / "latest").exists()

@@ -12,49 +12,49 @@ from buffers.journal import JOURNAL_SCHEMA, Journal, encode, read_journal
 from pipeline.core.errors import BufferCorruption, ReplayBufferError
 
 OPEN = {"t": "open", "schema": JOURNAL_SCHEMA}
-RECORDS = [
+ENTRIES = [
     {"t": "admit", "g": 0, "d": 2, "v": 0},
     {"t": "put", "g": 0, "s": 0, "o": 1024, "n": 512},
     {"t": "discard", "g": 0, "why": "filtered: zero_std\nsecond line"},
 ]
 
 
-def write(path: Path, records: list[dict[str, object]]) -> None:
+def write(path: Path, entries: list[dict[str, object]]) -> None:
     journal = Journal(path)
-    for record in records:
-        journal.append(record)
+    for entry in entries:
+        journal.append(entry)
     journal.close()
 
 
 def test_what_is_written_is_read_back_and_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    write(path, RECORDS[:2])
-    write(path, RECORDS[2:])
-    assert read_journal(path) == ([OPEN, *RECORDS], 0)
+    write(path, ENTRIES[:2])
+    write(path, ENTRIES[2:])
+    assert read_journal(path) == ([OPEN, *ENTRIES], 0)
 
 
 def test_every_cut_gives_the_whole_lines_before_it(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    write(path, RECORDS)
+    write(path, ENTRIES)
     data = path.read_bytes()
-    lines = [encode(r) for r in (OPEN, *RECORDS)]
+    lines = [encode(r) for r in (OPEN, *ENTRIES)]
     for cut in range(len(data) + 1):
         path.write_bytes(data[:cut])
         whole = 0
         while whole < len(lines) and sum(map(len, lines[: whole + 1])) <= cut:
             whole += 1
-        records, torn = read_journal(path)
-        assert records == [OPEN, *RECORDS][:whole]
+        entries, torn = read_journal(path)
+        assert entries == [OPEN, *ENTRIES][:whole]
         assert torn == cut - sum(map(len, lines[:whole]))
         write(path, [{"t": "push", "v": 9}])  # and the journal goes on behind them
         again, torn = read_journal(path)
-        assert torn == 0 and again == [*([OPEN, *RECORDS][:whole] or [OPEN]), {"t": "push", "v": 9}]
+        assert torn == 0 and again == [*([OPEN, *ENTRIES][:whole] or [OPEN]), {"t": "push", "v": 9}]
 
 
 def test_every_changed_byte_is_named_or_leaves_a_torn_end(tmp_path: Path) -> None:
-    """Never a crash, never a record that was not written."""
+    """Never a crash, never an entry that was not written."""
     path = tmp_path / "j"
-    write(path, RECORDS)
+    write(path, ENTRIES)
     data = path.read_bytes()
     rng = random.Random(0)
     named = 0
@@ -63,13 +63,13 @@ def test_every_changed_byte_is_named_or_leaves_a_torn_end(tmp_path: Path) -> Non
         damaged[at] ^= rng.randrange(1, 256)
         path.write_bytes(damaged)
         try:
-            records, torn = read_journal(path)
+            entries, torn = read_journal(path)
         except BufferCorruption as e:
             assert str(path) in str(e)
             named += 1
         else:
-            assert records == [OPEN, *RECORDS][: len(records)] and torn > 0
-    assert named >= len(data) - len(encode(RECORDS[-1]))
+            assert entries == [OPEN, *ENTRIES][: len(entries)] and torn > 0
+    assert named >= len(data) - len(encode(ENTRIES[-1]))
 
 
 def test_another_schema_is_refused_by_name(tmp_path: Path) -> None:
@@ -85,18 +85,18 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
     try:
         with pytest.raises(ReplayBufferError, match="cannot be written"):
-            journal.append(RECORDS[0])
+            journal.append(ENTRIES[0])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    journal.append(RECORDS[1])
+    journal.append(ENTRIES[1])
     journal.close()
-    assert read_journal(path) == ([OPEN, RECORDS[1]], 0)
+    assert read_journal(path) == ([OPEN, ENTRIES[1]], 0)
 
 
 def test_in_memory_lines_wait_for_a_flush(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j", flush_each=False)
-    journal.append(RECORDS[0])
+    journal.append(ENTRIES[0])
     assert (tmp_path / "j").stat().st_size == 0
     journal.flush()
-    assert read_journal(tmp_path / "j") == ([OPEN, RECORDS[0]], 0)
+    assert read_journal(tmp_path / "j") == ([OPEN, ENTRIES[0]], 0)
     journal.close()

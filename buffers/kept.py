@@ -1,5 +1,5 @@
-"""--load-debug-rollout-data: a buffer that hands out what was recorded, to a learner without
-engines."""
+"""--load-debug-rollout-data: a buffer that hands out rollouts that were kept, to a learner
+without engines."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import asyncio
 from collections.abc import Callable
 from typing import Literal, NoReturn
 
-from buffers.dump import RecordedRollout
+from buffers.dump import KeptRollout
 from buffers.statistics import BufferStatistics
 from pipeline.core.errors import DataError
 from pipeline.core.types import Admission, Group
 from pipeline.schedule.clock import RolloutClock
 
 
-class RecordedBuffer:
+class KeptRollouts:
     """Implements `pipeline.core.protocols.Buffer`; nothing is ever admitted."""
 
-    def __init__(self, read: Callable[[int], RecordedRollout], clock: RolloutClock) -> None:
+    def __init__(self, read: Callable[[int], KeptRollout], clock: RolloutClock) -> None:
         self._read, self._clock = read, clock
         self._num_taken = self._num_replayed = 0
 
@@ -35,7 +35,7 @@ class RecordedBuffer:
         self._nothing_generates()
 
     async def take(self, rollout_id: int) -> list[Group]:
-        """The recorded groups in the recorded order.
+        """The groups of the kept rollout, in the order in which they were trained on.
 
         Raises DataError when they are not as many as a rollout of this run takes.
         """
@@ -45,7 +45,7 @@ class RecordedBuffer:
             raise DataError(
                 f"--load-debug-rollout-data: rollout {rollout_id} has {fresh} groups that are"
                 f" trained on for the first time, this run takes {self._clock.batch_size}: set"
-                " --rollout-batch-size (and --samples-per-insert) as in the recorded run"
+                " --rollout-batch-size (and --samples-per-insert) as in the run that kept them"
             )
         self._clock.renumber(rollout_id, take.policy_version)
         self._clock.consume(rollout_id, [self._clock.admit().group_index for _ in range(fresh)])
@@ -81,4 +81,4 @@ class RecordedBuffer:
     def close(self) -> None: ...
 
     def _nothing_generates(self) -> NoReturn:
-        raise AssertionError("nothing generates while recorded rollouts are trained on")
+        raise AssertionError("nothing generates while kept rollouts are trained on")

@@ -1,13 +1,13 @@
-"""`python -m pipeline buffer RUN_DIR replay`: a recorded run's decisions and batches, made again
-and compared with the record."""
+"""`python -m pipeline buffer RUN_DIR audit`: a run's decisions and batches, made again from its
+journal and compared with what was done then."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from buffers.dump import RecordedRun
+from buffers.audit import DecisionCheck
+from buffers.dump import KeptRun
 from buffers.journal import FILE_NAME, read_journal
-from buffers.verify import DecisionCheck
 from configs.command_line.loader import load_config
 from configs.schema import flat_args
 from pipeline.core.errors import DataError
@@ -19,17 +19,17 @@ from pipeline.wiring.context import make_clock
 from pipeline.wiring.foreign_flags import FAMILIES
 
 
-def replay_lines(run: RunDir) -> Iterator[str]:
+def audit_lines(run: RunDir) -> Iterator[str]:
     """What was compared.
 
     Raises DataError, after all was looked at, when something came out otherwise.
     """
     config = load_config(["--config", str(run.config)], families=FAMILIES)
-    records, _ = read_journal(run.buffer / FILE_NAME)
-    life = next((n for n, record in enumerate(records) if record["t"] == "restore"), len(records))
+    entries, _ = read_journal(run.buffer / FILE_NAME)
+    life = next((n for n, entry in enumerate(entries) if entry["t"] == "restore"), len(entries))
     check = DecisionCheck(config.async_, make_clock(config), seed=config.run.seed)
-    check.run(records[:life])
-    end = " (up to the first restart)" if life < len(records) else ""
+    check.run(entries[:life])
+    end = " (up to the first restart)" if life < len(entries) else ""
     yield (
         f"decisions{end}: {check.num_admitted} admissions and {check.num_taken} takes made again,"
         f" {len(check.differences)} differ"
@@ -41,16 +41,16 @@ def replay_lines(run: RunDir) -> Iterator[str]:
         if r["kind"] == "train"
     }
     if config.async_.keep_trajectories:
-        recorded, make, equal = RecordedRun(run.buffer), Batcher(config, flat_args(config), None), 0
+        kept, make, equal = KeptRun(run.buffer), Batcher(config, flat_args(config), None), 0
         for rollout_id, digest in known.items():
-            take = recorded.read(rollout_id)
+            take = kept.read(rollout_id)
             if batch_digest(make(rollout_id, take.policy_version, take.groups)) == digest:
                 equal += 1
             else:
                 wrong.append(f"rollout {rollout_id}: its batch is not the one that was trained on")
         yield f"batches: {equal} of {len(known)} made again bit by bit"
     else:
-        yield "batches: not kept (record with --keep-trajectories)"
+        yield "batches: their groups were not kept (--keep-trajectories keeps them)"
     if wrong:
         raise DataError(
             "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")

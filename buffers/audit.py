@@ -1,5 +1,4 @@
-"""Every decision of a recorded run, made again from its journal: admissions, deadlines, choices.
-Pure.
+"""Every decision of a run, made again from its journal: admissions, deadlines, choices. Pure.
 
 The object that decided then, `Decisions`, is driven by the journal's events in order; what it
 decides now must be what is written there."""
@@ -14,11 +13,11 @@ from configs.schema import AsyncConfig
 from pipeline.schedule.clock import RolloutClock
 from pipeline.schedule.decisions import Choice
 
-Record = Mapping[str, Any]
+JournalEntry = Mapping[str, Any]
 
 
 class DecisionCheck:
-    """Feed it all records of one life of a run (up to a `restore`).
+    """Feed it all entries of one life of a run (up to a `restore`).
 
     `differences` says what came out otherwise.
     """
@@ -29,54 +28,54 @@ class DecisionCheck:
         self.num_admitted = self.num_taken = 0  # decisions compared
         self.differences: list[str] = []
 
-    def run(self, records: Sequence[Record]) -> None:
-        """A take is decided when the journal had `at` records, and written down when its bytes were
+    def run(self, entries: Sequence[JournalEntry]) -> None:
+        """A take is decided when the journal had `at` entries, and written down when its bytes were
         read. An admission that differs ends the check: what follows is of another run."""
-        takes = {record["at"]: record for record in records if record["t"] == "consume"}
-        for number, record in enumerate(records):
+        takes = {entry["at"]: entry for entry in entries if entry["t"] == "consume"}
+        for number, entry in enumerate(entries):
             if (take := takes.get(number)) is not None:
                 self._choose(take)
-            if record["t"] == "admit":
-                if (what := self._admit(record)) is not None:
-                    self.differences.append(f"record {number}: {what}")
+            if entry["t"] == "admit":
+                if (what := self._admit(entry)) is not None:
+                    self.differences.append(f"entry {number}: {what}")
                     return
-            elif (what := self._apply(record)) is not None:
-                self.differences.append(f"record {number}: {what}")
+            elif (what := self._apply(entry)) is not None:
+                self.differences.append(f"entry {number}: {what}")
 
-    def _apply(self, record: Record) -> str | None:
+    def _apply(self, entry: JournalEntry) -> str | None:
         """What came out otherwise."""
-        match record["t"]:
+        match entry["t"]:
             case "put":
-                self._decisions.ready(record["g"], priority=record["p"], oldest_version=record["w"])
+                self._decisions.ready(entry["g"], priority=entry["p"], oldest_version=entry["w"])
             case "discard":
-                return self._discard(record)
+                return self._discard(entry)
             case "consume":
-                self._decisions.consume(record["r"], record["g"], record["x"])
+                self._decisions.consume(entry["r"], entry["g"], entry["x"])
             case "trained":
-                self._clock.trained(record["r"])
+                self._clock.trained(entry["r"])
             case "pushed":
                 self._clock.pushed()
         return None
 
-    def _admit(self, record: Record) -> str | None:
+    def _admit(self, entry: JournalEntry) -> str | None:
         self.num_admitted += 1
         if not self._decisions.may_admit():
-            return f"group {record['g']} was admitted, the clock would have waited"
+            return f"group {entry['g']} was admitted, the clock would have waited"
         a = self._decisions.admit()
         now = (a.group_index, a.deadline, a.policy_version, a.prompt_index)
-        then = tuple(record[k] for k in ("g", "d", "v", "i"))
+        then = tuple(entry[k] for k in ("g", "d", "v", "i"))
         if now == then:
             return None
         return f"admitted {then} (group, deadline, version, prompt), now it would be {now}"
 
-    def _discard(self, record: Record) -> str | None:
-        group, why, retry = record["g"], record["why"], bool(record.get("again"))
+    def _discard(self, entry: JournalEntry) -> str | None:
+        group, why, retry = entry["g"], entry["why"], bool(entry.get("again"))
         wrong = why.startswith("stale: ") and not self._decisions.is_late(group)
         self._decisions.discard(group, why, retry=retry)
         return f"group {group} was removed as {why}, now it would not be late" if wrong else None
 
-    def _choose(self, record: Record) -> None:
-        rollout_id, then = record["r"], (record["g"], record["x"])
+    def _choose(self, entry: JournalEntry) -> None:
+        rollout_id, then = entry["r"], (entry["g"], entry["x"])
         choice = self._decisions.choose(rollout_id)
         self.num_taken += 1
         if isinstance(choice, Choice):

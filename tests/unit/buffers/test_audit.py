@@ -1,4 +1,4 @@
-"""A recorded run's decisions, made again: none differs, and a changed record is found."""
+"""A run's decisions, made again: none differs, and a changed entry is found."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
+from buffers.audit import DecisionCheck
 from buffers.journal import FILE_NAME, read_journal
-from buffers.verify import DecisionCheck
 from configs.schema import AsyncConfig
 from pipeline.schedule.clock import RolloutClock
 from tests.unit.buffers.test_policies import make, rollouts
 from tests.unit.buffers.test_replay_buffer import admit_all, make_group, release
 
-Records = list[dict[str, Any]]
+JournalEntries = list[dict[str, Any]]
 
 
-def checked(buffer: Any, records: Records, **options: Any) -> DecisionCheck:
+def checked(buffer: Any, entries: JournalEntries, **options: Any) -> DecisionCheck:
     """With a new clock of the same knobs."""
     clock: RolloutClock = buffer._clock
     config = AsyncConfig(async_buffer_size=clock.buffer_size, **options)
@@ -30,7 +30,7 @@ def checked(buffer: Any, records: Records, **options: Any) -> DecisionCheck:
         limiter=clock.limiter,
     )
     check = DecisionCheck(config, new, seed=0)
-    check.run(records)
+    check.run(entries)
     return check
 
 
@@ -38,15 +38,15 @@ REPLAY = {"max_times_sampled": 2, "buffer_selector": "prioritized"}
 
 
 @pytest.fixture
-async def recorded(tmp_path: Path) -> tuple[Any, Records]:
+async def finished(tmp_path: Path) -> tuple[Any, JournalEntries]:
     buffer, clock = make(tmp_path, **REPLAY)
     await rollouts(buffer, clock, 6)
     buffer.close()
     return buffer, read_journal(tmp_path / FILE_NAME)[0]
 
 
-async def test_nothing_differs(recorded: tuple[Any, Records]) -> None:
-    check = checked(*recorded, **REPLAY)
+async def test_nothing_differs(finished: tuple[Any, JournalEntries]) -> None:
+    check = checked(*finished, **REPLAY)
     assert (check.differences, check.num_taken, check.num_admitted) == ([], 6, 14)
 
 
@@ -55,12 +55,12 @@ async def test_nothing_differs(recorded: tuple[Any, Records]) -> None:
     [("consume", {"x": []}, "rollout 5 took"), ("admit", {"d": 99}, "now it would be")],
 )
 async def test_a_record_that_was_changed_is_found(
-    recorded: tuple[Any, Records], kind: str, change: dict[str, Any], says: str
+    finished: tuple[Any, JournalEntries], kind: str, change: dict[str, Any], says: str
 ) -> None:
-    buffer, records = recorded
-    at = max(n for n, r in enumerate(records) if r["t"] == kind)
-    records[at] = {**records[at], **change}
-    assert any(says in what for what in checked(buffer, records, **REPLAY).differences)
+    buffer, entries = finished
+    at = max(n for n, r in enumerate(entries) if r["t"] == kind)
+    entries[at] = {**entries[at], **change}
+    assert any(says in what for what in checked(buffer, entries, **REPLAY).differences)
 
 
 async def test_min_size_and_late_groups_are_decided_again(tmp_path: Path) -> None:
@@ -76,10 +76,10 @@ async def test_min_size_and_late_groups_are_decided_again(tmp_path: Path) -> Non
         release(clock, rollout)
     await buffer.put(make_group(slow))
     buffer.close()
-    records, _ = read_journal(tmp_path / FILE_NAME)
+    entries, _ = read_journal(tmp_path / FILE_NAME)
     assert clock.given_back == {"stale: dropped": 1}
-    assert checked(buffer, records, **options).differences == []
-    early = next(n for n, r in enumerate(records) if r["t"] == "consume")
-    first_put = next(n for n, r in enumerate(records) if r["t"] == "put")
-    records[early] = {**records[early], "at": first_put + 1}  # one group was there
-    assert "would wait" in checked(buffer, records, **options).differences[0]
+    assert checked(buffer, entries, **options).differences == []
+    early = next(n for n, r in enumerate(entries) if r["t"] == "consume")
+    first_put = next(n for n, r in enumerate(entries) if r["t"] == "put")
+    entries[early] = {**entries[early], "at": first_put + 1}  # one group was there
+    assert "would wait" in checked(buffer, entries, **options).differences[0]
