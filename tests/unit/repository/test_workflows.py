@@ -1,5 +1,5 @@
-"""What continuous integration, the hooks and the contributor's pages call is there: nobody finds out
-on the first push that it is not."""
+"""What continuous integration, the hooks and the contributor's pages call is there, and nobody
+finds out on the first push that it is not."""
 
 from __future__ import annotations
 
