@@ -360,7 +360,9 @@ def test_a_rollout_without_a_trained_sample_is_a_zero_update(tmp_path: Path) -> 
     assert rows[1]["grad_norm"] == 0.0 and [r["policy_version"] for r in rows] == [0, 1, 2, 3]
     assert json.loads((tmp_path / "z" / "summary.json").read_text())["num_empty_steps"] == 6
     assert "6 optimizer steps had no sample with a loss and changed nothing." in done.stdout
-    assert "rollout 1: 2 of its 2 optimizer steps had no sample with a loss" in done.stderr
+    assert "1 rollout with empty optimizer steps: rollout 0: 1 of its 2 opt" in done.stderr
+    log = (tmp_path / "z" / "run.log").read_text()
+    assert "rollout 1: 2 of its 2 optimizer steps had no sample with a loss" in log
     again = run_entry("--load", str(tmp_path / "z"), "--num-rollout", "6")
     assert again.returncode == 0, again.stdout + again.stderr
 
