@@ -24,6 +24,7 @@ SLIMES: Mapping[str, str] = {
     "lr-decay-style": "linear",
     "weight-decay": "0.01",
 }
+_NO_GROUPS = "n-samples-per-prompt"  # 1 in slime and here, where answers are given
 _IMPORTS_SLIME = re.compile(r"^\s*(from|import)\s+slime\b", re.MULTILINE)
 
 
@@ -32,7 +33,7 @@ def differing_defaults(config: Config, given: Collection[str]) -> Iterator[str]:
     said = [
         f"--{name} is {_ours(name)} (slime: {theirs})"
         for name, theirs in SLIMES.items()
-        if name not in given
+        if name not in given and not (config.answers_are_given and name == _NO_GROUPS)
     ]
     if config.algorithm.ref_load and config.model.initial_megatron_checkpoint is None:
         said.append("training begins with --hf-checkpoint (slime: with --ref-load)")

@@ -19,6 +19,7 @@ def make_supervision(site: RunContext, backend: Backend) -> Supervision | None:
         tokenizer=backend.tokenizer,
         loss_mask_type=site.config.data.loss_mask_type,
         max_tokens=site.config.rollout.rollout_max_context_len,
+        template=site.config.data.template_arguments,
     )
 
 

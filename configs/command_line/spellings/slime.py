@@ -166,6 +166,9 @@ SLIME: Mapping[str, Spelling] = {
     "rollout-function-path slime.rollout.fully_async_rollout.generate_rollout_fully_async": Ours(
         to="async-buffer-size 1", is_default=True
     ),
+    "rollout-function-path slime.rollout.sft_rollout.generate_rollout": Ours(
+        to="loss-type sft_loss", is_default=True
+    ),
     # logging and debugging
     "disable-wandb-random-suffix": Nothing(why="names get no random suffix; a taken one a number"),
     "wandb-always-use-train-step": Nothing(why="every record has its step"),

@@ -65,3 +65,11 @@ def test_the_kinds_of_masks_are_slimes(chats: tuple[str, ...]) -> None:
         assert load(*chats, "--loss-mask-type", kind).data.loss_mask_type == kind
     with pytest.raises(ConfigError, match="--loss-mask-type llama"):
         load(*chats, "--loss-mask-type", "llama")
+
+
+def test_slimes_rollout_function_for_it_is_known_by_name(chats: tuple[str, ...]) -> None:
+    named = ("--rollout-function-path", "slime.rollout.sft_rollout.generate_rollout")
+    for words in ((*chats, *named), (*chats[:-2], *named)):
+        config = load(*words)
+        assert config.answers_are_given
+        assert not any("n-samples-per-prompt" in note for note in config.notes)
