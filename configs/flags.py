@@ -40,6 +40,7 @@ class Flag:
     optional: bool  # may be None, written `none`
     many: bool  # takes one value or more
     repeats: bool  # given again, it adds to what it said before
+    secret: bool  # its value is shown nowhere
     default: Any
     help: str
 
@@ -69,6 +70,7 @@ def own_flags() -> Mapping[str, Flag]:
                 optional=optional,
                 many=many,
                 repeats=bool(field.metadata.get("repeats")),
+                secret=bool(field.metadata.get("secret")),
                 default=field.default,
                 help=comments.get(field.name, ""),
             )

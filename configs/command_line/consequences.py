@@ -3,30 +3,34 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from configs.command_line.preset_files import GivenFlag
 from configs.command_line.spellings.reading import Reading
 from configs.schema import Config
 from configs.schema.reward import COMPARING
 
-# (what was said, names of the flags that said it, notes) -> what is meant
-Consequence = Callable[[Config, Collection[str], Reading], Config]
+# flags by name, in the order in which they were said last
+Given = Mapping[str, GivenFlag]
+# (what was said, the flags that said it, notes) -> what is meant
+Consequence = Callable[[Config, Given, Reading], Config]
 
 
-def draw_consequences(config: Config, given: Collection[str], reading: Reading) -> Config:
+def draw_consequences(config: Config, given: Given, reading: Reading) -> Config:
     for draw in (
         _shared_devices,
         _unsplit_sequences,
         _given_answers,
         _teacher_of_slimes,
         _unjudged_students,
+        _counted_epochs,
     ):
         config = draw(config, given, reading)
     return config
 
 
-def _shared_devices(config: Config, given: Collection[str], reading: Reading) -> Config:
+def _shared_devices(config: Config, given: Given, reading: Reading) -> Config:
     """Engines that take turns with the learner have all of its devices, as in slime."""
     if not config.cluster.colocate or "rollout-num-gpus" in given:
         return config
@@ -34,7 +38,7 @@ def _shared_devices(config: Config, given: Collection[str], reading: Reading) ->
     return replace(config, cluster=cluster)
 
 
-def _unsplit_sequences(config: Config, given: Collection[str], reading: Reading) -> Config:
+def _unsplit_sequences(config: Config, given: Given, reading: Reading) -> Config:
     """--sequence-parallel without tensor ranks, which Megatron-LM turns off too."""
     flags = config.megatron
     if not flags.get("sequence_parallel") or (flags.get("tensor_model_parallel_size") or 1) > 1:
@@ -45,14 +49,14 @@ def _unsplit_sequences(config: Config, given: Collection[str], reading: Reading)
     return replace(config, megatron={**flags, "sequence_parallel": False})
 
 
-def _given_answers(config: Config, given: Collection[str], reading: Reading) -> Config:
+def _given_answers(config: Config, given: Given, reading: Reading) -> Config:
     """An answer that is given is trained on once."""
     if not config.answers_are_given or "n-samples-per-prompt" in given:
         return config
     return replace(config, rollout=replace(config.rollout, n_samples_per_prompt=1))
 
 
-def _teacher_of_slimes(config: Config, given: Collection[str], reading: Reading) -> Config:
+def _teacher_of_slimes(config: Config, given: Given, reading: Reading) -> Config:
     """slime names the address of a teacher's /generate with --rm-url."""
     distill, url = config.distill, config.reward.rm_url
     named = distill.opd_teacher_load or distill.opd_teacher_url
@@ -67,7 +71,7 @@ def _teacher_of_slimes(config: Config, given: Collection[str], reading: Reading)
     )
 
 
-def _unjudged_students(config: Config, given: Collection[str], reading: Reading) -> Config:
+def _unjudged_students(config: Config, given: Given, reading: Reading) -> Config:
     """With a teacher, a scorer that has no label to compare with is not missed."""
     scorer, data = config.reward.rm_type, config.data
     if (
@@ -81,3 +85,16 @@ def _unjudged_students(config: Config, given: Collection[str], reading: Reading)
         "without --label-key it has nothing to compare with; the teacher alone is learnt from"
     )
     return replace(config, reward=replace(config.reward, rm_type=None))
+
+
+def _counted_epochs(config: Config, given: Given, reading: Reading) -> Config:
+    """--num-rollout goes before --num-epoch, as in slime, unless that is said later (beside --load,
+    say, which brings the --num-rollout that the run had)."""
+    rollouts, epochs = given.get("num-rollout"), given.get("num-epoch")
+    if rollouts is None or epochs is None or config.run.num_epoch is None:
+        return config
+    names = list(given)
+    if rollouts.source != epochs.source and names.index("num-epoch") > names.index("num-rollout"):
+        return config
+    reading.nothing[str(epochs)] = f"{rollouts} says how long the run is"
+    return replace(config, run=replace(config.run, num_epoch=None))

@@ -16,7 +16,7 @@ def dump_config(config: Config) -> str:
     """YAML text with every flag of ours that has a value, and the families' flags that the user
     gave.
 
-    Left out is only what is unset by default too (None, no values).
+    Left out is only what is unset by default too (None, no values), and what is secret.
     """
     lines = [
         "# Slipstream: the resolved configuration of a run. Run it again: train_async.py --config"
@@ -26,10 +26,11 @@ def dump_config(config: Config) -> str:
         lines += ["", f"# {' '.join((cls.__doc__ or section).split())}"]
         part = getattr(config, section)
         for flag in own_flags().values():
-            if flag.section == section and not (
-                flag.default in (None, ()) and getattr(part, flag.field) == flag.default
-            ):
-                lines.append(_item(flag.name, getattr(part, flag.field)))
+            if flag.section != section or flag.secret:
+                continue
+            value = getattr(part, flag.field)
+            if flag.default not in (None, ()) or value != flag.default:
+                lines.append(_item(flag.name, value))
     for section, prefix in PREFIXES.items():
         values = getattr(config, section)
         if values:

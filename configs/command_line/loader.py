@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.command_line.consequences import draw_consequences
@@ -24,6 +24,7 @@ from configs.command_line.preset_files import (
 from configs.command_line.slime_defaults import differing_defaults, imports_slime
 from configs.command_line.spellings.reading import Reading, spelling_of
 from configs.flags import ALIASES, NEGATIVES, own_flags, parse_value, section_classes
+from configs.rules.epochs import with_epochs
 from configs.rules.validate import validate
 from configs.schema import Config
 from pipeline.core.errors import ConfigError
@@ -39,6 +40,9 @@ def load_config(argv: Sequence[str], families: Iterable[FlagFamily] = ()) -> Con
     config, origins = parse_config(argv, families)
     try:
         validate(config)
+        if config.run.num_epoch is not None:
+            config = with_epochs(config)
+            validate(config)  # some rules look at how long the run is
         for family in families:
             for problem in family.problems(config):
                 raise ConfigError(problem)
@@ -79,9 +83,9 @@ class _Values:
         self._last: dict[str, GivenFlag] = {}  # flag name -> how it was said last
 
     @property
-    def given(self) -> Collection[str]:
-        """Names of all flags that were said."""
-        return self._last.keys()
+    def given(self) -> Mapping[str, GivenFlag]:
+        """All flags that were said, in the order in which they were said last."""
+        return self._last
 
     def set(self, section: str, field: str, value: Any, given: GivenFlag, reading: Reading) -> None:
         """A preset's value is replaced. Within one preset, or the command line, two different
@@ -110,6 +114,7 @@ class _Values:
     def _set(self, section: str, field: str, value: Any, given: GivenFlag) -> None:
         name = _flag_name(section, field)
         self.sections[section][field] = value
+        self._last.pop(name, None)
         self._last[name] = given
         self.origins.pop(name, None)
         if given.origin:

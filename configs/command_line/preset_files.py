@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from configs.flags import own_flags
 from pipeline.core.errors import ConfigError
 from pipeline.core.find_run import find_run, is_checkpoint
 from pipeline.core.own_files import is_bare, locate, locate_preset, places_tried, preset_folder
@@ -27,9 +28,9 @@ class GivenFlag:
     origin: str | None = None  # "FILE line N"; None: the command line
 
     def __str__(self) -> str:
-        return " ".join(
-            ["--" + self.name, *(shlex.quote(v) if not v or " " in v else v for v in self.values)]
-        )
+        values = (shlex.quote(v) if not v or " " in v else v for v in self.values)
+        flag = own_flags().get(self.name)
+        return " ".join(["--" + self.name, *("***" if flag and flag.secret else v for v in values)])
 
     @property
     def source(self) -> str | None:

@@ -129,13 +129,9 @@ def _groups_of_one(config: Config) -> Iterator[str]:
 
 
 def sampling(config: Config) -> Iterator[str]:
-    rollout, k = config.rollout, config.async_.async_buffer_size
-    size, groups = rollout.over_sampling_batch_size, rollout.rollout_batch_size
-    if size is not None and size != groups:
-        more = max(k + 1, -(-size // groups) - 1)
+    size, groups = config.rollout.over_sampling_batch_size, config.rollout.rollout_batch_size
+    if size is not None and size < groups:
         yield (
-            f"--over-sampling-batch-size {size} with --rollout-batch-size {groups}: here admission"
-            " is continuous, a group that a filter drops is replaced at once, so nothing is"
-            " sampled in batches. Groups beyond a rollout would be trained on late or thrown away."
-            f" Drop the flag; for more groups in flight set --async-buffer-size {more}"
+            f"--over-sampling-batch-size {size} with --rollout-batch-size {groups}: expected at"
+            " least that many. Drop the flag: groups that a filter drops are replaced anyway"
         )

@@ -12,6 +12,7 @@ def cautions(config: Config) -> Iterator[str]:
     yield from _deterministic(config)
     yield from _truncated_sampling(config)
     yield from _micro_batches(config)
+    yield from _over_sampling(config)
     yield from _unused(config)
 
 
@@ -54,6 +55,19 @@ def _micro_batches(config: Config) -> Iterator[str]:
         yield (
             f"--micro-batch-size {a.micro_batch_size} with --use-dynamic-batch-size: the latter"
             f" wins, micro-batches are cut by tokens (--max-tokens-per-gpu {a.max_tokens_per_gpu})"
+        )
+
+
+def _over_sampling(config: Config) -> Iterator[str]:
+    rollout, ahead = config.rollout, config.async_.async_buffer_size
+    size, groups = rollout.over_sampling_batch_size, rollout.rollout_batch_size
+    if size is not None and size > groups:
+        yield (
+            f"--over-sampling-batch-size {size}: nothing is sampled in batches here. A group that"
+            " a filter drops is replaced at once, and no surplus is thrown away: what a rollout"
+            f" does not take waits for the next. {(ahead + 1) * groups} groups are under way at"
+            f" most (--async-buffer-size {ahead}); {(-(-size // groups)) * groups} would be with"
+            f" --async-buffer-size {-(-size // groups) - 1}"
         )
 
 

@@ -10,6 +10,7 @@ from configs.schema import Config
 
 _AT_LEAST_1 = (
     "num_rollout",
+    "num_epoch",
     "rollout_batch_size",
     "n_samples_per_prompt",
     "rollout_max_response_len",
@@ -120,6 +121,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("rollout_top_k", "eval_top_k"), (lambda v: v == -1 or v >= 1, "-1 (all) or at least 1")
     ),
+    "sglang_router_port": (lambda v: 1 <= v <= 65535, "a port between 1 and 65535"),
     "lr_warmup_fraction": (
         lambda v: 0 <= v < 1,
         "a share of --lr-decay-iters: at least 0, below 1",

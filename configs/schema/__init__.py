@@ -19,6 +19,7 @@ from configs.schema.optim import OPTIMIZER_DEFAULTS, DecayStyle, OptimConfig
 from configs.schema.reward import RewardConfig
 from configs.schema.rollout import RolloutConfig
 from configs.schema.run import RunConfig
+from configs.schema.tracking import TrackingConfig
 from configs.schema.warmup import WarmupConfig
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
+    "TrackingConfig",
     "WarmupConfig",
     "flat_args",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from configs.schema.optim import OPTIMIZER_DEFAULTS, OptimConfig
 from configs.schema.reward import RewardConfig
 from configs.schema.rollout import RolloutConfig
 from configs.schema.run import RunConfig
+from configs.schema.tracking import TrackingConfig
 from configs.schema.warmup import WarmupConfig
 
 
@@ -33,6 +35,7 @@ class Config:
     """
 
     run: RunConfig = field(default_factory=RunConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -146,6 +149,7 @@ class Config:
 
 SECTIONS = (
     "run",
+    "tracking",
     "model",
     "data",
     "rollout",
@@ -173,7 +177,8 @@ def flat_args(config: Config) -> SimpleNamespace:
     }
     for section in SECTIONS:
         part = getattr(config, section)
-        out.update({name: getattr(part, name) for name in part.__slots__})
+        shown = (f.name for f in dataclasses.fields(part) if not f.metadata.get("secret"))
+        out.update({name: getattr(part, name) for name in shown})
     # as in slime: functions hand it to the tokenizer
     out["apply_chat_template_kwargs"] = config.data.template_arguments
     return SimpleNamespace(**out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from configs.schema.repeats import REPEATS
+from configs.schema.marks import REPEATS
 from configs.schema.rollout import RolloutConfig
 
 

@@ -40,8 +40,8 @@ class RolloutConfig:
     # keeps or drops each scored group: f(args, samples) -> keep?; "zero_std" drops groups whose
     # rewards are all equal
     dynamic_sampling_filter_path: str | None = None
-    # slime's flag; it must equal --rollout-batch-size here, because every dropped group is replaced
-    # at once
+    # slime's flag, of no effect here: every group that a filter drops is replaced at once, and no
+    # surplus is thrown away
     over_sampling_batch_size: int | None = None
     # may set sample.remove_sample when a rollout is taken: f(args, groups) -> None
     rollout_sample_filter_path: str | None = None

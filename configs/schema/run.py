@@ -14,15 +14,13 @@ class RunConfig:
     name: str | None = None
     runs_dir: str = "runs"  # the folder in which run directories are made
     num_rollout: int = 100  # how many rollouts (of --rollout-batch-size groups each) are trained on
+    # how many times the prompts are gone through, instead of --num-rollout, which goes before it
+    num_epoch: int | None = None
     save: str | None = None  # the checkpoint folder; by default RUN_DIR/checkpoints
     load: str | None = None  # goes on from this run directory or checkpoint
     # saves after every so many rollouts; the end of a run always saves
     save_interval: int | None = None
     seed: int = 1234  # seeds initialisation and everything that has no seed of its own
-    use_wandb: bool = False  # logs to Weights & Biases too (WANDB_MODE=offline works)
-    wandb_project: str = "slipstream"  # names the Weights & Biases project
-    wandb_group: str | None = None  # names the Weights & Biases group
-    use_tensorboard: bool = False  # writes TensorBoard events into RUN_DIR/tensorboard too
     # how many samples of each rollout keep their texts in samples.jsonl, for the report and the
     # trackers
     log_samples: int = 4

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.schema import Config, flat_args
+from configs.schema import Config, TrackingConfig, flat_args
 from pipeline.core.protocols import Sink
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.run.record_file import Record, current_records, jsonable, read_records, roll_back
@@ -105,18 +106,19 @@ def _trackers(
     run_dir: RunDir, config: Config, earlier: Sequence[Record], *, rolled_back: bool
 ) -> tuple[list[Sink], list[str]]:
     """The trackers that start, and what is to be said of those that do not."""
-    run = config.run
+    tracking = config.tracking
     wanted: list[tuple[str, Callable[[], Sink]]] = []
-    if run.use_wandb:
+    if tracking.use_wandb:
         wanted.append(("--use-wandb", lambda: _wandb(run_dir, config, earlier, rolled_back)))
-    if run.use_tensorboard:
-        wanted.append(("--use-tensorboard", lambda: _tensorboard(run_dir, earlier)))
+    if tracking.use_tensorboard:
+        wanted.append(("--use-tensorboard", lambda: _tensorboard(run_dir, tracking, earlier)))
     sinks, problems = [], []
     for flag, make in wanted:
         try:
             sinks.append(make())
         except Exception as e:  # any: no network, no login, not installed
-            problems.append(f"{flag} is off, the run goes on: {type(e).__name__}: {e}")
+            said = str(e).replace(tracking.wandb_key or "***", "***")
+            problems.append(f"{flag} is off, the run goes on: {type(e).__name__}: {said}")
     return sinks, problems
 
 
@@ -126,8 +128,7 @@ def _wandb(run_dir: RunDir, config: Config, earlier: Sequence[Record], rolled_ba
     settings = jsonable(vars(flat_args(config)))
     return WandbSink(
         run_dir.path,
-        project=config.run.wandb_project,
-        group=config.run.wandb_group,
+        config.tracking,
         name=run_dir.name,
         config=settings,
         earlier=earlier,
@@ -135,7 +136,22 @@ def _wandb(run_dir: RunDir, config: Config, earlier: Sequence[Record], rolled_ba
     )
 
 
-def _tensorboard(run_dir: RunDir, earlier: Sequence[Record]) -> Sink:
+def _tensorboard(run_dir: RunDir, tracking: TrackingConfig, earlier: Sequence[Record]) -> Sink:
     from pipeline.telemetry.trackers import TensorBoardSink
 
-    return TensorBoardSink(run_dir.tensorboard, earlier=earlier)
+    return TensorBoardSink(
+        tensorboard_folder(run_dir, tracking),
+        earlier=earlier,
+        shared=tracking.tb_experiment_name is not None,
+    )
+
+
+def tensorboard_folder(run_dir: RunDir, tracking: TrackingConfig) -> Path:
+    """RUN_DIR/tensorboard, or a folder of the run's own where several runs have theirs."""
+    if tracking.tensorboard_dir is None and not (
+        tracking.tb_project_name or tracking.tb_experiment_name
+    ):
+        return run_dir.tensorboard
+    together = Path(tracking.tensorboard_dir or "tensorboard_log")
+    own = tracking.tb_experiment_name or run_dir.name
+    return together / (tracking.tb_project_name or "") / own

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.schema import TrackingConfig
 from pipeline.core.format import number
 from pipeline.core.histogram import Histogram
 from pipeline.run.metrics import KINDS
@@ -61,7 +62,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 class WandbSink:
-    """WANDB_MODE, WANDB_API_KEY and so on work as everywhere; `offline` needs no network.
+    """WANDB_MODE, WANDB_API_KEY and so on work as everywhere, where flags do not say otherwise;
+    `offline` needs no network.
 
     A resumed run goes on in the same curve, at the step after its last. W&B takes nothing back: a
     run that lost rollouts in a crash begins a new curve, with what still holds in it."""
@@ -69,9 +71,8 @@ class WandbSink:
     def __init__(
         self,
         directory: Path,
+        tracking: TrackingConfig,
         *,
-        project: str,
-        group: str | None,
         name: str,
         config: Mapping[str, Any],
         earlier: Sequence[Mapping[str, Any]] = (),
@@ -81,14 +82,21 @@ class WandbSink:
         others, which do not."""
         import wandb
 
+        own = {"api_key": tracking.wandb_key, "base_url": tracking.wandb_host}
         # console="off": wandb would otherwise wrap stdout, which the live view draws on
-        settings = wandb.Settings(console="off", silent=True)
+        settings = wandb.Settings(
+            console="off", silent=True, **{k: v for k, v in own.items() if v is not None}
+        )
+        files = Path(tracking.wandb_dir or directory)
+        files.mkdir(parents=True, exist_ok=True)  # wandb takes a temporary one otherwise
         self._run = wandb.init(
-            dir=str(directory),
-            project=project,
-            group=group,
+            dir=str(files),
+            entity=tracking.wandb_team,
+            project=tracking.wandb_project,
+            group=tracking.wandb_group,
+            mode=tracking.wandb_mode,
             name=name,
-            id=_run_id(directory, new=rolled_back),
+            id=tracking.wandb_run_id or _run_id(directory, new=rolled_back),
             resume="allow",
             config=dict(config),
             settings=settings,
@@ -158,15 +166,18 @@ def _run_id(directory: Path, *, new: bool) -> str:
 
 
 class TensorBoardSink:
-    """Event files in RUN_DIR/tensorboard."""
+    """Event files in a folder."""
 
-    def __init__(self, directory: Path, *, earlier: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self, directory: Path, *, earlier: Sequence[Mapping[str, Any]] = (), shared: bool = False
+    ) -> None:
         """`earlier`: the records that hold of the run's life before. What the event files say
-        beyond them is taken out."""
+        beyond them is taken out, unless they are `shared` with other runs."""
         from pipeline.telemetry.event_files import EventFile, keep_only
 
         directory.mkdir(parents=True, exist_ok=True)
-        keep_only(directory, newest_steps(earlier))
+        if not shared:
+            keep_only(directory, newest_steps(earlier))
         self._engine_step = sum(_X_AXIS[record["kind"]] == "wall_seconds" for record in earlier)
         self._file = EventFile(directory)
         self._samples: list[Mapping[str, Any]] = []  # of the last train record

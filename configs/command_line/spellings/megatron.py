@@ -25,7 +25,6 @@ _LEGACY = Absent(why="models are Megatron-core's. Drop it")
 _SAMPLES = Absent(why="schedules count optimizer steps: --lr-decay-iters, --lr-warmup-iters")
 _RANDOM_STATE = Nothing(why="what is random follows from --seed and the rollout's number")
 _BERT = Absent(why="it is for encoders, and policies here are decoders")
-_ENTITY = Absent(why="set WANDB_ENTITY in the shell")
 
 MEGATRON_LM: Mapping[str, Spelling] = {
     # other words for a field
@@ -223,9 +222,9 @@ MEGATRON_LM: Mapping[str, Spelling] = {
     "enable-one-logger": _ONE_LOGGER,
     "no-one-logger": _ONE_LOGGER,
     "one-logger-async": _ONE_LOGGER,
-    "wandb-entity": _ENTITY,
+    "wandb-entity": Ours(to="wandb-team"),
     "wandb-exp-name": Absent(why="a run's name is --name"),
-    "wandb-save-dir": Absent(why="set WANDB_DIR in the shell"),
+    "wandb-save-dir": Ours(to="wandb-dir"),
     "profile": _NO_PROFILER,
     "profile-step-start": _NO_PROFILER,
     "profile-step-end": _NO_PROFILER,

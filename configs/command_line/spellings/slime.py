@@ -169,6 +169,17 @@ SLIME: Mapping[str, Spelling] = {
     "rollout-function-path slime.rollout.sft_rollout.generate_rollout": Ours(
         to="loss-type sft_loss", is_default=True
     ),
+    "partial-rollout": Nothing(
+        why="no sample is cut off at the end of a rollout: it goes on across pushes, each of its"
+        " tokens with its policy version (--mask-offpolicy-in-partial-rollout trains the newest"
+        " only)"
+    ),
+    "start-rollout-id": Nothing(
+        why="a new run begins with rollout 0, and --load goes on where its checkpoint was",
+        only=("0",),
+        otherwise="rollouts of a new run begin with 0, and --load RUN goes on where its checkpoint"
+        " was. Drop it",
+    ),
     # logging and debugging
     "disable-wandb-random-suffix": Nothing(why="names get no random suffix; a taken one a number"),
     "wandb-always-use-train-step": Nothing(why="every record has its step"),

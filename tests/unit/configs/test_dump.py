@@ -54,8 +54,13 @@ def values_of(flag: Flag) -> st.SearchStrategy[Any]:
 
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
-    # --load is no part of what a run writes down: it names the run whose flags are read
-    flags = [flag for flag in own_flags().values() if flag.field != "load"]
+    # No part of what a run writes down: --load names the run whose flags are read, --num-epoch has
+    # become --num-rollout, and a password is not told.
+    flags = [
+        flag
+        for flag in own_flags().values()
+        if flag.field not in ("load", "num_epoch") and not flag.secret
+    ]
     chosen = draw(st.sets(st.sampled_from([f.name for f in flags]), max_size=12))
     sections: dict[str, Any] = {section: {} for section in section_classes()}
     for flag in flags:

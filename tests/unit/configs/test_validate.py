@@ -136,7 +136,7 @@ def words(text: str) -> list[str]:
         ),
         "--advantage-estimator ppo --n-samples-per-prompt 1 --normalize-advantages",
         "--advantage-estimator ppo --kl-coef 0.1 --kl-loss-type k3 --ref-load model",
-        "--over-sampling-batch-size 8 --mask-offpolicy-in-partial-rollout",
+        "--over-sampling-batch-size 24 --mask-offpolicy-in-partial-rollout",
         "--use-rollout-routing-replay --use-rollout-logprobs --use-routing-replay",
         "--use-routing-replay --num-steps-per-rollout 2",
     ],
@@ -273,8 +273,8 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
             ["--disable-rewards-normalization", "raw rewards anyway"],
         ),
         (
-            "--over-sampling-batch-size 24",
-            ["--over-sampling-batch-size 24", "--rollout-batch-size 8", "--async-buffer-size 2"],
+            "--over-sampling-batch-size 7",
+            ["--over-sampling-batch-size 7", "--rollout-batch-size 8", "at least that many"],
         ),
         (
             "--rollout-sample-filter-path mine.py",

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from configs.schema import AlgorithmConfig, Config, RunConfig
+from configs.schema import AlgorithmConfig, Config, RunConfig, TrackingConfig
 from pipeline.run.record_file import read_records
 from pipeline.run.rundir import RunDir, create_run_dir
 from pipeline.telemetry import JsonlSink, Telemetry, open_telemetry
@@ -101,8 +101,8 @@ def test_jsonl_is_whole_after_each_line_and_after_a_torn_one(tmp_path: Path) -> 
     sink.close()
 
 
-def _config(**run: Any) -> Config:
-    return Config(run=RunConfig(num_rollout=20, **run))
+def _config(**tracking: Any) -> Config:
+    return Config(run=RunConfig(num_rollout=20), tracking=TrackingConfig(**tracking))
 
 
 def test_plain_output_is_a_line_a_rollout(
