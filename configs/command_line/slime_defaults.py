@@ -62,11 +62,11 @@ def _says_slime(spec: str) -> bool:
 
 def _file_of(spec: str) -> Path | None:
     """Where the function's source is; None where there is none, of which the rules tell."""
-    place = Path(spec.partition(".py")[0] + ".py").expanduser()
-    if place.is_file():
-        return place
     try:
+        place = Path(spec.partition(".py")[0] + ".py").expanduser()
+        if place.is_file():
+            return place
         source = check_function(spec)
-    except ConfigError:
+    except (ConfigError, RuntimeError, ValueError):  # no home of such a user, a NUL in the path
         return None
     return None if source is None else source.file
