@@ -56,7 +56,9 @@ def rewards(config: Config) -> Iterator[str]:
         yield f"--rm-type {reward.rm_type}: {missing}"
     if reward.rm_url and not reward.rm_url.startswith(("http://", "https://")):
         yield f"--rm-url {reward.rm_url}: expected http://HOST:PORT/PATH"
-    if reward.rm_type in COMPARING and not procedural and data.label_key is None:
+    evaluated = config.eval.eval_label_key or config.eval.eval_config
+    labelled = data.label_key or (evaluated if config.answers_are_given else None)
+    if reward.rm_type in COMPARING and not procedural and labelled is None:
         yield (
             f"--rm-type {reward.rm_type} without --label-key: it compares with a label. Name the"
             " column that holds it"

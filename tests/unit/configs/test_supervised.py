@@ -42,6 +42,10 @@ def test_evaluations_need_engines_and_a_reward(chats: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="--rm-type"):
         load(*evaluates)
     assert load(*evaluates, "--custom-rm-path", "examples/custom_reward.py").has_engines
+    compared = (*evaluates, "--rm-type", "exact_match")
+    with pytest.raises(ConfigError, match="--label-key"):
+        load(*compared)
+    assert load(*compared, "--eval-label-key", "label").has_engines
 
 
 def test_a_function_of_ones_own_makes_the_answers(chats: tuple[str, ...]) -> None:

@@ -14,7 +14,6 @@ from pipeline.wiring.foreign_flags import FAMILIES
 from tests.conftest import ROOT
 
 SLIME, OTHERS = "coming-from-slime.md", "coming-from-others.md"
-THEIRS = {"num-epoch"}  # spoken of as slime's
 
 
 def page(name: str) -> str:
@@ -37,7 +36,7 @@ def test_every_flag_is_there(name: str) -> None:
     named = set(re.findall(r"--([a-z][a-z0-9-]+)", page(name)))
     # what a megatron-core of this environment does not list is accepted as another name
     spelt = {"accumulate-allreduce-grads-in-fp32"}
-    assert named - known_flags() - THEIRS - spelt == set()
+    assert named - known_flags() - spelt == set()
 
 
 def rows() -> dict[str, tuple[str, str]]:
