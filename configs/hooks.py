@@ -5,57 +5,19 @@ docs/custom-functions.md) reads it here."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from configs.schema import Config
-from pipeline.core.function_source import signature_of
+from configs.hook import Hook
 from pipeline.core.user_errors import name_errors
 from pipeline.core.userfn import load_function
-
-BUILT_IN_FILTER = "zero_std"  # of --dynamic-sampling-filter-path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hook:
-    """One flag for a user's function."""
-
-    section: str  # of Config
-    field: str
-    default_name: str  # where the flag names a file only
-    forms: tuple[str, ...]  # as one writes it: `f(args, samples)`; the first is how it is called
-    called: str  # when, in words
-    style: Literal["plain", "async", "either", "class"] = "plain"
-    methods: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of a class
-    # what args has beside the flags
-    extra_args: tuple[str, ...] = ()
-
-    @property
-    def flag(self) -> str:
-        return f"--{self.field.replace('_', '-')}"
-
-    @property
-    def expected(self) -> str:
-        """The forms in words."""
-        words = {"async": "async ", "either": "[async] "}.get(self.style, "")
-        return " or ".join(words + form for form in self.forms)
-
-    def path(self, config: Config) -> str | None:
-        """What the flag names; None for none, and for what is built in."""
-        given: str | None = getattr(getattr(config, self.section), self.field)
-        is_built_in = self.field == "dynamic_sampling_filter_path" and given == BUILT_IN_FILTER
-        return None if is_built_in else given
-
 
 _ALL = (
     Hook(
         section="data",
         field="data_source_path",
         default_name="RolloutDataSource",
+        also_named=("RolloutDataSourceWithBuffer",),
         forms=("f(args)",),
         called="for every group",
         style="class",
@@ -70,6 +32,7 @@ _ALL = (
         section="rollout",
         field="custom_generate_function_path",
         default_name="generate",
+        also_named=("custom_generate",),
         forms=(
             "f(args, sample, sampling_params)",
             "f(args, sample, sampling_params, evaluation)",
@@ -83,6 +46,8 @@ _ALL = (
         section="reward",
         field="custom_rm_path",
         default_name="reward_func",
+        also_named=("custom_rm",),
+        group_names=("batched_custom_rm", "batched_async_rm"),
         forms=("f(args, sample)", "f(args, samples)"),
         called="for every sample, or group",
         style="either",
@@ -170,46 +135,5 @@ def load_hook(field: str, spec: str) -> Callable[..., Any]:
     What one that is called without await raises comes as UserFunctionError.
     """
     hook = HOOKS[field]
-    function = load_function(spec, hook.default_name)
+    function = load_function(hook.named(spec), hook.default_name)
     return name_errors(function, hook.flag, spec) if hook.style in ("plain", "class") else function
-
-
-def can_be_called(signature: inspect.Signature, form: str) -> bool:
-    """Does a call in this form fit? What is before the star is given by place, the rest by name."""
-    parameters = signature_of(_parsed(form)).parameters.values()
-    by_place = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    by_name = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
-    try:
-        signature.bind(*by_place, **by_name)
-    except TypeError:
-        return False
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateForm:
-    """Which of a generate function's forms a signature has."""
-
-    takes_list: bool
-    takes_evaluation: bool
-
-
-def generate_form(signature: inspect.Signature) -> GenerateForm | None:
-    """None for no known form.
-
-    The list form is the one whose second parameter is called `samples`, or whose third is
-    `evaluation`."""
-    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    names = [p.name for p in parameters]
-    takes_list = len(names) >= 2 and (names[1] == "samples" or names[2:3] == ["evaluation"])
-    wanted = 2 if takes_list else 3
-    required = [p.name for p in parameters if p.default is p.empty]
-    if len(names) < wanted or set(required) - {*names[:wanted], "evaluation"}:
-        return None
-    return GenerateForm(takes_list, "evaluation" in names)
-
-
-def _parsed(form: str) -> ast.FunctionDef:
-    (node,) = ast.parse(f"def {form}: ...").body
-    assert isinstance(node, ast.FunctionDef)
-    return node

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from configs.hooks import BUILT_IN_FILTER, load_hook
+from configs.hook import BUILT_IN_FILTER
+from configs.hooks import load_hook
 from pipeline.core.errors import ConfigError
 from pipeline.core.types import Sample
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import ast
 import difflib
-import inspect
 from collections.abc import Collection, Iterator
 
-from configs.hooks import HOOKS, Hook, can_be_called, generate_form
+from configs.hook import Hook, can_be_called, second_parameter
+from configs.hooks import HOOKS
 from configs.schema import Config, flat_args
 from pipeline.core.errors import ConfigError
 from pipeline.core.function_source import Function, FunctionSource, attributes_read, signature_of
-from pipeline.core.userfn import check_function
+from pipeline.core.userfn import check_function, read_source
 
 
 def functions(config: Config) -> Iterator[str]:
@@ -22,12 +22,17 @@ def functions(config: Config) -> Iterator[str]:
         if spec is None:
             continue
         try:
-            source = check_function(spec, hook.default_name)
+            named = hook.named(spec, group=hook.takes_groups(config))
+            source = check_function(named, hook.default_name)
         except ConfigError as error:
             yield f"{hook.flag} {error}"
             continue
         if source is not None:
-            problems = [*_call_problems(hook, source), *_flag_problems(hook, source, known)]
+            problems = [
+                *_call_problems(hook, source),
+                *_subject_problems(hook, source, config),
+                *_flag_problems(hook, source, known),
+            ]
             yield from (f"{hook.flag} {spec}: {problem}" for problem in problems)
 
 
@@ -41,8 +46,30 @@ def _call_problems(hook: Hook, source: FunctionSource) -> Iterator[str]:
         yield f"{_said(source, node)} is a plain function; expected {hook.expected}"
     elif hook.style in ("plain", "class") and isinstance(node, ast.AsyncFunctionDef):
         yield f"{_said(source, node)} is async; expected {hook.expected}, called without await"
-    elif not _fits(hook, signature_of(node)):
-        yield f"{_said(source, node)} cannot be called as it will be; expected {hook.expected}"
+    elif not hook.takes(signature_of(node)):
+        others = [name for name in hook.fitting(read_source(str(source.file))) if name != node.name]
+        instead = f". {', '.join(others)} in the same file would fit" if others else ""
+        yield (
+            f"{_said(source, node)} cannot be called as it will be; expected"
+            f" {hook.expected}{instead}"
+        )
+
+
+def _subject_problems(hook: Hook, source: FunctionSource, config: Config) -> Iterator[str]:
+    """A reward function that says by its parameter's name what it takes is given just that."""
+    node = source.node
+    if hook.field != "custom_rm_path" or isinstance(node, ast.ClassDef) or source.is_decorated:
+        return
+    second, group = second_parameter(node), hook.takes_groups(config)
+    unfit = "sample" if group else "samples"
+    if second != unfit or f"isinstance({second}" in ast.unparse(node):
+        return
+    yield (
+        f"{_said(source, node)} takes {'one sample' if group else 'the samples of a group'};"
+        f" {'with' if group else 'without'} --group-rm it is called with"
+        f" {'the list of a group' if group else 'one sample'}:"
+        f" {'name one that takes samples, or drop' if group else 'add'} --group-rm"
+    )
 
 
 def _class_problems(hook: Hook, source: FunctionSource) -> Iterator[str]:
@@ -62,12 +89,6 @@ def _class_problems(hook: Hook, source: FunctionSource) -> Iterator[str]:
                 f"{_said(source, method)} cannot be called as it will be; expected"
                 f" {name}(self, {form.removeprefix('f(')}"
             )
-
-
-def _fits(hook: Hook, signature: inspect.Signature) -> bool:
-    if hook.style == "async":
-        return generate_form(signature) is not None
-    return can_be_called(signature, hook.forms[0])
 
 
 def _said(source: FunctionSource, node: Function) -> str:

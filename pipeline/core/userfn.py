@@ -114,6 +114,31 @@ def check_function(spec: str, default_name: str | None = None) -> FunctionSource
         return None
     if not file.is_file():
         raise _missing_file(spec, file)
+    source = _read(spec, file)
+    if where.name not in source.names and not source.has_star:
+        raise _no_such_function(where, source.functions)
+    return find_source(file, source.tree, where.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """A user's file, read and not run."""
+
+    tree: ast.Module
+    names: frozenset[str]  # bound at module level
+    functions: tuple[str, ...]  # those of them that are functions or classes
+    has_star: bool  # an import of names that nobody knows without running it
+
+
+def read_source(spec: str) -> SourceFile:
+    """The file that `spec` is. Raises ConfigError where there is none, or it is no Python."""
+    file = Path(spec).expanduser()
+    if not file.is_file():
+        raise _missing_file(spec, file)
+    return _read(spec, file)
+
+
+def _read(spec: str, file: Path) -> SourceFile:
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     except (SyntaxError, UnicodeDecodeError) as error:
@@ -123,9 +148,7 @@ def check_function(spec: str, default_name: str | None = None) -> FunctionSource
             f" {error.msg if isinstance(error, SyntaxError) else error}"
         ) from error
     names, functions, star = _top_level_names(tree.body)
-    if where.name not in names and not star:
-        raise _no_such_function(where, functions)
-    return find_source(file, tree, where.name)
+    return SourceFile(tree=tree, names=frozenset(names), functions=tuple(functions), has_star=star)
 
 
 def _load_file(file: Path, spec: str) -> ModuleType:

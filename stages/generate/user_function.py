@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from configs.hooks import HOOKS, generate_form
+from configs.hook import generate_form
+from configs.hooks import HOOKS
 from pipeline.core.errors import ConfigError, GenerateError
 from pipeline.core.types import Sample
 from pipeline.core.user_errors import exit_as_error, note_place

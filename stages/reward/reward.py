@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from configs.hooks import HOOKS
 from configs.schema.reward import RM_TYPES, RewardConfig
 from pipeline.core.errors import ConfigError, RewardError
 from pipeline.core.tally import Tally
@@ -21,6 +22,7 @@ from stages.reward.remote import RemoteReward
 from stages.reward.scorers import CHEAP, SCORERS, prepare
 from stages.reward.scorers.boxed import PROMPT
 from stages.reward.user_function import UserError, UserFunction
+from stages.reward.worker import HOOK
 
 logger = logging.getLogger(__name__)
 
@@ -158,8 +160,9 @@ class RewardStage:
 
     def _load(self, path: str) -> UserFunction:
         if path not in self._functions:
+            spec = HOOKS[HOOK].named(path, group=self._config.group_rm)
             self._functions[path] = UserFunction(
-                path, self._args, self._workers, self._config.reward_timeout_seconds
+                spec, self._args, self._workers, self._config.reward_timeout_seconds
             )
         return self._functions[path]
 

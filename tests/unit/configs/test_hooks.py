@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from configs.flags import own_flags
-from configs.hooks import HOOKS, Hook, generate_form, load_hook
+from configs.hook import Hook, generate_form
+from configs.hooks import HOOKS, load_hook
 from configs.rules.functions import functions
-from configs.schema import Config, flat_args
+from configs.schema import Config, RewardConfig, flat_args
 from pipeline.core.errors import UserFunctionError
 
 ROOT = Path(__file__).parents[3]
@@ -21,17 +22,20 @@ EVERY = pytest.mark.parametrize("hook", HOOKS.values(), ids=list(HOOKS))
 FUNCTIONS = [h for h in HOOKS.values() if h.style != "class"]
 
 
-def config_of(hook: Hook, path: object) -> Config:
-    section = getattr(Config(), hook.section)
+def config_of(hook: Hook, path: object, config: Config | None = None) -> Config:
+    config = config or Config()
+    section = getattr(config, hook.section)
     return dataclasses.replace(
-        Config(), **{hook.section: dataclasses.replace(section, **{hook.field: str(path)})}
+        config, **{hook.section: dataclasses.replace(section, **{hook.field: str(path)})}
     )
 
 
-def problems(hook: Hook, source: str, folder: Path) -> list[str]:
+def problems(
+    hook: Hook, source: str, folder: Path, config: Config | None = None, name: str = ""
+) -> list[str]:
     file = folder / "mine.py"
     file.write_text(source)
-    return list(functions(config_of(hook, file)))
+    return list(functions(config_of(hook, f"{file}{name}", config)))
 
 
 def written(hook: Hook, body: str = "return 1", form: str | None = None) -> str:
@@ -88,13 +92,15 @@ def test_the_examples_of_the_documentation_pass_the_checks(hook: Hook) -> None:
     examples = re.findall(r"\(\.\./(examples/[\w/]+\.py)\)", row)
     assert examples
     for file in examples:
-        assert list(functions(config_of(hook, ROOT / file))) == []
+        config = Config(reward=RewardConfig(group_rm="group" in file))
+        assert list(functions(config_of(hook, ROOT / file, config))) == []
 
 
 @EVERY
 def test_what_fits_passes_and_is_found_by_its_default_name(hook: Hook, tmp_path: Path) -> None:
     for form in hook.forms:
-        assert problems(hook, written(hook, form=form), tmp_path) == []
+        config = Config(reward=RewardConfig(group_rm="samples" in form))
+        assert problems(hook, written(hook, form=form), tmp_path, config) == []
     assert callable(load_hook(hook.field, str(tmp_path / "mine.py")))
 
 
@@ -209,3 +215,75 @@ def test_the_forms_of_a_generate_function(signature: str, form: tuple[bool, bool
     exec(f"async def f({signature}): ...", scope)
     found = generate_form(inspect.signature(scope["f"]))  # type: ignore[arg-type]
     assert form == (None if found is None else (found.takes_list, found.takes_evaluation))
+
+
+GENERATE, REWARD = HOOKS["custom_generate_function_path"], HOOKS["custom_rm_path"]
+FILTER, SOURCE = HOOKS["buffer_filter_path"], HOOKS["data_source_path"]
+GROUPS = Config(reward=RewardConfig(group_rm=True))
+LIST = "async def {}(args, samples, evaluation=False): return samples"
+ONE, MANY = "async def {}(args, sample, **kw): return 1", "async def {}(args, samples): return []"
+PLAIN = "def {}(args, sample, sampling_params): ..."
+POP = "def {}(args, rollout_id, buffer, num_samples): ..."
+BUFFERED = "RolloutDataSourceWithBuffer"
+MINE = written(SOURCE).replace("RolloutDataSource", "Mine")
+
+
+@pytest.mark.parametrize(
+    ("hook", "group", "sources", "found"),
+    [
+        (GENERATE, False, [LIST.format("custom_generate")], "custom_generate"),
+        (GENERATE, False, [LIST.format("rollout")], "rollout"),
+        (GENERATE, False, ["async def post(url, payload): ...", LIST.format("r")], "r"),
+        (GENERATE, False, [PLAIN.format("help"), LIST.format("generate")], "generate"),
+        (REWARD, False, [ONE.format("score")], "score"),
+        (REWARD, False, [MANY.format("batched_custom_rm"), ONE.format("custom_rm")], "custom_rm"),
+        (REWARD, True, [ONE.format("reward_func"), MANY.format("batched_custom_rm")], None),
+        (REWARD, True, [ONE.format("reward_func"), MANY.format("batched_async_rm")], None),
+        (REWARD, True, [ONE.format("reward_func"), MANY.format("score_all")], None),
+        (REWARD, True, [MANY.format("reward_func")], "reward_func"),
+        (FILTER, False, [POP.format("pop_first")], "pop_first"),
+        (SOURCE, False, [f"class {BUFFERED}: ..."], BUFFERED),
+        (SOURCE, False, [MINE], "Mine"),
+    ],
+)
+def test_a_file_alone_means_the_function_that_slime_would_call(
+    hook: Hook, group: bool, sources: list[str], found: str | None, tmp_path: Path
+) -> None:
+    """None: the last one."""
+    file = tmp_path / "mine.py"
+    file.write_text("\n\n".join(sources))
+    wanted = found or sources[-1].split("(")[0].split()[-1]
+    assert hook.named(str(file), group=group) == f"{file}:{wanted}"
+    if not group:
+        assert load_hook(hook.field, str(file)).__name__ == wanted
+
+
+def test_of_several_that_fit_one_must_be_named(tmp_path: Path) -> None:
+    source = "\n".join(LIST.format(name) for name in ("first", "second"))
+    (problem,) = problems(GENERATE, source, tmp_path)
+    assert "no function 'generate', and several that fit: first, second; name one" in problem
+    assert problems(GENERATE, source, tmp_path, name=":second") == []
+
+
+def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path) -> None:
+    source = "async def generate(args, sample): ...\n\n" + LIST.format("whole_group")
+    (problem,) = problems(GENERATE, source, tmp_path)
+    assert "mine.py line 1: generate(args, sample) cannot be called as it will be" in problem
+    assert "expected async f(args, sample, sampling_params) or " in problem
+    assert problem.endswith("whole_group in the same file would fit")
+
+
+@pytest.mark.parametrize(
+    ("config", "source", "said"),
+    [
+        (GROUPS, ONE, "takes one sample; with --group-rm it is called with the list of a group"),
+        (Config(), MANY, "takes the samples of a group; without --group-rm it is called with one"),
+    ],
+)
+def test_a_reward_function_for_something_else_is_refused(
+    config: Config, source: str, said: str, tmp_path: Path
+) -> None:
+    (problem,) = problems(REWARD, source.format("reward_func"), tmp_path, config)
+    assert said in problem and "mine.py line 1: reward_func(args, sample" in problem
+    both = "async def reward_func(args, sample, **kw):\n    return isinstance(sample, list)"
+    assert problems(REWARD, both, tmp_path, config) == []
