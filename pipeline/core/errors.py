@@ -54,6 +54,8 @@ class RewardError(SlipstreamError):
 class UserFunctionError(SlipstreamError):
     """A user's own function raised. Names its flag, file and line."""
 
+    exit_code = 2
+
 
 class ReplayBufferError(SlipstreamError):
     """The replay buffer could not keep its promise (disk full, say)."""

@@ -70,7 +70,7 @@ def load_function(spec: str, default_name: str | None = None) -> Callable[..., A
         )
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # user code: whatever it raises is a fault of the file that the flag names
         if (
             isinstance(error, ModuleNotFoundError)
@@ -228,7 +228,7 @@ def _search_hint() -> str:
     )
 
 
-def _line_of(error: Exception, file: Path | None) -> str:
+def _line_of(error: BaseException, file: Path | None) -> str:
     """Where in the user's file it happened."""
     if file is None:
         return ""

@@ -14,11 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pipeline.core.deadline import Deadline, is_late
-from pipeline.core.errors import CheckpointError, GenerateError, UnstorableSamplesError
+from pipeline.core.errors import (
+    CheckpointError,
+    GenerateError,
+    UnstorableSamplesError,
+    UserFunctionError,
+)
 from pipeline.core.format import counted
 from pipeline.core.protocols import Buffer, Generate, Reward, Source
 from pipeline.core.tally import Tally
 from pipeline.core.types import Admission, Group, Sample, Status
+from pipeline.core.user_errors import names_a_hook
 from pipeline.run.watchdog import Watchdog
 from pipeline.schedule.clock import RolloutClock
 
@@ -179,7 +185,7 @@ class Producer:
         tally.say()
         limit = max(16, 2 * self._clock.batch_size)
         if self._failures_in_a_row >= limit:
-            raise GenerateError(
+            raise (UserFunctionError if names_a_hook(why) else GenerateError)(
                 f"{limit} groups failed in a row, the last with: {why}. Nothing can be trained on;"
                 " fix the cause and resume"
             )

@@ -218,6 +218,7 @@ class LearnerGroup:
             ray.kill(actor)
         if isinstance(cause, UserFunctionError):  # on this rank, on others perhaps not
             cause.add_note(f"on learner rank {rank}")
+            cause.add_note(str(error))  # the traceback there, for the log
             return cause
         what = (
             f"failed: {type(cause).__name__}: {cause}"

@@ -11,9 +11,10 @@ from configs.hook import generate_form
 from configs.hooks import HOOKS
 from pipeline.core.errors import ConfigError, GenerateError
 from pipeline.core.types import Sample
-from pipeline.core.user_errors import exit_as_error, note_place
+from pipeline.core.user_errors import told
 
-SIGNATURES = HOOKS["custom_generate_function_path"].expected
+HOOK = HOOKS["custom_generate_function_path"]
+SIGNATURES = HOOK.expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +41,8 @@ class CustomGenerate:
         return self._samples(await self._call(args, list(samples), **extra))
 
     async def _call(self, *given: Any, **named: Any) -> Any:
-        try:
+        with told(self.function, HOOK.flag):
             return await self.function(*given, **named)
-        except Exception as error:
-            note_place(error, self.function)
-            raise
-        except SystemExit as error:
-            raise exit_as_error(error, self.function) from error
 
     def _samples(self, returned: Any) -> list[Sample]:
         samples = [returned] if isinstance(returned, Sample) else returned

@@ -8,16 +8,16 @@ import functools
 import inspect
 import logging
 import pickle
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from configs.hooks import load_hook
+from configs.hooks import HOOKS, load_hook
 from pipeline.core.types import Sample, Status, VersionSpan
-from pipeline.core.user_errors import exit_as_error, note_place
+from pipeline.core.user_errors import log_traceback, told
 from stages.reward import worker
 from stages.reward.loop_guard import GUARD
 from stages.reward.pool import Overdue, WorkerPool, in_thread
@@ -77,7 +77,8 @@ class UserFunction:
         deadline = asyncio.timeout(self._seconds)
         try:
             async with deadline:
-                yield
+                with _told_unless_overdue(self._function):
+                    yield
         except Overdue:
             raise
         except Exception as error:  # user code may raise anything, its own TimeoutError too
@@ -85,10 +86,7 @@ class UserFunction:
                 raise Overdue(
                     f"no score after {self._seconds:g} s (--reward-timeout-seconds)"
                 ) from error
-            note_place(error, self._function)
             raise
-        except SystemExit as error:
-            raise exit_as_error(error, self._function) from error
 
     async def _in_worker(self, subject: Any) -> Any:
         try:
@@ -106,6 +104,7 @@ class UserFunction:
             self._run = self._on_loop
             return await self._on_loop(subject)
         if reply.error is not None:
+            log_traceback(reply.error, reply.traceback)
             raise UserError(reply.error)
         samples = subject if isinstance(subject, list) else [subject]
         for sample, changes in zip(samples, reply.changes, strict=True):
@@ -124,6 +123,19 @@ class UserFunction:
             )
             self._run = self._in_thread
         return await self._in_thread(subject)
+
+
+@contextmanager
+def _told_unless_overdue(function: Callable[..., Any]) -> Iterator[None]:
+    """An answer that came too late is no failure of the function's."""
+    overdue: Overdue | None = None
+    with told(function, HOOKS[worker.HOOK].flag):
+        try:
+            yield
+        except Overdue as error:
+            overdue = error
+    if overdue is not None:
+        raise overdue
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -16,13 +16,14 @@ import json
 import pickle
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from traceback import format_exception
 from typing import Any
 
-from configs.hooks import load_hook
+from configs.hooks import HOOKS, load_hook
 from pipeline.core.errors import ConfigError
 from pipeline.core.tagged_json import from_jsonable, misfit, to_jsonable
 from pipeline.core.types import Sample
-from pipeline.core.user_errors import in_words, note_place
+from pipeline.core.user_errors import ANY_FAILURE, in_words, note_place
 from stages.reward.judgement import check_sayable, plain
 
 HOOK = "custom_rm_path"
@@ -36,6 +37,7 @@ class Reply:
     reward: Any = None
     changes: list[Changes] = field(default_factory=list)  # of each sample: field -> new value
     error: str | None = None  # what the function raised, and where
+    traceback: str = ""
     awaitable: bool = False  # it returned one: only an event loop can run it
     unfit: str | None = None  # why it cannot be called in this process
 
@@ -88,9 +90,9 @@ def _reply(spec: str, request: bytes) -> Reply:
             return Reply(awaitable=True)
         changes = [_changes(old, new) for old, new in zip(before, samples, strict=True)]
         reward = plain(result)
-    except (Exception, SystemExit) as error:  # whatever user code raises is data
-        note_place(error, function)
-        return Reply(error=in_words(error))
+    except ANY_FAILURE as error:  # whatever user code raises is data
+        note_place(error, function, HOOKS[HOOK].flag)
+        return Reply(error=in_words(error), traceback="".join(format_exception(error)))
     try:
         check_sayable(reward)
     except Exception as error:  # a RewardError, or what the objects' own code raises
