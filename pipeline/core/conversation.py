@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pipeline.core.errors import DataError
+from pipeline.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # the command line reads LossMaskType, and loads no numpy
     from pipeline.core.protocols import Tokenizer
@@ -31,6 +31,8 @@ class Piece(NamedTuple):
 
     text: str
     trained: bool
+    # of a turn that the template closes with nothing (GLM): what follows is what ends it
+    unclosed: bool = False
 
 
 class Turn(NamedTuple):
@@ -78,22 +80,43 @@ def pieces_of(messages: Messages, render: Render, kind: LossMaskType = "qwen") -
         for turn in turns:
             _check_shown(messages[turn.place], turn)
     parts = []
+    unclosed = not _closing_of(messages[: turns[0].place], render)
     for turn in turns:
+        trained = _is_trained(messages[turn.place])
         parts.append(Piece(turn.context + turn.opening, False))
-        parts.append(Piece(turn.said, _is_trained(messages[turn.place])))
+        parts.append(Piece(turn.said, trained, trained and unclosed))
     return tuple(piece for piece in (*parts, Piece(tail, False)) if piece.text)
 
 
 def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """(token ids, loss mask). Pieces are encoded one by one, as prompt and answer are when the
-    model speaks."""
+    model speaks. The token after an unclosed piece is trained too: the next turn's first, or the
+    tokenizer's eos token."""
     tokens: list[int] = []
     mask: list[int] = []
-    for text, trained in pieces:
-        ids = tokenizer.encode(text, add_special_tokens=False)
+    unclosed = False
+    for piece in pieces:
+        ids = tokenizer.encode(piece.text, add_special_tokens=False)
         tokens += ids
-        mask += [int(trained)] * len(ids)
+        mask += [int(piece.trained)] * len(ids)
+        if unclosed and ids:
+            mask[-len(ids)] = 1
+        unclosed = piece.unclosed
+    if unclosed:
+        tokens.append(eos_of(tokenizer))
+        mask.append(1)
     return tokens, mask
+
+
+def eos_of(tokenizer: Tokenizer) -> int:
+    """Raises ConfigError where there is none."""
+    eos = getattr(tokenizer, "eos_token_id", None)
+    if eos is None:
+        raise ConfigError(
+            "the tokenizer has no eos token, so no answer can be taught to end; set eos_token in"
+            " its config"
+        )
+    return int(eos)
 
 
 def _is_trained(message: Mapping[str, Any]) -> bool:
@@ -139,6 +162,11 @@ def _since(messages: Messages, end: int, before: Turn | None, render: Render) ->
 def _stand_in(message: Mapping[str, Any]) -> dict[str, Any]:
     plain = {k: v for k, v in message.items() if k in ("role", "tool_calls")}
     return {**plain, "content": _STAND_IN}
+
+
+def _closing_of(before: Messages, render: Render) -> str:
+    """What the template puts behind what an assistant says."""
+    return _behind_stand_in(render([*before, _stand_in({"role": "assistant"})], False))
 
 
 def _behind_stand_in(text: str) -> str:
@@ -207,8 +235,7 @@ def _last_message(messages: Messages, render: Render) -> tuple[Piece, ...]:
             f"--loss-mask-type distill_qwen trains the last message: it is of role"
             f" {last['role']!r}; expected an assistant's text"
         )
-    asked = render(earlier, True)
-    closing = _behind_stand_in(render([*earlier, _stand_in(last)], False))
+    asked, closing = render(earlier, True), _closing_of(earlier, render)
     # a prompt that opens the thinking already
     shared = next(n for n in range(len(content), -1, -1) if asked.endswith(content[:n]))
-    return Piece(asked, False), Piece(content[shared:] + closing, True)
+    return Piece(asked, False), Piece(content[shared:] + closing, True, not closing)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.core.conversation import LossMaskType, encode_pieces, pieces_of, render_with
+from pipeline.core.conversation import LossMaskType, encode_pieces, eos_of, pieces_of, render_with
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.labels import accepted_answers
 from pipeline.core.protocols import Tokenizer
@@ -77,12 +77,7 @@ class Supervision:
 
     def _answer(self, label: Any) -> list[int]:
         """The first of the accepted ones, and the token that ends it."""
-        eos = getattr(self.tokenizer, "eos_token_id", None)
-        if eos is None:
-            raise ConfigError(
-                "the tokenizer has no eos token, so no answer can be taught to end; set eos_token"
-                " in its config"
-            )
+        eos = eos_of(self.tokenizer)
         if label is None:
             raise DataError(
                 "text without a label: nothing to train on (--label-key names the column of the"

@@ -68,6 +68,11 @@ DISTILLED = (
     "{{ m.content.split('</think>')[-1] }}<E>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<A><think>\n{% endif %}"
 )
+# as GLM's: the next turn's mark is what ends a turn
+UNCLOSED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 THOUGHT = "<think>\nhm\n</think>\n\n"
 
 
@@ -173,6 +178,18 @@ def test_calls_are_trained_and_what_tools_answer_is_not() -> None:
 def test_a_turn_of_step_loss_mask_0_is_context_only() -> None:
     chat = [user("a"), said("b", step_loss_mask=0), user("c"), said("d", step_loss_mask=1)]
     assert shown(CHATML, chat) == shown(CHATML, CHAT).replace("[[", "", 1).replace("]]", "", 1)
+
+
+def test_where_a_template_closes_nothing_the_token_that_follows_ends_a_turn() -> None:
+    got = shown(UNCLOSED, CHAT)
+    assert got == (
+        "<|im_start|>user\na<|im_start|>assistant\n[[b<|im_start|>]]user\nc"
+        "<|im_start|>assistant\n[[d<|im_end|>]]"
+    )
+    masked = [user("a"), said("b", step_loss_mask=0), user("c"), said("d"), user("e")]
+    assert shown(UNCLOSED, masked).endswith(
+        "assistant\nb<|im_start|>user\nc<|im_start|>assistant\n[[d<|im_start|>]]user\ne"
+    )
 
 
 def test_the_last_message_of_a_distilled_reasoner_as_it_is_written() -> None:
