@@ -50,6 +50,7 @@ _OWN: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "metadata_overrides": (lambda v: isinstance(v, dict), "a mapping"),
 }
 _ALIASES = {"n_samples": "n_samples_per_eval_prompt"}
+KEYS = frozenset((*_AS_FLAGS, *_OWN, *_ALIASES))
 _ABSENT = {
     "min_eval_samples": "every sample is waited for; failed ones are counted in num_failed",
     "eval_task_timeout": "--eval-episode-timeout-seconds bounds every sample",
@@ -157,8 +158,8 @@ def _checked(given: Any, where: str) -> dict[str, Any]:
         name = _ALIASES.get(str(key), str(key))
         if name in _ABSENT:
             raise ConfigError(f"{where}: {key} is not there: {_ABSENT[name]}")
-        if name not in _AS_FLAGS and name not in _OWN:
-            known = ", ".join(sorted((*_AS_FLAGS, *_OWN)))
+        if name not in KEYS:
+            known = ", ".join(sorted(KEYS))
             raise ConfigError(f"{where}: unknown {key!r}; expected some of {known}")
         read = _value(name, value, f"{where}: {key} {' '.join(words_of(value))}")
         if read is not None:  # null: as if it were not said

@@ -126,6 +126,9 @@ def _wandb(run_dir: RunDir, config: Config, earlier: Sequence[Record], rolled_ba
     from pipeline.telemetry.trackers import WandbSink
 
     settings = jsonable(vars(flat_args(config)))
+    if config.tracking.wandb_key:
+        # W&B keeps the command line with the run
+        sys.argv[:] = [word.replace(config.tracking.wandb_key, "***") for word in sys.argv]
     return WandbSink(
         run_dir.path,
         config.tracking,

@@ -57,6 +57,7 @@ def test_flags_say_what_a_wandb_run_is_begun_with(
     run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeWandb()
+    monkeypatch.setattr(sys, "argv", ["train_async.py", "--wandb-key", KEY, f"--wandb-key={KEY}"])
     begin(
         run_dir,
         fake,
@@ -74,6 +75,8 @@ def test_flags_say_what_a_wandb_run_is_begun_with(
     assert fake.settings["api_key"] == KEY
     assert fake.settings["base_url"] == "https://wandb.example.org"
     assert KEY not in str(fake.begun["config"])
+    # which W&B reads when a run begins
+    assert sys.argv == ["train_async.py", "--wandb-key", "***", "--wandb-key=***"]
 
 
 def test_without_flags_the_environment_decides(

@@ -113,6 +113,32 @@ async def test_cheap_scorers_start_no_process(make: Make) -> None:
     assert children() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "response", "reward"),
+    [
+        ("deepscaler", r"<think>6 * 7</think> hence \boxed{42}", 1.0),
+        ("boxed_math", r"hence \boxed{42}", 1.0),
+        ("f1", "42 or so", 0.5),
+        ("gpqa", r"hence \boxed{42}", 1.0),
+        ("dapo", "Answer: 42", {"score": 1.0, "acc": 1.0, "pred": "42"}),
+        ("dapo", "Answer: 41", {"score": -1.0, "acc": 0.0, "pred": "41"}),
+    ],
+)
+async def test_slimes_scorers_by_name(make: Make, name: str, response: str, reward: Any) -> None:
+    sample = answered(response, "42")
+    await make(rm_type=name, reward_threshold=0.1)([sample])
+    assert (sample.error, sample.reward) == (None, reward)
+    by_row = answered(response, "42", metadata={"rm_type": name})
+    await make(rm_type="random")([by_row])
+    assert (by_row.error, by_row.reward) == (None, reward)
+
+
+async def test_a_prompt_that_opens_the_thoughts_is_known_to_the_scorer(make: Make) -> None:
+    sample = answered(r"perhaps \boxed{42}", "42", prompt="<|assistant|><think>\n")
+    await make(rm_type="deepscaler")([sample])
+    assert sample.reward == 0.0
+
+
 async def test_no_scorer_is_a_failure_that_names_them(make: Make) -> None:
     sample = answered("x")
     await make()([sample])
