@@ -36,7 +36,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("aime.jsonl", "gpqa.jsonl", "prompts.jsonl"):
         (tmp_path / name).write_text(ROWS * 4)
-    (tmp_path / "rm.py").write_text("def reward_func(args, sample): return 1.0\n")
+    (tmp_path / "rm.py").write_text(
+        "def batched_custom_rm(args, samples): return [1.0] * len(samples)\n"
+    )
     return tmp_path
 
 
