@@ -23,9 +23,9 @@ def repeated(value: Any, dtype: pa.DataType, length: int) -> pa.Array:
 
 
 def make_array(values: list[Any], dtype: pa.DataType) -> pa.Array:
-    """pa.array, by a shorter way for numbers without nulls and for one short text, truth value or
-    null in all rows: most groups consist of such, and pa.array costs more than everything else of a
-    small group."""
+    """pa.array, by a shorter way where there is one: for numbers without nulls, and for one short
+    text, truth value or null that is the same in all rows. Most groups consist of these, and
+    pa.array costs more than everything else that is done for a small group."""
     first = values[0]
     kind = type(first)
     if (kind is bool or first is None or (kind is str and len(first) <= _SHORT)) and all(
@@ -39,8 +39,8 @@ def make_array(values: list[Any], dtype: pa.DataType) -> pa.Array:
 
 
 def number_array(values: Any, dtype: pa.DataType) -> pa.Array:
-    """An array over memory that holds its values already. [n] of anything with the buffer protocol,
-    one-dimensional and contiguous."""
+    """An Arrow array over memory that holds its values already. `values`: [n], anything with the
+    buffer protocol, one-dimensional and contiguous."""
     return pa.Array.from_buffers(dtype, len(values), [None, pa.py_buffer(values)])
 
 
@@ -60,8 +60,8 @@ def large_list(rows: Sequence[Any], dtype: np.dtype) -> pa.LargeListArray:
 
 
 def _flat(row: Any, dtype: np.dtype) -> np.ndarray:
-    """One-dimensional, of this dtype; raises ValueError rather than wrap integers around, or cut
-    fractions off."""
+    """The row as a one-dimensional array of this dtype. Raises ValueError rather than wrap integers
+    around or cut fractions off."""
     if dtype == np.uint8 and isinstance(row, list):
         # four times as fast as numpy's own way from a list
         return np.frombuffer(bytes(row), np.uint8)
@@ -92,8 +92,8 @@ def to_list(column: pa.Array) -> list[Any]:
 
 
 def views(column: pa.LargeListArray) -> list[np.ndarray | None]:
-    """Row by row a zero-copy view of the column's values (fixed-size-list values flattened); None
-    where null."""
+    """One zero-copy view of the column's values for every row (values of fixed-size lists are
+    flattened); None where the row is null."""
     if column.null_count == len(column):
         return [None] * len(column)
     values, width = column.values, 1

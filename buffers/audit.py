@@ -17,10 +17,9 @@ JournalEntry = Mapping[str, Any]
 
 
 class DecisionCheck:
-    """Feed it all entries of one life of a run (up to a `restore`).
+    """Compares one life of a run (its journal up to a `restore`) with what would be decided now.
 
-    `differences` says what came out otherwise.
-    """
+    `differences` says in words what came out otherwise."""
 
     def __init__(self, config: AsyncConfig, clock: RolloutClock, *, seed: int) -> None:
         self._decisions = make_decisions(config, clock, seed=seed)
@@ -29,8 +28,9 @@ class DecisionCheck:
         self.differences: list[str] = []
 
     def run(self, entries: Sequence[JournalEntry]) -> None:
-        """A take is decided when the journal had `at` entries, and written down when its bytes were
-        read. An admission that differs ends the check: what follows is of another run."""
+        """Goes through the entries in order. A rollout was decided when the journal had `at`
+        entries, and written down later, when its bytes had been read: it is compared at `at`. An
+        admission that differs ends the check, for what follows is another run."""
         takes = {entry["at"]: entry for entry in entries if entry["t"] == "consume"}
         for number, entry in enumerate(entries):
             if (take := takes.get(number)) is not None:
@@ -43,7 +43,7 @@ class DecisionCheck:
                 self.differences.append(f"entry {number}: {what}")
 
     def _apply(self, entry: JournalEntry) -> str | None:
-        """What came out otherwise."""
+        """Moves the decisions on by one entry; returns in words what came out otherwise."""
         match entry["t"]:
             case "put":
                 self._decisions.ready(entry["g"], priority=entry["p"], oldest_version=entry["w"])

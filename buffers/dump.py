@@ -1,8 +1,8 @@
-"""Rollouts as files, for debugging either side alone: what was taken, written once, read back any
-number of times.
+"""Rollouts as files, to debug generation or training alone: what the learner took is written once
+and can be read back any number of times.
 
-A file is a segment (see `buffers.segments`: Arrow IPC, every batch checksummed) of the rollout's
-groups in order, whose schema metadata say what the buffer said of the take."""
+A file is a segment (see `buffers.segments`: Arrow IPC, every batch checksummed) with the rollout's
+groups in order. Its schema's metadata hold what the buffer knew of them."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def write_take(path: Path, take: KeptRollout) -> None:
 
 
 def read_take(path: Path) -> KeptRollout:
-    """Raises DataError when there is no such file, or it is none of ours; BufferCorruption when it
-    is damaged."""
+    """Reads a file that `write_take` wrote. Raises DataError when there is no such file or it is of
+    another kind, BufferCorruption when it is damaged."""
     try:
         with pa.memory_map(str(path)) as mapped:
             said = json.loads((pa.ipc.read_schema(mapped).metadata or {})[_KEY])
@@ -72,11 +72,11 @@ def read_take(path: Path) -> KeptRollout:
 
 
 class KeptRun:
-    """The takes of a run that kept its trajectories (--keep-trajectories), from its journal and
+    """The rollouts of a run that kept its trajectories (--keep-trajectories), from its journal and
     segments."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder`: the buffer's, in a run directory."""
+        """`folder`: the buffer's folder in a run directory."""
         from buffers.journal import FILE_NAME, read_journal
         from buffers.ledger import Ledger
 
@@ -84,11 +84,12 @@ class KeptRun:
         self._ledger = Ledger(read_journal(folder / FILE_NAME)[0])
 
     def __len__(self) -> int:
-        """Rollouts that were taken, those lost in crashes not counted."""
+        """How many rollouts were taken; those lost in crashes are not counted."""
         return len(self._ledger.takes)
 
     def read(self, rollout_id: int) -> KeptRollout:
-        """Raises DataError when a group is gone, BufferCorruption when it is damaged."""
+        """The groups of this rollout. Raises DataError when one of them is gone, BufferCorruption
+        when one is damaged."""
         taken = self._ledger.takes.get(rollout_id)
         if taken is None:
             raise DataError(f"{self._folder} has no rollout {rollout_id}: it took {len(self)}")

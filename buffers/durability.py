@@ -1,5 +1,5 @@
-"""Group commit: many callers wait for their writes to reach the disk, one fsync at a time serves
-them all."""
+"""Group commit: many callers wait for their writes to reach the disk, and one fsync at a time
+serves them all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def sync_directory(path: Path) -> None:
-    """A new file survives power loss only when its directory's entry is on the disk too
-    (fsync(2))."""
+    """Brings the directory's entries to the disk: a new file survives power loss only when its
+    entry is there too (fsync(2))."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -20,12 +20,12 @@ def sync_directory(path: Path) -> None:
 
 
 class GroupCommit:
-    """`await commit()` returns when a sync that began after the call has ended. Who calls while one
-    runs shares the next (Gray and Reuter 1992, "Transaction Processing", section 9.4.6, group
+    """`await commit()` returns when a sync that began after the call has ended. Whoever calls while
+    one runs shares the next (Gray and Reuter 1992, "Transaction Processing", section 9.4.6, group
     commit)."""
 
     def __init__(self, sync: Callable[[], Callable[[], None]]) -> None:
-        """`sync()` runs on the event loop and returns what is to be done in a thread; what it
+        """`sync()` runs on the event loop and returns the part that a thread can do. What either
         raises, every waiter gets."""
         self._sync = sync
         self._begun = self._done = 0

@@ -83,7 +83,7 @@ def _named_column(
 
 
 def _is_unused(name: str, samples: Sequence[Sample]) -> bool:
-    """None in every sample, as a dozen fields are in most groups."""
+    """Is the field None in every sample? A dozen fields are, in most groups."""
     return name in _OPTIONAL and all(getattr(s, _OPTIONAL[name]) is None for s in samples)
 
 
@@ -139,10 +139,8 @@ def _spans(rows: Sequence[Sequence[VersionSpan]]) -> pa.LargeListArray:
 
 
 def _experts(samples: Sequence[Sample]) -> pa.LargeListArray:
-    """The bytes of every sample's experts.
-
-    Of one type in a group, so that each begins where its numbers may begin.
-    """
+    """The bytes of every sample's experts. All are of one type within a group, so that each
+    sample's numbers are aligned."""
     rows = [None if (e := s.rollout_routed_experts) is None else _integers(e) for s in samples]
     dtype = max((r.dtype for r in rows if r is not None), key=lambda d: d.itemsize)
     return large_list(
@@ -167,7 +165,8 @@ def _to_json(value: Any) -> str | None:
 
 
 def _jsons(values: list[Any]) -> list[str | None]:
-    """What a group shares (its prompt, its label) is said once."""
+    """The JSON texts of `values`. What all samples of a group share (the prompt, the label) is
+    encoded once."""
     first = values[0]
     if all(v is first for v in values):
         return [_to_json(first)] * len(values)
@@ -175,7 +174,7 @@ def _jsons(values: list[Any]) -> list[str | None]:
 
 
 def _plain(value: Any) -> Any:
-    """What json cannot say but numpy can."""
+    """Turns into plain data what json cannot encode by itself: numpy's values and images."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if is_pil_image(value):

@@ -18,8 +18,8 @@ from pipeline.schedule.replay_pool import Entry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferFiles:
-    """`commit`: what a put waits for, with durability `fsync`. `replayable`: groups that were
-    trained on before a restart and may be again."""
+    """What a buffer works on. `commit`: what a put waits for under durability `fsync`.
+    `replayable`: groups that were trained on before a restart and may be trained on again."""
 
     journal: Journal
     stored: StoredGroups
@@ -37,8 +37,8 @@ def open_files(
     ledger: Ledger | None,
     restored_from: str | None,
 ) -> BufferFiles:
-    """`ledger`: of the journal that lies there; without it what lies there is removed. Raises
-    ReplayBufferError when the directory cannot be written."""
+    """Opens the directory. `ledger`: made from the journal that lies there; without it everything
+    that lies there is removed. Raises ReplayBufferError when the directory cannot be written."""
     directory.mkdir(parents=True, exist_ok=True)
     path, durability = directory / FILE_NAME, config.buffer_durability
     if ledger is None:

@@ -1,31 +1,30 @@
-"""The buffer's journal: one line a decision, appended before anything follows from it, read back
-after a crash.
+"""The buffer's journal: one line for every decision. A line is appended before anything follows
+from it, and all are read back after a crash.
 
 A line is eight hexadecimal digits of CRC-32, a space, one JSON object and a newline. Bytes behind
-the last newline are a write that a crash cut off: they are dropped, and said to be. Anything else
-that does not check is corruption, and named.
+the last newline are a write that a crash cut off: they are dropped, and the run says so. Any other
+line that does not fit its checksum is corruption, and the error names its place.
 
-Entries (`t` is the kind):
-    open     schema                  first line
-    admit    g, d, v, i              group g may generate for prompt i: deadline d, admitted at
-             policy version v
-    put      g, s, o, n, p, w        group g is complete: segment s, offset o, n bytes; priority p,
-             oldest token version w
-    gone     g                       its bytes were not there after a crash: it is generated again
-    discard  g, why, again           group g gives its slot back; again: for another try of its
-             prompt
-    consume  r, v, g, x, at, pr      rollout r, trained at version v, takes groups g for the first
-             time and groups x again; chosen when
-                                     the journal had `at` entries; with the probabilities pr, where
-                                     they are not all 1
-    trained  r                       rollout r is trained on
-    push     v                       the engines begin to be given version v
-    pushed   v                       every engine has it
-    commit   r, name                 checkpoint `name` covers rollouts 0..r-1
-    restore  r, name, v              a restart from checkpoint `name` (null: from the beginning)
-             after r rollouts, at version v:
-                                     what rollouts r and later consumed was lost with their weights
-"""
+The entries, by their kind `t`:
+
+    open     schema                the first line
+    admit    g, d, v, i            group g may generate for prompt i, with deadline d, at policy
+                                   version v
+    put      g, s, o, n, p, w      group g is complete: n bytes at offset o of segment s; its
+                                   priority is p, the oldest version among its tokens w
+    gone     g                     the bytes of group g were not there after a crash: it is
+                                   generated again
+    discard  g, why, again         group g gives its slot back; again: its prompt is tried again
+    consume  r, v, g, x, at, pr    rollout r, trained at version v, takes groups g for the first
+                                   time and groups x once more; it was chosen when the journal had
+                                   `at` entries, with probabilities pr (left out where all are 1)
+    trained  r                     rollout r is trained on
+    push     v                     the engines begin to be given version v
+    pushed   v                     every engine has version v
+    commit   r, name               checkpoint `name` covers rollouts 0..r-1
+    restore  r, name, v            the run goes on from checkpoint `name` (null: from the beginning)
+                                   after r rollouts, at version v; what rollouts r and later had
+                                   consumed is lost with their weights"""
 
 from __future__ import annotations
 
@@ -48,17 +47,15 @@ JournalEntry = dict[str, Any]
 
 
 class Journal:
-    """Appends entries to a file. What a returned `append` promises is the kernel's: the line
-    survives this process's death.
+    """Appends entries to a file. When `append` returns, the kernel has the line: it survives this
+    process's death.
 
-    `flush_each=False` (durability `memory`) keeps lines in this process until `flush` or `close`.
-    """
+    With `flush_each=False` (durability `memory`) lines stay in this process until `flush` or
+    `close`."""
 
     def __init__(self, path: Path, *, flush_each: bool = True, num_entries: int = 0) -> None:
-        """Goes on at the end of an existing file of `num_entries`, its torn tail cut off.
-
-        Raises ReplayBufferError, BufferCorruption.
-        """
+        """Goes on at the end of an existing file of `num_entries` entries, whose torn tail is cut
+        off. Raises ReplayBufferError when the file cannot be opened."""
         self.path, self._flush_each, self._held = path, flush_each, bytearray()
         exists = path.exists() and path.stat().st_size > 0
         end = _end_of_lines(path) if exists else 0
@@ -79,7 +76,8 @@ class Journal:
         return self._fd
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Raises ReplayBufferError when it cannot be written; then nothing of it is in the file."""
+        """Raises ReplayBufferError when the entry cannot be written; then nothing of it is in the
+        file."""
         self._held += encode(entry)
         if self._flush_each or len(self._held) > HELD_BYTES:
             self.flush()
@@ -106,7 +104,7 @@ class Journal:
         self._held.clear()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Writes what is held and closes the file. It may be called more than once."""
         if self._fd >= 0:
             try:
                 self.flush()
@@ -116,15 +114,15 @@ class Journal:
 
 
 class ProgressLines:
-    """Writes down the rollouts trained on and the pushes completed: from these and the other lines
-    every admission can be derived again."""
+    """Writes into the journal which rollouts were trained on and which pushes were completed: from
+    these and the other lines every admission can be derived again."""
 
     def __init__(self, journal: Journal, clock: RolloutClock) -> None:
         self._journal, self._clock = journal, clock
         self._num_trained, self._version = clock.num_trained, clock.policy_version
 
     def write(self) -> None:
-        """What the clock has counted since the last call."""
+        """Appends what the clock has counted since the last call."""
         for rollout_id in range(self._num_trained, self._clock.num_trained):
             self._journal.append({"t": "trained", "r": rollout_id})
         for version in range(self._version + 1, self._clock.policy_version + 1):
@@ -138,10 +136,10 @@ def encode(entry: Mapping[str, Any]) -> bytes:
 
 
 def read_journal(path: Path) -> tuple[list[JournalEntry], int]:
-    """(entries, bytes of a torn last line that are left out).
+    """(entries, number of bytes of a torn last line, which is left out).
 
-    Raises BufferCorruption naming file and offset.
-    """
+    Raises ReplayBufferError when the file cannot be read, and BufferCorruption naming file and
+    offset when a line is damaged."""
     try:
         data = path.read_bytes()
     except OSError as e:
@@ -162,7 +160,8 @@ def read_journal(path: Path) -> tuple[list[JournalEntry], int]:
 
 
 def _end_of_lines(path: Path) -> int:
-    """Bytes up to and with the last newline, looked for from the end: a journal may be long."""
+    """The number of bytes up to and including the last newline, which is looked for from the end
+    because a journal may be long."""
     with path.open("rb") as file:
         at = file.seek(0, os.SEEK_END)
         while at > 0:

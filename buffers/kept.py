@@ -1,5 +1,4 @@
-"""--load-debug-rollout-data: a buffer that hands out rollouts that were kept, to a learner
-without engines."""
+"""--load-debug-rollout-data: a buffer that hands kept rollouts to a learner without engines."""
 
 from __future__ import annotations
 

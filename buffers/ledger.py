@@ -1,10 +1,11 @@
-"""The run's account, from its journal: what became of every group, and what a restart has to do.
-Pure.
+"""The accounts of a run, made from its journal: what became of every group, and what a restart has
+to do. Pure.
 
 A restart goes back to a checkpoint, and with it to the admissions of that time: group indices are
 given out again in the same order, for the same prompts. So a group that was complete before the
 crash is not generated again when its turn comes: it is recalled. Consumptions that the checkpoint
-does not cover are void, their weights are lost; their groups are complete, and wait again."""
+does not cover are void, because their weights are lost; their groups are complete and wait
+again."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ Fate = Literal["trained", "pending", "generating", "failed", "removed"]
 
 @dataclass(slots=True, kw_only=True)
 class Account:
-    """One group."""
+    """What became of one group."""
 
     group_index: int
     prompt_index: int = -1  # its place in the source's order of prompts, from 0
@@ -52,7 +53,7 @@ class Account:
 
     @property
     def recallable(self) -> bool:
-        """Complete, and to be trained on yet."""
+        """Is the group complete, and still to be trained on?"""
         return self.place is not None and not self.consumed and self.discarded is None
 
 
@@ -66,7 +67,7 @@ class Consumption:
 
 
 class Ledger:
-    """Apply entries in order; look at any time."""
+    """Applies journal entries in order; its accounts can be looked at at any time."""
 
     def __init__(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
         self.accounts: dict[int, Account] = {}
@@ -102,13 +103,13 @@ class Ledger:
         self.num_entries += 1
 
     def recallable(self) -> dict[int, Account]:
-        """Groups that a restart recalls instead of generating, by index."""
+        """The groups that a restart recalls instead of generating, by index."""
         return {g: a for g, a in self.accounts.items() if a.recallable}
 
     def totals(self) -> dict[str, int]:
-        """Groups by fate, and the two sums that are always 0: `lost`, complete groups that are
-        neither trained, nor waiting, nor given back with a reason; `duplicated`, consumptions
-        beyond the first that were no replays (`replayed` counts those)."""
+        """How many groups met each fate, how many times groups were replayed, and two sums that
+        must be 0: `lost`, complete groups that are neither trained, nor waiting, nor given back
+        with a reason; `duplicated`, consumptions beyond the first that were no replays."""
         accounts = self.accounts.values()
         fates = {
             fate: sum(a.fate == fate for a in accounts)
@@ -127,7 +128,7 @@ class Ledger:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One a group, JSON-able."""
+        """One JSON-able row for every group."""
         return [
             {
                 "group": a.group_index,

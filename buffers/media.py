@@ -1,5 +1,5 @@
-"""The arrays of `multimodal_train_inputs` as an Arrow column: name, dtype, shape and bytes of
-each."""
+"""The arrays of `multimodal_train_inputs` as an Arrow column, each with its name, dtype, shape and
+bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ Inputs = Mapping[str, Any] | None
 
 
 def media_column(rows: Sequence[Inputs]) -> pa.Array:
-    """Raises ValueError for an array that is none of numbers."""
+    """The arrays of every sample's inputs. Raises ValueError for an array that does not hold
+    numbers."""
     return pa.array(
         [None if row is None else [_entry(k, a) for k, a in _arrays(row).items()] for row in rows],
         MEDIA,
@@ -31,17 +32,16 @@ def media_column(rows: Sequence[Inputs]) -> pa.Array:
 
 
 def rest_of_media(row: Inputs) -> dict[str, Any] | None:
-    """What of it is no array."""
+    """What of the inputs is not an array."""
     return None if row is None else {k: v for k, v in row.items() if k not in _arrays(row)}
 
 
 def join_media(
     rests: Sequence[dict[str, Any] | None], column: pa.Array
 ) -> list[dict[str, Any] | None]:
-    """The inverse of the two.
+    """Puts together again what `media_column` and `rest_of_media` took apart.
 
-    Arrays are read-only and share the column's memory where it is aligned for them.
-    """
+    The arrays are read-only and share the column's memory where it is aligned for them."""
     if column.null_count == len(column):
         return list(rests)
     return [
@@ -51,7 +51,7 @@ def join_media(
 
 
 def _arrays(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Numpy's, and torch's as numpy's."""
+    """The arrays among the inputs; torch's tensors are returned as numpy arrays."""
     found = {k: v.detach().cpu().numpy() if hasattr(v, "detach") else v for k, v in row.items()}
     return {k: v for k, v in found.items() if isinstance(v, np.ndarray)}
 

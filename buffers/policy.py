@@ -15,7 +15,8 @@ from pipeline.schedule.selectors import make_selector
 def make_decisions(
     config: AsyncConfig, clock: RolloutClock, *, seed: int, replayable: Iterable[Entry] = ()
 ) -> Decisions:
-    """`seed`: of the random selectors. `replayable`: what was trained on before a resume."""
+    """The `Decisions` that the flags ask for. `seed` is for the random selectors; `replayable`: the
+    groups that were trained on before a resume and may be trained on again."""
     selector = make_selector(
         config.buffer_selector, seed=seed, exponent=config.buffer_priority_exponent
     )

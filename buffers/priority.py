@@ -1,4 +1,5 @@
-"""How much there is to learn from a group: what the selector `prioritized` draws by."""
+"""How much there is to learn from a group: the priority by which the selector `prioritized`
+draws."""
 
 from __future__ import annotations
 
@@ -15,16 +16,16 @@ Priority = Callable[[Group], float]
 
 
 def reward_std(group: Group, reward_key: str | None = None) -> float:
-    """Standard deviation of the group's rewards (0 where all are equal, or none is there): what a
-    group-relative advantage is made of, as the absolute TD error is in Schaul et al. 2016,
-    arXiv:1511.05952, section 3.3."""
+    """The standard deviation of the group's rewards; 0 where all are equal or there is none. A
+    group-relative advantage is made of it, as priorities are made of the absolute TD error in
+    Schaul et al. 2016, arXiv:1511.05952, section 3.3."""
     rewards = [s.reward_value(reward_key) for s in group.samples if s.reward is not None]
     return float(np.std(rewards)) if rewards else 0.0
 
 
 def user_priority(spec: str, function: Callable[..., Any], args: Any) -> Priority:
-    """--buffer-priority-path: `f(args, samples) -> priority`. What it returns raises
-    ReplayBufferError unless it is finite and >= 0."""
+    """--buffer-priority-path: `f(args, samples) -> priority`. The returned function raises
+    ReplayBufferError unless the priority is finite and at least 0."""
 
     def priority(group: Group) -> float:
         value = function(args, list(group.samples))

@@ -17,10 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 class Recovery:
-    """Decisions are asked for group by group, as the restarted run admits them again.
-
-    Without a ledger there is nothing.
-    """
+    """Answers group by group, as the restarted run admits them again, what is left of each. Without
+    a ledger nothing is left of any."""
 
     def __init__(
         self,
@@ -49,7 +47,8 @@ class Recovery:
         self._done = self._last_places(ledger, clock.num_trained - keep_last)
 
     def _last_places(self, ledger: Ledger, first: int) -> dict[int, list[Location]]:
-        """By rollout, from `first` on: where the groups lie that had enough of training in it."""
+        """For every rollout from `first` on: where the groups lie that were not to be trained on
+        again after it."""
         last_taken = {
             group_index: rollout_id
             for rollout_id in sorted(r for r in ledger.takes if r >= first)
@@ -63,7 +62,8 @@ class Recovery:
         return done
 
     def places(self) -> Iterator[Location]:
-        """Where groups lie that are to be trained on, or may be again, or are kept for looking."""
+        """Where the groups lie that are still to be trained on, that may be trained on again, or
+        that are kept to be looked at."""
         for places in self._done.values():
             yield from places
         for account in self._accounts.values():
@@ -75,14 +75,14 @@ class Recovery:
                 yield account.place
 
     def next_segment(self) -> int:
-        """The first number that no group was ever put under."""
+        """The first segment number under which no group was ever put."""
         return 1 + max(
             (a.place.segment for a in self._accounts.values() if a.place is not None), default=-1
         )
 
     def forget_what_is_gone(self, store: SegmentStore) -> None:
-        """Journal lines whose bytes a power loss took (durability `process` does not promise more):
-        generated again."""
+        """Strikes out the groups whose bytes a power loss took (durability `process` does not
+        promise more); they are generated again."""
         gone = [
             a
             for a in self._accounts.values()
@@ -101,13 +101,13 @@ class Recovery:
             )
 
     def prompt_of(self, group_index: int) -> int | None:
-        """Which prompt it answered; None: it was never admitted."""
+        """The prompt that the group answered; None when it was never admitted."""
         account = self._accounts.get(group_index)
         return None if account is None else account.prompt_index
 
     def pop(self, group_index: int) -> Account | None:
-        """Its account when it was complete, or given back, and the restored checkpoint does not
-        cover it."""
+        """The group's account, when the group was complete or given back and the restored
+        checkpoint does not cover it."""
         account = self._accounts.pop(group_index, None)
         if (
             account is None
@@ -118,15 +118,16 @@ class Recovery:
         return account
 
     def done(self, store: SegmentStore) -> dict[int, list[Location]]:
-        """By rollout: where the groups lie that the last rollouts were done with."""
+        """For every one of the last rollouts: where the groups lie that were not to be trained on
+        again after it."""
         return {
             rollout_id: [place for place in places if store.holds(place)]
             for rollout_id, places in self._done.items()
         }
 
     def replayable(self, store: SegmentStore) -> list[tuple[Entry, Location]]:
-        """Groups that the restored checkpoint was trained on, and that may be trained on again, and
-        where they lie."""
+        """The groups that the restored checkpoint was trained on and that may be trained on again,
+        with where they lie."""
         out = []
         for sequence, a in enumerate(self._accounts.values()):
             if (

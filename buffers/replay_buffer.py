@@ -1,9 +1,9 @@
 """The replay buffer: where finished groups wait for the learner, and where generators wait for
 room.
 
-What is decided, `Decisions` decides; this class adds what that must not have: waiting, bytes,
-files. It lives on one event loop, so nothing changes between a check and what follows it without an
-await. The journal is written first: a line, then everything that follows from it."""
+`Decisions` decides what happens; this class adds what a pure object must not have: waiting, bytes
+and files. It lives on one event loop, so nothing changes between a check and what follows it
+without an await. The journal is written first: a line, then everything that follows from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ BUFFER_FILTER = "buffer_filter"  # the reason of groups that --buffer-filter-pat
 
 
 class ReplayBuffer:
-    """admit -> put or discard -> take. Implements `pipeline.core.protocols.Buffer`."""
+    """The way of a group: admit -> put or discard -> take. Implements
+    `pipeline.core.protocols.Buffer`."""
 
     def __init__(
         self,
@@ -51,13 +52,13 @@ class ReplayBuffer:
         user_filter: UserFilter | None = None,
         seed: int = 0,
     ) -> None:
-        """On resume load the clock first: what is outstanding in it counts as generating here, and
-        must be recalled, put or discarded.
+        """On resume load the clock first: the groups that are outstanding in it count as generating
+        here, and must be recalled, put or discarded.
 
-        `ledger`: of the journal that an earlier process left in `directory`; without it what lies
-        there is removed. `restored_from`: the checkpoint's name. `priority`: of a group, for the
-        selector `prioritized`; `seed`: of the random selectors. Raises ReplayBufferError when the
-        directory cannot be written."""
+        `ledger`: made from the journal that an earlier process left in `directory`; without it
+        everything that lies there is removed. `restored_from`: the checkpoint's name. `priority`:
+        rates a group for the selector `prioritized`. `seed`: of the random selectors. Raises
+        ReplayBufferError when the directory cannot be written."""
         self._clock = clock
         self._max_bytes, self._priority = config.buffer_max_bytes, priority
         self._user_filter, self._counts_lengths = user_filter, config.stale_policy != "wait"
@@ -84,8 +85,8 @@ class ReplayBuffer:
     # -- the generating side
 
     def try_admit(self) -> Admission | None:
-        """An admission, if there is one now. Admissions must go through the buffer, not straight to
-        the clock."""
+        """An admission, if one is free now. Groups must be admitted through the buffer, not
+        straight through the clock."""
         self._check_open()
         if not self._decisions.may_admit():
             return None
@@ -95,9 +96,8 @@ class ReplayBuffer:
         return a
 
     async def admit(self) -> Admission:
-        """The next admission. Waits while K + 1 rollouts are under way, and once the run has enough
-        groups (a group given back makes room again, so only the end of the run ends this wait:
-        cancel it)."""
+        """The next admission. Waits while K + 1 rollouts are under way, and also once the run has
+        enough groups: a group given back makes room again, so only cancelling ends that wait."""
         if (admission := self.try_admit()) is None:
             with self._counts.waiting("admit"):
                 while (admission := self.try_admit()) is None:
@@ -105,8 +105,8 @@ class ReplayBuffer:
         return admission
 
     def recall(self, group_index: int) -> Literal["complete", "discarded"] | None:
-        """Ask for every admission before generating. Before a crash, was this group complete, or
-        given back? Then it is so again, here and now. None: generate it."""
+        """Call this for every admission before generating. A group that was complete or given back
+        before a crash is so again after this call; None means that it must be generated."""
         self._check_open()
         account = self._recovery.pop(group_index)
         if account is None:
@@ -184,7 +184,7 @@ class ReplayBuffer:
         return marked
 
     def pushing(self, policy_version: int) -> None:
-        """The engines are about to be given this version: from now on its number is used."""
+        """The engines are about to be given this version: its number counts as used from now on."""
         self._journal.append({"t": "push", "v": policy_version})
 
     def committed(self, num_trained: int, checkpoint: str) -> None:
@@ -204,7 +204,8 @@ class ReplayBuffer:
         )
 
     def close(self) -> None:
-        """Whoever waits gets a ReplayBufferError. Groups not taken stay on disk. Idempotent."""
+        """Whoever waits gets a ReplayBufferError. Groups that were not taken stay on disk. It may
+        be called more than once."""
         self._closed = True
         for event in (self._window, self._room, self._arrival):
             _pulse(event)
@@ -227,7 +228,7 @@ class ReplayBuffer:
             wanted = await self._asked(self._user_filter, rollout_id)
 
     async def _choice(self, rollout_id: int, wanted: Mapping[int, int] | None) -> Choice:
-        """Waits until there is one."""
+        """What the rollout takes. Waits until that can be chosen."""
         if isinstance(choice := self._decisions.choose(rollout_id, wanted), Choice):
             return choice
         self._taking = rollout_id
@@ -242,7 +243,8 @@ class ReplayBuffer:
         return choice
 
     async def _asked(self, user_filter: UserFilter, rollout_id: int) -> dict[int, int] | None:
-        """What --buffer-filter-path wants, by rank. What it removed is given back."""
+        """Which groups --buffer-filter-path wants, each with its rank. Groups that it removed are
+        given back."""
         groups = await self._read(self._decisions.ready_groups(rollout_id))
         choice = user_filter(rollout_id, groups, self._clock.batch_size)
         for group_index in choice.removed:
@@ -252,7 +254,7 @@ class ReplayBuffer:
         return {group_index: rank for rank, group_index in enumerate(choice.wanted)}
 
     async def _read(self, chosen: Sequence[int]) -> list[Group]:
-        """None of them may be discarded meanwhile."""
+        """The groups from disk. None of them may be discarded meanwhile."""
         self._reading = frozenset(chosen)
         try:
             return await self._stored.read(chosen)
@@ -269,7 +271,7 @@ class ReplayBuffer:
         )
 
     def _consume(self, rollout_id: int, choice: Choice, fresh: Sequence[Group]) -> None:
-        """Everything that follows from the journal's line."""
+        """Does everything that follows from the journal's line."""
         done = self._decisions.consume(rollout_id, choice.fresh_indices, choice.again_indices)
         for group_index in choice.fresh_indices:
             self._stored.taken(group_index)
@@ -289,13 +291,14 @@ class ReplayBuffer:
         _pulse(self._arrival)
 
     def _remove_late_ones(self) -> None:
-        """Ready groups that no rollout may take any more (--stale-policy drop, retry)."""
+        """Removes the ready groups that no rollout may take any more (--stale-policy drop,
+        retry)."""
         for group_index in self._decisions.late_groups():
             self._remove_late(self._stored.read_now(group_index))
 
     def _remove_late(self, group: Group) -> None:
-        """It is complete, so that what is removed is known as well as what is trained:
-        `removed_lengths`."""
+        """Removes a complete group and counts how long its responses are (`removed_lengths`): what
+        is removed is known as well as what is trained on."""
         reason, retry = self._decisions.late_reason, self._decisions.retries_late
         self._counts.removed_lengths.update(s.response_length for s in group.samples)
         line = {"g": group.group_index, "why": reason, "again": retry}
@@ -309,7 +312,7 @@ class ReplayBuffer:
         _pulse(self._arrival)  # the learner may have waited for it
 
     def _clock_moved(self) -> None:
-        """The journal is told; then whoever waits to be admitted looks."""
+        """Tells the journal, then wakes whoever waits to be admitted."""
         if not self._closed:
             self._progress.write()
         _pulse(self._window)
@@ -355,7 +358,7 @@ class ReplayBuffer:
 
 
 def _chances(picks: Sequence[Pick]) -> dict[str, list[float]]:
-    """For the journal, where they are not all 1."""
+    """The probabilities of the choice for the journal; nothing where all are 1."""
     chances = [pick.probability for pick in picks]
     return {"pr": chances} if any(p != 1.0 for p in chances) else {}
 
@@ -365,6 +368,6 @@ def _oldest_version(group: Group) -> int | None:
 
 
 def _pulse(event: asyncio.Event) -> None:
-    """Wake everyone who waits now; they look again whether it was for them."""
+    """Wakes everyone who waits now; they check again whether they may go on."""
     event.set()
     event.clear()

@@ -37,10 +37,9 @@ class _Segment:
 
 
 class SegmentStore:
-    """append -> Location -> read, any number of times -> free.
+    """The way of a batch: append -> Location -> read, any number of times -> free.
 
-    A sealed segment without live batches is deleted.
-    """
+    A sealed segment without live batches is deleted."""
 
     def __init__(
         self,
@@ -51,9 +50,10 @@ class SegmentStore:
         keep: bool = False,
         first_id: int = 0,
     ) -> None:
-        """`live`: what an earlier process left here that is still wanted; its other segments are
-        removed. `keep`: nothing ever is. `first_id`: no segment before it was ever made; a number
-        is not used twice, the journal may still speak of the first."""
+        """`live`: the places that an earlier process left here and that are still wanted; its other
+        segments are removed. `keep`: no segment is ever removed. `first_id`: the number of the
+        first new segment; a number must not be used twice, because the journal may still speak of
+        its first use."""
         self._directory, self._max_bytes, self._keep = directory, max_segment_bytes, keep
         directory.mkdir(parents=True, exist_ok=True)
         self._segments: dict[int, _Segment] = {}
@@ -79,9 +79,9 @@ class SegmentStore:
         return len(self._segments)
 
     def append(self, batch: pa.RecordBatch) -> Location:
-        """Write one batch; it is in the operating system's hands on return. Raises
-        ReplayBufferError when that fails (disk full, say); nothing of the batch is visible then,
-        and a later append may succeed."""
+        """Writes one batch; when this returns, the operating system has it. Raises
+        ReplayBufferError when writing fails (disk full, say); then nothing of the batch can be
+        seen, and a later append may succeed."""
         if self._open is not None and self._open.num_bytes >= self._max_bytes:
             self._seal(self._open)
         segment = self._open or self._start()
@@ -95,10 +95,9 @@ class SegmentStore:
         return location
 
     def read(self, location: Location) -> pa.RecordBatch:
-        """The batch, its buffers inside the mapped file.
+        """The batch at this place; its buffers are inside the mapped file.
 
-        Raises BufferCorruption naming file and offset.
-        """
+        Raises BufferCorruption naming file and offset."""
         segment = self._segments[location.segment]
         if segment.mapped is None or segment.mapped_bytes < location.offset + location.num_bytes:
             segment.mapped = pa.memory_map(str(segment.path))
@@ -114,26 +113,25 @@ class SegmentStore:
         return decode(message, segment.path, location.offset)
 
     def holds(self, location: Location) -> bool:
-        """Are its bytes there? (Whether they are right, `read` says.)"""
+        """Are the batch's bytes there? (`read` checks whether they are the right ones.)"""
         segment = self._segments.get(location.segment)
         return segment is not None and location.offset + location.num_bytes <= segment.num_bytes
 
     def duplicate_descriptor(self) -> int | None:
-        """Of the segment that is written to, for an fsync in another thread, which must close it.
-
-        What is sealed was synced then.
-        """
+        """A second descriptor of the segment that is written to. It is for an fsync in another
+        thread, which must close it. Sealed segments were synced when they were sealed."""
         return None if self._open is None or self._open.fd is None else os.dup(self._open.fd)
 
     def free(self, location: Location) -> None:
-        """Nobody will read this batch again (views that exist stay valid)."""
+        """Nobody will read this batch again. Views of it that exist stay valid."""
         segment = self._segments[location.segment]
         segment.live.remove(location.offset)
         if segment.fd is None and not segment.live:
             self._delete(location.segment)
 
     def close(self) -> None:
-        """Seal; files without live batches go, the others stay on disk."""
+        """Seals the open segment. Files without live batches are removed, the others stay on
+        disk."""
         if self._open is not None:
             self._seal(self._open)
         for segment in self._segments.values():
@@ -212,7 +210,7 @@ def decode(message: pa.Buffer, path: Path, offset: int) -> pa.RecordBatch:
 
 
 def _write(segment: _Segment, data: bytes | bytearray) -> None:
-    """All of `data` behind what is complete, or none of it."""
+    """Writes all of `data` behind what is complete, or nothing of it."""
     assert segment.fd is not None
     view, at = memoryview(data), segment.num_bytes
     try:
@@ -240,9 +238,9 @@ def _corrupt(path: Path, offset: int, what: str) -> BufferCorruption:
 
 
 def scan(path: Path, start: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(offset, batch) of everything in a segment file from byte `start` (a message's first) on,
-    verified. Raises BufferCorruption at the first damage; what a crash left half written at the end
-    counts as such: no journal line points there."""
+    """(offset, batch) of everything in a segment file from byte `start` on, which must begin a
+    message. Every batch is verified: raises BufferCorruption at the first damage. What a crash left
+    half written at the end counts as damage too, because no journal line points there."""
     with pa.memory_map(str(path)) as mapped:
         size = mapped.size()
         at = start

@@ -10,8 +10,8 @@ from pipeline.schedule.clock import RolloutClock
 
 
 class StalenessCheck:
-    """The bound holds by scheduling; if an engine served older weights than it confirmed, that is
-    found here."""
+    """Checks the bound on staleness at consumption. Scheduling keeps it; an engine that served
+    older weights than it confirmed is found here."""
 
     def __init__(self, clock: RolloutClock) -> None:
         self._clock = clock
@@ -31,7 +31,7 @@ class StalenessCheck:
         return max((self._of(group, rollout_id) for group in groups), default=0)
 
     def consumed(self, groups: Iterable[Group], staleness: int) -> None:
-        """These were taken, and `staleness` is what `check` said of them."""
+        """These groups were taken; `staleness` is what `check` returned for them."""
         self.highest = max(self.highest, staleness)
         self._recalled.difference_update(g.group_index for g in groups)
 

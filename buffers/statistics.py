@@ -1,4 +1,4 @@
-"""What the buffer says of itself."""
+"""What the buffer reports of itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pipeline.schedule.decisions import Decisions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferStatistics:
-    """What both sides may want to know.
+    """The figures that either side may want to know.
 
-    Counts are of groups; seconds are summed over all who waited, since the start.
-    """
+    Counts are of groups; seconds are summed over all who waited, since the start."""
 
     num_generating: int  # admitted, not put yet
     num_ready: int  # put, not taken yet
@@ -39,7 +38,7 @@ class BufferStatistics:
 
 
 class BufferCounts:
-    """Counts of groups and sums of waits since the start, for the buffer to raise."""
+    """Counts of groups and sums of waits since the start, which the buffer raises."""
 
     def __init__(self, time: TimeSource) -> None:
         self._time = time
@@ -49,7 +48,7 @@ class BufferCounts:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """The seconds inside are a wait of `admit`, `put` or `take`."""
+        """Counts the seconds spent inside as a wait of `admit`, `put` or `take`."""
         start = self._time.now()
         try:
             yield

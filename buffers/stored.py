@@ -1,4 +1,5 @@
-"""Complete groups on disk: where each lies, how many bytes wait, when they may go."""
+"""Complete groups on disk: where each lies, how many bytes wait for the learner, and when they may
+go."""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ _READ_SLICE_BYTES = 4 << 20  # the event loop breathes after so much verified re
 
 
 class StoredGroups:
-    """append -> place -> taken -> done with, in a rollout -> freed when a checkpoint covers the
-    rollout and it is none of the last ones, which are kept for looking."""
+    """The way of a group: append -> place -> taken -> done with, in a rollout -> freed. A group is
+    freed when a checkpoint covers that rollout and the rollout is not one of the last ones, which
+    are kept to be looked at."""
 
     def __init__(self, store: SegmentStore, *, frees_at_once: bool, keep_last: int) -> None:
-        """`frees_at_once`: without waiting for a checkpoint. `keep_last`: so many rollouts."""
+        """`frees_at_once`: frees groups without waiting for a checkpoint. `keep_last`: how many of
+        the last rollouts are kept."""
         self.store, self._frees_at_once, self._keep_last = store, frees_at_once, keep_last
         self._places: dict[int, Location] = {}  # of groups that somebody will read
         self._waiting: set[int] = set()
@@ -35,7 +38,7 @@ class StoredGroups:
         replayable: Mapping[int, Location],
         done: Mapping[int, Iterable[Location]],
     ) -> None:
-        """After a restart from a checkpoint of so many rollouts: groups that may be trained on
+        """After a restart from a checkpoint of so many rollouts: the groups that may be trained on
         again, and, by rollout, those that the last rollouts were done with."""
         self._places.update(replayable)
         self._done = {rollout_id: list(places) for rollout_id, places in done.items()}
@@ -65,7 +68,7 @@ class StoredGroups:
         return True
 
     def done(self, rollout_id: int, group_indices: Iterable[int]) -> None:
-        """After this rollout nobody needs these, unless the rollout is lost in a crash."""
+        """After this rollout nobody needs these groups, unless the rollout is lost in a crash."""
         self._done[rollout_id] = [self._places.pop(g) for g in group_indices]
         self._num_rollouts = rollout_id + 1
         self.committed(self._num_rollouts if self._frees_at_once else self._num_committed)
@@ -91,8 +94,8 @@ class StoredGroups:
         return groups
 
     def sync(self, journal_fd: int) -> Callable[[], None]:
-        """What is written until now, and the journal, to the disk: returns the part for a
-        thread."""
+        """Brings the journal and everything written until now to the disk: returns the part that a
+        thread can do."""
         descriptors = [
             fd for fd in (self.store.duplicate_descriptor(), os.dup(journal_fd)) if fd is not None
         ]

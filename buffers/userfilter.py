@@ -20,17 +20,17 @@ class Choice:
 
 
 class UserFilter:
-    """Calls `f(args, rollout_id, buffer, num_samples)`. `buffer`: the ready groups, each a list of
-    its samples, most urgent first, as a list that the function may change. What it returns is
-    trained on; what it takes out and does not return is given back, counted as `buffer_filter`, and
-    replaced; what it leaves may be asked for again. Groups whose deadline is due are trained on in
-    any case."""
+    """Calls `f(args, rollout_id, buffer, num_samples)`. `buffer` is a list that the function may
+    change: the ready groups, each a list of its samples, the most urgent first. What the function
+    returns is trained on; what it takes out and does not return is given back, counted as
+    `buffer_filter` and replaced; what it leaves may be offered again. Groups whose deadline is due
+    are trained on in any case."""
 
     def __init__(self, spec: str, function: Function, args: Any) -> None:
         self._spec, self._function, self._args = spec, function, args
 
     def __call__(self, rollout_id: int, groups: Sequence[Group], num_groups: int) -> Choice:
-        """Raises ReplayBufferError when the answer is no list of at most `num_groups` of the
+        """Raises ReplayBufferError unless the answer is a list of at most `num_groups` of the
         buffer's groups."""
         lists = [list(g.samples) for g in groups]
         index_of = {id(samples): g.group_index for samples, g in zip(lists, groups, strict=True)}
