@@ -71,16 +71,17 @@ def pieces_of(messages: Messages, render: Render, kind: LossMaskType = "qwen") -
         raise DataError(f"every assistant turn has {STEP_MASK} 0: there is nothing to train on")
     if kind == "distill_qwen":
         return _last_message(messages, render)
-    turns = list(_turns(messages, render))
-    tail = _since(messages, len(messages), turns[-1], render)
-    whole = _in_whole(render(messages, False), turns, tail)
+    chat = _Shown(messages, render)
+    turns = list(_turns(chat))
+    tail = _since(chat, len(messages), turns[-1])
+    whole = _in_whole(chat.upto(len(messages)), turns, tail)
     if kind == "qwen3_5":
         turns = whole
     else:
         for turn in turns:
             _check_shown(messages[turn.place], turn)
     parts = []
-    unclosed = not _closing_of(messages[: turns[0].place], render)
+    unclosed = _may_be_unclosed(turns[-1], messages) and not chat.closing(turns[0].place)
     for turn in turns:
         trained = _is_trained(messages[turn.place])
         parts.append(Piece(turn.context + turn.opening, False))
@@ -119,18 +120,42 @@ def eos_of(tokenizer: Tokenizer) -> int:
     return int(eos)
 
 
+class _Shown:
+    """Renderings of a chat's beginnings, each made once: there are many rows to judge."""
+
+    def __init__(self, messages: Messages, render: Render) -> None:
+        self.messages, self._render = messages, render
+        self._known: dict[tuple[int, bool], str] = {}
+
+    def upto(self, end: int, *, prompt: bool = False) -> str:
+        if (end, prompt) not in self._known:
+            self._known[end, prompt] = self._render(self.messages[:end], prompt)
+        return self._known[end, prompt]
+
+    def behind(self, place: int, end: int) -> str:
+        """What the chat up to message `end` has behind the words of message `place`."""
+        stand_in = {**_without_words(self.messages[place]), "content": _STAND_IN}
+        chat = [*self.messages[:place], stand_in, *self.messages[place + 1 : end]]
+        return _behind_stand_in(self._render(chat, False))
+
+    def closing(self, place: int) -> str:
+        """What the template puts behind the words of an assistant."""
+        chat = [*self.messages[:place], {"role": "assistant", "content": _STAND_IN}]
+        return _behind_stand_in(self._render(chat, False))
+
+
 def _is_trained(message: Mapping[str, Any]) -> bool:
     return message["role"] == "assistant" and message.get(STEP_MASK, 1) == 1
 
 
-def _turns(messages: Messages, render: Render) -> Iterator[Turn]:
+def _turns(chat: _Shown) -> Iterator[Turn]:
     before: Turn | None = None
-    for i, message in enumerate(messages):
+    for i, message in enumerate(chat.messages):
         if message["role"] != "assistant":
             continue
-        context = _since(messages, i, before, render)
-        asked, answered = render(messages[:i], True), render(messages[: i + 1], False)
-        at, shared = len(render(messages[:i], False)), len(_shared(asked, answered))
+        context = _since(chat, i, before)
+        asked, answered = chat.upto(i, prompt=True), chat.upto(i + 1)
+        at, shared = len(chat.upto(i)), len(_shared(asked, answered))
         if shared < at:
             raise DataError(
                 f"message {i}: the chat template shows what comes before this turn differently"
@@ -140,17 +165,16 @@ def _turns(messages: Messages, render: Render) -> Iterator[Turn]:
         yield before
 
 
-def _since(messages: Messages, end: int, before: Turn | None, render: Render) -> str:
+def _since(chat: _Shown, end: int, before: Turn | None) -> str:
     """What the chat up to message `end` has behind the turn `before`."""
     if before is None:
-        return render(messages[:end], False)
-    now, then = render(messages[:end], False), render(messages[: before.place + 1], False)
+        return chat.upto(end)
+    now, then = chat.upto(end), chat.upto(before.place + 1)
     if now.startswith(then):
         return now[len(then) :]
     # the turn is shown otherwise now that it is not the newest: where does it end?
-    chat = [*messages[: before.place], _stand_in(messages[before.place])]
-    closing = _behind_stand_in(render(chat, False))
-    rest = _behind_stand_in(render([*chat, *messages[before.place + 1 : end]], False))
+    closing = chat.behind(before.place, before.place + 1)
+    rest = chat.behind(before.place, end)
     if not rest.startswith(closing):
         raise DataError(
             f"message {before.place}: the chat template closes this turn differently when another"
@@ -159,14 +183,17 @@ def _since(messages: Messages, end: int, before: Turn | None, render: Render) ->
     return rest[len(closing) :]
 
 
-def _stand_in(message: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {k: v for k, v in message.items() if k in ("role", "tool_calls")}
-    return {**plain, "content": _STAND_IN}
+def _may_be_unclosed(turn: Turn, messages: Messages) -> bool:
+    """False where the template is seen to put something behind the words of the turn."""
+    message = messages[turn.place]
+    content = message.get("content")
+    if message.get("tool_calls") or not isinstance(content, str):
+        return True
+    return turn.said.endswith(content.rstrip()[-8:])
 
 
-def _closing_of(before: Messages, render: Render) -> str:
-    """What the template puts behind what an assistant says."""
-    return _behind_stand_in(render([*before, _stand_in({"role": "assistant"})], False))
+def _without_words(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in message.items() if k in ("role", "tool_calls")}
 
 
 def _behind_stand_in(text: str) -> str:
@@ -202,6 +229,8 @@ def _in_whole(whole: str, turns: Sequence[Turn], tail: str) -> list[Turn]:
 
 def _check_shown(message: Mapping[str, Any], turn: Turn) -> None:
     """Raises DataError for a trained turn of which the template leaves a part out."""
+    if not _is_trained(message):
+        return
     shown = "".join((turn.opening + turn.said).split())
     for key in ("content", "reasoning_content"):
         for text in _texts(message.get(key)):
@@ -215,6 +244,8 @@ def _check_shown(message: Mapping[str, Any], turn: Turn) -> None:
 
 def _shared(one: str, other: str) -> str:
     """The beginning that both have."""
+    if other.startswith(one):
+        return one
     pairs = zip(one, other, strict=False)
     length = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
     return one[:length]
@@ -235,7 +266,8 @@ def _last_message(messages: Messages, render: Render) -> tuple[Piece, ...]:
             f"--loss-mask-type distill_qwen trains the last message: it is of role"
             f" {last['role']!r}; expected an assistant's text"
         )
-    asked, closing = render(earlier, True), _closing_of(earlier, render)
+    asked = render(earlier, True)
+    closing = _Shown(messages, render).closing(len(earlier))
     # a prompt that opens the thinking already
     shared = next(n for n in range(len(content), -1, -1) if asked.endswith(content[:n]))
     return Piece(asked, False), Piece(content[shared:] + closing, True, not closing)
