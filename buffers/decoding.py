@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,11 @@ from buffers.schema import (
     PLAIN_FIELDS,
     check_version,
 )
+from pipeline.core.free_form import decode_json
+from pipeline.core.meta_info import PrefixCacheInfo, SpecInfo
 from pipeline.core.types import Group, Sample, Status, VersionSpan
+
+_COUNTS = {"spec_info": SpecInfo, "prefix_cache_info": PrefixCacheInfo}
 
 
 def from_batch(batch: pa.RecordBatch) -> Group:
@@ -35,7 +38,7 @@ def from_batch(batch: pa.RecordBatch) -> Group:
     columns["status"] = [Status(s) for s in columns["status"]]
     for name in JSON_FIELDS:
         columns[name] = [
-            None if text is None else _decode_json(text) for text in to_list(stored[name])
+            None if text is None else decode_json(text) for text in to_list(stored[name])
         ]
     for name in ARRAY_FIELDS:
         columns[name] = views(stored[name])
@@ -53,12 +56,17 @@ def from_batch(batch: pa.RecordBatch) -> Group:
     ]
     parts = columns.pop("reward_parts")
     columns["reward"] = [
-        r if p is None else _decode_json(p) for r, p in zip(columns["reward"], parts, strict=True)
+        r if p is None else decode_json(p) for r, p in zip(columns["reward"], parts, strict=True)
     ]
+    for name, kind in _COUNTS.items():
+        columns[name] = [kind(**(found or {})) for found in columns[name]]
     samples = tuple(
         Sample(**dict(zip(columns, row, strict=True)))
         for row in zip(*columns.values(), strict=True)
     )
+    if stored["attributes"].null_count < len(samples):
+        for sample, text in zip(samples, to_list(stored["attributes"]), strict=True):
+            vars(sample).update({} if text is None else decode_json(text))
     first = {
         name: stored[name][0].as_py() for name in ("group_index", "deadline", "admitted_version")
     }
@@ -68,6 +76,3 @@ def from_batch(batch: pa.RecordBatch) -> Group:
 def _shaped(data: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     count = int(np.prod(shape))
     return data.view(EXPERT_DTYPES[data.size // count if count else 1]).reshape(shape)
-
-
-_decode_json = json.JSONDecoder().decode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,8 @@ from buffers.arrays import large_list, make_array, number_array, offsets, repeat
 from buffers.media import media_column, rest_of_media
 from buffers.schema import ARRAY_FIELDS, COLUMNS, JSON_FIELDS, SCHEMA
 from pipeline.core.errors import ReplayBufferError, UnstorableSamplesError
-from pipeline.core.images import is_pil_image, to_data_url
+from pipeline.core.free_form import NOT_JSON, encode_json, keepable
+from pipeline.core.meta_info import PrefixCacheInfo, SpecInfo
 from pipeline.core.types import Group, Sample, VersionSpan, narrow_experts
 
 # column -> field, of those that are often None in a whole group
@@ -23,7 +23,9 @@ _OPTIONAL = {
     "multimodal_train_inputs": "multimodal_train_inputs",
     "multimodal_arrays": "multimodal_train_inputs",
     "train_metadata": "train_metadata",
-    "spec_info": "spec_info",
+    "rollout_id": "rollout_id",
+    "rollout_top_p_token_ids": "rollout_top_p_token_ids",
+    "rollout_top_p_token_offsets": "rollout_top_p_token_offsets",
     "generate_function_path": "generate_function_path",
     "custom_rm_path": "custom_rm_path",
     "session_id": "session_id",
@@ -32,7 +34,8 @@ _OPTIONAL = {
     "routed_experts": "rollout_routed_experts",
     "routed_experts_shape": "rollout_routed_experts",
 }
-_UNSTORABLE = (TypeError, ValueError, OverflowError, RecursionError, pa.ArrowException)
+_UNSTORABLE = (*NOT_JSON, OverflowError, pa.ArrowException)
+_NO_COUNTS = {"spec_info": SpecInfo(), "prefix_cache_info": PrefixCacheInfo()}
 
 
 def to_batch(group: Group) -> pa.RecordBatch:
@@ -98,9 +101,13 @@ def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sampl
         )
     if name == "multimodal_arrays":
         return media_column([s.multimodal_train_inputs for s in samples])
+    if name in _NO_COUNTS:
+        return make_array([_counts(getattr(s, name), _NO_COUNTS[name]) for s in samples], dtype)
     if name in JSON_FIELDS:
         return make_array(_jsons([getattr(s, name) for s in samples]), dtype)
     match name:
+        case "attributes":
+            return make_array([_to_json(keepable(s.attributes()) or None) for s in samples], dtype)
         case "sample_group_index":
             return make_array([s.group_index for s in samples], dtype)
         case "status":
@@ -161,7 +168,11 @@ def _integers(experts: Any) -> np.ndarray:
 
 
 def _to_json(value: Any) -> str | None:
-    return None if value is None else _encode_json(value)
+    return None if value is None else encode_json(value)
+
+
+def _counts(info: Any, none: Any) -> str | None:
+    return None if info == none else encode_json(info.to_dict())
 
 
 def _jsons(values: list[Any]) -> list[str | None]:
@@ -171,18 +182,6 @@ def _jsons(values: list[Any]) -> list[str | None]:
     if all(v is first for v in values):
         return [_to_json(first)] * len(values)
     return [_to_json(v) for v in values]
-
-
-def _plain(value: Any) -> Any:
-    """Turns into plain data what json cannot encode by itself: numpy's values and images."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if is_pil_image(value):
-        return to_data_url(value)
-    raise TypeError(f"{type(value).__name__} {value!r:.80} is not JSON")
-
-
-_encode_json = json.JSONEncoder(default=_plain).encode
 
 
 def _expected(name: str) -> str:

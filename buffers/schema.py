@@ -18,7 +18,7 @@ import pyarrow as pa
 from buffers.media import MEDIA
 from pipeline.core.errors import ReplayBufferError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _SPAN = pa.list_(pa.int64(), 3)  # version, start, end
 JSON_FIELDS = (
     "prompt",
@@ -28,9 +28,11 @@ JSON_FIELDS = (
     "multimodal_train_inputs",
     "train_metadata",
     "spec_info",
+    "prefix_cache_info",
 )
 PLAIN_FIELDS = {
     "index": pa.int64(),
+    "rollout_id": pa.int64(),
     "response": pa.large_string(),
     "response_length": pa.int64(),
     "status": pa.string(),
@@ -46,6 +48,8 @@ ARRAY_FIELDS: dict[str, np.dtype[Any]] = {
     "loss_mask": np.dtype(np.uint8),
     "rollout_log_probs": np.dtype(np.float32),
     "teacher_log_probs": np.dtype(np.float32),
+    "rollout_top_p_token_ids": np.dtype(np.int32),
+    "rollout_top_p_token_offsets": np.dtype(np.int32),
 }
 
 # bytes of an expert's number -> its dtype
@@ -64,6 +68,8 @@ SCHEMA = pa.schema(
         pa.field("sample_group_index", pa.int64()),  # what the sample itself says
         *(pa.field(name, dtype) for name, dtype in PLAIN_FIELDS.items()),
         *(pa.field(name, pa.large_string()) for name in JSON_FIELDS),
+        # those that user functions have set beside the fields and that JSON can say
+        pa.field("attributes", pa.large_string()),
         pa.field("reward", pa.float64()),  # a scalar reward ...
         pa.field("reward_parts", pa.large_string()),  # ... or a dict of them, as JSON
         *(

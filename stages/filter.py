@@ -14,9 +14,11 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.types import Sample
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class DynamicFilterOutput:
-    """Keep the group? If not, why: reasons are counted."""
+    """Keep the group? If not, why: reasons are counted.
+
+    Open for subclasses and further attributes, as slime's own filters set them."""
 
     keep: bool
     reason: str | None = None
@@ -57,7 +59,7 @@ def build_filter(
                 f"--dynamic-sampling-filter-path {path} answered {answer!r}: expected True, False"
                 " or DynamicFilterOutput"
             )
-        return DynamicFilterOutput(keep=answer.keep, reason=answer.reason)
+        return DynamicFilterOutput(keep=bool(answer.keep), reason=answer.reason)
 
     return verdict
 

@@ -20,13 +20,14 @@ STD_EPSILON = 1e-6
 
 
 def rollout_ids(samples: Sequence[Sample]) -> np.ndarray:
-    """[n] which rollout of the group each sample is of: equal `index`, equal rollout; without one,
-    a rollout of its own."""
+    """[n] which rollout of the group each sample is of: equal `rollout_id` (default: `index`),
+    equal rollout; without either, a rollout of its own."""
     found: dict[object, int] = {}
+    names = [s.index if s.rollout_id is None else s.rollout_id for s in samples]
     return np.array(
         [
-            found.setdefault(("none", i) if s.index is None else s.index, len(found))
-            for i, s in enumerate(samples)
+            found.setdefault(("none", i) if name is None else name, len(found))
+            for i, name in enumerate(names)
         ],
         np.int64,
     )

@@ -17,6 +17,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.types import Sample, Status, TrainSample, narrow_experts
 
 _REQUIRED = ("tokens", "response_lengths", "rewards", "loss_masks", "rollout_log_probs")
+_OPTIONAL = ("raw_reward", "sample_indices", "rollout_ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +87,9 @@ def users_rows(
     samples, for what the dict leaves out.
 
     A row belongs to the sample that `sample_indices` names (default: row i to sample i, where there
-    are as many): group, staleness and, shared among its rows, weight come from there; rows of a
-    sample with `remove_sample` have no loss. Raises DataError for what is missing or contradicts
+    are as many): group, staleness and, shared among its rows, weight come from there (where the
+    dict has `rollout_ids`, rows of the same share the weight of one); rows of a sample with
+    `remove_sample` have no loss. Raises DataError for what is missing or contradicts
     itself."""
     flag = "--custom-convert-samples-to-train-data-path"
     data = function(samples)
@@ -97,9 +99,7 @@ def users_rows(
             f"{flag}: the function returned {what}; expected a dict with {', '.join(_REQUIRED)}"
         )
     num = len(data["tokens"])
-    if wrong := [
-        k for k in (*_REQUIRED, "raw_reward", "sample_indices") if k in data and len(data[k]) != num
-    ]:
+    if wrong := [k for k in (*_REQUIRED, *_OPTIONAL) if k in data and len(data[k]) != num]:
         raise DataError(
             f"{flag}: {wrong[0]} has {len(data[wrong[0]])} entries, tokens has {num}: one a row is"
             " expected"
@@ -107,17 +107,11 @@ def users_rows(
     origins = _origins(flag, data, num, like)
     rewards = _numbers(flag, "rewards", data["rewards"])
     raw = _numbers(flag, "raw_reward", data.get("raw_reward", data["rewards"]))
-    same = Counter((like[o].group_index, like[o].index) for o in origins)
+    rollouts = _rollouts(data, origins, like, samples)
+    same = Counter(rollouts)
     rows = []
     for i, origin in enumerate(origins):
-        row = _row(
-            flag,
-            data,
-            i,
-            like[origin],
-            float(raw[i]),
-            same[like[origin].group_index, like[origin].index],
-        )
+        row = _row(flag, data, i, like[origin], float(raw[i]), same[rollouts[i]])
         rows.append(
             dataclasses.replace(row, loss_mask=np.zeros_like(row.loss_mask))
             if samples[origin].remove_sample
@@ -137,6 +131,8 @@ def _origins(
                 " each comes from"
             )
         return list(range(num))
+    if list(data["sample_indices"]) == [row.index for row in like]:
+        return list(range(num))  # fanned-out samples share an index, and are told by their order
     places: dict[int, int] = {}
     for place, row in enumerate(like):
         places.setdefault(row.index, place)
@@ -147,6 +143,19 @@ def _origins(
             f"{flag}: sample_indices names {error}, which none of the {len(like)} samples has as"
             " its index"
         ) from None
+
+
+def _rollouts(
+    data: Mapping[str, Any],
+    origins: Sequence[int],
+    like: Sequence[TrainSample],
+    samples: Sequence[Sample],
+) -> list[tuple[int, Any]]:
+    """Of which rollout each row is: (group, name)."""
+    names = data.get("rollout_ids") or [
+        like[o].index if samples[o].rollout_id is None else samples[o].rollout_id for o in origins
+    ]
+    return [(like[o].group_index, name) for o, name in zip(origins, names, strict=True)]
 
 
 def _row(

@@ -10,7 +10,8 @@ import numpy as np
 import orjson
 
 from pipeline.core.errors import EngineError
-from pipeline.core.types import Completion, VersionSpan, narrow_experts
+from pipeline.core.meta_info import VersionSpan, narrow_experts, spans_of
+from pipeline.core.types import Completion
 
 
 class ExpertsWanted(NamedTuple):
@@ -38,18 +39,9 @@ def parse_completion(
         meta = answer["meta_info"]
         sampled = meta.get("output_token_logprobs")  # [[log-prob, id, None], ...]
         log_probs, token_ids, _ = zip(*sampled, strict=True) if sampled else ((), (), ())
-        labels = meta.get("weight_versions")
-        if labels:
-            spans = tuple(
-                [
-                    VersionSpan(int(label["version"]), label["start"], label["end"])
-                    for label in labels
-                ]
-            )
-        else:
-            spans = (
-                (VersionSpan(int(meta["weight_version"]), 0, len(token_ids)),) if token_ids else ()
-            )
+        spans = spans_of(meta, len(token_ids))
+        if token_ids and not spans:
+            raise ValueError(f"weight_version {meta.get('weight_version')!r}")
         reason = meta["finish_reason"]["type"]
         wanted = experts if reason != "abort" else None
         return Completion(

@@ -35,7 +35,7 @@ class Reply:
     """What became of one call."""
 
     reward: Any = None
-    changes: list[Changes] = field(default_factory=list)  # of each sample: field -> new value
+    changes: list[Changes] = field(default_factory=list)  # of each sample: attribute -> new value
     error: str | None = None  # what the function raised, and where
     traceback: str = ""
     awaitable: bool = False  # it returned one: only an event loop can run it
@@ -101,9 +101,9 @@ def _reply(spec: str, request: bytes) -> Reply:
 
 
 def _pickled(sample: Sample) -> dict[str, bytes]:
-    return {f.name: pickle.dumps(getattr(sample, f.name)) for f in dataclasses.fields(sample)}
+    return {name: pickle.dumps(value) for name, value in vars(sample).items()}
 
 
 def _changes(before: dict[str, bytes], sample: Sample) -> Changes:
     after = _pickled(sample)
-    return {name: getattr(sample, name) for name in after if after[name] != before[name]}
+    return {name: getattr(sample, name) for name in after if after[name] != before.get(name)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from pipeline.core.meta_info import PrefixCacheInfo, SpecInfo
 from pipeline.core.types import Group, Sample, Status, VersionSpan
 
 INTS = st.integers(-(2**63), 2**63 - 1)
@@ -32,7 +33,7 @@ def experts(draw: st.DrawFn) -> np.ndarray:
 @st.composite
 def samples(draw: st.DrawFn) -> Sample:
     length = draw(st.integers(0, 8))
-    return Sample(
+    sample = Sample(
         group_index=draw(optional(INTS)),
         index=draw(optional(INTS)),
         prompt=draw(TEXT | MESSAGES),
@@ -64,9 +65,13 @@ def samples(draw: st.DrawFn) -> Sample:
         train_metadata=draw(optional(OBJECTS)),
         session_id=draw(optional(TEXT)),
         non_generation_time=draw(st.floats(allow_nan=False)),
-        spec_info=draw(optional(OBJECTS)),
+        rollout_id=draw(optional(INTS)),
+        spec_info=draw(st.builds(SpecInfo, st.integers(0, 9), st.integers(0, 9))),
+        prefix_cache_info=draw(st.builds(PrefixCacheInfo, st.integers(0, 9), st.integers(0, 9))),
         error=draw(optional(TEXT)),
     )
+    vars(sample).update(draw(st.dictionaries(st.sampled_from(["calls", "notes"]), JSON)))
+    return sample
 
 
 @st.composite

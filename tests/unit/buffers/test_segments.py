@@ -104,7 +104,7 @@ def test_a_segment_is_an_arrow_stream_that_any_tool_reads(tmp_path: Path) -> Non
     for i in range(3):
         append(store, i)
     table = pa.ipc.open_stream(tmp_path / "segment-000000.arrow").read_all()
-    assert table.schema.metadata == {b"schema_version": b"3"} == SCHEMA.metadata
+    assert table.schema.metadata == {b"schema_version": b"4"} == SCHEMA.metadata
     assert table["group_index"].to_pylist() == [0, 0, 1, 1, 2, 2]
 
 

@@ -59,3 +59,12 @@ def test_a_users_filter_gets_args_and_samples(tmp_path: Path) -> None:
         build_filter(f"{path}:silent", ARGS)(rewarded(1.0))
     with pytest.raises(ConfigError, match="absent"):
         build_filter(f"{path}:absent", ARGS)
+
+
+def test_an_answer_is_open_for_attributes_and_subclasses() -> None:
+    class Mine(DynamicFilterOutput):
+        pass
+
+    answer = Mine(False, "dull")
+    answer.keep_when_insufficient = True
+    assert (answer.keep, answer.reason, answer.keep_when_insufficient) == (False, "dull", True)

@@ -119,6 +119,28 @@ def test_converted_rows_of_one_sample_share_its_weight_and_a_removed_one_has_no_
     assert [r.advantages.tolist() for r in out] == [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
 
 
+def test_rows_of_one_rollout_id_share_its_weight() -> None:
+    """As slime's own conversion says it: fanned-out samples have one index and one rollout_id."""
+    given = group()
+    for sample in given.samples[:2]:
+        sample.index, sample.rollout_id = 0, 7
+    ours = compute_advantages([given], policy_version=4)
+    hooks = AdvantageHooks(
+        convert_samples=lambda samples: data(
+            tokens=[s.tokens for s in samples],
+            response_lengths=[s.response_length for s in samples],
+            loss_masks=[s.loss_mask for s in samples],
+            rollout_log_probs=[s.rollout_log_probs for s in samples],
+            sample_indices=[s.index for s in samples],
+            rollout_ids=[7, 7, 0],
+        )
+    )
+    theirs = compute_advantages([given], policy_version=4, hooks=hooks)
+    for out in (ours, theirs):
+        assert [(r.index, r.weight) for r in out] == [(0, 0.5), (0, 0.5), (2, 1.0)]
+        assert [r.response_length for r in out] == [2, 3, 4]
+
+
 def test_a_rollout_filter_that_answers_is_refused(tmp_path: Any) -> None:
     (tmp_path / "mine.py").write_text(
         "def filter_samples(args, groups): return groups\ndef look(args, groups, source):"
