@@ -38,7 +38,7 @@ class Place:
 
     @property
     def installed(self) -> bool:
-        """Of Python, or of a package."""
+        """Does the file belong to Python or to an installed package?"""
         return self.of_the_library or "site-packages" in Path(self.file).parts
 
     def __str__(self) -> str:
@@ -47,10 +47,9 @@ class Place:
 
 
 def await_chain(task: asyncio.Task[Any]) -> list[Place]:
-    """From the outermost line to the innermost. A task that waits for others (another task, a
-    TaskGroup, `asyncio.gather`, `asyncio.wait`) goes on with the first of them that is not done.
-    Call it on the task's loop.
-    """
+    """The places from the outermost line to the innermost. A task that waits for others (another
+    task, a TaskGroup, `asyncio.gather`, `asyncio.wait`) is followed into the first of them that is
+    not done. Call it on the task's loop."""
     places: list[Place] = []
     seen: set[int] = set()
     of_task: asyncio.Task[Any] | None = task
@@ -64,7 +63,7 @@ def await_chain(task: asyncio.Task[Any]) -> list[Place]:
 
 
 def _descend(awaitable: Any, places: list[Place]) -> FrameType | None:
-    """The frames of one task, appended; the innermost of them."""
+    """Appends the frames of one task and returns the innermost of them."""
     innermost = None
     while awaitable is not None and len(places) < _MOST_FRAMES:
         frame = _attribute(awaitable, "frame")
@@ -80,12 +79,13 @@ def _descend(awaitable: Any, places: list[Place]) -> FrameType | None:
 
 
 def where_it_stands(task: asyncio.Task[Any]) -> str:
-    """The last of the chain in words: "lock.py:3 (acquire), in agent.py:17 (generate)"."""
+    """The last places of the chain in words: "lock.py:3 (acquire), in agent.py:17 (generate)"."""
     return describe(await_chain(task))
 
 
 def describe(places: Iterable[Place]) -> str:
-    """The innermost lines, innermost first; of Python's library and of packages only the last."""
+    """The innermost lines, the innermost first; of Python's library and of packages only the last
+    one."""
     inward = list(places)
     if not inward:
         return "a task that has not begun"
@@ -94,8 +94,8 @@ def describe(places: Iterable[Place]) -> str:
 
 
 def _attribute(awaitable: Any, name: str) -> Any:
-    """cr_frame, gi_frame or ag_frame: coroutines, generators and asynchronous generators name it
-    each their own way."""
+    """The object's cr_, gi_ or ag_ attribute: coroutines, generators and asynchronous generators
+    each have a prefix of their own."""
     for prefix in ("cr", "gi", "ag"):
         value = getattr(awaitable, f"{prefix}_{name}", None)
         if value is not None:
@@ -104,7 +104,7 @@ def _attribute(awaitable: Any, name: str) -> Any:
 
 
 def _awaited_tasks(frame: FrameType) -> list[asyncio.Task[Any]]:
-    """The tasks that this frame of asyncio's own waits for, oldest first."""
+    """The tasks that this frame of asyncio's own code waits for, oldest first."""
     if not Place.of(frame).of_the_library:
         return []
     values = frame.f_locals
@@ -118,7 +118,7 @@ def _awaited_tasks(frame: FrameType) -> list[asyncio.Task[Any]]:
 
 
 def _awaited_futures(task: asyncio.Task[Any]) -> list[asyncio.Task[Any]]:
-    """The task that this one awaits by itself, or those of its `asyncio.gather`."""
+    """The task that this one awaits directly, or those of its `asyncio.gather`."""
     future = getattr(task, "_fut_waiter", None)
     if isinstance(future, asyncio.Task):
         return [future]

@@ -1,4 +1,4 @@
-"""The deadline of an episode: what is late is ended, and says where it stood."""
+"""The deadline of an episode: late work is ended, and the error says at which line it stood."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EpisodeTimeoutError(TimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """So many seconds for an episode (None: no deadline), and the flag that says so."""
+    """How many seconds an episode may take (None: no deadline), and the flag that sets it."""
 
     seconds: float | None = None
     flag: str = "--episode-timeout-seconds"
@@ -36,10 +36,10 @@ class Deadline:
     async def within(
         self, work: Coroutine[Any, Any, T], *, grace_seconds: float = GRACE_SECONDS
     ) -> T:
-        """The result of `work`, or EpisodeTimeoutError, with the line at which it stood.
+        """The result of `work`; raises EpisodeTimeoutError, with the line at which it stood, when
+        it is late.
 
-        Late work is cancelled; work that ignores that for `grace_seconds` is left alone.
-        """
+        Late work is cancelled; work that ignores that for `grace_seconds` is left alone."""
         if self.seconds is None:
             return await work
         task = asyncio.ensure_future(work)
@@ -59,7 +59,7 @@ class Deadline:
         )
 
     async def score(self, reward: Reward, samples: Sequence[Sample]) -> None:
-        """Score a group; samples without a score at the deadline are FAILED, the others keep
+        """Scores a group. Samples without a score at the deadline are FAILED; the others keep
         theirs."""
         try:
             await self.within(_score(reward, samples))
@@ -79,7 +79,7 @@ async def _end(task: asyncio.Task[Any], grace_seconds: float) -> None:
 
 
 def is_late(sample: Sample) -> bool:
-    """Did the sample fail for its episode's deadline?"""
+    """Did the sample fail because its episode was over its deadline?"""
     return (sample.error or "").startswith(f"{EpisodeTimeoutError.__name__}:")
 
 
@@ -88,6 +88,7 @@ async def _score(reward: Reward, samples: Sequence[Sample]) -> None:
 
 
 def _seen(task: asyncio.Task[Any]) -> None:
-    """Nobody waits for it: what it raises is no news."""
+    """Looks at what the task raised, so that asyncio does not complain: nobody waits for it any
+    more."""
     if not task.cancelled():
         task.exception()

@@ -18,7 +18,7 @@ def has_gpu() -> bool:
 
 
 def why_no_gpu() -> str | None:
-    """None where there is one, else the reason in words."""
+    """The reason in words; None where there is a GPU."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
         return "CUDA_VISIBLE_DEVICES hides every device"
     if _num_devices() == 0:
@@ -29,7 +29,7 @@ def why_no_gpu() -> str | None:
 
 
 def _num_devices() -> int:
-    """CUDA devices that the driver shows this process; 0 without a driver."""
+    """How many CUDA devices the driver shows this process; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -40,7 +40,7 @@ def _num_devices() -> int:
 
 
 def _torch_knows_cuda() -> bool:
-    """As torch/version.py says, unread by Python's import."""
+    """What torch/version.py says, read as text: importing torch takes seconds."""
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return False

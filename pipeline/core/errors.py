@@ -62,11 +62,11 @@ class ReplayBufferError(SlipstreamError):
 
 
 class UnstorableSamplesError(ReplayBufferError):
-    """Samples hold what neither Arrow nor JSON can say: the fault of the custom function that set
-    it, and of these samples alone."""
+    """Samples hold what neither Arrow nor JSON can express. The custom function that set it is at
+    fault, and only these samples are affected."""
 
     def __init__(self, group_index: int, reasons: Mapping[int, str]) -> None:
-        """`reasons`: of the group's samples that cannot be stored, by their place in it."""
+        """`reasons`: why a sample cannot be stored, by its place in the group."""
         self.reasons = dict(reasons)
         place, reason = next(iter(self.reasons.items()))
         super().__init__(f"group {group_index}, its sample {place}: {reason}")
@@ -85,4 +85,5 @@ class LearnerError(SlipstreamError):
 
 
 class DiskFullError(SlipstreamError):
-    """Nothing more can be written where the run writes. Said once, whoever noticed it."""
+    """Nothing more can be written where the run writes. It is reported once, whoever noticed it
+    first."""

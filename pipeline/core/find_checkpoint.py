@@ -24,17 +24,16 @@ class Weights:
 
 
 def is_hub_name(spec: str) -> bool:
-    """Is it OWNER/NAME, as on the Hugging Face Hub, and no path on this machine?"""
+    """Is it OWNER/NAME, as on the Hugging Face Hub, and not a path on this machine?"""
     return bool(_HUB_NAME.fullmatch(spec)) and not Path(spec.split("/")[0]).exists()
 
 
 def find_weights(path: Path, flag: str) -> Weights:
-    """`path` is a Hugging Face folder, a torch_dist folder, one of our snapshots, a run or its
-    checkpoints folder (its latest), a folder with Megatron-LM's latest_checkpointed_iteration.txt,
-    or an iter_XXXXXXX folder in it.
+    """The weights that `path` leads to: a Hugging Face folder, a torch_dist folder, one of our
+    snapshots, a run or its checkpoints folder (its latest), a folder with Megatron-LM's
+    latest_checkpointed_iteration.txt, or an iter_XXXXXXX folder in it.
 
-    Raises CheckpointError, which begins with `flag` and names what was looked for.
-    """
+    Raises CheckpointError, which begins with `flag` and names what was looked for."""
     if not path.is_dir():
         raise CheckpointError(f"{flag} {path}: no such folder (working folder: {Path.cwd()})")
     for folder in _candidates(path, flag):
@@ -56,7 +55,8 @@ def find_weights(path: Path, flag: str) -> Weights:
 
 
 def find_torch_dist(path: Path, flag: str) -> Path:
-    """The torch_dist folder that `path` means. Raises CheckpointError, for other formats too."""
+    """The torch_dist folder that `path` leads to. Raises CheckpointError where there is none, and
+    for other formats."""
     weights = find_weights(path, flag)
     if weights.format != "torch_dist":
         what = (

@@ -1,5 +1,4 @@
-"""Which run a folder belongs to that was given with --load. Reads names and one small file, nothing
-bigger."""
+"""Which run a folder given with --load belongs to. Only names and one small file are read."""
 
 from __future__ import annotations
 
@@ -11,8 +10,8 @@ OWNER = "run.json"
 
 
 def find_run(path: Path) -> Path | None:
-    """The run directory that `path` means: itself, the one whose checkpoints (or one of whose
-    checkpoints) it is, or the one that saves there. None where no such directory is."""
+    """The run directory that `path` leads to: `path` itself, the run whose checkpoints folder or
+    checkpoint it is, or the run that saves there. None where there is no such directory."""
     if is_run(path):
         return path.resolve()
     if not path.is_dir():
@@ -29,18 +28,19 @@ def find_run(path: Path) -> Path | None:
 
 
 def is_run(folder: Path) -> bool:
-    """A kill may have come before a run had all of these."""
+    """Is it a run directory? One of its files is enough: a kill may have come before it had all."""
     return any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """A complete one, or a folder of such, or one that a crash cut off: whoever reads it tells."""
+    """Is it a checkpoint, a folder of checkpoints, or one that a crash cut off? Whoever reads it
+    tells which."""
     places = (folder, folder / "latest", folder / "checkpoints" / "latest")
     return folder.name.startswith("rollout_") or any((at / "DONE").is_file() for at in places)
 
 
 def owner_of(folder: Path) -> Path | None:
-    """The run directory that a --save folder is marked with, whether or not it is still there."""
+    """The run directory that is named in a --save folder, whether or not it is still there."""
     try:
         return Path(json.loads((folder / OWNER).read_text(encoding="utf-8"))["run_dir"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -59,7 +59,7 @@ def peak_tflops(device_name: str) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Operations of a forward pass. The default counts tokens."""
+    """How many operations a forward pass takes. The default counts tokens instead."""
 
     linear: float = 1.0  # for each token
     attention: float = 0.0  # for each pair of a token and one that it looks at
@@ -68,17 +68,18 @@ class Cost:
     shares_prompts: bool = False
 
     def of(self, sample: TrainSample) -> float:
-        """One sample alone (its last token, which is no input, counted as one)."""
+        """The cost of one sample by itself (its last token, which is not an input, is counted as
+        one)."""
         trained = int(np.count_nonzero(sample.loss_mask)) if self.head else 0
         return self._of_tokens(sample.num_tokens) + self.head * trained
 
     def of_micro_batch(self, samples: Sequence[TrainSample]) -> float:
-        """Samples packed together."""
+        """The cost of samples that are packed together."""
         total = sum(map(self.of, samples))
         return total - self.saved(samples) if self.shares_prompts else total
 
     def saved(self, samples: Sequence[TrainSample]) -> float:
-        """What shared prompts save in one micro-batch."""
+        """How much shared prompts save in one micro-batch."""
         sizes = Counter(s.family for s in samples)
         return sum((count - 1) * self._of_tokens(length) for (_, length), count in sizes.items())
 
@@ -90,10 +91,8 @@ TOKENS = Cost()
 
 
 def cost_of_model(shape: Mapping[str, Any], *, shares_prompts: bool = False) -> Cost:
-    """From the keys of a config.json (a language model's, or its text_config).
-
-    Unknown keys count as absent.
-    """
+    """The cost from the keys of a config.json (a language model's, or its text_config). Unknown
+    keys count as absent."""
     shape = {**shape, **(shape.get("text_config") or {})}
     hidden, layers = _number(shape, "hidden_size"), int(_number(shape, "num_hidden_layers"))
     attention_weights, pair = _attention(shape, hidden)
@@ -107,8 +106,8 @@ def cost_of_model(shape: Mapping[str, Any], *, shares_prompts: bool = False) -> 
 
 
 def read_cost(folder: Path, *, shares_prompts: bool = False) -> Cost:
-    """Of the model in a Hugging Face folder; tokens where its config.json cannot be read or says no
-    sizes."""
+    """The cost of the model in a Hugging Face folder; counts tokens where its config.json cannot be
+    read or has no sizes."""
     try:
         return cost_of_model(
             json.loads((folder / "config.json").read_text(encoding="utf-8")),
@@ -119,7 +118,7 @@ def read_cost(folder: Path, *, shares_prompts: bool = False) -> Cost:
 
 
 def _attention(shape: Mapping[str, Any], hidden: float) -> tuple[float, float]:
-    """(weights, operations a pair) of one layer's attention."""
+    """(weights, operations for a pair of tokens) of one layer's attention."""
     heads = _number(shape, "num_attention_heads")
     # multi-latent attention, DeepSeek-V2, arXiv:2405.04434, section 2.1
     if shape.get("kv_lora_rank"):
@@ -140,8 +139,8 @@ def _attention(shape: Mapping[str, Any], hidden: float) -> tuple[float, float]:
 
 
 def _mlp(shape: Mapping[str, Any], hidden: float, layer: int) -> float:
-    """Weights that one token meets in this layer's (gated) MLP: of the experts those that it is
-    sent to, and the router."""
+    """The weights that one token meets in this layer's (gated) MLP. Of experts these are the ones
+    that the token is sent to, and the router."""
     experts = next(
         (
             shape[k]

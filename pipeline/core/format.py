@@ -1,12 +1,12 @@
 """Numbers and times as people read them, the same in the terminal, the report and the log. None is
-a dash."""
+shown as a dash."""
 
 from __future__ import annotations
 
 
 def number(value: float | None) -> str:
-    """0.123, 1.23, 12.3, 1,234, 0.00203, 4.52e-05: three significant digits, and all of a whole
-    number. 0.000 is a zero that was measured."""
+    """0.123, 1.23, 12.3, 1,234, 0.00203, 4.52e-05: three significant digits, but all digits of a
+    whole number. 0.000 is a zero that was measured."""
     if value is None:
         return "-"
     size = abs(value)

@@ -1,5 +1,5 @@
-"""A user's function as its source says it, read without running any of it: what it can be called
-with, and what it reads of its first parameter."""
+"""A user's function as its source describes it, read without running any of it: how it can be
+called, and what it reads from its first parameter."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class FunctionSource:
 
     @property
     def is_decorated(self) -> bool:
-        """Then it may be called otherwise than its source says."""
+        """A decorated function may have to be called otherwise than its source says."""
         return bool(self.node.decorator_list)
 
     def method(self, name: str) -> Function | None:
-        """Of a class, one that it or a base in the same file defines."""
+        """A method of the class, which it or a base class in the same file defines."""
         return _method(self.tree, self.node, name) if isinstance(self.node, ast.ClassDef) else None
 
 
@@ -44,7 +44,8 @@ class AttributeRead:
 
 
 def find_source(file: Path, tree: ast.Module, name: str) -> FunctionSource | None:
-    """None for a name that is bound in another way, by an import or a call, say."""
+    """The function or class of this name; None where the name is bound in another way, by an import
+    or a call, say."""
     for node in reversed(tree.body):
         if isinstance(node, Function | ast.ClassDef) and node.name == name:
             return FunctionSource(file=file, node=node, tree=tree)

@@ -1,4 +1,5 @@
-"""Histograms of equal bins, as plain numbers: what a record can hold and every tracker can show."""
+"""Histograms of equal bins, as plain numbers: a form that a record can hold and every tracker can
+show."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ class Histogram:
 
     @property
     def edges(self) -> list[float]:
-        """One more than there are counts."""
+        """The bins' edges, one more than there are counts."""
         return [self.low + i * self.width for i in range(len(self.counts) + 1)]
 
     def to_dict(self) -> dict[str, object]:
@@ -37,8 +38,8 @@ class Histogram:
 
     @classmethod
     def of_integers(cls, counts: Mapping[int, int]) -> Histogram | None:
-        """Of value -> how often: a bin a value where that makes few bins, else a round number of
-        values. None without any."""
+        """The histogram of a mapping from value to count: one bin for each value where that makes
+        few bins, else for a round number of values. None where nothing was counted."""
         if not counts:
             return None
         low, high = min(counts), max(counts)
@@ -54,7 +55,7 @@ class Histogram:
 
     @classmethod
     def of_log_ratio(cls, metrics: Mapping[str, float]) -> Histogram | None:
-        """From a learner's metrics; None where it reported no bins."""
+        """The histogram in a learner's metrics; None where it reported no bins."""
         if RATIO_BIN + "0" not in metrics:
             return None
         counts = tuple(metrics[f"{RATIO_BIN}{i}"] for i in range(NUM_RATIO_BINS))
@@ -62,5 +63,5 @@ class Histogram:
 
 
 def ratio_bins(counts: Iterable[float]) -> dict[str, float]:
-    """A learner's metrics from its counts, the lowest log-ratios first."""
+    """The metrics that report these counts, the lowest log-ratios first."""
     return {f"{RATIO_BIN}{i}": float(count) for i, count in enumerate(counts)}

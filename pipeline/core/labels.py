@@ -1,4 +1,4 @@
-"""What a label says: the answers any of which is right."""
+"""What a label means: the answers, any of which is right."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ EXPECTED = 'text, a number, a list of such (any of them is right), or {"ground_t
 
 
 def accepted_answers(label: Any) -> list[str]:
-    """The answers, as text, at least one.
+    """The answers as text, at least one.
 
-    Raises ValueError for a label that is neither text nor number, nor a list of them, nor such
-    under "ground_truth" (as verl's data have it)."""
+    Raises ValueError unless the label is text, a number, a list of these, or one of these under
+    "ground_truth" (as verl's data have it)."""
     given = label.get("ground_truth") if isinstance(label, Mapping) else label
     answers = [_as_text(answer) for answer in (given if isinstance(given, list) else [given])]
     if not answers or None in answers:
@@ -25,7 +25,7 @@ def accepted_answers(label: Any) -> list[str]:
 
 
 def whole_number(answer: str) -> int:
-    """`34`, `1,234` or `34.0`. Raises ValueError for what is none."""
+    """The integer that `34`, `1,234` or `34.0` writes. Raises ValueError for any other text."""
     plain = answer.strip().replace(",", "")
     try:
         return int(plain)
@@ -37,7 +37,8 @@ def whole_number(answer: str) -> int:
 
 
 def _as_text(answer: Any) -> str | None:
-    """None for what is no answer: a truth value, NaN, a null, blank text, an object."""
+    """The answer as text; None for a value that is not an answer: a truth value, NaN, a null, blank
+    text, an object."""
     if isinstance(answer, str):
         return answer if answer.strip() else None
     if isinstance(answer, bool) or not isinstance(answer, Real) or not math.isfinite(answer):

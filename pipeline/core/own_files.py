@@ -15,8 +15,8 @@ _WORD = re.compile(r"(?P<scheme>tiny:)?(?P<path>(?:configs|examples)/[^:@?]+)(?P
 
 
 def locate(word: str) -> str:
-    """`word` with the path of our own file in it, where it names one and the working folder has
-    none; any other word as it is."""
+    """`word` with the path of our own file in it, where it names one and the working folder has no
+    such file; any other word unchanged."""
     match = _WORD.fullmatch(word)
     if match is None or Path(match["path"]).exists():
         return word
@@ -43,7 +43,7 @@ def preset_folder() -> Path:
 
 
 def places_tried(path: Path) -> str:
-    """For a message that says that there is no file: where it was looked for."""
+    """Where a file was looked for, for a message that says that it is not there."""
     said = f"working folder: {Path.cwd()}"
     own = [place for place in _own_places(path) if place != Path.cwd() / path]
     return f"{said}; Slipstream's own files: {' and '.join(map(str, own))}" if own else said

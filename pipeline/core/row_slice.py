@@ -1,5 +1,5 @@
-"""`path@[a:b]`: some of the rows of a prompt file. Read in one way by the checks at load and by the
-source."""
+"""`path@[a:b]`: some of the rows of a prompt file. The checks at load and the source read it with
+this one function."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ _SLICE = re.compile(r"(?P<path>.+)@\[\s*(?P<start>-?\d+)?\s*:\s*(?P<stop>-?\d+)?
 
 
 def split_slice(spec: str) -> tuple[Path, slice]:
-    """`path@[a:b]` -> (path, slice(a, b)), by Python's rules: either may be left out or negative;
-    without a slice, everything.
+    """`path@[a:b]` -> (path, slice(a, b)), by Python's rules: either number may be left out or
+    negative. Without a slice all rows are meant.
 
-    Raises DataError for what is no slice, and for one that is empty whatever the file holds.
-    """
+    Raises DataError for a malformed slice, and for one that is empty whatever the file holds."""
     if "@[" not in spec and not spec.endswith("]"):
         return Path(spec).expanduser(), slice(None)
     match = _SLICE.fullmatch(spec)

@@ -13,11 +13,10 @@ _TUPLE, _DICT, _FRACTION = "__tuple__", "__dict__", "__fraction__"
 
 
 def to_jsonable(value: Any) -> Any:
-    """`value` with tuples and odd dicts tagged. Numpy scalars and str / int subclasses become
-    plain.
+    """`value` with tuples and dicts with other keys than strings tagged. Numpy scalars and
+    subclasses of str and int become plain.
 
-    Raises TypeError naming the type of anything else.
-    """
+    Raises TypeError naming the type of anything else."""
     if value is None or isinstance(value, bool):
         return value
     for plain in (str, int, float):

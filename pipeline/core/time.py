@@ -1,7 +1,6 @@
-"""Injected time.
+"""Time as a parameter.
 
-Whoever measures a wait takes a `TimeSource`; tests move one by hand.
-"""
+Whatever measures a wait takes a `TimeSource`; tests move one by hand."""
 
 from __future__ import annotations
 
@@ -22,10 +21,7 @@ class MonotonicTime:
 
 
 class IdleMeter:
-    """The share of time in which nobody is busy.
-
-    Any number may be busy at once; it is idle when none is.
-    """
+    """Measures the share of time in which nobody is busy. Any number may be busy at once."""
 
     def __init__(self, time: TimeSource) -> None:
         self._time = time

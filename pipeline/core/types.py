@@ -65,17 +65,17 @@ class TrainSample:
 
     @property
     def family(self) -> tuple[int, int]:
-        """Samples of equal ones may share their prompt: of one group, and as long.
+        """Samples with equal families may share their prompt: they are of one group, and their
+        prompts are equally long.
 
-        Cheap; `prompt_key` is sure.
-        """
+        This is cheap; `prompt_key` is certain."""
         return self.group_index, self.num_tokens - self.response_length
 
     @property
     def prompt_key(self) -> tuple[int, bytes, bytes]:
-        """Samples of equal keys share their prompt: of one group, with the very same tokens ahead
-        of the response, and the same routed experts on them (equal prompts of two requests need not
-        have gone the same way)."""
+        """Samples with equal keys share their prompt: they are of one group and have the very same
+        tokens ahead of the response, with the same routed experts (equal prompts of two requests
+        need not have gone the same way)."""
         length = self.num_tokens - self.response_length
         route = (
             b""
@@ -89,8 +89,8 @@ class TrainSample:
         )
 
     def without_loss(self) -> TrainSample:
-        """The same tokens, of which none is trained and none counts: for a rank that must take part
-        in a step and has no sample of its own."""
+        """The same tokens, none of which is trained or counted: for a rank that must take part in a
+        step and has no sample of its own."""
         return replace(self, loss_mask=np.zeros_like(self.loss_mask), weight=0.0)
 
 
@@ -99,8 +99,7 @@ MicroBatch = tuple[TrainSample, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerStep:
-    """One optimizer step: for every data-parallel rank its micro-batches (equally many on each
-    rank)."""
+    """One optimizer step: the micro-batches of every data-parallel rank, equally many on each."""
 
     per_rank: tuple[tuple[MicroBatch, ...], ...]  # [dp_rank][micro_batch]
     # over all ranks, by weight (so: rollouts): the denominator of the per-sample mean
@@ -109,12 +108,12 @@ class OptimizerStep:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is trained: a zero update. No rank has a micro-batch then."""
+        """Is nothing trained, so that the update is zero? Then no rank has a micro-batch."""
         return not any(self.per_rank)
 
     @property
     def num_fillers(self) -> int:
-        """Samples without a loss that ranks were given which have no other."""
+        """How many samples without a loss were given to ranks that have no other."""
         return sum(not s.loss_mask.any() for rank in self.per_rank for mb in rank for s in mb)
 
 

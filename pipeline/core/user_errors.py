@@ -1,4 +1,4 @@
-"""What a user's function raised: told with its flag, file and line, its traceback in the log."""
+"""What a user's function raised, reported with its file and line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ _logged: set[str] = set()  # places whose traceback is in the log
 
 
 def note_place(error: BaseException, function: Callable[..., Any], flag: str = "") -> None:
-    """Add a note with the line of the user's file in which `function` raised `error`, and with the
-    flag that names it."""
+    """Adds a note with the line of the user's file at which `function` raised `error`."""
     file, line = _file_of(function), None
     trace = error.__traceback__
     while file is not None and trace is not None:
@@ -35,7 +34,7 @@ def note_place(error: BaseException, function: Callable[..., Any], flag: str = "
 
 
 def in_words(error: BaseException) -> str:
-    """Type, text and notes on one line."""
+    """The error's type, text and notes on one line."""
     notes = ", ".join(getattr(error, "__notes__", ()))
     text = f": {error}" if str(error) else ""
     return f"{type(error).__name__}{text}{f' ({notes})' if notes else ''}"
@@ -98,7 +97,7 @@ def name_errors(function: Callable[..., Any], flag: str, spec: str) -> Callable[
 
 
 def _file_of(function: Callable[..., Any]) -> str | None:
-    """Of a function, a method, a class or an object that can be called."""
+    """The file of a function, a method, a class or a callable object."""
     target: Any = inspect.unwrap(function)
     if isinstance(target, type):
         target = vars(target).get("__init__")

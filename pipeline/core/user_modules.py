@@ -42,8 +42,8 @@ def folder_of(package: str) -> Path | None:
 
 
 def _module_name(file: Path) -> str:
-    """The module's own name where Python's rules find this very file by it, else the whole file
-    name: `my-reward.py`, or `math.py` beside a package `math`."""
+    """The module's own name where Python's rules find this very file by it; else the whole file
+    name, as for `my-reward.py`, or for `math.py` beside a package `math`."""
     package = _PREFIX + _encode(str(file.parent))
     found = (
         PathFinder.find_spec(file.stem, [str(file.parent)]) if file.stem.isidentifier() else None
@@ -54,7 +54,8 @@ def _module_name(file: Path) -> str:
 
 
 def _encode(text: str) -> str:
-    """As an identifier: every byte but ASCII letters and digits as `_` and two hex digits."""
+    """The text as an identifier: every byte but ASCII letters and digits becomes `_` and two hex
+    digits."""
     encoded = os.fsencode(text)
     return "".join(
         chr(b) if chr(b).isascii() and chr(b).isalnum() else f"_{b:02X}" for b in encoded

@@ -103,11 +103,10 @@ def load_function(spec: str, default_name: str | None = None) -> Callable[..., A
 
 
 def check_function(spec: str, default_name: str | None = None) -> FunctionSource | None:
-    """Check by reading the source that `spec` names something that exists; its source, where there
-    is one to read.
+    """Checks by reading the source that `spec` names something that exists. Returns its source, or
+    None where there is none to read.
 
-    What cannot be read is left to `load_function`.
-    """
+    What cannot be read is left to `load_function`. Raises ConfigError."""
     where = parse_spec(spec, default_name)
     file = where.file if where.file else _module_file(where)
     if file is None:
@@ -176,8 +175,8 @@ def _module_file(where: FunctionSpec) -> Path | None:
 
 
 def _top_level_names(body: Iterable[ast.stmt]) -> tuple[set[str], list[str], bool]:
-    """Names bound at module level; those of them that are functions or classes; whether there is a
-    star import."""
+    """(names bound at module level, those of them that are functions or classes, is there a star
+    import?)."""
     names: set[str] = set()
     functions: list[str] = []
     star = False
@@ -229,7 +228,7 @@ def _search_hint() -> str:
 
 
 def _line_of(error: BaseException, file: Path | None) -> str:
-    """Where in the user's file it happened."""
+    """The line of the user's file at which it happened."""
     if file is None:
         return ""
     if isinstance(error, SyntaxError):

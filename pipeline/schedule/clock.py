@@ -44,10 +44,9 @@ class RolloutClock:
         max_staleness: int | None = None,
         limiter: RateLimiter | None = None,
     ) -> None:
-        """`limiter`: default, K + 1 rollouts.
+        """`limiter`: by default it allows K + 1 rollouts.
 
-        Raises ConfigError where a knob is out of range, or K > D.
-        """
+        Raises ConfigError where a knob is out of range, or K > D."""
         self.batch_size, self.buffer_size, self.interval = (
             rollout_batch_size,
             async_buffer_size,
@@ -115,13 +114,13 @@ class RolloutClock:
 
     @property
     def given_back(self) -> Mapping[str, int]:
-        """Groups given back, by reason."""
+        """How many groups were given back, by reason."""
         return dict(self._given_back)
 
     @property
     def prompts_wanted(self) -> set[int]:
-        """Prompts that are not trained on yet: of outstanding groups, of those in training, and
-        those to be tried again."""
+        """The prompts that are not trained on yet: those of outstanding groups, of groups in
+        training, and those to be tried again."""
         in_training = (a for rollout in self._in_training.values() for a in rollout)
         return {a.prompt_index for a in (*self._outstanding.values(), *in_training)}.union(
             self._retries
@@ -146,7 +145,7 @@ class RolloutClock:
 
     @property
     def push_pending(self) -> bool:
-        """A push is due after what is trained, and not complete."""
+        """Is a push due after what is trained, and not complete?"""
         return self._pushes < self._trained // self.interval
 
     @property
@@ -158,7 +157,8 @@ class RolloutClock:
         return (rollout_id + 1) % self.interval == 0
 
     def version_at(self, rollout_id: int) -> int:
-        """The learner's policy version when it consumes this rollout: pushes due before it."""
+        """The learner's policy version when it consumes this rollout: the number of pushes due
+        before it, and of versions lost in crashes."""
         return rollout_id // self.interval + self._version_offset
 
     def staleness(self, token_version: int, rollout_id: int | None = None) -> int:
@@ -172,7 +172,8 @@ class RolloutClock:
     # -- admission ---------------------------------------------------------------------------------
 
     def may_admit(self) -> bool:
-        """Within the window of K + 1 rollouts, and not yet enough for the rest of the run?"""
+        """Is there room within the window of K + 1 rollouts, and does the rest of the run need more
+        groups?"""
         held = self._admitted - self._given_back.total()
         in_window = self.limiter.can_insert(
             inserts=held, samples=self.released * self.limiter.batch
@@ -180,10 +181,8 @@ class RolloutClock:
         return in_window and held < self.num_rollout * self.batch_size
 
     def admit(self, prompt_index: int | None = None) -> Admission:
-        """`prompt_index`: what this group answered before a restart.
-
-        None: what is to be tried again, else the source's next.
-        """
+        """`prompt_index`: the prompt that this group answered before a restart. None takes a prompt
+        that is to be tried again, else the source's next."""
         assert self.may_admit(), "admit() outside the admission window: ask may_admit() first"
         admission = Admission(
             group_index=self._admitted,
@@ -208,8 +207,8 @@ class RolloutClock:
         return self._num_prompts - 1
 
     def give_back(self, group_index: int, reason: str, *, retry: bool = False) -> None:
-        """A group failed for good or was filtered: its slot is free; the replacement is one of its
-        own (`retry`: of its prompt)."""
+        """A group failed for good or was filtered: its slot is free. The group that replaces it
+        gets an admission of its own (with `retry`: for the same prompt)."""
         assert group_index in self._outstanding, (
             f"group {group_index} is not outstanding: it cannot be given back ({reason})"
         )
@@ -273,8 +272,8 @@ class RolloutClock:
     # -- resume ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able. Groups of rollouts that are consumed but not trained count as outstanding:
-        they must be trained yet."""
+        """The clock's state, JSON-able. Groups of rollouts that are consumed but not trained count
+        as outstanding, because they must still be trained."""
         untrained = [a for rollout in self._in_training.values() for a in rollout]
         pending = sorted([*untrained, *self._outstanding.values()], key=lambda a: a.group_index)
         return {

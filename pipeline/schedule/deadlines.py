@@ -33,13 +33,13 @@ class Wait:
     deadline: int | None
 
     def needs(self, deadline: int) -> bool:
-        """Does a group with this deadline, becoming ready, bring the rollout nearer?"""
+        """Does a group with this deadline bring the rollout nearer when it becomes ready?"""
         return self.deadline is None or deadline <= self.deadline
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """Outstanding groups of one deadline."""
+    """The outstanding groups of one deadline."""
 
     generating: dict[int, None] = field(default_factory=dict)
     ready: dict[int, Candidate] = field(default_factory=dict)
@@ -49,10 +49,9 @@ class _Bucket:
 
 
 class DeadlineScheduler:
-    """register -> ready -> (chosen by plan) -> remove.
+    """The way of a group: register -> ready -> (chosen by plan) -> remove.
 
-    Costs: plan O(deadlines) while waiting, O(n log n) when it chooses.
-    """
+    `plan` costs O(deadlines) while waiting and O(n log n) when it chooses."""
 
     def __init__(
         self, rollout_batch_size: int, selector: Selector = DEADLINE, *, waits: bool = True
@@ -65,7 +64,7 @@ class DeadlineScheduler:
         self._sequence = 0
 
     def __len__(self) -> int:
-        """Outstanding groups."""
+        """How many groups are outstanding."""
         return len(self._deadline)
 
     def __contains__(self, group_index: int) -> bool:
@@ -83,7 +82,7 @@ class DeadlineScheduler:
         return self._deadline[group_index]
 
     def candidate(self, group_index: int) -> Candidate:
-        """Of a ready group."""
+        """What the selector knows of a ready group."""
         return self._buckets[self._deadline[group_index]].ready[group_index]
 
     def is_ready(self, group_index: int) -> bool:
@@ -99,7 +98,8 @@ class DeadlineScheduler:
         self._buckets.setdefault(deadline, _Bucket()).generating[group_index] = None
 
     def ready(self, group_index: int, priority: float = 1.0) -> None:
-        """The group is complete and stored. `priority`: what the selector `prioritized` goes by."""
+        """The group is complete and stored. `priority`: the weight of the selector
+        `prioritized`."""
         deadline = self._deadline[group_index]
         bucket = self._buckets[deadline]
         assert group_index in bucket.generating, f"group {group_index} completed twice"
@@ -169,8 +169,8 @@ class DeadlineScheduler:
     def _choose(
         self, rollout_id: int, needs: list[tuple[int, int, int]], wanted: Mapping[int, int] | None
     ) -> tuple[Pick, ...]:
-        """Deadlines ascending: when need(d) is not met yet, take from those due by d, best first;
-        then fill up."""
+        """Goes through the deadlines in ascending order: where need(d) is not met yet, takes from
+        the groups due by d, the best first; then fills up."""
         draw = Draw(
             self._selector if wanted is None else _preferring(wanted, self._selector), rollout_id
         )

@@ -41,9 +41,10 @@ class Choice:
 
 
 class Decisions:
-    """A group's way: admit -> ready -> (chosen) consume, or admit -> [ready ->] discard.
+    """The way of a group: admit -> ready -> (chosen) consume, or admit -> [ready ->] discard.
 
-    What is outstanding in the clock at the beginning (after a resume) counts as generating."""
+    Groups that are outstanding in the clock at the beginning (after a resume) count as
+    generating."""
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class Decisions:
     # -- what is so
 
     def __contains__(self, group_index: int) -> bool:
-        """Is this group outstanding, that is, generating or ready?"""
+        """Is this group outstanding: generating, or ready?"""
         return group_index in self._scheduler
 
     @property
@@ -110,7 +111,7 @@ class Decisions:
 
     @property
     def late_reason(self) -> str:
-        """The reason to discard a late group with."""
+        """The reason with which a late group is discarded."""
         return "stale: retried" if self.retries_late else "stale: dropped"
 
     @property
@@ -135,8 +136,8 @@ class Decisions:
     def ready(
         self, group_index: int, *, priority: float = 1.0, oldest_version: int | None = None
     ) -> None:
-        """The group is complete. `oldest_version`: of its tokens; by default that of its
-        admission."""
+        """The group is complete. `oldest_version`: the oldest among its tokens; by default the
+        version of its admission."""
         self._scheduler.ready(group_index, priority)
         self._oldest[group_index] = (
             self.clock.outstanding[group_index].policy_version
@@ -186,8 +187,8 @@ class Decisions:
         return done
 
     def _min_size(self, rollout_id: int) -> Wait | None:
-        """Min size is for the beginning: at the end of a run there may be no more groups than the
-        last rollouts need."""
+        """How many groups must be there. The minimum is for the beginning: at the end of a run
+        there may be no more groups than the last rollouts need."""
         limiter, size = self.clock.limiter, self.num_ready + self.num_replayable
         if rollout_id > 0 or limiter.can_sample(inserts=self.num_ready, samples=0, size=size):
             return None

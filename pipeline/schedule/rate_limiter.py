@@ -1,5 +1,5 @@
-"""How far two sides may run apart, one that inserts and one that samples. Pure: counts in, yes or
-no out.
+"""How far two sides may run apart, one that inserts and one that samples. Pure: counts go in, yes
+or no comes out.
 
 Source: the rate limiter of Reverb, Cassirer et al. 2021, arXiv:2102.04736, section 3.3. One rule
 serves both ends of the buffer: the clock asks `can_insert` before a group is admitted, the buffer
@@ -63,10 +63,9 @@ class RateLimiter:
         buffer_size: int,
         min_size_to_sample: int | None = None,
     ) -> Self:
-        """Rollouts of fresh * samples_per_insert groups, `fresh` of them new.
+        """The limiter for rollouts of fresh * samples_per_insert groups, `fresh` of which are new.
 
-        `buffer_size` (K) is the error buffer, in rollouts.
-        """
+        `buffer_size` (K) is the error buffer, in rollouts."""
         batch = round(fresh * samples_per_insert)
         return cls(
             samples_per_insert=samples_per_insert,
@@ -77,14 +76,15 @@ class RateLimiter:
         )
 
     def can_insert(self, *, inserts: int, samples: int) -> bool:
-        """One more? `inserts`: so far, without those that were given back; `samples`: so far."""
+        """May one more be inserted? `inserts`: how many were so far, without those that were given
+        back; `samples`: how many were sampled so far."""
         return (
             inserts + 1 <= self.min_size_to_sample
             or (inserts + 1) * self.samples_per_insert - samples <= self.max_diff
         )
 
     def can_sample(self, *, inserts: int, samples: int, size: int) -> bool:
-        """A batch? `size`: items there now."""
+        """May a batch be sampled? `size`: how many items are there now."""
         return (
             size >= self.min_size_to_sample
             and inserts * self.samples_per_insert - samples - self.batch >= self.min_diff

@@ -1,7 +1,6 @@
-"""Replay: groups that were trained on, and may be trained on again.
+"""Replay: groups that were trained on and may be trained on again.
 
-Pure: who is chosen, who is too old, who had enough.
-"""
+Pure: it decides which are chosen, which are too old, and which had enough."""
 
 from __future__ import annotations
 
@@ -21,10 +20,9 @@ class Entry:
 
 
 class ReplayPool:
-    """add -> choose, up to `max_times_sampled` times in all -> gone.
+    """The way of a group: add -> choose, up to `max_times_sampled` times in all -> gone.
 
-    Empty, and staying so, with max_times_sampled 1.
-    """
+    With max_times_sampled 1 the pool is empty and stays so."""
 
     def __init__(self, *, selector: Selector, max_times_sampled: int, max_staleness: int) -> None:
         self._selector, self._max_times, self._max_staleness = (
@@ -41,21 +39,21 @@ class ReplayPool:
         return self._entries[group_index]
 
     def add(self, entry: Entry) -> bool:
-        """After its first time. False: it had enough already."""
+        """Adds a group after its first time. Returns False when it had enough already."""
         if entry.times_sampled >= self._max_times:
             return False
         self._entries[entry.candidate.group_index] = entry
         return True
 
     def expire(self, policy_version: int) -> list[Entry]:
-        """Remove and return what is staler than the bound, seen from this version: the bound holds
-        for every consumption."""
+        """Removes and returns the groups that are staler than the bound at this version: the bound
+        holds for every consumption."""
         old = [g for g, e in self._entries.items() if self._too_stale(e, policy_version)]
         return [self._entries.pop(g) for g in old]
 
     def choose(self, rollout_id: int, num_groups: int, policy_version: int) -> tuple[Pick, ...]:
-        """Up to `num_groups` of them, none twice, and none that is too stale for a learner of this
-        version. Changes nothing."""
+        """Up to `num_groups` groups, none twice, and none that is too stale for a learner of this
+        version. Nothing is changed."""
         draw = Draw(self._selector, rollout_id)
         for entry in self._entries.values():
             if not self._too_stale(entry, policy_version):
@@ -63,7 +61,7 @@ class ReplayPool:
         return tuple(draw.pop() for _ in range(min(num_groups, len(draw))))
 
     def sampled(self, group_indices: Iterable[int]) -> list[Entry]:
-        """These were trained on once more. Removes and returns those that now had enough."""
+        """These groups were trained on once more. Removes and returns those that now had enough."""
         done = []
         for group_index in group_indices:
             entry = self._entries[group_index]

@@ -34,10 +34,9 @@ class Pick(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """`key(candidate, rollout_id)`: the smallest goes first.
+    """`key(candidate, rollout_id)`: the smallest key goes first.
 
-    With `weight` the key is random, and the draw in proportion to it.
-    """
+    With `weight` the key is random, and groups are drawn in proportion to their weight."""
 
     key: Callable[[Candidate, int], float]
     weight: Callable[[Candidate], float] | None = None
@@ -47,7 +46,8 @@ class Selector:
 
 
 class Draw:
-    """One rollout's choice: push candidates, pop the best; candidates may come between pops."""
+    """One rollout's choice: candidates are pushed, the best is popped; more candidates may come
+    between pops."""
 
     def __init__(self, selector: Selector, rollout_id: int) -> None:
         self._selector, self._rollout_id = selector, rollout_id
