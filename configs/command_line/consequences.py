@@ -25,6 +25,7 @@ def draw_consequences(config: Config, given: Given, reading: Reading) -> Config:
         _teacher_of_slimes,
         _unjudged_students,
         _counted_epochs,
+        _one_evaluation,
     ):
         config = draw(config, given, reading)
     return config
@@ -90,11 +91,30 @@ def _unjudged_students(config: Config, given: Given, reading: Reading) -> Config
 def _counted_epochs(config: Config, given: Given, reading: Reading) -> Config:
     """--num-rollout goes before --num-epoch, as in slime, unless that is said later (beside --load,
     say, which brings the --num-rollout that the run had)."""
-    rollouts, epochs = given.get("num-rollout"), given.get("num-epoch")
-    if rollouts is None or epochs is None or config.run.num_epoch is None:
+    if config.run.num_epoch is None or _weaker(given, "num-rollout", "num-epoch") != "num-epoch":
         return config
-    names = list(given)
-    if rollouts.source != epochs.source and names.index("num-epoch") > names.index("num-rollout"):
-        return config
-    reading.nothing[str(epochs)] = f"{rollouts} says how long the run is"
+    reading.nothing[str(given["num-epoch"])] = f"{given['num-rollout']} says how long the run is"
     return replace(config, run=replace(config.run, num_epoch=None))
+
+
+def _one_evaluation(config: Config, given: Given, reading: Reading) -> Config:
+    """--eval-config goes before --eval-prompt-data, as in slime, unless that is said later."""
+    e = config.eval
+    if e.eval_config is None or not e.eval_prompt_data:
+        return config
+    if _weaker(given, "eval-config", "eval-prompt-data") == "eval-config":
+        return replace(config, eval=replace(e, eval_config=None))
+    said = given["eval-prompt-data"]
+    reading.nothing[str(said)] = f"{given['eval-config']} says what is evaluated on"
+    return replace(config, eval=replace(e, eval_prompt_data=()))
+
+
+def _weaker(given: Given, first: str, second: str) -> str | None:
+    """Which of two flags that exclude each other counts for nothing: what a preset says, where the
+    command line (or a later preset) says the other, else `second`; None where one was not said."""
+    if first not in given or second not in given:
+        return None
+    names = list(given)
+    second_is_later = names.index(second) > names.index(first)
+    apart = given[first].source != given[second].source
+    return first if apart and second_is_later else second

@@ -17,11 +17,6 @@ def evaluation(config: Config) -> Iterator[str]:
         config.eval.eval_config,
         config.eval.eval_interval,
     )
-    if words and file:
-        yield (
-            f"--eval-prompt-data {' '.join(words)} with --eval-config {file}: both say what is"
-            " evaluated on. Drop one"
-        )
     if interval and not (words or file):
         yield (
             f"--eval-interval {interval} without --eval-prompt-data: there is nothing to evaluate"

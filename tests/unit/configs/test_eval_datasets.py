@@ -139,14 +139,27 @@ def test_what_is_not_as_it_should_be_is_named(folder: Path, text: str, says: str
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_or_beside_pairs_is_refused(folder: Path) -> None:
+def test_a_file_that_is_not_there_is_refused_and_one_that_is_not_used_is_said(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"--eval-config no\.yaml: No such file"):
         load_config(words("--rm-type", "math", "--eval-config", "no.yaml"))
     Path("eval.yaml").write_text(MULTI_TASK)
-    with pytest.raises(ConfigError, match="both say what is evaluated on"):
-        read(MULTI_TASK, "--eval-prompt-data", "a", "aime.jsonl")
     given = "--mock --prompt-data prompts.jsonl --rm-type random --eval-config eval.yaml"
     assert "eval.yaml without --eval-interval" in "".join(cautions(load_config(given.split())))
+
+
+def test_a_file_goes_before_pairs_unless_a_preset_named_it(folder: Path) -> None:
+    pairs = ["--eval-prompt-data", "pair", "aime.jsonl"]
+    assert [d.name for d in read(MULTI_TASK, *pairs)] == ["aime", "gpqa"]
+    given = words("--rm-type", "math", "--eval-config", "eval.yaml", *pairs)
+    (note,) = load_config(given).notes
+    assert "--eval-prompt-data pair aime.jsonl (--eval-config eval.yaml says what" in note
+    for preset, typed, names in (
+        ("- --eval-config eval.yaml\n", pairs, ["pair"]),
+        ("- --eval-prompt-data pair aime.jsonl\n", given[-5:-3], ["aime", "gpqa"]),
+    ):
+        Path("preset.yaml").write_text(preset)
+        config = load_config(words("--rm-type", "math", "--config", "preset.yaml", *typed))
+        assert [d.name for d in eval_datasets(config)] == names
 
 
 @pytest.mark.parametrize("value", ["{", "[1]", "3"])
