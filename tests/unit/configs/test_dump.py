@@ -64,7 +64,10 @@ def configs(draw: st.DrawFn) -> Config:
     chosen = draw(st.sets(st.sampled_from([f.name for f in flags]), max_size=12))
     sections: dict[str, Any] = {section: {} for section in section_classes()}
     for flag in flags:
-        if flag.name in chosen:
+        # of two that exclude each other only one is written down
+        if flag.name in chosen and not (
+            flag.field == "eval_prompt_data" and "eval-config" in chosen
+        ):
             sections[flag.section][flag.field] = draw(values_of(flag))
     parts: dict[str, Any] = {
         section: cls(**sections[section]) for section, cls in section_classes().items()
