@@ -11,8 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.command_line.consequences import draw_consequences
 from configs.command_line.dump import changed_flags, dump_config
 from configs.command_line.loader import parse_config
+from configs.command_line.spellings.reading import Reading
 from configs.flags import Flag, own_flags, section_classes
 from configs.schema import Config
 from pipeline.core.errors import ConfigError
@@ -72,7 +74,8 @@ def configs(draw: st.DrawFn) -> Config:
     parts: dict[str, Any] = {
         section: cls(**sections[section]) for section, cls in section_classes().items()
     }
-    return Config(**parts)
+    # what a run writes down is resolved: nothing more follows from it
+    return draw_consequences(Config(**parts), {}, Reading())
 
 
 def reread(config: Config) -> Config:
