@@ -34,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         " ...\n"
     )
     (tmp_path / "broken.py").write_text("def score(:\n")
+    (tmp_path / "bare.py").write_text("def other(): ...\n")
     return tmp_path
 
 
@@ -281,7 +282,7 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
             ["--rollout-sample-filter-path", "filter_samples"],
         ),
         (
-            "--rollout-all-samples-process-path loss.py",
+            "--rollout-all-samples-process-path bare.py",
             ["--rollout-all-samples-process-path", "process_all_samples"],
         ),
         (
@@ -446,7 +447,7 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--min-size-to-sample 9", ["--min-size-to-sample 9", "only 8 groups"]),
         ("--buffer-priority-path mine.py:score", ["--buffer-priority-path", "prioritized"]),
         ("--stale-policy drop", ["--stale-policy drop", "--async-buffer-size"]),
-        ("--buffer-filter-path loss.py", ["--buffer-filter-path", "buffer_filter"]),
+        ("--buffer-filter-path bare.py", ["--buffer-filter-path", "buffer_filter"]),
         ("--rm-type remote_rm", ["--rm-type remote_rm without --rm-url", "http://HOST:PORT"]),
         ("--rm-type remote_rm --rm-url localhost:8000", ["--rm-url localhost:8000", "http://"]),
         ("--rm-type ifbench", ["--rm-type ifbench", "git clone", "PYTHONPATH"]),
