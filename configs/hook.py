@@ -66,10 +66,12 @@ class Hook:
         known = [*self.group_names] if group else []
         if group:
             known += _only([n.name for n in _functions(file) if second_parameter(n) == "samples"])
-        for name in (*known, self.default_name, *self.also_named):
-            if name in file.names:
-                return f"{spec}:{name}"
         fitting = list(self.fitting(file))
+        # a class that is imported there is what that of the file is made of
+        own = file.functions if self.style == "class" and fitting else file.names
+        for name in (*known, self.default_name, *self.also_named):
+            if name in own:
+                return f"{spec}:{name}"
         if len(fitting) > 1 and not file.has_star:
             raise ConfigError(
                 f"{spec!r} has no function {self.default_name!r}, and several that fit:"

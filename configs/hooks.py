@@ -27,6 +27,7 @@ _ALL = (
             "save": "f(rollout_id)",
             "load": "f(rollout_id)",
         },
+        extra_args=("tokenizer", "open_prompt_data"),
     ),
     Hook(
         section="rollout",

@@ -10,14 +10,17 @@ from pipeline.core.types import Completion, Sample, Status, VersionSpan
 from pipeline.core.version import __version__
 from stages.filter import DynamicFilterOutput, filter_zero_std_groups
 from stages.generate.session import Session, open_session
+from stages.source.bases import DataSource, RolloutDataSource
 
 __all__ = [
     "Completion",
     "ConfigError",
     "DataError",
+    "DataSource",
     "DynamicFilterOutput",
     "GenerateError",
     "RewardError",
+    "RolloutDataSource",
     "Sample",
     "Session",
     "SlipstreamError",

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 from pipeline.core.protocols import Source
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.supervised import make_supervision
-from stages.source import Judge, UserSource, build_source, scored_by, taught_by
+from stages.source import Judge, PromptSource, UserSource, build_source, scored_by, taught_by
 
 
 def make_source(site: RunContext, backend: Backend) -> Source:
     """--prompt-data; a --mock run without any gets sums, written where the run can be looked at."""
     if site.config.data.data_source_path is not None:
+        args = SimpleNamespace(
+            **vars(site.args),
+            tokenizer=backend.tokenizer,
+            open_prompt_data=lambda: _prompt_data(site, backend),
+        )
         return UserSource(
-            site.config.data.data_source_path, site.args, site.config.rollout.n_samples_per_prompt
+            site.config.data.data_source_path, args, site.config.rollout.n_samples_per_prompt
         )
     if site.config.data.prompt_data is not None:
-        return build_source(
-            site.config.data.prompt_data,
-            site.config.data,
-            site.config.rollout.n_samples_per_prompt,
-            backend.max_prompt_len,
-            backend.tokenizer,
-            judge=_judge(site, backend),
-        )
+        return _prompt_data(site, backend)
     path = site.run_dir.path / "prompts.jsonl"
     rows = [
         {"prompt": f"{a} + {b} =", "label": str(a + b), "metadata": {"rm_type": "exact_match"}}
@@ -40,6 +39,17 @@ def make_source(site: RunContext, backend: Backend) -> Source:
         site.config.rollout.n_samples_per_prompt,
         None,
         backend.tokenizer,
+    )
+
+
+def _prompt_data(site: RunContext, backend: Backend) -> PromptSource:
+    return build_source(
+        site.config.data.prompt_data,
+        site.config.data,
+        site.config.rollout.n_samples_per_prompt,
+        backend.max_prompt_len,
+        backend.tokenizer,
+        judge=_judge(site, backend),
     )
 
 

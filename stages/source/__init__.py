@@ -5,6 +5,7 @@ from __future__ import annotations
 from configs.schema import DataConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.protocols import Tokenizer
+from stages.source.bases import DataSource, RolloutDataSource
 from stages.source.file_rows import FileRows
 from stages.source.labels import Judge, answered, scored_by, taught_by
 from stages.source.render import Renderer
@@ -15,8 +16,10 @@ from stages.source.user_source import UserSource
 
 __all__ = [
     "LIMIT_FLAG",
+    "DataSource",
     "Judge",
     "PromptSource",
+    "RolloutDataSource",
     "Row",
     "UserSource",
     "answered",

@@ -11,6 +11,7 @@ from configs.hooks import HOOKS, load_hook
 from pipeline.core.errors import DataError
 from pipeline.core.types import Sample
 from pipeline.core.user_errors import name_errors
+from stages.source.bases import RolloutDataSource
 
 METHODS = tuple(HOOKS["data_source_path"].methods)
 
@@ -19,7 +20,8 @@ class UserSource:
     """Implements `Source` over an instance of the class that `--data-source-path` names, made as
     `Class(args)`.
 
-    Where it stands is its own affair: a snapshot calls `save(n)`, with n counting the snapshots
+    Where it stands is its own affair (a `RolloutDataSource` of ours is part of the snapshot): a
+    snapshot calls `save(n)`, with n counting the snapshots
     from 1, and a resumed run calls `load(n)`. After `load` it must hand out the same groups again,
     in the same order: what a crash left complete is told by that order."""
 
@@ -71,7 +73,10 @@ class UserSource:
     def state_dict(self) -> dict[str, Any]:
         self._num_saves += 1
         self._call("save", self._num_saves)
-        return {"data_source_path": self._spec, "save": self._num_saves}
+        state: dict[str, Any] = {"data_source_path": self._spec, "save": self._num_saves}
+        if isinstance(self.user, RolloutDataSource):
+            state["prompts"] = self.user.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state.get("data_source_path") != self._spec:
@@ -81,4 +86,6 @@ class UserSource:
                 " new run"
             )
         self._num_saves = state["save"]
+        if isinstance(self.user, RolloutDataSource):
+            self.user.load_state_dict(state["prompts"])
         self._call("load", self._num_saves)

@@ -160,3 +160,51 @@ def test_a_source_may_read_the_prompt_data_itself(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     sample = json.loads((tmp_path / "r" / "samples.jsonl").read_text().splitlines()[0])
     assert (sample["prompt"], sample["label"]) == ("1 + 2 =", "3")
+
+
+HINTED = """
+from slipstream import RolloutDataSource
+
+
+class Hinted(RolloutDataSource):
+    def __init__(self, args):
+        super().__init__(args)
+        self.lead = args.tokenizer.decode(args.tokenizer.encode("Hint. "))
+
+    def get_samples(self, num_samples):
+        groups = super().get_samples(num_samples)
+        for sample in (s for group in groups for s in group):
+            sample.prompt, sample.tokens = self.lead + sample.prompt, []
+        return groups
+"""
+
+
+def test_ours_may_be_inherited_from(tmp_path: Path) -> None:
+    """Its rows are judged and shuffled as without it; a resumed run goes on in the same order."""
+    (tmp_path / "hinted.py").write_text(HINTED)
+    rows = [{"prompt": f"{i} + 0 =", "label": str(i)} for i in range(8)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = [
+        *("--mock", "--prompt-data", str(tmp_path / "sums.jsonl"), "--label-key", "label"),
+        *("--rm-type", "exact_match", "--rollout-batch-size", "2", "--log-samples", "9"),
+        *("--n-samples-per-prompt", "1", "--save-interval", "1", "--runs-dir", str(tmp_path)),
+    ]
+    own = ["--data-source-path", str(tmp_path / "hinted.py")]
+    for words in (
+        [*flags, "--num-rollout", "4", "--name", "plain"],
+        [*flags, *own, "--num-rollout", "2", "--name", "own"],
+        ["--load", str(tmp_path / "own"), "--num-rollout", "4"],
+    ):
+        done = run_entry(*words)
+        assert done.returncode == 0, done.stderr
+
+    def prompts_of(run: str) -> list[set[str]]:
+        lines = (tmp_path / run / "samples.jsonl").read_text().splitlines()
+        samples = [json.loads(line) for line in lines]
+        return [{s["prompt"] for s in samples if s["rollout_id"] == r} for r in range(4)]
+
+    assert prompts_of("own") == [{f"Hint. {p}" for p in ps} for ps in prompts_of("plain")]
+    with (tmp_path / "sums.jsonl").open("a") as file:
+        file.write('\n{"prompt": "9 + 0 ="}')
+    done = run_entry(*flags, *own, "--num-rollout", "1")
+    assert done.returncode == 2 and "sums.jsonl line 9 has no 'label'" in done.stderr
