@@ -1,7 +1,6 @@
-"""The seams between stages. A stage knows these and the types, never another stage.
+"""The seams between stages. A stage knows these protocols and the types, never another stage.
 
-Layer 1. Fakes in tests and `--mock` implement the same protocols as the real parts.
-"""
+Fakes in tests and `--mock` implement the same protocols as the real parts."""
 
 from __future__ import annotations
 
@@ -32,10 +31,10 @@ class Source(Protocol):
         shuffled order."""
 
     def add_samples(self, groups: list[list[Sample]]) -> None:
-        """Give groups back; they are handed out first, next time."""
+        """Gives groups back; they are handed out first, next time."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able position (epoch, offset, returned groups)."""
+        """The position as JSON-able data (epoch, offset, returned groups)."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
@@ -121,10 +120,8 @@ class Buffer(Protocol):
         """The right of the next group to generate. Waits while K + 1 rollouts are under way."""
 
     def recall(self, group_index: int) -> Literal["complete", "discarded"] | None:
-        """What a crash left of this group, asked for once after its admission.
-
-        None: generate it.
-        """
+        """What a crash left of this group; asked once after its admission. None means that it must
+        be generated."""
 
     def discard(self, group_index: int, reason: str) -> None:
         """The group failed for good, or a filter removed it: its slot becomes a new admission."""
@@ -133,10 +130,8 @@ class Buffer(Protocol):
         """Returns when the group is as durable as asked. Waits while the byte budget is spent."""
 
     async def take(self, rollout_id: int) -> list[Group]:
-        """The `rollout_batch_size` groups of this rollout, deadlines kept.
-
-        Waits for them.
-        """
+        """The `rollout_batch_size` groups of this rollout, with every deadline kept. Waits for
+        them."""
 
     def pushing(self, policy_version: int) -> None:
         """The engines are about to be given this version."""
@@ -160,10 +155,10 @@ class Learner(Protocol):
         have been true before the next one."""
 
     async def saved(self, *, wait: bool) -> bool:
-        """Is everything that `save` began on the disk, of every rank? With `wait`, when it is.
+        """Is everything that `save` began on the disk, of every rank? With `wait` this returns when
+        it is.
 
-        Raises when it could not be written.
-        """
+        Raises when it could not be written."""
 
     async def load(self, path: Path) -> None:
         """Read what `save` wrote under `path`: weights, optimizer, schedule."""

@@ -6,10 +6,9 @@ import contextlib
 
 
 def end_children() -> None:
-    """Kill them all, whoever started them (a tool that a user's function runs, too).
+    """Kills all of them, whoever started them (a tool that a user's function runs, too).
 
-    Python's resource trackers stay: they remove what the others leave, and end by themselves.
-    """
+    Python's resource trackers stay: they remove what the others leave, and end by themselves."""
     import psutil  # only who leaves at once pays for it
 
     for process in psutil.Process().children(recursive=True):

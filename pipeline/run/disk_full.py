@@ -1,5 +1,4 @@
-"""A full disk, said once: whoever was the first to notice it, the cause and the way on are the
-same."""
+"""A full disk is reported once: whoever noticed it first, the cause and the way on are the same."""
 
 from __future__ import annotations
 
@@ -24,7 +23,8 @@ def is_disk_full(error: BaseException) -> bool:
 def disk_full_error(
     errors: list[BaseException], run_dir: Path, checkpoints: Path
 ) -> DiskFullError | None:
-    """What to tell the user of a run that ended with `errors`; None when the disk is not why."""
+    """What the user of a run that ended with `errors` is told; None when the disk is not the
+    cause."""
     said = [_place_of(e) for error in errors for e in _chain(error)]
     places = [Path(place) for place in said if place is not None]
     full = [at for at in (checkpoints, run_dir) if _free_bytes(at) < _NOTHING_FREE_BYTES]

@@ -1,4 +1,4 @@
-"""Rewards that are all equal teach nothing: said while the run goes on, not found out later."""
+"""Rewards that are all equal teach nothing: the run says so while it goes on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _MANY_TRUNCATED = 0.5
 
 
 class EqualRewards:
-    """Looks at every train record. Pure."""
+    """Is given every train record. Pure."""
 
     def __init__(self, *, within_groups: bool) -> None:
-        """`within_groups`: advantages compare a reward with its own group's only, so equal ones
-        within every group are enough to teach nothing."""
+        """`within_groups`: advantages compare a reward with those of its own group only, so rewards
+        that are equal within every group teach nothing."""
         self._within_groups = within_groups
         self._in_a_row, self._next_warning = 0, FIRST_WARNING
 
@@ -33,7 +33,7 @@ class EqualRewards:
         return True
 
     def warning(self, record: Mapping[str, Any]) -> str | None:
-        """What is to be said after this record (which was added)."""
+        """What is to be said after this record, which `add` was given before."""
         if self._in_a_row < self._next_warning:
             return None
         self._next_warning = 2 * self._in_a_row

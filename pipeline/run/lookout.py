@@ -1,4 +1,4 @@
-"""The thread that looks at the watchdog: a thread, because an event loop that is blocked looks at
+"""The thread that asks the watchdog. It is a thread because an event loop that is blocked can ask
 nothing."""
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Blocked:
 
 
 class Lookout:
-    """`start` on the event loop to watch; `stop` when all is closed. Reports a silence from the
-    loop, a blocked loop from its own thread."""
+    """Call `start` on the event loop to watch, and `stop` when all is closed. It reports a silence
+    from the loop, and a blocked loop from its own thread."""
 
     def __init__(
         self,

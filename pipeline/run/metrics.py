@@ -1,11 +1,11 @@
-"""What a run says about itself, as plain records: staleness, idle shares, and the builders of the
-rows of metrics.jsonl.
+"""What a run reports about itself, as plain records: measures such as staleness, and the builders
+of the rows of metrics.jsonl.
 
-Pure: nothing here does I/O, and time is injected. A record is a flat dict of
-scalars (but for a train record's `histograms`); its `kind` is one of train (one rollout trained
-on), eval (one data set evaluated), push (one weight push completed), engine (the pool: `event` is
-start | death | restart | stats), wait (nothing was trained for long, and who is awaited), sample
-(what the model said, see samples.py)."""
+Pure: nothing here does I/O, and time is a parameter. A record is a flat dict of scalars (but for a
+train record's `histograms`); its `kind` is one of train (one rollout trained on), eval (one data
+set evaluated), push (one weight push completed), engine (the pool: `event` is start | death |
+restart | stats), wait (nothing was trained for long, and who is awaited), sample (what the model
+said, see samples.py)."""
 
 from __future__ import annotations
 
@@ -164,7 +164,8 @@ def train_record(
 
 
 def _rewards(groups: Sequence[Group], key: str | None) -> Record:
-    """Over every scored sample; a group of equal rewards teaches nothing and is counted."""
+    """The statistics over every scored sample. A group of equal rewards teaches nothing and is
+    counted."""
     by_group = [
         [
             s.reward_value(key)
@@ -205,7 +206,8 @@ def _beyond(groups: Sequence[Group], policy_version: int, bound: int) -> Record:
 def _histograms(
     samples: Sequence[Sample], by_staleness: Mapping[int, int], metrics: Mapping[str, float]
 ) -> Record:
-    """staleness and rollout_log_ratio in trained tokens, response_length in trained samples."""
+    """The histograms of staleness and rollout_log_ratio count trained tokens, that of
+    response_length counts trained samples."""
     found = {
         "staleness": Histogram.of_integers(by_staleness),
         "response_length": Histogram.of_integers(
@@ -266,7 +268,8 @@ def _buffer(fill: BufferFill | None) -> Record:
 
 
 def _removed(trained: Mapping[int, int] | None, removed: Mapping[int, int] | None) -> Record:
-    """The bias of removing what is late, for all to see: slow groups are long ones."""
+    """How long the responses are that were removed as late, beside those trained on: slow groups
+    are long ones, and the bias of removing them is to be seen."""
     if not removed:
         return {}
     out: Record = {"samples_removed_stale": sum(removed.values())}

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class NothingToDo(Exception):  # noqa: N818
-    """Not an error: there is nothing left to train. Its words are told, and the exit code is 0."""
+    """Nothing is left to train. This is not an error: its words are shown, and the exit code is
+    0."""
 
 
 def run_to_end(train: Callable[[Runner], Awaitable[None]], make: Callable[[], Runner]) -> int:
-    """Build and train on a uvloop event loop.
+    """Builds the run and trains on a uvloop event loop; returns the exit code.
 
-    0: done; 1: a fault; 2: bad input; 128 + n: ended by signal n.
-    """
+    0: done; 1: a fault; 2: bad input; 128 + n: ended by signal n."""
     import uvloop
 
     collect_rarely()
@@ -48,9 +48,10 @@ def run_to_end(train: Callable[[Runner], Awaitable[None]], make: Callable[[], Ru
 
 
 def collect_rarely() -> None:
-    """Thousands of samples are alive at once, and die by their reference counts. At its default
-    thresholds the cycle collector looks through all of them every few answers, which is half of the
-    CPU time of generation (benchmarks/orchestration.py)."""
+    """Raises the thresholds of the cycle collector. Thousands of samples are alive at once and die
+    by their reference counts; at the default thresholds the collector goes through all of them
+    every few answers, which takes half of the CPU time of generation
+    (benchmarks/orchestration.py)."""
     gc.set_threshold(1_000_000, 20, 20)
 
 

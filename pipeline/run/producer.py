@@ -91,20 +91,21 @@ class Producer:
                 await asyncio.sleep(0)
 
     def _recalled(self, admission: Admission) -> bool:
-        """A restart need not generate again what the crash left complete, or given back."""
+        """Does the crash before a restart leave this group complete or given back? Then it need not
+        be generated."""
         found = self._buffer.recall(admission.group_index)
         if found is not None:
             self.counts[f"groups_recalled_{found}"] += 1
         return found is not None
 
     def _prepare(self, admission: Admission) -> None:
-        """Its prompt: the source's next, or one that is tried again."""
+        """Gives the group its prompt: the source's next, or one that is tried again."""
         known = self._prompts.get(admission.prompt_index)
         samples = self._source.get_samples(1)[0] if known is None else known
         self._prompts[admission.prompt_index] = self._number(admission.group_index, samples)
 
     async def _produce(self, admission: Admission) -> None:
-        """One group, from its prompt to the buffer or to giving its slot back."""
+        """Takes one group from its prompt to the buffer, or gives its slot back."""
         samples = await self._generate_and_score(admission)
         failed = [s for s in samples if s.status is Status.FAILED]
         if failed:
@@ -145,8 +146,8 @@ class Producer:
         return [samples[place] for place in error.reasons]
 
     async def _generate_and_score(self, admission: Admission) -> list[Sample]:
-        """Samples of the group; those whose rollout or scoring failed are generated again, up to
-        the limit."""
+        """The samples of the group. Those whose generation or scoring failed are generated again,
+        up to the limit."""
         done: list[Sample] = []
         todo = self._prompts[admission.prompt_index]
         for attempt in range(self._retries + 1):
@@ -174,8 +175,8 @@ class Producer:
         raise AssertionError("unreachable")
 
     def _give_up(self, admission: Admission, failed: list[Sample]) -> None:
-        """A group that failed for good is named and counted, and never trained as if its reward
-        were 0."""
+        """Names and counts a group that failed for good. It is never trained as if its reward were
+        0."""
         self.counts["groups_failed"] += 1
         self._failures_in_a_row += 1
         why = failed[0].error or "no reason given"
@@ -203,7 +204,8 @@ class Producer:
     # -- resume ------------------------------------------------------------------------------------
 
     def forget(self) -> None:
-        """What is trained on, or given back for good, a restart need not generate again."""
+        """Drops the prompts that a restart need not generate again: those trained on, and those
+        given back for good."""
         wanted = self._clock.prompts_wanted
         self._prompts = {
             index: samples for index, samples in self._prompts.items() if index in wanted

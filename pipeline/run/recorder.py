@@ -1,7 +1,6 @@
-"""From what happened to the records that say so.
+"""Turns what happened into the records that say so.
 
-The runner reports events; every record goes through telemetry, once.
-"""
+The runner reports events; every record goes through telemetry, once."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class RecordStream(Protocol):
-    """Telemetry, as the recorder sees it."""
+    """What the recorder needs of telemetry."""
 
     def emit(self, kind: str, **fields: Any) -> None: ...
 
@@ -86,8 +85,8 @@ class Recorder:
 
     @property
     def wall_seconds(self) -> float:
-        """Since the run began, start-up included; a resumed run goes on counting where its snapshot
-        was."""
+        """Seconds since the run began, start-up included. A resumed run goes on counting from its
+        snapshot."""
         return self._earlier_seconds + self._time.now() - self._started_at
 
     def trainer_busy(self) -> AbstractContextManager[None]:
@@ -152,8 +151,8 @@ class Recorder:
         self.engine("stats", **self._engine_counts())
 
     def _shortfall(self, batch: TrainBatch) -> dict[str, int]:
-        """Of a rollout that has too few trained samples for its steps and ranks: training goes on,
-        and says so."""
+        """Warns of a rollout that has too few trained samples for its steps and ranks; training
+        goes on."""
         empty = sum(step.is_empty for step in batch.steps)
         fillers = sum(step.num_fillers for step in batch.steps)
         if empty:
@@ -197,8 +196,8 @@ class Recorder:
         )
 
     def evaluated(self, results: Sequence[EvalResult]) -> None:
-        """One of which every sample failed is shown as an error by whoever shows records; the log
-        has it too."""
+        """Records evaluations. One of which every sample failed is shown as an error by whoever
+        shows records, and logged as one."""
         for result in results:
             if result.error is not None:
                 logger.error(
@@ -226,11 +225,12 @@ class Recorder:
         )
 
     def engine(self, event: str, **fields: Any) -> None:
-        """event: start | death | restart | lost | stats."""
+        """Records what happened to an engine. event: start | death | restart | lost | stats."""
         self._telemetry.emit("engine", event=event, **fields, wall_seconds=self.wall_seconds)
 
     def waits(self, news: Silence | Blocked) -> None:
-        """Nothing was trained for long: to log and terminal in words, to the records in fields."""
+        """Reports that nothing was trained for long: in words to log and terminal, in fields to the
+        records."""
         quietly = isinstance(news, Silence) and news.is_start
         logger.log(logging.INFO if quietly else logging.WARNING, "%s", news)
         self._telemetry.emit("wait", **news.record(), wall_seconds=self.wall_seconds)

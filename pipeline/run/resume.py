@@ -26,7 +26,8 @@ class ResumePoint:
 
 
 def resume_point(run: RunConfig) -> ResumePoint:
-    """The same run goes on, with its journal and its records, or is refused with what to do.
+    """What --load leads to: the same run goes on, with its journal and its records, or it is
+    refused with what to do.
 
     Raises CheckpointError, ConfigError."""
     if run.load is None:
@@ -52,8 +53,8 @@ def resume_point(run: RunConfig) -> ResumePoint:
 
 
 def _snapshot(run: RunConfig, home: RunDir, ledger: Ledger | None) -> Path | None:
-    """The one that was given; else the newest of those in --save (as it was, or as it is given) and
-    in the run's own folder."""
+    """The checkpoint that was given; else the newest of those in --save (as it was, or as it is
+    given now) and in the run's own folder."""
     assert run.load is not None
     given = Path(run.load)
     if given.resolve() != home.path and (
@@ -76,7 +77,7 @@ def _snapshot(run: RunConfig, home: RunDir, ledger: Ledger | None) -> Path | Non
 
 
 def _adopted(run: RunConfig, snapshot: Path) -> Path:
-    """A checkpoint whose run is not there: only a new name says that a new run is meant."""
+    """A checkpoint whose run is not there. Only a new --name says that a new run is meant."""
     if run.name is None:
         raise CheckpointError(
             f"--load {run.load}: no run directory belongs to this checkpoint (its journal and"

@@ -126,9 +126,9 @@ def point_latest(run: RunDir) -> None:
 
 
 def withdraw_run_dir(run: RunDir) -> Path | None:
-    """A run that never began takes its folder back. What its processes logged is kept, that of the
-    newest such run, in `failed-start` beside it; returns that folder, or None where nothing was
-    logged."""
+    """Removes the folder of a run that never began. What its processes logged is kept in
+    `failed-start` beside it, which holds the newest such run's; returns that folder, or None where
+    nothing was logged."""
     if not any(run.logs.glob("*")):
         shutil.rmtree(run.path, ignore_errors=True)
         return None

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluationStage(Protocol):
-    """Every data set once; results stamped with the policy versions of their tokens."""
+    """Evaluates every data set once; its results carry the policy versions of their tokens."""
 
     async def evaluate(self, rollout_id: int) -> list[EvalResult]: ...
 
@@ -103,8 +103,8 @@ class Runner:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> bool:
-        """Save what an interrupted run has; close everything; leave summary and report behind,
-        whatever happened."""
+        """Saves what an interrupted run has, closes everything, and leaves summary and report
+        behind, whatever happened."""
         stopped = error is not None and _is_stop(error)
         failures = [error] if error is not None and not stopped else []
         for part in (lambda: self._wind_down(stopped, error), self._close):
@@ -120,7 +120,7 @@ class Runner:
         return stopped
 
     async def _wind_down(self, stopped: bool, error: BaseException | None) -> None:
-        """What is trained and can be saved is saved; what went wrong is in the log."""
+        """Saves what is trained and can be saved; what goes wrong is logged."""
         if stopped:
             self.interrupted_by = self._stop.signal_number
             await self._save_now(wait=True)
@@ -145,7 +145,8 @@ class Runner:
             logger.warning("the snapshot under way is lost: %s", e)
 
     async def _close(self) -> None:
-        """Shielded: a cancelled run still leaves no process behind."""
+        """Closes everything. It is shielded, so that a cancelled run leaves no process behind
+        either."""
         try:
             await asyncio.shield(asyncio.ensure_future(self._close_parts()))
         finally:
@@ -155,7 +156,7 @@ class Runner:
             self._stop.uninstall()
 
     async def _close_unbegun(self) -> None:
-        """The same, and nothing stays behind of a run that never began."""
+        """Closes a run that never began, and leaves nothing of it behind."""
         try:
             await asyncio.shield(asyncio.ensure_future(self._close_parts()))
         finally:
@@ -170,8 +171,8 @@ class Runner:
 
     @asynccontextmanager
     async def producing(self) -> AsyncIterator[None]:
-        """The producer (and evaluations) as tasks beside the learner's loop; a producer that fails
-        stops the run with its cause."""
+        """Runs the producer (and evaluations) as tasks beside the learner's loop. A producer that
+        fails stops the run with its cause."""
         async with asyncio.TaskGroup() as self._beside:
             producer = self._beside.create_task(self._produce())
             yield
@@ -185,7 +186,8 @@ class Runner:
         raise AssertionError("the producer returned: only cancellation may end it")
 
     def end_now(self) -> None:
-        """The loop is gone. What is still up ends at once: it may have been gone too early."""
+        """Ends whatever is still up, at once: the event loop is gone, and may have gone too
+        early."""
         if not self._closed:
             self._p.kill_now()
 
@@ -210,10 +212,9 @@ class Runner:
             return self._p.make_batch(rollout_id, self._p.clock.version_at(rollout_id), groups)
 
     async def learn(self, batch: TrainBatch) -> StepResult:
-        """One rollout's optimizer steps.
+        """Takes one rollout's optimizer steps.
 
-        A refused step stops the run; what it was given is kept for a post-mortem.
-        """
+        A refused step stops the run; what it was given is kept for a post-mortem."""
         with self._p.recorder.trainer_busy(), self._p.watchdog.stage("step"):
             try:
                 result = await self._p.learner.step(batch)
@@ -246,7 +247,8 @@ class Runner:
             self._p.recorder.pushed(rollout_id, pushed)
 
     def evaluate(self, rollout_id: int) -> None:
-        """Start an evaluation where one is due. Training goes on; results come when they come."""
+        """Starts an evaluation where one is due. Training goes on meanwhile; the results are
+        recorded when they come."""
         interval = self._p.config.eval.eval_interval
         last = rollout_id + 1 == self._p.config.run.num_rollout
         if interval and ((rollout_id + 1) % interval == 0 or last):
@@ -281,19 +283,18 @@ class Runner:
         self._p.recorder.evaluated(results)
 
     async def save(self, rollout_id: int) -> None:
-        """Where one is due.
+        """Saves where a checkpoint is due.
 
-        With --async-save it is committed at a later rollout's call, and the last one before this
-        returns.
-        """
+        With --async-save it is committed by a later rollout's call, and the last one before this
+        returns."""
         interval, done = self._p.config.run.save_interval, rollout_id + 1
         await self._commit(wait=False)
         if self._p.clock.finished or (interval and done % interval == 0):
             await self._save_now(wait=self._p.clock.finished)
 
     async def _save_now(self, *, wait: bool) -> None:
-        """Between two steps only: the snapshot's weights and the driver's state are of the same
-        instant."""
+        """Saves between two steps only, so that the snapshot's weights and the driver's state are
+        of the same instant."""
         p = self._p
         if not p.saves:
             return
@@ -317,7 +318,7 @@ class Runner:
         await self._commit(wait=wait)
 
     async def _commit(self, *, wait: bool) -> None:
-        """Put the snapshot that was begun in force, if all of it is on the disk (with `wait`: when
+        """Puts the snapshot that was begun in force, if all of it is on the disk (with `wait`: when
         it is)."""
         pending = self._pending
         if pending is None:

@@ -83,7 +83,8 @@ def shortened(text: str) -> str:
 
 
 def last_samples(path: Path, num_rollouts: int) -> list[list[Record]]:
-    """The samples of the last rollouts in samples.jsonl, a list a rollout, the newest first."""
+    """The samples of the last rollouts in samples.jsonl: one list for every rollout, the newest
+    first."""
     by_rollout: dict[int, list[Record]] = {}
     for record in read_records(path):
         by_rollout.setdefault(record["rollout_id"], []).append(record)

@@ -1,5 +1,5 @@
-"""A --save folder has one run, whose checkpoints lie there under one `latest`. A small file says
-which."""
+"""A --save folder belongs to one run, whose checkpoints lie there under one `latest`. A small file
+in it names the run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_save_folder(save: str | None, home: RunDir | None) -> None:
 
 
 def claim_save_folder(save: str | None, run_dir: RunDir) -> None:
-    """Mark the folder as this run's. Raises ConfigError when it cannot be written."""
+    """Marks the folder as this run's. Raises ConfigError when it cannot be written."""
     if save is None:
         return
     folder = Path(save)

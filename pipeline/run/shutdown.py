@@ -52,16 +52,15 @@ class Stop:
         self.signal_number: int | None = None
 
     def install(self) -> None:
-        """On the event loop, in the main thread."""
+        """Starts listening for signals. Call it on the event loop, in the main thread."""
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._signals.start()
 
     def uninstall(self) -> None:
-        """Everything is closed.
+        """Stops listening, when everything is closed.
 
-        After an orderly end, signals that come late do not spoil the exit code.
-        """
+        After an orderly end, signals that come late do not spoil the exit code."""
         self._signals.stop(signal.SIG_IGN if self.requested else None)
 
     @property

@@ -1,4 +1,4 @@
-"""Who idles how long: the learner and the engines, lap by lap."""
+"""How long the learner and the engines are idle, lap by lap."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Lap:
 
 
 class Utilisation:
-    """Who idles how long, lap by lap.
+    """Measures how long the learner and the engines are idle, lap by lap.
 
-    `engine_idle_seconds` returns, by engine, the seconds it has had no request since it started (a
-    counter that only grows; one that falls belongs to a restarted engine and counts from zero).
-    Laps without any engine have generation idle 0."""
+    `engine_idle_seconds` returns for every engine the seconds in which it had no request since it
+    started. The counter only grows; one that falls belongs to a restarted engine and counts from
+    zero. Without engines generation is idle for 0 of a lap."""
 
     def __init__(
         self, time: TimeSource, engine_idle_seconds: Callable[[], Mapping[str, float]]
@@ -35,7 +35,7 @@ class Utilisation:
         self._lap_start = time.now()
 
     def trainer_busy(self) -> AbstractContextManager[None]:
-        """Around every step, push and save of the learner."""
+        """Put this around every step, push and save of the learner."""
         return self._trainer.busy()
 
     def lap(self) -> Lap:

@@ -30,7 +30,7 @@ class SupervisedLearner(Protocol):
 
 
 def supervised_sample(index: int, prompt: Sequence[int], answer: Sequence[int]) -> TrainSample:
-    """Loss on every answer token; no log-probs, no advantages."""
+    """A pair as a sample with loss on every answer token, without log-probs and advantages."""
     n = len(answer)
     return TrainSample(
         index=index,
@@ -53,7 +53,7 @@ async def warm_up(
     num_dp_ranks: int,
     make_batch: Callable[..., TrainBatch],
 ) -> float:
-    """`config.sft_steps` steps; returns the last loss (nats a token)."""
+    """Takes `config.sft_steps` steps; returns the last loss (nats a token)."""
     loss = float("nan")
     for step in range(config.sft_steps):
         samples = [supervised_sample(i, *next(pairs)) for i in range(config.sft_batch_size)]
@@ -74,6 +74,6 @@ async def warm_up(
 
 
 def _decay(step: int, config: WarmupConfig) -> float:
-    """1, then linear over the last `sft_decay_steps`; the last step still learns
-    (1/sft_decay_steps)."""
+    """The factor of the learning rate: 1, then falling linearly over the last `sft_decay_steps`, of
+    which the last still learns (1/sft_decay_steps)."""
     return min(1.0, (config.sft_steps - step) / max(1, config.sft_decay_steps))

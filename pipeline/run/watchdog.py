@@ -1,8 +1,8 @@
-"""What the learner's loop waits for, since when, and where that stands: said when nothing was
+"""What the learner's loop waits for, since when, and at which line: reported when nothing was
 trained for long.
 
-Pure: time is injected, nothing here sleeps, prints or ends anything. `pipeline.run.lookout` looks
-at it regularly."""
+Pure: time is a parameter; nothing here sleeps, prints or ends anything. `pipeline.run.lookout` asks
+it regularly."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ class Silence:
 
     @property
     def is_start(self) -> bool:
-        """Engines and learner of some sizes take minutes: news, not a fault."""
+        """Is the run still starting? Engines and learner of some sizes take minutes to start: that
+        is news, not a fault."""
         return self.stage == "start"
 
     def __str__(self) -> str:
@@ -90,12 +91,12 @@ class Silence:
         return f"{begin}: {doing} and waits for " + "; ".join([*map(str, self.awaited), *rest])
 
     def record(self) -> dict[str, Any]:
-        """The fields of its row in metrics.jsonl."""
+        """The fields of the silence's row in metrics.jsonl."""
         return asdict(self)
 
 
 class Watchdog:
-    """Told of what begins and ends, asked now and then by `check`."""
+    """Is told of everything that begins and ends; `check` asks it for a report now and then."""
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class Watchdog:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Around a step of the learner's loop."""
+        """Put this around a step of the learner's loop."""
         before, self._loop = self._loop, Activity(stage=name, **self._now())
         try:
             yield
@@ -125,7 +126,7 @@ class Watchdog:
 
     @contextmanager
     def beside(self, kind: Kind, number: int, stage: str) -> Iterator[None]:
-        """Around what happens beside it."""
+        """Put this around what happens beside the learner's loop."""
         self._next_id += 1
         own = self._next_id
         self._beside[own] = Activity(stage=stage, kind=kind, number=number, **self._now())
@@ -144,12 +145,13 @@ class Watchdog:
 
     @property
     def patience_seconds(self) -> float:
-        """So much silence is nothing to speak of."""
+        """How long a silence may last before it is reported."""
         usual = self._rollouts * statistics.median(self._paces) if self._paces else 0.0
         return max(self._long_seconds, usual)
 
     def check(self) -> Silence | None:
-        """What is to be said now; None most of the time. Call it on the loop of the tasks."""
+        """The silence that is to be reported now; None most of the time. Call it on the loop of the
+        tasks."""
         now = self._time.now()
         seconds = now - self._last
         if self._loop is None or seconds < max(self.patience_seconds, AGAIN * self._told):

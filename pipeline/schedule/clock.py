@@ -1,8 +1,8 @@
-"""The run's logical clock: who may start generating, until when it must be consumed, which policy
-version is whose.
+"""The run's logical clock: who may start generating, until when it must be consumed, and which
+policy version belongs to which rollout.
 
-Pure state machine, no tasks, no time, no I/O: the runner and the tests drive the
-same object.
+It is a pure state machine without tasks, time or I/O: the runner and the tests drive the same
+object.
 
 Words: P = rollout_batch_size (with replay: the share of it that is fresh), K = async_buffer_size, N
 = update_weights_interval, S = max_staleness (policy versions), D = S*N (the same bound in

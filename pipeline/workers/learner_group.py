@@ -45,10 +45,9 @@ class LearnerGroup:
     # ---- life
 
     async def start(self) -> None:
-        """Bring up Ray and the ranks, with the model loaded.
+        """Brings up Ray and the ranks, with the model loaded.
 
-        Raises ConfigError, CheckpointError or LearnerError.
-        """
+        Raises ConfigError, CheckpointError or LearnerError."""
         try:
             self._starting = asyncio.ensure_future(asyncio.to_thread(self._cluster.start))
             await asyncio.shield(self._starting)
@@ -97,7 +96,8 @@ class LearnerGroup:
         ]
 
     async def close(self) -> None:
-        """Take everything down: ranks, Ray, its folder. From any state, and more than once."""
+        """Takes down the ranks, Ray and its folder. It may be called in any state, and more than
+        once."""
         if self._starting is not None:
             # a thread cannot be cancelled, and would make processes and files behind our back
             await asyncio.wait([self._starting])
@@ -240,15 +240,15 @@ class LearnerGroup:
 
 
 def _answer_to(call: Awaitable[Any]) -> asyncio.Future[Any]:
-    """Of several ranks that fail, the first is told; asyncio shall not complain that the others'
-    errors were never looked at."""
+    """The call as a task. Of several ranks that fail the first is reported; asyncio must not
+    complain that nobody looked at the others' errors."""
     task = asyncio.ensure_future(awaited(call))
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
 
 
 def _absolute(path: Path) -> Path:
-    """Ranks have a working directory of their own."""
+    """The absolute path, because ranks have a working directory of their own."""
     return path.absolute()
 
 

@@ -45,7 +45,7 @@ class RankActor:
         return os.getpid()
 
     def warm_up(self) -> None:
-        """The imports, which take most of the start: all ranks do them at the same time."""
+        """Does the imports, which take most of the start, on all ranks at the same time."""
         _backend(self._settings).load()
         if not has_gpu():
             import torch
@@ -53,7 +53,8 @@ class RankActor:
             torch.set_num_threads(self._settings.cluster.cpu_threads_per_actor)
 
     def serve_store(self) -> tuple[str, int]:
-        """Rank 0: where the ranks meet. Loopback when they are all on this machine."""
+        """On rank 0: opens the store at which the ranks meet. It listens on loopback when all of
+        them are on this machine."""
         from stages.learn.rendezvous import serve_store
 
         host = "127.0.0.1" if self._settings.cluster.actor_num_nodes == 1 else own_address()
@@ -76,11 +77,11 @@ class RankActor:
         return BroadcastSender(self._rank.hf_weights, self._rank.export_hf, self._rank.device)
 
     def call(self, method: str, *args: Any) -> Any:
-        """A method of the rank; all ranks get the same calls in the same order."""
+        """Calls a method of the rank; all ranks get the same calls in the same order."""
         return getattr(self._rank, method)(*args)
 
     def send(self, method: str, *args: Any) -> Any:
-        """A method of the sender (rank 0), made when first asked for."""
+        """Calls a method of the sender (rank 0), which is made when first asked for."""
         self._sender = self._sender or self._make_sender()
         result = getattr(self._sender, method)(*args)
         return asyncio.run(awaited(result)) if inspect.isawaitable(result) else result

@@ -1,9 +1,9 @@
-"""Learner and engines that share devices take turns: whoever works has the memory, the other is on
-the host.
+"""Learner and engines that share devices take turns: the one that works has the memory, the other
+is on the host.
 
-Around a step, a save and a load: engines out, learner in; afterwards the other way round. A push
-needs the learner's weights beside the engines, and brings those for its time
-(stages/learn/megatron/offload.py)."""
+Around a step, a save and a load the engines leave and the learner comes in; afterwards it is the
+other way round. A push needs the learner's weights beside the engines, and brings them in for its
+time (stages/learn/megatron/offload.py)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OffloadableLearner(Learner, Protocol):
 
 
 class EngineSwitch(Protocol):
-    """That of the engines."""
+    """Engines that can leave their devices."""
 
     async def release(self) -> None: ...
     async def resume(self) -> None: ...
@@ -59,14 +59,15 @@ class TurnTaking:
             await self.end_turn()
 
     async def end_turn(self) -> None:
-        """The learner leaves, the engines are back."""
+        """The learner leaves, and the engines come back."""
         if self._leaves is not None:
             await self._leaves.offload()
         if self._engines is not None:
             await self._engines.resume()
 
     async def step(self, batch: TrainBatch) -> StepResult:
-        """With `turn_seconds`: what handing the devices over took."""
+        """The learner's step. Its metrics have `turn_seconds`: how long handing the devices over
+        took."""
         began = self._time.now()
         async with self._turn():
             in_between = self._time.now()
