@@ -20,10 +20,9 @@ from pipeline.wiring.foreign_flags import FAMILIES
 
 
 def audit_lines(run: RunDir) -> Iterator[str]:
-    """What was compared.
+    """Yields what was compared, in words.
 
-    Raises DataError, after all was looked at, when something came out otherwise.
-    """
+    Raises DataError, after everything was looked at, when something came out otherwise."""
     config = load_config(["--config", str(run.config)], families=FAMILIES)
     entries, _ = read_journal(run.buffer / FILE_NAME)
     life = next((n for n, entry in enumerate(entries) if entry["t"] == "restore"), len(entries))

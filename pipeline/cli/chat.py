@@ -80,7 +80,8 @@ def add_parsers(commands: Any) -> None:
 
 
 def run_chat(args: argparse.Namespace) -> None:
-    """Every line of stdin is a turn; without a template, a prompt of its own."""
+    """Every line of stdin is a turn of one chat; without a chat template it is a prompt of its
+    own."""
     speaker = _speaker(args)
     messages: list[dict[str, str]] = []
     for line in _lines():
@@ -98,7 +99,7 @@ def run_chat(args: argparse.Namespace) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    """The answers, each under a line that says whose it is where there are several."""
+    """Prints the answers, each under a line that names its prompt where there are several."""
     if args.num_samples < 1:
         raise ConfigError(f"--num-samples {args.num_samples}: expected at least 1")
     speaker = _speaker(args)
@@ -113,10 +114,9 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def find_model(path: Path) -> tuple[Path, Manner]:
-    """(the Hugging Face folder that `path` means, how it is asked).
+    """(the Hugging Face folder that `path` leads to, how the model is asked).
 
-    Raises CheckpointError where there is none, and says where it was looked for.
-    """
+    Raises CheckpointError where there is none, and says where it was looked for."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder (working folder: {Path.cwd()})")
     manner, tried = Manner(), [path, path / "hf", path / "latest" / "hf"]
@@ -161,7 +161,7 @@ def _manner_of(config_file: Path) -> tuple[Manner, Path | None]:
 
 
 def _speaker(args: argparse.Namespace) -> Speaker:
-    """The model, loaded; what is simply wrong is said before anything heavy is imported."""
+    """The loaded model. What is simply wrong is reported before anything heavy is imported."""
     folder, manner = find_model(Path(args.run_dir))
     given = ("chat_template", "system_prompt", "temperature", "top_p", "max_new_tokens")
     manner = replace(
@@ -191,7 +191,7 @@ def _check(manner: Manner) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, or what is piped in; empty lines say nothing."""
+    """What the user types, or what is piped in; empty lines are skipped."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
         return

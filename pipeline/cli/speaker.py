@@ -1,5 +1,5 @@
-"""A trained model that answers: transformers' own generation, printed as it comes. Imports torch:
-only for who talks to a model."""
+"""A trained model that answers with transformers' own generation, printed as it comes. Imports
+torch, and is imported only for whoever talks to a model."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ class Speaker:
             torch.manual_seed(seed)
 
     def answer(self, asked: str | Messages) -> str:
-        """Print the answer as it is generated; returns it whole.
+        """Prints the answer as it is generated, and returns all of it.
 
-        Raises DataError where no room is left for one.
-        """
+        Raises DataError where no room is left for one."""
         prompt = self._encode(asked)
         room = self._model.config.get_text_config().max_position_embeddings - len(prompt)
         if room < 1:
@@ -74,8 +73,8 @@ class Speaker:
         )
 
     def _settings(self, max_new_tokens: int) -> Any:
-        """All of it: what is left out would be taken from the checkpoint's generation_config, which
-        the engines do not heed."""
+        """All settings of generation: one that is left out would be taken from the checkpoint's
+        generation_config, which the engines do not follow."""
         manner, own = self._manner, self._model.generation_config
         ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
         stops = {*ends, self._tokenizer.eos_token_id, *manner.stop_token_ids} - {None}

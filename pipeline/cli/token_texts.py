@@ -1,4 +1,4 @@
-"""What the token ids of a run mean, for people to read."""
+"""The texts of a run's token ids, for people to read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def _of_mock(config: Config) -> TextOf:
 
 
 def _folders(run: RunDir, config: Config) -> list[Path]:
-    """The run's own checkpoint first, then what it began with."""
+    """Where a tokenizer may lie: the run's own checkpoint first, then the model that it began
+    with."""
     saved = (Path(config.run.save) if config.run.save else run.checkpoints) / "latest" / "hf"
     began = config.model.hf_checkpoint
     folders = [saved, *([Path(began).expanduser()] if began else [])]
@@ -52,7 +53,8 @@ def _folders(run: RunDir, config: Config) -> list[Path]:
 
 
 def _of_folder(folder: Path) -> TextOf:
-    """Without transformers where there is a tokenizer.json, which takes seconds less."""
+    """The folder's tokenizer. Where there is a tokenizer.json it is loaded without transformers,
+    which saves seconds."""
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
@@ -65,7 +67,7 @@ def _of_folder(folder: Path) -> TextOf:
 
 
 def _text(decoded: str, name: str | None) -> str:
-    """Pieces of characters by the vocabulary's name for them."""
+    """The text of one id. A piece of a character is written as the vocabulary's name for it."""
     if name is None:
         return decoded
     if not decoded or _REPLACEMENT in decoded:

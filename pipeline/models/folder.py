@@ -1,8 +1,8 @@
-"""A Hugging Face folder that is made once and found again, and what makes any folder one.
+"""A Hugging Face folder that is made once and found again, and the check that a folder is complete.
 
-What is made lands in `cache_dir` under a name that holds a hash of everything it was made from, and
-appears there by one rename: a half-made model is never found, two processes may make the same one
-at once."""
+What is made lies in `cache_dir` under a name with a hash of everything that it was made from, and
+appears there by one rename: a half-made model is never found, and two processes may make the same
+one at once."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def make_once(
 
 
 def check_checkpoint(path: Path) -> Path:
-    """`path`, if it holds a config, all of its safetensors and a tokenizer; else CheckpointError
-    names what is missing."""
+    """`path`, if it holds a config, all of its safetensors and a tokenizer; else raises
+    CheckpointError naming what is missing."""
     if not path.is_dir():
         raise CheckpointError(
             f"--hf-checkpoint {path}: no such folder; expected a Hugging Face folder, OWNER/NAME on"

@@ -69,11 +69,11 @@ def _convert_gguf(file: Path, out: Path) -> None:
 
 
 def _correct_tokenizer(tokenizer: Any, file: Path) -> dict[str, int]:
-    """Set what transformers gets wrong from what the file says; returns {bos,eos,pad}_token_id for
-    the model's config.
+    """Corrects by the file what transformers gets wrong; returns {bos,eos,pad}_token_id for the
+    model's config.
 
-    transformers swaps bos and eos for some models and knows one way only to split text before BPE.
-    """
+    transformers swaps bos and eos for some models, and knows only one way to split text before
+    BPE."""
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers
 

@@ -1,5 +1,5 @@
-"""A model by its name on the Hugging Face Hub (`Qwen/Qwen3-0.6B`): fetched once, into Hugging
-Face's own cache, and a folder like any other from then on."""
+"""A model by its name on the Hugging Face Hub (`Qwen/Qwen3-0.6B`): it is fetched once, into Hugging
+Face's own cache, and is a folder like any other from then on."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ Fetch = Callable[[str], str]  # name -> folder
 def fetch_model(name: str, fetch: Fetch | None = None) -> Path:
     """The folder of the model `name`: from the cache, else from the Hub.
 
-    `fetch` raises OSError or ValueError where it cannot; so does CheckpointError then, with the way
-    to get the model by hand.
-    """
+    `fetch` raises OSError or ValueError where it cannot get the model; then CheckpointError is
+    raised, which says how to get it by hand."""
     try:
         return Path((fetch or _from_hub)(name))
     except (OSError, ValueError) as error:

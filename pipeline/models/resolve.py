@@ -20,10 +20,9 @@ from pipeline.models.tiny import make_tiny
 
 
 def resolve_checkpoint(spec: str, cache_dir: Path = Path("models"), seed: int = 1234) -> Path:
-    """The folder that `spec` means, made first if need be.
+    """The folder that `spec` leads to; it is made first where need be.
 
-    `seed` initialises a tiny model. Raises CheckpointError.
-    """
+    `seed` initialises a tiny model. Raises CheckpointError."""
     kind, colon, rest = spec.partition(":")
     if colon and kind == "tiny":
         return make_tiny(Path(rest), Path(cache_dir), seed)

@@ -32,7 +32,7 @@ def sees(shape: Mapping[str, Any]) -> bool:
 
 
 def vision_tokens(tokenizer: Any) -> dict[str, int]:
-    """The fields of the model's config that name its marks."""
+    """The fields of the model's config that hold the ids of its image marks."""
     names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
     return {
         name: tokenizer.convert_tokens_to_ids(mark) for name, mark in zip(names, MARKS, strict=True)
@@ -42,10 +42,9 @@ def vision_tokens(tokenizer: Any) -> dict[str, int]:
 def save_processor(
     shape: Mapping[str, Any], image: Mapping[str, Any], tokenizer: Any, out: Path
 ) -> None:
-    """The image processor, and the tokenizer with it.
+    """Writes the image processor, and the tokenizer with it.
 
-    `image`: min_pixels and max_pixels. Raises CheckpointError for other families.
-    """
+    `image`: min_pixels and max_pixels. Raises CheckpointError for other families."""
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     if shape["model_type"] not in ("qwen3_vl", "qwen3_vl_moe"):

@@ -1,4 +1,4 @@
-"""What a run tells, while it runs: one stream of records, any number of sinks (jsonl, terminal,
+"""What a run says while it runs: one stream of records, any number of sinks (jsonl, terminal,
 wandb, TensorBoard), and the log."""
 
 from pipeline.telemetry.hub import JsonlSink, Telemetry

@@ -1,6 +1,6 @@
 """TensorBoard's event files: what is written into them, and what is taken out when a run goes back
-to a checkpoint (TensorBoard would show a step that was taken twice as two points). By TensorBoard's
-own writer, which needs neither torch nor TensorFlow."""
+to a checkpoint (TensorBoard would show a step that was taken twice as two points). They are written
+with TensorBoard's own writer, which needs neither torch nor TensorFlow."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EventFile:
         self._add(tag, rows, described, step, wall_time)
 
     def text(self, tag: str, value: str, step: int, wall_time: float | None) -> None:
-        """Markdown."""
+        """Writes a text in Markdown."""
         from tensorboard.plugins.text.metadata import create_summary_metadata
 
         described = create_summary_metadata(display_name="", description="")

@@ -1,4 +1,4 @@
-"""One `emit`, every sink: each gets the same dict, and none can stop the run."""
+"""One `emit` for every sink: each gets the same dict, and none can stop the run."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Telemetry:
         self._lock = threading.RLock()
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """One record to every sink: `kind`, `time` (unix seconds) and the fields, as strict JSON
-        can hold them."""
+        """Gives one record to every sink: `kind`, `time` (unix seconds) and the fields, as strict
+        JSON can hold them."""
         assert kind in KINDS, f"kind {kind!r}, expected one of {KINDS}"
         record = jsonable({"kind": kind, "time": round(self._unix_time(), 3), **fields})
         with self._lock:
@@ -72,8 +72,8 @@ class Telemetry:
 
 
 class JsonlSink:
-    """metrics.jsonl, appended to; a line is handed to the operating system as soon as it is said,
-    so kill -9 loses none. Samples, which are long, go to a file of their own."""
+    """Appends to metrics.jsonl. A line is handed to the operating system as soon as it is written,
+    so that kill -9 loses none. Samples, which are long, go to a file of their own."""
 
     def __init__(self, path: Path, kinds: Collection[str] = NUMBER_KINDS) -> None:
         self._kinds = kinds

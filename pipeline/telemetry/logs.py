@@ -1,4 +1,5 @@
-"""Python logging: everything to RUN_DIR/run.log, what a user should see to the terminal as well."""
+"""Python logging: everything goes to RUN_DIR/run.log, and what a user should see to the terminal as
+well."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 class _Console(logging.Handler):
-    """Our own lines from `level` on, other libraries' from WARNING on; Python warnings, and what is
-    marked file_only, only in the file (what is marked terminal_only not there)."""
+    """Shows our own lines from `level` on and other libraries' from WARNING on. Python warnings,
+    and what is marked file_only, go only to the file (what is marked terminal_only does not)."""
 
     def __init__(self, write_line: Callable[[str, int], None], level: int) -> None:
         super().__init__(level)
@@ -53,7 +54,7 @@ class _Console(logging.Handler):
 
 
 class _RunLog(logging.FileHandler):
-    """A file that cannot be written is said to be so once, and not by a traceback a line."""
+    """A file that cannot be written is reported once, and not by a traceback for every line."""
 
     _failed = False
 
@@ -70,8 +71,8 @@ class _RunLog(logging.FileHandler):
 
 
 class EarlyLines(logging.Handler):
-    """Around what comes before `start_logging`: warnings are shown at once, and kept for the file
-    that is not there yet."""
+    """Put this around what comes before `start_logging`: warnings are shown at once, and kept for
+    the file that is not there yet."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -83,7 +84,7 @@ class EarlyLines(logging.Handler):
         self._console.handle(record)
 
     def hand_over(self, to_file: logging.Handler) -> None:
-        """There is a file, and whoever shows lines from now on."""
+        """The file is there, and so is whoever shows lines from now on."""
         logging.getLogger().removeHandler(self)
         for record in self._kept:
             to_file.handle(record)

@@ -31,7 +31,8 @@ _REFRESH_PER_SECOND = 4
 
 
 class PlainSink:
-    """A line a rollout, a line an evaluation, a line whatever happens to an engine."""
+    """Prints one line for every rollout, every evaluation, and everything that happens to an
+    engine."""
 
     def __init__(self, view: RunView, write_line: Callable[[str], None]) -> None:
         self._view, self._write_line = view, write_line
@@ -47,8 +48,8 @@ class PlainSink:
 
 
 class LiveSink:
-    """rich's Live: redrawn in place, log lines scroll by above it, the last state stays when the
-    run ends."""
+    """Draws a panel with rich's Live: it is redrawn in place, log lines scroll by above it, and its
+    last state stays when the run ends."""
 
     def __init__(self, view: RunView, console: Console, time: TimeSource) -> None:
         from rich.live import Live
@@ -271,7 +272,7 @@ def _evals(view: RunView, train: Mapping[str, Any], out: Table) -> None:
 
 
 def _text(*parts: str | tuple[str, str]) -> Text:
-    """One line, cut at its end where the terminal is narrower."""
+    """One line, which is cut at its end where the terminal is narrower."""
     from rich.text import Text
 
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")

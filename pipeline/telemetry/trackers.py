@@ -53,7 +53,7 @@ def cells(sample: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table whose cells cannot break it."""
+    """A table in Markdown whose cells cannot break it."""
     out = [" | ".join(_COLUMNS), " | ".join("---" for _ in _COLUMNS)]
     for row in rows:
         plain = [escape(cell).replace("|", "&#124;").replace("\n", "<br>") for cell in cells(row)]
@@ -62,8 +62,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 class WandbSink:
-    """WANDB_MODE, WANDB_API_KEY and so on work as everywhere, where flags do not say otherwise;
-    `offline` needs no network.
+    """Writes to Weights & Biases. WANDB_MODE, WANDB_API_KEY and so on work as everywhere; `offline`
+    needs no network.
 
     A resumed run goes on in the same curve, at the step after its last. W&B takes nothing back: a
     run that lost rollouts in a crash begins a new curve, with what still holds in it."""
@@ -166,7 +166,7 @@ def _run_id(directory: Path, *, new: bool) -> str:
 
 
 class TensorBoardSink:
-    """Event files in a folder."""
+    """Writes event files in RUN_DIR/tensorboard."""
 
     def __init__(
         self, directory: Path, *, earlier: Sequence[Mapping[str, Any]] = (), shared: bool = False
@@ -208,8 +208,8 @@ class TensorBoardSink:
 
 
 def newest_steps(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """By kind, the highest step of the records; -1 where there is none. Kinds over time are not
-    among them: no time comes twice."""
+    """The highest step of the records, by kind; -1 where there is none. Kinds over time are left
+    out, because no time comes twice."""
     steps = dict.fromkeys((kind for kind in KINDS if _X_AXIS[kind] != "wall_seconds"), -1)
     for record in records:
         kind = record["kind"]

@@ -1,7 +1,6 @@
-"""What the terminal shows, as plain state: records in, lines of text out.
+"""What the terminal shows, as plain state: records go in, lines of text come out.
 
-Pure, so that both views and the tests share it.
-"""
+Pure, so that both views and the tests share it."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ class RunView:
 
     @property
     def num_trained(self) -> int:
-        """Rollouts done, those before a resume included."""
+        """How many rollouts are done, those before a resume included."""
         return self.train["rollout_id"] + 1 if self.train else 0
 
     @property
@@ -69,7 +68,7 @@ class RunView:
         return (self.train or {}).get("loss" if self.supervised else "reward_mean")
 
     def eta_seconds(self) -> float | None:
-        """At the mean pace of the last rollouts; None before the first."""
+        """The time left at the mean pace of the last rollouts; None before the first."""
         if not self._intervals:
             return None
         return (self.num_rollout - self.num_trained) * sum(self._intervals) / len(self._intervals)
@@ -106,7 +105,7 @@ def plain_line(view: RunView) -> str:
 
 
 def event_line(record: Record) -> str | None:
-    """Evaluations and engine events in one line; None for what is not worth one."""
+    """An evaluation or an engine's event in one line; None for what is not worth one."""
     match record["kind"], record.get("event"):
         case "eval", _:
             if record.get("error"):
@@ -131,7 +130,7 @@ def event_line(record: Record) -> str | None:
 
 
 def eval_detail(record: Record) -> str:
-    """Which weights, how many samples."""
+    """Which weights an evaluation had, and how many samples."""
     low, high = record.get("policy_version_min"), record.get("policy_version_max")
     version = f"version {low}" if low == high else f"versions {low}-{high}"
     failed = f", {record['num_failed']} failed" if record.get("num_failed") else ""

@@ -21,11 +21,11 @@ _PROCESS_STARTED = time.monotonic()
 
 
 def build(config: Config) -> Runner:
-    """Everything that fails on bad input fails here, before any process starts; entering the Runner
-    brings the rest up.
+    """Everything that fails on bad input fails here, before any process is started; entering the
+    Runner starts the rest.
 
     Call it on the event loop that will run the Runner. Raises ConfigError, DataError or
-    CheckpointError; NothingToDo where all is trained already."""
+    CheckpointError, and NothingToDo where all is trained already."""
     print(greeting(config), flush=True)  # the imports and files below take seconds
     from pipeline.telemetry.logs import EarlyLines
 

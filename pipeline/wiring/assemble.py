@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 
 def assemble(config: Config, *, started_at: float, watchdog: Watchdog | None = None) -> Runner:
-    """A run that cannot begin leaves no folder behind, unless it had one before."""
+    """The run that the configuration describes. One that cannot begin leaves no folder behind,
+    unless it had one before."""
     site = open_context(config)
     undo = ExitStack()
     if site.resumed.home is None:
@@ -51,7 +52,7 @@ def assemble(config: Config, *, started_at: float, watchdog: Watchdog | None = N
 
 
 def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Watchdog) -> Runner:
-    """`undo`: what is to be done when the run never begins."""
+    """`undo` collects what must be undone when the run never begins."""
     asked = site
     if site.config.run.mock:
         site = simulated(site)
@@ -176,8 +177,8 @@ def _priority(site: RunContext) -> Priority:
 
 
 def _equal_rewards(config: Config) -> EqualRewards | None:
-    """None where something else than rewards is learned from, or a user's function makes the
-    advantages."""
+    """The watch for equal rewards; None where the run learns from something else, or where a user's
+    function makes the advantages."""
     a = config.algorithm
     own = (
         a.custom_advantage_function_path,

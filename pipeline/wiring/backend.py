@@ -1,4 +1,4 @@
-"""What differs between a real and a simulated run."""
+"""The parts that differ between a real and a simulated run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.reward import Lease
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """What differs between a real and a simulated run."""
+    """The parts that differ between a real and a simulated run."""
 
     tokenizer: Tokenizer | None
     max_prompt_len: int | None  # in tokens of this tokenizer

@@ -16,15 +16,14 @@ from stages.filter import build_all_samples_process, build_sample_filter
 
 
 class Batcher:
-    """Called once a rollout, when the learner takes it.
+    """Makes the learner's batch of a rollout, when the learner takes it.
 
-    Raises ConfigError when a user's function cannot be loaded.
-    """
+    Raises ConfigError when a user's function cannot be loaded."""
 
     def __init__(
         self, config: Config, args: SimpleNamespace, source: Any, cost: Cost = TOKENS
     ) -> None:
-        """`cost`: of the model, by which ranks are balanced."""
+        """`cost`: the model's, by which ranks get equal work."""
         self._config, self._cost = config, cost
         self._hooks = load_hooks(config.algorithm, args)
         self._filter = build_sample_filter(config.rollout.rollout_sample_filter_path, args)

@@ -1,4 +1,4 @@
-"""What a run writes of itself at its end, and of a refused step."""
+"""What a run writes about itself at its end, and what it keeps of a refused step."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def telemetry_of(site: RunContext) -> tuple[Any, Callable[[float, bool], None]]:
 
 
 def save_batch(batch: TrainBatch, folder: Path) -> Path:
-    """What a refused step was given, as one .npz (no pickle): arrays named s<step>_<field>, samples
-    one after the other."""
+    """Writes the batch of a refused step as one .npz (no pickle): arrays named s<step>_<field>,
+    samples one after the other. Returns its path."""
     arrays: dict[str, np.ndarray] = {
         "rollout_id": np.asarray(batch.rollout_id),
         "policy_version": np.asarray(batch.policy_version),

@@ -47,8 +47,8 @@ class RunContext:
 
     @property
     def config_text(self) -> str:
-        """What config.yaml says. --load is not in it where the run goes on in its own folder: to
-        run that file again is to begin a new run."""
+        """The text of config.yaml. --load is left out where the run goes on in its own folder:
+        running that file again begins a new run."""
         config = self.config
         if self.resumed.home is not None:
             config = replace(config, run=replace(config.run, load=None))
@@ -121,14 +121,14 @@ def begin(site: RunContext) -> None:
 
 
 def withdraw(run_dir: RunDir) -> None:
-    """The run never began: no folder of its own stays."""
+    """Removes the folder of a run that never began, unless the folder was there before."""
     aside = withdraw_run_dir(run_dir)
     if aside is not None:
         print(f"the run never began; its logs are in {aside}", file=sys.stderr, flush=True)
 
 
 def make_clock(config: Config) -> RolloutClock:
-    """At its beginning. Without a learner no push is ever due."""
+    """A clock at its beginning. Without a learner no push is ever due."""
     rollouts = config.run.num_rollout
     return RolloutClock(
         rollout_batch_size=config.num_fresh_groups,

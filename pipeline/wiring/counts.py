@@ -1,4 +1,4 @@
-"""What a record says of a pool of engines."""
+"""The figures of a pool of engines, as records show them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class NoTransport:
 
 
 def warn_of_what_is_left_out(config: Config) -> None:
-    """What was asked for, and half a pipeline does not do."""
+    """Warns of flags that half a pipeline does not follow."""
     if config.run.debug_rollout_only and config.warmup.sft_steps:
         logger.warning(
             "--debug-rollout-only: without a learner the warm-up (--sft-steps %d) is left out too;"
@@ -72,7 +72,7 @@ def half(backend: Backend, config: Config) -> Backend:
 
 
 def kept_rollouts(config: Config, clock: RolloutClock) -> KeptRollouts:
-    """--load-debug-rollout-data: files by rollout id, or a run directory."""
+    """--load-debug-rollout-data: the buffer that reads files by rollout id, or a run directory."""
     source = config.run.load_debug_rollout_data or ""
     if (Path(source) / "buffer" / FILE_NAME).exists():
         return KeptRollouts(KeptRun(Path(source) / "buffer").read, clock)
@@ -80,7 +80,8 @@ def kept_rollouts(config: Config, clock: RolloutClock) -> KeptRollouts:
 
 
 def saver(config: Config) -> Callable[[int, int, Sequence[Group]], None] | None:
-    """--save-debug-rollout-data: (rollout_id, policy_version, groups) to a file each."""
+    """--save-debug-rollout-data: a function of (rollout_id, policy_version, groups) that writes
+    each rollout to a file."""
     template = config.run.save_debug_rollout_data
     if template is None:
         return None

@@ -12,14 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 class DeviceSharing(NamedTuple):
-    """Who leaves the devices that learner and engines share."""
+    """Which side leaves the devices that learner and engines share."""
 
     train: bool
     rollout: bool
 
 
 def device_sharing(config: Config) -> DeviceSharing:
-    """By the flags; without them both do under --colocate on GPUs, as in slime."""
+    """What the flags say; without them both sides leave under --colocate on GPUs, as in slime."""
     c = config.cluster
     default = c.offload or (c.colocate and device_of(config) == "cuda")
     train = default if c.offload_train is None else c.offload_train

@@ -28,8 +28,8 @@ def requests_of(config: Config) -> list[RolloutConfig]:
 
 
 def first_weights(site: RunContext, folder: Path) -> Path | None:
-    """The Hugging Face folder of the weights that the learner begins with; None when there is none:
-    they are pushed then."""
+    """The Hugging Face folder of the weights that the learner begins with. None when there is no
+    such folder: the weights are pushed to the engines then."""
     if site.snapshot is not None:
         found = site.snapshot / "hf" if (site.snapshot / "hf").is_dir() else None
     else:
@@ -44,7 +44,8 @@ def first_weights(site: RunContext, folder: Path) -> Path | None:
 
 
 def make_teacher(site: RunContext, device: str) -> SGLangPool | None:
-    """One more engine, behind the policy's."""
+    """One more engine, whose devices come after the policy's engines. None where no teacher is to
+    be served."""
     config, distill = site.config, site.config.distill
     if not (distill.use_opd and distill.opd_teacher_load):
         return None
@@ -101,7 +102,8 @@ def _engine_spec(site: RunContext, index: int, model_path: Path, device: str) ->
 
 
 def _asked(config: Config, device: str) -> dict[str, Any]:
-    """SGLang's options that follow from flags of ours; the user's own --sglang-* go over them."""
+    """SGLang's options that follow from flags of ours; the user's own --sglang-* take
+    precedence."""
     out: dict[str, Any] = {}
     if config.seeds_requests:
         out["enable_deterministic_inference"] = True

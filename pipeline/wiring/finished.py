@@ -1,4 +1,4 @@
-"""A run that is loaded and has nothing left to train: said before anything starts."""
+"""A run that is loaded and has nothing left to train says so before anything starts."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _is_settled(point: ResumePoint) -> bool:
 
 
 def _outcome(home: RunDir) -> list[str]:
-    """What the run said at its end; where a kill came before, its summary and report are written
-    now."""
+    """The words with which the run ended; where a kill came before them, its summary and report are
+    written now."""
     history = load_history(home.path)
     summary = json.loads(home.summary.read_text()) if home.summary.exists() else {}
     if summary.get("num_rollouts") != len(history.train) or not home.report.exists():

@@ -70,7 +70,7 @@ def _expects(arg: ServerArg) -> str:
 
 class MegatronFlags:
     """Every settable field of TransformerConfig, OptimizerConfig and DistributedDataParallelConfig,
-    by its own name."""
+    under its own name."""
 
     section, title = "megatron", "Megatron"
 

@@ -1,4 +1,4 @@
-"""What the learner's ranks are told."""
+"""The settings that the learner's ranks are given."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def learner_settings(
 
 
 def _reference(spec: str, seed: int) -> Path:
-    """--ref-load's folder: torch_dist, or anything that --hf-checkpoint takes."""
+    """The folder of --ref-load: torch_dist, or anything that --hf-checkpoint takes."""
     if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
         return find_torch_dist(Path(spec), "--ref-load")
     return resolve_checkpoint(spec, seed=seed)

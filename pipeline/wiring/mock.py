@@ -1,5 +1,5 @@
-"""Simulated engines and learner behind the same protocols: the pipeline around them is the real
-one. Imports no model code."""
+"""Simulated engines and a simulated learner behind the same protocols; the pipeline around them is
+the real one. No model code is imported."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def tiny_words(spec: str | None) -> tuple[str, ...] | None:
 
 
 def _that_end(config: Config) -> MockConfig:
-    """Lengths of which a fair share is within --rollout-max-response-len."""
+    """Response lengths of which a fair share ends within --rollout-max-response-len."""
     limit = config.rollout.rollout_max_response_len
     if config.mock.mock_length_mean <= limit:
         return config.mock
@@ -131,7 +131,8 @@ def _that_end(config: Config) -> MockConfig:
 
 
 def _without_lengths(config: Config) -> tuple[RolloutConfig, EvalConfig]:
-    """Bounds on prompts are in tokens of the model; one of its tokens is several bytes."""
+    """The configuration without bounds on prompts: these are in tokens of the model, of which one
+    is several bytes."""
     names = [
         f"{kind}_max_{what}_len" for kind in ("rollout", "eval") for what in ("prompt", "context")
     ]

@@ -1,5 +1,5 @@
-"""Does the model fit the flags? Told from its config.json before anything starts, where it is there
-to be read; after a download, before anything else."""
+"""Does the model fit the flags? This is told from its config.json before anything starts, where the
+file is there; after a download, before anything else."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.core.errors import ConfigError
 
 
 def check_model(config: Config, folder: Path) -> None:
-    """The first problem of the folder that --hf-checkpoint turned out to be: all that a learner's
-    rank would find in its config.json. Raises ConfigError, CheckpointError."""
+    """Reports the first problem of the folder that --hf-checkpoint led to: everything that a
+    learner's rank would find in its config.json. Raises ConfigError, CheckpointError."""
     shape = read_shape(str(folder))
     for problem in (*backend_problems(config, shape), *context_problems(config, shape)):
         raise ConfigError(problem)
@@ -25,8 +25,8 @@ def check_model(config: Config, folder: Path) -> None:
 
 
 def read_shape(spec: str | None) -> Mapping[str, Any]:
-    """What config.json says, or the file of `tiny:FILE`; nothing of a model that is still to be
-    made, downloaded or mended."""
+    """The contents of config.json, or of the file of `tiny:FILE`; empty for a model that is still
+    to be made, downloaded or mended."""
     kind, colon, rest = (spec or "").partition(":")
     tiny = bool(colon) and kind == "tiny"
     file = Path(rest if tiny else Path(spec or "", "config.json")).expanduser()
@@ -41,7 +41,7 @@ def read_shape(spec: str | None) -> Mapping[str, Any]:
 
 
 def backend_problems(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
-    """An architecture that the learner does not have."""
+    """Complains of an architecture that the learner does not have."""
     from stages.learn.megatron.architectures import MODEL_TYPES, SAME_AS
 
     kind = shape.get("model_type")
@@ -56,7 +56,7 @@ def backend_problems(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
 
 
 def context_problems(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
-    """Lengths that no request can have."""
+    """Complains of lengths that no request can have."""
     text = {**shape, **(shape.get("text_config") or {})}
     own = text.get("max_position_embeddings")
     given = config.sglang.get("context_length")

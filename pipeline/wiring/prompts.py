@@ -14,7 +14,8 @@ from stages.source import Judge, PromptSource, UserSource, build_source, scored_
 
 
 def make_source(site: RunContext, backend: Backend) -> Source:
-    """--prompt-data; a --mock run without any gets sums, written where the run can be looked at."""
+    """--prompt-data, or the user's own source. A --mock run with neither gets sums, written into
+    the run's folder so that they can be looked at."""
     if site.config.data.data_source_path is not None:
         args = SimpleNamespace(
             **vars(site.args),
@@ -54,7 +55,7 @@ def _prompt_data(site: RunContext, backend: Backend) -> PromptSource:
 
 
 def _judge(site: RunContext, backend: Backend) -> Judge:
-    """Of the rows: can they be scored, or taught?"""
+    """What judges the rows of a file: can they be scored, or taught?"""
     supervision = make_supervision(site, backend)
     if supervision is None:
         return scored_by(site.config.reward)

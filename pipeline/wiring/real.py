@@ -97,7 +97,7 @@ def real_backend(site: RunContext) -> Backend:
     pairs = _warmup_pairs(site, tokenizer)
 
     async def start() -> None:
-        """Engines and learner come up side by side; then the learner's weights are on every
+        """Starts engines and learner side by side; then brings the learner's weights to every
         engine."""
         run, up = config.run, asyncio.Event()
         logger.info(
@@ -174,7 +174,7 @@ def real_backend(site: RunContext) -> Backend:
 
 
 def _warmup_pairs(site: RunContext, tokenizer: Any) -> Iterator[tuple[list[int], list[int]]] | None:
-    """Judged before anything starts. None where there is no warm-up."""
+    """The pairs of the warm-up, judged before anything starts. None where there is no warm-up."""
     config = site.config
     if site.snapshot is not None or not config.warmup.sft_steps:
         return None
@@ -208,7 +208,8 @@ async def _bring_up(
 
 
 async def _after(ready: asyncio.Event, begin: Callable[[], Awaitable[None]]) -> None:
-    """Engines measure what is free on a device when they start: the learner must have left it."""
+    """Begins when `ready` is set. Engines measure what is free on a device when they start, so the
+    learner must have left it by then."""
     await ready.wait()
     await begin()
 
@@ -220,7 +221,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _vision(folder: Path) -> Vision | None:
-    """The image processor of a model that sees."""
+    """The image processor of a model that sees; None for any other model."""
     if "vision_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
         return None
     return Vision.of_folder(folder)

@@ -1,4 +1,4 @@
-"""What a --mock run leaves out of a configuration because simulated engines do not have it: the
+"""What a --mock run leaves out of a configuration, because simulated engines do not have it; the
 rest can be tried all the same."""
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 
 
 def simulated(site: RunContext) -> RunContext:
-    """The same run without experts and teacher; says what that leaves out. The run's folder keeps
-    the configuration that was asked for."""
+    """The same run without experts and teacher; it logs what that leaves out. The run's folder
+    keeps the configuration that was asked for."""
     config = _without_teacher(_without_experts(site.config))
     return site if config is site.config else replace(site, config=config, args=flat_args(config))
 

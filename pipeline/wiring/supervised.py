@@ -11,7 +11,8 @@ from stages.generate.supervised import SupervisedGenerate
 
 
 def make_supervision(site: RunContext, backend: Backend) -> Supervision | None:
-    """None where answers are sampled, or made by a user's function."""
+    """How given answers become sequences; None where answers are sampled, or made by a user's
+    function."""
     if not site.config.answers_are_given:
         return None
     assert backend.tokenizer is not None
