@@ -96,8 +96,8 @@ def _step(
 
 
 def _one_a_rank(samples: Samples, num_ranks: int) -> Samples:
-    """At least as many as there are ranks, unless there is none: every rank takes part in the
-    collectives of a step."""
+    """At least as many samples as there are ranks, unless there is none: every rank takes part in
+    the collectives of a step."""
     if not samples or len(samples) >= num_ranks:
         return samples
     shortest = min(samples, key=lambda s: (s.multimodal is not None, s.num_tokens, s.index))
@@ -123,7 +123,7 @@ def balance(samples: Samples, num_bins: int, cost: Cost = TOKENS) -> list[list[T
 
 
 def _longest_first(units: Sequence[Samples], num_bins: int, cost: Cost) -> list[list[TrainSample]]:
-    """Deals out units whole."""
+    """Deals out whole units to the bins."""
     bins: list[list[TrainSample]] = [[] for _ in range(num_bins)]
     loads = [(0.0, 0, i) for i in range(num_bins)]  # (cost, samples, bin)
     weighed = [(cost.of_micro_batch(unit), unit) for unit in units]
@@ -178,7 +178,7 @@ def pack(samples: Samples, max_tokens: int, cost: Cost = TOKENS) -> list[list[Tr
 
 
 def _first_fit(units: Sequence[Samples], max_tokens: int) -> list[list[TrainSample]]:
-    """Each unit, whole, into the first bin with room for it."""
+    """Puts each whole unit into the first bin with room for it."""
     bins: list[list[TrainSample]] = []
     room: list[int] = []
     for unit in units:
@@ -189,7 +189,8 @@ def _first_fit(units: Sequence[Samples], max_tokens: int) -> list[list[TrainSamp
 
 
 def _beside_siblings(families: Sequence[Samples], max_tokens: int) -> list[list[TrainSample]]:
-    """Each sample into the first bin with room for it, those with a sibling ahead of the others."""
+    """Puts each sample into the first bin with room for it; bins that hold a sibling are tried
+    first."""
     bins: list[list[TrainSample]] = []
     room: list[int] = []
     for family in families:
@@ -220,8 +221,8 @@ def _unit_order(unit: Samples) -> tuple[int, int]:
 def count_out(
     samples: Samples, micro_batch_size: int, cost: Cost = TOKENS
 ) -> list[list[TrainSample]]:
-    """Micro-batches of `micro_batch_size` samples, the last may have fewer: prompt by prompt, so
-    that siblings are together."""
+    """Micro-batches of `micro_batch_size` samples (the last may have fewer), taken prompt by
+    prompt, so that siblings are together."""
     order = [
         s
         for family in sorted(_families(samples), key=lambda f: -max(map(cost.of, f)))
@@ -231,7 +232,7 @@ def count_out(
 
 
 def _split(bins: list[list[TrainSample]], count: int, cost: Cost) -> list[list[TrainSample]]:
-    """Halve the fullest micro-batches until there are `count`; there must be as many samples."""
+    """Halves the fullest micro-batches until there are `count`; there must be as many samples."""
     while len(bins) < count:
         fullest = max((i for i, b in enumerate(bins) if len(b) > 1), key=lambda i: _tokens(bins[i]))
         bins += balance(bins.pop(fullest), 2, cost)

@@ -23,7 +23,7 @@ NO_VERSION = -1  # of an evaluation without a single generated token
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSet:
-    """One data set, and what is asked of it."""
+    """One data set, and how it is evaluated."""
 
     name: str
     prompts: Sequence[Sample]  # one PENDING sample a prompt; they stay as they are
@@ -46,17 +46,16 @@ class Evaluator:
         time: TimeSource | None = None,
         max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
     ) -> None:
-        """`deadline` is that of scoring a prompt's samples."""
+        """`deadline`: for scoring one prompt's samples."""
         self._generate, self._datasets = generate, tuple(datasets)
         self._deadline = deadline
         self._time = time or MonotonicTime()
         self._max_concurrent_prompts = max_concurrent_prompts
 
     async def evaluate(self, rollout_id: int) -> list[EvalResult]:
-        """Every data set once, one after the other.
+        """Evaluates every data set once, one after the other.
 
-        A failed sample counts in `num_failed` and in no mean.
-        """
+        A failed sample counts in `num_failed` and in no mean."""
         return [await self._evaluate_one(dataset, rollout_id) for dataset in self._datasets]
 
     async def _evaluate_one(self, dataset: EvalSet, rollout_id: int) -> EvalResult:

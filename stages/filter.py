@@ -16,9 +16,7 @@ from pipeline.core.types import Sample
 
 @dataclass
 class DynamicFilterOutput:
-    """Keep the group? If not, why: reasons are counted.
-
-    Open for subclasses and further attributes, as slime's own filters set them."""
+    """Is the group kept? If not, `reason` says why; reasons are counted."""
 
     keep: bool
     reason: str | None = None
@@ -27,7 +25,7 @@ class DynamicFilterOutput:
 def filter_zero_std_groups(
     args: Any, samples: Sequence[Sample], **kwargs: Any
 ) -> DynamicFilterOutput:
-    """Drop groups whose rewards are all equal: their advantages are 0 (dynamic sampling, DAPO,
+    """Drops groups whose rewards are all equal: their advantages are 0 (dynamic sampling, DAPO,
     arXiv:2503.14476)."""
     key = getattr(args, "reward_key", None)
     rewards = {s.reward_value(key) for s in samples}
@@ -39,9 +37,10 @@ def filter_zero_std_groups(
 def build_filter(
     path: str | None, args: SimpleNamespace
 ) -> Callable[[Sequence[Sample]], DynamicFilterOutput]:
-    """`--dynamic-sampling-filter-path`: None keeps everything, `zero_std` is built in, else a
-    user's function `(args, samples, **kw) -> DynamicFilterOutput | bool`. Raises ConfigError when
-    it cannot be loaded, or answers otherwise."""
+    """`--dynamic-sampling-filter-path`: None keeps everything, `zero_std` is built in, anything
+    else is a user's function `(args, samples, **kw) -> DynamicFilterOutput | bool`. Raises
+    ConfigError when the function cannot be loaded; so does the filter when it returns anything
+    else."""
     if path is None:
         return lambda samples: DynamicFilterOutput(keep=True)
     function = (
@@ -67,7 +66,7 @@ def build_filter(
 def build_sample_filter(
     path: str | None, args: SimpleNamespace
 ) -> Callable[[list[list[Sample]]], None] | None:
-    """`--rollout-sample-filter-path`: `(args, groups) -> None`, sets `remove_sample` on what shall
+    """`--rollout-sample-filter-path`: `(args, groups) -> None` sets `remove_sample` on what shall
     have no loss.
 
     A function that returns anything is refused with ConfigError: its author expects more than what

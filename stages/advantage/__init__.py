@@ -1,4 +1,4 @@
-"""From raw rewards to advantages, at consumption. Pure numpy."""
+"""From raw rewards to advantages, when a rollout is consumed. Pure numpy."""
 
 from stages.advantage.compute import compute_advantages
 from stages.advantage.distill import apply_opd

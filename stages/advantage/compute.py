@@ -1,4 +1,4 @@
-"""The stage: groups of a rollout in, rows for the learner out."""
+"""The stage itself: groups of a rollout go in, rows for the learner come out."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _rows(
     reward_key: str | None,
     hooks: AdvantageHooks,
 ) -> tuple[list[TrainSample], np.ndarray]:
-    """Rows without advantages, and their post-processed rewards."""
+    """(rows without advantages, their post-processed rewards)."""
     samples = [s for group in groups for s in group.samples]
     if hooks.post_process_rewards is None:
         raw, rewards = post_process_rewards(groups, config, reward_key)

@@ -9,10 +9,10 @@ from pipeline.core.types import Sample
 
 
 def mask_offpolicy_tokens(sample: Sample) -> int:
-    """Take the loss from response tokens older than the sample's newest trained ones; returns how
+    """Takes the loss from response tokens older than the sample's newest trained ones; returns how
     many lost it.
 
-    slime masks what was generated before the last resume of a partial rollout; here pushes go in
+    slime masks what was generated before the last resume of a partial rollout; here pushes come
     between two tokens, and the newest version of the sample stands for that resume. At least one
     token keeps its loss where one had it. Writes `sample.loss_mask`."""
     n = sample.response_length

@@ -20,8 +20,8 @@ STD_EPSILON = 1e-6
 
 
 def rollout_ids(samples: Sequence[Sample]) -> np.ndarray:
-    """[n] which rollout of the group each sample is of: equal `rollout_id` (default: `index`),
-    equal rollout; without either, a rollout of its own."""
+    """[n] which rollout of the group each sample belongs to: samples of equal `index` belong
+    together; one without an index is a rollout of its own."""
     found: dict[object, int] = {}
     names = [s.index if s.rollout_id is None else s.rollout_id for s in samples]
     return np.array(

@@ -1,4 +1,4 @@
-"""Samples as the learner takes them, and what must never get there."""
+"""Samples as the learner takes them, and checks for what must never get there."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def _experts(sample: Sample, mask: np.ndarray) -> np.ndarray:
 
 
 def _multimodal(sample: Sample) -> dict[str, np.ndarray] | None:
-    """Raises DataError for what is no array of numbers."""
+    """The arrays of the sample's model inputs. Raises DataError for anything but arrays of
+    numbers."""
     if not sample.multimodal_train_inputs:
         return None
     out = {

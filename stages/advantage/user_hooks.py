@@ -1,5 +1,5 @@
-"""The user's own functions between rewards and advantages, in slime's signatures, and what their
-answers are held to."""
+"""The user's own functions between rewards and advantages, in slime's signatures, and the checks of
+what they return."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPTIONAL = ("raw_reward", "sample_indices", "rollout_ids")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageHooks:
-    """User functions with `args` already given. None: ours."""
+    """User functions with `args` already given. None stands for the built-in way."""
 
     # --custom-reward-post-process-path
     post_process_rewards: Callable[[list[Sample]], Any] | None = None
@@ -52,10 +52,9 @@ def load_hooks(config: AlgorithmConfig, args: Any) -> AdvantageHooks:
 def users_rewards(
     function: Callable[[list[Sample]], Any], samples: list[Sample]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(raw rewards [S], rewards [S]) as the user's function answers.
+    """(raw rewards [S], rewards [S]) as the user's function returns them.
 
-    Raises DataError for any other answer.
-    """
+    Raises DataError for any other answer."""
     flag = "--custom-reward-post-process-path"
     if failed := [s for s in samples if s.status is Status.FAILED]:
         raise DataError(
@@ -123,7 +122,7 @@ def users_rows(
 def _origins(
     flag: str, data: Mapping[str, Any], num: int, like: Sequence[TrainSample]
 ) -> list[int]:
-    """Which of `like` each row comes from."""
+    """The index in `like` that each row comes from."""
     if "sample_indices" not in data:
         if num != len(like):
             raise DataError(
@@ -206,7 +205,8 @@ def _row(
 def _experts(
     flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, tokens: np.ndarray
 ) -> np.ndarray | None:
-    """The dict's, as in slime, else those of the row's sample where it has the same tokens."""
+    """The dict's experts, as in slime, else those of the row's sample where it has the same
+    tokens."""
     if origin.routed_experts is None:
         return None
     if "rollout_routed_experts" in data:

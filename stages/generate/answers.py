@@ -1,4 +1,4 @@
-"""What an engine's answer says, checked."""
+"""Reads and checks an engine's answer."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ def parse_completion(
     boundary_is_old: bool = False,
     experts: ExpertsWanted | None = None,
 ) -> Completion:
-    """SGLang's answer to a non-streamed /generate.
+    """The completion in SGLang's answer to a non-streamed /generate.
 
-    Raises EngineError when something that training needs is not in it.
-    """
+    Raises EngineError when something that training needs is not in it."""
     try:
         answer = orjson.loads(body)
         meta = answer["meta_info"]
@@ -69,8 +68,8 @@ def parse_completion(
 def _routed_experts(
     text: str | None, endpoint: str, wanted: ExpertsWanted, num_sampled: int
 ) -> np.ndarray:
-    """[tokens, layers, top-k], which SGLang sends as base64 of int32: of all tokens but the last,
-    which no router has seen."""
+    """[tokens, layers, top-k], which SGLang sends as base64 of int32: the experts of all tokens but
+    the last, which no router has seen."""
     if text is None:
         raise EngineError(
             f"{endpoint} gave an answer without routed experts: --use-rollout-routing-replay needs"
@@ -89,8 +88,8 @@ def _routed_experts(
 
 
 def shift_boundaries(spans: Sequence[VersionSpan]) -> tuple[VersionSpan, ...]:
-    """The token at every version boundary goes to the older span; a span that thereby becomes empty
-    is left out."""
+    """The spans with the token at every version boundary moved to the older span; a span that
+    thereby becomes empty is left out."""
     out: list[VersionSpan] = []
     start = spans[0].start
     for i, span in enumerate(spans):

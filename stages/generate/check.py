@@ -1,7 +1,6 @@
-"""What a custom generate function may hand back.
+"""The rules for what a custom generate function may return.
 
-A sample that breaks a rule fails; it is never trained.
-"""
+A sample that breaks a rule fails; it is never trained."""
 
 from __future__ import annotations
 
@@ -72,8 +71,8 @@ def check_sample(
 
 
 def _check_experts(sample: Sample) -> None:
-    """Known for every token from which a trained one was sampled, and for none that the engine has
-    not seen."""
+    """Raises GenerateError unless experts are known for every token from which a trained one was
+    sampled, and for none that the engine has not seen."""
     experts = sample.rollout_routed_experts
     assert sample.loss_mask is not None
     needed = sample.prompt_length + max(

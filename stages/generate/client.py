@@ -109,7 +109,7 @@ class SGLangClient:
         await self.close()
 
     async def close(self) -> None:
-        """Finish the aborts under way (each has a deadline) and close every connection."""
+        """Finishes the aborts under way (each has a deadline) and closes every connection."""
         if self._aborts:
             await asyncio.wait(set(self._aborts))
         if self._session is not None:
@@ -157,8 +157,8 @@ class SGLangClient:
                 await self._sleep(self._backoff(failures))
 
     def _backoff(self, failures: int) -> float:
-        """Exponential with full jitter above one half, so that a thousand failed requests do not
-        come back at once."""
+        """Seconds to wait: exponential, of which at least half and the rest at random, so that a
+        thousand failed requests do not come back at once."""
         ceiling = min(BACKOFF_SECONDS * 2 ** (failures - 1), BACKOFF_MAX_SECONDS)
         return ceiling * (0.5 + 0.5 * self._rng.random())
 
@@ -245,8 +245,8 @@ class SGLangClient:
         raise RefusedRequestError(said)
 
     async def _abort(self, endpoint: str, rid: str) -> None:
-        """Best effort: an engine that is gone has nothing left to abort, and its failure is
-        reported by live requests."""
+        """Tells the engine to drop the request, as best it can: an engine that is gone has nothing
+        left to abort, and live requests report its failure."""
         self.statistics.aborts += 1
         try:
             async with asyncio.timeout(ABORT_SECONDS):
@@ -271,10 +271,8 @@ class SGLangClient:
 
 
 def open_http_session(connection_limit: int = 0) -> aiohttp.ClientSession:
-    """A session for thousands of requests at once to a few servers; deadlines are the caller's.
-
-    0: no limit of connections.
-    """
+    """A session for thousands of requests at once to a few servers; the caller sets the deadlines.
+    `connection_limit` 0 means no limit."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connection_limit, keepalive_timeout=KEEPALIVE_SECONDS),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),

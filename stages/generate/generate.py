@@ -171,8 +171,8 @@ class GenerateStage:
         return sample
 
     def _prepare(self, sample: Sample, manner: _Manner) -> dict[str, Any]:
-        """Encode the prompt where the source has not, and give this sample the response budget its
-        prompt leaves."""
+        """Encodes the prompt where the source has not, and gives this sample the response budget
+        that its prompt leaves."""
         if has_images(sample) and self._vision is not None:
             if sample.multimodal_train_inputs is None:
                 self._vision.prepare(sample)
@@ -215,11 +215,10 @@ class GenerateStage:
 
 
 def seed_of(seed: int, index: int, evaluation: bool) -> int:
-    """63 bits for one sample.
+    """A seed of 63 bits for one sample.
 
-    SGLang draws a token's noise from this and the token's place, so turns of a session differ by
-    themselves.
-    """
+    SGLang draws a token's noise from this and the token's place, so the turns of a session differ
+    by themselves."""
     text = f"{seed}/{'eval' if evaluation else 'train'}/{index}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
@@ -246,7 +245,7 @@ def default_sampling_params(rollout: RolloutConfig) -> dict[str, Any]:
 
 
 def fill(sample: Sample, completion: Completion, tokenizer: Tokenizer) -> Sample:
-    """Put a single-turn answer into its sample."""
+    """Puts a single-turn answer into its sample."""
     sample.append_response_tokens(
         completion.token_ids, log_probs=completion.log_probs, spans=completion.spans
     )
@@ -297,8 +296,7 @@ def _eval_manner(
 def _fresh(sample: Sample, *, deep: bool) -> Sample:
     """A copy to work on.
 
-    User functions may write anywhere, the built-in path only where it appends tokens.
-    """
+    User functions may write anywhere; the built-in path writes into no container in place."""
     if deep:
         return copy.deepcopy(sample)
     # a tenth of the time of dataclasses.replace, which calls __init__ with every field by name

@@ -53,11 +53,10 @@ class Vision:
         return cls(AutoProcessor.from_pretrained(str(folder)))
 
     def prepare(self, sample: Sample) -> None:
-        """Set tokens, multimodal_inputs (as data-URLs) and multimodal_train_inputs of a sample
+        """Sets tokens, multimodal_inputs (as data-URLs) and multimodal_train_inputs of a sample
         whose multimodal_inputs has images.
 
-        Raises GenerateError where text and images do not fit, or an image cannot be read.
-        """
+        Raises GenerateError where text and images do not fit, or an image cannot be read."""
         assert sample.multimodal_inputs is not None
         other = sorted(k for k, v in sample.multimodal_inputs.items() if v and k != "images")
         if other:
@@ -85,7 +84,7 @@ class Vision:
         return ImageFeatures(tuple(int(t) for t in out["input_ids"][0]), arrays)
 
     def for_engine(self, tokens: Sequence[int]) -> list[int]:
-        """One placeholder an image: SGLang's processor puts in the rest."""
+        """The ids with one placeholder for every image: SGLang's processor adds the rest."""
         pad = self.image_token_id
         return [t for i, t in enumerate(tokens) if t != pad or i == 0 or tokens[i - 1] != pad]
 
@@ -104,8 +103,8 @@ def has_images(sample: Sample) -> bool:
 
 
 def engine_request(sample: Sample, vision: Vision | None) -> tuple[Sequence[int], dict[str, Any]]:
-    """For EngineClient.generate: input ids, and keyword arguments with the images where there are
-    any."""
+    """What EngineClient.generate is called with: input ids, and keyword arguments with the images
+    where there are any."""
     if not has_images(sample):
         return sample.tokens, {}
     if vision is None:

@@ -62,7 +62,7 @@ class Session:
 
     @property
     def remaining(self) -> int:
-        """Tokens that may still be appended, generated or not."""
+        """How many tokens may still be appended, generated or not."""
         budget = self._params["max_new_tokens"] - self.sample.response_length
         if self._context_length is not None:
             budget = min(budget, self._context_length - len(self.sample.tokens))
@@ -70,11 +70,11 @@ class Session:
 
     @property
     def done(self) -> bool:
-        """No further turn is possible."""
+        """Is no further turn possible?"""
         return self.truncated or self.remaining < 1 or self.turns >= self._max_turns
 
     async def generate(self, **overrides: Any) -> Completion:
-        """One turn: sample on from everything so far, and append it as trained tokens.
+        """One turn: samples on from everything so far, and appends the answer as trained tokens.
 
         `overrides` replace sampling parameters for this turn (stop, temperature, max_new_tokens
         ...). Raises GenerateError when the session is done: look at `done` first."""
@@ -109,11 +109,11 @@ class Session:
         return turn
 
     def append_tool(self, result: str | Sequence[int]) -> bool:
-        """Append what a tool said (text is encoded on its own; ids go in as they are): mask 0, no
-        version.
+        """Appends what a tool said, with mask 0 and no version. Text is encoded on its own; ids are
+        appended as they are.
 
-        Whole or not at all: when it does not fit, or when the turns are used up and nobody would
-        read it, the session is truncated and False comes back."""
+        It is appended whole or not at all: when it does not fit, or when the turns are used up and
+        nobody would read it, the session is truncated and False is returned."""
         ids = (
             self._tokenizer.encode(result, add_special_tokens=False)
             if isinstance(result, str)
@@ -127,7 +127,7 @@ class Session:
         return True
 
     def finish(self) -> None:
-        """Set text and status, unless the function has set a status itself."""
+        """Sets text and status, unless the function has set a status itself."""
         tokens = self.sample.tokens[self.sample.prompt_length :]
         self.sample.response = self._tokenizer.decode(
             tokens, skip_special_tokens=self._params.get("skip_special_tokens", True)

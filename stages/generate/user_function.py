@@ -29,14 +29,14 @@ class CustomGenerate:
     async def one(
         self, args: Any, sample: Sample, params: Mapping[str, Any], evaluation: bool
     ) -> list[Sample]:
-        """What the function made of one sample: one or, with fan-out, several."""
+        """The samples that the function made of one sample: one or, with fan-out, several."""
         if self.takes_list:
             return await self.group(args, [sample], evaluation)
         extra = {"evaluation": evaluation} if self.takes_evaluation else {}
         return self._samples(await self._call(args, sample, dict(params), **extra))
 
     async def group(self, args: Any, samples: Sequence[Sample], evaluation: bool) -> list[Sample]:
-        """The list form: a whole group in, its samples out."""
+        """The list form: takes a whole group and returns its samples."""
         extra = {"evaluation": evaluation} if self.takes_evaluation else {}
         return self._samples(await self._call(args, list(samples), **extra))
 
@@ -59,7 +59,7 @@ class CustomGenerate:
 
 
 def wrap(function: Callable[..., Any], spec: str) -> CustomGenerate:
-    """Tell the signature forms apart. Raises ConfigError when `function` has none of them."""
+    """Tells the signature forms apart. Raises ConfigError when `function` has none of them."""
     target = function if inspect.isroutine(function) else type(function).__call__
     if not inspect.iscoroutinefunction(inspect.unwrap(target)):
         raise ConfigError(

@@ -1,4 +1,5 @@
-"""What a reward function said, judged: a finite number, or a dict that has one to train on."""
+"""Judges what a reward function returned: it must be a finite number, or a dict that has one to
+train on."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from pipeline.core.errors import RewardError
 
 
 def judged(reward: Any, *, key: str | None, threshold: float) -> float | dict[str, Any]:
-    """The reward as it is kept: a float, or a dict whose numbers are floats. `key` (default
-    "score") names the entry of a dict that is trained on; it alone is held against `threshold`,
-    below which a score counts as 0. Raises RewardError for what is neither."""
+    """The reward as it is kept: a float, or a dict whose numbers are floats. `key` (by default
+    "score") names the entry of a dict that is trained on. Only that entry is compared with
+    `threshold`, below which a score counts as 0. Raises RewardError for anything else."""
     if not isinstance(reward, Mapping):
         return _above(_finite("the reward is", reward), threshold)
     key = key or "score"
@@ -40,7 +41,8 @@ def check_sayable(result: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Scalars of numpy and torch as Python's, in dicts and lists too: what else they are stays."""
+    """The value with numpy's and torch's scalars as Python's, in dicts and lists too; everything
+    else stays as it is."""
     if isinstance(value, Mapping):
         return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -49,7 +51,7 @@ def plain(value: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    """The one number of an array or tensor of one; anything else as it is."""
+    """The number in an array or tensor that holds one; anything else as it is."""
     item = getattr(value, "item", None)
     if not callable(item):
         return value
@@ -67,7 +69,7 @@ def _finite(what: str, value: Any) -> float:
 
 
 def _entry(name: str, value: Any) -> Any:
-    """An entry beside the one that is trained on: a number, or anything that JSON can say."""
+    """An entry beside the one that is trained on: a number, or anything that JSON can express."""
     number = _scalar(value)
     if isinstance(number, Real):
         return _finite(f"the reward's {name!r} is", number)

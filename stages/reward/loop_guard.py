@@ -44,7 +44,7 @@ class LoopGuard:
     async def run(
         self, coroutine: Coroutine[Any, Any, Any], name: str, file: str, seconds: float
     ) -> Any:
-        """What the coroutine returns or raises; Overdue where one of its steps, between two
+        """What the coroutine returns or raises. Raises Overdue where one of its steps, between two
         awaits, held the loop for `seconds`."""
         self._watch()
         try:
@@ -65,7 +65,7 @@ class LoopGuard:
             self._since = None
 
     def _watch(self) -> None:
-        """From the loop's own thread, at the first call."""
+        """Starts to watch. It is called on the loop's own thread, with the first function."""
         if self._thread is not None and self._loop_thread == threading.get_ident():
             return
         self._loop_thread = threading.get_ident()
@@ -102,7 +102,7 @@ class LoopGuard:
             raise HeldTooLong
 
     def _place(self) -> str:
-        """The innermost line of the function's file that the loop's thread stands at."""
+        """The innermost line of the function's file at which the loop's thread stands."""
         frame = sys._current_frames().get(self._loop_thread)
         while frame is not None and frame.f_code.co_filename != self._file:
             frame = frame.f_back

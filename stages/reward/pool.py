@@ -1,5 +1,5 @@
-"""Worker processes for scorers that compute and users' plain functions: spawned when first needed,
-killed and replaced when one hangs."""
+"""Worker processes for scorers that compute and for users' plain functions. They are spawned when
+first needed, and killed and replaced when one hangs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Overdue(TimeoutError):  # noqa: N818
 
 
 def _initialise(parent: int) -> None:
-    """In the worker: die with the driver, and leave Ctrl-C to it."""
+    """Runs in the worker: it dies with the driver, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
@@ -74,7 +74,7 @@ class WorkerPool:
                     worker.kill()
 
     def close(self) -> None:
-        """No worker is left after this. Idempotent."""
+        """Ends every worker. It may be called more than once."""
         self._closed = True
         for worker in [*self._idle, *self._busy]:
             worker.kill()

@@ -35,7 +35,7 @@ class RemoteReward:
         self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, sample: Sample) -> Any:
-        """Raises RewardError."""
+        """The reward of the sample. Raises RewardError."""
         if self._url is None:
             raise RewardError("rm_type remote_rm needs --rm-url, the server that scores")
         body = {"prompt": sample.prompt, "response": sample.response, "label": sample.label}

@@ -37,8 +37,7 @@ class TeacherStage:
     ) -> None:
         """`lease`: the teacher's base URL, held for one request.
 
-        `scored` False: there is no scorer, every reward is 0.
-        """
+        With `scored` False there is no scorer, and every reward is 0."""
         self._inner, self._lease, self._scored = inner, lease, scored
         self._timeout, self._sleep = aiohttp.ClientTimeout(total=timeout_seconds), sleep
         self._session: aiohttp.ClientSession | None = None
@@ -82,7 +81,8 @@ class TeacherStage:
                 await self._sleep(BACKOFF_SECONDS * attempt)
 
     async def _log_probs(self, tokens: list[int], num: int) -> list[float]:
-        """Of the last `num` tokens. Raises RewardError for an answer that does not fit."""
+        """The log-probs of the last `num` tokens. Raises RewardError for an answer that does not
+        fit."""
         if num == 0:
             return []
         start = len(tokens) - num

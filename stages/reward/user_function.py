@@ -34,7 +34,7 @@ _MADE_OF: dict[str, Callable[[Any], Any]] = {
 
 
 class UserError(Exception):
-    """What the function raised in another process: type, words and line."""
+    """What the function raised in another process: its type, words and line."""
 
 
 class UserFunction:
@@ -139,7 +139,7 @@ def _told_unless_overdue(function: Callable[..., Any]) -> Iterator[None]:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    """`async def`, behind functools.partial too, or an object whose __call__ is one."""
+    """Is it `async def`, behind functools.partial too, or an object whose __call__ is?"""
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(

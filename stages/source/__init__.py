@@ -44,10 +44,10 @@ def build_source(
     """The source that `spec` names: file.jsonl, file.parquet, path@[a:b], or
     reasoning_gym:TASK?param=value&...
 
-    `seed` (default --rollout-seed) is the shuffle's and the procedural tasks'; `tokenizer` None
-    leaves prompts unrendered, without token ids. Every row of a file is judged here: its form, its
-    prompt by the chat template, its label by `judge`. Raises DataError, or ConfigError for flags
-    that don't fit."""
+    `seed` (by default --rollout-seed) is for the shuffle and for procedural tasks. With `tokenizer`
+    None prompts stay unrendered, without token ids. Every row of a file is judged here: its form,
+    its prompt by the chat template, its label by `judge`. Raises DataError, or ConfigError for
+    flags that don't fit."""
     if not spec:
         raise ConfigError(
             "no prompts: set --prompt-data to a .jsonl or .parquet file, or to reasoning_gym:TASK"

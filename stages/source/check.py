@@ -1,4 +1,5 @@
-"""A row of a file, checked: what is there, and whether it can be kept and shown to a model."""
+"""Checks one row of a file: whether its fields are there, and whether they can be stored and shown
+to a model."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _UNKEPT = (TypeError, ValueError, RecursionError)
 
 
 def check_row(raw: RawRow, config: DataConfig, folder: Path | None = None) -> Row:
-    """A well-formed row, or DataError naming where, what was found, and what was expected."""
+    """The row, well-formed. Raises DataError naming where it is, what was found and what was
+    expected."""
     if raw.error:
         raise DataError(f"{raw.where} {raw.error}; expected {_expected(config)} ({_SKIP})")
     if not isinstance(raw.value, dict):
@@ -53,7 +55,7 @@ def check_row(raw: RawRow, config: DataConfig, folder: Path | None = None) -> Ro
 def _images(
     where: str, key: str | None, row: Mapping[str, Any], folder: Path | None
 ) -> tuple[str, ...]:
-    """Files are looked for beside the prompt file."""
+    """The row's images as data-URLs. Files are looked for beside the prompt file."""
     if key is None or row.get(key) is None:
         return ()
     given = row[key] if isinstance(row[key], list | tuple) else [row[key]]
@@ -89,7 +91,8 @@ def _check_prompt(raw: RawRow, key: str, prompt: Any) -> str | Messages:
 
 
 def _check_message(raw: RawRow, what: str, message: Any) -> dict[str, Any]:
-    """With a content in any case: null where the message calls tools instead of speaking."""
+    """Checks one chat message. Its content must be there in any case: it is null where the message
+    calls tools instead of speaking."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise DataError(
             f"{raw.where}: {what} is {message!r:.80}; expected {{'role': ..., 'content': ...}}"
@@ -106,7 +109,8 @@ def _check_message(raw: RawRow, what: str, message: Any) -> dict[str, Any]:
 
 
 def _parsed(where: str, key: str, value: Any, kind: type) -> Any:
-    """An optional JSON column, given as itself or (as Parquet files often have it) as JSON text."""
+    """An optional JSON column, given as a value or (as Parquet files often have it) as JSON
+    text."""
     if value is None or value == "":
         return None
     if isinstance(value, str):
@@ -128,8 +132,8 @@ def _parsed(where: str, key: str, value: Any, kind: type) -> Any:
 
 
 def _json_text(value: Any) -> bytes:
-    """Raises TypeError for what JSON has not (dates, bytes), ValueError for what UTF-8 has not
-    (half a surrogate pair)."""
+    """The value as JSON text. Raises TypeError for what JSON does not have (dates, bytes) and
+    ValueError for what UTF-8 does not have (half a surrogate pair)."""
     return json.dumps(value, ensure_ascii=False).encode()
 
 

@@ -1,4 +1,4 @@
-"""Labels, judged at load by what will be made of them."""
+"""Labels, judged at load by the use that will be made of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ FORMULAS = ("math", "boxed_math")  # scorers whose label must be a formula
 
 
 def scored_by(reward: RewardConfig) -> Judge:
-    """Raises DataError for a row that its built-in scorer could never score. What a user's function
-    makes of a label is its own affair."""
+    """A judge that raises DataError for a row that its built-in scorer could never score. A user's
+    function may take any label."""
 
     def judge(row: Row) -> None:
         scorer = row.metadata.get("rm_type") or reward.rm_type
@@ -59,13 +59,13 @@ def _judge_numbers(row: Row) -> None:
 
 
 def answered(row: Row) -> None:
-    """Raises DataError for a row whose label cannot be taught."""
+    """Raises DataError for a row without a label that can be taught."""
     _judge_answers(row, "the warm-up teaches it", formula=False)
 
 
 def taught_by(supervision: Supervision, *, rendered: bool) -> Judge:
-    """Raises DataError for a row of which nothing can be taught. `rendered`: prompts become text
-    by the chat template, ahead of their answers."""
+    """A judge that raises DataError for a row from which nothing can be taught. `rendered`: prompts
+    become text by the chat template, ahead of their answers."""
 
     def judge(row: Row) -> None:
         if rendered and isinstance(row.prompt, list) and row.label is None:

@@ -1,4 +1,4 @@
-"""Rows as they lie in a file, before anything is known of them."""
+"""Rows as they lie in a file, before they are checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class RawRow:
 
 
 def read_rows(path: Path, part: slice) -> Iterator[RawRow]:
-    """Of a .jsonl or .parquet file. Raises DataError where the file itself cannot be read."""
+    """The rows of a .jsonl or .parquet file. Raises DataError where the file itself cannot be
+    read."""
     return (_read_jsonl if path.suffix == ".jsonl" else _read_parquet)(path, part)
 
 
@@ -69,8 +70,8 @@ def _read_parquet(path: Path, part: slice) -> Iterator[RawRow]:
 
 
 def without_padding(value: Any) -> Any:
-    """Without the entries that are null, at any depth: a column of Parquet has the fields of all
-    its rows, and a chat template would show another row's parameters."""
+    """The value without the entries that are null, at any depth. A column of Parquet has the fields
+    of all its rows, and a chat template would show another row's parameters."""
     if isinstance(value, dict):
         return {k: without_padding(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):

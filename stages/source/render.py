@@ -34,7 +34,7 @@ class Renderer:
         return (self._messages(row) if keeps_messages else text), ids
 
     def text(self, row: Row) -> str | None:
-        """What the model reads; None where that is for whoever generates to say. Raises DataError
+        """The text that the model reads; None where whoever generates makes it. Raises DataError
         for a row that the template refuses, ConfigError for flags that don't fit."""
         config, tokenizer = self._config, self._tokenizer
         if isinstance(row.prompt, str) and not config.apply_chat_template:
@@ -71,8 +71,8 @@ class Renderer:
 
 
 def _with_images(row: Row, messages: Messages) -> Messages:
-    """Contents as lists of text and images: an image at every <image>; where there is none, ahead
-    of the first user's text."""
+    """The messages with contents as lists of text and images. An image goes to every <image>; where
+    there is none, images go ahead of the first user's text."""
     marks = sum(_text_of(m).count(IMAGE) for m in messages) + sum(_parts_of(m) for m in messages)
     if marks not in (0, len(row.images)):
         raise DataError(

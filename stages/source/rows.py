@@ -32,9 +32,10 @@ class Rows(Protocol):
     num_bad_rows: int
 
     def __len__(self) -> int:
-        """Rows an epoch."""
+        """How many rows an epoch has."""
 
     def row(self, epoch: int, index: int) -> Row: ...
 
     def fingerprint(self) -> str:
-        """Changes when the prompts do: a position in one set means nothing in another."""
+        """A text that changes when the prompts do: a position in one set means nothing in
+        another."""

@@ -1,4 +1,4 @@
-"""Prompt + answer pairs for the supervised warm-up, from the same prompt sets."""
+"""Pairs of prompt and answer for the supervised warm-up, from the same prompt sets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pipeline.core.protocols import Source, Tokenizer
 
 
 def sft_pairs(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless (prompt ids, answer ids + eos). The answer is the label; a list of accepted answers
-    gives its first.
+    """Yields (prompt ids, answer ids + eos) without end. The answer is the label; of a list of
+    accepted answers it is the first.
 
-    Raises DataError for a prompt without an answer, and for a tokenizer without an eos token.
-    """
+    Raises DataError for a prompt without an answer, and for a tokenizer without an eos token."""
     eos = getattr(tokenizer, "eos_token_id", None)
     if eos is None:
         raise DataError(

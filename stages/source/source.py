@@ -1,4 +1,5 @@
-"""The source: shuffled, epoch-counted, resumable prompts."""
+"""The source of prompts: shuffled anew in every epoch, and able to go on where a run was
+interrupted."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ LIMIT_FLAG = "--rollout-max-prompt-len"
 class PromptSource:
     """Implements `Source`.
 
-    The order depends on seed and epoch only, so a position (epoch, offset) is all there is to keep.
-    """
+    The order depends on seed and epoch only, so a position (epoch, offset) is all that must be
+    saved."""
 
     def __init__(
         self,
@@ -40,8 +41,8 @@ class PromptSource:
         seed: int = 0,
         limit_flag: str = LIMIT_FLAG,
     ) -> None:
-        """`max_prompt_len`: in tokens, said by `limit_flag`; longer prompts are skipped, counted
-        (`num_too_long`) and named (`too_long`, and in the log)."""
+        """`max_prompt_len`: in tokens; `limit_flag` is the flag that sets it. Longer prompts are
+        skipped, counted (`num_too_long`) and named (`too_long`, and in the log)."""
         self._rows, self._render = rows, render
         self._n, self._max_len = n_samples_per_prompt, max_prompt_len
         self._limit_flag = limit_flag
@@ -62,7 +63,7 @@ class PromptSource:
         render(rows.row(0, 0))
 
     def __len__(self) -> int:
-        """Prompts an epoch, before any are skipped for their length."""
+        """How many prompts an epoch has, before any are skipped for their length."""
         return len(self._rows)
 
     @property
@@ -120,7 +121,7 @@ class PromptSource:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises DataError when the position is one in other prompts, or in another order of
+        """Raises DataError when the position is one among other prompts, or in another order of
         them."""
         if state["prompts"] != self._identity():
             raise DataError(
@@ -157,7 +158,7 @@ class PromptSource:
                 return group
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Row indices of one epoch, [len(rows)]: a permutation of its own for every epoch."""
+        """The row indices of one epoch, [len(rows)]: a permutation of its own for every epoch."""
         if self._order_of is None or self._order_of[0] != epoch:
             size = len(self._rows)
             order = (

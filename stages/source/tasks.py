@@ -37,8 +37,7 @@ class TaskRows:
     def __init__(self, spec: str, *, seed: int) -> None:
         """`seed` is used unless the spec has one.
 
-        Raises DataError for an unknown task or a parameter it refuses.
-        """
+        Raises DataError for an unknown task, or a parameter that the task refuses."""
         self.name, self._params = parse_task(spec)
         self.endless = "size" not in self._params
         self._seed = int(self._params.pop("seed", seed) or 0)
@@ -136,13 +135,13 @@ def create_task(name: str, params: dict[str, Any]) -> Any:
 
 
 def _declared(config: type) -> dict[str, Any]:
-    """Parameter name -> type."""
+    """The type of every parameter, by name."""
     hints = typing.get_type_hints(config)
     return {f.name: hints.get(f.name, Any) for f in dataclasses.fields(config)}
 
 
 def _convert(what: str, text: str, kind: Any) -> Any:
-    """Text -> `kind`; DataError says what was expected."""
+    """The text as a value of `kind`. Raises DataError saying what was expected."""
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return (
@@ -175,7 +174,7 @@ def _convert(what: str, text: str, kind: Any) -> Any:
 
 
 def _convert_list(what: str, text: str, kind: type, options: Sequence[Any]) -> Any:
-    """`["+","-"]`, `(1, 2)`, or bare `+,-` for lists of text."""
+    """The list that `["+","-"]`, `(1, 2)`, or bare `+,-` (for lists of text) writes."""
     if text[:1] in ("[", "("):
         try:
             return kind(ast.literal_eval(text))

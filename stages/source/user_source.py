@@ -26,7 +26,8 @@ class UserSource:
     in the same order: what a crash left complete is told by that order."""
 
     def __init__(self, spec: str, args: SimpleNamespace, n_samples_per_prompt: int) -> None:
-        """Raises ConfigError when it cannot be imported, DataError when it is no data source."""
+        """Raises ConfigError when the class cannot be imported, DataError when it lacks a data
+        source's methods."""
         self._spec, self._n, self._num_saves = spec, n_samples_per_prompt, 0
         self.user: Any = load_hook("data_source_path", spec)(args)
         missing = [name for name in METHODS if not callable(getattr(self.user, name, None))]
@@ -37,8 +38,8 @@ class UserSource:
             )
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
-        """Raises DataError unless they are `num_samples` groups of n_samples_per_prompt Samples
-        each."""
+        """Raises DataError unless the user's class returns `num_samples` groups of
+        n_samples_per_prompt Samples each."""
         groups = self._call("get_samples", num_samples)
         if not isinstance(groups, list) or len(groups) != num_samples:
             got = f"{len(groups)} of them" if isinstance(groups, list) else type(groups).__name__
