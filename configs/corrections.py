@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from configs.schema import AlgorithmConfig
 
@@ -184,3 +184,18 @@ def correction_of(config: AlgorithmConfig) -> Correction:
         batch_normalize=config.correction_batch_normalize,
         ratio="bypass" if config.use_rollout_logprobs else base.ratio,
     )
+
+
+def asks_for_log_probs(args: Any) -> str | None:
+    """The flag that makes the engine's log-probs of trained tokens necessary; None where the loss
+    can do without. `args`: all flags, by their names."""
+    for flag in ("use_tis", "use_rollout_logprobs", "true_on_policy_mode", "ess_lr_scaling"):
+        if getattr(args, flag):
+            return f"--{flag.replace('_', '-')}"
+    if args.use_opd:
+        return "--use-opd"
+    if args.correction_veto_threshold is not None:
+        return "--correction-veto-threshold"
+    if PRESETS[args.off_policy_correction].correction.active:
+        return f"--off-policy-correction {args.off_policy_correction}"
+    return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from configs.corrections import asks_for_log_probs
 from configs.schema import Config, EvalConfig, MockConfig, RolloutConfig
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
@@ -61,6 +62,7 @@ def mock_backend(site: RunContext) -> Backend:
         current_version=current_version,
         sampling_seed=config.run.seed if config.seeds_requests else None,
         vision=vision,
+        log_probs_for=asks_for_log_probs(site.args),
     )
     learner = MockLearner(config.mock, time=site.time)
     transport = MockTransport(pool, config.mock, time=site.time)

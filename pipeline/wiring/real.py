@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from configs.corrections import asks_for_log_probs
 from pipeline.core.flops import read_cost
 from pipeline.models.resolve import resolve_checkpoint
 from pipeline.run.warmup import warm_up
@@ -85,6 +86,7 @@ def real_backend(site: RunContext) -> Backend:
         vision=vision,
         current_version=current_version,
         sampling_seed=config.run.seed if config.seeds_requests else None,
+        log_probs_for=asks_for_log_probs(site.args),
     )
     teacher = make_teacher(site, device)
     engines = (

@@ -16,8 +16,8 @@ from configs.schema import AlgorithmConfig
 from pipeline.core.errors import DataError
 from pipeline.core.types import Sample, Status, TrainSample, narrow_experts
 
-_REQUIRED = ("tokens", "response_lengths", "rewards", "loss_masks", "rollout_log_probs")
-_OPTIONAL = ("raw_reward", "sample_indices", "rollout_ids")
+_REQUIRED = ("tokens", "response_lengths", "rewards", "loss_masks")
+_OPTIONAL = ("rollout_log_probs", "raw_reward", "sample_indices", "rollout_ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,11 +161,9 @@ def _row(
     flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, raw: float, siblings: int
 ) -> TrainSample:
     n = int(data["response_lengths"][i])
-    mask, log_probs = (
-        np.asarray(data["loss_masks"][i], np.uint8),
-        np.asarray(data["rollout_log_probs"][i], np.float32),
-    )
+    mask = np.asarray(data["loss_masks"][i], np.uint8)
     tokens = np.asarray(data["tokens"][i], np.int64)
+    log_probs = _log_probs(flag, data, i, origin, tokens)
     if wrong := {
         k: len(a)
         for k, a in (("loss_masks", mask), ("rollout_log_probs", log_probs))
@@ -180,7 +178,8 @@ def _row(
             f"{flag}: row {i} has {len(tokens)} tokens for a response of {n}: prompt and response"
             " are expected"
         )
-    if not np.isfinite(log_probs[mask.astype(bool)]).all():
+    known = not np.isnan(origin.rollout_log_probs).all()
+    if known and not np.isfinite(log_probs[mask.astype(bool)]).all():
         raise DataError(f"{flag}: row {i}: rollout_log_probs of trained tokens are not all finite")
     return TrainSample(
         index=origin.index,
@@ -200,6 +199,20 @@ def _row(
         weight=1.0 / siblings,
         routed_experts=_experts(flag, data, i, origin, tokens),
     )
+
+
+def _log_probs(
+    flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, tokens: np.ndarray
+) -> np.ndarray:
+    """The dict's, else those of the row's sample where it has the same tokens."""
+    if "rollout_log_probs" in data:
+        return np.asarray(data["rollout_log_probs"][i], np.float32)
+    if not np.array_equal(tokens, origin.tokens):
+        raise DataError(
+            f"{flag}: row {i} has other tokens than its sample, and no rollout_log_probs: add the"
+            " key"
+        )
+    return origin.rollout_log_probs
 
 
 def _experts(

@@ -18,7 +18,11 @@ HOW = (
 
 
 def check_sample(
-    sample: Sample, *, fallback_version: int | None, needs_experts: bool = False
+    sample: Sample,
+    *,
+    fallback_version: int | None,
+    needs_experts: bool = False,
+    log_probs_for: str | None = "the off-policy correction",
 ) -> None:
     """Raises GenerateError with the rule that `sample` breaks (or its own error, if it has failed);
     fills in what may be left out.
@@ -26,7 +30,8 @@ def check_sample(
     Left out may be the loss mask (then every response token is trained) and, where
     `fallback_version` is known, the version spans: ported functions have none. The fallback is the
     oldest version served when the function was called, so staleness is over-estimated, never
-    under-estimated. `needs_experts`: routed experts are to be replayed."""
+    under-estimated. `needs_experts`: routed experts are to be replayed. `log_probs_for`: who needs
+    rollout log-probs; None: nobody, then they may be left out and are not a number."""
     if sample.status is Status.PENDING:
         raise GenerateError(
             "the function returned a PENDING sample: set sample.status to COMPLETED, TRUNCATED,"
@@ -47,12 +52,26 @@ def check_sample(
         raise GenerateError(
             f"loss_mask may hold 0 and 1 only, got {sorted(set(sample.loss_mask))[:5]}"
         )
+    if sample.rollout_log_probs is None and log_probs_for is None:
+        sample.rollout_log_probs = [math.nan] * n
+    else:
+        _check_log_probs(sample, n, log_probs_for or "the log")
+    if fallback_version is not None and not any(
+        isinstance(s, tuple) for s in sample.weight_versions
+    ):
+        sample.weight_versions = [VersionSpan(fallback_version, 0, n)]
+    _check_spans(sample, n)
+    if needs_experts:
+        _check_experts(sample)
+
+
+def _check_log_probs(sample: Sample, n: int, needed_by: str) -> None:
     if sample.rollout_log_probs is None:
         raise GenerateError(
-            f"no rollout_log_probs for {n} response tokens: the off-policy correction needs them;"
-            f" {HOW}"
+            f"no rollout_log_probs for {n} response tokens: {needed_by} needs them; {HOW}"
         )
     _expect_length("rollout_log_probs", sample.rollout_log_probs, n)
+    assert sample.loss_mask is not None
     for at, (mask, log_prob) in enumerate(
         zip(sample.loss_mask, sample.rollout_log_probs, strict=True)
     ):
@@ -61,13 +80,6 @@ def check_sample(
                 f"rollout_log_probs[{at}] = {log_prob} of a trained token: expected a finite"
                 " number, at most 0"
             )
-    if fallback_version is not None and not any(
-        isinstance(s, tuple) for s in sample.weight_versions
-    ):
-        sample.weight_versions = [VersionSpan(fallback_version, 0, n)]
-    _check_spans(sample, n)
-    if needs_experts:
-        _check_experts(sample)
 
 
 def _check_experts(sample: Sample) -> None:

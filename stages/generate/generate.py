@@ -49,11 +49,13 @@ class GenerateStage:
         time: TimeSource | None = None,
         sampling_seed: int | None = None,
         vision: Vision | None = None,
+        log_probs_for: str | None = "the off-policy correction",
     ) -> None:
         """`args`: `configs.schema.flat_args(config)`. `context_length`: tokens of prompt + response
         that the engines take. `sampling_seed`: give every sample's requests a `sampling_seed` made
         of this and its index: the same answers in any order and batch. `current_version`: the
         oldest policy version any engine serves; stamps samples of custom functions without spans.
+        `log_probs_for`: who needs log-probs of a custom function's samples; None: nobody.
         Raises ConfigError when the custom function cannot be loaded or has no known signature."""
         self._client = client
         self._tokenizer = tokenizer
@@ -74,6 +76,7 @@ class GenerateStage:
         )
         self._template_arguments = dict(getattr(args, "apply_chat_template_kwargs", None) or {})
         self._needs_experts = bool(getattr(args, "use_rollout_routing_replay", False))
+        self._log_probs_for = log_probs_for
         self._functions: dict[str, CustomGenerate] = {}
         path = rollout.custom_generate_function_path
         self._custom = self._load(path) if path else None
@@ -165,6 +168,7 @@ class GenerateStage:
                 sample,
                 fallback_version=fallback_version,
                 needs_experts=self._needs_experts and not evaluation,
+                log_probs_for=None if evaluation else self._log_probs_for,
             )
         except GenerateError as error:
             return _failed(sample, error)

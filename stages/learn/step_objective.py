@@ -21,6 +21,7 @@ from stages.learn.losses import TokenLogProbs
 from stages.learn.objective import policy_objective, shaped_advantages
 from stages.learn.outcome import SUMS, ObjectiveExtras, Outcome, policy_metrics
 from stages.learn.settings import LearnerSettings
+from stages.learn.trained_tokens import with_known_log_probs
 from stages.learn.user_objective import custom_objective
 
 
@@ -118,7 +119,8 @@ class StepObjective:
         denominator: float,
         statistics: BatchStatistics | None,
     ) -> Outcome:
-        batch, old = prepared.batch, prepared.old
+        old = prepared.old
+        batch = with_known_log_probs(prepared.batch, now.log_probs.detach() if old is None else old)
         if self.config.true_on_policy_mode:
             self.worst = max(
                 self.worst, worst_mismatch(now.log_probs.detach() if old is None else old, batch)

@@ -3,9 +3,10 @@ loss reads."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,18 @@ class FlatTrainedTokens:
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
         """[S] to go with losses.token_weights of the same `per_token`."""
         return self.sample_weights if per_token else self.mean_weights
+
+
+Tokens = TypeVar("Tokens", bound=FlatTrainedTokens)
+
+
+def with_known_log_probs(batch: Tokens, old_log_probs: Tensor) -> Tokens:
+    """A user's function may leave rollout log-probs out, as not a number, where nothing is
+    corrected by them: then the ratio to the old policy is 1. old_log_probs: [N]."""
+    given = batch.rollout_log_probs
+    return dataclasses.replace(
+        batch, rollout_log_probs=torch.where(given.isnan(), old_log_probs.to(given.dtype), given)
+    )
 
 
 def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from configs.hooks import HOOKS
@@ -68,6 +69,12 @@ async def nothing(args, sample, sampling_params):
     return None
 
 async def pending(args, sample, sampling_params):
+    return sample
+
+async def no_log_probs(args, sample, sampling_params):
+    sample.tokens, sample.response_length = [*sample.tokens, 1, 2], 2
+    sample.weight_versions = [VersionSpan(0, 0, 2)]
+    sample.status = Sample.Status.COMPLETED
     return sample
 
 async def short_mask(args, sample, sampling_params):
@@ -300,6 +307,7 @@ async def test_a_ported_function_without_spans_is_stamped_with_the_oldest_versio
         ("pending", "PENDING sample"),
         ("short_mask", "loss_mask has 1 entries for response_length 2"),
         ("nan", "rollout_log_probs[0] = nan"),
+        ("no_log_probs", "no rollout_log_probs for 2 response tokens: the off-policy correction"),
         ("no_versions", "trained tokens from 1 to 2 have no policy version"),
         ("aborted", "returned it as aborted"),
     ],
@@ -309,6 +317,18 @@ async def test_a_broken_function_fails_its_sample_and_says_why(
 ) -> None:
     (made,) = await stage(FakeEngineClient("x"), f"{functions}:{name}")([sample()])
     assert made.status is Status.FAILED and why in (made.error or ""), made.error
+
+
+async def test_log_probs_that_nobody_asks_for_may_be_left_out(functions: Path) -> None:
+    path = f"{functions}:no_log_probs"
+    client = FakeEngineClient("x")
+    (made,) = await stage(client, path, log_probs_for=None)([sample()])
+    assert made.status is Status.COMPLETED
+    assert np.isnan(made.rollout_log_probs).all() and len(made.rollout_log_probs or ()) == 2
+    (made,) = await stage(client, path, log_probs_for="--use-tis")([sample()])
+    assert "--use-tis needs them" in (made.error or "")
+    (made,) = await stage(client, path)([sample()], evaluation=True)  # of which none is trained on
+    assert made.status is Status.COMPLETED
 
 
 @pytest.mark.parametrize(

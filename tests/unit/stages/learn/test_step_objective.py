@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from configs.corrections import asks_for_log_probs
 from configs.flags import own_flags
 from configs.schema import OPTIMIZER_DEFAULTS, AlgorithmConfig, Config, flat_args
 from pipeline.core.errors import ConfigError
 from stages.learn.settings import LearnerSettings
 from stages.learn.step_objective import LargestGap, StepObjective, worst_mismatch
+from stages.learn.trained_tokens import FlatTrainedTokens, with_known_log_probs
 
 COUNTS = [3, 1, 4]
 
@@ -62,6 +65,46 @@ def test_user_functions_find_the_flags_in_args() -> None:
 def test_a_user_function_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         StepObjective(settings(loss_type="custom_loss", custom_loss_function_path="nowhere.py"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "asks"),
+    [
+        ({"off_policy_correction": "none"}, None),
+        ({"use_tis": True}, "--use-tis"),
+        ({"off_policy_correction": "icepop"}, "--off-policy-correction icepop"),
+        ({"off_policy_correction": "none", "use_rollout_logprobs": True}, "--use-rollout-logprobs"),
+        (
+            {"off_policy_correction": "none", "correction_veto_threshold": 1e-4},
+            "--correction-veto-threshold",
+        ),
+    ],
+)
+def test_who_asks_for_rollout_log_probs(flags: dict[str, object], asks: str | None) -> None:
+    args = flat_args(Config(algorithm=AlgorithmConfig(**flags)))  # type: ignore[arg-type]
+    assert asks_for_log_probs(args) == asks
+    if asks is None:
+        args.use_opd = True
+        assert asks_for_log_probs(args) == "--use-opd"
+
+
+def test_rollout_log_probs_that_are_left_out_are_the_old_ones() -> None:
+    numbers = torch.zeros(1, dtype=torch.int64)
+    batch = FlatTrainedTokens(
+        targets=torch.arange(3),
+        advantages=torch.ones(3),
+        rollout_log_probs=torch.tensor([-1.0, math.nan, -3.0]),
+        token_counts=numbers + 3,
+        sample_lengths=numbers + 4,
+        staleness=numbers,
+        sample_indices=numbers,
+        sample_weights=torch.ones(1),
+        mean_weights=torch.ones(1),
+        num_tokens=4,
+    )
+    known = with_known_log_probs(batch, torch.tensor([-5.0, -6.0, -7.0]))
+    assert known.rollout_log_probs.tolist() == [-1.0, -6.0, -3.0]
+    assert known.targets is batch.targets
 
 
 def test_what_needs_log_probs_ahead() -> None:
