@@ -24,6 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeline.core.slime_names import offer_slime_names
+
 _PREFIX = "slipstream_user_"
 _NEVER = {*sys.builtin_module_names, "__main__"}  # what Python finds before any file
 # what is installed with Slipstream: a user's folder may hold something of the same name
@@ -71,6 +73,7 @@ class _UserLoader(SourceFileLoader):
     """Runs a user's module with an `import` that looks beside it first."""
 
     def exec_module(self, module: ModuleType) -> None:
+        offer_slime_names()
         module.__dict__["__builtins__"] = _builtins_of(module.__name__.partition(".")[0])
         super().exec_module(module)
 

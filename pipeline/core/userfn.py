@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.core.errors import ConfigError
 from pipeline.core.function_source import FunctionSource, find_source
 from pipeline.core.own_files import places_tried
+from pipeline.core.slime_names import offer_slime_names
 from pipeline.core.user_modules import import_user_file
 
 
@@ -62,6 +63,7 @@ def load_function(spec: str, default_name: str | None = None) -> Callable[..., A
     The same file is loaded once, however often it is named.
     """
     where = parse_spec(spec, default_name)
+    offer_slime_names()
     try:
         module = (
             _load_file(where.file, spec)
@@ -108,6 +110,7 @@ def check_function(spec: str, default_name: str | None = None) -> FunctionSource
 
     What cannot be read is left to `load_function`. Raises ConfigError."""
     where = parse_spec(spec, default_name)
+    offer_slime_names()
     file = where.file if where.file else _module_file(where)
     if file is None:
         return None

@@ -75,7 +75,7 @@ class RewardStage:
     async def _score(self, sample: Sample) -> None:
         try:
             if sample.reward is None:
-                sample.reward = await self._reward_of(sample)
+                sample.reward = await self.reward_of(sample)
             sample.reward = self._judged(sample.reward)
         except Exception as error:  # a user's scorer may raise anything; CancelledError passes
             _fail(sample, error)
@@ -103,7 +103,9 @@ class RewardStage:
             for sample in samples:
                 _fail(sample, error)
 
-    async def _reward_of(self, sample: Sample) -> Any:
+    async def reward_of(self, sample: Sample) -> Any:
+        """As its scorer gives it: not judged yet, and not written into the sample. Raises what the
+        scorer raises."""
         path = sample.custom_rm_path or self._config.custom_rm_path
         name: str = path or self._built_in_name(sample)
         try:

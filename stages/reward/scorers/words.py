@@ -34,15 +34,20 @@ def f1(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
 
     No label: ValueError.
     """
-    return max(_f1(_plain(response), _plain(answer)) for answer in accepted_answers(label))
+    return max(shared_words(response, answer)[0] for answer in accepted_answers(label))
 
 
-def _f1(said: str, truth: str) -> float:
+def shared_words(response: str, answer: str) -> tuple[float, float, float]:
+    """(F1, precision, recall) of `f1`, against one answer."""
+    said, truth = _plain(response), _plain(answer)
     if said != truth and not _ALL_OR_NOTHING.isdisjoint((said, truth)):
-        return 0.0
+        return 0.0, 0.0, 0.0
     words, wanted = said.split(), truth.split()
     shared = (Counter(words) & Counter(wanted)).total()
-    return 2 * shared / (len(words) + len(wanted)) if shared else 0.0
+    if not shared:
+        return 0.0, 0.0, 0.0
+    f1 = 2 * shared / (len(words) + len(wanted))
+    return f1, shared / len(words), shared / len(wanted)
 
 
 def _plain(text: str) -> str:
