@@ -104,14 +104,14 @@ def _flags_of_run(given: Sequence[GivenFlag]) -> list[GivenFlag]:
 
 
 def begins_anew(given: Sequence[GivenFlag]) -> bool:
-    """Does --load name the folder of --save, with nothing in it yet? So scripts are written that
-    are started again and again: they go on with what is there."""
-    load, save = ([g.values for g in given if g.name == name][-1:] for name in ("load", "save"))
-    if not (load and save and len(load[0]) == len(save[0]) == 1):
+    """Does --load name the folder of --save, with nothing in it yet, or the model itself? So
+    scripts are written that are started again and again: they go on with what is there."""
+    named = {g.name: Path(g.values[0]).expanduser() for g in given if len(g.values) == 1}
+    folder = named.get("load")
+    if folder is None:
         return False
-    folder = Path(load[0][0]).expanduser()
     is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    return is_new and folder == Path(save[0][0]).expanduser()
+    return folder == named.get("hf-checkpoint") or (is_new and folder == named.get("save"))
 
 
 def preset_files(given: Sequence[GivenFlag]) -> list[Path]:

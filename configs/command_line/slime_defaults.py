@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 
 from configs.flags import own_flags, words_of
 from configs.hooks import HOOKS
+from configs.rules.user_source import source_text
 from configs.schema import Config
 from configs.schema.optim import OPTIMIZER_DEFAULTS
-from pipeline.core.errors import ConfigError
-from pipeline.core.userfn import check_function
 
 # Flags whose absence changes what a script trains on, or how, with what slime takes then.
 SLIMES: Mapping[str, str] = {
@@ -52,21 +50,8 @@ def _ours(name: str) -> str:
 def imports_slime(config: Config) -> bool:
     """Does a function of the user's come from slime, or say `import slime`?"""
     specs = (hook.path(config) for hook in HOOKS.values())
-    return any(spec.startswith("slime.") or _says_slime(spec) for spec in specs if spec)
-
-
-def _says_slime(spec: str) -> bool:
-    file = _file_of(spec)
-    return file is not None and bool(_IMPORTS_SLIME.search(file.read_text(errors="replace")))
-
-
-def _file_of(spec: str) -> Path | None:
-    """Where the function's source is; None where there is none, of which the rules tell."""
-    try:
-        place = Path(spec.partition(".py")[0] + ".py").expanduser()
-        if place.is_file():
-            return place
-        source = check_function(spec)
-    except (ConfigError, RuntimeError, ValueError):  # no home of such a user, a NUL in the path
-        return None
-    return None if source is None else source.file
+    return any(
+        spec.startswith("slime.") or _IMPORTS_SLIME.search(source_text(spec))
+        for spec in specs
+        if spec
+    )

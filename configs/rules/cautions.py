@@ -14,6 +14,7 @@ def cautions(config: Config) -> Iterator[str]:
     yield from _micro_batches(config)
     yield from _over_sampling(config)
     yield from _unused(config)
+    yield from _own_rewards(config)
 
 
 def _deterministic(config: Config) -> Iterator[str]:
@@ -84,4 +85,13 @@ def _unused(config: Config) -> Iterator[str]:
         yield (
             f"{said} without --eval-interval: nothing is evaluated. --eval-interval 10, say,"
             " evaluates after every ten rollouts"
+        )
+
+
+def _own_rewards(config: Config) -> Iterator[str]:
+    generate = config.rollout.custom_generate_function_path
+    if generate and not (config.has_scorer or config.distill.use_opd or config.answers_are_given):
+        yield (
+            f"--custom-generate-function-path {generate} without --rm-type or --custom-rm-path: it"
+            " must set sample.reward itself, a sample without one has failed"
         )

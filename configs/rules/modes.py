@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from configs.rules.inputs import check_checkpoint
+from configs.rules.inputs import check_weights
 from configs.schema import Config
 
 
@@ -27,7 +27,7 @@ def distillation(config: Config) -> Iterator[str]:
             f"--opd-teacher-url {d.opd_teacher_url}: expected http://HOST:PORT of an SGLang server"
         )
     if d.opd_teacher_load and not config.run.mock:
-        yield from check_checkpoint(d.opd_teacher_load, "--opd-teacher-load")
+        yield from check_weights(d.opd_teacher_load, "--opd-teacher-load", hf=True)
     if config.algorithm.advantage_estimator == "ppo":
         yield (
             "--use-opd with --advantage-estimator ppo: the critic would be taught returns without"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
+from configs.rules.user_source import source_text
 from configs.schema import Config
 from configs.schema.reward import COMPARING, RM_TYPES
 
@@ -38,7 +39,12 @@ def rewards(config: Config) -> Iterator[str]:
         return
     if config.answers_are_given and not config.eval.eval_interval:  # nothing is scored
         return
-    if reward.rm_type is None and not procedural and not config.distill.use_opd:
+    if (
+        reward.rm_type is None
+        and not procedural
+        and not config.distill.use_opd
+        and not _may_reward(config.rollout.custom_generate_function_path)
+    ):
         source = f"--data-source-path {data.data_source_path}"
         yield (
             f"{source if data.data_source_path else f'--prompt-data {data.prompt_data}'} says"
@@ -63,3 +69,8 @@ def rewards(config: Config) -> Iterator[str]:
             f"--rm-type {reward.rm_type} without --label-key: it compares with a label. Name the"
             " column that holds it"
         )
+
+
+def _may_reward(generate: str | None) -> bool:
+    """May the custom generate function set sample.reward itself? Its file would speak of it."""
+    return generate is not None and "reward" in source_text(generate)

@@ -12,9 +12,9 @@ from typing import Any
 from configs.rules.eval_datasets import eval_datasets
 from configs.schema import Config, RolloutConfig
 from pipeline.core.errors import CheckpointError
-from pipeline.models.resolve import resolve_checkpoint
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.devices import device_sharing, dtype_of
+from pipeline.wiring.teacher_folder import teacher_folder
 from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
 from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, tokens_per_request
@@ -43,13 +43,14 @@ def first_weights(site: RunContext, folder: Path) -> Path | None:
     return found
 
 
-def make_teacher(site: RunContext, device: str) -> SGLangPool | None:
+def make_teacher(site: RunContext, policy: Path, device: str) -> SGLangPool | None:
     """One more engine, whose devices come after the policy's engines. None where no teacher is to
-    be served."""
+    be served. `policy`: the policy's Hugging Face folder."""
     config, distill = site.config, site.config.distill
     if not (distill.use_opd and distill.opd_teacher_load):
         return None
-    folder = resolve_checkpoint(distill.opd_teacher_load, seed=config.run.seed)
+    place = site.run_dir.path / "teacher"
+    folder = teacher_folder(distill.opd_teacher_load, policy, place, seed=config.run.seed)
     spec = _engine_spec(site, config.num_engines, folder, device)
     return _pool_of(
         [Engine(dataclasses.replace(spec, log_path=site.run_dir.logs / "teacher.log"))], site

@@ -88,7 +88,7 @@ def real_backend(site: RunContext) -> Backend:
         sampling_seed=config.run.seed if config.seeds_requests else None,
         log_probs_for=asks_for_log_probs(site.args),
     )
-    teacher = make_teacher(site, device)
+    teacher = make_teacher(site, folder, device)
     engines = (
         EngineMemory(pool)
         if share.rollout and config.has_engines and not config.run.debug_rollout_only

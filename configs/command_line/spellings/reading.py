@@ -47,9 +47,9 @@ class Reading:
         return self._ours(given, spelling)
 
     def begins_anew(self, given: GivenFlag) -> bool:
-        """Is it the --load of a run that begins in an empty folder of --save?"""
+        """Is it the --load of a run that begins?"""
         if given.name == "load":
-            self.nothing[str(given)] = "nothing is there yet, the run begins anew and saves there"
+            self.nothing[str(given)] = "there is no run yet to go on with, one begins"
         return given.name == "load"
 
     def _ours(self, given: GivenFlag, spelling: Ours) -> GivenFlag | None:

@@ -151,6 +151,10 @@ SLIME: Mapping[str, Spelling] = {
     "custom-rm-path slime.rollout.on_policy_distillation.reward_func": _TEACHER,
     "custom-reward-post-process-path"
     " slime.rollout.on_policy_distillation.post_process_rewards": _TEACHER,
+    "dynamic-sampling-filter-path"
+    " slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std": Ours(
+        to="dynamic-sampling-filter-path zero_std"
+    ),
     # data
     "disable-rollout-global-dataset": Nothing(
         why="--data-source-path, where it is given, is the only source of prompts"

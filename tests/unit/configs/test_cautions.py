@@ -14,6 +14,7 @@ from configs.schema import (
     AsyncConfig,
     Config,
     EvalConfig,
+    RewardConfig,
     RolloutConfig,
     RunConfig,
 )
@@ -90,3 +91,10 @@ def test_what_is_named_and_not_needed_is_said() -> None:
         eval=EvalConfig(eval_prompt_data=("a", "a.jsonl"), eval_interval=0),
     )
     assert list(cautions(used)) == []
+
+
+def test_a_function_that_must_reward_its_samples_is_told_so() -> None:
+    own = RolloutConfig(custom_generate_function_path="mine.py")
+    (told,) = cautions(Config(rollout=own))
+    assert told.startswith("--custom-generate-function-path mine.py without --rm-type")
+    assert list(cautions(Config(rollout=own, reward=RewardConfig(rm_type="random")))) == []

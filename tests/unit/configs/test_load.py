@@ -364,7 +364,7 @@ def test_a_run_is_loaded_from_where_it_saves_once_it_is_there(tmp_path: Path) ->
     words = ["--mock", "--load", f"{folder}/", "--save", str(folder)]
     first = load_config(words)
     assert first.run.load is None and first.run.save == str(folder)
-    assert f"--load {folder}/ (nothing is there yet" in first.notes[0]
+    assert f"--load {folder}/ (there is no run yet" in first.notes[0]
     folder.mkdir()
     assert load_config(words).run.load is None
     (folder / "state.json").touch()
@@ -372,6 +372,8 @@ def test_a_run_is_loaded_from_where_it_saves_once_it_is_there(tmp_path: Path) ->
         load_config(words)
     with pytest.raises(ConfigError, match=r"--load .*no such folder"):
         load_config(["--mock", "--load", str(tmp_path / "other"), "--save", str(folder)])
+    model = ["--mock", "--load", str(folder), "--hf-checkpoint", str(folder)]
+    assert load_config(model).run.load is None
 
 
 @pytest.mark.parametrize(

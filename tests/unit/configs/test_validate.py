@@ -554,3 +554,11 @@ def test_a_gpu_that_is_not_there_is_refused_at_load(monkeypatch: pytest.MonkeyPa
 def test_every_number_has_a_range() -> None:
     free = {flag.field for flag in own_flags().values() if flag.kind in (int, float)} - set(RANGES)
     assert free == {"rollout_stop_token_ids", "reward_threshold"}
+
+
+def test_a_function_that_rewards_its_samples_needs_no_scorer(folder: Path) -> None:
+    agent = "async def generate(args, sample, sampling_params): sample.reward = 1\n"
+    (folder / "agent.py").write_text(agent)
+    load_config(words("--custom-generate-function-path agent.py --rm-type none"))
+    with pytest.raises(ConfigError, match="set --rm-type"):
+        load_config(words("--custom-generate-function-path mine.py --rm-type none"))
