@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.command_line.consequences import draw_consequences
+from configs.command_line.custom_config import CustomSetting, custom_settings
 from configs.command_line.families import PREFIXES, FlagFamily
 from configs.command_line.preset_files import (
     GivenFlag,
@@ -65,11 +66,36 @@ def parse_config(
     for given in flags:
         for setting in _settings(given, families, reading):
             values.set(*setting, given, reading)
+    custom = {}
+    for own in custom_settings(flags):
+        if not _means_a_flag(own, families, values, reading):
+            custom[own.key] = own.value
     for given in reading.defaults:
         found = _find(given, families, [])
         assert found is not None, f"the table of spellings names {given}"
         values.set_default(*found, given)
-    return _config(values, words, reading), values.origins
+    config = dataclasses.replace(_config(values, words, reading), custom=custom)
+    return config, values.origins
+
+
+def _means_a_flag(
+    own: CustomSetting, families: Sequence[FlagFamily], values: _Values, reading: Reading
+) -> bool:
+    """Is this setting of a user's file a flag's? Then it is set. Raises ConfigError where the
+    command line says otherwise."""
+    given = own.as_flag
+    if _find(given, families, []) is None and spelling_of(given, with_value=False) is None:
+        return False
+    settings = list(_settings(given, families, reading))
+    for section, field, value in settings:
+        before = values.on_command_line(section, field)
+        if before is not None and values.sections[section][field] != value:
+            raise ConfigError(
+                f"{own.key} {own.value!r} ({own.origin}) is the flag {given}, and the"
+                f" command line says {before}: keep one of them"
+            )
+        values.set(section, field, value, given, reading)
+    return bool(settings)
 
 
 class _Values:
@@ -105,6 +131,11 @@ class _Values:
                     f"{before} and {given}: a flag counts once, drop one{given.place}"
                 )
         self._set(section, field, value, given)
+
+    def on_command_line(self, section: str, field: str) -> GivenFlag | None:
+        """How the command line itself said it last."""
+        given = self._last.get(_flag_name(section, field))
+        return given if given is not None and given.origin is None else None
 
     def set_default(self, section: str, field: str, value: Any, given: GivenFlag) -> None:
         """What gives way to whatever was said."""

@@ -4,12 +4,11 @@ exist? Told before anything starts, from their sources: no user code runs."""
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Collection, Iterator
 
 from configs.hook import Hook, can_be_called, second_parameter
 from configs.hooks import HOOKS
-from configs.schema import Config, flat_args
+from configs.schema import Config, absence, flat_args
 from pipeline.core.errors import ConfigError
 from pipeline.core.function_source import Function, FunctionSource, attributes_read, signature_of
 from pipeline.core.userfn import check_function, read_source
@@ -99,11 +98,7 @@ def _flag_problems(hook: Hook, source: FunctionSource, known: Collection[str]) -
     known = {*known, *hook.extra_args}
     for read in attributes_read(source):
         if read.name not in known:
-            close = difflib.get_close_matches(read.name, known, n=1)
-            hint = f"did you mean args.{close[0]}? " if close else ""
             yield (
-                f"{source.file} line {read.line} reads args.{read.name} in {read.function}: that is"
-                " no flag of Slipstream, nor one of Megatron's or SGLang's (args.sglang_...) that"
-                f" is given; {hint}Of one that need not be given: getattr(args, {read.name!r},"
-                " DEFAULT)"
+                f"{source.file} line {read.line} reads args.{read.name} in {read.function}:"
+                f" {absence(read.name, known)}"
             )

@@ -6,9 +6,10 @@ names are slime's where slime has the thing. The comment behind a field, or in t
 it, is its help text. Rules across fields live in configs/rules/."""
 
 from configs.schema.algorithm import AlgorithmConfig, Estimator
+from configs.schema.args import LIVE_PARTS, Args, absence
 from configs.schema.asynchronous import AsyncConfig
 from configs.schema.cluster import ClusterConfig
-from configs.schema.config import SECTIONS, Config, flat_args
+from configs.schema.config import SECTIONS, Config, flags_of, flat_args
 from configs.schema.critic import CriticConfig
 from configs.schema.data import DataConfig
 from configs.schema.distill import DistillConfig
@@ -19,13 +20,16 @@ from configs.schema.optim import OPTIMIZER_DEFAULTS, DecayStyle, OptimConfig
 from configs.schema.reward import RewardConfig
 from configs.schema.rollout import RolloutConfig
 from configs.schema.run import RunConfig
+from configs.schema.slime_args import shape_args
 from configs.schema.tracking import TrackingConfig
 from configs.schema.warmup import WarmupConfig
 
 __all__ = [
+    "LIVE_PARTS",
     "OPTIMIZER_DEFAULTS",
     "SECTIONS",
     "AlgorithmConfig",
+    "Args",
     "AsyncConfig",
     "ClusterConfig",
     "Config",
@@ -43,5 +47,8 @@ __all__ = [
     "RunConfig",
     "TrackingConfig",
     "WarmupConfig",
+    "absence",
+    "flags_of",
     "flat_args",
+    "shape_args",
 ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 from configs.schema.algorithm import AlgorithmConfig
+from configs.schema.args import Args
 from configs.schema.asynchronous import AsyncConfig
 from configs.schema.cluster import ClusterConfig
 from configs.schema.critic import CriticConfig
@@ -22,6 +23,7 @@ from configs.schema.optim import OPTIMIZER_DEFAULTS, OptimConfig
 from configs.schema.reward import RewardConfig
 from configs.schema.rollout import RolloutConfig
 from configs.schema.run import RunConfig
+from configs.schema.slime_args import FILLED, OFF, counterparts, shape_args
 from configs.schema.tracking import TrackingConfig
 from configs.schema.warmup import WarmupConfig
 
@@ -52,6 +54,10 @@ class Config:
     sglang: Mapping[str, Any] = field(default_factory=dict)  # ServerArgs field -> value
     # TransformerConfig / OptimizerConfig / DDP config field -> value
     megatron: Mapping[str, Any] = field(default_factory=dict)
+    # what --custom-config-path's file says: attributes of `args`
+    custom: Mapping[str, Any] = field(default_factory=dict)
+    # what is known when the run starts: the model's folder and shape, the router's port
+    found: Mapping[str, Any] = field(default_factory=dict, compare=False)
     # what is to be said when the run starts: flags that were read as others, or ignored
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -166,10 +172,9 @@ SECTIONS = (
 )
 
 
-def flat_args(config: Config) -> SimpleNamespace:
-    """The flat `args` namespace that slime's custom-function signatures take, on the driver and on
-    the learner's ranks: every flag of ours and the optimizer's by name, and of Megatron's and
-    SGLang's (`sglang_...`) those that were given."""
+def flags_of(config: Config) -> dict[str, Any]:
+    """Every flag of ours and the optimizer's by name, and of Megatron's and SGLang's
+    (`sglang_...`) those that were given."""
     out: dict[str, Any] = {
         **OPTIMIZER_DEFAULTS,
         **config.megatron,
@@ -181,4 +186,15 @@ def flat_args(config: Config) -> SimpleNamespace:
         out.update({name: getattr(part, name) for name in shown})
     # as in slime: functions hand it to the tokenizer
     out["apply_chat_template_kwargs"] = config.data.template_arguments
-    return SimpleNamespace(**out)
+    return out
+
+
+def flat_args(config: Config) -> Args:
+    """The flat `args` namespace that slime's custom-function signatures take, on the driver and on
+    the learner's ranks: the flags, slime's names beside them, the user's own settings, and what the
+    run has found."""
+    out = {**OFF, **shape_args({}), **counterparts(config), **flags_of(config)}
+    for name, value in FILLED.items():
+        if out[name] is None:
+            out[name] = value(config)
+    return Args(**copy.deepcopy({**out, **config.found, **config.custom}))

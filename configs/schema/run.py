@@ -21,6 +21,9 @@ class RunConfig:
     # saves after every so many rollouts; the end of a run always saves
     save_interval: int | None = None
     seed: int = 1234  # seeds initialisation and everything that has no seed of its own
+    # gives your own functions settings of their own: a YAML mapping, whose values are attributes of
+    # args; a name that is a flag means that flag
+    custom_config_path: str | None = None
     # how many samples of each rollout keep their texts in samples.jsonl, for the report and the
     # trackers
     log_samples: int = 4

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.schema import Config, TrackingConfig, flat_args
+from configs.schema import Config, TrackingConfig, flags_of
 from pipeline.core.protocols import Sink
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.run.record_file import Record, current_records, jsonable, read_records, roll_back
@@ -125,7 +125,7 @@ def _trackers(
 def _wandb(run_dir: RunDir, config: Config, earlier: Sequence[Record], rolled_back: bool) -> Sink:
     from pipeline.telemetry.trackers import WandbSink
 
-    settings = jsonable(vars(flat_args(config)))
+    settings = jsonable(flags_of(config))
     if config.tracking.wandb_key:
         # W&B keeps the command line with the run
         sys.argv[:] = [word.replace(config.tracking.wandb_key, "***") for word in sys.argv]

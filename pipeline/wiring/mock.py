@@ -15,7 +15,7 @@ from configs.schema import Config, EvalConfig, MockConfig, RolloutConfig
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
-from pipeline.wiring.router import make_router
+from pipeline.wiring.router import make_router, tell_args
 from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer
 from stages.generate.generate import GenerateStage
 from stages.generate.image_prompts import ImageFeatures, Vision, open_image
@@ -53,6 +53,7 @@ def mock_backend(site: RunContext) -> Backend:
         context_length=rollout.rollout_max_context_len,
         vision=vision,
     )
+    tell_args(site, router=router, model=config.model.hf_checkpoint)
     generate = GenerateStage(
         client,
         tokenizer,

@@ -29,7 +29,7 @@ from pipeline.wiring.engines import (
 )
 from pipeline.wiring.learner_settings import learner_settings
 from pipeline.wiring.model_checks import check_model
-from pipeline.wiring.router import make_router, with_address
+from pipeline.wiring.router import make_router, tell_args
 from pipeline.workers.learner_group import LearnerGroup
 from pipeline.workers.turns import TurnTaking
 from stages.batch import make_batch
@@ -65,17 +65,17 @@ def real_backend(site: RunContext) -> Backend:
         return min(pool.version_of(e) for e in pool.endpoints)
 
     vision, context_length = _vision(folder), tokens_per_request(requests_of(config), folder)
-    site.args.hf_checkpoint = str(folder.absolute())
     router = make_router(
         site,
         client,
         tokenizer,
-        model=site.args.hf_checkpoint,
+        model=str(folder.absolute()),
         current_version=current_version,
         context_length=context_length,
         vision=vision,
     )
-    learner = LearnerGroup(learner_settings(with_address(config, router), folder, device))
+    told = tell_args(site, router=router, model=str(folder.absolute()))
+    learner = LearnerGroup(learner_settings(told, folder, device))
     generate = GenerateStage(
         client,
         tokenizer,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from configs.schema import Config
+from configs.schema import Config, flat_args, shape_args
 from pipeline.core.protocols import EngineClient, Tokenizer
 from pipeline.wiring.context import RunContext
+from pipeline.wiring.model_checks import read_shape
 from stages.generate.image_prompts import Vision
 from stages.generate.router import Router
 
@@ -22,10 +23,7 @@ def make_router(
     context_length: int | None = None,
     vision: Vision | None = None,
 ) -> Router:
-    """Its address is in the run's `args` from here on.
-
-    `model`: the resolved folder, or what stands for it.
-    """
+    """`model`: the resolved folder, or what stands for it."""
     cluster = site.config.cluster
     router = Router(
         client,
@@ -38,12 +36,22 @@ def make_router(
         vision=vision,
         time=site.time,
     )
-    site.args.sglang_router_port = router.port
     if not site.config.has_engines:
         router.release()  # there is no engine behind it
     return router
 
 
-def with_address(config: Config, router: Router) -> Config:
-    """For the learner's ranks: their `args` say the same as the driver's."""
-    return replace(config, cluster=replace(config.cluster, sglang_router_port=router.port))
+def tell_args(site: RunContext, *, router: Router, model: str | None) -> Config:
+    """Users' functions find in `args` what is known only now: on the driver from here on, on the
+    learner's ranks where they get the configuration that comes back."""
+    config = site.config
+    shape = {k: v for k, v in shape_args(read_shape(model)).items() if v is not None}
+    found = {
+        **{name: value for name, value in shape.items() if name not in config.megatron},
+        "hf_checkpoint": model,
+        "sglang_router_port": router.port,
+        "start_rollout_id": site.clock.num_trained,
+    }
+    told = replace(config, found=found)
+    vars(site.args).update(vars(flat_args(told)))
+    return told

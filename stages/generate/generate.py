@@ -10,11 +10,10 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 from configs.hooks import load_hook
-from configs.schema import EvalConfig, RolloutConfig
+from configs.schema import Args, EvalConfig, RolloutConfig
 from pipeline.core.deadline import Deadline
 from pipeline.core.errors import GenerateError, SlipstreamError
 from pipeline.core.protocols import EngineClient, Tokenizer
@@ -270,7 +269,7 @@ class _Manner:
     params: Mapping[str, Any]  # SGLang's sampling parameters
     deadline: Deadline  # of an episode
     context_length: int | None  # tokens of prompt + response
-    args: SimpleNamespace  # what custom functions are given
+    args: Args  # what custom functions are given
 
 
 def _manner(rollout: RolloutConfig, context_length: int | None, args: dict[str, Any]) -> _Manner:
@@ -280,7 +279,7 @@ def _manner(rollout: RolloutConfig, context_length: int | None, args: dict[str, 
         params=default_sampling_params(rollout),
         deadline=Deadline(*rollout.episode_deadline),
         context_length=longest,
-        args=SimpleNamespace(**args, context_length=longest),
+        args=Args(**args, context_length=longest),
     )
 
 
