@@ -57,11 +57,12 @@ def values_of(flag: Flag) -> st.SearchStrategy[Any]:
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     # No part of what a run writes down: --load names the run whose flags are read, --num-epoch has
-    # become --num-rollout, and a password is not told.
+    # become --num-rollout, and a password is not told. --custom-config-path names a file that
+    # must be there.
     flags = [
         flag
         for flag in own_flags().values()
-        if flag.field not in ("load", "num_epoch") and not flag.secret
+        if flag.field not in ("load", "num_epoch", "custom_config_path") and not flag.secret
     ]
     chosen = draw(st.sets(st.sampled_from([f.name for f in flags]), max_size=12))
     sections: dict[str, Any] = {section: {} for section in section_classes()}
