@@ -219,6 +219,8 @@ def _eval_table(history: History) -> str:
 
 def _versions(row: Mapping[str, Any]) -> str:
     low, high = row.get("policy_version_min"), row.get("policy_version_max")
+    if low == -1:  # no token was generated
+        return "-"
     return number(low) if low == high else f"{number(low)} to {number(high)}"
 
 

@@ -64,7 +64,10 @@ def _set(config: Config, backend: Backend, scorers: Scorers, dataset: EvalDatase
         judge=_judge(dataset),
         limit_flag="--eval-max-prompt-len" if config.eval.eval_max_prompt_len else LIMIT_FLAG,
     )
-    prompts = [group[0] for group in source.all_prompts(config.eval.eval_max_prompts)]
+    # a file is evaluated on as a whole
+    procedural = dataset.path.startswith("reasoning_gym:")
+    limit = config.eval.eval_max_prompts if procedural else None
+    prompts = [group[0] for group in source.all_prompts(limit)]
     return EvalSet(
         name=dataset.name,
         prompts=[_own(prompt, dataset) for prompt in prompts],

@@ -52,6 +52,15 @@ def test_every_mention_of_a_data_set_counts(run: Run, tmp_path: Path) -> None:
     assert {r["rollout_id"] for r in rows} == {0, 1, 2}
 
 
+def test_a_file_is_evaluated_on_as_a_whole(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "A.jsonl"
+    file.write_text('{"prompt": "1+2=", "label": "3"}\n' * 300)
+    once = ("--eval-interval", "2", "--skip-eval-before-train", "--mock-length-mean", "2")
+    done = run("--rm-type", "exact_match", "--eval-prompt-data", "a", str(file), *once)
+    assert done.returncode == 0, done.stderr
+    assert [r["num_samples"] for r in read_metrics(tmp_path / "m", "eval")] == [300]
+
+
 def test_a_scorer_of_a_row_is_looked_at_before_anything_starts(run: Run, tmp_path: Path) -> None:
     known, unknown = (
         write(tmp_path / f"{name}.jsonl", {"rm_type": name}) for name in ("deepscaler", "deepscale")
