@@ -46,6 +46,8 @@ def test_a_simulated_run_asks_no_engine(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_metrics(tmp_path / "chats", "train")
     assert [(r["num_samples"], r["samples_failed"]) for r in rows] == [(8, 0), (8, 0)]
+    assert {r["event"] for r in read_metrics(tmp_path / "chats", "engine")} == {"stats"}
+    assert {r["num_engines"] for r in read_metrics(tmp_path / "chats", "push")} <= {0}
     (sample, *_) = [
         json.loads(line) for line in (tmp_path / "chats/samples.jsonl").read_text().splitlines()
     ]
