@@ -31,7 +31,7 @@ SITE = ROOT / "compat" / "site"
 
 
 def install_engine() -> None:
-    """What SGLang needs on a CPU. Idempotent."""
+    """Installs what SGLang needs on a CPU. It may be called more than once."""
     from compat.cudart import fill_in_cudart
     from compat.seeds import allow_seeds, hash_in_torch, without_invariant_kernels
 

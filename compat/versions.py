@@ -20,7 +20,8 @@ def installed_version(distribution: str) -> str | None:
 
 
 def for_version(distribution: str, tested: str, piece: Callable[[], None]) -> Callable[[], None]:
-    """`piece`, which does nothing but warn, once a process, where another version is installed."""
+    """`piece`, which does nothing but warn, once in every process, where another version is
+    installed."""
 
     def guarded() -> None:
         if installed_version(distribution) == tested:

@@ -1,9 +1,9 @@
-"""Off-policy correction as one configuration, and the named rows of it that papers and other
-systems use. Layer 0.
+"""Off-policy correction as one configuration, and the named presets that papers and other systems
+use. Layer 0.
 
 Three policies: rollout (behaviour: the engine sampled from it), old (proximal: the learner at
 consumption), new (differentiated). stages/learn/corrections.py applies a `Correction`; on-policy
-every row below is the identity."""
+every preset below is the identity."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Correction:
 
     @property
     def needs_statistics(self) -> bool:
-        """It looks at the whole optimizer step before any of its tokens (one more forward pass)."""
+        """Must the whole optimizer step be looked at before any of its tokens (in one more forward
+        pass)?"""
         return self.batch_normalize or self.measure == "second_moment"
 
 

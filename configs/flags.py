@@ -1,5 +1,5 @@
-"""Our own flags, made from the dataclass tree: name, type, default and the comment behind the
-field."""
+"""Our own flags, made from the dataclasses of configs/schema: name, type, default and the comment
+at the field."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _parse_one(flag: Flag, word: str) -> Any:
 
 
 def _hint_of_dash(values: Sequence[str]) -> str:
-    """One dash where two were meant makes a flag look like a value."""
+    """A hint where one dash stands in the place of two, which makes a flag look like a value."""
     meant = [v for v in values if v.startswith("-") and v.lstrip("-")[:1].isalpha()]
     return (
         f"; {meant[0]} needs two dashes if it is a flag: --{meant[0].lstrip('-')}" if meant else ""
@@ -163,7 +163,8 @@ def _unpack(hint: Any) -> tuple[type, tuple[str, ...], bool, bool]:
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """field -> the comment behind it in the class's source, or the lines of comment right above."""
+    """Field -> its help: the comment behind the field in the class's source, or the lines of
+    comment right above it."""
     source = Path(inspect.getfile(cls)).read_text(encoding="utf-8")
     lines = source.splitlines()
     out = {}

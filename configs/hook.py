@@ -40,12 +40,12 @@ class Hook:
 
     @property
     def expected(self) -> str:
-        """The forms in words."""
+        """The forms of the call in words."""
         words = {"async": "async ", "either": "[async] "}.get(self.style, "")
         return " or ".join(words + form for form in self.forms)
 
     def path(self, config: Config) -> str | None:
-        """What the flag names; None for none, and for what is built in."""
+        """What the flag names; None where it names nothing, or something built in."""
         given: str | None = getattr(getattr(config, self.section), self.field)
         is_built_in = self.field == "dynamic_sampling_filter_path" and given == BUILT_IN_FILTER
         return None if is_built_in else given
@@ -110,7 +110,7 @@ def _functions(file: SourceFile) -> list[Function]:
 
 
 def second_parameter(node: Function) -> str | None:
-    """Its name: what the function says that it takes."""
+    """The name of the second parameter, by which a function says what it takes."""
     positional = [*node.args.posonlyargs, *node.args.args]
     return positional[1].arg if len(positional) > 1 else None
 

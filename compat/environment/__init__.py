@@ -18,7 +18,7 @@ from .hooks import ImportHook
 
 
 def install() -> None:
-    """Add the hooks. Idempotent."""
+    """Adds the hooks. It may be called more than once."""
     hooks = (ImportHook("torchvision", declare_operators), ImportHook("sglang", allow_declarations))
     for hook in hooks:
         if hook not in sys.meta_path:
@@ -26,14 +26,14 @@ def install() -> None:
 
 
 def declare_operators() -> None:
-    """Called right before torchvision runs."""
+    """This is called right before torchvision runs."""
     from .torchvision_ops import declare_operators
 
     declare_operators()
 
 
 def allow_declarations() -> None:
-    """Called right before SGLang runs."""
+    """This is called right before SGLang runs."""
     from .inert_triton import InertTritonFinder
 
     sys.meta_path.append(InertTritonFinder())  # last: a real Triton wins

@@ -60,7 +60,7 @@ class _InertLoader(Loader):
 
 
 class InertTritonFinder(MetaPathFinder):
-    """Last on sys.meta_path: asked only when no real Triton was found."""
+    """Stands last on sys.meta_path: it is asked only when no real Triton was found."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -11,7 +11,7 @@ _keep: list[Any] = []  # a torch.library.Library takes its definitions with it w
 
 
 def declare_operators() -> None:
-    """No-op when the extension loads, or when the operators are there already."""
+    """Does nothing when the extension loads, or when the operators are there already."""
     import torch
 
     if _extension_loads() or hasattr(torch.ops.torchvision, "nms"):

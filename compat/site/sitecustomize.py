@@ -1,5 +1,5 @@
-"""Run by Python at start-up in every engine process (compat.engine_environment put this folder on
-PYTHONPATH)."""
+"""Python runs this at start-up in every engine process (compat.engine_environment puts this folder
+on PYTHONPATH)."""
 
 import compat
 

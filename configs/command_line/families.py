@@ -19,7 +19,7 @@ PREFIXES = {"sglang": "sglang-", "megatron": ""}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyFlag:
-    """One flag of a family, for its listing."""
+    """One flag of a family, as the listing shows it."""
 
     name: str  # without prefix, with underscores
     expects: str  # its value in words, e.g. "an integer"
@@ -39,13 +39,13 @@ class FlagFamily(Protocol):
 
     @property
     def title(self) -> str:
-        """For people, e.g. SGLang."""
+        """The family's name for people, e.g. SGLang."""
 
     def names(self) -> Collection[str]:
         """Every name that `parse` takes. Raises ConfigError when the library is not installed."""
 
     def flags(self) -> Iterable[FamilyFlag]:
-        """For the listing."""
+        """Every flag, as the listing shows it."""
 
     def parse(self, name: str, values: Sequence[str]) -> tuple[str, Any]:
         """(field, value) for `--PREFIXname VALUES`.

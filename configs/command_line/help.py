@@ -51,7 +51,7 @@ def own_help(prog: str, families: Iterable[FlagFamily]) -> str:
 
 
 def family_help(family: FlagFamily, words: Sequence[str]) -> str:
-    """The flags of one family whose name or help hold all of `words`."""
+    """The flags of one family whose name or help contain all of `words`."""
     width, lines = _width(), []
     for flag in family.flags():
         name = PREFIXES[family.section] + flag.name.replace("_", "-")
@@ -79,7 +79,7 @@ def _has_many(flag: Flag) -> bool:
 
 
 def _choices(flag: Flag) -> str:
-    """The choices that are too many to stand beside the flag."""
+    """The choices, where they are too many to stand beside the flag."""
     return f": {', '.join(flag.choices)}" if _has_many(flag) else ""
 
 

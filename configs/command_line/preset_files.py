@@ -34,18 +34,18 @@ class GivenFlag:
 
     @property
     def source(self) -> str | None:
-        """The preset; None: the command line."""
+        """The preset that the flag was in; None for the command line."""
         return self.origin.rpartition(" line ")[0] if self.origin else None
 
     @property
     def place(self) -> str:
-        """For the end of a message."""
+        """Where the flag was written, for the end of a message."""
         return f" ({self.origin})" if self.origin else ""
 
 
 def split_words(words: Sequence[str]) -> list[GivenFlag]:
-    """A command line into flags: a word that begins with two dashes is a flag, the words up to the
-    next one are its values.
+    """Cuts a command line into flags: a word that begins with two dashes is a flag, and the words
+    up to the next one are its values.
 
     `--flag=value` is the same as `--flag value`, and the way to give a value that begins with two
     dashes."""

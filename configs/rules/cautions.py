@@ -1,4 +1,4 @@
-"""What is allowed, and not what one may take it for: said once, when a run starts."""
+"""What is allowed, but not what one may take it for. The run says so once, when it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The range of every flag's own value."""
+"""The range of each flag's own value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules about how many: samples in a step, devices, tokens."""
+"""Rules about numbers: of samples in a step, of devices, of tokens."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _product(numbers: Iterable[int]) -> int:
 
 
 def _divisors(number: int) -> str:
-    """Some to choose from, e.g. `1, 2, 4, ..., 64`."""
+    """Some divisors to choose from, e.g. `1, 2, 4, ..., 64`."""
     all_of_them = [d for d in range(1, number + 1) if number % d == 0]
     return (
         ", ".join(map(str, all_of_them))

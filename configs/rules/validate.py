@@ -1,7 +1,6 @@
-"""What must hold across and within flags, checked once, at load.
+"""Everything that must hold across and within flags, checked once, at load.
 
-Every message has the flag, its value and the fix.
-"""
+Every message has the flag, its value and the fix."""
 
 from __future__ import annotations
 

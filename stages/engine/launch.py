@@ -55,7 +55,7 @@ HINTS = (
 
 
 class Engine:
-    """A server that can be started, asked for signs of life, and ended; again and again, at one
+    """A server that can be started, asked for signs of life, and ended, again and again at one
     address."""
 
     def __init__(self, spec: EngineSpec, port: int | None = None) -> None:
@@ -72,14 +72,13 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """The server process runs (which says nothing about whether it answers)."""
+        """Does the server process run? (That says nothing about whether it answers.)"""
         return self._process is not None and self._process.poll() is None
 
     async def start(self, weight_version: int, timeout_seconds: float) -> None:
-        """Start the server and return when it takes requests.
+        """Starts the server and returns when it takes requests.
 
-        Raises EngineError with the end of its log.
-        """
+        Raises EngineError with the end of its log."""
         try:
             await self._start(weight_version, timeout_seconds)
         except EngineError as error:
@@ -129,10 +128,8 @@ class Engine:
             )
 
     async def stop(self) -> None:
-        """End every process of the engine and remove its shared memory and temporary files.
-
-        Idempotent.
-        """
+        """Ends every process of the engine and removes its shared memory and temporary files. It
+        may be called more than once."""
         self.kill()
         for waited in range(int(END_SECONDS / END_POLL_SECONDS)):
             left = self._members()
@@ -149,7 +146,8 @@ class Engine:
         self._sweep()
 
     def kill(self) -> None:
-        """The same without waiting for the processes to be gone; from any thread, at any time."""
+        """Does the same without waiting for the processes to be gone; from any thread, at any
+        time."""
         if self._process is None:
             return
         members = self._members()
@@ -256,7 +254,7 @@ def _session_members(session_id: int) -> list[int]:
 
 
 def _session_of(process: psutil.Process) -> int | None:
-    """None for one that has ended."""
+    """The session of a process; None for one that has ended."""
     try:
         return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
     except (psutil.Error, OSError):

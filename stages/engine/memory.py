@@ -20,7 +20,7 @@ MOVE_SECONDS = 180.0  # deadline of one release or resume
 
 
 class PoolGate(Protocol):
-    """What is asked of the pool (stages/engine/pool.py)."""
+    """What this module needs of the pool (stages/engine/pool.py)."""
 
     @property
     def endpoints(self) -> Sequence[str]: ...
@@ -32,21 +32,21 @@ class PoolGate(Protocol):
 
 
 class EngineMemory:
-    """Release and resume over all engines of a pool, side by side."""
+    """Releases and resumes the memory of all engines of a pool, side by side."""
 
     def __init__(self, pool: PoolGate) -> None:
         self._pool = pool
         self._released: set[str] = set()
 
     async def release(self) -> None:
-        """No new requests; those in flight (an evaluation's, say) are waited for; then the memory
-        is given up. An engine that will not is ended and started again."""
+        """Lets no new requests in, waits for those in flight (an evaluation's, say), then gives the
+        memory up. An engine that refuses is ended and started again."""
         async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
             for endpoint in self._pool.endpoints:
                 group.create_task(self._release(session, endpoint))
 
     async def resume(self) -> None:
-        """The memory is taken back, with the weights of before; requests go on."""
+        """Takes the memory back, with the weights that were there before; then requests go on."""
         async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
             for endpoint in self._pool.endpoints:
                 group.create_task(self._resume(session, endpoint))

@@ -31,7 +31,7 @@ WRONG_ANSWER = "?"
 
 
 def skill(version: int) -> float:
-    """Probability that a response of policy `version` is its prompt's label."""
+    """The probability that a response of policy `version` is its prompt's label."""
     return 1.0 - (1.0 - SKILL_START) * math.exp(-version / SKILL_VERSIONS)
 
 
@@ -94,10 +94,9 @@ def _text_of(content: Any) -> str:
 
 
 class MockEngine:
-    """One simulated server: an `EngineProcess`.
+    """One simulated server, an `EngineProcess`.
 
-    Its time stands still while it is paused, for requests in flight as well.
-    """
+    Its time stands still while it is paused, for requests in flight as well."""
 
     def __init__(self, index: int, time: TimeSource, sleep: Sleep) -> None:
         self.endpoint = f"mock://{index}"
@@ -142,11 +141,11 @@ class MockEngine:
             self._versions.append(version)
 
     def active_seconds(self) -> float:
-        """Seconds for which this engine has served, pauses left out."""
+        """How many seconds this engine has served; pauses are left out."""
         return self._active + (self._time.now() - self._since if self._running.is_set() else 0.0)
 
     async def sample(self, num_tokens: int, seconds_per_token: float) -> tuple[VersionSpan, ...]:
-        """Take the time of `num_tokens` and say which version sampled each of them."""
+        """Takes the time of `num_tokens` and says which version sampled each of them."""
         start = self.active_seconds()
         end = start + num_tokens * seconds_per_token
         while (left := end - self.active_seconds()) > 1e-9 or not self._running.is_set():
@@ -170,7 +169,7 @@ class MockEngine:
 
 
 class MockPool(SGLangPool):
-    """The real pool over mock engines. A push pauses the engine it is at."""
+    """The real pool over mock engines. A push pauses the engine that it is at."""
 
     def __init__(
         self,

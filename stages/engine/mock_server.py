@@ -79,7 +79,7 @@ def _response(body: bytes) -> bytes:
 async def serve(
     port: int, response_tokens: int, text: str, latency_seconds: float, ready: Callable[[int], None]
 ) -> None:
-    """Listen on 127.0.0.1 until cancelled; `ready` gets the port (0 chooses a free one)."""
+    """Listens on 127.0.0.1 until cancelled; `ready` is given the port (0 chooses a free one)."""
     body = answer(response_tokens, text)
     server = await asyncio.get_running_loop().create_server(
         lambda: FixedEngine(body, latency_seconds), "127.0.0.1", port, backlog=8192

@@ -71,7 +71,7 @@ class SGLangPool:
     # -- life --------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start all engines at once. Raises the first EngineError; then none is left running."""
+        """Starts all engines at once. Raises the first EngineError; then none is left running."""
         try:
             async with asyncio.TaskGroup() as group:
                 for slot in self._slots.values():
@@ -85,7 +85,8 @@ class SGLangPool:
             self._set_up(slot)
 
     async def close(self) -> None:
-        """End all engines; whoever waits for one gets an EngineError. Idempotent."""
+        """Ends all engines; whoever waits for one gets an EngineError. It may be called more than
+        once."""
         self._closed = True
         self.kill_now()
         for task in self._restarting:
@@ -99,7 +100,7 @@ class SGLangPool:
                 group.create_task(slot.engine.stop())
 
     def kill_now(self) -> None:
-        """End all engine processes at once, without an event loop."""
+        """Ends all engine processes at once, without an event loop."""
         for slot in self._slots.values():
             slot.engine.kill()
 
@@ -133,9 +134,9 @@ class SGLangPool:
             self._hand_out()
 
     async def report_failure(self, endpoint: str, error: Exception) -> None:
-        """Ask the engine for a sign of life; a dead or hanging one is ended and started again,
-        beside everything else. A paused engine does not generate and is not dead, so during a push
-        only its HTTP server is asked."""
+        """Asks the engine for a sign of life; a dead or hanging one is ended and started again,
+        while everything else goes on. A paused engine does not generate and is not dead, so during
+        a push only its HTTP server is asked."""
         slot = self._slots[endpoint]
         # a thousand requests may fail at once: one check answers them all
         async with slot.checking:
@@ -160,10 +161,9 @@ class SGLangPool:
         self._slots[endpoint].gated = True
 
     def end_push(self, endpoint: str, version: int | None) -> None:
-        """Open the gate.
+        """Opens the gate.
 
-        `version`: what the engine has confirmed; None leaves it at its old one.
-        """
+        `version`: what the engine has confirmed; None leaves it at its old one."""
         slot = self._slots[endpoint]
         slot.gated = False
         if version is not None:
@@ -192,7 +192,7 @@ class SGLangPool:
         return not slot.ended and slot.engine.alive
 
     def condemn(self, endpoint: str, reason: str) -> None:
-        """End this engine now and start it again: it is dead, hangs, or holds weights of no
+        """Ends this engine now and starts it again: it is dead, hangs, or holds weights of no
         version."""
         slot = self._slots[endpoint]
         if not slot.up or self._closed:
@@ -214,7 +214,7 @@ class SGLangPool:
     # -- figures -----------------------------------------------------------------------------------
 
     def idle_seconds(self) -> tuple[float, ...]:
-        """Per engine: seconds since construction in which it had no request in flight."""
+        """For every engine the seconds since construction in which it had no request in flight."""
         return tuple(slot.meter.idle_seconds for slot in self._slots.values())
 
     def statistics(self) -> PoolStatistics:
@@ -242,7 +242,7 @@ class SGLangPool:
         return slot.up and not slot.gated and slot.in_flight < self._concurrency
 
     async def _wait(self, session_id: str | None) -> Slot:
-        """A slot with one request counted on it already: it is handed over, so that nobody can get
+        """A slot on which one request is counted already: it is handed over, so that nobody can get
         in between."""
         self._raise_if_lost()
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
@@ -279,7 +279,8 @@ class SGLangPool:
             raise EngineError(f"no engine is left. The last to go: {errors[-1]}") from errors[-1]
 
     async def _restart(self, slot: Slot, reason: str) -> None:
-        """Until it is up with the current weights, or its restarts are used up."""
+        """Starts the engine again until it is up with the current weights, or its restarts are used
+        up."""
         error: Exception = EngineError(reason)
         while slot.restarts < self._max_restarts:
             await self._sleep(BACKOFF_SECONDS * 2**slot.restarts)

@@ -1,5 +1,5 @@
 """What one engine's processes leave in the file system, kept together so that it can be removed,
-whoever dies how.
+however they die.
 
 SGLang puts sockets into the temporary folder and a load table into /dev/shm, and removes neither
 when it is killed. Each engine therefore gets a temporary folder of its own, which also lists its
@@ -21,7 +21,7 @@ SHM = Path("/dev/shm")
 
 
 class Scratch:
-    """A folder of this engine alone. Removes what dead runs left when it is made."""
+    """A folder of this engine alone. Making one removes what dead runs have left."""
 
     def __init__(self) -> None:
         sweep_stale(Path(tempfile.gettempdir()))
@@ -33,15 +33,15 @@ class Scratch:
         self._shared: set[Path] = set()
 
     def note_shared_memory(self, pids: Iterable[int]) -> None:
-        """Remember the files under /dev/shm that these processes have mapped now: later nobody can
-        say whose they were."""
+        """Writes down the files under /dev/shm that these processes have mapped now: later nobody
+        can say whose they were."""
         new = {path for pid in pids for path in _mapped(pid)} - self._shared
         if new:
             self._shared |= new
             (self.path / SHARED).write_text("\n".join(map(str, sorted(self._shared))))
 
     def remove(self) -> None:
-        """The folder and the shared memory. The processes should be gone, or going."""
+        """Removes the folder and the shared memory. The processes should be gone, or going."""
         for path in self._shared:
             path.unlink(missing_ok=True)
         self._shared.clear()
@@ -52,7 +52,7 @@ class Scratch:
 
 
 def sweep_stale(folder: Path) -> None:
-    """Remove what runs that were killed have left in the temporary folder and in /dev/shm."""
+    """Removes what runs that were killed have left in the temporary folder and in /dev/shm."""
     for path in folder.glob(PREFIX + "*"):
         lock = _lock(path)
         if lock is None:

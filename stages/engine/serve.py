@@ -1,8 +1,8 @@
-"""Becomes the process it is told to be, bound to the life of its parent: `serve.py PARENT_PID CPUS
-COMMAND...`.
+"""Becomes the process that it is told to be, bound to the life of its parent: `serve.py PARENT_PID
+CPUS COMMAND...`.
 
-A run as a script, before anything is imported that could fail: the parent must not be able to die
-unnoticed. CPUS is a comma-separated list of cores, or "-" for all."""
+It is run as a script, before anything is imported that could fail: the parent must not be able to
+die unnoticed. CPUS is a comma-separated list of cores, or "-" for all."""
 
 import ctypes
 import os

@@ -27,11 +27,10 @@ SWITCHES_BY_HAND = ("disable_cuda_graph", "enable_flashinfer_allreduce_fusion")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerArg:
-    """One option.
+    """One option of SGLang's server.
 
     `--sglang-NAME` sets `field`, for every NAME in `names` (underscores here, dashes on the command
-    line).
-    """
+    line)."""
 
     field: str
     names: tuple[str, ...]
@@ -183,8 +182,8 @@ def _number(type_text: str) -> type[int] | type[float] | None:
 
 
 def _choices(type_node: ast.expr, said: Mapping[str, ast.expr]) -> tuple[str, ...]:
-    """`choices=[...]`, else those of a Literal; none where they are computed or the value has a
-    parser of its own."""
+    """The words in `choices=[...]`, else those of a Literal; none where they are computed or the
+    value has a parser of its own."""
     if "type_parser" in said:
         return ()
     if "choices" in said:

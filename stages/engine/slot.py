@@ -1,4 +1,4 @@
-"""One engine's place in a pool: what the pool asks of a process, and what it knows about it."""
+"""One engine's place in a pool: what the pool needs of a process, and what it knows about it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """What one engine is told: from the configuration to SGLang's command line and environment.
 
-Pure, but for reading config.json.
-"""
+Pure, but for reading config.json."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ CONTEXT_FALLBACK = 2048  # tokens a request may need, where neither flags nor co
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One engine. Ports and the weight version are given at start."""
+    """The settings of one engine. Ports and the weight version are given at its start."""
 
     index: int
     model_path: Path
@@ -46,17 +45,16 @@ class EngineSpec:
 
     @property
     def seeded(self) -> bool:
-        """Does it heed the `sampling_seed` of a request?"""
+        """Does the engine follow the `sampling_seed` of a request?"""
         asked = {server_arg(name).field: value for name, value in self.user.items()}.get(
             "enable_deterministic_inference"
         )
         return bool(asked)
 
     def server_args(self, port: int, weight_version: int, inner_port: int) -> dict[str, Any]:
-        """ServerArgs field -> value. `inner_port`: where its own ranks meet.
+        """ServerArgs field -> value. `inner_port`: where the engine's own ranks meet.
 
-        On a GPU, SGLang's own defaults stay on for all that is not named.
-        """
+        On a GPU, SGLang's own defaults hold for everything that is not named."""
         args: dict[str, Any] = {
             "model_path": str(self.model_path),
             "host": "127.0.0.1",
@@ -94,7 +92,7 @@ class EngineSpec:
         }
 
     def command(self, port: int, weight_version: int, inner_port: int) -> list[str]:
-        """The whole command line; see serve.py for the first words."""
+        """The whole command line; serve.py explains the first words."""
         cpus = ",".join(map(str, self.cpus)) or "-"
         wrapper = [
             sys.executable,
@@ -110,7 +108,8 @@ class EngineSpec:
         ]
 
     def environment(self, base: Mapping[str, str], scratch: Path) -> dict[str, str]:
-        """`scratch` takes the sockets and temporary files that SGLang never removes."""
+        """The environment of its processes. `scratch` takes the sockets and temporary files that
+        SGLang never removes."""
         out = {**base, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
         out.setdefault("HF_HUB_OFFLINE", "1")  # the model is a folder on this machine
         if self.device != "cpu":
@@ -138,10 +137,9 @@ class EngineSpec:
 
 
 def kv_bytes_per_token(model_path: Path) -> int:
-    """Bytes of fp32 keys and values of one token, from config.json.
+    """How many bytes the fp32 keys and values of one token take, by config.json.
 
-    Raises CheckpointError when it cannot be read.
-    """
+    Raises CheckpointError when it cannot be read."""
     shape = _model_config(model_path)
     heads = int(shape.get("num_attention_heads", 1))
     head_dim = int(shape.get("head_dim") or int(shape.get("hidden_size", 1)) // heads)
@@ -155,10 +153,9 @@ def kv_bytes_per_token(model_path: Path) -> int:
 
 
 def experts_shape(model_path: Path) -> tuple[int, int]:
-    """(layers, experts a token) of a mixture of experts, from config.json.
+    """(layers, experts for a token) of a mixture of experts, by config.json.
 
-    Raises ConfigError for a model that is none.
-    """
+    Raises ConfigError for a model without experts."""
     shape = _model_config(model_path)
     top_k = shape.get("num_experts_per_tok")
     if not top_k or not any(

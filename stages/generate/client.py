@@ -157,7 +157,7 @@ class SGLangClient:
                 await self._sleep(self._backoff(failures))
 
     def _backoff(self, failures: int) -> float:
-        """Seconds to wait: exponential, of which at least half and the rest at random, so that a
+        """Seconds to wait: they double with every failure, half fixed and half at random, so that a
         thousand failed requests do not come back at once."""
         ceiling = min(BACKOFF_SECONDS * 2 ** (failures - 1), BACKOFF_MAX_SECONDS)
         return ceiling * (0.5 + 0.5 * self._rng.random())

@@ -1,4 +1,4 @@
-"""Publish: the learner's weights to every engine."""
+"""Brings the learner's weights to every engine."""
 
 from __future__ import annotations
 

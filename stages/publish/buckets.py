@@ -18,8 +18,8 @@ TensorMeta = tuple[str, str, list[int]]  # name, dtype as in torch.<dtype>, shap
 def split(
     tensors: Iterable[tuple[str, torch.Tensor]], max_bytes: int
 ) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Consecutive tensors, at most `max_bytes` a bucket; a tensor that alone is larger gets a
-    bucket of its own."""
+    """Buckets of consecutive tensors, of at most `max_bytes` each; a tensor that alone is larger
+    gets a bucket of its own."""
     bucket: list[tuple[str, torch.Tensor]] = []
     size = 0
     for name, tensor in tensors:
@@ -35,10 +35,9 @@ def split(
 def flatten(
     bucket: Iterable[tuple[str, torch.Tensor]], device: torch.device
 ) -> tuple[list[TensorMeta], torch.Tensor]:
-    """Metadata, and the bytes in new memory on `device`: uint8 [sum of nbytes].
+    """(metadata, the bytes in new memory on `device`: uint8 [sum of nbytes]).
 
-    The tensors may change afterwards.
-    """
+    The tensors may change afterwards."""
     import torch
 
     bucket = list(bucket)

@@ -22,11 +22,11 @@ TRANSFER_SECONDS = 180.0  # of a call that moves or loads one bucket, or a check
 
 
 class AnsweredError(WeightSyncError):
-    """The engine itself said no: it is not stuck."""
+    """The engine itself refused: it is not stuck."""
 
 
 class EngineControl:
-    """One engine, as seen by who publishes weights."""
+    """One engine, as whoever publishes weights sees it."""
 
     def __init__(self, session: aiohttp.ClientSession, endpoint: str) -> None:
         self._session, self.endpoint = session, endpoint
@@ -50,7 +50,8 @@ class EngineControl:
         await self._post("continue_generation", {"torch_empty_cache": False})
 
     async def flush_cache(self) -> None:
-        """Drop all cached KV. Refused while requests run; while paused by `retract` none does."""
+        """Drops all cached KV. It is refused while requests run; while the engine is paused by
+        `retract` none does."""
         await self._call("POST", "flush_cache", {}, CONTROL_SECONDS)
 
     async def init_group(
@@ -92,7 +93,7 @@ class EngineControl:
         await self._post("update_weights_from_distributed", body, TRANSFER_SECONDS)
 
     async def load(self, folder: Path, version: int) -> None:
-        """Load a Hugging Face folder. A bad one is refused and the old weights stay."""
+        """Loads a Hugging Face folder. A bad one is refused, and the old weights stay."""
         body = {"model_path": str(folder), "weight_version": str(version), "flush_cache": False}
         await self._post("update_weights_from_disk", body, TRANSFER_SECONDS)
 

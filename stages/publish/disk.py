@@ -1,5 +1,5 @@
-"""Weights by way of a folder that learner and engines share: slower, and independent of process
-groups."""
+"""Weights by way of a folder that learner and engines share: slower than a broadcast, and
+independent of process groups."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class DiskTransport(RollingTransport):
         return await asyncio.to_thread(_num_bytes, target)
 
     async def _connect(self, control: EngineControl) -> None:
-        """The folder is all there is."""
+        """Does nothing: the folder is all that the two sides share."""
 
     async def _load(self, control: EngineControl, version: int) -> None:
         assert self._current is not None

@@ -1,5 +1,5 @@
-"""Weights by broadcast from the learner: gloo on a CPU, NCCL on GPUs, one process group an
-engine."""
+"""Weights by broadcast from the learner, with gloo on a CPU and NCCL on GPUs; every engine has a
+process group of its own with the learner."""
 
 from __future__ import annotations
 
@@ -38,18 +38,17 @@ class DistributedTransport(RollingTransport):
         time: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`sender_address`: of the node where the learner's rank 0 runs, as the engines reach
-        it."""
+        """`sender_address`: the address, as the engines reach it, of the node where the learner's
+        rank 0 runs."""
         super().__init__(pool, cluster, time=time, sleep=sleep)
         self._sender, self._backend, self._address = sender, backend, sender_address
         self._metas: list[list[TensorMeta]] = []
         self._groups: dict[str, str] = {}  # endpoint -> name of its group
 
     async def close(self) -> None:
-        """Leaves the groups as far as the learner still lives.
+        """Leaves the groups, as far as the learner still lives.
 
-        The engines' sides end with the engines.
-        """
+        The engines' sides end with the engines."""
         failed = []
         for endpoint in list(self._groups):
             try:
@@ -66,10 +65,9 @@ class DistributedTransport(RollingTransport):
         return sum(_num_bytes(meta) for bucket in self._metas for meta in bucket)
 
     async def _connect(self, control: EngineControl) -> None:
-        """Form the engine's group, when it has none.
+        """Forms the engine's group, when it has none.
 
-        Takes the engine's scheduler for as long as the two sides need to meet.
-        """
+        This keeps the engine's scheduler for as long as the two sides need to meet."""
         if control.endpoint in self._groups:
             return
         name = f"slipstream-weights-{uuid.uuid4().hex}"
@@ -92,7 +90,8 @@ class DistributedTransport(RollingTransport):
             raise
 
     async def _load(self, control: EngineControl, version: int) -> None:
-        """Only the last bucket carries the version: until then the engine is paused and of none."""
+        """Sends the buckets. Only the last one carries the version: until then the engine is paused
+        and has none."""
         group = self._groups[control.endpoint]
         try:
             await control.begin_update()

@@ -21,7 +21,7 @@ class GatedPool(EnginePool, Protocol):
 
 
 class MockTransport:
-    """`WeightTransport`: one engine after the other, `mock_push_seconds` each."""
+    """`WeightTransport` that visits one engine after the other, for `mock_push_seconds` each."""
 
     def __init__(
         self,

@@ -37,19 +37,20 @@ class PushPool(EnginePool, Protocol):
     on_restart: Callable[[str], Awaitable[None]] | None  # a transport sets this to its `resync`
 
     def begin_push(self, endpoint: str) -> None:
-        """No new requests to this engine from here on."""
+        """Lets no new requests to this engine from here on."""
 
     def end_push(self, endpoint: str, version: int | None) -> None:
-        """Requests again. `version`: what it confirmed; None: what it had."""
+        """Lets requests in again. `version`: what the engine confirmed; None: what it had."""
 
     async def settled(self, endpoint: str) -> bool:
         """Waits while the engine restarts; False when it is lost for good."""
 
     def condemn(self, endpoint: str, reason: str) -> None:
-        """End it now and start it again."""
+        """Ends the engine now and starts it again."""
 
     def is_up(self, endpoint: str) -> bool:
-        """Started and not condemned since; what `resync` works on is up already."""
+        """Was the engine started, and not condemned since? One that `resync` works on is up
+        already."""
 
 
 class RefusedError(WeightSyncError):
@@ -110,8 +111,8 @@ class RollingTransport(ABC):
         )
 
     async def resync(self, endpoint: str) -> None:
-        """Bring one engine that has just restarted to the weights of the last push. Before the
-        first push: nothing to do. This is what `SGLangPool.on_restart` wants. Raises
+        """Brings one engine that has just restarted to the weights of the last push; before the
+        first push there is nothing to do. `SGLangPool.on_restart` wants this. Raises
         WeightSyncError."""
         async with self._lock:
             self._delivered.discard(endpoint)
@@ -126,22 +127,22 @@ class RollingTransport(ABC):
 
     @abstractmethod
     async def _stage(self, version: int) -> int:
-        """Take the learner's weights as they are now; returns their bytes."""
+        """Takes the learner's weights as they are now; returns how many bytes they have."""
 
     @abstractmethod
     async def _connect(self, control: EngineControl) -> None:
-        """What can be done while the engine still generates."""
+        """Does what can be done while the engine still generates."""
 
     @abstractmethod
     async def _load(self, control: EngineControl, version: int) -> None:
-        """Bring the staged weights to one paused engine. Raises RefusedError when it still holds
-        its old ones; after any other failure it may hold some of both, and is ended."""
+        """Brings the staged weights to one paused engine. Raises RefusedError when the engine still
+        holds its old ones; after any other failure it may hold some of both, and is ended."""
 
     async def _forget(self, endpoint: str) -> None:  # noqa: B027
         """The engine's process is a new one: what was agreed with the old one is void."""
 
     async def _all_delivered(self) -> None:  # noqa: B027
-        """Every engine holds what is staged."""
+        """Does every engine hold what is staged?"""
 
     def _control(self, endpoint: str) -> EngineControl:
         if self._session is None:
@@ -149,10 +150,9 @@ class RollingTransport(ABC):
         return EngineControl(self._session, endpoint)
 
     async def _deliver(self, endpoint: str) -> None:
-        """Until this engine holds what is staged, or its attempts are used up.
+        """Tries until this engine holds what is staged, or its attempts are used up.
 
-        Meanwhile it may restart and be resynced.
-        """
+        Meanwhile it may restart and be resynced."""
         assert self._staged is not None
         for attempt in range(ATTEMPTS):
             if not await self._pool.settled(endpoint):
@@ -187,10 +187,9 @@ class RollingTransport(ABC):
         raise WeightSyncError(f"{stays}: {failure}") from failure
 
     async def _update(self, endpoint: str, version: int) -> None:
-        """One engine, once.
+        """Updates one engine once.
 
-        Whatever happens, the gate is open afterwards, and the engine goes on or is ended.
-        """
+        Whatever happens, the gate is open afterwards, and the engine goes on or is ended."""
         control = self._control(endpoint)
         await self._connect(control)
         confirmed: int | None = None
@@ -224,9 +223,9 @@ class RollingTransport(ABC):
             raise
 
     async def _pause(self, control: EngineControl) -> None:
-        """Also empties the cache under `retract`. That is done first, while a refusal has no
-        consequences: a refused cache flush takes the server down when it is part of the update
-        itself."""
+        """Pauses the engine. Under `retract` this also empties its cache, which is done first,
+        while a refusal has no consequences: a refused cache flush takes the server down when it is
+        part of the update itself."""
         mode = self._cluster.weight_update_mode
         await control.pause(mode)
         for attempt in range(FLUSH_ATTEMPTS if mode == "retract" else 0):
@@ -240,7 +239,8 @@ class RollingTransport(ABC):
                 await control.pause(mode)
 
     async def _resume(self, control: EngineControl) -> None:
-        """An engine that was ended needs none; one that cannot be made to go on is ended."""
+        """Lets the engine go on. One that was ended needs nothing; one that cannot be made to go on
+        is ended."""
         for attempt in range(ATTEMPTS if self._pool.is_up(control.endpoint) else 0):
             try:
                 return await control.resume()
@@ -254,7 +254,7 @@ class RollingTransport(ABC):
 
 
 async def shielded(work: Awaitable[T]) -> T:
-    """Run to its end even if the caller is cancelled meanwhile; the cancellation is raised
+    """Runs to its end even if the caller is cancelled meanwhile; the cancellation is raised
     afterwards."""
     task = asyncio.ensure_future(work)
     try:

@@ -49,10 +49,9 @@ class BroadcastSender:
         self._buckets: list[torch.Tensor] = []
 
     def join(self, group_name: str, address: str, port: int, world_size: int, backend: str) -> None:
-        """Enter a group as rank 0 and wait for the engine's ranks.
+        """Enters a group as rank 0 and waits for the engine's ranks.
 
-        The store that they meet at is served from here.
-        """
+        The store at which they meet is served from here."""
         if group_name in self._groups:
             raise WeightSyncError(f"the learner is already in group {group_name}: leave it first")
         try:
@@ -66,7 +65,8 @@ class BroadcastSender:
             ) from error
 
     def leave(self, group_name: str) -> None:
-        """Also when the other side is gone; a group that is not there is no error."""
+        """Leaves the group, also when the other side is gone; a group that is not there is no
+        error."""
         import torch.distributed as dist
 
         group = self._groups.pop(group_name, None)
@@ -80,8 +80,8 @@ class BroadcastSender:
             ) from error
 
     def prepare(self, max_bucket_bytes: int) -> list[list[TensorMeta]]:
-        """Copy the current weights into buckets of at most `max_bucket_bytes` (one tensor at
-        least). Replaces the last ones."""
+        """Copies the current weights into buckets of at most `max_bucket_bytes` (of one tensor at
+        least), which replace the last ones."""
         self._buckets = []  # first: two copies at once may not fit
         metas, buckets = [], []
         weights = self._weights()
@@ -101,7 +101,7 @@ class BroadcastSender:
         return metas
 
     def broadcast(self, group_name: str, bucket: int) -> None:
-        """Send one bucket; returns when it has left."""
+        """Sends one bucket; returns when it has left."""
         import torch.distributed as dist
 
         group = self._groups.get(group_name)
@@ -123,10 +123,9 @@ class BroadcastSender:
             ) from error
 
     def export_hf(self, path: Path) -> None:
-        """Write the current weights as safetensors with config.json.
+        """Writes the current weights as safetensors with config.json.
 
-        A collective where the export is one.
-        """
+        It is a collective where the export is one."""
         try:
             self._export(path)
         except OSError as error:

@@ -65,7 +65,8 @@ class LoopGuard:
             self._since = None
 
     def _watch(self) -> None:
-        """Starts to watch. It is called on the loop's own thread, with the first function."""
+        """Watches the loop of the calling thread from now on. It is called with every function and
+        does nothing where that loop is watched already."""
         if self._thread is not None and self._loop_thread == threading.get_ident():
             return
         self._loop_thread = threading.get_ident()
