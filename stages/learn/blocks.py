@@ -1,8 +1,7 @@
-"""Attention over samples packed end to end: torch SDPA, one batched causal call a block of samples
-of similar length.
+"""Attention over samples packed end to end with torch SDPA: one batched causal call for every block
+of samples of similar length.
 
-Padding on the right needs no mask under causal attention: a real token never sees a later one.
-"""
+Padding on the right needs no mask under causal attention: a real token never sees a later one."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ def cut_blocks(lengths: Sequence[int], device: torch.device) -> tuple[Block, ...
 
 
 class PackedPlaces(Protocol):
-    """What says where packed tokens go in a padded block."""
+    """Tells where packed tokens go in a padded block."""
 
     @property
     def num(self) -> int: ...
@@ -64,10 +63,9 @@ class PackedPlaces(Protocol):
 
 
 class ScatterRows(torch.autograd.Function):
-    """[t, d] rows to their places in [size, d], zeros elsewhere.
+    """Moves [t, d] rows to their places in [size, d], with zeros elsewhere.
 
-    Places are distinct, so the backward is a plain gather.
-    """
+    Places are distinct, so the backward is a plain gather."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, size: int) -> Tensor:
@@ -80,7 +78,7 @@ class ScatterRows(torch.autograd.Function):
 
 
 class GatherRows(torch.autograd.Function):
-    """The rows at distinct places: the inverse of Spread."""
+    """The rows at distinct places: the inverse of ScatterRows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
@@ -133,7 +131,7 @@ def attend_block(
     scale: float,
     window: int | None = None,
 ) -> Tensor:
-    """As attend_blocks, of the one block's tokens."""
+    """As attend_blocks, for the tokens of one block."""
     q, k, v = (batched(block, x) for x in (query, key, value))
     mask = None
     if window is not None and window < block.length:

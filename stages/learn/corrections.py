@@ -78,11 +78,12 @@ def batch_evidence(
     token_counts: Tensor,
     sample_weights: Tensor | None = None,
 ) -> Evidence:
-    """What one micro-batch says of the optimizer step. Shapes as in `compute_correction`.
+    """What one micro-batch adds to the statistics of the optimizer step. Shapes as in
+    `compute_correction`.
 
-    Normalisation is over kept tokens at token level, over samples with a kept token at the others,
-    where a sample has one weight; each counts `sample_weights` [S] of its sample (None: 1), as it
-    does in the loss."""
+    Normalisation is over kept tokens at token level, and over samples with a kept token at the
+    other levels, where a sample has one weight. Each counts `sample_weights` [S] of its sample
+    (None: 1), as it does in the loss."""
     nothing = torch.zeros(0)
     if not correction.needs_statistics:
         return Evidence(0.0, 0.0, nothing, nothing)
@@ -174,7 +175,7 @@ def _at_level(level: str, x: Tensor, token_counts: Tensor) -> Tensor:
 
 
 def _concerned(correction: Correction, x: Tensor, advantages: Tensor) -> Tensor:
-    """[N] bool: tokens that a mask may drop."""
+    """[N] bool: the tokens that a mask may drop."""
     if correction.applies_to == "negative":
         return advantages < 0
     if correction.applies_to == "outward":  # where PPO's clip could act
@@ -191,7 +192,7 @@ def _outside(
     advantages: Tensor,
     cut: float,
 ) -> Tensor:
-    """[N] bool: the measure is out of bounds."""
+    """[N] bool: is the measure out of bounds?"""
     if correction.measure == "second_moment":
         return x.square() > cut  # in the precision in which the cut was found
     if correction.measure == "probability":

@@ -1,7 +1,6 @@
 """--deterministic-mode on the learner: the same step gives the same bits.
 
-Megatron's flag chooses its own kernels, this torch's.
-"""
+Megatron's flag chooses Megatron's kernels; this module chooses torch's."""
 
 from __future__ import annotations
 
@@ -22,18 +21,18 @@ ENVIRONMENT = {
 
 
 def seed_everything(seed: int) -> None:
-    """Python's, numpy's and torch's generators: for user functions that bring none of their own.
+    """Seeds Python's, numpy's and torch's generators, for user functions that bring none of their
+    own.
 
-    Model parallelism has its own beside.
-    """
+    Model parallelism has generators of its own beside these."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def use_deterministic_kernels(on: bool) -> None:
-    """`on`: an operator without a deterministic kernel raises, instead of being different every
-    time. Holds for the process."""
+    """With `on` an operator without a deterministic kernel raises, instead of being different every
+    time. This holds for the whole process."""
     if on:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -82,7 +82,7 @@ def off_policy_sums(
 
 
 def ess_of(sums: Tensor) -> float:
-    """ESS fraction over all tokens; 1 without any."""
+    """The ESS fraction over all tokens; 1 without any."""
     table = _table(sums).sum(1)
     return (
         min(1.0, float(compute_ess_fraction(table[1], table[2], table[0]))) if table[0] > 0 else 1.0
@@ -90,8 +90,8 @@ def ess_of(sums: Tensor) -> float:
 
 
 def off_policy_metrics(sums: Tensor) -> dict[str, float]:
-    """Metrics over all tokens, and with `/staleness_BUCKET` behind the name over those of every
-    bucket that has any."""
+    """The metrics over all tokens and, with `/staleness_BUCKET` behind their names, over the tokens
+    of every bucket that has any."""
     table, histogram = (
         _table(sums),
         sums.double()[len(QUANTITIES) * len(BUCKETS) :].view(len(BUCKETS), NUM_BINS),
@@ -130,7 +130,7 @@ def _metrics_of(sums: Tensor, histogram: Tensor, suffix: str) -> dict[str, float
 
 
 def _inner_bins(histogram: Tensor) -> list[float]:
-    """The NUM_RATIO_BINS around 0; the outermost two with what is beyond them."""
+    """The NUM_RATIO_BINS bins around 0; the outermost two include what is beyond them."""
     half = NUM_RATIO_BINS // 2
     inner = histogram[_HALF - half : _HALF + half + 1].clone()
     inner[0] += histogram[: _HALF - half].sum()

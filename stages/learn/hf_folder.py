@@ -1,5 +1,5 @@
-"""Hugging Face folders: what their safetensors hold, reading it tensor by tensor, and writing one
-as its weights arrive."""
+"""Hugging Face folders: what their safetensors hold, reading them tensor by tensor, and writing a
+folder as its weights arrive."""
 
 from __future__ import annotations
 
@@ -102,10 +102,9 @@ def _header(file: Path) -> dict[str, TensorHeader]:
 
 
 def main_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:
-    """The floating-point type that most bytes are in (a router's bias may be wider than the rest).
+    """The floating-point type of most bytes (a router's bias may be wider than the rest).
 
-    Raises CheckpointError for none.
-    """
+    Raises CheckpointError where there is none."""
     count: Counter[str] = Counter()
     for stored in headers.values():
         count[stored.dtype] += stored.num_bytes
@@ -128,7 +127,7 @@ class HfFolder:
 
     @property
     def names(self) -> set[str]:
-        """Without those that are only scales of others."""
+        """The names of all tensors but those that are only scales of others."""
         return {
             n
             for n in self.headers
@@ -210,10 +209,9 @@ def write_hf_folder(
 def _write_shards(
     weights: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int
 ) -> tuple[torch.dtype, int]:
-    """(the dtype of most bytes, bytes) of what was written.
+    """Writes the files; returns (the dtype of most bytes, how many bytes were written).
 
-    Files get their final names when it is known how many there are.
-    """
+    Files get their final names when it is known how many there are."""
     shard: dict[str, Tensor] = {}
     names: list[list[str]] = []
     num_bytes, count = 0, Counter[torch.dtype]()
@@ -249,8 +247,8 @@ def _write_shards(
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """On the CPU, contiguous, and alone in its memory: safetensors refuses halves of a fused weight
-    that share theirs."""
+    """The tensor on the CPU, contiguous, and alone in its memory: safetensors refuses halves of a
+    fused weight that share theirs."""
     tensor = tensor.detach()
     alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     if tensor.device.type == "cpu" and alone and tensor.is_contiguous():
@@ -259,7 +257,7 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def make_durable(folder: Path, *, files: bool = True) -> None:
-    """Return when `folder`, and with `files` everything in it, is on the disk and not only in the
+    """Returns when `folder`, and with `files` everything in it, is on the disk and not only in the
     page cache."""
     for path in [folder, *(folder.rglob("*") if files else ())]:
         fd = os.open(path, os.O_RDONLY)

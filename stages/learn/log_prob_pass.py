@@ -1,5 +1,5 @@
 """What is computed ahead of an optimizer step: log-probs at consumption and under the reference,
-statistics of the whole step."""
+and statistics of the whole step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Prepared(NamedTuple):
 
 
 class ReferenceModel(Protocol):
-    """The reference model: its weights are in the model's place inside."""
+    """The reference model: while its context lasts, its weights are in the model's place."""
 
     def in_place(self) -> AbstractContextManager[None]: ...
 
@@ -45,7 +45,7 @@ class ForwardPasses(Protocol):
 
 
 class LogProbPass:
-    """Every rank calls the same methods in the same order."""
+    """Computes what steps need ahead. Every rank calls the same methods in the same order."""
 
     def __init__(
         self, passes: ForwardPasses, goal: StepObjective, reference: ReferenceModel | None

@@ -1,4 +1,4 @@
-"""Log-probs, and all losses and corrections by one import: pure tensor functions over the trained
+"""Log-probs, with all losses and corrections by one import: pure tensor functions over the trained
 tokens of a micro-batch.
 
 Shapes: N trained tokens, flattened over samples; V vocabulary entries (of this tensor-parallel

@@ -1,7 +1,5 @@
-"""What a step cost: the most memory that it held, tokens and operations a second.
-
-For every backend.
-"""
+"""What a step costs: the most memory that it held, tokens and operations a second. Every backend
+uses it."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ class PeakMemory:
             _CLEAR.write_text("5")
 
     def read(self) -> int:
-        """0 where the system does not say."""
+        """The peak in bytes; 0 where the system does not report it."""
         if self._cuda:
             return int(torch.cuda.max_memory_allocated())
         with contextlib.suppress(OSError, ValueError, StopIteration):
@@ -45,7 +43,7 @@ class PeakMemory:
 
 
 class StepMeter:
-    """One rank's. `restart` when a step begins, `metrics` when it is done."""
+    """The meter of one rank. Call `restart` when a step begins and `metrics` when it is done."""
 
     def __init__(
         self,
@@ -67,7 +65,7 @@ class StepMeter:
 
     @property
     def peak_bytes(self) -> int:
-        """Of this rank, since `restart`."""
+        """The peak of this rank's memory since `restart`."""
         return self._memory.read()
 
     def metrics(self, batch: TrainBatch, *, extra_passes: float = 0.0) -> dict[str, float]:

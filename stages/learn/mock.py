@@ -1,4 +1,4 @@
-"""A learner without a model: takes its time, counts its steps, and reports figures of the right
+"""A learner without a model: it takes its time, counts its steps, and reports figures of the right
 names and sizes."""
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ STATE_FILE = "mock_learner.json"
 
 
 class MockLearner:
-    """`Learner`. What can be computed from the batch is (tokens, staleness); the rest is made up
-    from the step count."""
+    """Implements `Learner`. What can be computed from the batch (tokens, staleness) is computed;
+    the rest is made up from the step count."""
 
     def __init__(
         self,
@@ -48,8 +48,8 @@ class MockLearner:
         return StepResult(metrics=self._metrics(samples, self._time.now() - began))
 
     def _metrics(self, samples: list[TrainSample], seconds: float) -> dict[str, float]:
-        """Entropy falls with training; policies drift apart with staleness (KL about quadratic in
-        it)."""
+        """The made-up figures: entropy falls with training, and policies drift apart with staleness
+        (KL grows about with its square)."""
         if not samples:
             return {"loss": 0.0, "grad_norm": 0.0, "num_tokens": 0.0, "seconds": seconds}
         drift = 0.02 * sum(s.staleness for s in samples) / len(samples)
@@ -103,7 +103,7 @@ class MockLearner:
 
 
 def _bell(deviation: float, num_tokens: int) -> list[float]:
-    """Tokens by log-ratio, were it normal with that deviation."""
+    """How many tokens each bin of the log-ratio has, if it were normal with this deviation."""
     edges = [(i - NUM_RATIO_BINS / 2) * RATIO_WIDTH for i in range(1, NUM_RATIO_BINS)]
     below = [0.0, *(0.5 + 0.5 * math.erf(e / max(deviation, 1e-9) / 2**0.5) for e in edges), 1.0]
     return [round(num_tokens * (b - a), 3) for a, b in pairwise(below)]

@@ -178,8 +178,8 @@ def clip_range(batch: TrainedTokens, config: AlgorithmConfig) -> tuple[Any, Any]
     """(eps_clip, eps_clip_high): numbers, or [N] where they shrink with staleness s: eps / (1 +
     staleness_clip_decay * s).
 
-    No paper's: PPO's range bounds one update's distance from the anchor, and a stale sample's
-    anchor is already that many away."""
+    No paper is the source: PPO's range bounds one update's distance from the anchor, and a stale
+    sample's anchor is already that many updates away."""
     high = config.eps_clip if config.eps_clip_high is None else config.eps_clip_high
     if not config.staleness_clip_decay:
         return config.eps_clip, high
@@ -221,8 +221,8 @@ def _custom_tis(
 
 
 def sft_objective(now: TokenLogProbs, denominator: float) -> Outcome:
-    """Mean cross entropy over all trained tokens of the step: loss share, SFT_SUMS, nothing in the
-    maxima."""
+    """The mean cross entropy over all trained tokens of the step: its share of the loss, SFT_SUMS,
+    and zeros as maxima."""
     loss = compute_sft_loss(now.log_probs).sum() / denominator
     detached = now.log_probs.detach()
     sums = torch.stack(

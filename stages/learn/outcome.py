@@ -1,4 +1,4 @@
-"""What an objective reads, what it gives, and the metrics made of that."""
+"""What an objective reads, what it returns, and the metrics that are made of that."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 
 
 class ObjectiveExtras(NamedTuple):
-    """What some options need beside the micro-batch."""
+    """What some options need besides the micro-batch."""
 
     ref: Tensor | None = None  # [N] ref_log_probs
     statistics: BatchStatistics | None = None  # of the whole optimizer step

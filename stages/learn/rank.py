@@ -1,5 +1,5 @@
-"""A learner rank's algorithm, the same whatever holds the weights: rollouts to optimizer steps,
-refusals, metrics.
+"""The algorithm of a learner's rank, the same whatever holds the weights: from rollouts to
+optimizer steps, refusals and metrics.
 
 A backend fills in the passes, the gradients and the update. Every rank calls the same methods in
 the same order, each on its own share of the batch."""
@@ -42,13 +42,13 @@ class StepMeasurements(NamedTuple):
 
 
 class ReferenceKeeper(ReferenceModel, Protocol):
-    """The frozen model that the KL is against."""
+    """The frozen model against which the KL is measured."""
 
     def copy_policy(self) -> None: ...
 
 
 class LearnerRank(ABC):
-    """A backend's constructor calls `_begin` when its model stands."""
+    """One rank. A backend's constructor calls `_begin` when its model stands."""
 
     device: torch.device
     settings: LearnerSettings
@@ -84,38 +84,40 @@ class LearnerRank(ABC):
 
     @abstractmethod
     def _grad_norm(self) -> float:
-        """Of the whole gradient, the same on every rank. Not finite when any of it is not."""
+        """The norm of the whole gradient, the same on every rank. It is not finite when any part of
+        the gradient is not."""
 
     @abstractmethod
     def _update(self, grad_norm: float, *, lr: float | None, scale: float) -> float:
-        """Clip (`grad_norm` as found) and take the optimizer step, at `lr` or the schedule's times
-        `scale`; returns that."""
+        """Clips (`grad_norm` is as measured) and takes the optimizer step, at `lr` or at the
+        schedule's rate times `scale`; returns that rate."""
 
     @abstractmethod
     def _advance_schedule(self) -> None: ...
 
     @abstractmethod
     def _forget(self) -> None:
-        """Adam's moments go, the schedule begins anew."""
+        """Drops Adam's moments and begins the schedule anew."""
 
     @property
     @abstractmethod
     def _tokens_passed(self) -> tuple[int, int]:
-        """(through passes without gradients, through training passes), since the start."""
+        """(tokens through passes without gradients, tokens through training passes), since the
+        start."""
 
     # ---- what a backend may do otherwise
 
     def onload(self) -> None:  # noqa: B027  # there is nothing to do where nothing ever leaves
-        """Be on the device, ahead of a step."""
+        """Brings the rank onto its device, ahead of a step."""
 
     def _reports(self) -> bool:
-        """Is this the rank, of those that share samples, that says what was found?"""
+        """Of the ranks that share samples, is this the one that reports what was found?"""
         return True
 
     def _reduce(
         self, sums: Tensor | None, maxima: Tensor | None, like: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Over ranks. None where this rank saw nothing; `like` has the shapes."""
+        """Sums and maxima over ranks. None where this rank saw nothing; `like` has the shapes."""
         return rendezvous.sum_and_max(
             *(x if x is not None else y for x, y in zip((sums, maxima), like, strict=True))
         )
@@ -128,20 +130,20 @@ class LearnerRank(ABC):
         return prepared, {}, True
 
     def _own_metrics(self, num_micro_batches: int, *, taken: bool) -> dict[str, float]:
-        """Of the policy's step that was just taken, or only looked at."""
+        """The backend's metrics of the policy's step that was just taken, or only looked at."""
         return {}
 
     # ---- training
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
-        """Train on one rollout; metrics as StepResult says, the same on every rank: means over the
-        optimizer steps.
+        """Trains on one rollout. Metrics are as StepResult says, the same on every rank: means over
+        the optimizer steps.
 
-        An optimizer step that nothing is trained in changes no weight and no moment; the schedule
+        An optimizer step in which nothing is trained changes no weight and no moment; the schedule
         goes on.
 
         Raises LearnerError on every rank when a loss or gradient is not finite: that optimizer step
-        is not applied (those before it, of the same rollout, are) and weights, optimizer and
+        is not applied (those before it, of the same rollout, are), and weights, optimizer and
         schedule are as they were before it."""
         self.onload()
         self._meter.restart()
@@ -199,11 +201,10 @@ class LearnerRank(ABC):
         }
 
     def reset_optimizer(self) -> None:
-        """Forget Adam's moments and start the schedule anew: what a warm-up leaves must not shape
+        """Forgets Adam's moments and starts the schedule anew: what a warm-up leaves must not shape
         the first rollouts.
 
-        The reference, unless it has a folder of its own, is the policy as it is now.
-        """
+        The reference, unless it has a folder of its own, becomes the policy as it is now."""
         self._forget()
         if self._reference and not self.settings.algorithm.ref_load:
             self._reference.copy_policy()
@@ -267,10 +268,9 @@ class LearnerRank(ABC):
         goal: StepObjective | None = None,
         lr: float | None = None,
     ) -> StepMeasurements:
-        """Forward, backward, reduce, check, clip, update.
+        """Goes forward and backward, reduces, checks, clips and updates.
 
-        `goal`: what checks and scales a policy step.
-        """
+        `goal`: checks and scales a policy step."""
         self._zero_grad()
         outcomes = self._run(micro_batches, objective)
         sums, maxima = self._reduced(outcomes, num_sums)
@@ -307,7 +307,7 @@ class LearnerRank(ABC):
         )
 
     def _not_on_policy(self, goal: StepObjective, where: str) -> LearnerError:
-        """The same error on every rank."""
+        """The error to raise, the same on every rank."""
         worst = max(
             LargestGap(*w)
             for w in rendezvous.gather_over_world(
@@ -323,7 +323,7 @@ class LearnerRank(ABC):
         )
 
     def _sum_by_name(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """Sums of what a user's function reported, over micro-batches and ranks."""
+        """The sums of what a user's function reported, over micro-batches and ranks."""
         own: dict[str, float] = {}
         for outcome in outcomes if self._reports() else ():
             for name, value in outcome.extra.items():
@@ -336,8 +336,8 @@ class LearnerRank(ABC):
 
 
 def over_steps(results: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the optimizer steps that have the metric (a staleness may occur in some only),
-    largest ratio, sum of tokens."""
+    """The metrics of a rollout: means over the optimizer steps that have the metric (a staleness
+    may occur in some only), the largest ratio, and the sum of tokens."""
     names = dict.fromkeys(name for r in results for name in r)
     values = {name: [r[name] for r in results if name in r] for name in names}
     metrics = {name: sum(v) / len(v) for name, v in values.items()}

@@ -1,7 +1,5 @@
-"""Where learner ranks meet, and what they tell each other over the default process group.
-
-No backend's own.
-"""
+"""Where learner ranks meet, and what they tell each other over the default process group. Both
+backends use it."""
 
 from __future__ import annotations
 
@@ -57,21 +55,21 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def largest(value: float, device: torch.device) -> float:
-    """Over every rank."""
+    """The largest value over all ranks."""
     out = torch.tensor([float(value)], dtype=torch.float64, device=device)
     dist.all_reduce(out, op=dist.ReduceOp.MAX)
     return float(out.item())
 
 
 def gather_over_world(value: Any) -> list[Any]:
-    """`value` (small, picklable) of every rank."""
+    """The `value` (small, picklable) of every rank."""
     out: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(out, value)
     return out
 
 
 def sum_and_max(sums: Tensor, maxima: Tensor) -> tuple[Tensor, Tensor]:
-    """Both over all ranks, in place."""
+    """The sum of the first and the maximum of the second over all ranks, in place."""
     dist.all_reduce(sums)
     dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
     return sums, maxima

@@ -32,7 +32,7 @@ def warmup_and_decay(optim: OptimConfig, num_steps: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Of the step after n steps."""
+    """Learning rate and weight decay of the step after n steps."""
 
     optim: OptimConfig
     max_lr: float
@@ -61,7 +61,7 @@ class Schedule:
         return self.min_lr + left * (self.max_lr - self.min_lr)
 
     def weight_decay(self, n: int) -> float:
-        """For the weights that are decayed at all."""
+        """The decay of those weights that are decayed at all."""
         o = self.optim
         if o.weight_decay_incr_style == "constant":
             return self.constant_weight_decay
@@ -96,10 +96,10 @@ def _left(style: str, done: float) -> float:
 def make_schedule(
     optim: OptimConfig, *, lr: float, min_lr: float, num_steps: int, weight_decay: float = 0.0
 ) -> Schedule:
-    """Counted in optimizer steps, `num_steps` in the whole run.
+    """The schedule that the flags ask for, counted in optimizer steps; the whole run has
+    `num_steps`.
 
-    Raises ConfigError for phases that do not fit.
-    """
+    Raises ConfigError for phases that do not fit."""
     warmup, decay = warmup_and_decay(optim, num_steps)
     return Schedule(
         optim=optim,

@@ -1,4 +1,5 @@
-"""What a learner is built from. Imports nothing heavy: the driver makes it, the ranks read it."""
+"""The settings that a learner is built from. Nothing heavy is imported: the driver makes them, the
+ranks read them."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class LearnerSettings:
 
     @property
     def temperature(self) -> float:
-        """That the engine samples with: log-probs are of softmax(logits / temperature)."""
+        """The temperature at which the engine samples: log-probs are of softmax(logits /
+        temperature)."""
         return self.config.rollout.rollout_temperature
 
     @property

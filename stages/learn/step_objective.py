@@ -1,7 +1,7 @@
-"""What the flags ask of one optimizer step: which log-probs it needs ahead, its loss, its metrics.
+"""What the flags ask of one optimizer step: which log-probs it needs ahead, its loss, and its
+metrics.
 
-Holds the user's functions.
-"""
+It also holds the user's functions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class LargestGap(NamedTuple):
 
 
 class StepObjective:
-    """One run's. Raises ConfigError for a user function that cannot be loaded."""
+    """The objective of a run's steps. Raises ConfigError for a user function that cannot be
+    loaded."""
 
     def __init__(self, settings: LearnerSettings) -> None:
         self.config = settings.algorithm
@@ -60,7 +61,8 @@ class StepObjective:
 
     @property
     def needs_old(self) -> bool:
-        """Later optimizer steps of a rollout look back at the policy at consumption."""
+        """Are old log-probs needed? Later optimizer steps of a rollout look back at the policy at
+        consumption."""
         return (
             self.correction.ratio == "decoupled"
             or self.config.kl_coef > 0

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def load() -> type[FSDPRank]:
-    """Import torch and transformers, which takes seconds."""
+    """Imports torch and transformers, which takes seconds."""
     from stages.learn.fsdp.learner import FSDPRank
 
     return FSDPRank
 
 
 def start_rank(settings: LearnerSettings, **kwargs: Any) -> FSDPRank:
-    """A FSDPRank in this process; `kwargs` are its constructor's."""
+    """Makes an FSDPRank in this process; `kwargs` are its constructor's."""
     return load()(settings, **kwargs)

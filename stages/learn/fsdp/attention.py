@@ -17,7 +17,8 @@ PACKED = "slipstream_packed"
 
 
 def attention_of(device: torch.device) -> str:
-    """The name under which transformers knows the attention for this device; ours is registered."""
+    """The name under which transformers knows the attention for this device; ours is registered
+    here."""
     AttentionInterface.register(PACKED, packed_attention)
     return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else PACKED
 

@@ -25,10 +25,9 @@ _ABOUT = "slipstream.json"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write `tensors` (sharded) and `about` (JSON) as the folder `path`; every rank calls it.
+    """Writes `tensors` (sharded) and `about` (JSON) as the folder `path`; every rank calls it.
 
-    An older checkpoint is replaced.
-    """
+    An older checkpoint is replaced."""
     if dist.get_rank() == 0:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
@@ -42,8 +41,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
 
 
 def load(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read into `tensors`; returns what `save` was told beside them. Raises CheckpointError, before
-    anything is written, when `path` is no such checkpoint or one of another model."""
+    """Reads into `tensors`; returns the `about` that `save` was given. Raises CheckpointError,
+    before anything is written, when `path` is not such a checkpoint or belongs to another model."""
     about = _about(path)
     there = _shapes(path)
     wanted = {name: tuple(t.shape) for name, t in tensors.items()}

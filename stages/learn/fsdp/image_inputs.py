@@ -85,5 +85,5 @@ class Vision:
 
 
 def has_images(step: OptimizerStep) -> bool:
-    """On any rank: all of them know the whole step."""
+    """Does any rank have images? Every rank knows the whole step."""
     return any(s.multimodal for rank in step.per_rank for mb in rank for s in mb)

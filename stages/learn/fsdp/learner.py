@@ -174,8 +174,8 @@ class FSDPRank(LearnerRank):
 
     @contextlib.contextmanager
     def _without_gradients(self) -> Iterator[None]:
-        """FSDP keeps the root's gathered weights for a backward pass, which never comes: let them
-        go, others may be put in."""
+        """Lets go of the root's gathered weights afterwards: FSDP keeps them for a backward pass
+        that never comes, and other weights may be put in."""
         with torch.no_grad():
             try:
                 yield
@@ -243,10 +243,9 @@ class FSDPRank(LearnerRank):
             )
 
     def export_hf(self, path: Path) -> None:
-        """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files.
+        """Writes `path` as a Hugging Face folder: safetensors, config.json, tokenizer files.
 
-        Every rank calls it.
-        """
+        Every rank calls it."""
         if self.rank == 0:
             write_hf_folder(self.hf_weights(), self._folder, path)
         else:
@@ -255,8 +254,8 @@ class FSDPRank(LearnerRank):
         dist.barrier()
 
     def save(self, path: Path, hf: Path | EllipsisType | None = ...) -> None:
-        """Write `path`/fsdp (weights, optimizer, schedule), `path`/reference and the Hugging Face
-        folder `hf` (default `path`/hf; None: no such folder). Every rank calls it."""
+        """Writes `path`/fsdp (weights, optimizer, schedule), `path`/reference and the Hugging Face
+        folder `hf` (by default `path`/hf; None: no such folder). Every rank calls it."""
         tensors = {
             **{f"model.{n}": t for n, t in self._state().items()},
             **self._optimizer.tensors(),
@@ -268,11 +267,11 @@ class FSDPRank(LearnerRank):
             self.export_hf(path / "hf" if isinstance(hf, EllipsisType) else hf)
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote under `path`, with any number of ranks. Raises CheckpointError on
+        """Reads what `save` wrote under `path`, with any number of ranks. Raises CheckpointError on
         every rank when it is not there or does not fit.
 
-        A run that had no reference leaves ours as it was built: --ref-load, or --hf-checkpoint.
-        """
+        A checkpoint without a reference leaves ours as it was built: from --ref-load, or
+        --hf-checkpoint."""
         tensors = {
             **{f"model.{n}": t for n, t in self._state().items()},
             **self._optimizer.tensors(),
@@ -287,7 +286,7 @@ class FSDPRank(LearnerRank):
         return whole_state(self._model)
 
     def close(self) -> None:
-        """Leave the process group. The object is of no use afterwards."""
+        """Leaves the process group. The object is of no use afterwards."""
         if dist.is_initialized():
             with contextlib.suppress(RuntimeError):  # a peer that died first has closed the sockets
                 dist.destroy_process_group()

@@ -61,7 +61,7 @@ def build_model(
 
 
 def _empty(folder: Path, attention: str) -> Any:
-    """The model of config.json: buffers in place, parameters without memory."""
+    """The model of config.json, with buffers in place and parameters without memory."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     if not (folder / "config.json").is_file():
@@ -99,7 +99,8 @@ def _empty(folder: Path, attention: str) -> Any:
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Parameters made inside take no memory; buffers (rotary tables) are real."""
+    """While this context lasts, parameters are made without memory; buffers (rotary tables) are
+    real."""
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -115,7 +116,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def _no_dropout(model: nn.Module) -> None:
-    """Log-probs of two passes must be comparable."""
+    """Turns dropout off: the log-probs of two passes must be comparable."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -124,7 +125,8 @@ def _no_dropout(model: nn.Module) -> None:
 
 
 def _blocks(model: Any) -> list[nn.Module]:
-    """What is gathered and let go together: the layers that transformers says must not be split."""
+    """The modules that are gathered and let go as one: the layers that transformers says must not
+    be split."""
     kinds = set(model._no_split_modules or ())
     found = [m for m in model.modules() if type(m).__name__ in kinds]
     inside = {id(part) for block in found for part in block.modules() if part is not block}
@@ -134,7 +136,7 @@ def _blocks(model: Any) -> list[nn.Module]:
 def _fill(
     module: nn.Module, names: dict[nn.Parameter, str], weights: Weights, device: torch.device
 ) -> None:
-    """Real parameters for those on meta; tied ones stay tied."""
+    """Puts real parameters in the place of those on meta; tied ones stay tied."""
     made: dict[nn.Parameter, nn.Parameter] = {}
     for part in module.modules():
         for key, p in list(part._parameters.items()):

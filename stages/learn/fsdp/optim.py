@@ -21,7 +21,8 @@ CLIP_EPSILON = 1e-6
 
 
 class Optimizer:
-    """Weight decay leaves out biases and everything one-dimensional (norms), as Megatron's does."""
+    """AdamW over this rank's shards. Weight decay leaves out biases and everything one-dimensional
+    (norms), as Megatron's does."""
 
     def __init__(self, model: nn.Module, settings: LearnerSettings) -> None:
         known = OPTIMIZER_DEFAULTS
@@ -61,7 +62,7 @@ class Optimizer:
 
     @torch.no_grad()
     def grad_norm(self) -> float:
-        """L2 norm over all parameters and ranks, the same on every rank; a parameter without a
+        """The L2 norm over all parameters and ranks, the same on every rank; a parameter without a
         gradient counts 0."""
         local = self._local_grads()
         norms = torch._foreach_norm(local) if local else []
@@ -74,7 +75,7 @@ class Optimizer:
 
     @torch.no_grad()
     def update(self, grad_norm: float, lr: float) -> None:
-        """Clip to --clip-grad (0: never) and step."""
+        """Clips to --clip-grad (0: never) and takes the step."""
         scale = self._clip / (grad_norm + CLIP_EPSILON) if self._clip > 0 else 1.0
         if scale < 1.0 and (local := self._local_grads()):
             torch._foreach_mul_(local, scale)

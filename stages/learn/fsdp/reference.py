@@ -17,10 +17,9 @@ from stages.learn.rank import ReferenceKeeper
 
 
 class Reference(ReferenceKeeper):
-    """Begins as a copy of the policy, or with the weights of `folder`.
+    """The reference begins as a copy of the policy, or with the weights of `folder`.
 
-    Raises CheckpointError for one of another shape.
-    """
+    Raises CheckpointError for weights of another shape."""
 
     def __init__(self, model: Any, folder: str | None) -> None:
         self._model = model
@@ -35,14 +34,14 @@ class Reference(ReferenceKeeper):
 
     @torch.no_grad()
     def copy_policy(self) -> None:
-        """The policy as it is now becomes the reference."""
+        """Makes the policy, as it is now, the reference."""
         for kept, local in zip(self._kept, self._local(), strict=True):
             kept.copy_(local)
 
     @contextlib.contextmanager
     def in_place(self, *, write: bool = False) -> Iterator[None]:
-        """The model has the reference's weights inside; `write`: what is put there stays in the
-        reference."""
+        """While this context lasts the model has the reference's weights; with `write` what is put
+        there stays in the reference."""
         local = self._local()
         policy = [t.clone() for t in local]
         try:
@@ -70,11 +69,11 @@ class Reference(ReferenceKeeper):
         return {f"model.{name}": p.detach() for name, p in self._parameters.items()}
 
     def save(self, path: Path) -> None:
-        """Every rank calls it."""
+        """Writes the reference. Every rank calls it."""
         with self.in_place():
             checkpoint.save(path, self._tensors(), {})
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote. Raises CheckpointError."""
+        """Reads what `save` wrote. Raises CheckpointError."""
         with self.in_place(write=True):
             checkpoint.load(path, self._tensors())

@@ -35,7 +35,7 @@ class Weights:
             self._whole = whole_state(_load_whole(folder, model))
 
     def _check(self, model: Any) -> None:
-        """What we would write is what is there."""
+        """Checks that the names that we would write are those that are there."""
         ours = {
             n
             for name, shape in self._shapes.items()
@@ -84,7 +84,8 @@ class Weights:
 
 
 def whole_state(model: Any) -> dict[str, Tensor]:
-    """Parameters (tied ones once) and the buffers that checkpoints have, by the model's names."""
+    """The parameters (tied ones once) and the buffers that checkpoints have, by the model's
+    names."""
     parameters: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters()}
     kept = set(model.state_dict())
     return {**parameters, **{n: b for n, b in model.named_buffers() if n in kept}}
