@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from configs.schema import DataConfig
 from pipeline.core.errors import DataError
-from stages.source import UserSource
+from stages.engine.mock import MockTokenizer
+from stages.source import UserSource, build_source
 from tests.conftest import read_metrics, run_entry
 
 SOURCE = """
@@ -179,9 +181,10 @@ class Hinted(RolloutDataSource):
 """
 
 
-def test_ours_may_be_inherited_from(tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", ["slipstream", "slime.rollout.data_source"])
+def test_ours_may_be_inherited_from(tmp_path: Path, base: str) -> None:
     """Its rows are judged and shuffled as without it; a resumed run goes on in the same order."""
-    (tmp_path / "hinted.py").write_text(HINTED)
+    (tmp_path / "hinted.py").write_text(HINTED.replace("from slipstream", f"from {base}"))
     rows = [{"prompt": f"{i} + 0 =", "label": str(i)} for i in range(8)]
     (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
     flags = [
@@ -208,3 +211,42 @@ def test_ours_may_be_inherited_from(tmp_path: Path) -> None:
         file.write('\n{"prompt": "9 + 0 ="}')
     done = run_entry(*flags, *own, "--num-rollout", "1")
     assert done.returncode == 2 and "sums.jsonl line 9 has no 'label'" in done.stderr
+
+
+BUFFERED = """
+from slime.rollout.data_source import RolloutDataSourceWithBuffer
+
+
+class Twice(RolloutDataSourceWithBuffer):
+    def get_samples(self, num_samples):
+        groups = super().get_samples(num_samples)
+        if not any(group[0].metadata for group in groups):
+            for sample in groups[0]:
+                sample.metadata["again"] = True
+            self.add_samples(groups[:1])
+        return groups
+"""
+
+
+def test_groups_that_slimes_buffer_took_back_survive_a_restart(tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(BUFFERED)
+    (tmp_path / "sums.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{i} + 0 =", "label": str(i)}) for i in range(8))
+    )
+    made = UserSource(str(tmp_path / "twice.py") + ":Twice", _over(tmp_path / "sums.jsonl"), 1)
+    (first,) = made.get_samples(1)
+    state = json.loads(json.dumps(made.state_dict()))
+    again = UserSource(str(tmp_path / "twice.py") + ":Twice", _over(tmp_path / "sums.jsonl"), 1)
+    again.load_state_dict(state)
+    groups = [again.get_samples(1)[0], again.get_samples(1)[0]]
+    assert [g[0].prompt for g in groups] == [first[0].prompt, made.get_samples(2)[1][0].prompt]
+    assert groups[0][0].metadata == {"again": True}
+
+
+def _over(path: Path) -> SimpleNamespace:
+    config = DataConfig(prompt_data=str(path), label_key="label")
+    return SimpleNamespace(
+        prompt_data=str(path),
+        buffer_filter_path=None,
+        open_prompt_data=lambda: build_source(str(path), config, 1, None, MockTokenizer()),
+    )
