@@ -62,6 +62,14 @@ class MockTokenizer:
             ids += piece.encode() if word is None else [word]
         return ids
 
+    def __call__(self, text: str | Sequence[str], **kwargs: Any) -> dict[str, Any]:
+        """As a tokenizer of transformers is called: a text, or several."""
+        if isinstance(text, str):
+            ids = self.encode(text)
+            return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        rows = [self.encode(each) for each in text]
+        return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         if skip_special_tokens:
             token_ids = [i for i in token_ids if i < 256 or i >= self._first_word]

@@ -283,3 +283,9 @@ def test_nothing_heavy_is_imported() -> None:
         " 'megatron', 'sglang'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_tokenizer_is_called_as_those_of_transformers() -> None:
+    tokenizer = MockTokenizer(["<a>"])
+    assert tokenizer("ab", add_special_tokens=False)["input_ids"] == [97, 98]
+    assert tokenizer(["a", "b<a>"])["input_ids"] == [[97], [98, *tokenizer.encode("<a>")]]
