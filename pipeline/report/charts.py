@@ -1,7 +1,6 @@
-"""The report's charts: which fields, drawn how.
+"""The report's charts: which fields they show, and how.
 
-The x axis is the number of rollouts trained, except for pushes.
-"""
+The x axis is the number of rollouts trained, except for pushes."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pipeline.run.equal_rewards import advice
 
 
 def what_was_learned(history: History, summary: Mapping[str, Any]) -> list[str]:
-    """Sentences."""
+    """The sentences that say it."""
     name, first, last, num = _course(history, summary)
     if first is None:
         return []

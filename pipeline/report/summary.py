@@ -44,7 +44,7 @@ class History:
 
     @property
     def is_supervised(self) -> bool:
-        """Trained on given answers: its loss says how it went, not its rewards."""
+        """Was the run trained on given answers? Then its loss says how it went, not its rewards."""
         return self.flag("loss-type") == "sft_loss"
 
     @property
@@ -243,7 +243,7 @@ def median(numbers: Sequence[float]) -> float | None:
 
 
 def weighted(rows: Iterable[Row], name: str) -> float | None:
-    """The mean of a share, each row weighted with the seconds it covers."""
+    """The mean of a share, each row weighted with the seconds that it covers."""
     pairs = [
         (row[name], row.get("interval_seconds") or 0.0) for row in rows if row.get(name) is not None
     ]
@@ -254,7 +254,7 @@ def weighted(rows: Iterable[Row], name: str) -> float | None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never half of it."""
+    """Replaces the file in one step: readers see the old one or the new one, never half of it."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     new.write_text(text, encoding="utf-8")
     new.replace(path)

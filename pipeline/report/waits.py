@@ -13,7 +13,7 @@ _LAST = 20
 
 
 def wait_list(rows: Sequence[Record]) -> str:
-    """The last of them, in order."""
+    """The last of the waits, in order."""
     return "".join(f"<p>{escape(_sentence(row))}</p>" for row in rows[-_LAST:])
 
 

@@ -1,4 +1,4 @@
-"""Putting summary, picture and page on disk."""
+"""Puts summary, picture and page on the disk."""
 
 from __future__ import annotations
 

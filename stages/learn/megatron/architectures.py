@@ -201,7 +201,7 @@ def _theta(hf: Any, rope: dict[str, Any]) -> float:
 
 
 def rope_of(hf: Any) -> dict[str, Any]:
-    """GPTModel's rotary arguments. Raises CheckpointError."""
+    """The rotary arguments of GPTModel. Raises CheckpointError for forms that it does not have."""
     rope = _rope_parameters(hf)
     kind = rope.get("rope_type", rope.get("type", "default"))
     out: dict[str, Any] = {"rotary_base": _theta(hf, rope)}

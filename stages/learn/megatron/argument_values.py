@@ -1,4 +1,4 @@
-"""From the words of a flag to a value of the field's annotated type."""
+"""Turns the words of a flag into a value of the field's annotated type."""
 
 from __future__ import annotations
 

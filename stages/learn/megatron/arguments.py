@@ -36,7 +36,7 @@ ACTIVATIONS = ("silu", "gelu", "relu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One field. `annotation` is Python source; `type` the same in words."""
+    """One field that is a flag. `annotation` is Python source; `type` says the same in words."""
 
     name: str  # field name; the flag is "--" + name with dashes
     type: str

@@ -1,4 +1,4 @@
-"""Putting a rank together from the settings: device, groups, model, gradient buffers, optimizer,
+"""Puts a rank together from the settings: device, groups, model, gradient buffers, optimizer,
 schedule."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from stages.learn.settings import LearnerSettings
 
 @dataclass(kw_only=True)
 class RankParts:
-    """What one rank works with."""
+    """The parts that one rank works with."""
 
     bridge: Any
     hf_folder: Path
@@ -60,11 +60,11 @@ class RankParts:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def scaled_lr(self, scale: float) -> contextlib.AbstractContextManager[None]:
-        """The schedule's learning rates times `scale` inside."""
+        """While this context lasts, the schedule's learning rates are multiplied by `scale`."""
         return self._rates(lambda group: group["lr"] * scale)
 
     def at_lr(self, lr: float) -> contextlib.AbstractContextManager[None]:
-        """`lr` instead of the schedule's inside."""
+        """While this context lasts, the learning rate is `lr` instead of the schedule's."""
         return self._rates(lambda group: lr * group.get("lr_mult", 1.0))
 
     @contextlib.contextmanager
@@ -80,8 +80,8 @@ class RankParts:
                 group["lr"] = lr
 
     def finish_param_gather(self) -> None:
-        """With --overlap-param-gather the weights are whole only after the next forward pass has
-        begun: make them so now."""
+        """Makes the weights whole now. With --overlap-param-gather they are so only after the next
+        forward pass has begun."""
         for ddp in self.ddp:
             if ddp.ddp_config.overlap_param_gather:
                 ddp.start_param_sync(force_sync=True)
@@ -99,8 +99,8 @@ class RankParts:
         self.scheduler = self.make_scheduler()
 
     def complete_optimizer_state(self) -> None:
-        """Give torch's AdamW the zeros that it makes at its first step: a checkpoint can then be
-        written and read before that."""
+        """Gives torch's AdamW the zeros that it makes at its first step: a checkpoint can then be
+        written and read before that step."""
         for optimizer in self.torch_optimizers:
             if isinstance(optimizer, torch.optim.AdamW):
                 for p in (p for group in optimizer.param_groups for p in group["params"]):
@@ -130,7 +130,7 @@ class RankParts:
 def build(
     settings: LearnerSettings, *, rank: int, world_size: int, store: dist.Store | None
 ) -> RankParts:
-    """Raises ConfigError and CheckpointError as MegatronRank says."""
+    """The parts of this rank. Raises ConfigError and CheckpointError as MegatronRank says."""
     on_cpu = compat.install()
     if settings.model.device == "cuda" and on_cpu:
         raise ConfigError("--device cuda: this process sees no CUDA device")
@@ -186,8 +186,8 @@ def build(
 def load_first_weights(
     bridge: Any, models: list[PolicyModel], hf_folder: Path, settings: LearnerSettings
 ) -> None:
-    """What training begins with: --initial-megatron-checkpoint, or the Hugging Face folder. Raises
-    CheckpointError."""
+    """Loads what training begins with: --initial-megatron-checkpoint, or the Hugging Face folder.
+    Raises CheckpointError."""
     initial = settings.model.initial_megatron_checkpoint
     if initial is None:
         load_hf_weights(bridge, models, hf_folder)
@@ -257,15 +257,16 @@ def _make_optimizer(
 
 
 def _use_fused_adam(optimizer: torch.optim.Optimizer) -> None:
-    """torch's fused CPU AdamW goes over the memory once instead of about ten times; the update is
-    the same."""
+    """Uses torch's fused CPU AdamW, which goes over the memory once instead of about ten times; the
+    update is the same."""
     if isinstance(optimizer, torch.optim.AdamW):
         for group in optimizer.param_groups:
             group.update(fused=True, foreach=False)
 
 
 def _connect(config: Any, ddp: list[DistributedDataParallel], optimizer: Any) -> None:
-    """The hooks through which Megatron's schedules reach gradient reduction and loss scaling."""
+    """Sets the hooks through which Megatron's schedules reach gradient reduction and loss
+    scaling."""
     config.finalize_model_grads_func = finalize_model_grads
     config.no_sync_func = [d.no_sync for d in ddp] if len(ddp) > 1 else ddp[0].no_sync
     config.grad_scale_func = optimizer.scale_loss if config.fp16 else None

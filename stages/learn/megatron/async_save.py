@@ -1,9 +1,9 @@
-"""Saving while training goes on: the state is copied, a thread writes the copies, the checkpoint
-becomes one when every rank has written.
+"""Saving while training goes on: the state is copied, a thread writes the copies, and they become a
+checkpoint when every rank has written.
 
 Megatron plans who writes what and merges the results (both take all ranks, and so the training
-thread); its own asynchronous callers fork or start processes, which a rank with Ray's, gloo's and
-OpenMP's threads must not. Here a thread of the rank calls Megatron's writer."""
+thread). Its own asynchronous callers fork or start processes, which a rank with Ray's, gloo's and
+OpenMP's threads must not do. Here a thread of the rank calls Megatron's writer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stages.learn.hf_folder import make_durable, write_hf_folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One folder of a snapshot on this rank."""
+    """What is to be done for one folder of a snapshot on this rank."""
 
     path: Path
     write: Callable[[], None]  # in the thread; nothing of the model, no process group
@@ -72,7 +72,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _write(transforms: Any, number: int, bucket: Any) -> Any:
-    """Megatron's writer, which ends with an fsync. Raises what it caught."""
+    """Calls Megatron's writer, which ends with an fsync. Raises what it caught."""
     answer: queue.Queue[Any] = queue.Queue()
     counter: queue.Queue[int] = queue.Queue()
     counter.put(number)
@@ -107,7 +107,7 @@ def _hf(weights: Iterator[tuple[str, Tensor]], source: Path, path: Path) -> None
 
 
 class SnapshotWriter:
-    """At most one snapshot under way on this rank."""
+    """Writes at most one snapshot at a time on this rank."""
 
     def __init__(self) -> None:
         self._jobs: Sequence[Job] = ()
@@ -115,7 +115,7 @@ class SnapshotWriter:
         self._error: BaseException | None = None
 
     def begin(self, jobs: Sequence[Job]) -> None:
-        """Start writing; `finish` must have been called for what was begun before."""
+        """Starts writing; `finish` must have been called for what was begun before."""
         assert self._thread is None, "a save is under way"
         self._jobs, self._error = jobs, None
         self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
@@ -133,11 +133,10 @@ class SnapshotWriter:
         return self._thread is None or not self._thread.is_alive()
 
     def finish(self) -> None:
-        """Wait for the bytes and make checkpoints of them; every rank calls it. Nothing to do when
+        """Waits for the bytes and makes checkpoints of them; every rank calls it. Does nothing when
         nothing is under way.
 
-        Raises CheckpointError on every rank when one could not write.
-        """
+        Raises CheckpointError on every rank when one could not write."""
         if self._thread is None:
             return
         self._thread.join()

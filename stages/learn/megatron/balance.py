@@ -42,7 +42,8 @@ def expert_biases(models: Sequence[torch.nn.Module]) -> list[Tensor]:
 
 
 class Balance:
-    """Of one model. Raises ConfigError for flags that would change nothing."""
+    """The balance of one model's experts. Raises ConfigError for flags that would change
+    nothing."""
 
     def __init__(self, models: Sequence[torch.nn.Module], config: Any) -> None:
         _check(config)
@@ -59,10 +60,9 @@ class Balance:
 
     @contextlib.contextmanager
     def restored_on_error(self) -> Iterator[None]:
-        """An optimizer step inside.
+        """Put this around an optimizer step: when it raises, the biases are as they were before.
 
-        Megatron moves the biases before anybody has looked at the step, which may be refused.
-        """
+        Megatron moves the biases before anybody has looked at the step, which may be refused."""
         kept = [bias.clone() for bias in self._biases]
         clear_aux_losses_tracker()
         try:

@@ -1,5 +1,5 @@
-"""Between a Hugging Face folder and Megatron's model: configuration, layers and names, by mbridge,
-for both layer specs."""
+"""Between a Hugging Face folder and Megatron's model: configuration, layers and names, with
+mbridge, for both layer specs."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class _Bridge(LLMBridge):
         return whole
 
     def to_hf(self, agreed: str, whole: Tensor) -> list[tuple[str, Tensor]]:
-        """The inverse of `to_megatron`, with the names."""
+        """The inverse of `to_megatron`: (name, tensor) pairs."""
         return list(zip(*self._weight_to_hf_format(agreed, whole), strict=True))
 
     def build(self) -> list[PolicyModel]:
@@ -194,7 +194,7 @@ class _Bridge(LLMBridge):
         return model
 
     def hf_weights(self, models: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
-        """weights.gather_hf_weights"""
+        """See weights.gather_hf_weights."""
         return gather_hf_weights(self, models)
 
 

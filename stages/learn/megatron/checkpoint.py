@@ -66,7 +66,7 @@ Write = Callable[[dict[str, Any], Path], Any]
 
 
 def save(built: Any, path: Path, *, optimizer: bool = True, write: Write | None = None) -> Any:
-    """Write weights and, with `optimizer`, optimizer and schedule under `path`; every rank calls
+    """Writes weights and, with `optimizer`, optimizer and schedule under `path`; every rank calls
     it. An older checkpoint there is replaced."""
     with compat.cuda_methods():
         return _write(
@@ -75,7 +75,7 @@ def save(built: Any, path: Path, *, optimizer: bool = True, write: Write | None 
 
 
 def save_models(models: Sequence[Any], path: Path, *, write: Write | None = None) -> Any:
-    """Write weights alone, as `save` does."""
+    """Writes weights alone, as `save` does."""
     with compat.cuda_methods():
         return _write(_model_state(models), path, write)
 
@@ -97,8 +97,8 @@ def write_now(state: dict[str, Any], path: Path) -> None:
 
 
 def load(built: Any, path: Path, *, optimizer: bool = True) -> None:
-    """Read what `save` wrote; without `optimizer` weights alone. Raises CheckpointError when `path`
-    is no such checkpoint, or one of another model."""
+    """Reads what `save` wrote; without `optimizer` weights alone. Raises CheckpointError when
+    `path` is not such a checkpoint, or belongs to another model."""
     if not optimizer:
         load_models(built.models, path)
         built.optimizer.reload_model_params()
@@ -130,9 +130,9 @@ def _check_optimizer(built: Any, path: Path) -> None:
 
 
 def load_models(models: Sequence[Any], path: Path) -> None:
-    """The weights of any torch_dist checkpoint of this model, whatever layout and layer spec it was
-    saved with. Raises CheckpointError that lists what is missing or of another shape; nothing is
-    loaded then."""
+    """Loads the weights of any torch_dist checkpoint of this model, whatever layout and layer spec
+    it was saved with. Raises CheckpointError that lists what is missing or of another shape; then
+    nothing is loaded."""
     with _explained(path, "this model"), compat.cuda_methods(), torch_dist.Reader(path) as held:
         entries = [sharded.fitted_all(model, held) for model in models]
         found = sharded.compare(
@@ -188,8 +188,8 @@ def _restore(built: Any, state: dict[str, Any]) -> None:
 def export_hf(
     weights: Iterator[tuple[str, Tensor]], source: Path, path: Path, *, write: bool
 ) -> None:
-    """Write a Hugging Face folder: `weights` as safetensors, everything but weights copied from the
-    folder `source`.
+    """Writes a Hugging Face folder: `weights` as safetensors, and everything but weights copied
+    from the folder `source`.
 
     All ranks iterate `weights` to the end; only the one with `write` touches the disk. The folder
     appears whole or not at all."""

@@ -69,7 +69,7 @@ class _View(ModuleType):
 
 
 def prepare_environment() -> None:
-    """To be called before torch is imported in a process that will train; does nothing where CUDA
+    """Call this before torch is imported in a process that will train; it does nothing where CUDA
     devices are to be seen.
 
     Megatron's fusions are torch.compile'd functions; compiling them for every new shape costs far
@@ -79,11 +79,11 @@ def prepare_environment() -> None:
 
 
 def install() -> bool:
-    """Make Megatron run on this machine. True when the CPU view is in place, False on a CUDA
-    machine (nothing done).
+    """Makes Megatron run on this machine. Returns True when the CPU view is in place, False on a
+    CUDA machine (where nothing is done).
 
-    Idempotent. Raises LearnerError for a Megatron version that this was not written for.
-    """
+    It may be called more than once. Raises LearnerError for a Megatron version that this was not
+    written for."""
     global _installed
     import torch
 

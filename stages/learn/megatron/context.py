@@ -59,8 +59,8 @@ class Layout:
 
     @property
     def gathered(self) -> np.ndarray:
-        """[t]: where each place of the pack is when all ranks' tokens lie one rank behind the
-        other."""
+        """[t]: where each place of the pack is when all ranks' tokens lie end to end, rank by
+        rank."""
         return self.rank * self.held.shape[1] + self.local
 
 

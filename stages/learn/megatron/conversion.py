@@ -1,5 +1,5 @@
-"""Checkpoints from one format to another, weight by weight: one shard and one weight in memory,
-whatever layout they were saved with."""
+"""Checkpoints from one format to another, weight by weight: one shard and one weight are in memory
+at a time, whatever layout they were saved with."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def to_hf(
     max_shard_bytes: int | None = None,
     trust_pickle: bool = False,
 ) -> Conversion:
-    """A Megatron checkpoint as the Hugging Face folder `output`, with configuration and tokenizer
-    of `origin`.
+    """Writes a Megatron checkpoint as the Hugging Face folder `output`, with configuration and
+    tokenizer of `origin`.
 
-    `dtype` None: as stored. Raises CheckpointError that lists what is missing, surplus or of
-    another shape, before anything is written; `output` appears whole or not at all."""
+    `dtype` None keeps the stored type. Raises CheckpointError that lists what is missing, surplus
+    or of another shape, before anything is written; `output` appears whole or not at all."""
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_source(weights, trust_pickle))
@@ -87,7 +87,7 @@ def _as_hf(
 
 
 class TorchDist:
-    """`Source`"""
+    """Implements `Source` for torch_dist checkpoints."""
 
     def __init__(self, reader: torch_dist.Reader) -> None:
         self._reader = reader
@@ -123,10 +123,10 @@ class TorchDist:
 
 
 def to_torch_dist(folder: Path, output: Path, *, dtype: torch.dtype | None = None) -> Conversion:
-    """A Hugging Face folder as Megatron-LM's `output`/release (torch_dist, weights only).
+    """Writes a Hugging Face folder as Megatron-LM's `output`/release (torch_dist, weights only).
 
-    `dtype` None: as stored. Raises CheckpointError as `to_hf` does; `output` appears whole or not
-    at all."""
+    `dtype` None keeps the stored type. Raises CheckpointError as `to_hf` does; `output` appears
+    whole or not at all."""
     began = time.perf_counter()
     tensors = HfFolder(folder)
     part = output.with_name(output.name + ".part")

@@ -1,5 +1,5 @@
-"""Does a Hugging Face folder hold what the model needs? By names and shapes, before any tensor is
-read."""
+"""Does a Hugging Face folder hold what the model needs? This is told by names and shapes, before
+any tensor is read."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 def check_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path) -> None:
     """Raises CheckpointError on every rank that lists what `path` lacks, and what it has that no
-    rank's model takes. Shapes are looked at where ranks hold whole tensors; else they show when the
-    shards are loaded."""
+    rank's model takes. Shapes are compared where ranks hold whole tensors; elsewhere a wrong one
+    shows when the shards are loaded."""
     try:
         headers: Mapping[str, TensorHeader] | str = read_headers(path)
     except CheckpointError as error:
@@ -75,8 +75,8 @@ def check(
 
 
 def _may_be_left(name: str, expected: Mapping[str, Any], hf_config: Any) -> bool:
-    """Buffers that are computed, a tied head stored twice, scales of quantised weights, and layers
-    that predict further tokens."""
+    """May the tensor be left over? So may buffers that are computed, a tied head stored twice,
+    scales of quantised weights, and layers that predict further tokens."""
     if name.endswith(("rotary_emb.inv_freq", ".masked_bias", ".attn.bias")):
         return True
     if name == "lm_head.weight" and hf_config.tie_word_embeddings:

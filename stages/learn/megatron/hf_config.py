@@ -1,5 +1,5 @@
-"""The config.json of a Hugging Face folder, for Megatron: read, and held against the flags. On the
-driver before anything starts, and on every rank."""
+"""The config.json of a Hugging Face folder, for Megatron: read and compared with the flags. The
+driver does so before anything starts, and so does every rank."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ class MegatronRank(LearnerRank):
         return self._lent_weights()
 
     def _lent_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Copies: what they are made from is gone again when the last is taken."""
+        """Copies of the weights: what they are made from is gone again when the last is taken."""
         with self._offload.weights_present():
             for name, tensor in self._built.bridge.hf_weights(self._built.models):
                 yield name, tensor.clone()
@@ -254,21 +254,20 @@ class MegatronRank(LearnerRank):
     # ---- the device
 
     def offload(self) -> None:
-        """Leave the device: weights, gradients and optimizer state (and the critic's) go to the
+        """Leaves the device: weights, gradients and optimizer state (and the critic's) go to the
         host. Pushes and saves still work."""
         self._offload.out()
 
     def onload(self) -> None:
-        """The opposite, ahead of a step."""
+        """Comes back to the device, ahead of a step."""
         self._offload.back()
 
     # ---- checkpoints
 
     def export_hf(self, path: Path) -> None:
-        """Write `path` as a Hugging Face folder: safetensors, config.json, tokenizer files.
+        """Writes `path` as a Hugging Face folder: safetensors, config.json, tokenizer files.
 
-        Every rank calls it.
-        """
+        Every rank calls it."""
         with self._offload.weights_present():
             if not self._offload.is_out:
                 self._built.finish_param_gather()
@@ -281,22 +280,20 @@ class MegatronRank(LearnerRank):
         dist.barrier()
 
     def save(self, path: Path, hf: Path | EllipsisType | None = ...) -> None:
-        """Write `path`/torch_dist (weights, optimizer, schedule), `path`/reference and
-        `path`/critic. Every rank calls it.
+        """Writes `path`/torch_dist (weights, optimizer, schedule), `path`/reference, `path`/critic
+        and the Hugging Face folder `hf` (by default `path`/hf). Every rank calls it.
 
-        Also the Hugging Face folder `hf` (default `path`/hf). Returns when all of it is on the
-        disk. --no-save-optim leaves optimizer and schedule out."""
+        Returns when all of it is on the disk. --no-save-optim leaves optimizer and schedule out."""
         with self._offload.present():
             self._save(path, None)
             if hf is not None:
                 self.export_hf(path / "hf" if isinstance(hf, EllipsisType) else hf)
 
     def begin_save(self, path: Path, hf: Path | None) -> None:
-        """Copy all that `save` writes, and the weights for the Hugging Face folder `hf`; a thread
-        writes. Every rank calls it.
+        """Copies all that `save` writes, and the weights for the Hugging Face folder `hf`; a thread
+        writes the copies. Every rank calls it.
 
-        What was begun before must have been finished.
-        """
+        What was begun before must have been finished."""
         with self._offload.present():
             jobs = self._save(path, torch_dist_job)
             if hf is not None:
@@ -310,10 +307,9 @@ class MegatronRank(LearnerRank):
         return self._saves.written()
 
     def finish_save(self) -> None:
-        """Wait for the thread and make it a checkpoint, on the disk.
+        """Waits for the thread and makes what it wrote a checkpoint, on the disk.
 
-        Every rank calls it. Raises CheckpointError on all when one failed.
-        """
+        Every rank calls it. Raises CheckpointError on all when one failed."""
         self._saves.finish()
 
     def _save(self, path: Path, write: checkpoint.Write | None) -> list[Any]:
@@ -327,11 +323,11 @@ class MegatronRank(LearnerRank):
         return jobs
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote under `path`. Raises CheckpointError on every rank when it is not
+        """Reads what `save` wrote under `path`. Raises CheckpointError on every rank when it is not
         there or does not fit.
 
-        A run that had no reference leaves ours as it was built: --ref-load, or --hf-checkpoint.
-        """
+        A checkpoint without a reference leaves ours as it was built: from --ref-load, or
+        --hf-checkpoint."""
         optimizer = self.settings.config.run.load_optim
         with self._offload.present():
             checkpoint.load(self._built, path / "torch_dist", optimizer=optimizer)
@@ -341,5 +337,5 @@ class MegatronRank(LearnerRank):
                 self._critic.load(path, optimizer=optimizer)
 
     def close(self) -> None:
-        """Leave the process groups. The object is of no use afterwards."""
+        """Leaves the process groups. The object is of no use afterwards."""
         parallel.shutdown()

@@ -1,8 +1,9 @@
-"""Megatron's older format, `torch`: one pickle a model-parallel rank,
+"""Megatron's older format, `torch`: one pickle for every model-parallel rank,
 mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt.
 
-Read without running code in it: torch's own unpickler with the few classes that Megatron's `args`
-and generator states need. Files are memory-mapped, so that a weight costs its own bytes only."""
+It is read without running code in it, by torch's own unpickler with the few classes that Megatron's
+`args` and generator states need. Files are memory-mapped, so that a weight costs its own bytes
+only."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ _HARMLESS = [
 
 
 class Legacy:
-    """`Source`, for weights; the optimizer's state is not looked at."""
+    """Implements `Source` for weights; the optimizer's state is not read."""
 
     def __init__(self, folder: Path, *, trust_pickle: bool) -> None:
         self.folder = folder
@@ -87,7 +88,7 @@ class Legacy:
         return place
 
     def dtype(self) -> torch.dtype:
-        """Of most weights."""
+        """The type of most weights."""
         held = (
             t
             for chunk in self._ranks[0, 0, 0]
@@ -120,7 +121,7 @@ class Legacy:
         return found
 
     def _is_copy(self, name: str, skeleton: Skeleton) -> bool:
-        """The last stage's copy of tied embeddings."""
+        """Is it the last stage's copy of tied embeddings?"""
         return name == "output_layer.weight" and bool(
             skeleton.model.share_embeddings_and_output_weights
         )

@@ -1,8 +1,8 @@
-"""Passes without gradients need less memory than a step: their micro-batches may be several of a
-step's at once.
+"""Passes without gradients need less memory than a step: their micro-batches may each be several of
+a step's.
 
-The budget is --log-probs-max-tokens-per-gpu. Runs are numbers of the step's micro-batches,
-neighbours."""
+The budget is --log-probs-max-tokens-per-gpu. A run is a series of numbers of neighbouring
+micro-batches of the step."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def apart(
 
 
 def divide(runs: Sequence[list[int]], count: int) -> list[list[int]]:
-    """The same in `count` runs, in the same order; there must be as many members."""
+    """The same micro-batches in `count` runs, in the same order; there must be as many members."""
     out = list(runs)
     while len(out) < count:
         at = max(range(len(out)), key=lambda i: len(out[i]))

@@ -14,7 +14,7 @@ _LAYER = "model.layers.{layer_number}."
 
 
 class Qwen3MoE(Qwen3MoEBridge):
-    """With dense layers between (`mlp_only_layers`, `decoder_sparse_step`), which mbridge leaves
+    """With dense layers in between (`mlp_only_layers`, `decoder_sparse_step`), which mbridge leaves
     out."""
 
     _MLP_MAPPING: ClassVar = {**Qwen3MoEBridge._MLP_MAPPING, **Qwen2Bridge._MLP_MAPPING}
@@ -37,8 +37,8 @@ class Glm4(LLMBridge):
 
 
 class DeepseekV3(DeepseekV3Bridge):
-    """mbridge's names; its configuration is for an older Megatron-core, ours comes from
-    families.py."""
+    """mbridge's names. Its configuration is for an older Megatron-core; ours comes from
+    architectures.py."""
 
     TransformerConfigClass = MLATransformerConfig
 

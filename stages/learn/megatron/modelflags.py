@@ -1,10 +1,10 @@
-"""Megatron-LM's words for a model's shape that are no field of a configuration class, and what a
-checkpoint says to all of them.
+"""Megatron-LM's words for a model's shape that are not fields of a configuration class, and what a
+checkpoint says about each.
 
 `--swiglu`, `--norm-epsilon`, `--vocab-size` and their like are arguments of Megatron's training
-script (megatron/training/arguments.py), which the wheel has not; slime's and everybody's model
-scripts are written in them. Here they only restate the checkpoint: one that agrees is taken, one
-that does not is refused. No torch here."""
+script (megatron/training/arguments.py), which the wheel does not have; slime's and everybody's
+model scripts are written in them. Here they only restate the checkpoint: one that agrees is taken,
+one that does not is refused. No torch is imported here."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _NO_CHOICE = ("moe_router_num_groups", "moe_router_group_topk")
 
 
 def checkpoint_says(hf: Any) -> dict[str, Any]:
-    """Every flag that config.json decides -> its value. Raises CheckpointError as shape_of does."""
+    """The value of every flag that config.json decides. Raises CheckpointError as shape_of does."""
     rope = dict(rope_of(hf))
     rope.pop("rope_scaling", None)
     if factor := rope.pop("seq_len_interpolation_factor", None):

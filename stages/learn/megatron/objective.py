@@ -20,8 +20,8 @@ def log_probs_of(
     chunk_size: int = CHUNK_SIZE,
     overwrite_logits: bool = False,
 ) -> TokenLogProbs:
-    """Of the n tokens that this rank predicts. logits: [1, n, words of this TP rank];
-    `vocab_shard`: words a rank with padding, the stride between ranks' first words."""
+    """The log-probs of the n tokens that this rank predicts. logits: [1, n, words of this TP rank];
+    `vocab_shard`: words of a rank with padding, the stride between ranks' first words."""
     split = mpu.get_tensor_model_parallel_world_size() > 1
     return compute_log_probs_from_logits(
         logits.squeeze(0),  # whose gradient is a view, unlike that of logits[0]

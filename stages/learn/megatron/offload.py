@@ -26,7 +26,7 @@ class _Away(NamedTuple):
 
 
 class Offload:
-    """Of one rank. Every rank calls `out` and `back` in the same order."""
+    """Moves one rank's memory. Every rank calls `out` and `back` in the same order."""
 
     def __init__(self, builts: Sequence[RankParts]) -> None:
         """`builts`: the policy, and the critic where there is one."""
@@ -39,7 +39,7 @@ class Offload:
 
     @torch.no_grad()
     def out(self) -> None:
-        """Nothing of the learner stays on the device but what forward passes left behind."""
+        """Moves everything of the learner off the device but what forward passes left behind."""
         if self.is_out:
             return
         seen: set[int] = set()
@@ -67,7 +67,8 @@ class Offload:
 
     @contextlib.contextmanager
     def present(self) -> Iterator[None]:
-        """Everything is on the device inside, and where it was before afterwards."""
+        """While this context lasts everything is on the device; afterwards it is where it was
+        before."""
         was_out = self.is_out
         self.back()
         try:
@@ -78,7 +79,8 @@ class Offload:
 
     @contextlib.contextmanager
     def weights_present(self) -> Iterator[None]:
-        """The weights only: for a push. They do not change inside."""
+        """While this context lasts the weights are on the device, for a push. They must not change
+        meanwhile."""
         if not self.is_out or not self._weights:
             yield
             return
@@ -94,7 +96,7 @@ class Offload:
                 self._weights = lent
 
     def _leave(self, tensor: Tensor, seen: set[int], *, keep: bool = True) -> _Away | None:
-        """A copy of its storage; None when it is empty, elsewhere, or copied already."""
+        """A copy of the tensor's storage; None when it is empty, elsewhere, or copied already."""
         storage = tensor.untyped_storage()
         if (
             not storage.nbytes()

@@ -153,7 +153,7 @@ def _experts(
 
 
 def _families(samples: Sequence[TrainSample]) -> list[list[TrainSample]]:
-    """Samples that share their prompt."""
+    """The samples grouped by the prompt that they share."""
     found: dict[tuple[int, bytes, bytes], list[TrainSample]] = {}
     for s in samples:
         found.setdefault(s.prompt_key, []).append(s)
@@ -161,7 +161,8 @@ def _families(samples: Sequence[TrainSample]) -> list[list[TrainSample]]:
 
 
 def _stem_length(family: Sequence[TrainSample]) -> int:
-    """Of what is packed once: the prompt of several samples, or all inputs of a single one."""
+    """How long the part is that is packed once: the prompt of several samples, or all inputs of a
+    single one."""
     s = family[0]
     return s.num_tokens - 1 if len(family) == 1 else s.num_tokens - s.response_length
 

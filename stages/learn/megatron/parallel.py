@@ -63,7 +63,7 @@ def initialize(
 
 
 def shutdown() -> None:
-    """Leave all groups; quiet when there are none."""
+    """Leaves all groups; does nothing when there are none."""
     if dist.is_initialized():
         mpu.destroy_model_parallel()
         with contextlib.suppress(RuntimeError):  # a peer that died first has closed the sockets
@@ -89,7 +89,7 @@ def reduce_metrics(
 
 
 def gather_over_data_ranks(value: Any) -> list[Any]:
-    """`value` (small, picklable) of every data-parallel rank of this pipeline stage."""
+    """The `value` (small, picklable) of every data-parallel rank of this pipeline stage."""
     group = mpu.get_data_parallel_group()
     out: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(out, value, group=group)
@@ -101,8 +101,8 @@ def is_last_stage() -> bool:
 
 
 def reports() -> bool:
-    """One rank of every model copy says what was found: the first tensor and context rank of the
-    last pipeline stage."""
+    """Is this the rank of its model copy that reports what was found? That is the first tensor and
+    context rank of the last pipeline stage."""
     return (
         is_last_stage()
         and mpu.get_tensor_model_parallel_rank() == 0

@@ -80,7 +80,8 @@ class MegatronPasses:
         return [self.pack_one(mb) for mb in per_rank[built.dp_rank]]
 
     def pack_one(self, samples: Sequence[TrainSample]) -> PackedMicroBatch:
-        """Raises LearnerError for samples that do not fit the model, or contradict themselves."""
+        """The packed micro-batch. Raises LearnerError for samples that do not fit the model, or
+        contradict themselves."""
         built, routing = self._built, self._routing
         if routing is not None:
             for sample in samples:
@@ -126,8 +127,8 @@ class MegatronPasses:
         )
 
     def with_old(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
-        """With the old log-probs, under the weights that the model has now; for R2 with the
-        experts, too, that they went through."""
+        """The micro-batches with the old log-probs, under the weights that the model has now; for
+        R2 also with the experts that they went through."""
         captures = self._routing is not None and self._routing.captures
         old = (
             self.log_probs_now(micro_batches, routing="capture")
@@ -144,10 +145,10 @@ class MegatronPasses:
         ]
 
     def with_reference(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
-        """With the log-probs of the reference, whose weights are in the model now.
+        """The micro-batches with the log-probs of the reference, whose weights are in the model
+        now.
 
-        It routes freely.
-        """
+        The reference routes freely."""
         found = self._ahead(micro_batches, "free")
         return [p._replace(ref=ref) for p, ref in zip(micro_batches, found, strict=True)]
 

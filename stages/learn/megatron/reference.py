@@ -21,7 +21,7 @@ from stages.learn.megatron.bridge import load_hf_weights
 
 
 class Reference:
-    """Begins as a copy of the policy."""
+    """The reference begins as a copy of the policy."""
 
     def __init__(self, built: Any) -> None:
         self._built = built
@@ -36,15 +36,15 @@ class Reference:
 
     @torch.no_grad()
     def copy_policy(self) -> None:
-        """The policy as it is now becomes the reference."""
+        """Makes the policy, as it is now, the reference."""
         with self._no_gather_in_flight():
             for kept, p in zip(self._tensors, self._parameters, strict=True):
                 kept.copy_(p.detach())
 
     @contextlib.contextmanager
     def in_place(self, *, write: bool = False) -> Iterator[None]:
-        """The model computes with the reference's weights inside; `write`: what is loaded into it
-        there stays in the reference."""
+        """While this context lasts the model computes with the reference's weights; with `write`
+        what is loaded into it there stays in the reference."""
         with self._no_gather_in_flight():
             policy = [p.data for p in self._parameters]
             try:
@@ -84,11 +84,11 @@ class Reference:
             self.load(find_torch_dist(path, "--ref-load"))
 
     def save(self, path: Path, *, write: checkpoint.Write | None = None) -> Any:
-        """Every rank calls it."""
+        """Writes the reference. Every rank calls it."""
         with self.in_place():
             return checkpoint.save_models(self._built.models, path, write=write)
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote. Raises CheckpointError."""
+        """Reads what `save` wrote. Raises CheckpointError."""
         with self.in_place(write=True):
             checkpoint.load_models(self._built.models, path)

@@ -33,7 +33,7 @@ Mode = Literal["free", "capture", "replay"]
 
 
 class ForcedExperts(NamedTuple):
-    """Experts of one layer and micro-batch."""
+    """The experts that tokens of one layer and micro-batch are sent to."""
 
     experts: Tensor  # [tokens, top-k] int16; FREE: the router's own choice
     complete: bool  # no FREE in it
@@ -92,8 +92,8 @@ class RouterSeat:
 class Routing:
     """The seats of this rank's model chunks.
 
-    Raises ConfigError where the model has no experts, or routes in a way that bypasses them.
-    """
+    Raises ConfigError where the model has no experts, or routes in a way that bypasses the
+    seats."""
 
     def __init__(
         self,
@@ -168,10 +168,9 @@ class Routing:
     def around(
         self, chunk: Any, mb: PackedMicroBatch, mode: Mode, *, forward_only: bool
     ) -> Iterator[None]:
-        """One forward pass of `chunk` inside.
+        """Put this around one forward pass of `chunk`.
 
-        Behind it, backward passes that run routers again give them the same experts.
-        """
+        The backward passes that follow and run routers again give them the same experts."""
         seats = self._seats[id(chunk)]
         if mode == "replay" and mb.routed_experts is not None:
             self._force(chunk, mb.routed_experts, count=not forward_only)
@@ -211,7 +210,7 @@ class Routing:
             return
 
     def finish(self) -> None:
-        """After all micro-batches of a run: nothing is forced any more."""
+        """Call this after all micro-batches of a run: nothing is forced any more."""
         for seats in self._seats.values():
             _set(seats, "free")
             for seat in seats:
@@ -219,13 +218,13 @@ class Routing:
                 seat.awaiting.clear()
 
     def take_captured(self, mb: PackedMicroBatch) -> Tensor | None:
-        """[own tokens, own layers, top-k] int16 of a capturing run, whose micro-batches still live;
-        None on a rank without experts."""
+        """[own tokens, own layers, top-k] int16: the experts of a capturing pass over this
+        micro-batch; None on a rank without experts."""
         parts = self._captured.pop(id(mb), {})
         return torch.cat([parts[key] for key in self._seats if key in parts], 1) if parts else None
 
     def reset_mismatch(self) -> None:
-        """A step that was refused may have left counts behind."""
+        """Drops the counts that a refused step may have left behind."""
         self._mismatch.zero_()
 
     def take_mismatch(self) -> float | None:

@@ -64,7 +64,7 @@ def pieces(entry: Any) -> list[Any]:
 
 def fitted(entry: Any, held: TensorSource) -> Any:
     """The entry with the key under which the checkpoint holds it, where that is one of its other
-    names; else as it is."""
+    names; else the entry as it is."""
     if any(p.key in held.tensors for p in pieces(entry)):
         return entry
     for alone, fused in ALIASES:
@@ -172,7 +172,7 @@ def boxes(entry: Any) -> Iterator[tuple[Any, tuple[int, ...], tuple[int, ...]]]:
 
 
 def with_data(entry: Any, tensor: torch.Tensor) -> Any:
-    """The entry describing `tensor`, the whole weight."""
+    """The entry that describes `tensor`, the whole weight."""
     own_type = {"dtype": tensor.dtype} if isinstance(entry, ShardedTensor) else {}
     return dataclasses.replace(entry, data=tensor, **own_type)
 

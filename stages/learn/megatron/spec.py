@@ -92,10 +92,9 @@ class _AtPositions(torch.nn.Module):
 
 
 def _sandwich(parts: Any) -> None:
-    """GLM-4's second norm behind attention and behind the MLP, before the residual is added.
+    """Adds GLM-4's second norm behind attention and behind the MLP, before the residual is added.
 
-    Megatron-core has no field for it; the two modules' outputs are where it belongs.
-    """
+    Megatron-core has no field for it; the two modules' outputs are where it belongs."""
     parts.self_attention = dataclasses.replace(parts.self_attention, module=SandwichAttention)
     # A class and no ModuleSpec: Megatron would warn of an MLP that it does not know, for every
     # layer.

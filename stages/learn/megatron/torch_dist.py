@@ -131,8 +131,8 @@ def read_common(folder: Path) -> dict[str, Any]:
 
 
 class Reader:
-    """Tensors of a checkpoint by key; any box of any of them, whatever the layout it was saved
-    with."""
+    """Reads tensors of a checkpoint by key: any box of any of them, whatever the layout it was
+    saved with."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -172,8 +172,7 @@ class Reader:
     def read(self, key: str, offset: Sequence[int], size: Sequence[int]) -> Tensor:
         """The box of `size` at `offset`.
 
-        Raises CheckpointError when the file is cut off, or the pieces do not cover the box.
-        """
+        Raises CheckpointError when the file is cut off, or the pieces do not cover the box."""
         out: Tensor | None = None
         left = math.prod(size)
         for chunk in self.tensors[key].chunks:
@@ -233,7 +232,7 @@ class Reader:
 
 
 class Writer:
-    """A checkpoint of one file, tensor by tensor; `finish` makes it one."""
+    """Writes a checkpoint of one file, tensor by tensor; `finish` makes it complete."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,5 +1,5 @@
-"""Weights in and out: safetensors -> this rank's shards, and this rank's shards -> whole tensors on
-every rank.
+"""Weights in and out: from safetensors to this rank's shards, and from this rank's shards to whole
+tensors on every rank.
 
 What is split over tensor ranks is cut along its partition dimension; a gated linear_fc1 holds gate
 and up one above the other, and each half is cut. Experts are split over the expert-tensor group,
@@ -23,7 +23,7 @@ from stages.learn.megatron.names import expert_of, is_expert, weights_of
 
 
 def load_hf_weights(bridge: Any, models: Sequence[torch.nn.Module], path: Path) -> None:
-    """Fill `models` from the safetensors under `path`. Raises CheckpointError that lists what is
+    """Fills `models` from the safetensors under `path`. Raises CheckpointError that lists what is
     missing or of another shape.
 
     Every rank reads what it needs by itself. Nothing is written when a tensor is missing; a wrong
