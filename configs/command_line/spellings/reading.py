@@ -18,9 +18,14 @@ TABLES = {"slime": SLIME, "SGLang": SGLANG, "Megatron-LM": MEGATRON_LM}
 
 def spelling_of(given: GivenFlag, *, with_value: bool) -> Spelling | None:
     """What the tables say of this flag: of it with just this value, or of it at all."""
-    key = " ".join((given.name, *given.values)) if with_value else given.name
-    if with_value and not given.values:
-        return None
+    if with_value:
+        return _look_up(" ".join((given.name, *given.values))) if given.values else None
+    starts = (k for table in TABLES.values() for k in table if k.endswith("*"))
+    prefix = next((k for k in starts if given.name.startswith(k.removesuffix("*"))), "")
+    return _look_up(given.name) or _look_up(prefix)
+
+
+def _look_up(key: str) -> Spelling | None:
     return next((table[key] for table in TABLES.values() if key in table), None)
 
 

@@ -11,11 +11,13 @@ import pytest
 
 from configs.command_line.loader import load_config
 from configs.command_line.spellings.entries import Absent, Nothing, Ours
+from configs.command_line.spellings.page import page
 from configs.command_line.spellings.reading import TABLES
 from configs.flags import ALIASES, NEGATIVES, own_flags
 from configs.schema import Config
 from pipeline.core.errors import ConfigError
 from pipeline.wiring.foreign_flags import FAMILIES
+from tests.conftest import ROOT
 
 NAMES = json.loads((Path(__file__).parent / "names.json").read_text())
 ENTRIES = [(name, entry) for table in TABLES.values() for name, entry in table.items()]
@@ -119,3 +121,16 @@ def test_what_asks_for_nothing_is_one_line() -> None:
     for flag in ("--no-position-embedding", "--tokenizer-type", "--seq-length 4096"):
         assert flag in note
     assert load_config(["--mock"], FAMILIES).notes == ()
+
+
+def test_the_page_is_what_the_tables_say() -> None:
+    """`python -m configs.command_line.spellings.page > docs/slime-flags.md` makes it again."""
+    assert (ROOT / "docs/slime-flags.md").read_text(encoding="utf-8") == page()
+
+
+def test_a_prefix_answers_for_what_is_not_named() -> None:
+    config = taken("--router-policy consistent_hashing --router-cb-timeout-duration-secs 5")
+    assert all(flag in config.notes[0] for flag in ("--router-policy", "--router-cb-timeout"))
+    assert taken("--router-request-timeout-secs 30").rollout.generate_timeout_seconds == 30
+    with pytest.raises(ConfigError, match="^--router-prometheus-port 9000: the router is"):
+        taken("--router-prometheus-port 9000")
