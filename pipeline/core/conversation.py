@@ -1,9 +1,9 @@
 """A whole chat as one sequence to train on: which of its text the assistant said.
 
-Made from the chat template alone, whatever the model: renderings of the chat up to a turn differ by
-that turn. Templates that rewrite earlier turns when a new one comes (Qwen3 drops their thinking)
-are met by showing every turn as it was when it was the newest: as a session of several turns has
-it, which never renders again what was sampled."""
+This is found with the chat template alone, whatever the model: renderings of the chat up to a turn
+differ by that turn. Some templates rewrite earlier turns when a new one comes (Qwen3 drops their
+thinking); so every turn is shown as it was when it was the newest, as a session of several turns
+has it, which never renders again what was sampled."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Turn(NamedTuple):
 
 
 def render_with(tokenizer: Tokenizer, tools: Any = None, **template: Any) -> Render:
-    """By the tokenizer's chat template; `template` is handed to it."""
+    """Renders by the tokenizer's chat template, which is also given the values of `template`."""
     given = {**template, **({"tools": tools} if tools else {})}
 
     def render(messages: Messages, prompt: bool) -> str:
@@ -166,7 +166,7 @@ def _turns(chat: _Shown) -> Iterator[Turn]:
 
 
 def _since(chat: _Shown, end: int, before: Turn | None) -> str:
-    """What the chat up to message `end` has behind the turn `before`."""
+    """The text of the chat up to message `end` that comes after the turn `before`."""
     if before is None:
         return chat.upto(end)
     now, then = chat.upto(end), chat.upto(before.place + 1)
@@ -243,7 +243,7 @@ def _check_shown(message: Mapping[str, Any], turn: Turn) -> None:
 
 
 def _shared(one: str, other: str) -> str:
-    """The beginning that both have."""
+    """The beginning that both texts have."""
     if other.startswith(one):
         return one
     pairs = zip(one, other, strict=False)
@@ -258,7 +258,8 @@ def _texts(content: Any) -> list[str]:
 
 
 def _last_message(messages: Messages, render: Render) -> tuple[Piece, ...]:
-    """All of the last message, also the thinking that templates of distilled reasoners hide."""
+    """All of the last message, including the thinking that templates of distilled reasoners
+    hide."""
     *earlier, last = messages
     content = last.get("content")
     if not isinstance(content, str) or not _is_trained(last):

@@ -76,7 +76,7 @@ class Supervision:
         return render_with(self.tokenizer, tools, **self.template)(prompt, True)
 
     def _answer(self, label: Any) -> list[int]:
-        """The first of the accepted ones, and the token that ends it."""
+        """The first of the accepted answers, and the token that ends it."""
         eos = eos_of(self.tokenizer)
         if label is None:
             raise DataError(

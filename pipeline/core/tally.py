@@ -11,18 +11,18 @@ AGAIN = 10  # the terminal hears of it again when there are so many times as man
 
 
 class Tally:
-    """`add` what happened to an item; `say` it when the next one may be long in coming: at once for
-    items that come one by one, after the loop for those that come in a row."""
+    """Call `add` for what happened to an item, and `say` when the next one may be long in coming:
+    at once for items that come one by one, after the loop for those that come in a row."""
 
     def __init__(self, logger: logging.Logger, noun: str, fate: str) -> None:
-        """As in '12 rows skipped': noun 'row', fate 'skipped'."""
+        """The words of '12 rows skipped': the noun is 'row', the fate is 'skipped'."""
         self._logger, self._noun, self._fate = logger, noun, fate
         self._first: list[str] = []
         self._next = 1  # the count at which the terminal hears of it
         self.count = 0
 
     def add(self, one: str) -> None:
-        """`one`: which, and why."""
+        """Counts one item. `one`: which it is, and why."""
         self.count += 1
         if len(self._first) < NAMED:
             self._first.append(one)

@@ -17,7 +17,7 @@ class Prepared(NamedTuple):
     """A micro-batch with what was computed ahead of its optimizer step (where this rank sees
     log-probs; else None)."""
 
-    batch: Any  # Trained, and the model's inputs
+    batch: Any  # FlatTrainedTokens, and the model's inputs
     old: Tensor | None = None  # old log-probs; None: equal to the new ones
     ref: Tensor | None = None
 

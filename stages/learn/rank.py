@@ -67,7 +67,7 @@ class LearnerRank(ABC):
 
     @abstractmethod
     def _pack(self, step: OptimizerStep) -> list[Any]:
-        """This rank's micro-batches (Trained, and the model's inputs).
+        """This rank's micro-batches (FlatTrainedTokens, and the model's inputs).
 
         Raises LearnerError when the batch is cut for other ranks.
         """

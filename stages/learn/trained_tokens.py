@@ -33,7 +33,7 @@ class FlatTrainedTokens:
     num_tokens: int  # prompt and response
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
-        """[S] to go with losses.token_weights of the same `per_token`."""
+        """[S] weights that go with losses.token_weights of the same `per_token`."""
         return self.sample_weights if per_token else self.mean_weights
 
 
@@ -50,11 +50,10 @@ def with_known_log_probs(batch: Tokens, old_log_probs: Tensor) -> Tokens:
 
 
 def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict[str, Any]:
-    """The fields of Trained.
+    """The fields of FlatTrainedTokens.
 
     Raises LearnerError for a sample whose first token would have to be predicted, or whose arrays
-    disagree.
-    """
+    disagree."""
     for s in samples:
         check_sample(s)
     masks = [np.asarray(s.loss_mask, dtype=bool) for s in samples]
@@ -88,7 +87,8 @@ def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict
 
 
 def check_sample(s: TrainSample) -> None:
-    """Raises LearnerError."""
+    """Raises LearnerError for a sample whose first token would have to be predicted, or whose
+    arrays disagree."""
     lengths = {len(s.loss_mask), len(s.advantages), len(s.rollout_log_probs)}
     if lengths != {s.response_length}:
         raise LearnerError(

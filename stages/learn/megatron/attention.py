@@ -74,8 +74,8 @@ class Tail:
 
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """Megatron's packing record; `blocks`, then `tails`, are how the local attention walks over it
-    (empty for TransformerEngine)."""
+    """Megatron's description of the packing; `blocks`, then `tails`, are how the local attention
+    walks over it (both are empty for TransformerEngine)."""
 
     blocks: tuple[Block, ...] = ()
     tails: tuple[TailBlock, ...] = ()

@@ -200,7 +200,7 @@ class _Bridge(LLMBridge):
 
 def make_bridge(path: Path, dtype: torch.dtype, fields: Mapping[str, Any]) -> Any:
     """The bridge for the Hugging Face folder `path`; `fields`: what the user gave, by
-    flags.model_fields.
+    arguments.model_fields.
 
     Model-parallel state must be initialised. Raises CheckpointError for a folder or family that
     cannot be used, ConfigError for flags that contradict its config.json."""

@@ -37,25 +37,26 @@ _SUMS = ("loss", "count", "clipped", "value", "return", "return_squared", "error
 
 
 class Targets(NamedTuple):
-    """Of one micro-batch; None on pipeline stages that have no values."""
+    """What the critic learns from in one micro-batch; None on pipeline stages that have no
+    values."""
 
     old_values: Tensor  # [N]
     returns: Tensor  # [N]
 
 
 class CriticInputs(NamedTuple):
-    """What the critic's passes run over."""
+    """What the critic's passes go over."""
 
     batch: PackedMicroBatch
     targets: Targets | None = None
 
 
 class ValueHead(torch.nn.Module):
-    """In the place of the output layer: hidden states [N, 1, H] -> values [N, 1, 1], in float32.
-    Starts at 0: returns are then advantages.
+    """Stands in the place of the output layer: hidden states [N, 1, H] -> values [N, 1, 1], in
+    float32. It starts at 0: returns are then advantages.
 
-    The same on every tensor-parallel rank. Under sequence parallelism the gather before it adds up
-    what comes back from all of them, so each gives its share."""
+    It is the same on every tensor-parallel rank. Under sequence parallelism the gather before it
+    adds up what comes back from all of them, so each gives its share."""
 
     def __init__(self, hidden_size: int, share: float) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class ValueHead(torch.nn.Module):
 
 
 class Critic:
-    """Made and called by MegatronRank, on every rank alike."""
+    """The critic of a rank. MegatronRank makes and calls it, on every rank alike."""
 
     def __init__(self, settings: LearnerSettings, policy: building.RankParts) -> None:
         self._algorithm, self._config = settings.algorithm, settings.critic
@@ -118,10 +119,9 @@ class Critic:
         steps: Sequence[Sequence[PackedMicroBatch]],
         targets: Sequence[Sequence[Targets | None]],
     ) -> dict[str, float]:
-        """One value step for every policy step; metrics are means over them.
+        """Takes one value step for every policy step; metrics are means over them.
 
-        Raises LearnerError as MegatronRank.step does.
-        """
+        Raises LearnerError as MegatronRank.step does."""
         results = []
         for number, (step, micro_batches, goals) in enumerate(
             zip(batch.steps, steps, targets, strict=True), 1
@@ -169,7 +169,7 @@ class Critic:
     def _apply(
         self, micro_batches: Sequence[CriticInputs], loss_of: Callable[..., Any], where: str
     ) -> dict[str, float]:
-        """Forward, backward, reduce, check, clip, update."""
+        """Goes forward and backward, reduces, checks, clips and updates."""
         built = self.built
         found = self._passes.run(micro_batches, loss_of, forward_only=False)
         zeros = torch.zeros(len(_SUMS), device=built.device)
@@ -197,7 +197,7 @@ class Critic:
     def save(
         self, path: Path, *, optimizer: bool = True, write: checkpoint.Write | None = None
     ) -> Any:
-        """Write `path`/critic: weights, optimizer, schedule. Every rank calls it."""
+        """Writes `path`/critic: weights, optimizer, schedule. Every rank calls it."""
         self.built.finish_param_gather()
         return checkpoint.save(self.built, path / FOLDER, optimizer=optimizer, write=write)
 
@@ -211,8 +211,8 @@ def _values_of(out: Tensor, mb: PackedMicroBatch) -> Tensor:
 
 
 def _build(settings: LearnerSettings, policy: building.RankParts) -> building.RankParts:
-    """Model, gradient buffers, optimizer and schedule; the backbone from --critic-load's folder, or
-    the policy's."""
+    """Builds model, gradient buffers, optimizer and schedule; the backbone has the weights of
+    --critic-load's folder, or the policy's."""
     values = {name: convert(name, given) for name, given in settings.megatron.items()}
     dtype = building._dtype(settings.model.dtype, policy.device)
     load = settings.critic.critic_load
@@ -297,8 +297,8 @@ def _objective(
 
 
 def _metrics(sums: Tensor) -> dict[str, float]:
-    """Means over trained tokens. explained_variance: 1 - Var(R - V) / Var(R), 0 where all returns
-    are equal."""
+    """The critic's metrics: means over trained tokens. explained_variance: 1 - Var(R - V) / Var(R),
+    0 where all returns are equal."""
     total = dict(zip(_SUMS, sums.double().tolist(), strict=True))
     count = max(total["count"], 1.0)
     mean = {k: v / count for k, v in total.items()}

@@ -72,15 +72,16 @@ def pack(
     share: ContextShare = ContextShare(),  # noqa: B008  # immutable
     expert_layers: Sequence[int] = (),
 ) -> PackedMicroBatch:
-    """Pack samples, and take this rank's share of the pack. `thd`: mark for TransformerEngine's
-    packed attention; else cut blocks for the local one, in which samples of a group share their
-    prompt's tokens.
+    """Packs samples, and takes this rank's share of the pack. `thd`: mark it for
+    TransformerEngine's packed attention; else blocks are cut for the local one, in which samples of
+    a group share their prompt's tokens.
 
     `multiple_of`: pad the tokens to such a multiple with a sequence of its own (sequence
-    parallelism splits evenly). Under context parallelism every sequence is padded (`Share.unit`);
-    tokens that pad are behind all others of their sequence, so none looks at them. `expert_layers`:
-    layers of the samples' routed experts to pack, where they have some. Raises LearnerError for a
-    sample whose first token would have to be predicted, or whose arrays disagree."""
+    parallelism splits evenly). Under context parallelism every sequence is padded
+    (`ContextShare.unit`); tokens that pad are behind all others of their sequence, so none looks at
+    them. `expert_layers`: the layers of the samples' routed experts to pack, where they have some.
+    Raises LearnerError for a sample whose first token would have to be predicted, or whose arrays
+    disagree."""
     for s in samples:
         check_sample(s)
         if s.multimodal:
