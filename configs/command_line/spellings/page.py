@@ -10,16 +10,20 @@ from configs.command_line.spellings.reading import TABLES
 
 _HEAD = """# Flags of slime, SGLang and Megatron-LM that are none here
 
-Made from the tables in `configs/command_line/spellings/` by `python -m configs.command_line.spellings.page`. Flags of these projects that
-are not on this page are flags here, under the same names: `--help`, `--help-sglang`, `--help-megatron`. A `*` stands for any end of a name.
+Made from the tables in `configs/command_line/spellings/` by `python -m
+configs.command_line.spellings.page`. Flags of these projects that are not on this page are flags
+here, under the same names: `--help`, `--help-sglang`, `--help-megatron`. A `*` stands for any end
+of a name.
 
 - Another name: what is given is read as the flag beside it, and the start of the run says so.
 - Nothing to do: it is accepted, and the start of the run lists it.
 - Not there: it is refused, with these words.
 
-A flag counts once: two different values of one flag on a command line, or in one preset, are refused, equal ones are taken. Two kinds are
-otherwise: `--eval-prompt-data` adds up, and of Megatron's flags the last counts and is named at the start, for launch scripts override the
-arguments of their model's script so. The command line wins over presets, a later preset over an earlier one.
+A flag counts once: two different values of one flag on a command line, or in one preset, are
+refused, equal ones are taken. Two kinds are otherwise: `--eval-prompt-data` adds up, and of
+Megatron's flags the last counts and is named at the start, for launch scripts override the
+arguments of their model's script so. The command line wins over presets, a later preset over an
+earlier one.
 """
 _CHAPTERS = {
     Ours: ("Another name", "is here"),
