@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import re
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.core.labels import accepted_answers
 from pipeline.core.protocols import Generate
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion, Sample, VersionSpan
+from stages.engine.mock_tokenizer import MockTokenizer as MockTokenizer
 from stages.engine.pool import SGLangPool
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -33,72 +33,6 @@ WRONG_ANSWER = "?"
 def skill(version: int) -> float:
     """The probability that a response of policy `version` is its prompt's label."""
     return 1.0 - (1.0 - SKILL_START) * math.exp(-version / SKILL_VERSIONS)
-
-
-class MockTokenizer:
-    """Bytes as ids, and `words` as one id each, as in the tokenizer of a `tiny:` model.
-
-    `THINK` is a special token, so responses of any length can decode to just their answer.
-    """
-
-    THINK, EOS, PAD = 256, 257, 258
-    eos_token_id, pad_token_id = EOS, PAD
-    _special = ("<think>", "<eos>", "<pad>")
-
-    def __init__(self, words: Sequence[str] = ()) -> None:
-        self._words = tuple(words)
-        self._first_word = 256 + len(self._special)
-        self.vocab_size = self._first_word + len(self._words)
-        self._ids = {word: self._first_word + i for i, word in enumerate(self._words)}
-        longest_first = sorted(self._words, key=len, reverse=True)
-        self._word = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if words else None
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        if self._word is None:
-            return list(text.encode())
-        ids: list[int] = []
-        for piece in self._word.split(text):
-            word = self._ids.get(piece)
-            ids += piece.encode() if word is None else [word]
-        return ids
-
-    def __call__(self, text: str | Sequence[str], **kwargs: Any) -> dict[str, Any]:
-        """As a tokenizer of transformers is called: a text, or several."""
-        if isinstance(text, str):
-            ids = self.encode(text)
-            return {"input_ids": ids, "attention_mask": [1] * len(ids)}
-        rows = [self.encode(each) for each in text]
-        return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        if skip_special_tokens:
-            token_ids = [i for i in token_ids if i < 256 or i >= self._first_word]
-        return b"".join(map(self._bytes_of, token_ids)).decode(errors="replace")
-
-    def apply_chat_template(
-        self,
-        messages: Any,
-        tokenize: bool = True,
-        add_generation_prompt: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        text = "".join(f"{m['role']}: {_text_of(m['content'])}\n" for m in messages)
-        text += "assistant: " if add_generation_prompt else ""
-        return self.encode(text) if tokenize else text
-
-    def _bytes_of(self, token: int) -> bytes:
-        if token < 256:
-            return bytes((token,))
-        if token < self._first_word:
-            return self._special[token - 256].encode()
-        return self._words[token - self._first_word].encode()
-
-
-def _text_of(content: Any) -> str:
-    """Of a message; an image in it is a mark."""
-    if isinstance(content, str):
-        return content
-    return "".join(p["text"] if p.get("type") == "text" else "<image>" for p in content or ())
 
 
 class MockEngine:
@@ -276,7 +210,11 @@ class MockEngineClient:
     def _encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
         if isinstance(prompt, str):
             return self._tokenizer.encode(prompt)
-        return list(self._tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
+        return list(
+            self._tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, return_dict=False
+            )
+        )
 
 
 class LabelledGenerate:
