@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from configs.rules.eval_datasets import EvalDataset, eval_datasets
 from configs.rules.inputs import check_data, is_data
-from configs.rules.rewards import why_missing
+from configs.rules.rewards import may_reward, why_missing
 from configs.schema import Config
+from configs.schema.reward import COMPARING, RM_TYPES
 from pipeline.core.errors import ConfigError
 
 
@@ -29,6 +30,8 @@ def evaluation(config: Config) -> Iterator[str]:
         yield str(error)
         return
     yield from _together(datasets)
+    for dataset in datasets if config.eval.eval_interval else ():
+        yield from _scored(config, dataset)
 
 
 def _pairs(words: Sequence[str]) -> Iterator[str]:
@@ -54,8 +57,28 @@ def _together(datasets: Sequence[EvalDataset]) -> Iterator[str]:
         )
     for dataset in datasets:
         yield from check_data(dataset.flag, dataset.path)
-        scorer = dataset.reward.rm_type
-        if scorer and (missing := why_missing(scorer)):
-            yield f"{dataset.flag}: data set {dataset.name}, rm_type {scorer}: {missing}"
-        if scorer == "remote_rm" and dataset.reward.rm_url is None:
-            yield f"{dataset.flag}: data set {dataset.name}, rm_type remote_rm: set --rm-url"
+
+
+def _scored(config: Config, dataset: EvalDataset) -> Iterator[str]:
+    """Can its answers be scored?"""
+    scorer, where = dataset.reward.rm_type, f"{dataset.flag}: data set {dataset.name}"
+    procedural = dataset.path.startswith("reasoning_gym:")
+    if dataset.reward.custom_rm_path:
+        return
+    if scorer is None:
+        function = dataset.generate_function_path or config.rollout.custom_generate_function_path
+        if not (procedural or config.run.mock or may_reward(function)):
+            yield (
+                f"{where} says nothing of rewards, so nothing can be measured: set --rm-type"
+                f" ({', '.join(RM_TYPES)}) or --custom-rm-path"
+            )
+        return
+    if missing := why_missing(scorer):
+        yield f"{where}, rm_type {scorer}: {missing}"
+    if scorer == "remote_rm" and dataset.reward.rm_url is None:
+        yield f"{where}, rm_type remote_rm: set --rm-url"
+    if scorer in COMPARING and not procedural and dataset.data.label_key is None:
+        yield (
+            f"{where}, rm_type {scorer}, compares with a label: name its column by"
+            " --eval-label-key, or --label-key"
+        )

@@ -38,11 +38,6 @@ def distillation(config: Config) -> Iterator[str]:
             "--use-opd with --custom-convert-samples-to-train-data-path: its rows cannot be matched"
             " with the teacher's answers. Drop one"
         )
-    if config.eval.eval_interval and not config.has_scorer:
-        yield (
-            f"--eval-interval {config.eval.eval_interval} with --use-opd and no reward function:"
-            " nothing can be measured. Set --rm-type"
-        )
 
 
 def debugging(config: Config) -> Iterator[str]:

@@ -35,15 +35,17 @@ def rewards(config: Config) -> Iterator[str]:
             f"--rm-type {reward.rm_type} with --custom-rm-path {reward.custom_rm_path}: only one"
             " can score. Drop one (--rm-type none takes back what a preset says)"
         )
+    if reward.rm_url and not reward.rm_url.startswith(("http://", "https://")):
+        yield f"--rm-url {reward.rm_url}: expected http://HOST:PORT/PATH"
     if reward.custom_rm_path or (config.run.mock and data.prompt_data is None):
         return
-    if config.answers_are_given and not config.eval.eval_interval:  # nothing is scored
+    if config.answers_are_given:  # what is scored is evaluations, whose rules see to it
         return
     if (
         reward.rm_type is None
         and not procedural
         and not config.distill.use_opd
-        and not _may_reward(config.rollout.custom_generate_function_path)
+        and not may_reward(config.rollout.custom_generate_function_path)
     ):
         source = f"--data-source-path {data.data_source_path}"
         yield (
@@ -60,17 +62,13 @@ def rewards(config: Config) -> Iterator[str]:
         yield "--rm-type remote_rm without --rm-url: expected the server's, http://HOST:PORT/PATH"
     if reward.rm_type is not None and (missing := why_missing(reward.rm_type)):
         yield f"--rm-type {reward.rm_type}: {missing}"
-    if reward.rm_url and not reward.rm_url.startswith(("http://", "https://")):
-        yield f"--rm-url {reward.rm_url}: expected http://HOST:PORT/PATH"
-    evaluated = config.eval.eval_label_key or config.eval.eval_config
-    labelled = data.label_key or (evaluated if config.answers_are_given else None)
-    if reward.rm_type in COMPARING and not procedural and labelled is None:
+    if reward.rm_type in COMPARING and not procedural and data.label_key is None:
         yield (
             f"--rm-type {reward.rm_type} without --label-key: it compares with a label. Name the"
             " column that holds it"
         )
 
 
-def _may_reward(generate: str | None) -> bool:
+def may_reward(generate: str | None) -> bool:
     """May the custom generate function set sample.reward itself? Its file would speak of it."""
     return generate is not None and "reward" in source_text(generate)

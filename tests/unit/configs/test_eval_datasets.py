@@ -176,3 +176,22 @@ def test_template_arguments_reach_functions_as_a_dict(folder: Path) -> None:
     )
     given: Any = flat_args(config).apply_chat_template_kwargs
     assert given == {"enable_thinking": True}
+
+
+@pytest.mark.parametrize("trains", ["--loss-type sft_loss", "--use-opd --opd-teacher-url http://t"])
+def test_what_is_scored_in_evaluations_only_is_named_there(folder: Path, trains: str) -> None:
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    base = f"--hf-checkpoint model --prompt-data prompts.jsonl --eval-interval 1 {trains}".split()
+
+    def load(data_set: str, *more: str) -> None:
+        Path("eval.yaml").write_text(f"datasets: [{{name: a, path: aime.jsonl{data_set}}}]")
+        load_config([*base, "--eval-config", "eval.yaml", *more])
+
+    load(", rm_type: deepscaler, label_key: label")
+    load(", rm_type: random")
+    load(", rm_type: f1", "--eval-label-key", "label")
+    with pytest.raises(ConfigError, match="data set a says nothing of rewards, so nothing can be"):
+        load("")
+    with pytest.raises(ConfigError, match=r"data set a, rm_type f1, compares .*--eval-label-key"):
+        load(", rm_type: f1")
