@@ -26,7 +26,8 @@ def test_the_example_is_a_configuration(tmp_path: Path, monkeypatch: pytest.Monk
     start = PAGE.index("    eval:\n")
     lines = PAGE[start : PAGE.index("\nKeys:")].splitlines()
     (tmp_path / "eval.yaml").write_text("\n".join(line[4:] for line in lines))
-    config = load_config(["--mock", "--eval-config", "eval.yaml", "--eval-interval", "1"])
+    given = "--mock --label-key label --eval-config eval.yaml --eval-interval 1"
+    config = load_config(given.split())
     aime, gpqa = eval_datasets(config)
     assert (aime.num_samples, aime.sampling["top_p"]) == (16, 0.7)
     assert gpqa.sampling == {"temperature": 0.0, "top_p": 0.7, "max_new_tokens": 16384}
