@@ -17,7 +17,9 @@ class RunConfig:
     # how many times the prompts are gone through, instead of --num-rollout, which goes before it
     num_epoch: int | None = None
     save: str | None = None  # the checkpoint folder; by default RUN_DIR/checkpoints
-    load: str | None = None  # goes on from this run directory or checkpoint
+    # goes on from this run directory or checkpoint; where it is the folder of --save, and empty, a
+    # run begins
+    load: str | None = None
     # saves after every so many rollouts; the end of a run always saves
     save_interval: int | None = None
     seed: int = 1234  # seeds initialisation and everything that has no seed of its own
