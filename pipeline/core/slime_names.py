@@ -34,7 +34,6 @@ INSTEAD = {
     "slime.utils.arguments": "args is given to every function",
     "slime.utils.data": "slime.rollout.data_source.RolloutDataSource reads --prompt-data",
     "slime.utils.external_utils": "a run is started by train_async.py",
-    "slime.utils.mask_utils": "--loss-mask-type says which part of a chat is trained",
     "slime.utils.ppo_utils": _TRAINING,
 }
 

@@ -12,6 +12,7 @@ from configs.command_line.slime_defaults import SLIMES
 from configs.flags import ALIASES, NEGATIVES, own_flags, words_of
 from pipeline.wiring.foreign_flags import FAMILIES
 from tests.conftest import ROOT
+from tests.unit.pipeline.core.test_slime_names import NAMES
 
 SLIME, OTHERS = "coming-from-slime.md", "coming-from-others.md"
 
@@ -60,3 +61,9 @@ def test_its_own_defaults_are_the_flags() -> None:
         word = {True: "on", False: "off"}.get(default) if flag.kind is bool else None
         (first, *_) = re.split(r"[ ,;:(]", ours)
         assert first == (word or " ".join(words_of(default))), name
+
+
+def test_the_page_of_functions_lists_slimes_names() -> None:
+    rows = re.findall(r"^\| `(slime\.[\w.]+)` \| (.*) \|$", page("custom-functions.md"), re.M)
+    listed = {module: re.findall(r"`(\w+)`", names) for module, names in rows}
+    assert listed == NAMES

@@ -158,3 +158,17 @@ def test_a_class_is_made_once() -> None:
     first = made()
     made.clear_instances()
     assert made() is not first
+
+
+def test_masks_of_chats() -> None:
+    chat = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d"},
+    ]
+    masks = names("utils.mask_utils").MultiTurnLossMaskGenerator(MockTokenizer(), "qwen3")
+    tokens, mask = masks.get_loss_mask(chat)
+    assert len(tokens) == len(mask)
+    assert masks.get_text_from_loss_mask(tokens, mask) == ["b\n", "d\n"]
+    assert masks.get_response_lengths([mask, [0]]) == [len(mask) - mask.index(1), 0]

@@ -17,6 +17,7 @@ NAMES = {
     "slime.utils.types": ["Sample"],
     "slime.utils.http_utils": ["post", "get"],
     "slime.utils.misc": ["load_function", "SingletonMeta"],
+    "slime.utils.mask_utils": ["MultiTurnLossMaskGenerator", "get_response_lengths"],
     "slime.utils.processing_utils": [
         "load_tokenizer",
         "load_processor",
