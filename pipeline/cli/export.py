@@ -36,11 +36,12 @@ class Rows:
 
 
 def export_lines(run: RunDir, target: Path) -> Iterator[str]:
-    """Write all groups in the segments to `target` (.parquet or .jsonl); says what was written.
+    """Writes all groups in the segments to `target` (.parquet or .jsonl); says what was written.
 
-    Columns beside the schema's: `rollout_id`, the first rollout that trained on the sample;
-    `advantages`, one a response token, as they were made when that rollout was taken; `advantage`,
-    their mean over the trained tokens. What the learner takes off (--kl-coef) is in neither."""
+    Columns beside the schema's: `rollout_id`, the first rollout that trained on the sample (its own
+    attribute of that name is the column `sample_rollout_id`); `advantages`, one for every response
+    token, as they were made when that rollout was taken; `advantage`, their mean over the trained
+    tokens. What the learner takes off (--kl-coef) is in neither."""
     ledger, _ = ledger_of(run)
     found = [(path, at, batch) for path in segments_of(run) for at, batch in scan(path)]
     if not found:
@@ -64,6 +65,10 @@ def export_lines(run: RunDir, target: Path) -> Iterator[str]:
         columns["advantage"] += means
         columns["advantages"] += tokens
     table = pa.Table.from_batches([batch for _, _, batch in found])
+    # slime's attribute of a sample is another thing than the rollout that trained on it
+    table = table.rename_columns(
+        ["sample_rollout_id" if name == "rollout_id" else name for name in table.column_names]
+    )
     types = (pa.int64(), pa.float64(), pa.large_list(pa.float32()))
     for (name, values), dtype in zip(columns.items(), types, strict=True):
         table = table.append_column(name, pa.array(values, dtype))
