@@ -44,11 +44,19 @@ class Hook:
         words = {"async": "async ", "either": "[async] "}.get(self.style, "")
         return " or ".join(words + form for form in self.forms)
 
-    def path(self, config: Config) -> str | None:
-        """What the flag names; None where it names nothing, or something built in."""
-        given: str | None = getattr(getattr(config, self.section), self.field)
+    def paths(self, config: Config) -> tuple[str, ...]:
+        """What the flag names, several where it may be repeated; not what is built in."""
+        given: str | tuple[str, ...] | None = getattr(getattr(config, self.section), self.field)
         is_built_in = self.field == "dynamic_sampling_filter_path" and given == BUILT_IN_FILTER
-        return None if is_built_in else given
+        if given is None or is_built_in:
+            return ()
+        return (given,) if isinstance(given, str) else given
+
+    @property
+    def args_place(self) -> int:
+        """Which of its parameters is `args`."""
+        named = self.forms[0].removeprefix("f(").removesuffix(")").split(", ")
+        return named.index("args")
 
     def takes_groups(self, config: Config) -> bool:
         """Is it called with the samples of a group, where it could be with one?"""

@@ -44,6 +44,14 @@ _ALL = (
         extra_args=("engine_client", "tokenizer", "context_length", "time", "vision"),
     ),
     Hook(
+        section="rollout",
+        field="rollout_sample_hook_path",
+        default_name="sample_hook",
+        forms=("f(args, sample)",),
+        called="for every generated sample",
+        style="either",
+    ),
+    Hook(
         section="reward",
         field="custom_rm_path",
         default_name="reward_func",
@@ -111,6 +119,13 @@ _ALL = (
     ),
     Hook(
         section="algorithm",
+        field="rollout_data_postprocess_path",
+        default_name="postprocess_rollout_data",
+        forms=("f(args, rollout_id, rollout_data)",),
+        called="then",
+    ),
+    Hook(
+        section="algorithm",
         field="custom_loss_function_path",
         default_name="loss_function",
         forms=("f(args, batch, logits, sum_of_sample_mean)",),
@@ -125,6 +140,41 @@ _ALL = (
             " response_lengths)",
         ),
         called="for every micro-batch",
+    ),
+    Hook(
+        section="model",
+        field="custom_megatron_init_path",
+        default_name="megatron_init",
+        forms=("f(args)",),
+        called="once, on every rank",
+    ),
+    Hook(
+        section="model",
+        field="custom_megatron_before_log_prob_hook_path",
+        default_name="before_log_prob",
+        forms=("f(args, model, store_prefix)",),
+        called="before passes for log-probs",
+    ),
+    Hook(
+        section="model",
+        field="custom_megatron_before_train_step_hook_path",
+        default_name="before_train_step",
+        forms=("f(args, rollout_id, step_id, model, optimizer, opt_param_scheduler)",),
+        called="before every optimizer step",
+    ),
+    Hook(
+        section="run",
+        field="custom_rollout_log_function_path",
+        default_name="log_rollout_data",
+        forms=("f(rollout_id, args, samples, rollout_extra_metrics, rollout_time)",),
+        called="after every rollout",
+    ),
+    Hook(
+        section="run",
+        field="custom_eval_rollout_log_function_path",
+        default_name="log_eval_rollout_data",
+        forms=("f(rollout_id, args, data, extra_metrics)",),
+        called="after every evaluation",
     ),
 )
 HOOKS: Mapping[str, Hook] = {hook.field: hook for hook in _ALL}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +45,11 @@ class Evaluator:
         deadline: Deadline = NO_DEADLINE,
         time: TimeSource | None = None,
         max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
+        log: Callable[[int, dict[str, dict[str, Any]]], Any] | None = None,
     ) -> None:
-        """`deadline`: for scoring one prompt's samples."""
+        """`deadline`: for scoring one prompt's samples. `log` is shown (rollout_id, of every
+        data set the rewards, truncated and samples of those that did not fail)."""
+        self._log = log
         self._generate, self._datasets = generate, tuple(datasets)
         self._deadline = deadline
         self._time = time or MonotonicTime()
@@ -56,9 +59,15 @@ class Evaluator:
         """Evaluates every data set once, one after the other.
 
         A failed sample counts in `num_failed` and in no mean."""
-        return [await self._evaluate_one(dataset, rollout_id) for dataset in self._datasets]
+        seen: dict[str, dict[str, Any]] = {}
+        results = [await self._evaluate_one(d, rollout_id, seen) for d in self._datasets]
+        if self._log is not None:
+            self._log(rollout_id, seen)
+        return results
 
-    async def _evaluate_one(self, dataset: EvalSet, rollout_id: int) -> EvalResult:
+    async def _evaluate_one(
+        self, dataset: EvalSet, rollout_id: int, seen: dict[str, dict[str, Any]]
+    ) -> EvalResult:
         started = self._time.now()
         slots = asyncio.Semaphore(self._max_concurrent_prompts)
         async with asyncio.TaskGroup() as group:
@@ -67,6 +76,12 @@ class Evaluator:
                 for place in range(len(dataset.prompts))
             ]
         samples = [sample for task in tasks for sample in task.result()]
+        good = [s for s in samples if is_good(s)]
+        seen[dataset.name] = {
+            "rewards": [s.reward_value(dataset.reward_key) for s in good],
+            "truncated": [s.status is Status.TRUNCATED for s in good],
+            "samples": good,
+        }
         return summarise(
             dataset.name,
             rollout_id,
@@ -94,6 +109,10 @@ def _copy(dataset: EvalSet, place: int, i: int) -> Sample:
     return sample
 
 
+def is_good(sample: Sample) -> bool:
+    return sample.status in (Status.COMPLETED, Status.TRUNCATED) and sample.reward is not None
+
+
 def summarise(
     name: str,
     rollout_id: int,
@@ -103,11 +122,7 @@ def summarise(
     reward_key: str | None = None,
 ) -> EvalResult:
     """Means over the samples that did not fail. Where all did, nothing was measured: an error."""
-    good = [
-        s
-        for s in samples
-        if s.status in (Status.COMPLETED, Status.TRUNCATED) and s.reward is not None
-    ]
+    good = [s for s in samples if is_good(s)]
     first = next((s.error for s in samples if s.error), "no reward")
     all_good = len(good) == len(samples)
     versions = [span.version for s in good for span in s.weight_versions]

@@ -49,7 +49,7 @@ def _ours(name: str) -> str:
 
 def imports_slime(config: Config) -> bool:
     """Does a function of the user's come from slime, or say `import slime`?"""
-    specs = (hook.path(config) for hook in HOOKS.values())
+    specs = (spec for hook in HOOKS.values() for spec in hook.paths(config))
     return any(
         spec.startswith("slime.") or _IMPORTS_SLIME.search(source_text(spec))
         for spec in specs

@@ -28,7 +28,12 @@ _INSTEAD = {
 _ONLY_MEGATRON: dict[str, dict[str, bool | None]] = {
     "algorithm": {"use_routing_replay": False, "use_rollout_routing_replay": False},
     "cluster": {"offload": False, "offload_train": False},
-    "model": {"initial_megatron_checkpoint": None},
+    "model": {
+        "initial_megatron_checkpoint": None,
+        "custom_megatron_init_path": None,
+        "custom_megatron_before_log_prob_hook_path": None,
+        "custom_megatron_before_train_step_hook_path": None,
+    },
     "run": {"async_save": False, "save_optim": True, "load_optim": True},
 }
 

@@ -16,10 +16,7 @@ from pipeline.core.userfn import check_function, read_source
 
 def functions(config: Config) -> Iterator[str]:
     known = vars(flat_args(config))
-    for hook in HOOKS.values():
-        spec = hook.path(config)
-        if spec is None:
-            continue
+    for hook, spec in ((h, spec) for h in HOOKS.values() for spec in h.paths(config)):
         try:
             named = hook.named(spec, group=hook.takes_groups(config))
             source = check_function(named, hook.default_name)
@@ -96,7 +93,7 @@ def _said(source: FunctionSource, node: Function) -> str:
 
 def _flag_problems(hook: Hook, source: FunctionSource, known: Collection[str]) -> Iterator[str]:
     known = {*known, *hook.extra_args}
-    for read in attributes_read(source):
+    for read in attributes_read(source, hook.args_place):
         if read.name not in known:
             yield (
                 f"{source.file} line {read.line} reads args.{read.name} in {read.function}:"

@@ -36,6 +36,9 @@ class AlgorithmConfig:
     custom_reward_post_process_path: str | None = None
     # decides what is trained on: f(args, samples) -> dict of lists
     custom_convert_samples_to_train_data_path: str | None = None
+    # may change loss masks and advantages of a rollout, when both are there: f(args, rollout_id,
+    # rollout_data) -> None
+    rollout_data_postprocess_path: str | None = None
     # chooses the loss; sft_loss is the cross entropy of the data's own answers: whole chats in
     # --input-key, or labels (of what a function of --custom-generate-function-path makes, if given)
     loss_type: Literal["policy_loss", "sft_loss", "custom_loss"] = "policy_loss"

@@ -23,3 +23,11 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     # begins with these torch_dist weights instead of those of --hf-checkpoint
     initial_megatron_checkpoint: str | None = None
+    # is called on every rank when Megatron is initialised, and no model is there yet: f(args)
+    custom_megatron_init_path: str | None = None
+    # is called before every pass that computes old or reference log-probs: f(args, model,
+    # store_prefix)
+    custom_megatron_before_log_prob_hook_path: str | None = None
+    # is called before every optimizer step: f(args, rollout_id, step_id, model, optimizer,
+    # opt_param_scheduler)
+    custom_megatron_before_train_step_hook_path: str | None = None

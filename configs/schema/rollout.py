@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from configs.schema.marks import REPEATS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,9 @@ class RolloutConfig:
     # generates with your own function, file.py[:name] or module.name: async f(args, sample,
     # sampling_params)
     custom_generate_function_path: str | None = None
+    # shown every generated sample before it is scored, may be given several times: f(args, sample)
+    # -> sample or None
+    rollout_sample_hook_path: tuple[str, ...] = field(default=(), metadata=REPEATS)
     max_turns: int = 8  # limits the turns of a multi-turn custom generate function
     # repeats one request so often, with back-off, before its rollout has failed
     generate_max_retries: int = 3

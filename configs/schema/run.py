@@ -29,6 +29,11 @@ class RunConfig:
     # how many samples of each rollout keep their texts in samples.jsonl, for the report and the
     # trackers
     log_samples: int = 4
+    # shown every rollout that was trained on: f(rollout_id, args, samples, rollout_extra_metrics,
+    # rollout_time)
+    custom_rollout_log_function_path: str | None = None
+    # shown the samples of every evaluation: f(rollout_id, args, data, extra_metrics)
+    custom_eval_rollout_log_function_path: str | None = None
     # simulates engines and learner: the whole pipeline runs in seconds, without a model
     mock: bool = False
     # runs without a learner: rollout after rollout is generated with the first weights

@@ -127,7 +127,7 @@ def _rows_of(
     try:
         take = KeptRun(run.buffer).read(rollout_id)
         ordered = batcher.ordered(take.groups)
-        rows = iter(batcher.rows(take.policy_version, ordered))
+        rows = iter(batcher.rows(rollout_id, take.policy_version, ordered))
     except SlipstreamError as e:
         return {(rollout_id, g): Rows(why_not=str(e)) for g in groups}
     return {

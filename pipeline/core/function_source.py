@@ -75,16 +75,16 @@ def signature_of(node: Function, *, bound: bool = False) -> inspect.Signature:
     return inspect.Signature(parameters[1:] if bound else parameters)
 
 
-def attributes_read(source: FunctionSource) -> Iterator[AttributeRead]:
-    """Every `args.NAME` that a call reads, where `args` is the function's first parameter (of a
-    class: its constructor's, and the attribute that keeps it): in it and in the functions of its
-    file that it hands `args` to.
+def attributes_read(source: FunctionSource, place: int = 0) -> Iterator[AttributeRead]:
+    """Every `args.NAME` that a call reads, where `args` is the function's parameter at `place` (of
+    a class: its constructor's first, and the attribute that keeps it): in it and in the functions
+    of its file that it hands `args` to.
 
     Left out is what the code is prepared not to find: under `hasattr(args, "NAME")`, assigned in
     the file, or read where an AttributeError is caught."""
     reader = _Reader(source.tree)
     if not isinstance(source.node, ast.ClassDef):
-        yield from reader.reads(source.node, _first(source.node, 0))
+        yield from reader.reads(source.node, _first(source.node, place))
         return
     constructor = source.method("__init__")
     if constructor is None:

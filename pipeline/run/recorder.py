@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pipeline.core.format import counted, number
 from pipeline.core.tally import Tally
 from pipeline.core.time import TimeSource
-from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
+from pipeline.core.types import EvalResult, Group, PushResult, Sample, StepResult, TrainBatch
 from pipeline.run.digest import batch_digest
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Blocked
@@ -23,6 +23,9 @@ from pipeline.run.watchdog import Silence
 from pipeline.schedule.clock import RolloutClock
 
 logger = logging.getLogger(__name__)
+
+# (rollout_id, samples, the rollout's record, seconds since the one before)
+LogRollout = Callable[[int, list[Sample], Mapping[str, Any], float], Any]
 
 
 class RecordStream(Protocol):
@@ -64,10 +67,13 @@ class Recorder:
         log_samples: int,
         on_finish: Callable[[float, bool], None],
         equal_rewards: EqualRewards | None = None,
+        log_rollout: LogRollout | None = None,
     ) -> None:
         """`started_at`: the instant (of `time`) from which wall_seconds count. `counts`: the
         producer's, live. `on_finish(wall_seconds, interrupted)` writes summary and report.
-        `equal_rewards`: None where rewards are not what is learned from."""
+        `equal_rewards`: None where rewards are not what is learned from. `log_rollout`: the user's
+        (--custom-rollout-log-function-path)."""
+        self._log_rollout, self._last_at = log_rollout, time.now()
         self._telemetry, self._clock, self._time = telemetry, clock, time
         self._started_at, self._earlier_seconds = started_at, 0.0
         self._counts, self._buffer_statistics = counts, buffer_statistics
@@ -95,6 +101,7 @@ class Recorder:
     def started(self) -> None:
         """Engines and learner are up: idle shares count from here."""
         self._utilisation = Utilisation(self._time, self._engine_idle_seconds)
+        self._last_at = self._time.now()
         for engine in self._engine_idle_seconds():
             self.engine("start", engine=engine)
 
@@ -137,6 +144,10 @@ class Recorder:
             record["rewards_equal"] = self._equal_rewards.add(record)
             warning = self._equal_rewards.warning(record)
         self._telemetry.emit(**record)
+        if self._log_rollout is not None:
+            samples = [sample for group in groups for sample in group.samples]
+            self._log_rollout(rollout_id, samples, record, self._time.now() - self._last_at)
+        self._last_at = self._time.now()
         for sample in sample_records(
             groups,
             rollout_id=rollout_id,

@@ -21,7 +21,7 @@ from pipeline.run.children import end_children
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Lookout
 from pipeline.run.producer import Producer
-from pipeline.run.recorder import Recorder
+from pipeline.run.recorder import LogRollout, Recorder
 from pipeline.run.runner import Parts, Runner
 from pipeline.run.watchdog import Watchdog
 from pipeline.wiring.batcher import Batcher
@@ -103,6 +103,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         log_samples=config.run.log_samples,
         on_finish=finish,
         equal_rewards=_equal_rewards(config),
+        log_rollout=_log_rollout(site),
     )
     backend.watch_engines(
         lambda event, engine, reason: recorder.engine(event, engine=engine, reason=reason)
@@ -145,7 +146,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
             save_batch=lambda batch: save_batch(batch, site.run_dir.path),
             save_rollout=saver(config),
             saves=not config.run.debug_rollout_only,
-            evaluator=build_evaluator(config, backend, scorers),
+            evaluator=build_evaluator(config, site.args, backend, scorers),
             recorder=recorder,
             watchdog=watchdog,
             lookout=Lookout(watchdog, recorder.waits),
@@ -190,6 +191,16 @@ def _equal_rewards(config: Config) -> EqualRewards | None:
     return EqualRewards(
         within_groups=a.rewards_normalization
         and a.advantage_estimator not in ("reinforce_plus_plus", "ppo")
+    )
+
+
+def _log_rollout(site: RunContext) -> LogRollout | None:
+    spec = site.config.run.custom_rollout_log_function_path
+    if spec is None:
+        return None
+    function = load_hook("custom_rollout_log_function_path", spec)
+    return lambda rollout_id, samples, metrics, seconds: function(
+        rollout_id, site.args, samples, dict(metrics), seconds
     )
 
 

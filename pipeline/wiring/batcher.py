@@ -11,6 +11,7 @@ from configs.schema import Config
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.types import Group, Sample, TrainBatch, TrainSample
 from stages.advantage import apply_opd, compute_advantages, load_hooks, mask_offpolicy_tokens
+from stages.advantage.postprocess import load_postprocess
 from stages.batch import make_batch
 from stages.filter import build_all_samples_process, build_sample_filter
 
@@ -30,6 +31,7 @@ class Batcher:
         self._process = build_all_samples_process(
             config.rollout.rollout_all_samples_process_path, args, source
         )
+        self._postprocess = load_postprocess(config.algorithm, args)
         # by the dynamic sampling filter, since the last rollout
         self._dropped: list[list[Sample]] = []
 
@@ -40,7 +42,7 @@ class Batcher:
     def __call__(self, rollout_id: int, policy_version: int, groups: Sequence[Group]) -> TrainBatch:
         algorithm = self._config.algorithm
         return make_batch(
-            self.rows(policy_version, self.ordered(groups)),
+            self.rows(rollout_id, policy_version, self.ordered(groups)),
             rollout_id=rollout_id,
             policy_version=policy_version,
             num_dp_ranks=self._config.data_parallel_size,
@@ -58,7 +60,9 @@ class Batcher:
             return sorted(groups, key=lambda group: group.group_index)
         return list(groups)
 
-    def rows(self, policy_version: int, groups: Sequence[Group]) -> list[TrainSample]:
+    def rows(
+        self, rollout_id: int, policy_version: int, groups: Sequence[Group]
+    ) -> list[TrainSample]:
         """The samples as the learner takes them, with their advantages; groups in order."""
         rollout, algorithm = self._config.rollout, self._config.algorithm
         lists = [list(group.samples) for group in groups]
@@ -82,4 +86,6 @@ class Batcher:
             samples = apply_opd(
                 samples, [s for group in lists for s in group], self._config.distill.opd_kl_coef
             )
+        if self._postprocess is not None:
+            samples = self._postprocess(rollout_id, samples)
         return samples

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 from configs.hooks import load_hook
 from configs.rules.eval_datasets import EvalDataset, eval_datasets
@@ -38,7 +39,9 @@ class Scorers:
             await stage.close()
 
 
-def build_evaluator(config: Config, backend: Backend, scorers: Scorers) -> Evaluator | None:
+def build_evaluator(
+    config: Config, args: SimpleNamespace, backend: Backend, scorers: Scorers
+) -> Evaluator | None:
     """None where there is nothing to evaluate, or nobody to generate. Raises ConfigError,
     DataError."""
     if not config.eval.eval_interval or config.run.trains_on_kept:
@@ -47,7 +50,17 @@ def build_evaluator(config: Config, backend: Backend, scorers: Scorers) -> Evalu
         backend.generate,
         [_set(config, backend, scorers, dataset) for dataset in eval_datasets(config)],
         deadline=Deadline(*config.eval.episode_deadline(config.rollout)),
+        log=_log(config, args),
     )
+
+
+def _log(config: Config, args: SimpleNamespace) -> Callable[..., Any] | None:
+    """--custom-eval-rollout-log-function-path."""
+    spec = config.run.custom_eval_rollout_log_function_path
+    if spec is None:
+        return None
+    function = load_hook("custom_eval_rollout_log_function_path", spec)
+    return lambda rollout_id, data: function(rollout_id, args, data, {})
 
 
 def _set(config: Config, backend: Backend, scorers: Scorers, dataset: EvalDataset) -> EvalSet:

@@ -238,6 +238,21 @@ def _experts(
     return origin.routed_experts
 
 
+def rollout_data_of(rows: Sequence[TrainSample]) -> dict[str, Any]:
+    """A rollout as user functions are shown it: lists with one entry a row."""
+    return {
+        "tokens": [r.tokens for r in rows],
+        "response_lengths": [r.response_length for r in rows],
+        "total_lengths": [r.num_tokens for r in rows],
+        "loss_masks": [r.loss_mask for r in rows],
+        "raw_reward": [r.reward for r in rows],
+        "rollout_log_probs": [r.rollout_log_probs for r in rows],
+        "sample_indices": [r.index for r in rows],
+        "group_indices": [r.group_index for r in rows],
+        "staleness": [r.staleness for r in rows],
+    }
+
+
 def users_advantages(
     function: Callable[[dict[str, Any]], Any], rows: Sequence[TrainSample], rewards: np.ndarray
 ) -> list[np.ndarray]:
@@ -246,18 +261,7 @@ def users_advantages(
     Raises DataError where they do not fit.
     """
     flag = "--custom-advantage-function-path"
-    data: dict[str, Any] = {
-        "tokens": [r.tokens for r in rows],
-        "response_lengths": [r.response_length for r in rows],
-        "total_lengths": [r.num_tokens for r in rows],
-        "loss_masks": [r.loss_mask for r in rows],
-        "rewards": rewards.tolist(),
-        "raw_reward": [r.reward for r in rows],
-        "rollout_log_probs": [r.rollout_log_probs for r in rows],
-        "sample_indices": [r.index for r in rows],
-        "group_indices": [r.group_index for r in rows],
-        "staleness": [r.staleness for r in rows],
-    }
+    data = {**rollout_data_of(rows), "rewards": rewards.tolist()}
     function(data)
     if "advantages" not in data:
         raise DataError(

@@ -22,6 +22,7 @@ from pipeline.core.types import Completion, Sample, Status
 from pipeline.core.user_errors import in_words
 from stages.generate.check import check_sample
 from stages.generate.image_prompts import Vision, engine_request, has_images
+from stages.generate.sample_hook import SampleHook
 from stages.generate.user_function import CustomGenerate, wrap
 
 # what append_response_tokens extends
@@ -76,6 +77,7 @@ class GenerateStage:
         self._template_arguments = dict(getattr(args, "apply_chat_template_kwargs", None) or {})
         self._needs_experts = bool(getattr(args, "use_rollout_routing_replay", False))
         self._log_probs_for = log_probs_for
+        self._sample_hooks = [SampleHook(spec) for spec in rollout.rollout_sample_hook_path]
         self._functions: dict[str, CustomGenerate] = {}
         path = rollout.custom_generate_function_path
         self._custom = self._load(path) if path else None
@@ -94,6 +96,22 @@ class GenerateStage:
         manner = self._evaluating if evaluation else self._training
         if sampling:
             manner = replace(manner, params={**manner.params, **sampling})
+        made = await self._generated(samples, manner)
+        if not self._sample_hooks:
+            return made
+        return [s if s.status is Status.FAILED else await self._hooked(s, manner) for s in made]
+
+    async def _hooked(self, sample: Sample, manner: _Manner) -> Sample:
+        """As the functions of --rollout-sample-hook-path leave it."""
+        try:
+            made = sample
+            for hook in self._sample_hooks:
+                made = await hook(manner.args, made, manner.evaluation)
+        except Exception as error:  # of user code: of this sample alone
+            return _failed(sample, error)
+        return self._checked(made, sample, None, manner.evaluation)
+
+    async def _generated(self, samples: Sequence[Sample], manner: _Manner) -> list[Sample]:
         if (
             self._custom is not None
             and self._custom.takes_list
@@ -108,7 +126,10 @@ class GenerateStage:
 
     async def _one(self, template: Sample, manner: _Manner) -> list[Sample]:
         sample = _fresh(
-            template, deep=self._custom is not None or template.generate_function_path is not None
+            template,
+            deep=self._custom is not None
+            or template.generate_function_path is not None
+            or bool(self._sample_hooks),
         )
         try:
             params = self._prepare(sample, manner)

@@ -110,6 +110,9 @@ class LearnerRank(ABC):
     def onload(self) -> None:  # noqa: B027  # there is nothing to do where nothing ever leaves
         """Brings the rank onto its device, ahead of a step."""
 
+    def _before_step(self, rollout_id: int, step_id: int) -> None:  # noqa: B027
+        """Ahead of a policy step: for whoever lets a user's function look."""
+
     def _reports(self) -> bool:
         """Of the ranks that share samples, is this the one that reports what was found?"""
         return True
@@ -171,6 +174,8 @@ class LearnerRank(ABC):
         results = []
         for number, (step, micro_batches) in enumerate(zip(batch.steps, prepared, strict=True), 1):
             where = f"rollout {batch.rollout_id}, optimizer step {number} of {len(batch.steps)}"
+            if learns:
+                self._before_step(batch.rollout_id, number - 1)
             results.append(
                 self._policy_step(step, micro_batches, where, first=number == 1, taken=learns)
             )

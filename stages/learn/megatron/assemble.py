@@ -31,6 +31,7 @@ from stages.learn.megatron.arguments import convert, model_fields, owned_by
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
 from stages.learn.megatron.model import PolicyModel
 from stages.learn.megatron.names import expert_biases
+from stages.learn.megatron.user_hooks import MegatronHooks
 from stages.learn.megatron.virtual import resolve_virtual
 from stages.learn.schedule import warmup_and_decay
 from stages.learn.settings import LearnerSettings
@@ -152,6 +153,7 @@ def build(
     parallel.initialize(
         values, rank=rank, world_size=world_size, store=store, device=device, seed=settings.seed
     )
+    MegatronHooks(settings).initialised()
     bridge = make_bridge(hf_folder, dtype, model_fields(values))
     with compat.cuda_methods():
         models = bridge.build()

@@ -29,6 +29,7 @@ from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import MegatronPasses
 from stages.learn.megatron.reference import Reference
 from stages.learn.megatron.routing import Routing
+from stages.learn.megatron.user_hooks import MegatronHooks
 from stages.learn.meter import StepMeter
 from stages.learn.objective import penalised_rewards
 from stages.learn.outcome import Outcome
@@ -64,6 +65,7 @@ class MegatronRank(LearnerRank):
             self.device = self._built.device
             self._balance = Balance(self._built.models, self._built.bridge.config)
             self._routing = self._make_routing()
+            self._hooks = MegatronHooks(settings)
             self._passes = self._make_passes()
             goal = StepObjective(settings)
             cost = read_cost(self._built.hf_folder, shares_prompts=not self._built.thd)
@@ -93,7 +95,11 @@ class MegatronRank(LearnerRank):
             chunk_size=a.log_probs_chunk_size,
             own_logits=a.custom_loss_function_path is None,
             max_tokens_ahead=a.log_probs_max_tokens_per_gpu,
+            before=self._hooks.before_log_probs,
         )
+
+    def _before_step(self, rollout_id: int, step_id: int) -> None:
+        self._hooks.before_step(self._built, rollout_id, step_id)
 
     def _make_reference(self, goal: StepObjective) -> Reference | None:
         if not goal.needs_reference:

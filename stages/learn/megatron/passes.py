@@ -23,6 +23,7 @@ from stages.learn.megatron.loss_shares import apart, divide, join
 from stages.learn.megatron.objective import log_probs_of
 from stages.learn.megatron.packing import PackedMicroBatch, pack
 from stages.learn.megatron.routing import Mode, Routing
+from stages.learn.megatron.user_hooks import REFERENCE_PREFIX
 from stages.learn.megatron.virtual import in_multiples
 
 
@@ -47,10 +48,13 @@ class MegatronPasses:
         chunk_size: int = CHUNK_SIZE,
         own_logits: bool = False,
         max_tokens_ahead: int | None = None,
+        before: Callable[[RankParts, str], None] = lambda built, prefix: None,
     ) -> None:
         """`routing`: where routed experts are replayed. `own_logits`: nobody but `log_probs` looks
         at the logits. They stay in the model's type, and their gradient takes their place.
-        `max_tokens_ahead`: of a micro-batch without gradients; None: as in a step."""
+        `max_tokens_ahead`: of a micro-batch without gradients; None: as in a step.
+        `before`: called ahead of old and reference log-probs, with the prefix of their name."""
+        self._before = before
         self._built, self._temperature, self._routing = built, temperature, routing
         self._chunk_size, self._own_logits, self._max_tokens_ahead = (
             chunk_size,
@@ -129,6 +133,7 @@ class MegatronPasses:
     def with_old(self, micro_batches: Sequence[Prepared]) -> list[Prepared]:
         """The micro-batches with the old log-probs, under the weights that the model has now; for
         R2 also with the experts that they went through."""
+        self._before(self._built, "")
         captures = self._routing is not None and self._routing.captures
         old = (
             self.log_probs_now(micro_batches, routing="capture")
@@ -149,6 +154,7 @@ class MegatronPasses:
         now.
 
         The reference routes freely."""
+        self._before(self._built, REFERENCE_PREFIX)
         found = self._ahead(micro_batches, "free")
         return [p._replace(ref=ref) for p, ref in zip(micro_batches, found, strict=True)]
 

@@ -25,8 +25,10 @@ FUNCTIONS = [h for h in HOOKS.values() if h.style != "class"]
 def config_of(hook: Hook, path: object, config: Config | None = None) -> Config:
     config = config or Config()
     section = getattr(config, hook.section)
+    repeats = isinstance(getattr(section, hook.field), tuple)
+    value = (str(path),) if repeats else str(path)
     return dataclasses.replace(
-        config, **{hook.section: dataclasses.replace(section, **{hook.field: str(path)})}
+        config, **{hook.section: dataclasses.replace(section, **{hook.field: value})}
     )
 
 
@@ -108,7 +110,7 @@ def test_what_fits_passes_and_is_found_by_its_default_name(hook: Hook, tmp_path:
 @EVERY
 def test_what_cannot_be_called_is_refused_with_file_and_line(hook: Hook, tmp_path: Path) -> None:
     source = "import os\n\n\n" + written(hook).replace("(self, args", "(self").replace("(args", "(")
-    source = source.replace("(, ", "(")
+    source = source.replace("(, ", "(").replace("(rollout_id, args", "(args")
     (problem,) = problems(hook, source, tmp_path)
     line = 5 if hook.style == "class" else 4
     assert f"{hook.flag} {tmp_path / 'mine.py'}: {tmp_path / 'mine.py'} line {line}" in problem

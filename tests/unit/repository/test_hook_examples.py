@@ -18,8 +18,10 @@ from configs.schema import AlgorithmConfig, Config, flat_args
 from pipeline.core.time import MonotonicTime
 from pipeline.core.types import Completion, Group, Sample, Status, VersionSpan
 from stages.advantage import compute_advantages, load_hooks
+from stages.advantage.postprocess import load_postprocess
 from stages.engine.mock import MockTokenizer
 from stages.filter import build_all_samples_process, build_filter, build_sample_filter
+from stages.generate.sample_hook import SampleHook
 from stages.learn.settings import LearnerSettings
 from stages.learn.step_objective import StepObjective
 from stages.source import UserSource
@@ -218,3 +220,49 @@ def test_every_example_is_covered_and_listed() -> None:
     for file in HOOKS.glob("*.py"):
         assert f'hook("{file.stem}")' in source, file
         assert f"(../examples/hooks/{file.name})" in page, file
+
+
+async def test_sample_hook_notes_what_repeats() -> None:
+    look = SampleHook(hook("sample_hook"))
+    given = Sample(response="a b a b")
+    assert await look(ARGS, given, False) is given
+    assert given.metadata["distinct_words"] == 0.5
+
+
+def test_postprocess_takes_the_loss_from_first_tokens() -> None:
+    config = AlgorithmConfig(rollout_data_postprocess_path=hook("postprocess"))
+    postprocess = load_postprocess(config, ARGS)
+    assert postprocess is not None
+    rows = compute_advantages(groups([0.0, 1.0]), policy_version=3)
+    made = postprocess(7, rows)
+    assert [r.loss_mask.tolist() for r in made] == [[0, 1], [0, 1, 1]]
+    assert all((a.advantages == b.advantages).all() for a, b in zip(made, rows, strict=True))
+
+
+def test_megatron_hooks_say_what_a_rank_goes_through(caplog: pytest.LogCaptureFixture) -> None:
+    """On a real rank: tests/integration/learn/test_megatron_hooks.py."""
+    names = ("init", "before_log_prob_hook", "before_train_step_hook")
+    fields = [f"custom_megatron_{name}_path" for name in names]
+    init, log_prob, step = (load_hook(field, hook("megatron_hooks")) for field in fields)
+    with caplog.at_level("INFO", logger="slipstream.hooks"):
+        init(ARGS)
+        log_prob(ARGS, [None], "ref_")
+        step(ARGS, 3, 1, [None], None, None)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"Megatron is initialised, seed {ARGS.seed}",
+        "log-probs of 1 model parts, 'ref_'",
+        "rollout 3, optimizer step 1",
+    ]
+
+
+def test_log_functions_measure_right_answers(caplog: pytest.LogCaptureFixture) -> None:
+    train = load_hook("custom_rollout_log_function_path", hook("log_functions"))
+    evaluation = load_hook("custom_eval_rollout_log_function_path", hook("log_functions"))
+    samples = [Sample(reward=r, response_length=n) for r, n in ((1.0, 4), (0.0, 9), (1.0, 6))]
+    with caplog.at_level("INFO", logger="slipstream.hooks"):
+        train(2, ARGS, samples, {}, 1.25)
+        evaluation(2, ARGS, {"aime": {"samples": samples}}, {})
+    assert [r.getMessage() for r in caplog.records] == [
+        "rollout 2: right answers have 5.0 tokens, 1.2 s",
+        "evaluation aime after 2 rollouts: right answers have 5.0 tokens",
+    ]
