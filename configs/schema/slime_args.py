@@ -38,9 +38,6 @@ OFF: Mapping[str, Any] = {
     # model and learner
     "model_name": None,
     "custom_model_provider_path": None,
-    "custom_megatron_init_path": None,
-    "custom_megatron_before_log_prob_hook_path": None,
-    "custom_megatron_before_train_step_hook_path": None,
     "megatron_config_path": None,
     "megatron_deepgemm_forward_layers": None,
     "megatron_deepgemm_forward_modules": None,
@@ -65,8 +62,6 @@ OFF: Mapping[str, Any] = {
     "opd_teacher_ckpt_step": None,
     # data, generation, evaluation
     "rollout_function_path": None,
-    "rollout_sample_hook_path": [],
-    "rollout_data_postprocess_path": None,
     "rollout_global_dataset": True,
     "partial_rollout": False,
     "start_rollout_id": 0,
@@ -80,8 +75,6 @@ OFF: Mapping[str, Any] = {
     "compute_advantages_and_returns": True,
     "custom_pg_loss_reducer_function_path": None,
     # records
-    "custom_rollout_log_function_path": None,
-    "custom_eval_rollout_log_function_path": None,
     "wandb_key": None,
     "wandb_random_suffix": False,
     "wandb_always_use_train_step": False,
