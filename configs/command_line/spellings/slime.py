@@ -39,6 +39,13 @@ _ONE_LEARNER = Absent(
 )
 
 SLIME: Mapping[str, Spelling] = {
+    # short names of its small versions
+    "backend": Ours(to="train-backend"),
+    "tp-size": Ours(to="tensor-model-parallel-size"),
+    "num-gpus": Absent(
+        why="say whose: --actor-num-gpus-per-node are the learner's, --rollout-num-gpus the"
+        " engines'"
+    ),
     # cluster and weights
     "num-gpus-per-node": Nothing(why="Ray knows how many devices a node has"),
     "update-weight-transport": Ours(
