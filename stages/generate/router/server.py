@@ -22,6 +22,7 @@ from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion
 from stages.generate.image_prompts import Vision
 from stages.generate.router.answer import aborted, answer_of
+from stages.generate.router.known_texts import KnownTexts
 from stages.generate.router.payload import NativePayload, NativeRequest, PayloadError, read_payload
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Router:
         self._client, self._tokenizer, self._vision = client, tokenizer, vision
         self._model, self._current_version = model, current_version
         self._context_length = context_length
+        self._texts = KnownTexts(lambda text: tokenizer.encode(text, add_special_tokens=False))
         self._time = time or MonotonicTime()
         self._in_flight: dict[str, asyncio.Task[Completion]] = {}
         self._starting: asyncio.Task[None] | None = None
@@ -203,8 +205,11 @@ class Router:
         seconds = self._time.now() - began
         if task.cancelled():
             return aborted(rid, len(ids), self._current_version(), seconds)
+        completion = task.result()
+        if isinstance(asked.prompt, str):
+            self._texts.remember(asked.prompt + completion.text, [*ids, *completion.token_ids])
         return answer_of(
-            task.result(),
+            completion,
             rid=rid,
             num_prompt_tokens=len(ids),
             version=self._current_version(),
@@ -216,7 +221,7 @@ class Router:
 
     def _inputs(self, asked: NativeRequest) -> tuple[list[int], dict[str, Any]]:
         ids = (
-            self._tokenizer.encode(asked.prompt, add_special_tokens=False)
+            self._texts.tokens_of(asked.prompt)
             if isinstance(asked.prompt, str)
             else list(asked.prompt)
         )

@@ -124,6 +124,15 @@ async def test_what_is_not_set_is_left_out_of_the_parameters() -> None:
     assert client.asked[0][1] == PARAMS
 
 
+async def test_a_conversation_in_text_goes_on_from_the_sampled_tokens() -> None:
+    sampled = replace(completion("42"), token_ids=(300, 301), text="42")
+    client = FakeEngineClient(sampled)
+    async with routed(client) as asked:
+        await asked.post({"text": "6*7=", "sampling_params": PARAMS})
+        await asked.post({"text": "6*7=42;", "sampling_params": PARAMS})
+    assert client.asked[1][0] == [*b"6*7=", 300, 301, *b";"]
+
+
 async def test_answers_stay_within_the_context() -> None:
     client = FakeEngineClient("x")
     async with routed(client, context_length=6) as asked:
