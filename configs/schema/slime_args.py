@@ -113,8 +113,8 @@ OFF: Mapping[str, Any] = {
     "sglang_ep_size": 1,
     "sglang_context_length": None,
     "sglang_speculative_algorithm": None,
-    "sglang_router_policy": None,
-    "router_policy": None,
+    "sglang_router_policy": "consistent_hashing",  # requests of one routing key stay together
+    "router_policy": "consistent_hashing",
     "sglang_model_routers": None,
 }
 
