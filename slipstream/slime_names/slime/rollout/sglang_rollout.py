@@ -35,7 +35,9 @@ class GenerateState(metaclass=_OneALoop):
     def __init__(self, args: Any) -> None:
         self.args = args
         self.tokenizer = tokenizer_of(args)
-        self.semaphore = asyncio.Semaphore(args.sglang_server_concurrency * _num_engines(args))
+        self.semaphore = asyncio.Semaphore(
+            args.sglang_server_concurrency * max(1, args.rollout_num_engines)
+        )
         self.sampling_params: dict[str, Any] = {
             "temperature": args.rollout_temperature,
             "top_p": args.rollout_top_p,
@@ -63,7 +65,3 @@ class GenerateState(metaclass=_OneALoop):
 def get_model_url(args: Any, model_name: str, endpoint: str = "/generate") -> str:
     """There is one router, in front of the policy's engines."""
     return f"http://{args.sglang_router_ip}:{args.sglang_router_port}{endpoint}"
-
-
-def _num_engines(args: Any) -> int:
-    return max(1, args.rollout_num_gpus // args.rollout_num_gpus_per_engine)
