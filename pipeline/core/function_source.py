@@ -81,7 +81,8 @@ def attributes_read(source: FunctionSource, place: int = 0) -> Iterator[Attribut
     of its file that it hands `args` to.
 
     Left out is what the code is prepared not to find: under `hasattr(args, "NAME")`, assigned in
-    the file, or read where an AttributeError is caught."""
+    the file, or read where an AttributeError is caught. Of a file that sets names which it computes
+    nothing can be said."""
     reader = _Reader(source.tree)
     if not isinstance(source.node, ast.ClassDef):
         yield from reader.reads(source.node, _first(source.node, place))
@@ -102,11 +103,13 @@ class _Reader:
 
     def __init__(self, tree: ast.Module) -> None:
         self._tree, self._expected = tree, _expected(tree)
+        self._sets_computed_names = any(map(_sets_computed_names, ast.walk(tree)))
         self._seen: set[tuple[int, str]] = set()
 
     def reads(self, node: Function, parameter: str | None) -> Iterator[AttributeRead]:
         """`parameter`: the expression that stands for the object within `node`; None for none."""
-        if parameter is None or (node.lineno, parameter) in self._seen:
+        seen = (node.lineno, parameter) in self._seen
+        if parameter is None or seen or self._sets_computed_names:
             return
         self._seen.add((node.lineno, parameter))
         for inner in _within(node.body, parameter):
@@ -135,6 +138,20 @@ def _expected(tree: ast.Module) -> set[str]:
             ):
                 names.add(name)
     return names
+
+
+def _sets_computed_names(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(func=ast.Name(id="setattr"), args=[_, name, *_]):
+            return not isinstance(name, ast.Constant)
+        case ast.Call(
+            func=ast.Attribute(
+                value=ast.Call(func=ast.Name(id="vars")) | ast.Attribute(attr="__dict__"),
+                attr="update",
+            )
+        ):
+            return True
+    return False
 
 
 def _within(body: Sequence[ast.AST], parameter: str) -> Iterator[ast.AST]:

@@ -35,6 +35,9 @@ def test_a_signature_is_what_inspect_makes_of_the_function(parameters: str) -> N
     ("source", "reads"),
     [
         ("def f(args):\n    return args.a + args.b.c", [("a", 2), ("b", 2)]),
+        ("def f(args):\n    setattr(args, 'a', 1)\n    return args.a, args.b", [("b", 3)]),
+        ("def f(args):\n    for n in N: setattr(args, n, 1)\n    return args.a", []),
+        ("def f(args):\n    vars(args).update(N)\n    return args.a", []),
         ("def f(a, b):\n    return b.x, a.y", [("y", 2)]),
         ("def f(args):\n    return g(1, args)\ndef g(n, o):\n    return o.x", [("x", 4)]),
         ("def f(args):\n    return g(o=args)\ndef g(n=1, *, o):\n    return o.x", [("x", 4)]),
