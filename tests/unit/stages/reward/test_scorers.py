@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,10 @@ def test_ifbench_asks_its_own_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "    return SimpleNamespace(follow_all_instructions=right)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert SCORERS["ifbench"]("a b c", None, row) == 1.0
-    assert SCORERS["ifbench"]("a b", None, row) == 0.0
-    with pytest.raises(ValueError, match="instruction_id_list"):
-        SCORERS["ifbench"]("a", None, {})
+    try:
+        assert SCORERS["ifbench"]("a b c", None, row) == 1.0
+        assert SCORERS["ifbench"]("a b", None, row) == 0.0
+        with pytest.raises(ValueError, match="instruction_id_list"):
+            SCORERS["ifbench"]("a", None, {})
+    finally:
+        sys.modules.pop("evaluation_lib", None)  # other tests are to find that it is not there
