@@ -162,6 +162,7 @@ class Completion:
     log_probs: tuple[float, ...]  # of the sampled tokens, under the sampling distribution
     spans: tuple[VersionSpan, ...]  # relative to the first of token_ids
     finish_reason: str  # "stop" | "length" | "abort"
+    matched: int | str | None = None  # the token id or the text at which it stopped
     text: str = ""
     cached_tokens: int = 0
     # [m, layers, top-k] of the tokens of prompt and answer from `experts_start` on, but the last

@@ -48,6 +48,7 @@ def parse_completion(
             log_probs=log_probs,
             spans=shift_boundaries(spans) if boundary_is_old and len(spans) > 1 else spans,
             finish_reason=reason,
+            matched=meta["finish_reason"].get("matched"),
             text=answer.get("text") or "",
             cached_tokens=meta.get("cached_tokens") or 0,
             routed_experts=(

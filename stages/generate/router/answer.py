@@ -28,9 +28,14 @@ def answer_of(
     [start, end) of each, so that a push inside the answer is not lost."""
     ids = list(completion.token_ids)
     spans = completion.spans
+    reason: dict[str, Any] = {"type": completion.finish_reason}
+    if completion.finish_reason == "length":
+        reason["length"] = len(ids)
+    if completion.matched is not None:
+        reason["matched"] = completion.matched
     meta = {
         "id": rid,
-        "finish_reason": {"type": completion.finish_reason},
+        "finish_reason": reason,
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": len(ids),
         "cached_tokens": completion.cached_tokens,
@@ -44,8 +49,6 @@ def answer_of(
         ],
         "e2e_latency": seconds,
     }
-    if completion.finish_reason == "length":
-        meta["finish_reason"] = {"type": "length", "length": len(ids)}
     if completion.routed_experts is not None:
         experts = np.ascontiguousarray(completion.routed_experts, dtype=np.int32)
         meta["routed_experts"] = base64.b64encode(experts.tobytes()).decode()

@@ -90,7 +90,9 @@ def read_payload(payload: Any) -> NativePayload:
 
 def _refuse_what_is_not_served(payload: Mapping[str, Any]) -> None:
     for name, value in payload.items():
-        if name in SERVED or name in LEFT_TO_THE_RUN or not value or value == -1:
+        if name in SERVED or name in LEFT_TO_THE_RUN or value in (-1, None):
+            continue
+        if not value and name != "logprob_start_len":  # there, 0 asks for the whole prompt's
             continue
         raise PayloadError(
             f"{name}: {_said(value)} is not served here; expected one of {', '.join(SERVED)}"

@@ -70,6 +70,7 @@ class Router:
             ("GET", "/get_model_info"): self._model_info,
             ("GET", "/model_info"): self._model_info,
             ("GET", "/v1/models"): self._models,
+            ("GET", "/v1/loads"): self._loads,
             ("GET", "/workers"): self._workers,
             ("GET", "/list_workers"): self._workers,
         }
@@ -151,6 +152,9 @@ class Router:
     async def _models(self, request: web.Request) -> dict[str, Any]:
         model = {"id": self._model, "object": "model", "owned_by": "slipstream"}
         return {"object": "list", "data": [model]}
+
+    async def _loads(self, request: web.Request) -> dict[str, Any]:
+        return {"loads": [{"num_total_reqs": len(self._in_flight)}]}
 
     async def _workers(self, request: web.Request) -> dict[str, Any]:
         """Itself: engines are given requests by nobody but the pool."""

@@ -31,6 +31,7 @@ PNG = "data:image/png;base64,AAAA"
         ),
         ({"text": "a", "stream": True}, "stream: True is not served here; expected one of text"),
         ({"text": "a", "top_logprobs_num": 5}, "top_logprobs_num: 5 is not served here"),
+        ({"text": "a", "logprob_start_len": 0}, "logprob_start_len: 0 is not served here"),
         ({"text": ["a", "b"], "image_data": PNG}, "expected one entry for each prompt"),
         ({"text": "a", "routing_key": 3}, "routing_key is 3; expected a string"),
         ({"text": "a", "rid": 3}, "rid is 3; expected a string"),
@@ -44,7 +45,10 @@ def test_a_payload_that_cannot_be_served_says_what_was_given_and_expected(
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("more", [{"stream": False}, {"logprob_start_len": -1}, {"priority": 3}])
+@pytest.mark.parametrize(
+    "more",
+    [{"stream": False}, {"logprob_start_len": -1}, {"logprob_start_len": None}, {"priority": 3}],
+)
 def test_what_asks_for_nothing_is_taken(more: dict[str, Any]) -> None:
     assert read_payload({"text": "a", **more}).requests[0].prompt == "a"
 

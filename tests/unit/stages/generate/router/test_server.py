@@ -117,6 +117,12 @@ async def test_the_texts_of_tokens_are_there_where_asked_for() -> None:
     assert [text for *_, text in body["meta_info"]["output_token_logprobs"]] == ["4", "2"]
 
 
+async def test_what_it_stopped_at_is_said() -> None:
+    async with routed(FakeEngineClient(replace(completion("42"), matched="</s>"))) as asked:
+        _, body = await asked.post({"text": "a"})
+    assert body["meta_info"]["finish_reason"] == {"type": "stop", "matched": "</s>"}
+
+
 async def test_what_is_not_set_is_left_out_of_the_parameters() -> None:
     client = FakeEngineClient("x")
     async with routed(client) as asked:
@@ -192,6 +198,10 @@ async def test_an_aborted_request_is_answered_as_aborted(what: dict[str, Any]) -
     async with routed(client) as asked:
         waiting = asyncio.create_task(asked.post({"text": "a", "rid": "mine-1"}))
         await client.began.wait()
+        assert await asked.get("/v1/loads?include=core") == (
+            200,
+            {"loads": [{"num_total_reqs": 1}]},
+        )
         assert await asked.post(what, "/abort_request") == (200, {})
         status, body = await waiting
     assert status == 200 and body["output_ids"] == [] and client.given_up.is_set()
