@@ -131,7 +131,7 @@ SLIME: Mapping[str, Spelling] = {
         why="the optimizer keeps its state from rollout to rollout; --no-load-optim begins anew"
         " with --load"
     ),
-    "use-stateless-adam": Absent(why="Adam keeps its moments; --optimizer sgd has none"),
+    "use-stateless-adam": Absent(why="Adam keeps its moments. Drop it"),
     "ref-ckpt-step": Absent(why="name the step's folder: --ref-load FOLDER/iter_0000100"),
     "opd-teacher-ckpt-step": Absent(
         why="the teacher is a Hugging Face model: --opd-teacher-load FOLDER"
