@@ -145,7 +145,7 @@ def test_quick_run_without_ray(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     )
     assert not any("TransferQueue" in name for name in out["aims"]), "no figure without it"
     (row,) = out["open"]
-    assert (row["samples"], row["records"]) == (80, 1 + 2 * 80 // buffer_open.GROUP_SIZE)
+    assert (row["samples"], row["entries"]) == (80, 1 + 2 * 80 // buffer_open.GROUP_SIZE)
     assert "kept in" not in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [], "nothing stays behind"
 
