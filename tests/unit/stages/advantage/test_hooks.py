@@ -119,11 +119,13 @@ def test_converted_rows_of_one_sample_share_its_weight_and_a_removed_one_has_no_
     assert [r.advantages.tolist() for r in out] == [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
 
 
-def test_rows_of_one_rollout_id_share_its_weight() -> None:
-    """As slime's own conversion says it: fanned-out samples have one index and one rollout_id."""
+@pytest.mark.parametrize("second", [0, 1])
+def test_rows_of_one_rollout_id_share_its_weight(second: int) -> None:
+    """As slime's own conversion says it: fanned-out samples have one rollout_id, and mostly one
+    index."""
     given = group()
-    for sample in given.samples[:2]:
-        sample.index, sample.rollout_id = 0, 7
+    for sample, index in zip(given.samples[:2], (0, second), strict=True):
+        sample.index, sample.rollout_id = index, 7
     ours = compute_advantages([given], policy_version=4)
     hooks = AdvantageHooks(
         convert_samples=lambda samples: data(
@@ -137,7 +139,7 @@ def test_rows_of_one_rollout_id_share_its_weight() -> None:
     )
     theirs = compute_advantages([given], policy_version=4, hooks=hooks)
     for out in (ours, theirs):
-        assert [(r.index, r.weight) for r in out] == [(0, 0.5), (0, 0.5), (2, 1.0)]
+        assert [(r.index, r.weight) for r in out] == [(0, 0.5), (second, 0.5), (2, 1.0)]
         assert [r.response_length for r in out] == [2, 3, 4]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,13 +118,15 @@ def stage(client: FakeEngineClient, path: str | None = None, **more: Any) -> Gen
     return GenerateStage(client, MockTokenizer(), config, args, **more)
 
 
-async def test_single_turn_fills_copies_and_leaves_the_prompts_alone() -> None:
+@pytest.mark.parametrize("tokens", [[], list(b"2+2=")])
+async def test_single_turn_fills_copies_and_leaves_the_prompts_alone(tokens: list[int]) -> None:
     client = FakeEngineClient(completion("four", version=2))
-    given = [sample("2+2=", tokens=[], index=i) for i in range(3)]
-    before = [dataclasses.replace(s) for s in given]
+    given = [sample("2+2=", tokens=list(tokens), index=i) for i in range(3)]
+    given[0].notes = "mine"
+    before = copy.deepcopy(given)
     made = await stage(client)(given)
     assert given == before
-    assert [s.index for s in made] == [0, 1, 2]
+    assert [s.index for s in made] == [0, 1, 2] and made[0].attributes() == {"notes": "mine"}
     for s in made:
         assert bytes(s.tokens) == b"2+2=four" and s.response == "four" and s.response_length == 4
         assert (
@@ -268,6 +270,7 @@ async def test_fan_out_keeps_the_number_of_its_origin(functions: Path) -> None:
         (5, 2, 2),
     ]
     assert {s.status for s in made} == {Status.COMPLETED}
+    assert [s.rollout_id for s in made] == [4, 4, 5, 5]  # which slime's conversion looks at
 
 
 async def test_a_sample_may_name_its_own_function(functions: Path) -> None:

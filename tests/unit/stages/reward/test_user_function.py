@@ -75,12 +75,15 @@ async def test_what_a_function_writes_into_its_samples_stays(make: Make, kind: s
     function = make(
         f"{kind} reward_func(args, samples):\n"
         " samples[1].metadata['why'] = ['short']\n samples[1].remove_sample = True\n"
+        " samples[0].grade = [1]\n samples[1].rank += 1\n"
         " return [args.scale, 2.0]",
         scale=3,
     )
     samples = [Sample(metadata={"a": 1}, tokens=[1, 2]), Sample(metadata={"b": 2})]
     tokens = samples[0].tokens
+    samples[1].rank = 1
     assert await function(samples) == [3, 2.0]
+    assert [s.attributes() for s in samples] == [{"grade": [1]}, {"rank": 2}]
     assert samples == [
         Sample(metadata={"a": 1}, tokens=[1, 2]),
         Sample(metadata={"b": 2, "why": ["short"]}, remove_sample=True),
