@@ -383,7 +383,8 @@ def test_a_users_sys_exit_is_a_failure_like_any_other(
     if where == "generate":
         hook.write_text(hook.read_text().replace("*args, **kwargs", "args, sample, params"))
     done = run_entry(*flags, f"--{flag}", f"{hook}:leave", "--num-rollout", "2")
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("GenerateError: ") and f"SystemExit: 3 ({hook} line 3)" in said
+    assert said.startswith("UserFunctionError: ")
+    assert f"SystemExit: 3 (--{flag}, {hook} line 3)" in said
     assert "Traceback" not in done.stderr and (tmp_path / "x" / "summary.json").exists()
