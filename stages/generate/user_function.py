@@ -53,7 +53,7 @@ class CustomGenerate:
         ):
             raise GenerateError(
                 f"{self.name} returned {_describe(returned)}; expected a Sample or a non-empty list"
-                " of Samples"
+                f" of Samples{_of_another(samples)}"
             )
         return list(cast(Sequence[Sample], samples))
 
@@ -78,6 +78,15 @@ def wrap(function: Callable[..., Any], spec: str) -> CustomGenerate:
         function=function,
         takes_list=form.takes_list,
         takes_evaluation=form.takes_evaluation,
+    )
+
+
+def _of_another(samples: Any) -> str:
+    """In words, where they are another project's: it is installed, so that its name is not ours."""
+    kinds = {type(s) for s in (samples if isinstance(samples, list | tuple) else [samples])}
+    other = [k for k in kinds if k.__name__ == "Sample" and not issubclass(k, Sample)]
+    return "".join(
+        f", not {k.__module__}.Sample: write `from slipstream import Sample`" for k in other
     )
 
 

@@ -151,6 +151,17 @@ def test_filters(name: str) -> None:
     assert not keep(args, [Sample(reward=1.0), Sample(reward=1.0)]).keep
 
 
+def test_a_processor_gives_ids_as_lists_and_pictures_as_tensors() -> None:
+    build = names("utils.processing_utils").build_processor_kwargs
+    made = build({"images": ["a"], "images_kwargs": {"size": 3, "return_tensors": "np"}})
+    assert made["images"] == ["a"] and made["text_kwargs"]["return_tensors"] is None
+    assert (
+        made["images_kwargs"]
+        == {"size": 3, "return_tensors": "pt"}
+        == {"size": 3, **build()["videos_kwargs"]}
+    )
+
+
 def test_a_class_is_made_once() -> None:
     meta = names("utils.misc").SingletonMeta
     made = meta("Made", (), {})

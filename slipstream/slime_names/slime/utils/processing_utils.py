@@ -27,6 +27,16 @@ def load_processor(name_or_path: str, **kwargs: Any) -> Any:
     return processor if hasattr(processor, "tokenizer") else None
 
 
+def build_processor_kwargs(multimodal_inputs: dict[str, Any] | None = None) -> dict[str, Any]:
+    """For `processor(text=..., **kwargs)`: ids come as lists, all else as torch tensors."""
+    given = dict(multimodal_inputs or {})
+    forced: dict[str, dict[str, Any]] = {
+        f"{kind}_kwargs": {"return_tensors": "pt"} for kind in ("images", "videos", "audio")
+    }
+    forced["text_kwargs"] = {"return_tensors": None, "return_mm_token_type_ids": False}
+    return given | {name: {**given.get(name, {}), **own} for name, own in forced.items()}
+
+
 def encode_image_for_rollout_engine(image: Any) -> str:
     """A PIL image, a file or a data-URL, as engines take it."""
     return to_data_url(image)

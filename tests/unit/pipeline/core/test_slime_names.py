@@ -21,6 +21,7 @@ NAMES = {
     "slime.utils.processing_utils": [
         "load_tokenizer",
         "load_processor",
+        "build_processor_kwargs",
         "encode_image_for_rollout_engine",
     ],
     "slime.rollout.sglang_rollout": ["GenerateState", "get_model_url"],

@@ -68,6 +68,9 @@ async def raises(args, sample, sampling_params):
 async def nothing(args, sample, sampling_params):
     return None
 
+async def foreign(args, sample, sampling_params):
+    return type("Sample", (), {"__module__": "slime.utils.types"})()
+
 async def pending(args, sample, sampling_params):
     return sample
 
@@ -307,6 +310,7 @@ async def test_a_ported_function_without_spans_is_stamped_with_the_oldest_versio
     [
         ("raises", "KeyError: 'tool'"),
         ("nothing", "returned NoneType None; expected a Sample"),
+        ("foreign", "not slime.utils.types.Sample: write `from slipstream import Sample`"),
         ("pending", "PENDING sample"),
         ("short_mask", "loss_mask has 1 entries for response_length 2"),
         ("nan", "rollout_log_probs[0] = nan"),
