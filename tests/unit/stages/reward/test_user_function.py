@@ -206,3 +206,13 @@ async def test_cancelling_reaches_an_async_function(make: Make) -> None:
     with pytest.raises(Overdue, match=r"no score after 0\.1 s"):
         await function(sample)
     assert sample.metadata == {"closed": True}
+
+
+async def test_a_worker_process_finds_slimes_names_too(make: Make) -> None:
+    function = make(
+        "from slime.utils.types import Sample\n"
+        "def reward_func(args, sample):\n"
+        " from slime.rollout.rm_hub.f1 import f1_score\n"
+        " assert isinstance(sample, Sample)\n return f1_score('b', 'b')[0]"
+    )
+    assert await function(Sample()) == 1.0
