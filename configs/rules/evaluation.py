@@ -18,6 +18,13 @@ def evaluation(config: Config) -> Iterator[str]:
         config.eval.eval_config,
         config.eval.eval_interval,
     )
+    if config.eval.eval_function_path:
+        if not interval:
+            yield (
+                f"--eval-function-path {config.eval.eval_function_path} without --eval-interval:"
+                " it would never be called. Add --eval-interval N, or drop it"
+            )
+        return
     if interval and not (words or file):
         yield (
             f"--eval-interval {interval} without --eval-prompt-data: there is nothing to evaluate"

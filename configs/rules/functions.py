@@ -32,6 +32,25 @@ def functions(config: Config) -> Iterator[str]:
             yield from (f"{hook.flag} {spec}: {problem}" for problem in problems)
 
 
+def rollout_function(config: Config) -> Iterator[str]:
+    """What a function that makes whole rollouts leaves nothing to do for."""
+    rollout = config.rollout
+    if rollout.rollout_function_path is None:
+        return
+    idle = {
+        "--custom-generate-function-path": rollout.custom_generate_function_path,
+        "--dynamic-sampling-filter-path": rollout.dynamic_sampling_filter_path,
+        "--rollout-sample-hook-path": " ".join(rollout.rollout_sample_hook_path),
+    }
+    for flag, given in idle.items():
+        if given:
+            yield (
+                f"{flag} {given} with --rollout-function-path {rollout.rollout_function_path}: its"
+                " groups are trained on as they come, nobody would call it. Drop one, and let the"
+                " rollout function do it"
+            )
+
+
 def _call_problems(hook: Hook, source: FunctionSource) -> Iterator[str]:
     node = source.node
     if isinstance(node, ast.ClassDef):

@@ -46,6 +46,7 @@ def rewards(config: Config) -> Iterator[str]:
         and not procedural
         and not config.distill.use_opd
         and not may_reward(config.rollout.custom_generate_function_path)
+        and not may_reward(config.rollout.rollout_function_path)
     ):
         source = f"--data-source-path {data.data_source_path}"
         yield (
@@ -70,5 +71,5 @@ def rewards(config: Config) -> Iterator[str]:
 
 
 def may_reward(generate: str | None) -> bool:
-    """May the custom generate function set sample.reward itself? Its file would speak of it."""
+    """May the function that generates set sample.reward itself? Its file would speak of it."""
     return generate is not None and "reward" in source_text(generate)

@@ -13,7 +13,7 @@ from configs.rules.buffer import replay, staleness
 from configs.rules.engine_flags import engine_flags
 from configs.rules.evaluation import evaluation
 from configs.rules.foreign import foreign_ranges
-from configs.rules.functions import functions
+from configs.rules.functions import functions, rollout_function
 from configs.rules.inputs import check_checkpoint, check_data, check_weights
 from configs.rules.memory import memory
 from configs.rules.modes import debugging, distillation
@@ -91,6 +91,7 @@ RULES: tuple[Rule, ...] = (
     evaluation,
     memory,
     functions,
+    rollout_function,
     backend,
     media,
     saving,

@@ -123,7 +123,8 @@ class Config:
     @property
     def answers_are_given(self) -> bool:
         """Trained on the data's own answers: none is sampled or scored."""
-        own = self.rollout.custom_generate_function_path
+        r = self.rollout
+        own = r.custom_generate_function_path or r.rollout_function_path
         return self.algorithm.is_supervised and own is None
 
     @property

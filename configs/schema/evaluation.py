@@ -21,6 +21,9 @@ class EvalConfig:
     eval_interval: int | None = None  # evaluates after every so many rollouts; 0 never does
     skip_eval_before_train: bool = False  # leaves out the evaluation of the first weights
     n_samples_per_eval_prompt: int = 1  # how many samples are generated for an evaluation prompt
+    # evaluates with your own function, whatever --eval-prompt-data says: f(args, rollout_id,
+    # data_buffer, evaluation=True) -> {name: {"rewards": [...]}}
+    eval_function_path: str | None = None
     # the temperature of evaluation; by default --rollout-temperature
     eval_temperature: float | None = None
     eval_top_p: float | None = None  # in evaluation; by default --rollout-top-p

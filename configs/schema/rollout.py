@@ -29,6 +29,9 @@ class RolloutConfig:
     # generates with your own function, file.py[:name] or module.name: async f(args, sample,
     # sampling_params)
     custom_generate_function_path: str | None = None
+    # makes whole rollouts with your own function instead of all that: f(args, rollout_id,
+    # data_buffer, evaluation=False) -> groups
+    rollout_function_path: str | None = None
     # shown every generated sample before it is scored, may be given several times: f(args, sample)
     # -> sample or None
     rollout_sample_hook_path: tuple[str, ...] = field(default=(), metadata=REPEATS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from pipeline.core.protocols import Buffer, Learner, WeightTransport
 from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
 from pipeline.run.disk_full import disk_full_error
 from pipeline.run.lookout import Lookout
-from pipeline.run.producer import Producer
 from pipeline.run.recorder import Recorder
 from pipeline.run.shutdown import Stop, StopRequested
 from pipeline.run.snapshot import PendingSnapshot, begin_snapshot, commit_snapshot
@@ -36,6 +35,17 @@ class EvaluationStage(Protocol):
     async def evaluate(self, rollout_id: int) -> list[EvalResult]: ...
 
 
+class Production(Protocol):
+    """Fills the buffer for ever, beside the learner's loop."""
+
+    async def run(self) -> None: ...
+    def forget(self) -> None:
+        """What is trained on need not be kept for a restart."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """The concrete parts of one run, made by pipeline.wiring."""
@@ -44,7 +54,7 @@ class Parts:
     run_dir: Path
     checkpoints: Path
     clock: RolloutClock
-    producer: Producer
+    producer: Production
     buffer: Buffer
     learner: Learner
     transport: WeightTransport

@@ -7,31 +7,37 @@ import logging
 import random
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from buffers.priority import Priority, reward_std, user_priority
 from buffers.replay_buffer import ReplayBuffer
 from buffers.userfilter import UserFilter
+from configs.corrections import asks_for_log_probs
 from configs.hooks import load_hook
 from configs.rules.cautions import cautions
 from configs.schema import Config
 from pipeline.core.deadline import Deadline
+from pipeline.core.protocols import Source
 from pipeline.run.children import end_children
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Lookout
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import LogRollout, Recorder
+from pipeline.run.rollout_producer import RolloutProducer
 from pipeline.run.runner import Parts, Runner
 from pipeline.run.watchdog import Watchdog
+from pipeline.wiring.backend import Backend
 from pipeline.wiring.batcher import Batcher
 from pipeline.wiring.closing import save_batch, telemetry_of
 from pipeline.wiring.context import RunContext, begin, open_context, withdraw
-from pipeline.wiring.evaluation import Scorers, build_evaluator
+from pipeline.wiring.evaluation import Scorers, build_evaluator, with_tokenizer
 from pipeline.wiring.prompts import make_source
 from pipeline.wiring.simulated import simulated
 from pipeline.wiring.supervised import supervised
 from stages.filter import build_filter
+from stages.generate.rollout_function import RolloutFunction
 from stages.reward import Lease, RewardStage, TeacherStage
 
 logger = logging.getLogger(__name__)
@@ -75,18 +81,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
     reward = _with_teacher(config, scorers.training, backend.teacher)
     buffer = kept_rollouts(config, site.clock) if config.run.trains_on_kept else _buffer(site)
     batcher = Batcher(config, site.args, source, backend.cost)
-    producer = Producer(
-        source=source,
-        generate=backend.generate,
-        reward=reward,
-        keep=build_filter(config.rollout.dynamic_sampling_filter_path, site.args),
-        buffer=buffer,
-        clock=site.clock,
-        group_max_retries=config.rollout.group_max_retries,
-        deadline=Deadline(*config.rollout.episode_deadline),
-        watchdog=watchdog,
-        dropped=batcher.dropped,
-    )
+    producer = _production(site, backend, source, reward, buffer, watchdog, batcher)
     telemetry, finish = telemetry_of(site)
     undo.callback(telemetry.close)
     warn_of_what_is_left_out(config)
@@ -146,7 +141,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
             save_batch=lambda batch: save_batch(batch, site.run_dir.path),
             save_rollout=saver(config),
             saves=not config.run.debug_rollout_only,
-            evaluator=build_evaluator(config, site.args, backend, scorers),
+            evaluator=build_evaluator(config, site.args, backend, scorers, source),
             recorder=recorder,
             watchdog=watchdog,
             lookout=Lookout(watchdog, recorder.waits),
@@ -154,6 +149,45 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
             close=close,
             kill_now=kill_now,
         )
+    )
+
+
+def _production(
+    site: RunContext,
+    backend: Backend,
+    source: Source,
+    reward: RewardStage | TeacherStage,
+    buffer: Any,
+    watchdog: Watchdog,
+    batcher: Batcher,
+) -> Producer | RolloutProducer:
+    config = site.config
+    if config.rollout.rollout_function_path is not None:
+        return RolloutProducer(
+            source=source,
+            make=RolloutFunction(
+                config.rollout.rollout_function_path,
+                with_tokenizer(site.args, backend),
+                source,
+                current_version=lambda: site.clock.policy_version,
+                log_probs_for=asks_for_log_probs(site.args),
+            ),
+            reward=reward,
+            buffer=buffer,
+            clock=site.clock,
+            watchdog=watchdog,
+        )
+    return Producer(
+        source=source,
+        generate=backend.generate,
+        reward=reward,
+        keep=build_filter(config.rollout.dynamic_sampling_filter_path, site.args),
+        buffer=buffer,
+        clock=site.clock,
+        group_max_retries=config.rollout.group_max_retries,
+        deadline=Deadline(*config.rollout.episode_deadline),
+        watchdog=watchdog,
+        dropped=batcher.dropped,
     )
 
 

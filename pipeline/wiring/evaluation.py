@@ -12,9 +12,11 @@ from configs.hooks import load_hook
 from configs.rules.eval_datasets import EvalDataset, eval_datasets
 from configs.schema import Config, RewardConfig
 from pipeline.core.deadline import Deadline
+from pipeline.core.protocols import Source
 from pipeline.core.types import Sample
 from pipeline.wiring.backend import Backend
-from stages.evaluate import EvalSet, Evaluator
+from stages.evaluate import EvalSet, Evaluator, FunctionEvaluator
+from stages.generate.rollout_function import EvalFunction
 from stages.reward import RewardStage, build_reward
 from stages.source import LIMIT_FLAG, Row, build_source, scored_by
 
@@ -40,18 +42,27 @@ class Scorers:
 
 
 def build_evaluator(
-    config: Config, args: SimpleNamespace, backend: Backend, scorers: Scorers
-) -> Evaluator | None:
+    config: Config, args: SimpleNamespace, backend: Backend, scorers: Scorers, source: Source
+) -> Evaluator | FunctionEvaluator | None:
     """None where there is nothing to evaluate, or nobody to generate. Raises ConfigError,
     DataError."""
     if not config.eval.eval_interval or config.run.trains_on_kept:
         return None
+    path = config.eval.eval_function_path
+    if path is not None:
+        evaluation = EvalFunction(path, with_tokenizer(args, backend), source)
+        return FunctionEvaluator(evaluation, evaluation.flag, log=_log(config, args))
     return Evaluator(
         backend.generate,
         [_set(config, backend, scorers, dataset) for dataset in eval_datasets(config)],
         deadline=Deadline(*config.eval.episode_deadline(config.rollout)),
         log=_log(config, args),
     )
+
+
+def with_tokenizer(args: SimpleNamespace, backend: Backend) -> SimpleNamespace:
+    """What a function is given that makes whole rollouts, or evaluations."""
+    return SimpleNamespace(**{**vars(args), "tokenizer": backend.tokenizer})
 
 
 def _log(config: Config, args: SimpleNamespace) -> Callable[..., Any] | None:

@@ -52,7 +52,7 @@ def check_sample(
         raise GenerateError(
             f"loss_mask may hold 0 and 1 only, got {sorted(set(sample.loss_mask))[:5]}"
         )
-    if sample.rollout_log_probs is None and log_probs_for is None:
+    if log_probs_for is None and _has_none(sample.rollout_log_probs, n):
         sample.rollout_log_probs = [math.nan] * n
     else:
         _check_log_probs(sample, n, log_probs_for or "the log")
@@ -63,6 +63,10 @@ def check_sample(
     _check_spans(sample, n)
     if needs_experts:
         _check_experts(sample)
+
+
+def _has_none(log_probs: Sequence[float] | None, n: int) -> bool:
+    return log_probs is None or (len(log_probs) == n and all(map(math.isnan, log_probs)))
 
 
 def _check_log_probs(sample: Sample, n: int, needed_by: str) -> None:

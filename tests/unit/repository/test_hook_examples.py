@@ -4,6 +4,7 @@ says, on plausible samples."""
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,9 @@ from pipeline.core.types import Completion, Group, Sample, Status, VersionSpan
 from stages.advantage import compute_advantages, load_hooks
 from stages.advantage.postprocess import load_postprocess
 from stages.engine.mock import MockTokenizer
+from stages.evaluate import FunctionEvaluator
 from stages.filter import build_all_samples_process, build_filter, build_sample_filter
+from stages.generate.rollout_function import EvalFunction
 from stages.generate.sample_hook import SampleHook
 from stages.learn.settings import LearnerSettings
 from stages.learn.step_objective import StepObjective
@@ -266,3 +269,23 @@ def test_log_functions_measure_right_answers(caplog: pytest.LogCaptureFixture) -
         "rollout 2: right answers have 5.0 tokens, 1.2 s",
         "evaluation aime after 2 rollouts: right answers have 5.0 tokens",
     ]
+
+
+async def test_rollout_function_evaluates_without_engines() -> None:
+    """What generate_rollout does: tests/integration/run/test_rollout_function.py."""
+    assert load_hook("rollout_function_path", hook("rollout_function"))
+    evaluation = EvalFunction(hook("rollout_function") + ":eval_rollout", ARGS, NoPrompts())
+    (result,) = await FunctionEvaluator(evaluation, evaluation.flag).evaluate(3)
+    assert (result.name, result.reward_mean, result.num_samples) == ("constant", 0.75, 2)
+    assert (result.rollout_id, result.truncated_fraction, result.error) == (3, 0.5, None)
+
+
+class NoPrompts:
+    def get_samples(self, num_samples: int) -> list[list[Sample]]:
+        return [[Sample()] for _ in range(num_samples)]
+
+    def add_samples(self, groups: list[list[Sample]]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

@@ -16,6 +16,7 @@ from configs.schema import EvalConfig, RolloutConfig
 from pipeline.core.errors import ConfigError, EngineError
 from pipeline.core.types import Sample, Status, VersionSpan
 from stages.engine.mock import MockTokenizer
+from stages.generate.check import check_sample
 from stages.generate.generate import GenerateStage, default_sampling_params
 from stages.generate.user_function import wrap
 from tests.unit.fake_engine import FakeEngineClient, completion, sample
@@ -332,6 +333,7 @@ async def test_log_probs_that_nobody_asks_for_may_be_left_out(functions: Path) -
     (made,) = await stage(client, path, log_probs_for=None)([sample()])
     assert made.status is Status.COMPLETED
     assert np.isnan(made.rollout_log_probs).all() and len(made.rollout_log_probs or ()) == 2
+    check_sample(made, fallback_version=None, log_probs_for=None)  # once more, as a hook's
     (made,) = await stage(client, path, log_probs_for="--use-tis")([sample()])
     assert "--use-tis needs them" in (made.error or "")
     (made,) = await stage(client, path)([sample()], evaluation=True)  # of which none is trained on
