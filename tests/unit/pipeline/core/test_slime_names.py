@@ -38,6 +38,7 @@ NAMES = {
         "RolloutDataSourceWithBuffer",
         "pop_first",
     ],
+    "slime.rollout.base_types": ["RolloutFnTrainOutput", "RolloutFnEvalOutput"],
     "slime.rollout.filter_hub.base_types": ["DynamicFilterOutput"],
     "slime.rollout.filter_hub.dynamic_sampling_filters": [
         "check_reward_nonzero_std",
