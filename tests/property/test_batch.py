@@ -72,7 +72,7 @@ def layout(batch: TrainBatch) -> list[list[list[list[int]]]]:
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     lengths=LENGTHS,
     ranks=st.integers(1, 4),
@@ -119,7 +119,7 @@ def test_any_rollout(
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LENGTHS, st.integers(1, 60))
 def test_pack_keeps_the_budget_and_is_at_most_twice_the_least(
     lengths: list[int], max_tokens: int
@@ -132,7 +132,7 @@ def test_pack_keeps_the_budget_and_is_at_most_twice_the_least(
     assert sum(2 * sum(s.num_tokens for s in b) <= max_tokens for b in short) <= 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LENGTHS, st.integers(1, 6))
 def test_balance_is_within_the_longest_sample(lengths: list[int], num_bins: int) -> None:
     loads = [sum(s.num_tokens for s in b) for b in balance(make_samples(lengths), num_bins)]
@@ -229,7 +229,7 @@ def first_fit_decreasing(sizes: list[int], room: int) -> int:
     return len(bins)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(GROUPS, st.integers(1, 80))
 def test_siblings_together_cost_no_micro_batch(
     groups: list[tuple[int, list[int]]], max_tokens: int
@@ -241,7 +241,7 @@ def test_siblings_together_cost_no_micro_batch(
     assert len(bins) <= first_fit_decreasing([s.num_tokens for s in samples], max_tokens)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(GROUPS, st.integers(1, 80), st.floats(0, 1))
 def test_shared_prompts_are_packed_for_the_least_work(
     groups: list[tuple[int, list[int]]], max_tokens: int, attention: float
@@ -282,7 +282,7 @@ def test_equal_groups_that_fit_are_never_cut(
     assert len(homes) == num_groups
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(GROUPS, st.integers(1, 4), COSTS)
 def test_balance_is_within_the_most_costly_and_no_worse_than_sample_by_sample(
     groups: list[tuple[int, list[int]]], num_bins: int, cost: Cost
@@ -310,7 +310,7 @@ def test_work_is_balanced_by_operations_not_by_tokens() -> None:
     assert sorted(map(len, by_work)) == [1, 20]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(GROUPS, st.integers(1, 4), st.integers(1, 5))
 def test_static_micro_batches(groups: list[tuple[int, list[int]]], ranks: int, size: int) -> None:
     samples = make_groups(groups)

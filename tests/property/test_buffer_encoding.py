@@ -26,7 +26,7 @@ def plain(group: Group) -> dict:
 
 
 @given(groups())
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 def test_round_trip(group: Group) -> None:
     back = from_batch(decode(pa.py_buffer(encode(to_batch(group))), Path("x"), 0))
     assert plain(back) == plain(group)
@@ -47,7 +47,7 @@ def test_round_trip(group: Group) -> None:
 
 
 @given(st.lists(groups(), min_size=1, max_size=5), st.integers(1, 30_000), st.randoms())
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 def test_any_order_of_reads_and_frees(
     tmp_path_factory, stored: list[Group], segment_bytes: int, random
 ) -> None:

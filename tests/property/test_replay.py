@@ -155,7 +155,7 @@ async def within_turns(run: Run) -> None:
 )
 @example(P=4, K=4, N=1, slack=2, rollouts=10, budget=1, name="lifo", seed=1)
 @example(P=4, K=3, N=3, slack=0, rollouts=10, budget=5_000, name="uniform", seed=2)
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 def test_every_group_is_consumed_once_within_the_bound(tmp_path_factory, **knobs) -> None:
     directory = tmp_path_factory.mktemp("buffer")
     run = Run(directory, **knobs)

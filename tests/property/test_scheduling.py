@@ -242,7 +242,7 @@ class Pipeline(RuleBasedStateMachine):
 
 TestPipeline = Pipeline.TestCase
 TestPipeline.settings = settings(
-    max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=60, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -268,7 +268,7 @@ def feasible(P: int, deadlines: list[int], rollouts_from: int) -> bool:
 
 
 @given(states(), st.sampled_from(["deadline", "fifo", "lifo"]), st.integers(0, 5))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_the_plan_is_the_best_batch_that_endangers_no_deadline(
     state: tuple[int, list[tuple[int, bool]]], name: str, rollout: int
 ) -> None:
@@ -308,7 +308,7 @@ def test_the_plan_is_the_best_batch_that_endangers_no_deadline(
 
 
 @given(states())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_wait_ends_when_enough_of_those_it_names_complete(
     state: tuple[int, list[tuple[int, bool]]],
 ) -> None:

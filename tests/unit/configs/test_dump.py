@@ -86,7 +86,7 @@ def reread(config: Config) -> Config:
         return parse_config(["--config", str(path)], FAMILIES)[0]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(configs())
 def test_any_configuration_survives(config: Config) -> None:
     assert reread(config) == config

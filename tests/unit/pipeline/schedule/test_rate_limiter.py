@@ -130,11 +130,11 @@ class TwoSides(RuleBasedStateMachine):
 
 
 TestTwoSides = TwoSides.TestCase
-TestTwoSides.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestTwoSides.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 @given(st.floats(0.25, 8.0), st.integers(1, 50), st.floats(0.0, 100.0))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_whatever_ratio_can_be_made_never_deadlocks(
     per_insert: float, minimum: int, error_buffer: float
 ) -> None:

@@ -50,7 +50,7 @@ def make_group(*samples: Sample, index: int = 0) -> Group:
     return Group(group_index=index, deadline=9, admitted_version=0, samples=samples)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.lists(st.floats(-100, 100, allow_subnormal=False), min_size=1, max_size=9),

@@ -79,7 +79,7 @@ def last_tokens(rows: Sequence[TrainSample]) -> list[float]:
 
 
 @pytest.mark.parametrize("estimator", ALL)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=GROUPS, with_std=st.booleans())
 def test_each_estimator_against_its_definition(
     estimator: str, groups: list[list[list[float]]], with_std: bool
@@ -96,7 +96,7 @@ def test_each_estimator_against_its_definition(
         assert len(set(row.advantages[row.loss_mask == 1].tolist())) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=GROUPS, estimator=st.sampled_from(ALL), seed=st.integers(0, 99))
 def test_order_of_groups_and_of_samples_does_not_matter(
     groups: list[list[list[float]]], estimator: str, seed: int
@@ -131,7 +131,7 @@ def test_order_of_groups_and_of_samples_does_not_matter(
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=GROUPS, estimator=st.sampled_from(ALL))
 def test_a_group_does_not_look_at_its_neighbours(
     groups: list[list[list[float]]], estimator: str
@@ -144,7 +144,7 @@ def test_a_group_does_not_look_at_its_neighbours(
     assert [r.advantages.tolist() for r in together] == [r.advantages.tolist() for r in alone]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rewards=st.lists(REWARDS, min_size=1, max_size=6),
     copies=st.lists(st.integers(1, 4), min_size=6, max_size=6),
@@ -182,7 +182,7 @@ def test_equal_rewards_and_single_samples_have_advantage_exactly_zero(
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=GROUPS, gamma=st.floats(0.5, 1.0), seed=st.integers(0, 99))
 def test_reinforce_plus_plus_discounts_over_trained_tokens(
     groups: list[list[list[float]]], gamma: float, seed: int
@@ -201,7 +201,7 @@ def test_reinforce_plus_plus_discounts_over_trained_tokens(
         np.testing.assert_allclose(row.advantages, want, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=GROUPS, estimator=st.sampled_from(ALL))
 def test_whitening_is_over_all_trained_tokens_of_the_rollout(
     groups: list[list[list[float]]], estimator: str
@@ -248,7 +248,7 @@ def test_dr_grpo_divides_token_sums_by_a_constant() -> None:
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=GROUPS, steps=st.integers(1, 2))
 def test_denominators_count_rollouts(groups: list[list[list[float]]], steps: int) -> None:
     made = [group_of(g, i) for i, g in enumerate(groups)]

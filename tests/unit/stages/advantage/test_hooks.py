@@ -161,7 +161,7 @@ def test_a_rollout_filter_that_answers_is_refused(tmp_path: Any) -> None:
     assert seen == [[[]]]  # the user's own source, not our wrapper of it
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     tokens=st.lists(
         st.tuples(st.one_of(st.none(), st.integers(0, 3)), st.booleans()), min_size=1, max_size=12

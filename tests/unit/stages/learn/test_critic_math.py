@@ -31,7 +31,7 @@ def run(
     return found.advantages.tolist(), found.returns.tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(samples=SAMPLES, gamma=UNIT, lambd=UNIT)
 def test_gae_is_the_discounted_sum_of_temporal_differences(
     samples: list[list[tuple[float, float]]], gamma: float, lambd: float
@@ -50,7 +50,7 @@ def test_gae_is_the_discounted_sum_of_temporal_differences(
     assert returns == pytest.approx(want_returns, rel=1e-5, abs=1e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samples=SAMPLES, gamma=UNIT)
 def test_with_lambda_one_the_returns_do_not_ask_the_critic(
     samples: list[list[tuple[float, float]]], gamma: float
@@ -64,7 +64,7 @@ def test_with_lambda_one_the_returns_do_not_ask_the_critic(
     assert returns == pytest.approx(want, rel=1e-4, abs=1e-4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samples=SAMPLES, gamma=UNIT, lambd=UNIT)
 def test_samples_do_not_look_at_each_other(
     samples: list[list[tuple[float, float]]], gamma: float, lambd: float
@@ -78,7 +78,7 @@ def test_counts_that_do_not_fit_are_refused() -> None:
         compute_gae(torch.zeros(3), torch.zeros(3), torch.tensor([2, 2]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     tokens=st.lists(st.tuples(EIGHTH, EIGHTH, EIGHTH), min_size=1, max_size=8),
     clip=st.integers(1, 24).map(lambda n: n / 8),
@@ -101,7 +101,7 @@ def test_value_loss_against_a_loop(tokens: list[tuple[float, float, float]], cli
             assert gradient[i].item() == pytest.approx(2 * (v - r), abs=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(parts=st.lists(st.lists(st.integers(-50, 50), max_size=5), min_size=1, max_size=4))
 def test_whitening_against_a_loop(parts: list[list[int]]) -> None:
     flat = [float(x) for part in parts for x in part]

@@ -100,7 +100,7 @@ def step(
 
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 50),
     order=st.permutations(range(len(LENGTHS))),

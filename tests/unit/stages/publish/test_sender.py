@@ -42,7 +42,7 @@ def unflatten(
 
 
 @given(shapes=tensors, max_bytes=st.integers(1, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_split_and_flatten_lose_nothing(
     shapes: list[tuple[list[int], torch.dtype]], max_bytes: int
 ) -> None:

@@ -300,7 +300,7 @@ def test_prompts_over_the_limit_are_skipped_counted_once_and_named(
         numbers(3, max_prompt_len=0).get_samples(1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 9),
     shuffle=st.booleans(),
