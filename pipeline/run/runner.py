@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from configs.schema import Config
-from pipeline.core.errors import LearnerError, SlipstreamError
+from pipeline.core.errors import LearnerError, SlipstreamError, UserFunctionError
 from pipeline.core.protocols import Buffer, Learner, WeightTransport
 from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
 from pipeline.run.disk_full import disk_full_error
@@ -287,7 +287,12 @@ class Runner:
             except SlipstreamError as e:
                 # an evaluation is a measurement: its failure is shown and recorded, training goes
                 # on
-                logger.error("evaluation after rollout %d failed: %s", num_trained, e)
+                logger.error(
+                    "evaluation after rollout %d failed: %s",
+                    num_trained,
+                    e,
+                    exc_info=e if isinstance(e, UserFunctionError) else None,  # in the log's file
+                )
                 self._p.recorder.evaluation_failed(num_trained, e)
                 return
         self._p.recorder.evaluated(results)
