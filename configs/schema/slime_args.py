@@ -61,7 +61,6 @@ OFF: Mapping[str, Any] = {
     "ref_ckpt_step": None,
     "opd_teacher_ckpt_step": None,
     # data, generation, evaluation
-    "rollout_function_path": None,
     "rollout_global_dataset": True,
     "partial_rollout": False,
     "start_rollout_id": 0,
