@@ -106,7 +106,7 @@ def _flags_of_run(given: Sequence[GivenFlag]) -> list[GivenFlag]:
 def begins_anew(given: Sequence[GivenFlag]) -> bool:
     """Does --load name the folder of --save, with nothing in it yet, or the model itself? So
     scripts are written that are started again and again: they go on with what is there."""
-    named = {g.name: Path(g.values[0]).expanduser() for g in given if len(g.values) == 1}
+    named = {g.name: Path(g.values[0]) for g in given if len(g.values) == 1}
     folder = named.get("load")
     if folder is None:
         return False

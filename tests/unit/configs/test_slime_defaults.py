@@ -6,6 +6,7 @@ from pathlib import Path
 
 from configs.command_line.loader import load_config
 from configs.command_line.slime_defaults import SLIMES, _ours
+from configs.rules.user_source import source_text
 from pipeline.wiring.foreign_flags import FAMILIES
 
 SLIMES_FLAG = "--use-fault-tolerance"
@@ -40,3 +41,8 @@ def test_a_function_that_imports_slime_is_enough(tmp_path: Path) -> None:
     reward.write_text(f"from slime.utils.types import Sample\n{line}")
     for name in ("", ":reward_func"):
         assert len(told("--custom-rm-path", f"{reward}{name}")) == 1
+
+
+def test_what_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+    for spec in ("~", "~0.py", "~0/mine.py:f", "nowhere.f", f"{tmp_path}/nowhere.py", ".py"):
+        assert source_text(spec) == ""
