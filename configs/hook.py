@@ -53,10 +53,10 @@ class Hook:
         return (given,) if isinstance(given, str) else given
 
     @property
-    def args_place(self) -> int:
-        """Which of its parameters is `args`."""
+    def args_place(self) -> int | None:
+        """Which of its parameters is `args`; None of one that is not given it."""
         named = self.forms[0].removeprefix("f(").removesuffix(")").split(", ")
-        return named.index("args")
+        return named.index("args") if "args" in named else None
 
     def takes_groups(self, config: Config) -> bool:
         """Is it called with the samples of a group, where it could be with one?"""
@@ -110,7 +110,7 @@ class Hook:
     def takes(self, signature: inspect.Signature) -> bool:
         if self.field == "custom_generate_function_path":
             return generate_form(signature) is not None
-        return can_be_called(signature, self.forms[0])
+        return any(can_be_called(signature, form) for form in self.forms)
 
 
 def _functions(file: SourceFile) -> list[Function]:

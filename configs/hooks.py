@@ -169,6 +169,19 @@ _ALL = (
     ),
     Hook(
         section="model",
+        field="custom_model_provider_path",
+        default_name="model_provider",
+        also_named=("custom_model_provider",),
+        forms=(
+            "f(*, pre_process, post_process, vp_stage, build)",
+            "f(*, pre_process, post_process, build)",
+            "f(*, pre_process, post_process, vp_stage)",
+            "f(*, pre_process, post_process)",
+        ),
+        called="for every part of the model",
+    ),
+    Hook(
+        section="model",
         field="custom_megatron_before_log_prob_hook_path",
         default_name="before_log_prob",
         forms=("f(args, model, store_prefix)",),

@@ -31,6 +31,7 @@ _ONLY_MEGATRON: dict[str, dict[str, bool | None]] = {
     "model": {
         "initial_megatron_checkpoint": None,
         "custom_megatron_init_path": None,
+        "custom_model_provider_path": None,
         "custom_megatron_before_log_prob_hook_path": None,
         "custom_megatron_before_train_step_hook_path": None,
     },

@@ -111,6 +111,8 @@ def _said(source: FunctionSource, node: Function) -> str:
 
 
 def _flag_problems(hook: Hook, source: FunctionSource, known: Collection[str]) -> Iterator[str]:
+    if hook.args_place is None:
+        return
     known = {*known, *hook.extra_args}
     for read in attributes_read(source, hook.args_place):
         if read.name not in known:

@@ -25,6 +25,9 @@ class ModelConfig:
     initial_megatron_checkpoint: str | None = None
     # is called on every rank when Megatron is initialised, and no model is there yet: f(args)
     custom_megatron_init_path: str | None = None
+    # makes each part of the model that a rank holds: f(*, pre_process, post_process, vp_stage,
+    # build), a Megatron-core GPTModel; build(**changed) makes the one that would be made without it
+    custom_model_provider_path: str | None = None
     # is called before every pass that computes old or reference log-probs: f(args, model,
     # store_prefix)
     custom_megatron_before_log_prob_hook_path: str | None = None

@@ -37,7 +37,6 @@ OFF: Mapping[str, Any] = {
     "rollout_health_check_first_wait": 0,
     # model and learner
     "model_name": None,
-    "custom_model_provider_path": None,
     "megatron_config_path": None,
     "megatron_deepgemm_forward_layers": None,
     "megatron_deepgemm_forward_modules": None,

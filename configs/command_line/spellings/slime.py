@@ -102,10 +102,6 @@ SLIME: Mapping[str, Spelling] = {
     ),
     # model and learner
     "model-name": Nothing(why="config.json says which family it is"),
-    "custom-model-provider-path": Absent(
-        why="Megatron-core builds the model that config.json describes (docs/models.md has the"
-        " families); --custom-megatron-init-path is called before it is built"
-    ),
     "recompute-loss-function": Nothing(
         why="log-probs are made chunk by chunk, and made again in"
         " the backward pass (--log-probs-chunk-size)"

@@ -153,10 +153,11 @@ def build(
     parallel.initialize(
         values, rank=rank, world_size=world_size, store=store, device=device, seed=settings.seed
     )
-    MegatronHooks(settings).initialised()
+    hooks = MegatronHooks(settings)
+    hooks.initialised()
     bridge = make_bridge(hf_folder, dtype, model_fields(values))
     with compat.cuda_methods():
-        models = bridge.build()
+        models = bridge.build(hooks.chunk)
     load_first_weights(bridge, models, hf_folder, settings)
     ddp = _wrap(bridge.config, models, owned_by("DistributedDataParallelConfig", values), device)
     optimizer = _make_optimizer(ddp, dtype, owned_by("OptimizerConfig", values))

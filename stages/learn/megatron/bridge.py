@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.core.errors import CheckpointError, ConfigError
 from stages.learn.megatron.architectures import HABITS, rope_of, shape_of
 from stages.learn.megatron.hf_config import read_hf_config
 from stages.learn.megatron.mappings import family_class
-from stages.learn.megatron.model import PolicyModel
+from stages.learn.megatron.model import PolicyModel, as_policy
 from stages.learn.megatron.modelflags import split_flags
 from stages.learn.megatron.names import agreed_names
 from stages.learn.megatron.spec import layer_spec
@@ -29,6 +29,8 @@ from stages.learn.megatron.weights import gather_hf_weights, load_hf_weights
 __all__ = ["load_hf_weights", "make_bridge"]
 
 logger = logging.getLogger(__name__)
+# (make the usual one, pre_process=, post_process=, vp_stage=) -> a GPTModel
+Chunk = Callable[..., Any]
 # Kernels of apex and TransformerEngine, and torch.compile'd fusions, which the local spec goes
 # without.
 _LOCAL = {
@@ -158,32 +160,38 @@ class _Bridge(LLMBridge):
         """The inverse of `to_megatron`: (name, tensor) pairs."""
         return list(zip(*self._weight_to_hf_format(agreed, whole), strict=True))
 
-    def build(self) -> list[PolicyModel]:
+    def build(self, chunk: Chunk | None = None) -> list[PolicyModel]:
         """This rank's model chunks (one, or one a virtual pipeline stage), weights not yet
-        loaded."""
+        loaded. `chunk` may make them otherwise."""
         size = self.config.virtual_pipeline_model_parallel_size
         models = []
         for stage in range(size) if size else (None,):
             first = mpu.is_pipeline_first_stage(ignore_virtual=stage is None, vp_stage=stage)
             last = mpu.is_pipeline_last_stage(ignore_virtual=stage is None, vp_stage=stage)
-            models.append(self._chunk(first, last, stage))
+            models.append(self._chunk(first, last, stage, chunk))
         return models
 
-    def _chunk(self, first: bool, last: bool, stage: int | None) -> PolicyModel:
+    def _chunk(
+        self, first: bool, last: bool, stage: int | None, chunk: Chunk | None
+    ) -> PolicyModel:
         args = self._get_gptmodel_args()
         self.vocab_size, multiple = args["vocab_size"], self.make_vocab_size_divisible_by
         self.padded_vocab_size = args["vocab_size"] = -(-self.vocab_size // multiple) * multiple
-        model = PolicyModel(
-            config=self.config,
-            transformer_layer_spec=layer_spec(
+        place = {"pre_process": first, "post_process": last, "vp_stage": stage}
+        given = {
+            "config": self.config,
+            "transformer_layer_spec": layer_spec(
                 self.config, self.hf_config.model_type, use_te=self.use_te, vp_stage=stage
             ),
-            pre_process=first,
-            post_process=last,
-            share_embeddings_and_output_weights=self.hf_config.tie_word_embeddings,
-            vp_stage=stage,
+            "share_embeddings_and_output_weights": self.hf_config.tie_word_embeddings,
+            **place,
             **args,
-        )
+        }
+
+        def make(**changed: Any) -> PolicyModel:
+            return PolicyModel(**{**given, **changed})
+
+        model = make() if chunk is None else as_policy(chunk(make, **place))
         model.num_words = self.vocab_size
         # PolicyModel gathers the sequence, and its backward sums over the ranks
         if last and self.config.sequence_parallel:

@@ -30,6 +30,7 @@ from stages.learn.megatron.bridge import load_hf_weights, make_bridge
 from stages.learn.megatron.context import whole
 from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import MegatronPasses
+from stages.learn.megatron.user_hooks import MegatronHooks
 from stages.learn.settings import LearnerSettings
 
 FOLDER = "critic"  # in a snapshot, beside torch_dist
@@ -225,7 +226,7 @@ def _build(settings: LearnerSettings, policy: building.RankParts) -> building.Ra
     )
     bridge = make_bridge(folder, dtype, model_fields(values))
     with compat.cuda_methods():
-        models = bridge.build()
+        models = bridge.build(MegatronHooks(settings).chunk)
     if load is None:
         building.load_first_weights(bridge, models, folder, settings)
     else:

@@ -11,6 +11,19 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from torch import Tensor
 
 
+def as_policy(model: GPTModel) -> PolicyModel:
+    """`model` itself, which from now on makes logits as a PolicyModel does; what its own class
+    overrides stays."""
+    if not isinstance(model, PolicyModel):
+        kind = type(model)
+        model.__class__ = (
+            PolicyModel
+            if kind is GPTModel
+            else type(f"Policy{kind.__name__}", (kind, PolicyModel), {})
+        )
+    return model
+
+
 class PolicyModel(GPTModel):
     """GPTModel that makes logits only where they are asked for, and takes packed sequences under
     the local spec."""

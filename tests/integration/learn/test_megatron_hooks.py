@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from pipeline.core.errors import UserFunctionError
+from pipeline.core.errors import ConfigError, UserFunctionError
 from tests.integration.learn import learner_cases as cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -65,3 +67,79 @@ def test_hooks_are_called_where_slime_calls_them(tmp_path: Path) -> None:
             rank.step(cases.make_batch(*steps, rollout_id=9))
     finally:
         rank.close()
+
+
+PROVIDERS = """
+from megatron.core.models.gpt.gpt_model import GPTModel
+
+class Mine(GPTModel):
+    pass
+
+def mine(pre_process, post_process):
+    raise NotImplementedError
+
+def changed(*, build, **place):
+    model = build()
+    assert set(place) == {"pre_process", "post_process", "vp_stage"}
+    model.__class__ = Mine  # one that knows nothing of our way to make logits
+    return model
+
+def nothing(pre_process, post_process, vp_stage=None):
+    return None
+"""
+
+
+def rank_with_provider(model: Path, spec: str) -> object:
+    from stages.learn.megatron import start_rank
+
+    settings = cases.settings(model)
+    config = settings.config
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, custom_model_provider_path=spec)
+    )
+    return start_rank(dataclasses.replace(settings, config=config))
+
+
+def weights_after_a_step(rank: Any) -> dict[str, torch.Tensor]:
+    step = cases.make_step(cases.make_samples(cases.LENGTHS, 0))
+    try:
+        rank.step(cases.make_batch(step))
+        return {name: p.detach().clone() for name, p in rank._built.models[0].named_parameters()}
+    finally:
+        rank.close()
+
+
+def test_a_model_provider_makes_the_parts(tmp_path: Path) -> None:
+    """A part of a foreign class trains as ours does, and what the example freezes stays."""
+    from stages.learn.megatron import start_rank
+
+    file = tmp_path / "providers.py"
+    file.write_text(PROVIDERS)
+    model = cases.make_model("qwen3", tmp_path / "model", tied=False)
+    usual = weights_after_a_step(start_rank(cases.settings(model)))
+    foreign = weights_after_a_step(rank_with_provider(model, f"{file}:changed"))
+    assert usual.keys() == foreign.keys()
+    assert all(torch.equal(usual[name], foreign[name]) for name in usual)
+
+    example = Path(__file__).parents[3] / "examples/hooks/model_provider.py"
+    frozen = weights_after_a_step(rank_with_provider(model, str(example)))
+    same = {name for name in usual if torch.equal(usual[name], frozen[name])}
+    ends = {name for name in usual if name.startswith(("embedding", "output_layer"))}
+    assert ends and not same & ends  # trained usually, not here
+    first = start_rank(cases.settings(model))
+    try:
+        begun = dict(first._built.models[0].named_parameters())
+        assert all(torch.equal(begun[name], frozen[name]) for name in ends)
+        assert not any(torch.equal(begun[n], frozen[n]) for n in usual if n not in ends)
+    finally:
+        first.close()
+
+
+def test_a_model_provider_that_makes_no_model_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "providers.py"
+    file.write_text(PROVIDERS)
+    model = cases.make_model("qwen3", tmp_path / "model", tied=False)
+    with pytest.raises(ConfigError, match=r"--custom-model-provider-path .*got NoneType"):
+        rank_with_provider(model, f"{file}:nothing")
+    with pytest.raises(UserFunctionError, match=r"NotImplementedError.*providers.py line 8"):
+        rank_with_provider(model, f"{file}:mine")

@@ -19,7 +19,8 @@ from pipeline.core.errors import UserFunctionError
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "custom-functions.md").read_text(encoding="utf-8")
 EVERY = pytest.mark.parametrize("hook", HOOKS.values(), ids=list(HOOKS))
-FUNCTIONS = [h for h in HOOKS.values() if h.style != "class"]
+READERS = [h for h in HOOKS.values() if h.args_place is not None]  # of args
+FUNCTIONS = [h for h in READERS if h.style != "class"]
 
 
 def config_of(hook: Hook, path: object, config: Config | None = None) -> Config:
@@ -111,13 +112,14 @@ def test_what_fits_passes_and_is_found_by_its_default_name(hook: Hook, tmp_path:
 def test_what_cannot_be_called_is_refused_with_file_and_line(hook: Hook, tmp_path: Path) -> None:
     source = "import os\n\n\n" + written(hook).replace("(self, args", "(self").replace("(args", "(")
     source = source.replace("(, ", "(").replace("(rollout_id, args", "(args")
+    source = source.replace("pre_process, ", "")
     (problem,) = problems(hook, source, tmp_path)
     line = 5 if hook.style == "class" else 4
     assert f"{hook.flag} {tmp_path / 'mine.py'}: {tmp_path / 'mine.py'} line {line}" in problem
     assert "cannot be called as it will be; expected" in problem
 
 
-@EVERY
+@pytest.mark.parametrize("hook", READERS, ids=[h.field for h in READERS])
 def test_a_flag_that_does_not_exist_is_named_before_anything_starts(
     hook: Hook, tmp_path: Path
 ) -> None:
@@ -188,12 +190,12 @@ def test_what_raises_is_named_with_flag_file_and_line(field: str, tmp_path: Path
     hook, file = HOOKS[field], tmp_path / "raises.py"
     file.write_text(written(hook, "return 1 / 0"))
     function = load_hook(field, str(file))
-    (form,) = hook.forms
+    form = hook.forms[0]
     by_name, by_place = "*" in form, form.count(",") + 1
     with pytest.raises(UserFunctionError) as caught:
         function(
-            *[None] * (1 if by_name else by_place),
-            **dict.fromkeys(re.findall(r"\w+", form)[2:] if by_name else []),
+            *[None] * (form.startswith("f(args") if by_name else by_place),
+            **dict.fromkeys(re.findall(r"\w+", form.partition("*")[2])),
         )
     assert str(caught.value) == (
         f"{hook.flag} {file} raised ZeroDivisionError: division by zero"

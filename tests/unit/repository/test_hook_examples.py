@@ -258,6 +258,28 @@ def test_megatron_hooks_say_what_a_rank_goes_through(caplog: pytest.LogCaptureFi
     ]
 
 
+def test_a_model_provider_freezes_both_ends() -> None:
+    """On a real rank: tests/integration/learn/test_megatron_hooks.py."""
+
+    class End:
+        weight: Any = 1
+        trains = True
+
+        def requires_grad_(self, trains: bool) -> None:
+            self.trains = trains
+
+    model = SimpleNamespace(embedding=End(), output_layer=End())
+    provide = load_hook("custom_model_provider_path", hook("model_provider"))
+    provide(pre_process=True, post_process=False, build=lambda: model)
+    assert (model.embedding.trains, model.output_layer.trains) == (False, True)
+    model.output_layer.weight = None  # it is the embedding's
+    provide(pre_process=False, post_process=True, build=lambda: model)
+    assert model.output_layer.trains
+    model.output_layer.weight = 1
+    provide(pre_process=False, post_process=True, vp_stage=1, build=lambda: model)
+    assert not model.output_layer.trains
+
+
 def test_log_functions_measure_right_answers(caplog: pytest.LogCaptureFixture) -> None:
     train = load_hook("custom_rollout_log_function_path", hook("log_functions"))
     evaluation = load_hook("custom_eval_rollout_log_function_path", hook("log_functions"))
