@@ -14,10 +14,11 @@ from pipeline.core.tally import Tally
 from pipeline.core.time import TimeSource
 from pipeline.core.types import EvalResult, Group, PushResult, Sample, StepResult, TrainBatch
 from pipeline.run.digest import batch_digest
+from pipeline.run.drops import counts_by_kind
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Blocked
 from pipeline.run.metrics import BufferFill, eval_record, push_record, train_record
-from pipeline.run.samples import sample_records
+from pipeline.run.samples import losses_in_words, sample_records
 from pipeline.run.utilisation import Utilisation
 from pipeline.run.watchdog import Silence
 from pipeline.schedule.clock import RolloutClock
@@ -131,10 +132,10 @@ class Recorder:
             lengths_removed=fill.removed_lengths,
             extra={
                 "num_optimizer_steps": len(batch.steps),
-                **self._shortfall(batch),
+                **self._shortfall(batch, groups),
                 "samples_timed_out": self._counts["samples_timed_out"],
                 "samples_discarded": self._counts["samples_discarded"],
-                "groups_filtered": self._counts["groups_filtered"],
+                **counts_by_kind(self._clock.given_back),
                 "samples_unjudged": self._counts["samples_unjudged"],
                 "batch_digest": batch_digest(batch),
             },
@@ -161,7 +162,7 @@ class Recorder:
         self._compare(record)
         self.engine("stats", **self._engine_counts())
 
-    def _shortfall(self, batch: TrainBatch) -> dict[str, int]:
+    def _shortfall(self, batch: TrainBatch, groups: Sequence[Group]) -> dict[str, int]:
         """Warns of a rollout that has too few trained samples for its steps and ranks; training
         goes on."""
         empty = sum(step.is_empty for step in batch.steps)
@@ -169,8 +170,7 @@ class Recorder:
         if empty:
             self._empty.add(
                 f"rollout {batch.rollout_id}: {empty} of its {len(batch.steps)} optimizer steps had"
-                " no sample with a loss and changed nothing (failed, removed by a filter, or"
-                " masked)"
+                f" no sample with a loss and changed nothing ({losses_in_words(groups)})"
             )
         elif fillers:
             self._filled.add(

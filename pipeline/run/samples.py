@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.format import counted
 from pipeline.core.types import Group, Sample, Status
+from pipeline.run.metrics import is_trained
 from pipeline.run.record_file import Record, read_records
 
 MAX_CHARACTERS = 4000  # of a prompt or response; the middle of longer ones is left out
@@ -89,3 +91,16 @@ def last_samples(path: Path, num_rollouts: int) -> list[list[Record]]:
     for record in read_records(path):
         by_rollout.setdefault(record["rollout_id"], []).append(record)
     return [by_rollout[rollout] for rollout in sorted(by_rollout, reverse=True)[:num_rollouts]]
+
+
+def losses_in_words(groups: Sequence[Group]) -> str:
+    """How many samples of a rollout have a loss, and what takes it from the others."""
+    samples = [sample for group in groups for sample in group.samples]
+    trained = sum(map(is_trained, samples))
+    removed = sum(s.remove_sample for s in samples)
+    failed = sum(s.status is Status.FAILED and not s.remove_sample for s in samples)
+    return (
+        f"of {counted(len(samples), 'sample')} {trained} with a loss, {removed} with remove_sample"
+        f" (--rollout-sample-filter-path sets it), {failed} failed,"
+        f" {len(samples) - trained - removed - failed} with no token of loss mask 1"
+    )

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipeline.core.awaits import where_it_stands
-from pipeline.core.format import duration
+from pipeline.core.format import counted, duration
 from pipeline.core.time import MonotonicTime, TimeSource
+from pipeline.run.drops import DroppedGroups, Drops
 
 Kind = Literal["group", "evaluation"]
 LONG_SECONDS = 30.0  # less is never worth a word
@@ -24,6 +25,7 @@ ROLLOUTS = 3.0  # nor are so many median rollouts
 AGAIN = 2.0  # a silence is told of again when it is so many times as long
 _PACE_WINDOW = 20  # rollouts of the median
 _NAMED = 4  # of those that are awaited
+_OLD = 0.25  # what is under way for this share of a silence may be its cause
 # whom a stage of the learner's loop waits for; of the others the line says enough
 _AWAITED: dict[str, Kind] = {"take": "group", "evaluations": "evaluation"}
 
@@ -67,6 +69,7 @@ class Silence:
     where: str | None  # the line at which the loop stands; None when others are awaited
     awaited: tuple[Awaited, ...] = field(default=())  # the oldest
     num_awaited: int = 0
+    dropped: DroppedGroups | None = None  # instead of being trained on
 
     @property
     def is_start(self) -> bool:
@@ -82,13 +85,24 @@ class Silence:
             if self.rollout_seconds is not None
             else ""
         )
-        begin = f"nothing was trained for {duration(self.seconds)}{usual}"
+        begin = f"nothing was trained for {duration(self.seconds)}{usual}:"
+        if self.dropped is not None:
+            begin += f" {self.dropped}; now"
+        advice = f". {self.dropped.advice}" if self.dropped and self.dropped.advice else ""
+        return f"{begin} {self._standing()}{advice}"
+
+    def _standing(self) -> str:
         doing = f"the learner is at '{self.stage}' for {duration(self.stage_seconds)}"
         if not self.awaited:
-            return f"{begin}: {doing}, at {self.where}"
+            return f"{doing}, at {self.where}"
+        oldest = self.awaited[0].seconds
+        if self.dropped is not None and oldest < _OLD * self.seconds:
+            # groups come and go: it is not they that hold it up
+            under_way = counted(self.num_awaited, self.awaited[0].kind)
+            return f"{doing}, the oldest of {under_way} under way for {duration(oldest)}"
         more = self.num_awaited - len(self.awaited)
         rest = [f"and {more} more"] if more else []
-        return f"{begin}: {doing} and waits for " + "; ".join([*map(str, self.awaited), *rest])
+        return f"{doing} and waits for " + "; ".join([*map(str, self.awaited), *rest])
 
     def record(self) -> dict[str, Any]:
         """The fields of the silence's row in metrics.jsonl."""
@@ -114,6 +128,11 @@ class Watchdog:
         self._told = 0.0  # seconds of silence at the last report
         self._paces: deque[float] = deque(maxlen=_PACE_WINDOW)
         self._num_trained = 0
+        self._drops: Drops | None = None
+
+    def watch_drops(self, drops: Drops) -> None:
+        """A silence of the learner that waits for groups tells of those that were dropped."""
+        self._drops = drops
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -142,6 +161,8 @@ class Watchdog:
             self._paces.append(now - self._last)
         self._num_trained += 1
         self._last, self._told = now, 0.0
+        if self._drops is not None:
+            self._drops.trained()
 
     @property
     def patience_seconds(self) -> float:
@@ -168,6 +189,7 @@ class Watchdog:
             where=None if awaited else _where(self._loop),
             awaited=tuple(awaited),
             num_awaited=sum(a.kind == kind for a in self._beside.values()) if kind else 0,
+            dropped=self._drops.since_trained() if self._drops and kind == "group" else None,
         )
 
     def under_way(self, kind: Kind, most: int = _NAMED) -> list[Awaited]:

@@ -21,6 +21,7 @@ from configs.schema import Config
 from pipeline.core.deadline import Deadline
 from pipeline.core.protocols import Source
 from pipeline.run.children import end_children
+from pipeline.run.drops import Drops, causes_of
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Lookout
 from pipeline.run.producer import Producer
@@ -80,6 +81,9 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
     scorers = Scorers(config.reward, site.args)
     reward = _with_teacher(config, scorers.training, backend.teacher)
     buffer = kept_rollouts(config, site.clock) if config.run.trains_on_kept else _buffer(site)
+    watchdog.watch_drops(
+        Drops(buffer.statistics, causes_of(config), num_wanted=site.clock.batch_size)
+    )
     batcher = Batcher(config, site.args, source, backend.cost)
     producer = _production(site, backend, source, reward, buffer, watchdog, batcher)
     telemetry, finish = telemetry_of(site)

@@ -4,7 +4,7 @@ awaited."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,15 @@ def test_an_episode_over_its_deadline_is_data_and_the_run_finishes(tmp_path: Pat
 class Noted(Watchdog):
     """Here a silence of a fifth of a second is long. Tells when it has said what is looked for."""
 
-    def __init__(self, stage: str, awaits: str | None) -> None:
+    def __init__(self, is_it: Callable[[Silence], bool]) -> None:
         super().__init__(long_seconds=0.2)
-        self._stage, self._awaits = stage, awaits
+        self._is_it = is_it
         self.said = asyncio.Event()
 
     def check(self) -> Silence | None:
         silence = super().check()
-        if silence is not None and silence.stage == self._stage:
-            first = [f"{a.kind} {a.number}: {a.stage}" for a in silence.awaited[:1]]
-            if first == ([self._awaits] if self._awaits else []):
-                self.said.set()
+        if silence is not None and self._is_it(silence):
+            self.said.set()
         return silence
 
 
@@ -85,18 +83,30 @@ async def told(
     tmp_path: Path, flags: Sequence[str], stage: str, awaits: str | None
 ) -> dict[str, Any]:
     """The record of a silence at `stage`, of a run that is ended when it has told of it."""
+
+    def is_it(silence: Silence) -> bool:
+        first = [f"{a.kind} {a.number}: {a.stage}" for a in silence.awaited[:1]]
+        return silence.stage == stage and first == ([awaits] if awaits else [])
+
+    said = await ended_when_told(tmp_path, flags, is_it)
+    assert "nothing was trained for " in said and (awaits or f"'{stage}'") in said
+    row = read_metrics(tmp_path / "m", "wait")[-1]
+    assert row["stage"] == stage
+    return row
+
+
+async def ended_when_told(
+    tmp_path: Path, flags: Sequence[str], is_it: Callable[[Silence], bool]
+) -> str:
+    """The log of such a run."""
     config = load_config(later_wins([*FAST, *FASTER, *at(tmp_path), *flags]), families=FAMILIES)
-    watchdog = Noted(stage, awaits)
+    watchdog = Noted(is_it)
     run = asyncio.create_task(train(assemble(config, started_at=0.0, watchdog=watchdog)))
     async with asyncio.timeout(60):
         await watchdog.said.wait()
     run.cancel()
     await asyncio.wait({run})
-    row = read_metrics(tmp_path / "m", "wait")[-1]
-    assert row["stage"] == stage
-    said = (tmp_path / "m" / "run.log").read_text()
-    assert "nothing was trained for " in said and (awaits or f"'{stage}'") in said
-    return row
+    return (tmp_path / "m" / "run.log").read_text()
 
 
 async def test_without_a_deadline_the_run_says_who_is_awaited(tmp_path: Path) -> None:
@@ -104,6 +114,22 @@ async def test_without_a_deadline_the_run_says_who_is_awaited(tmp_path: Path) ->
     row = await told(tmp_path, flags, "take", "group 3: generate")
     assert row["num_trained"] == len(read_metrics(tmp_path / "m", "train"))
     assert "never.py:7 (generate)" in row["awaited"][0]["where"]
+
+
+async def test_a_filter_that_keeps_nothing_is_named_with_its_reason(tmp_path: Path) -> None:
+    function = tmp_path / "picky.py"
+    function.write_text(
+        "from slipstream import DynamicFilterOutput\n"
+        "def keep(args, samples, **kwargs):\n"
+        "    return DynamicFilterOutput(keep=False, reason='dull')\n"
+    )
+    flags = ("--dynamic-sampling-filter-path", str(function))
+    said = await ended_when_told(tmp_path, flags, lambda silence: silence.dropped is not None)
+    assert f"by --dynamic-sampling-filter-path {function} (dull: " in said
+    row = read_metrics(tmp_path / "m", "wait")[-1]
+    (cause,) = row["dropped"]["causes"]
+    assert cause["reasons"] == {"dull": row["dropped"]["num_groups"]}
+    assert row["stage"] == "take" and row["num_trained"] == 0
 
 
 async def test_a_reward_that_does_not_come_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, median
@@ -17,6 +18,7 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.report import closing_lines, load_history, write_report, write_summary
 from pipeline.report.svg import Chart, Series, figure
+from pipeline.run.drops import Dropped, DroppedGroups
 from pipeline.run.lookout import Blocked
 from pipeline.run.record_file import line_of
 from pipeline.run.watchdog import Watchdog
@@ -152,15 +154,19 @@ def test_long_waits_are_told_with_whom_they_were_for(tmp_path: Path) -> None:
         time.advance(60.0)
         other = watchdog.check()
     assert silence is not None and other is not None
+    drops = Dropped(flag="--a-flag <f>", advice="-", num_groups=9, num_reasons=1, reasons={"x": 9})
+    all_dropped = DroppedGroups(num_groups=9, num_ready=0, num_wanted=2, causes=(drops,))
+    dropping = replace(silence, dropped=all_dropped)
     blocked = Blocked(seconds=31.0, where="<my>.py:3 (generate)")
     run = write_run(tmp_path / "r", 3)
     with (run / "metrics.jsonl").open("a") as file:
-        for news in (silence, other, blocked):
+        for news in (silence, other, dropping, blocked):
             file.write(line_of({"kind": "wait", **news.record(), "wall_seconds": 50.0}))
     page = check_page(write_report(run))
     assert "<h2>Long waits</h2>" in page
     assert "40.0 s at &#x27;take&#x27;, for group 3: generate for 40.0 s, at " in page
     assert "at &#x27;push&#x27;, at " in page
+    assert "40.0 s, 9 groups dropped (9 by --a-flag &lt;f&gt;: 9 x), at &#x27;take&#x27;" in page
     assert "31.0 s at &#x27;blocked&#x27;, at &lt;my&gt;.py:3 (generate)" in page
     assert "Long waits" not in check_page(write_report(write_run(tmp_path / "q", 3)))
 

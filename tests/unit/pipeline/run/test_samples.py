@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.core.types import Group, Sample, Status, VersionSpan
 from pipeline.run.record_file import line_of
-from pipeline.run.samples import MAX_CHARACTERS, last_samples, sample_records
+from pipeline.run.samples import MAX_CHARACTERS, last_samples, losses_in_words, sample_records
 
 
 def group(index: int, *rewards: float | None, **fields: object) -> Group:
@@ -64,3 +64,15 @@ def test_the_last_rollouts_are_read_back_newest_first(tmp_path: Path) -> None:
     rows = [{"kind": "sample", "rollout_id": r, "place": p} for r in range(5) for p in range(2)]
     path.write_text("".join(map(line_of, rows)) + '{"kind": "sam')
     assert [[r["rollout_id"] for r in rows] for rows in last_samples(path, 2)] == [[4, 4], [3, 3]]
+
+
+def test_what_takes_the_loss_from_samples_is_told_by_kind() -> None:
+    groups = [
+        group(0, 1.0, None, 0.5),
+        group(1, 1.0, None, remove_sample=True),
+        group(2, 0.0, loss_mask=[0, 0, 0, 0, 0]),
+    ]
+    assert losses_in_words(groups) == (
+        "of 6 samples 2 with a loss, 2 with remove_sample (--rollout-sample-filter-path sets it),"
+        " 1 failed, 1 with no token of loss mask 1"
+    )
