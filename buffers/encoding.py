@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,14 +115,14 @@ def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sampl
         case "reward":
             return make_array(
                 [
-                    None if s.reward is None or isinstance(s.reward, dict) else float(s.reward)
+                    None if s.reward is None or _is_written_out(s.reward) else float(s.reward)
                     for s in samples
                 ],
                 dtype,
             )
         case "reward_parts":
             return make_array(
-                [_to_json(s.reward) if isinstance(s.reward, dict) else None for s in samples], dtype
+                [_to_json(s.reward) if _is_written_out(s.reward) else None for s in samples], dtype
             )
         case "weight_versions":
             return _spans([s.weight_versions for s in samples])
@@ -165,6 +165,10 @@ def _integers(experts: Any) -> np.ndarray:
     if not np.array_equal(whole, array):
         raise ValueError(f"{array.dtype} values are not whole numbers")
     return np.ascontiguousarray(narrow_experts(whole))
+
+
+def _is_written_out(reward: Any) -> bool:
+    return isinstance(reward, str | Sequence | Mapping)
 
 
 def _to_json(value: Any) -> str | None:

@@ -16,10 +16,11 @@ Priority = Callable[[Group], float]
 
 
 def reward_std(group: Group, reward_key: str | None = None) -> float:
-    """The standard deviation of the group's rewards; 0 where all are equal or there is none. A
-    group-relative advantage is made of it, as priorities are made of the absolute TD error in
-    Schaul et al. 2016, arXiv:1511.05952, section 3.3."""
-    rewards = [s.reward_value(reward_key) for s in group.samples if s.reward is not None]
+    """The standard deviation of the group's rewards that are numbers; 0 where all are equal or
+    there is none. A group-relative advantage is made of it, as priorities are made of the absolute
+    TD error in Schaul et al. 2016, arXiv:1511.05952, section 3.3."""
+    numbers = [s.reward_number(reward_key) for s in group.samples]
+    rewards = [number for number in numbers if number is not None]
     return float(np.std(rewards)) if rewards else 0.0
 
 

@@ -71,7 +71,7 @@ SCHEMA = pa.schema(
         # those that user functions have set beside the fields and that JSON can say
         pa.field("attributes", pa.large_string()),
         pa.field("reward", pa.float64()),  # a scalar reward ...
-        pa.field("reward_parts", pa.large_string()),  # ... or a dict of them, as JSON
+        pa.field("reward_parts", pa.large_string()),  # ... or a dict, a list, a text, as JSON
         *(
             pa.field(name, pa.large_list(pa.from_numpy_dtype(dtype)))
             for name, dtype in ARRAY_FIELDS.items()

@@ -79,7 +79,7 @@ class Evaluator:
         samples = [sample for task in tasks for sample in task.result()]
         good = [s for s in samples if is_good(s)]
         seen[dataset.name] = {
-            "rewards": [s.reward_value(dataset.reward_key) for s in good],
+            "rewards": [_number_or_all(s, dataset.reward_key) for s in good],
             "truncated": [s.status is Status.TRUNCATED for s in good],
             "samples": good,
         }
@@ -174,25 +174,46 @@ def summarise(
     *,
     reward_key: str | None = None,
 ) -> EvalResult:
-    """Means over the samples that did not fail. Where all did, nothing was measured: an error."""
+    """Means over the samples that did not fail, of rewards over those that are or have a number.
+    Where there is none of them, nothing was measured: an error."""
     good = [s for s in samples if is_good(s)]
     first = next((s.error for s in samples if s.error), "no reward")
     all_good = len(good) == len(samples)
+    numbers = [s.reward_number(reward_key) for s in good]
+    rewards = [number for number in numbers if number is not None]
     versions = [span.version for s in good for span in s.weight_versions]
     return EvalResult(
         name=name,
         rollout_id=rollout_id,
         policy_version_min=min(versions, default=NO_VERSION),
         policy_version_max=max(versions, default=NO_VERSION),
-        reward_mean=_mean([s.reward_value(reward_key) for s in good]),
+        reward_mean=_mean(rewards),
         num_samples=len(samples),
         num_failed=len(samples) - len(good),
         response_length_mean=_mean([s.response_length for s in good]),
         truncated_fraction=_mean([s.status is Status.TRUNCATED for s in good]),
         seconds=seconds,
-        error=None if good else f"all {len(samples)} samples failed, the first with: {first}",
+        error=_error(len(samples), good, rewards, first),
         first_failure=first if good and not all_good else None,
     )
+
+
+def _error(
+    num_samples: int, good: Sequence[Sample], rewards: Sequence[float], first_failure: str
+) -> str | None:
+    if not good:
+        return f"all {num_samples} samples failed, the first with: {first_failure}"
+    if not rewards:
+        return (
+            f"no reward has a number, the first is {good[0].reward!r:.80}: set --eval-reward-key to"
+            " the entry to measure"
+        )
+    return None
+
+
+def _number_or_all(sample: Sample, key: str | None) -> Any:
+    number = sample.reward_number(key)
+    return sample.reward if number is None else number
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -26,9 +26,15 @@ def filter_zero_std_groups(
     args: Any, samples: Sequence[Sample], **kwargs: Any
 ) -> DynamicFilterOutput:
     """Drops groups whose rewards are all equal: their advantages are 0 (dynamic sampling, DAPO,
-    arXiv:2503.14476)."""
+    arXiv:2503.14476). Raises ConfigError for a reward without a number."""
     key = getattr(args, "reward_key", None)
-    rewards = {s.reward_value(key) for s in samples}
+    try:
+        rewards = {s.reward_value(key) for s in samples}
+    except ValueError as error:
+        raise ConfigError(
+            f"--dynamic-sampling-filter-path {BUILT_IN_FILTER} compares numbers, but {error} in a"
+            " filter of your own"
+        ) from error
     return DynamicFilterOutput(
         keep=len(rewards) > 1, reason=None if len(rewards) > 1 else "zero_std"
     )

@@ -65,7 +65,8 @@ class Sample:
     response: str = ""
     response_length: int = 0
     label: Any = None
-    reward: float | dict[str, float] | None = None
+    # a number, a dict with one to train on, or what --custom-reward-post-process-path makes one of
+    reward: Any = None
     loss_mask: list[int] | None = None
     status: _Status = Status.PENDING
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -104,12 +105,29 @@ class Sample:
         )
 
     def reward_value(self, key: str | None = None) -> float:
-        """The scalar reward; `key` picks one entry where the reward is a dict."""
-        if isinstance(self.reward, dict):
-            return float(self.reward[key or "score"])
+        """The scalar reward; `key` picks one entry where the reward is a dict. Raises ValueError
+        where there is no number."""
         if self.reward is None:
             raise ValueError(f"sample {self.index} has no reward yet")
-        return float(self.reward)
+        number = self.reward_number(key)
+        if number is None:
+            raise ValueError(
+                f"sample {self.index}: the reward {self.reward!r:.80} has no number under"
+                f" {key or 'score'!r}: set --reward-key, or read sample.reward"
+            )
+        return number
+
+    def reward_number(self, key: str | None = None) -> float | None:
+        """As `reward_value`, but None where there is no number."""
+        value = self.reward
+        if isinstance(value, Mapping):
+            value = value.get(key or "score")
+        if value is None or isinstance(value, str | Sequence | Mapping):
+            return None
+        try:
+            return float(value)
+        except (TypeError, ValueError):  # an array of several, say
+            return None
 
     def get_reward_value(self, args: Any) -> float:
         """slime's spelling, for ported custom functions."""

@@ -164,13 +164,13 @@ def train_record(
 
 
 def _rewards(groups: Sequence[Group], key: str | None) -> Record:
-    """The statistics over every scored sample. A group of equal rewards teaches nothing and is
-    counted."""
+    """The statistics over every scored sample whose reward is, or has, a number. A group of equal
+    rewards teaches nothing and is counted."""
     by_group = [
         [
-            s.reward_value(key)
+            number
             for s in group.samples
-            if s.reward is not None and s.status is not Status.FAILED
+            if s.status is not Status.FAILED and (number := s.reward_number(key)) is not None
         ]
         for group in groups
     ]

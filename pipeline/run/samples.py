@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ def sample_records(
     limit: int,
 ) -> list[Record]:
     """At most `limit` scored samples, from the lowest reward to the highest, evenly spaced in that
-    order."""
+    order; those whose reward has no number come first."""
     scored = [
-        (sample.reward_value(reward_key), group.group_index, place, sample)
+        (sample.reward_number(reward_key), group.group_index, place, sample)
         for group in groups
         for place, sample in enumerate(group.samples)
         if sample.reward is not None and sample.status is not Status.FAILED
     ]
-    scored.sort(key=lambda entry: entry[:3])
+    scored.sort(key=_from_the_lowest)
     step = max((len(scored) - 1) / max(limit - 1, 1), 1.0)
     chosen = [scored[round(i * step)] for i in range(min(limit, len(scored)))]
     return [
@@ -51,6 +52,11 @@ def sample_records(
         }
         for reward, group, place, sample in chosen
     ]
+
+
+def _from_the_lowest(entry: tuple[float | None, int, int, Sample]) -> tuple[float, int, int]:
+    reward, group, place, _ = entry
+    return -math.inf if reward is None else reward, group, place
 
 
 def _versions(sample: Sample) -> list[list[int]]:

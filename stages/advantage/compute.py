@@ -15,7 +15,12 @@ from stages.advantage.returns import (
     get_token_rewards,
     whiten,
 )
-from stages.advantage.rewards import post_process_rewards, rollout_ids, rollout_weights
+from stages.advantage.rewards import (
+    post_process_rewards,
+    refuse_failed,
+    rollout_ids,
+    rollout_weights,
+)
 from stages.advantage.train_samples import to_train_sample
 from stages.advantage.user_hooks import AdvantageHooks, users_advantages, users_rewards, users_rows
 
@@ -69,7 +74,10 @@ def _rows(
 ) -> tuple[list[TrainSample], np.ndarray]:
     """(rows without advantages, their post-processed rewards)."""
     samples = [s for group in groups for s in group.samples]
-    if hooks.post_process_rewards is None:
+    if hooks.convert_samples is not None:  # it reads the rewards itself
+        refuse_failed(samples)
+        raw = rewards = np.zeros(len(samples))
+    elif hooks.post_process_rewards is None:
         raw, rewards = post_process_rewards(groups, config, reward_key)
     else:
         raw, rewards = users_rewards(hooks.post_process_rewards, samples)

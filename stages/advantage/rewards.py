@@ -106,19 +106,25 @@ def _of_group(rewards: np.ndarray, ids: np.ndarray, config: AlgorithmConfig) -> 
     return grpo_rewards(rewards, ids, std_normalization=with_std)
 
 
+def refuse_failed(samples: Sequence[Sample]) -> None:
+    """Raises DataError where one has failed."""
+    for sample in samples:
+        if sample.status is Status.FAILED:
+            raise DataError(
+                f"sample {sample.index} has failed ({sample.error}): a group with a failed sample"
+                " is not trained on"
+            )
+
+
 def raw_reward(sample: Sample, key: str | None) -> float:
-    if sample.status is Status.FAILED:
+    refuse_failed([sample])
+    value = sample.reward_number(key)
+    if value is None:
         raise DataError(
-            f"sample {sample.index} has failed ({sample.error}): a group with a failed sample is"
-            " not trained on"
+            f"sample {sample.index}: reward {sample.reward!r:.80} has no number under"
+            f" {key or 'score'!r}: set --reward-key, or --custom-reward-post-process-path to a"
+            " function that makes numbers of such rewards"
         )
-    try:
-        value = sample.reward_value(key)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"sample {sample.index}: reward {sample.reward!r} has no number under"
-            f" {key or 'score'!r}: set --reward-key"
-        ) from error
     if not math.isfinite(value):
         raise DataError(f"sample {sample.index}: the reward is {value}, expected a finite number")
     return value

@@ -14,7 +14,8 @@ import numpy as np
 from configs.hooks import load_hook
 from configs.schema import AlgorithmConfig
 from pipeline.core.errors import DataError
-from pipeline.core.types import Sample, Status, TrainSample, narrow_experts
+from pipeline.core.types import Sample, TrainSample, narrow_experts
+from stages.advantage.rewards import refuse_failed
 
 _REQUIRED = ("tokens", "response_lengths", "rewards", "loss_masks")
 _OPTIONAL = ("rollout_log_probs", "raw_reward", "sample_indices", "rollout_ids")
@@ -56,11 +57,7 @@ def users_rewards(
 
     Raises DataError for any other answer."""
     flag = "--custom-reward-post-process-path"
-    if failed := [s for s in samples if s.status is Status.FAILED]:
-        raise DataError(
-            f"sample {failed[0].index} has failed ({failed[0].error}): a group with a failed sample"
-            " is not trained on"
-        )
+    refuse_failed(samples)
     answer = function(samples)
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise DataError(

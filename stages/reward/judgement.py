@@ -1,5 +1,5 @@
 """Judges what a reward function returned: it must be a finite number, or a dict that has one to
-train on."""
+train on; or what JSON can express, where a function of the user's makes numbers of it."""
 
 from __future__ import annotations
 
@@ -11,33 +11,45 @@ from typing import Any
 
 from pipeline.core.errors import RewardError
 
+# who reads a reward that has no number
+_READER = "--custom-reward-post-process-path"
 
-def judged(reward: Any, *, key: str | None, threshold: float) -> float | dict[str, Any]:
+
+def judged(reward: Any, *, key: str | None, threshold: float, is_read: bool = False) -> Any:
     """The reward as it is kept: a float, or a dict whose numbers are floats. `key` (by default
     "score") names the entry of a dict that is trained on. Only that entry is compared with
-    `threshold`, below which a score counts as 0. Raises RewardError for anything else."""
-    if not isinstance(reward, Mapping):
-        return _above(_finite("the reward is", reward), threshold)
+    `threshold`, below which a score counts as 0. Raises RewardError for anything else.
+
+    `is_read`: a function of the user's reads the rewards before they are trained on. Then a dict
+    need not have that entry, and a reward may be anything that JSON can express."""
     key = key or "score"
-    if key not in reward:
+    if not isinstance(reward, Mapping):
+        number = _scalar(reward)
+        if is_read and reward is not None and not isinstance(number, Real):
+            return _sayable("the reward is", plain(reward))
+        return _above(_finite("the reward is", number), threshold)
+    if key not in reward and not is_read:
         raise RewardError(
             f"the reward has no {key!r}, only {', '.join(map(repr, reward))}: set --reward-key"
-            " to the entry to train on"
+            f" to the entry to train on, or {_READER} to a function that makes numbers of it"
         )
     kept = {str(name): _entry(str(name), value) for name, value in reward.items()}
-    kept[key] = _above(_finite(f"the reward's {key!r} is", reward[key]), threshold)
+    if key in kept and not (is_read and not isinstance(kept[key], float)):
+        kept[key] = _above(_finite(f"the reward's {key!r} is", kept[key]), threshold)
     return kept
 
 
 def check_sayable(result: Any) -> None:
     """What a function returned, for a sample or a group: raises RewardError, as `judged` does, for
-    what no key and no threshold would make a reward of."""
+    what nobody can read."""
     for reward in result if isinstance(result, list | tuple) else [result]:
-        if not isinstance(reward, Mapping):
+        if isinstance(reward, Mapping):
+            for name, value in reward.items():
+                _entry(str(name), value)
+        elif reward is None or isinstance(number := _scalar(reward), Real):
             _finite("the reward is", reward)
-            continue
-        for name, value in reward.items():
-            _entry(str(name), value)
+        else:
+            _sayable("the reward is", number)
 
 
 def plain(value: Any) -> Any:
@@ -64,7 +76,10 @@ def _scalar(value: Any) -> Any:
 def _finite(what: str, value: Any) -> float:
     number = _scalar(value)
     if not isinstance(number, Real) or not math.isfinite(number):
-        raise RewardError(f"{what} {value!r:.80}: expected a finite number, or a dict of them")
+        raise RewardError(
+            f"{what} {value!r:.80}: expected a finite number, or a dict in which --reward-key names"
+            f" one; anything else is for {_READER}"
+        )
     return float(number)
 
 
@@ -73,13 +88,17 @@ def _entry(name: str, value: Any) -> Any:
     number = _scalar(value)
     if isinstance(number, Real):
         return _finite(f"the reward's {name!r} is", number)
+    return _sayable(f"the reward's {name!r} is", number)
+
+
+def _sayable(what: str, value: Any) -> Any:
     try:
-        json.dumps(number)
+        json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise RewardError(
-            f"the reward's {name!r} is {value!r:.80}: expected a number, or what JSON can say"
+            f"{what} {value!r:.80}: expected a number, or what JSON can say"
         ) from error
-    return number
+    return value
 
 
 def _above(number: float, threshold: float) -> float:

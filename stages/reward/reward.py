@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 # groups in a row of which a scorer judged no answer in time: then it is the scorer that hangs
 HANGS_AFTER = 4
 REMOTE = "remote_rm"
+# of args: functions that read sample.reward, whatever it is
+_READERS = ("custom_reward_post_process_path", "custom_convert_samples_to_train_data_path")
 UNJUDGED = "unjudged"  # the key in sample.metadata that says why an answer counts as wrong
 
 
@@ -46,6 +48,8 @@ class RewardStage:
 
     def __init__(self, config: RewardConfig, args: SimpleNamespace) -> None:
         self._config, self._args = config, args
+        # do functions of the user's make the numbers that are trained on?
+        self._is_read = any(getattr(args, name, None) for name in _READERS)
         self._workers = WorkerPool(
             config.reward_num_workers or max(1, min(8, (os.cpu_count() or 1) // 2))
         )
@@ -158,7 +162,12 @@ class RewardStage:
         return 0.0 if key is None else {key: 0.0}
 
     def _judged(self, reward: Any) -> Any:
-        return judged(reward, key=self._config.reward_key, threshold=self._config.reward_threshold)
+        return judged(
+            reward,
+            key=self._config.reward_key,
+            threshold=self._config.reward_threshold,
+            is_read=self._is_read,
+        )
 
     def _load(self, path: str) -> UserFunction:
         if path not in self._functions:

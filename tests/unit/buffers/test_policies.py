@@ -291,6 +291,8 @@ async def test_priorities_are_kept_in_the_journal(tmp_path: Path) -> None:
     group = make_group(admit_all(buffer)[0])
     await buffer.put(group)
     assert reward_std(group) == 0.5  # rewards 0 and 1
+    group.samples[0].reward = "good"
+    assert reward_std(group) == 0.0  # of the one number
     buffer.close()
     assert Ledger(read_journal(tmp_path / FILE_NAME)[0]).accounts[0].priority == 0.5
 

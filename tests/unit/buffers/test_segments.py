@@ -7,6 +7,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -207,7 +208,8 @@ def test_segments_of_an_earlier_process_are_removed_and_other_files_kept(tmp_pat
         ("loss_mask", [300], "sample.loss_mask cannot be stored"),
         ("loss_mask", np.array([300]), "sample.loss_mask cannot be stored .*do not fit uint8"),
         ("response", "\ud800", "sample.response cannot be stored"),
-        ("reward", "good", "sample.reward cannot be stored"),
+        ("reward", object(), "sample.reward cannot be stored"),
+        ("reward", {"a": object()}, "sample.reward.* cannot be stored"),
     ],
 )
 def test_what_cannot_be_stored_is_named(field: str, value: object, message: str) -> None:
@@ -233,3 +235,10 @@ def test_another_schema_version_is_refused() -> None:
     batch = to_batch(make_group(1))
     with pytest.raises(ReplayBufferError, match="schema_version 99"):
         from_batch(batch.replace_schema_metadata({"schema_version": "99"}))
+
+
+def test_a_reward_comes_back_as_it_was() -> None:
+    rewards: list[Any] = [0.5, None, "good", [1, {"a": None}], {"right": 1.0}, "", [], {}]
+    samples = tuple(Sample(reward=reward) for reward in rewards)
+    group = dataclasses.replace(make_group(0), samples=samples)
+    assert [s.reward for s in from_batch(to_batch(group)).samples] == rewards

@@ -119,3 +119,21 @@ async def test_only_so_many_prompts_are_under_way(limit: int) -> None:
     evaluator = Evaluator(generate, [eval_set("a", prompts)], max_concurrent_prompts=limit)
     await evaluator.evaluate(0)
     assert generate.most_running == limit
+
+
+async def test_rewards_without_a_number_are_measured_by_nobody_and_shown_to_the_log() -> None:
+    async def in_words(samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            sample.reward = {"said": sample.label}
+
+    shown: list[Any] = []
+    evaluator = Evaluator(
+        FakeGenerate(),
+        [EvalSet(name="a", prompts=[Sample(prompt="x", label="good")], reward=in_words)],
+        log=lambda rollout_id, data: shown.append(data["a"]["rewards"]),
+    )
+    (result,) = await evaluator.evaluate(0)
+    assert result.reward_mean is None and result.num_failed == 0
+    assert result.error is not None and "--eval-reward-key" in result.error
+    assert "{'said': 'good'}" in result.error
+    assert shown == [[{"said": "good"}]]

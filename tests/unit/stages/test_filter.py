@@ -68,3 +68,9 @@ def test_an_answer_is_open_for_attributes_and_subclasses() -> None:
     answer = Mine(False, "dull")
     answer.keep_when_insufficient = True
     assert (answer.keep, answer.reason, answer.keep_when_insufficient) == (False, "dull", True)
+
+
+@pytest.mark.parametrize("reward", [{"right": 1.0}, "good", [1.0]])
+def test_zero_std_says_so_where_there_is_no_number(reward: Any) -> None:
+    with pytest.raises(ConfigError, match=r"zero_std compares numbers.*--reward-key"):
+        build_filter("zero_std", ARGS)(rewarded(reward, reward))

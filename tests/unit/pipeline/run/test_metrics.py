@@ -188,3 +188,25 @@ def test_push_and_eval_records() -> None:
     )
     assert eval_record(result) | {"kind": "eval"} == eval_record(result)
     assert eval_record(result)["policy_version_max"] == 2
+
+
+@pytest.mark.parametrize(
+    ("rewards", "mean"),
+    [(({"right": 1.0}, "good", [1.0]), None), (({"score": 1.0}, "good", 0.0), 0.5)],
+)
+def test_the_mean_reward_is_of_those_that_have_a_number(
+    rewards: tuple[object, ...], mean: float | None
+) -> None:
+    samples = tuple(make_sample(i, reward=0.0, spans=[(1, 2)]) for i in range(len(rewards)))
+    for sample, reward in zip(samples, rewards, strict=True):
+        sample.reward = reward
+    record = train_record(
+        rollout_id=1,
+        policy_version=1,
+        groups=[Group(group_index=0, deadline=1, admitted_version=0, samples=samples)],
+        result=StepResult(metrics={}),
+        staleness_bound=1,
+        lap=Lap(seconds=1.0, generation_idle_fraction=0.0, trainer_idle_fraction=0.0),
+        wall_seconds=1.0,
+    )
+    assert record["reward_mean"] == mean

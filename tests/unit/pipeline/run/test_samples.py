@@ -76,3 +76,8 @@ def test_what_takes_the_loss_from_samples_is_told_by_kind() -> None:
         "of 6 samples 2 with a loss, 2 with remove_sample (--rollout-sample-filter-path sets it),"
         " 1 failed, 1 with no token of loss mask 1"
     )
+
+
+def test_rewards_without_a_number_come_first() -> None:
+    groups = [group(0, 0.5, {"right": 1.0}, "good", 0.1)]  # type: ignore[arg-type]
+    assert chosen(groups, 9) == [(None, 0, 1), (None, 0, 2), (0.1, 0, 3), (0.5, 0, 0)]

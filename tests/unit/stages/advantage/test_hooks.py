@@ -179,3 +179,36 @@ def test_only_the_newest_version_keeps_its_loss(tokens: list[tuple[int | None, b
     assert mask_offpolicy_tokens(sample) == sum(mask) - sum(want)
     assert list(sample.loss_mask or []) == want
     assert mask_offpolicy_tokens(sample) == 0  # doing it twice does nothing more
+
+
+@pytest.mark.parametrize("reward", [{"right": 1.0}, ["good", 1], "good"])
+def test_reward_post_process_reads_what_has_no_number(reward: Any) -> None:
+    seen: list[Any] = []
+
+    def numbers(samples: list[Sample]) -> tuple[list[float], list[float]]:
+        seen.extend(s.reward for s in samples)
+        return [2.0, 4.0], [-1.0, 1.0]
+
+    given = make_group(make_sample(reward, index=0), make_sample(reward, index=1))
+    with pytest.raises(DataError, match=r"--reward-key, or --custom-reward-post-process-path"):
+        compute_advantages([given], policy_version=3)
+    hooks = AdvantageHooks(post_process_rewards=numbers)
+    made = compute_advantages([given], policy_version=3, hooks=hooks)
+    assert seen == [reward, reward]
+    assert [(r.reward, r.advantages[0]) for r in made] == [(2.0, -1.0), (4.0, 1.0)]
+
+
+def test_converted_samples_may_have_rewards_without_a_number() -> None:
+    given = make_group(make_sample({"right": 1.0}), make_sample("good", index=1))
+
+    def convert(samples: list[Sample]) -> dict[str, Any]:
+        return {
+            "tokens": [s.tokens for s in samples],
+            "response_lengths": [s.response_length for s in samples],
+            "loss_masks": [s.loss_mask for s in samples],
+            "rewards": [0.25, 0.75],
+        }
+
+    hooks = AdvantageHooks(convert_samples=convert)
+    made = compute_advantages([given], policy_version=3, hooks=hooks)
+    assert [r.reward for r in made] == [0.25, 0.75]
