@@ -29,7 +29,7 @@ class Hook:
     group_names: tuple[str, ...] = ()  # of one that takes a whole group, where one is asked for
     forms: tuple[str, ...]  # as one writes it: `f(args, samples)`; the first is how it is called
     called: str  # when, in words
-    style: Literal["plain", "async", "either", "class"] = "plain"
+    style: Literal["plain", "either", "class"] = "plain"
     methods: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of a class
     # what args has beside the flags
     extra_args: tuple[str, ...] = ()
@@ -41,8 +41,8 @@ class Hook:
     @property
     def expected(self) -> str:
         """The forms of the call in words."""
-        words = {"async": "async ", "either": "[async] "}.get(self.style, "")
-        return " or ".join(words + form for form in self.forms)
+        word = "[async] " if self.style == "either" else ""
+        return " or ".join(word + form for form in self.forms)
 
     def paths(self, config: Config) -> tuple[str, ...]:
         """What the flag names, several where it may be repeated; not what is built in."""
@@ -101,11 +101,12 @@ class Hook:
                 yield function.name
 
     def fits(self, node: Function) -> bool:
-        """Can the function be called as it will be?"""
+        """Can the function be called as it will be, and is it no helper? Many a helper has three
+        parameters: a plain function that generates has a known name, or is named."""
         is_async = isinstance(node, ast.AsyncFunctionDef)
-        if (self.style == "async" and not is_async) or (self.style == "plain" and is_async):
+        if self.field == "custom_generate_function_path" and not is_async:
             return False
-        return self.takes(signature_of(node))
+        return not (self.style == "plain" and is_async) and self.takes(signature_of(node))
 
     def takes(self, signature: inspect.Signature) -> bool:
         if self.field == "custom_generate_function_path":

@@ -59,7 +59,7 @@ _ALL = (
             "f(args, samples, evaluation=False)",
         ),
         called="for every sample",
-        style="async",
+        style="either",
         extra_args=("engine_client", "tokenizer", "context_length", "time", "vision"),
     ),
     Hook(

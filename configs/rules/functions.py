@@ -57,8 +57,6 @@ def _call_problems(hook: Hook, source: FunctionSource) -> Iterator[str]:
         yield from _class_problems(hook, source)
     elif source.is_decorated:
         return  # what is called may have another signature
-    elif hook.style == "async" and not isinstance(node, ast.AsyncFunctionDef):
-        yield f"{_said(source, node)} is a plain function; expected {hook.expected}"
     elif hook.style in ("plain", "class") and isinstance(node, ast.AsyncFunctionDef):
         yield f"{_said(source, node)} is async; expected {hook.expected}, called without await"
     elif not hook.takes(signature_of(node)):

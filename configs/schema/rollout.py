@@ -26,7 +26,7 @@ class RolloutConfig:
     rollout_stop_token_ids: tuple[int, ...] = ()  # ends a response at any of these token ids
     # leaves special tokens out of sample.response (tokens always keep them)
     rollout_skip_special_tokens: bool = True
-    # generates with your own function, file.py[:name] or module.name: async f(args, sample,
+    # generates with your own function, file.py[:name] or module.name: [async] f(args, sample,
     # sampling_params)
     custom_generate_function_path: str | None = None
     # makes whole rollouts with your own function instead of all that: f(args, rollout_id,

@@ -3,8 +3,6 @@ signature."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import inspect
 import logging
 import threading
@@ -19,6 +17,7 @@ from pipeline.core.protocols import Source
 from pipeline.core.types import Sample, Status
 from pipeline.core.user_errors import in_words, told
 from stages.generate.check import check_sample
+from stages.generate.threads import in_thread
 
 logger = logging.getLogger(__name__)
 HOOK = HOOKS["rollout_function_path"]
@@ -159,32 +158,8 @@ async def called(
 async def _answer(function: Callable[..., Any], given: Sequence[Any], evaluation: bool) -> Any:
     if inspect.iscoroutinefunction(inspect.unwrap(function)):
         return await function(*given, evaluation=evaluation)
-    answer = await _in_thread(lambda: function(*given, evaluation=evaluation))
+    answer = await in_thread(lambda: function(*given, evaluation=evaluation))
     return await answer if isinstance(answer, Awaitable) else answer
-
-
-async def _in_thread(work: Callable[[], Any]) -> Any:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if not future.done():  # else nobody waits any more
-            future.set_result((result, error))  # a future can hold no StopIteration
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as e:  # handed to whoever awaits
-            error = e
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="rollout function", daemon=True).start()
-    result, error = await future
-    if error is not None:
-        raise error
-    return result
 
 
 def _by_index(samples: list[Sample]) -> list[list[Sample]]:

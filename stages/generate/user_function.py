@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from configs.hooks import HOOKS
 from pipeline.core.errors import ConfigError, GenerateError
 from pipeline.core.types import Sample
 from pipeline.core.user_errors import told
+from stages.generate.threads import in_thread
 
 HOOK = HOOKS["custom_generate_function_path"]
 SIGNATURES = HOOK.expected
@@ -22,7 +24,8 @@ class CustomGenerate:
     """One user function and how to call it."""
 
     name: str
-    function: Callable[..., Awaitable[Any]]
+    function: Callable[..., Any]
+    is_async: bool  # else it runs in a thread, and may block it
     takes_list: bool
     takes_evaluation: bool
 
@@ -40,9 +43,13 @@ class CustomGenerate:
         extra = {"evaluation": evaluation} if self.takes_evaluation else {}
         return self._samples(await self._call(args, list(samples), **extra))
 
-    async def _call(self, *given: Any, **named: Any) -> Any:
+    async def _call(self, args: Any, subject: Any, *rest: Any, **named: Any) -> Any:
         with told(self.function, HOOK.flag):
-            return await self.function(*given, **named)
+            if self.is_async:
+                return await self.function(args, subject, *rest, **named)
+            own = copy.deepcopy(subject)  # one that is late goes on, and writes into nobody's
+            answer = await in_thread(lambda: self.function(args, own, *rest, **named))
+            return await answer if isinstance(answer, Awaitable) else answer
 
     def _samples(self, returned: Any) -> list[Sample]:
         samples = [returned] if isinstance(returned, Sample) else returned
@@ -61,10 +68,6 @@ class CustomGenerate:
 def wrap(function: Callable[..., Any], spec: str) -> CustomGenerate:
     """Tells the signature forms apart. Raises ConfigError when `function` has none of them."""
     target = function if inspect.isroutine(function) else type(function).__call__
-    if not inspect.iscoroutinefunction(inspect.unwrap(target)):
-        raise ConfigError(
-            f"{spec}: expected an async function, got {_describe(function)}; write {SIGNATURES}"
-        )
     signature = inspect.signature(function)
     form = generate_form(signature)
     if form is None:
@@ -76,6 +79,7 @@ def wrap(function: Callable[..., Any], spec: str) -> CustomGenerate:
     return CustomGenerate(
         name=name,
         function=function,
+        is_async=inspect.iscoroutinefunction(inspect.unwrap(target)),
         takes_list=form.takes_list,
         takes_evaluation=form.takes_evaluation,
     )

@@ -77,7 +77,7 @@ def test_the_documentation_shows_every_form(hook: Hook) -> None:
     if hook.style == "class":
         wanted = [text.removeprefix("f") for text in (hook.forms[0], *hook.methods.values())]
         assert all(name in shown for name in hook.methods)
-    elif hook.style == "async":
+    elif hook.field == "custom_generate_function_path":
         wanted = [hook.forms[0], "evaluation", hook.forms[2]]
     else:
         wanted = [form.removesuffix(")") for form in hook.forms]
@@ -157,10 +157,13 @@ def test_async_where_nobody_awaits_is_refused(field: str, tmp_path: Path) -> Non
     assert "is async; expected f(" in problem
 
 
-def test_a_plain_generate_function_is_refused(tmp_path: Path) -> None:
-    hook = HOOKS["custom_generate_function_path"]
-    (problem,) = problems(hook, written(hook).removeprefix("async "), tmp_path)
-    assert "is a plain function; expected async f(args, sample, sampling_params)" in problem
+@pytest.mark.parametrize(
+    "field", ["custom_generate_function_path", "custom_rm_path", "rollout_sample_hook_path"]
+)
+@pytest.mark.parametrize("word", ["", "async "])
+def test_plain_or_async_where_both_are_run(field: str, word: str, tmp_path: Path) -> None:
+    hook = HOOKS[field]
+    assert problems(hook, word + written(hook).removeprefix("async "), tmp_path) == []
 
 
 def test_a_data_source_without_a_method_is_refused(tmp_path: Path) -> None:
@@ -240,6 +243,8 @@ MINE = written(SOURCE).replace("RolloutDataSource", "Mine")
         (GENERATE, False, [LIST.format("rollout")], "rollout"),
         (GENERATE, False, ["async def post(url, payload): ...", LIST.format("r")], "r"),
         (GENERATE, False, [PLAIN.format("help"), LIST.format("generate")], "generate"),
+        (GENERATE, False, [PLAIN.format("help"), LIST.format("agent")], "agent"),
+        (GENERATE, False, [LIST.format("agent"), PLAIN.format("generate")], "generate"),
         (REWARD, False, [ONE.format("score")], "score"),
         (REWARD, False, [MANY.format("batched_custom_rm"), ONE.format("custom_rm")], "custom_rm"),
         (REWARD, True, [ONE.format("reward_func"), MANY.format("batched_custom_rm")], None),
@@ -274,7 +279,7 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path) -> None:
     source = "async def generate(args, sample): ...\n\n" + LIST.format("whole_group")
     (problem,) = problems(GENERATE, source, tmp_path)
     assert "mine.py line 1: generate(args, sample) cannot be called as it will be" in problem
-    assert "expected async f(args, sample, sampling_params) or " in problem
+    assert "expected [async] f(args, sample, sampling_params) or " in problem
     assert problem.endswith("whole_group in the same file would fit")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ from stages.generate.user_function import wrap
 from tests.unit.fake_engine import FakeEngineClient, completion, sample
 
 FUNCTIONS = '''
+import threading
+
 from pipeline.core.types import Sample, VersionSpan
 from stages.generate.session import open_session
 
@@ -101,10 +104,42 @@ async def aborted(args, sample, sampling_params):
     sample.status = Sample.Status.ABORTED
     return sample
 
-def not_async(args, sample, sampling_params):
+def plain(args, sample, sampling_params, evaluation=False):
+    assert threading.current_thread() is not threading.main_thread()
+    sample.metadata["evaluation"] = evaluation
+    n = sampling_params["max_new_tokens"]
+    sample.append_response_tokens([1] * n, log_probs=[-1.0] * n, spans=[VersionSpan(0, 0, n)])
+    sample.status = Sample.Status.COMPLETED
+    return sample
+
+def plain_group(args, samples, evaluation=False):
+    return [plain(args, sample, {"max_new_tokens": 2}, evaluation) for sample in samples]
+
+def plain_wrapper(args, sample, sampling_params):
+    return coroutine(args, sample, sampling_params)
+
+async def coroutine(args, sample, sampling_params):
+    assert threading.current_thread() is threading.main_thread()
+    sample.append_response_tokens([1], log_probs=[-1.0], spans=[VersionSpan(0, 0, 1)])
+    sample.status = Sample.Status.COMPLETED
+    return sample
+
+def plain_raises(args, sample, sampling_params):
+    raise KeyError("tool")
+
+def plain_exits(args, sample, sampling_params):
+    raise SystemExit(3)
+
+def plain_blocks(args, sample, sampling_params):
+    sample.metadata["blocked"] = True
+    args.held.wait()
+    sample.status = Sample.Status.COMPLETED
     return sample
 
 async def too_few(args):
+    return args
+
+def plain_too_few(args):
     return args
 '''  # noqa: E501
 
@@ -318,6 +353,8 @@ async def test_a_ported_function_without_spans_is_stamped_with_the_oldest_versio
         ("no_log_probs", "no rollout_log_probs for 2 response tokens: the off-policy correction"),
         ("no_versions", "trained tokens from 1 to 2 have no policy version"),
         ("aborted", "returned it as aborted"),
+        ("plain_raises", "KeyError: 'tool' (--custom-generate-function-path, "),
+        ("plain_exits", "SystemExit: 3"),
     ],
 )
 async def test_a_broken_function_fails_its_sample_and_says_why(
@@ -325,6 +362,36 @@ async def test_a_broken_function_fails_its_sample_and_says_why(
 ) -> None:
     (made,) = await stage(FakeEngineClient("x"), f"{functions}:{name}")([sample()])
     assert made.status is Status.FAILED and why in (made.error or ""), made.error
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+async def test_a_plain_function_runs_in_a_thread(functions: Path, evaluation: bool) -> None:
+    for name, num in (("plain", 16), ("plain_group", 2), ("plain_wrapper", 1)):
+        given = [sample(index=i) for i in range(2)]
+        made = await stage(FakeEngineClient("x"), f"{functions}:{name}")(
+            given, evaluation=evaluation
+        )
+        assert [(s.error, s.index, s.response_length) for s in made] == [
+            (None, 0, num),
+            (None, 1, num),
+        ]
+        assert all(s.metadata.get("evaluation", evaluation) == evaluation for s in made)
+        assert all(s.status is Status.PENDING and not s.response_length for s in given)
+
+
+async def test_a_plain_function_that_blocks_is_given_up_at_its_deadline(functions: Path) -> None:
+    held = threading.Event()
+    config = RolloutConfig(
+        custom_generate_function_path=f"{functions}:plain_blocks", episode_timeout_seconds=0.2
+    )
+    args = SimpleNamespace(held=held)
+    late = GenerateStage(FakeEngineClient("x"), MockTokenizer(), config, args)
+    try:
+        (made,) = await late([sample()])
+        assert "blocked" not in made.metadata  # it wrote into a sample of its own
+    finally:
+        held.set()
+    assert made.status is Status.FAILED and "--episode-timeout-seconds" in (made.error or "")
 
 
 async def test_log_probs_that_nobody_asks_for_may_be_left_out(functions: Path) -> None:
@@ -342,7 +409,7 @@ async def test_log_probs_that_nobody_asks_for_may_be_left_out(functions: Path) -
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("not_async", "expected an async function"), ("too_few", "fits no known signature")],
+    [("too_few", "fits no known signature"), ("plain_too_few", "fits no known signature")],
 )
 def test_a_function_of_no_known_form_is_a_configuration_error(
     functions: Path, name: str, why: str
