@@ -51,6 +51,33 @@ async def generate(args, sample, sampling_params):
 """
 
 
+PLAIN = """
+import json
+import urllib.request
+
+
+def generate(args, sample, sampling_params):
+    url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}/generate"
+    sample.tokens = args.tokenizer(sample.prompt, add_special_tokens=False)["input_ids"]
+    params = {**sampling_params, "max_new_tokens": args.turn_tokens}
+    payload = {"input_ids": sample.tokens, "sampling_params": params, "return_logprob": True}
+    request = urllib.request.Request(
+        url, json.dumps(payload).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        output = json.load(answer)
+    meta = output["meta_info"]
+    sample.append_response_tokens(
+        args,
+        tokens=[token for _, token, _ in meta["output_token_logprobs"]],
+        log_probs=[log_prob for log_prob, _, _ in meta["output_token_logprobs"]],
+        meta_info=meta,
+        text=output["text"],
+    )
+    return sample
+"""
+
+
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
     (tmp_path / "turns.py").write_text(FUNCTION, encoding="utf-8")
@@ -61,9 +88,13 @@ def flags(tmp_path: Path) -> list[str]:
     return words.split()
 
 
+@pytest.mark.parametrize(
+    "source", [FUNCTION, PLAIN], ids=["async", "plain, with a blocking client"]
+)
 def test_with_simulated_engines(
-    tmp_path: Path, flags: list[str], nothing_left_behind: None
+    tmp_path: Path, flags: list[str], nothing_left_behind: None, source: str
 ) -> None:
+    (tmp_path / "turns.py").write_text(source, encoding="utf-8")
     (tmp_path / "p.jsonl").write_text('{"prompt": "1+2=", "label": "3"}\n' * 8, encoding="utf-8")
     data = f"--prompt-data {tmp_path}/p.jsonl --label-key label --rm-type exact_match".split()
     done = run_entry("--mock", "--num-rollout", "3", *data, *flags)

@@ -291,6 +291,25 @@ def test_a_function_that_answers_nonsense_stops_the_run_with_its_flag(tmp_path: 
     )
 
 
+def test_rewards_without_a_number_are_trained_on_as_the_users_function_reads_them(
+    tmp_path: Path,
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "def reward_func(args, sample): return {'right': sample.index % 2, 'why': ['a', None]}\n"
+        "def post_process_rewards(args, samples):\n"
+        "    raw = [s.reward['right'] for s in samples]\n"
+        "    assert all(s.reward['why'] == ['a', None] for s in samples)\n"
+        "    return raw, [r - 0.5 for r in raw]\n"
+    )
+    flags = ("--custom-rm-path", str(mine), "--custom-reward-post-process-path", str(mine))
+    place = ("--runs-dir", str(tmp_path), "--name", "r")
+    done = run_entry(*FAST, "--num-rollout", "2", *flags, *place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    train = read_metrics(tmp_path / "r", "train")
+    assert [r["reward_mean"] for r in train] == [None, None]
+
+
 def test_a_synchronous_run_repeats_itself(tmp_path: Path) -> None:
     """Same seed, same run, whatever the timing: --deterministic-mode with K = 0. Another seed is
     another run."""
