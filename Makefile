@@ -1,8 +1,8 @@
 # Slipstream: every command a user needs. `make` alone lists them.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-# The newest Python on which every test has passed, and one more for the unit tests that need no torch.
-PYTHON ?= $(shell requirements/find_python.sh 3.11)
+# A Python on which every test has passed, and one more for the unit tests that need no torch.
+PYTHON ?= $(shell requirements/find_python.sh 3.11 3.12)
 LIGHT_PYTHON ?= $(shell requirements/find_python.sh 3.12 3.13)
 LIGHT_VENV := .venv-light
 VENV := .venv

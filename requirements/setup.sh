@@ -7,10 +7,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 found=$("${python:-none}" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo none)
 case $found in
-    3.11) ;;
-    3.12 | 3.13) echo "Python $found: every pinned package exists for it, but at most the tests without torch have run on it; all tests have on 3.11" ;;
+    3.11 | 3.12) ;;
+    3.13) echo "Python 3.13: every pinned package exists for it, but only the tests without torch have run on it; all tests have on 3.11 and 3.12" ;;
     *)
-        what="no Python 3.11 was found"
+        what="neither Python 3.11 nor 3.12 was found"
         [ -z "$python" ] || { what="'$python' is Python $found"; [ "$found" != none ] || what="'$python' does not run"; }
         echo "Slipstream needs Python 3.11 (or 3.12, 3.13), but $what: install it (Debian: apt-get install python3.11-venv), or say make PYTHON=/path/to/python3.11" >&2
         exit 2 ;;

@@ -63,7 +63,7 @@ def test_pyenvs_are_found_though_their_names_on_the_path_do_not_run(folder: Path
 @pytest.mark.parametrize(
     "python, said",
     [
-        ("", "but no Python 3.11 was found: install it"),
+        ("", "but neither Python 3.11 nor 3.12 was found: install it"),
         ("/nowhere/python", "but '/nowhere/python' does not run: install it"),
     ],
 )
