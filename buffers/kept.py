@@ -70,6 +70,7 @@ class KeptRollouts:
             num_discarded={},
             trained_lengths={},
             removed_lengths={},
+            num_samples_filtered=0,
             admit_wait_seconds=0.0,
             put_wait_seconds=0.0,
             take_wait_seconds=0.0,

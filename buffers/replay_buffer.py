@@ -247,8 +247,10 @@ class ReplayBuffer:
         given back."""
         groups = await self._read(self._decisions.ready_groups(rollout_id))
         choice = user_filter(rollout_id, groups, self._clock.batch_size)
-        for group_index in choice.removed:
-            self.discard(group_index, BUFFER_FILTER)
+        for group in groups:
+            if group.group_index in choice.removed:
+                self._counts.num_samples_filtered += len(group.samples)
+                self.discard(group.group_index, BUFFER_FILTER)
         if choice.removed:
             return None  # asked again, about what is there then
         return {group_index: rank for rank, group_index in enumerate(choice.wanted)}

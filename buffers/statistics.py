@@ -30,6 +30,7 @@ class BufferStatistics:
     # response tokens -> samples taken for the first time; with a --stale-policy but wait
     trained_lengths: Mapping[int, int]
     removed_lengths: Mapping[int, int]  # ... and samples that missed their deadline
+    num_samples_filtered: int  # of groups that --buffer-filter-path removed
     admit_wait_seconds: float  # the generating side waited for a rollout's release
     put_wait_seconds: float  # the generating side waited at the byte budget
     take_wait_seconds: float  # the learner waited for groups
@@ -44,6 +45,7 @@ class BufferCounts:
         self._time = time
         self._waits = {"admit": 0.0, "put": 0.0, "take": 0.0}
         self.num_put = self.num_taken = self.num_replayed = self.num_limited = 0
+        self.num_samples_filtered = 0
         self.trained_lengths, self.removed_lengths = Counter[int](), Counter[int]()
 
     @contextmanager
@@ -71,6 +73,7 @@ class BufferCounts:
             num_discarded=decisions.clock.given_back,
             trained_lengths=self.trained_lengths,
             removed_lengths=self.removed_lengths,
+            num_samples_filtered=self.num_samples_filtered,
             admit_wait_seconds=self._waits["admit"],
             put_wait_seconds=self._waits["put"],
             take_wait_seconds=self._waits["take"],

@@ -32,6 +32,7 @@ class History:
     pushes: list[dict[str, Any]]
     engines: list[dict[str, Any]]
     waits: list[dict[str, Any]]
+    counters: list[dict[str, Any]]  # rows with the run's counts: of training, then the last waits
     config_text: str = ""
     # of the last rollouts, the newest first: records of kind sample
     samples: list[list[dict[str, Any]]] = field(default_factory=list)
@@ -66,8 +67,11 @@ def load_history(run_dir: str | Path) -> History:
     metrics.jsonl may be half written."""
     run = RunDir(Path(run_dir).resolve())
     by_kind: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "push": [], "engine": []}
+    last_waits: list[dict[str, Any]] = []
     for record in current_records(read_records(run.metrics)):
         by_kind.setdefault(record["kind"], []).append(record)
+        if record["kind"] in ("train", "wait"):
+            last_waits = [*last_waits, record] if record["kind"] == "wait" else []
     text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
     return History(
         name=run.name,
@@ -76,6 +80,7 @@ def load_history(run_dir: str | Path) -> History:
         pushes=by_kind["push"],
         engines=by_kind["engine"],
         waits=by_kind.get("wait", []),
+        counters=[*by_kind["train"], *last_waits],
         config_text=text,
         samples=last_samples(run.samples, SAMPLED_ROLLOUTS),
     )
@@ -107,12 +112,12 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
             [0, *values(train, "policy_version"), *values(pushes, "policy_version")]
         ),
         **_course(history),
-        "samples_generated": int(counter_total(values(train, "samples_generated"))),
+        "samples_generated": int(counter_total(values(history.counters, "samples_generated"))),
         "samples_trained": sum(values(train, "num_samples")),
-        "samples_failed": int(counter_total(values(train, "samples_failed"))),
-        "samples_timed_out": int(counter_total(values(train, "samples_timed_out"))),
-        **_discarded(train),
-        "samples_unjudged": int(counter_total(values(train, "samples_unjudged"))),
+        "samples_failed": int(counter_total(values(history.counters, "samples_failed"))),
+        "samples_timed_out": int(counter_total(values(history.counters, "samples_timed_out"))),
+        **_discarded(history),
+        "samples_unjudged": int(counter_total(values(history.counters, "samples_unjudged"))),
         "staleness_max": max(values(train, "staleness_max"), default=None),
         "staleness_bound": max(values(train, "staleness_bound"), default=None),
         **_beyond(train),
@@ -151,15 +156,21 @@ def _course(history: History) -> dict[str, float | None]:
     return {**rewards, **{f"{name}_{end}": value for end, value in ends.items()}}
 
 
-def _discarded(train: Sequence[Row]) -> dict[str, int]:
+def _discarded(history: History) -> dict[str, int]:
     """Samples that were generated to their end and never trained on: of a group that a filter
-    turned down or that was given up, removed for their age, or without any loss when their rollout
-    was taken."""
+    turned down or that was given up, taken out by --buffer-filter-path, removed for their age, or
+    without any loss when their rollout was taken."""
+    train, counters = history.train, history.counters
     causes = {
-        "samples_discarded_before_buffer": int(counter_total(values(train, "samples_discarded"))),
+        "samples_discarded_before_buffer": int(
+            counter_total(values(counters, "samples_discarded"))
+        ),
         "samples_discarded_stale": int(counter_total(values(train, "samples_removed_stale"))),
         "samples_discarded_untrained": sum(values(train, "num_samples_untrained")),
     }
+    filtered = int(counter_total(values(counters, "samples_removed_by_buffer_filter")))
+    if filtered:
+        causes["samples_discarded_by_buffer_filter"] = filtered
     return {"samples_discarded": sum(causes.values()), **causes}
 
 

@@ -13,7 +13,8 @@ from pipeline.report.summary import History
 def sentences(history: History, summary: Mapping[str, Any]) -> str:
     """What came out, in words."""
     if not summary["num_rollouts"]:
-        return "No rollout was trained: run.log says why."
+        why = "No rollout was trained: run.log says why."
+        return f"{why} {_discarded(summary)}" if summary["samples_discarded"] else why
     of = f" of {history.num_rollout}" if history.num_rollout else ""
     trained, here = num_trained(history), summary["num_rollouts"]
     out = [
@@ -59,6 +60,7 @@ def _staleness(summary: Mapping[str, Any]) -> str:
 def _discarded(summary: Mapping[str, Any]) -> str:
     causes = {
         "of groups filtered or given up": summary["samples_discarded_before_buffer"],
+        "taken out by --buffer-filter-path": summary.get("samples_discarded_by_buffer_filter", 0),
         "removed for their age": summary["samples_discarded_stale"],
         "without loss in their rollout": summary["samples_discarded_untrained"],
     }

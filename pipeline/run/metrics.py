@@ -4,7 +4,7 @@ of the rows of metrics.jsonl.
 Pure: nothing here does I/O, and time is a parameter. A record is a flat dict of scalars (but for a
 train record's `histograms`); its `kind` is one of train (one rollout trained on), eval (one data
 set evaluated), push (one weight push completed), engine (the pool: `event` is start | death |
-restart | stats), wait (nothing was trained for long, and who is awaited), sample (what the model
+restart | stats), wait (nothing was trained for long: who is awaited, what was dropped), sample (what the model
 said, see samples.py)."""
 
 from __future__ import annotations
@@ -106,8 +106,6 @@ def train_record(
     lap: Lap,
     wall_seconds: float,
     buffer: BufferFill | None = None,
-    samples_generated: int | None = None,
-    samples_failed: int | None = None,
     reward_key: str | None = None,
     lengths_trained: Mapping[int, int] | None = None,
     lengths_removed: Mapping[int, int] | None = None,
@@ -117,8 +115,8 @@ def train_record(
     `step_seconds`).
 
     `policy_version` is the learner's at consumption; `wall_seconds` counts from the start of the
-    run; `samples_generated` / `samples_failed` are the run's counters so far. `tokens_per_second`
-    is response tokens of this rollout over the seconds since the previous record.
+    run. `tokens_per_second` is response tokens of this rollout over the seconds since the previous
+    record.
     `lengths_trained`, `lengths_removed` (response tokens -> samples, since the start): what a
     --stale-policy trained on and what it removed."""
     samples = [sample for group in groups for sample in group.samples]
@@ -155,8 +153,6 @@ def train_record(
         else None,
         **_buffer(buffer),
         **_removed(lengths_trained, lengths_removed),
-        "samples_generated": samples_generated,
-        "samples_failed": samples_failed,
         "wall_seconds": wall_seconds,
         "histograms": _histograms(samples, by_staleness, result.metrics),
         **(extra or {}),

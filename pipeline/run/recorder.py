@@ -29,6 +29,15 @@ logger = logging.getLogger(__name__)
 LogRollout = Callable[[int, list[Sample], Mapping[str, Any], float], Any]
 
 
+_COUNTERS = (
+    "samples_generated",
+    "samples_failed",
+    "samples_timed_out",
+    "samples_discarded",
+    "samples_unjudged",
+)
+
+
 class RecordStream(Protocol):
     """What the recorder needs of telemetry."""
 
@@ -48,6 +57,8 @@ class BufferCounts(Protocol):
     def trained_lengths(self) -> Mapping[int, int]: ...
     @property
     def removed_lengths(self) -> Mapping[int, int]: ...
+    @property
+    def num_samples_filtered(self) -> int: ...
 
 
 class Recorder:
@@ -125,18 +136,13 @@ class Recorder:
                 capacity=capacity,
                 num_bytes=fill.num_bytes,
             ),
-            samples_generated=self._counts["samples_generated"],
-            samples_failed=self._counts["samples_failed"],
             reward_key=self._reward_key,
             lengths_trained=fill.trained_lengths,
             lengths_removed=fill.removed_lengths,
             extra={
                 "num_optimizer_steps": len(batch.steps),
                 **self._shortfall(batch, groups),
-                "samples_timed_out": self._counts["samples_timed_out"],
-                "samples_discarded": self._counts["samples_discarded"],
-                **counts_by_kind(self._clock.given_back),
-                "samples_unjudged": self._counts["samples_unjudged"],
+                **self._counters(),
                 "batch_digest": batch_digest(batch),
             },
         )
@@ -161,6 +167,14 @@ class Recorder:
             logger.warning("%s", warning)
         self._compare(record)
         self.engine("stats", **self._engine_counts())
+
+    def _counters(self) -> dict[str, int]:
+        """What was counted since the start: in every record of a rollout, and of a wait for one."""
+        return {
+            **{name: self._counts[name] for name in _COUNTERS},
+            "samples_removed_by_buffer_filter": self._buffer_statistics().num_samples_filtered,
+            **counts_by_kind(self._clock.given_back),
+        }
 
     def _shortfall(self, batch: TrainBatch, groups: Sequence[Group]) -> dict[str, int]:
         """Warns of a rollout that has too few trained samples for its steps and ranks; training
@@ -244,7 +258,9 @@ class Recorder:
         records."""
         quietly = isinstance(news, Silence) and news.is_start
         logger.log(logging.INFO if quietly else logging.WARNING, "%s", news)
-        self._telemetry.emit("wait", **news.record(), wall_seconds=self.wall_seconds)
+        self._telemetry.emit(
+            "wait", **news.record(), **self._counters(), wall_seconds=self.wall_seconds
+        )
 
     def finish(self, *, interrupted: bool) -> None:
         self._on_finish(self.wall_seconds, interrupted)

@@ -129,8 +129,7 @@ def records(num_rollouts: int, *, seed: int = 7) -> Iterator[dict[str, Any]]:
             buffer=BufferFill(
                 ready=rng.randint(0, 7), pending=rng.randint(3, 8), capacity=12, num_bytes=40_000
             ),
-            samples_generated=(r + 3) * 32,
-            samples_failed=r // 9,
+            extra={"samples_generated": (r + 3) * 32, "samples_failed": r // 9},
         )
         yield from sample_records(groups, rollout_id=r, policy_version=r, reward_key=None, limit=4)
         stall = rng.uniform(0.01, 0.05)

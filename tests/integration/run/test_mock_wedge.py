@@ -4,6 +4,7 @@ awaited."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,9 @@ async def test_a_filter_that_keeps_nothing_is_named_with_its_reason(tmp_path: Pa
     (cause,) = row["dropped"]["causes"]
     assert cause["reasons"] == {"dull": row["dropped"]["num_groups"]}
     assert row["stage"] == "take" and row["num_trained"] == 0
+    assert row["groups_filtered"] * 2 == row["samples_discarded"] > 0
+    summary = json.loads((tmp_path / "m" / "summary.json").read_text())
+    assert summary["samples_discarded_before_buffer"] == row["samples_discarded"]
 
 
 async def test_a_reward_that_does_not_come_is_named(tmp_path: Path) -> None:

@@ -191,6 +191,7 @@ async def test_what_the_function_takes_out_is_removed_counted_and_replaced(tmp_p
         await turns()
     assert sorted(indices(await take)) == [1, 3]
     assert clock.given_back == {"buffer_filter": 2}
+    assert buffer.statistics().num_samples_filtered == 4
     buffer.close()
     fates = {g: a.fate for g, a in Ledger(read_journal(tmp_path / FILE_NAME)[0]).accounts.items()}
     assert fates == {0: "removed", 1: "trained", 2: "removed", 3: "trained"}

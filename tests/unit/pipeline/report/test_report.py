@@ -144,6 +144,33 @@ def test_what_was_generated_and_never_trained_on_is_counted_by_cause(tmp_path: P
     assert "Generated and never trained on: 17 samples (" in closing_lines(run, got)[0]
 
 
+def test_a_run_that_dropped_every_group_says_how_much_it_generated(tmp_path: Path) -> None:
+    """Only waits are recorded of it; those before the last trained rollout count for nothing."""
+    counts = {"samples_generated": 40, "samples_discarded": 30}
+    taken_out = {"samples_removed_by_buffer_filter": 10}
+    wait = {"kind": "wait", "stage": "take", "seconds": 40.0, "where": "x"}
+    train = {"kind": "train", "rollout_id": 0, "samples_generated": 50, "samples_discarded": 31}
+    late = {**wait, "samples_generated": 90, "samples_discarded": 60, **taken_out}
+    for name, rows, discarded in (
+        ("never", [{**wait, **counts, **taken_out}], 40),
+        ("at the end", [{**wait, **counts}, train, late], 70),
+        ("in between", [{**wait, "samples_discarded": 99}, {**train, **taken_out}], 41),
+    ):
+        run = tmp_path / name
+        run.mkdir()
+        (run / "metrics.jsonl").write_text("".join(map(line_of, rows)))
+        got = write_summary(run)
+        assert (got["samples_discarded"], got["samples_discarded_by_buffer_filter"]) == (
+            discarded,
+            10,
+        ), name
+        said = closing_lines(run, got)[0]
+        assert f"Generated and never trained on: {discarded} samples (" in said
+        assert "10 taken out by --buffer-filter-path" in said
+        assert ("No rollout was trained" in said) == (name == "never")
+        check_page(write_report(run))
+
+
 def test_long_waits_are_told_with_whom_they_were_for(tmp_path: Path) -> None:
     time = ManualTime()
     watchdog = Watchdog(time)

@@ -136,8 +136,7 @@ def test_train_record_has_what_is_promised() -> None:
         lap=Lap(seconds=4.0, trainer_idle_fraction=0.1, generation_idle_fraction=0.2),
         wall_seconds=33.0,
         buffer=BufferFill(ready=3, pending=1, capacity=12),
-        samples_generated=40,
-        samples_failed=1,
+        extra={"samples_generated": 40},
     )
     assert record.keys() >= TRAIN_FIELDS
     expected = {
@@ -146,6 +145,7 @@ def test_train_record_has_what_is_promised() -> None:
         "reward_mean": 0.75,
         "zero_std_fraction": 0.5,
         "num_samples": 4,
+        "samples_generated": 40,
         "num_tokens": 20 + 4 * 3,
         "num_response_tokens": 20,
         "num_loss_tokens": 20,
