@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from configs.corrections import correction_of
+from configs.corrections import asks_for_log_probs, correction_of
 from configs.hooks import load_hook
 from configs.schema import AlgorithmConfig, flat_args
 from pipeline.core.types import OptimizerStep
@@ -51,6 +51,7 @@ class StepObjective:
         self.config = settings.algorithm
         self.correction = correction_of(self.config)
         self.args = flat_args(settings.config)
+        self._log_probs_may_be_left_out = asks_for_log_probs(self.args) is None
         self._loss_function = _load("custom_loss_function_path", self.config)
         self._tis_function = _load("custom_tis_function_path", self.config)
         self.worst = LargestGap()  # of the optimizer step in progress, in true-on-policy mode
@@ -122,7 +123,9 @@ class StepObjective:
         statistics: BatchStatistics | None,
     ) -> Outcome:
         old = prepared.old
-        batch = with_known_log_probs(prepared.batch, now.log_probs.detach() if old is None else old)
+        batch = prepared.batch
+        if self._log_probs_may_be_left_out:  # else what is not a number refuses the step
+            batch = with_known_log_probs(batch, now.log_probs.detach() if old is None else old)
         if self.config.true_on_policy_mode:
             self.worst = max(
                 self.worst, worst_mismatch(now.log_probs.detach() if old is None else old, batch)
