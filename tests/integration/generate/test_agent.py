@@ -7,7 +7,7 @@ is forced on it by a grammar or a bias."""
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -246,13 +246,18 @@ async def aborts_reach_the_server(pool: Any, client: Any) -> None:
     length limit."""
     (endpoint,) = pool.endpoints
     params = {"max_new_tokens": 500, "ignore_eos": True}
-    async with aiohttp.ClientSession() as http:
-        body = {"rid": "long", "input_ids": [50, 61], "sampling_params": params}
-        async with asyncio.TaskGroup() as group:
-            request = group.create_task(http.post(f"{endpoint}/generate", json=body))
-            # the long one is under way by now
-            await client.generate([50, 61], {"max_new_tokens": 2, "ignore_eos": True})
-            await client._abort(endpoint, "long")
-        said = await request.result().json()
+    body = {"rid": "long", "input_ids": [50, 61], "sampling_params": params, "stream": True}
+    said: dict[str, Any] = {}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{endpoint}/generate", json=body) as response,
+    ):
+        async for line in response.content:
+            text = line.decode().strip().removeprefix("data: ")
+            if text in ("", "[DONE]"):
+                continue
+            if not said:  # its first token: it is under way, with hundreds to go
+                await client._abort(endpoint, "long")
+            said = json.loads(text)
     assert said["meta_info"]["finish_reason"]["type"] == "abort"
     assert said["meta_info"]["completion_tokens"] < 500
