@@ -92,7 +92,8 @@ def install() -> bool:
     if _installed:
         return True
     megatron = importlib.import_module("megatron.core")
-    if megatron.__version__ not in SUPPORTED:
+    # what follows a plus is the commit of whatever repository the process was started in
+    if megatron.__version__.partition("+")[0] not in SUPPORTED:
         raise LearnerError(
             f"megatron-core {megatron.__version__} on a machine without CUDA: only"
             f" {' and '.join(SUPPORTED)} are known to work"
