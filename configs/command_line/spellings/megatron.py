@@ -35,7 +35,6 @@ MEGATRON_LM: Mapping[str, Spelling] = {
     "use-gated-attention": Ours(to="attention-output-gate"),
     "fp8-format": Ours(to="fp8"),
     "fp4-format": Ours(to="fp4"),
-    "fp4-param-gather": Ours(to="fp4-param"),
     "te-rng-tracker": Ours(to="use-te-rng-tracker"),
     "no-initialization": Ours(to="no-perform-initialization"),
     "grad-reduce-in-bf16": Ours(to="no-grad-reduce-in-fp32"),
