@@ -1,7 +1,7 @@
 # Slipstream: every command a user needs. `make` alone lists them.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-# A Python on which every test has passed, and one more for the unit tests that need no torch.
+# The Python on which every test has passed, else the one on which most have; and one for the unit tests that need no torch.
 PYTHON ?= $(shell requirements/find_python.sh 3.11 3.12)
 LIGHT_PYTHON ?= $(shell requirements/find_python.sh 3.12 3.13)
 LIGHT_VENV := .venv-light
