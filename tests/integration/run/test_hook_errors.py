@@ -20,7 +20,7 @@ NEEDS = {
     "custom_eval_rollout_log_function_path": ("--eval-interval", "1", "--eval-prompt-data"),
 }
 # those that --mock never calls: on the learner's ranks
-ON_RANKS = {"loss", "tis", "megatron"}
+ON_RANKS = {"loss", "tis", "megatron", "model"}
 # whose failure is that of a measurement: training goes on
 EVALUATION = ("eval_function_path", "custom_eval_rollout_log_function_path")
 ON_DRIVER = [
