@@ -70,9 +70,13 @@ class DecisionCheck:
 
     def _discard(self, entry: JournalEntry) -> str | None:
         group, why, retry = entry["g"], entry["why"], bool(entry.get("again"))
-        wrong = why.startswith("stale: ") and not self._decisions.is_late(group)
+        rightly = True
+        if why.startswith("stale: "):
+            rightly = self._decisions.is_late(group)
+        elif why.startswith("outdated: "):
+            rightly = group in self._decisions.outdated_groups(self._clock.num_consumed)
         self._decisions.discard(group, why, retry=retry)
-        return f"group {group} was removed as {why}, now it would not be late" if wrong else None
+        return None if rightly else f"group {group} was removed as {why}, now it would not be"
 
     def _choose(self, entry: JournalEntry) -> None:
         rollout_id, then = entry["r"], (entry["g"], entry["x"])

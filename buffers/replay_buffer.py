@@ -32,6 +32,7 @@ from pipeline.schedule.decisions import Choice
 from pipeline.schedule.selectors import Pick
 
 BUFFER_FILTER = "buffer_filter"  # the reason of groups that --buffer-filter-path removed
+OUTDATED = "outdated: generated before it was admitted"  # ... and of those too stale on arrival
 
 
 class ReplayBuffer:
@@ -50,6 +51,7 @@ class ReplayBuffer:
         restored_from: str | None = None,
         priority: Priority = reward_std,
         user_filter: UserFilter | None = None,
+        made_ahead: bool = False,
         seed: int = 0,
     ) -> None:
         """On resume load the clock first: the groups that are outstanding in it count as generating
@@ -57,11 +59,14 @@ class ReplayBuffer:
 
         `ledger`: made from the journal that an earlier process left in `directory`; without it
         everything that lies there is removed. `restored_from`: the checkpoint's name. `priority`:
-        rates a group for the selector `prioritized`. `seed`: of the random selectors. Raises
-        ReplayBufferError when the directory cannot be written."""
+        rates a group for the selector `prioritized`. `made_ahead`: groups may have been generated
+        before they were admitted; those staler than the bound are given back, where they would
+        otherwise be an error. `seed`: of the random selectors. Raises ReplayBufferError when the
+        directory cannot be written."""
         self._clock = clock
         self._max_bytes, self._priority = config.buffer_max_bytes, priority
-        self._user_filter, self._counts_lengths = user_filter, config.stale_policy != "wait"
+        self._user_filter, self._made_ahead = user_filter, made_ahead
+        self._counts_lengths = made_ahead or config.stale_policy != "wait"
         files = open_files(
             directory,
             config,
@@ -229,18 +234,25 @@ class ReplayBuffer:
 
     async def _choice(self, rollout_id: int, wanted: Mapping[int, int] | None) -> Choice:
         """What the rollout takes. Waits until that can be chosen."""
-        if isinstance(choice := self._decisions.choose(rollout_id, wanted), Choice):
+        if isinstance(choice := self._choose(rollout_id, wanted), Choice):
             return choice
         self._taking = rollout_id
         try:
             with self._counts.waiting("take"):
-                while isinstance(choice := self._decisions.choose(rollout_id, wanted), Wait):
+                while isinstance(choice := self._choose(rollout_id, wanted), Wait):
                     _pulse(self._room)  # what is waited for may itself wait at the byte budget
                     await self._arrival.wait()
                     self._check_open()
         finally:
             self._taking = None
         return choice
+
+    def _choose(self, rollout_id: int, wanted: Mapping[int, int] | None) -> Choice | Wait:
+        if self._made_ahead:
+            for group_index in self._decisions.outdated_groups(rollout_id):
+                if not self._staleness.is_excused(group_index):
+                    self._remove(self._stored.read_now(group_index), OUTDATED)
+        return self._decisions.choose(rollout_id, wanted)
 
     async def _asked(self, user_filter: UserFilter, rollout_id: int) -> dict[int, int] | None:
         """Which groups --buffer-filter-path wants, each with its rank. Groups that it removed are
@@ -299,9 +311,11 @@ class ReplayBuffer:
             self._remove_late(self._stored.read_now(group_index))
 
     def _remove_late(self, group: Group) -> None:
+        self._remove(group, self._decisions.late_reason, retry=self._decisions.retries_late)
+
+    def _remove(self, group: Group, reason: str, *, retry: bool = False) -> None:
         """Removes a complete group and counts how long its responses are (`removed_lengths`): what
         is removed is known as well as what is trained on."""
-        reason, retry = self._decisions.late_reason, self._decisions.retries_late
         self._counts.removed_lengths.update(s.response_length for s in group.samples)
         line = {"g": group.group_index, "why": reason, "again": retry}
         self._journal.append({"t": "discard", **line})

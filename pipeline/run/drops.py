@@ -136,7 +136,7 @@ def counts_by_kind(given_back: Mapping[str, int]) -> dict[str, int]:
     return {
         "groups_filtered": totals.get("filtered", 0),
         "groups_failed": totals.get("failed", 0),
-        "groups_removed_stale": totals.get("stale", 0),
+        "groups_removed_stale": totals.get("stale", 0) + totals.get("outdated", 0),
         "groups_removed_by_buffer_filter": totals.get("buffer_filter", 0),
     }
 
@@ -157,6 +157,12 @@ def causes_of(config: Config) -> dict[str, Cause]:
         "stale": Cause(
             flag=f"--stale-policy {waits.stale_policy}",
             advice="Raise --max-staleness, or wait for late groups: --stale-policy wait",
+        ),
+        "outdated": Cause(
+            flag=f"--rollout-function-path {rollout.rollout_function_path}",
+            advice="The function returns groups that policy versions older than --max-staleness"
+            " allows have generated: let it keep fewer from one call to the next, or raise"
+            " --max-staleness",
         ),
         "buffer_filter": Cause(
             flag=f"--buffer-filter-path {waits.buffer_filter_path}",

@@ -109,6 +109,12 @@ class Decisions:
         the policy `wait` there are none."""
         return self._scheduler.past(self.clock.num_consumed)
 
+    def outdated_groups(self, rollout_id: int) -> list[int]:
+        """Ready groups with tokens that are staler than the bound in this rollout. A group's
+        deadline sees to it that there are none, unless it was generated before it was admitted."""
+        bound = self.clock.max_staleness
+        return [g for g, v in self._oldest.items() if self.clock.staleness(v, rollout_id) > bound]
+
     @property
     def late_reason(self) -> str:
         """The reason with which a late group is discarded."""

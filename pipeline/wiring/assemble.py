@@ -204,6 +204,7 @@ def _buffer(site: RunContext) -> ReplayBuffer:
         restored_from=site.snapshot.name if site.snapshot else None,
         priority=_priority(site),
         user_filter=_user_filter(site),
+        made_ahead=site.config.rollout.rollout_function_path is not None,
         seed=site.config.run.seed,
     )
 

@@ -148,17 +148,31 @@ def test_slimes_own_source_and_filter_by_their_names(tmp_path: Path) -> None:
     )
 
 
+SHAPES = {
+    "search": ("search.py", *("--custom-rm-path", path_of("search.py:reward_func"))),
+    "tools": (
+        *("tools.py:generate", "--custom-rm-path", path_of("tools.py:reward_func")),
+        *("--reward-key", "score", "--custom-reward-post-process-path", path_of("batches.py")),
+    ),
+    "team": ("team.py:generate_with_team", "--rm-type", "exact_match"),
+    "segments": (
+        *("segments.py", "--custom-convert-samples-to-train-data-path", path_of("batches.py")),
+    ),
+}
+
+
 @pytest.mark.slow
-def test_a_searching_agent_on_real_engines(
-    tmp_path: Path, search_server: SearchServer, nothing_left_behind: None
+@pytest.mark.parametrize("shape", SHAPES)
+def test_on_real_engines(
+    shape: str, tmp_path: Path, search_server: SearchServer, nothing_left_behind: None
 ) -> None:
     """Its tokens are trained with the very log-probs that the engine gave."""
+    function, *flags = SHAPES[shape]
     done = run_entry(
         *("--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"), "--sft-steps", "5"),
         *("--rollout-batch-size", "4", "--n-samples-per-prompt", "4", "--num-rollout", "3"),
         *("--eval-interval", "0", "--runs-dir", str(tmp_path), "--name", "s"),
-        *("--custom-generate-function-path", path_of("search.py")),
-        *("--custom-rm-path", path_of("search.py:reward_func")),
+        *("--custom-generate-function-path", path_of(function), *flags),
         timeout=400,
         SEARCH_URL=search_server.url,
     )
@@ -166,3 +180,6 @@ def test_a_searching_agent_on_real_engines(
     train = read_metrics(tmp_path / "s", "train")
     assert len(train) == 3 and all(abs(r["kl_rollout_old"]) < 0.5 for r in train)
     assert {r["policy_version"] for r in train} == {0, 1, 2}
+    assert all(r["num_tokens"] > 0 and r["grad_norm"] >= 0 for r in train)
+    each = {"team": 4, "segments": 2}.get(shape, 1)  # samples that one prompt's rollout becomes
+    assert {r["num_samples"] for r in train} == {16 * each}

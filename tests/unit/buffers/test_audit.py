@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from buffers.audit import DecisionCheck
 from buffers.journal import FILE_NAME, read_journal
+from buffers.replay_buffer import OUTDATED
 from configs.schema import AsyncConfig
 from pipeline.schedule.clock import RolloutClock
 from tests.unit.buffers.test_policies import make, rollouts
@@ -83,3 +85,26 @@ async def test_min_size_and_late_groups_are_decided_again(tmp_path: Path) -> Non
     first_put = next(n for n, r in enumerate(entries) if r["t"] == "put")
     entries[early] = {**entries[early], "at": first_put + 1}  # one group was there
     assert "would wait" in checked(buffer, entries, **options).differences[0]
+
+
+async def test_a_group_given_back_as_outdated_is_decided_again(tmp_path: Path) -> None:
+    buffer, clock = make(tmp_path, fresh=1, K=0, S=0, made_ahead=True)
+    for rollout in range(2):
+        (admission,) = admit_all(buffer)
+        await buffer.put(make_group(admission, version=0))
+        if rollout == 1:
+            taking = asyncio.create_task(buffer.take(1))
+            await asyncio.sleep(0)
+            (again,) = admit_all(buffer)
+            await buffer.put(make_group(again, version=1))
+            await taking
+        else:
+            await buffer.take(0)
+        release(clock, rollout)
+    buffer.close()
+    entries, _ = read_journal(tmp_path / FILE_NAME)
+    assert [(e["g"], e["why"]) for e in entries if e["t"] == "discard"] == [(1, OUTDATED)]
+    assert checked(buffer, entries, max_staleness=0).differences == []
+    put = next(n for n, e in enumerate(entries) if e["t"] == "put" and e["g"] == 1)
+    entries[put] = {**entries[put], "w": 1}  # as if it had been new enough
+    assert "was removed as outdated" in checked(buffer, entries, max_staleness=0).differences[0]

@@ -40,7 +40,7 @@ def make(
     minimum: int | None = None,
     **options: Any,
 ):
-    user_filter = options.pop("user_filter", None)
+    user_filter, made_ahead = options.pop("user_filter", None), options.pop("made_ahead", False)
     config = AsyncConfig(async_buffer_size=K, max_staleness=S, **options)
     limiter = RateLimiter.rollouts(
         fresh=fresh,
@@ -56,7 +56,7 @@ def make(
         num_rollout=num_rollout,
         limiter=limiter,
     )
-    return ReplayBuffer(path, config, clock, user_filter=user_filter), clock
+    return ReplayBuffer(path, config, clock, user_filter=user_filter, made_ahead=made_ahead), clock
 
 
 async def rollouts(
