@@ -3,6 +3,7 @@ micro-batches."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,10 @@ from stages.advantage import apply_opd, compute_advantages, load_hooks, mask_off
 from stages.advantage.postprocess import load_postprocess
 from stages.batch import make_batch
 from stages.filter import build_all_samples_process, build_sample_filter
+
+# dropped groups that are kept for --rollout-all-samples-process-path, in rollouts' worth: a filter
+# that drops everything must not fill the memory
+MOST_DROPPED = 64
 
 
 class Batcher:
@@ -32,8 +37,10 @@ class Batcher:
             config.rollout.rollout_all_samples_process_path, args, source
         )
         self._postprocess = load_postprocess(config.algorithm, args)
-        # by the dynamic sampling filter, since the last rollout
-        self._dropped: list[list[Sample]] = []
+        # by the dynamic sampling filter, since the last rollout; the newest
+        self._dropped: deque[list[Sample]] = deque(
+            maxlen=MOST_DROPPED * config.rollout.rollout_batch_size
+        )
 
     def dropped(self, samples: list[Sample]) -> None:
         if self._process is not None:  # else nobody will ask for them
@@ -69,8 +76,8 @@ class Batcher:
         if self._filter is not None:
             self._filter(lists)
         if self._process is not None:
-            dropped, self._dropped = self._dropped, []
-            self._process([*lists, *dropped])
+            self._process([*lists, *self._dropped])
+            self._dropped.clear()
         if rollout.mask_offpolicy_in_partial_rollout:
             for sample in (s for group in lists for s in group):
                 mask_offpolicy_tokens(sample)
