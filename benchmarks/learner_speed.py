@@ -95,6 +95,7 @@ def measure(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from configs.schema import Config, ModelConfig
+    from pipeline.core.batch_share import batch_shares
     from pipeline.models.resolve import resolve_checkpoint
     from stages.batch import make_batch
     from stages.learn.megatron import start_rank
@@ -122,12 +123,13 @@ def measure(
         global_batch_size=None,
         max_tokens=max_tokens,
     )
+    (share,) = batch_shares(batch, 1)
     micro_batch = max(1, max_tokens // (prompt + response))
     ours, plain, metrics = [], [], []
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     for i in range(repeats + 1):  # interleaved, the first round is for warming up
         t0 = time.perf_counter()
-        found = learner.step(batch)
+        found = learner.step(share)
         wait()
         t1 = time.perf_counter()
         plain_step(model, optimizer, samples, micro_batch, device)

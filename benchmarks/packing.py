@@ -72,6 +72,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from configs.schema import Config, ModelConfig
+    from pipeline.core.batch_share import batch_shares
     from pipeline.models.resolve import resolve_checkpoint
     from stages.batch import make_batch
     from stages.learn.megatron import start_rank
@@ -122,9 +123,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             lambda: plain_step(model, optimizer, by_length, rows),
             padded_tokens(by_length, rows),
         ),
-        "packed": (lambda: learner.step(apart), tokens),
+        "packed": (lambda: learner.step(*batch_shares(apart, 1)), tokens),
         "packed, prompts shared": (
-            lambda: learner.step(together),
+            lambda: learner.step(*batch_shares(together, 1)),
             shared_tokens(list(together.steps[0].per_rank[0])),
         ),
     }

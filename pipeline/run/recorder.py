@@ -17,6 +17,7 @@ from pipeline.run.digest import batch_digest
 from pipeline.run.drops import counts_by_kind
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Blocked
+from pipeline.run.loop_lag import LoopLag
 from pipeline.run.metrics import BufferFill, eval_record, push_record, train_record
 from pipeline.run.samples import losses_in_words, sample_records
 from pipeline.run.utilisation import Utilisation
@@ -80,11 +81,13 @@ class Recorder:
         on_finish: Callable[[float, bool], None],
         equal_rewards: EqualRewards | None = None,
         log_rollout: LogRollout | None = None,
+        loop_lag: LoopLag | None = None,
     ) -> None:
         """`started_at`: the instant (of `time`) from which wall_seconds count. `counts`: the
         producer's, live. `on_finish(wall_seconds, interrupted)` writes summary and report.
         `equal_rewards`: None where rewards are not what is learned from. `log_rollout`: the user's
-        (--custom-rollout-log-function-path)."""
+        (--custom-rollout-log-function-path). `loop_lag`: starts with the run."""
+        self._loop_lag = loop_lag
         self._log_rollout, self._last_at = log_rollout, time.now()
         self._telemetry, self._clock, self._time = telemetry, clock, time
         self._started_at, self._earlier_seconds = started_at, 0.0
@@ -112,6 +115,8 @@ class Recorder:
 
     def started(self) -> None:
         """Engines and learner are up: idle shares count from here."""
+        if self._loop_lag is not None:
+            self._loop_lag.start()
         self._utilisation = Utilisation(self._time, self._engine_idle_seconds)
         self._last_at = self._time.now()
         for engine in self._engine_idle_seconds():
@@ -143,6 +148,7 @@ class Recorder:
                 "num_optimizer_steps": len(batch.steps),
                 **self._shortfall(batch, groups),
                 **self._counters(),
+                **self._lag(),
                 "batch_digest": batch_digest(batch),
             },
         )
@@ -167,6 +173,14 @@ class Recorder:
             logger.warning("%s", warning)
         self._compare(record)
         self.engine("stats", **self._engine_counts())
+
+    def _lag(self) -> dict[str, float | None]:
+        """How late the event loop was since the last record, in seconds."""
+        if self._loop_lag is None:
+            return {}
+        return {
+            f"event_loop_lag_seconds_{name}": value for name, value in self._loop_lag.lap().items()
+        }
 
     def _counters(self) -> dict[str, int]:
         """What was counted since the start: in every record of a rollout, and of a wait for one."""
@@ -263,6 +277,8 @@ class Recorder:
         )
 
     def finish(self, *, interrupted: bool) -> None:
+        if self._loop_lag is not None:
+            self._loop_lag.stop()
         self._on_finish(self.wall_seconds, interrupted)
 
     # -- resume ------------------------------------------------------------------------------------

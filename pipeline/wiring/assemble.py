@@ -24,6 +24,7 @@ from pipeline.run.children import end_children
 from pipeline.run.drops import Drops, causes_of
 from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.lookout import Lookout
+from pipeline.run.loop_lag import LoopLag
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import LogRollout, Recorder
 from pipeline.run.rollout_producer import RolloutProducer
@@ -103,6 +104,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         on_finish=finish,
         equal_rewards=_equal_rewards(config),
         log_rollout=_log_rollout(site),
+        loop_lag=LoopLag(),
     )
     backend.watch_engines(
         lambda event, engine, reason: recorder.engine(event, engine=engine, reason=reason)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.batch_share import batch_shares, step_shares
 from pipeline.core.devices import has_gpu
 from pipeline.core.errors import ConfigError, LearnerError, SlipstreamError, UserFunctionError
 from pipeline.core.types import OptimizerStep, StepResult, TrainBatch
@@ -35,6 +36,8 @@ class LearnerGroup:
         self._settings = settings
         self._actors: list[Any] = []
         self._pids: list[int] = []
+        self._dp_ranks: list[int] = []  # of every rank; those with the same one share samples
+        self._dp_size = 1
         self._cluster = RayCluster(
             settings.cluster.ray_address, num_ranks=settings.num_ranks, on_gpu=_on_gpu(settings)
         )
@@ -60,7 +63,9 @@ class LearnerGroup:
                 if len(self._actors) > 1
                 else None
             )
-            await self._all("build", address)
+            places = await self._all("build", address)
+            self._dp_ranks = [dp_rank for dp_rank, _ in places]
+            self._dp_size = places[0][1]
         except BaseException:
             await asyncio.shield(self.close())
             raise
@@ -118,11 +123,12 @@ class LearnerGroup:
     # ---- Learner
 
     async def step(self, batch: TrainBatch) -> StepResult:
-        return StepResult(metrics=(await self._all("call", "step", batch))[0])
+        shares = batch_shares(batch, self._dp_size)
+        return StepResult(metrics=(await self._each(shares, "step"))[0])
 
     async def sft_step(self, step: OptimizerStep, lr: float) -> dict[str, float]:
         """One supervised step at learning rate `lr`; see MegatronRank.sft_step."""
-        return (await self._all("call", "sft_step", step, lr))[0]
+        return (await self._each(step_shares(step, self._dp_size), "sft_step", lr))[0]
 
     async def reset_optimizer(self) -> None:
         """Forget Adam's moments and start the schedule anew (after a warm-up)."""
@@ -180,10 +186,29 @@ class LearnerGroup:
     async def _all(self, method: str, *args: Any) -> list[Any]:
         return await self._on(self._actors, method, *args)
 
+    async def _each(self, shares: Sequence[Any], method: str, *args: Any) -> list[Any]:
+        """Calls the method of every rank with its own share, which goes into Ray's object store
+        once: ranks that share samples, on one node, share the memory too."""
+        self._check_usable()
+        import ray
+
+        # pickling takes as long as copying the samples does; the event loop has others to serve
+        stored = await asyncio.to_thread(lambda: [ray.put(share) for share in shares])
+        self._check_usable()
+        return await self._results(
+            [
+                actor.call.remote(method, stored[dp_rank], *args)
+                for actor, dp_rank in zip(self._actors, self._dp_ranks, strict=True)
+            ]
+        )
+
     async def _on(self, actors: Sequence[Any], method: str, *args: Any) -> list[Any]:
+        self._check_usable()
+        return await self._results([getattr(a, method).remote(*args) for a in actors])
+
+    def _check_usable(self) -> None:
         if self._broken:
             raise LearnerError(f"the learner cannot be used: {self._broken}")
-        return await self._results([getattr(a, method).remote(*args) for a in actors])
 
     async def _results(self, refs: Sequence[Any]) -> list[Any]:
         """All results, or the first failure as soon as it is known."""

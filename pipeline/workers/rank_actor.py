@@ -61,7 +61,8 @@ class RankActor:
         self._store, port = serve_store(self._settings.num_ranks, host)
         return host, port
 
-    def build(self, address: tuple[str, int] | None) -> None:
+    def build(self, address: tuple[str, int] | None) -> tuple[int, int]:
+        """(Its data-parallel rank, how many there are.)"""
         from stages.learn.rendezvous import join_store
 
         world = self._settings.num_ranks
@@ -70,6 +71,7 @@ class RankActor:
         self._rank = _backend(self._settings).start_rank(
             self._settings, rank=self._number, world_size=world, store=self._store
         )
+        return self._rank.dp_rank, self._rank.dp_size
 
     def _make_sender(self) -> Any:
         from stages.publish.sender import BroadcastSender

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from pipeline.core.batch_share import BatchShare
 from pipeline.core.flops import TRAINING_PASSES, Cost, peak_tflops
-from pipeline.core.types import TrainBatch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -68,20 +68,25 @@ class StepMeter:
         """The peak of this rank's memory since `restart`."""
         return self._memory.read()
 
-    def metrics(self, batch: TrainBatch, *, extra_passes: float = 0.0) -> dict[str, float]:
-        """num_tokens, seconds, tokens_per_second_per_device, model_tflops (1e12 operations a second
-        and device), and mfu where the device's peak is known.
+    def work(self, batch: BatchShare) -> tuple[int, float]:
+        """(tokens, operations of a forward pass) of this rank's samples."""
+        micro_batches = [mb for step in batch.steps for mb in step.micro_batches]
+        tokens = sum(s.num_tokens for mb in micro_batches for s in mb)
+        return tokens, sum(map(self._cost.of_micro_batch, micro_batches))
+
+    def metrics(
+        self, tokens: int, operations: float, *, extra_passes: float = 0.0
+    ) -> dict[str, float]:
+        """Of all ranks' work together: num_tokens, seconds, tokens_per_second_per_device,
+        model_tflops (1e12 operations a second and device), and mfu where the device's peak is
+        known.
 
         `extra_passes`: forward passes without a backward one (old and reference log-probs), over
         the whole batch. Operations are the model's: what is computed again to save memory does not
         count. mfu: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B."""
         seconds = max(self._now() - self._started, 1e-9)
-        micro_batches = [mb for step in batch.steps for rank in step.per_rank for mb in rank]
-        tokens = sum(s.num_tokens for mb in micro_batches for s in mb)
-        operations = (TRAINING_PASSES + extra_passes) * sum(
-            map(self._cost.of_micro_batch, micro_batches)
-        )
-        tflops = operations / seconds / self._num_devices / 1e12
+        passes = TRAINING_PASSES + extra_passes
+        tflops = passes * operations / seconds / self._num_devices / 1e12
         return {
             "num_tokens": float(tokens),
             "seconds": seconds,

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.core.batch_share import BatchShare, StepShare
 from pipeline.core.errors import LearnerError
-from pipeline.core.types import OptimizerStep, TrainBatch
 from stages.learn import rendezvous
 from stages.learn.log_prob_pass import ForwardPasses, LogProbPass, Prepared, ReferenceModel
 from stages.learn.losses import TokenLogProbs
@@ -66,10 +66,10 @@ class LearnerRank(ABC):
     # ---- what a backend does
 
     @abstractmethod
-    def _pack(self, step: OptimizerStep) -> list[Any]:
+    def _pack(self, step: StepShare) -> list[Any]:
         """This rank's micro-batches (FlatTrainedTokens, and the model's inputs).
 
-        Raises LearnerError when the batch is cut for other ranks.
+        Raises LearnerError when there are none, or they do not fit the model.
         """
 
     @abstractmethod
@@ -126,7 +126,7 @@ class LearnerRank(ABC):
         )
 
     def _criticise(
-        self, batch: TrainBatch, prepared: list[list[Prepared]]
+        self, batch: BatchShare, prepared: list[list[Prepared]]
     ) -> tuple[list[list[Prepared]], dict[str, float], bool]:
         """(micro-batches with a critic's advantages, its metrics, does the policy learn from this
         rollout?)."""
@@ -138,9 +138,9 @@ class LearnerRank(ABC):
 
     # ---- training
 
-    def step(self, batch: TrainBatch) -> dict[str, float]:
-        """Trains on one rollout. Metrics are as StepResult says, the same on every rank: means over
-        the optimizer steps.
+    def step(self, batch: BatchShare) -> dict[str, float]:
+        """Trains on this rank's share of one rollout. Metrics are as StepResult says, the same on
+        every rank: means over the optimizer steps.
 
         An optimizer step in which nothing is trained changes no weight and no moment; the schedule
         goes on.
@@ -163,11 +163,23 @@ class LearnerRank(ABC):
         looked, trained = (
             now - then for now, then in zip(self._tokens_passed, before, strict=True)
         )
-        spent = self._meter.metrics(batch, extra_passes=looked / max(trained, 1))
-        spent["peak_memory_bytes"] = rendezvous.largest(self._meter.peak_bytes, self.device)
+        spent = self._spent(batch, extra_passes=looked / max(trained, 1))
         return {**over_steps(results or [NOTHING_TRAINED]), **spent, **critic_metrics}
 
-    def _train(self, batch: TrainBatch) -> tuple[list[dict[str, float]], dict[str, float]]:
+    def _spent(self, batch: BatchShare, *, extra_passes: float) -> dict[str, float]:
+        """What the meter says of all ranks together."""
+        # ranks that share samples all count them
+        once = batch.num_ranks / rendezvous.world_size()
+        own = [once * count for count in self._meter.work(batch)]
+        sums, peak = rendezvous.sum_and_max(
+            torch.tensor(own, dtype=torch.float64, device=self.device),
+            torch.tensor([self._meter.peak_bytes], dtype=torch.float64, device=self.device),
+        )
+        tokens, operations = sums.tolist()
+        spent = self._meter.metrics(round(tokens), operations, extra_passes=extra_passes)
+        return {**spent, "peak_memory_bytes": peak.item()}
+
+    def _train(self, batch: BatchShare) -> tuple[list[dict[str, float]], dict[str, float]]:
         """(Metrics of every optimizer step, the critic's). None of the steps is empty."""
         prepared = self._ahead.prepare([self._pack(s) for s in batch.steps])
         prepared, critic_metrics, learns = self._criticise(batch, prepared)
@@ -181,7 +193,7 @@ class LearnerRank(ABC):
             )
         return results, critic_metrics
 
-    def sft_step(self, step: OptimizerStep, lr: float) -> dict[str, float]:
+    def sft_step(self, step: StepShare, lr: float) -> dict[str, float]:
         """One supervised step (mean cross entropy over the trained tokens) at learning rate `lr`,
         beside the schedule.
 
@@ -216,7 +228,7 @@ class LearnerRank(ABC):
 
     def _policy_step(
         self,
-        step: OptimizerStep,
+        step: StepShare,
         micro_batches: list[Prepared],
         where: str,
         *,

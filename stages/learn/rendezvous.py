@@ -61,6 +61,11 @@ def largest(value: float, device: torch.device) -> float:
     return float(out.item())
 
 
+def world_size() -> int:
+    """How many ranks meet."""
+    return dist.get_world_size()
+
+
 def gather_over_world(value: Any) -> list[Any]:
     """The `value` (small, picklable) of every rank."""
     out: list[Any] = [None] * dist.get_world_size()

@@ -14,7 +14,7 @@ from torch import Tensor
 from configs.corrections import asks_for_log_probs, correction_of
 from configs.hooks import load_hook
 from configs.schema import AlgorithmConfig, flat_args
-from pipeline.core.types import OptimizerStep
+from pipeline.core.batch_share import StepShare
 from stages.learn.corrections import BatchStatistics, Evidence, batch_evidence
 from stages.learn.diagnostics import ess_of
 from stages.learn.losses import TokenLogProbs
@@ -86,7 +86,7 @@ class StepObjective:
         only."""
         return self._loss_function is not None
 
-    def denominator(self, step: OptimizerStep) -> float:
+    def denominator(self, step: StepShare) -> float:
         return (
             float(
                 step.num_loss_tokens if self.config.calculate_per_token_loss else step.num_samples

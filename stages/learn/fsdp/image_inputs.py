@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.core.errors import CheckpointError, LearnerError
-from pipeline.core.types import OptimizerStep, TrainSample
+from pipeline.core.types import TrainSample
 
 
 class Vision:
@@ -82,8 +82,3 @@ class Vision:
             weight=0.0,
             multimodal=arrays,
         )
-
-
-def has_images(step: OptimizerStep) -> bool:
-    """Does any rank have images? Every rank knows the whole step."""
-    return any(s.multimodal for rank in step.per_rank for mb in rank for s in mb)

@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.core.batch_share import StepShare
 from pipeline.core.devices import has_gpu
 from pipeline.core.errors import ConfigError, LearnerError
 from pipeline.core.flops import read_cost
-from pipeline.core.types import OptimizerStep
 from stages.learn import rendezvous
 from stages.learn.fsdp import checkpoint
 from stages.learn.fsdp.attention import attention_arguments
-from stages.learn.fsdp.image_inputs import Vision, has_images
+from stages.learn.fsdp.image_inputs import Vision
 from stages.learn.fsdp.model import build_model
 from stages.learn.fsdp.optim import Optimizer
 from stages.learn.fsdp.packing import MicroBatch, pack
@@ -93,26 +93,21 @@ class FSDPRank(LearnerRank):
 
     # ---- passes
 
-    def _pack(self, step: OptimizerStep) -> list[MicroBatch]:
-        if len(step.per_rank) != self.world_size:
-            raise LearnerError(
-                f"the batch is cut for {len(step.per_rank)} data-parallel ranks, the learner has"
-                f" {self.world_size}"
-            )
-        if not step.per_rank[self.rank]:
+    def _pack(self, step: StepShare) -> list[MicroBatch]:
+        mine, vision = step.micro_batches, self._vision
+        if not mine:
             raise LearnerError(
                 "an optimizer step without micro-batches: every rank needs at least one, and"
                 " equally many"
             )
-        mine, vision = step.per_rank[self.rank], self._vision
         if vision is None:
-            if has_images(step):
+            if step.has_images:
                 raise LearnerError(
                     "samples with multimodal_train_inputs, but the model does not see (no"
                     " vision_config in its config.json)"
                 )
             return [pack(samples, self.device) for samples in mine]
-        if has_images(step):
+        if step.has_images:
             mine = tuple(
                 mb if any(s.multimodal for s in mb) else (*mb, vision.blank()) for mb in mine
             )

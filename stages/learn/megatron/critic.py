@@ -17,8 +17,8 @@ from megatron.core import parallel_state as mpu
 from torch import Tensor
 
 from configs.schema import AlgorithmConfig
+from pipeline.core.batch_share import BatchShare, StepShare
 from pipeline.core.errors import CheckpointError, LearnerError
-from pipeline.core.types import OptimizerStep, TrainBatch
 from stages.learn import rendezvous
 from stages.learn.critic import compute_gae, compute_value_loss, whiten_over_ranks
 from stages.learn.losses import token_weights
@@ -116,7 +116,7 @@ class Critic:
 
     def train(
         self,
-        batch: TrainBatch,
+        batch: BatchShare,
         steps: Sequence[Sequence[PackedMicroBatch]],
         targets: Sequence[Sequence[Targets | None]],
     ) -> dict[str, float]:
@@ -147,7 +147,7 @@ class Critic:
             )
 
     def _step(
-        self, step: OptimizerStep, micro_batches: Sequence[CriticInputs], where: str
+        self, step: StepShare, micro_batches: Sequence[CriticInputs], where: str
     ) -> dict[str, float]:
         built, per_token = self.built, self._algorithm.calculate_per_token_loss
         denominator = float(step.num_loss_tokens if per_token else step.num_samples) or 1.0

@@ -14,9 +14,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.core.batch_share import BatchShare, StepShare
 from pipeline.core.errors import LearnerError
 from pipeline.core.flops import read_cost
-from pipeline.core.types import OptimizerStep, TrainBatch
 from stages.learn.log_prob_pass import Prepared
 from stages.learn.megatron import checkpoint, parallel
 from stages.learn.megatron.assemble import RankParts, build
@@ -111,8 +111,8 @@ class MegatronRank(LearnerRank):
 
     # ---- passes
 
-    def _pack(self, step: OptimizerStep) -> list[PackedMicroBatch]:
-        packed = self._passes.pack(step.per_rank)
+    def _pack(self, step: StepShare) -> list[PackedMicroBatch]:
+        packed = self._passes.pack(step)
         if self.settings.algorithm.use_rollout_routing_replay and any(
             mb.routed_experts is None for mb in packed
         ):
@@ -154,7 +154,7 @@ class MegatronRank(LearnerRank):
 
     def _policy_step(
         self,
-        step: OptimizerStep,
+        step: StepShare,
         micro_batches: list[Prepared],
         where: str,
         *,
@@ -203,7 +203,7 @@ class MegatronRank(LearnerRank):
     # ---- the critic
 
     def _criticise(
-        self, batch: TrainBatch, prepared: list[list[Prepared]]
+        self, batch: BatchShare, prepared: list[list[Prepared]]
     ) -> tuple[list[list[Prepared]], dict[str, float], bool]:
         """With ppo: the critic makes advantages of the token rewards, and takes its own steps."""
         if self._critic is None:

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.core.batch_share import StepShare
 from pipeline.core.errors import LearnerError
-from pipeline.core.types import MicroBatch, TrainSample
+from pipeline.core.types import TrainSample
 from stages.learn import rendezvous
 from stages.learn.log_prob_pass import Prepared
 from stages.learn.losses import CHUNK_SIZE, TokenLogProbs
@@ -65,23 +66,20 @@ class MegatronPasses:
         self.tokens_forward_only = self.tokens_trained = 0  # that went through, since the start
         self._options = {"fp32_output": False} if own_logits and half else {}  # of Float16Module
 
-    def pack(self, per_rank: tuple[tuple[MicroBatch, ...], ...]) -> list[PackedMicroBatch]:
-        built = self._built
-        if len(per_rank) != built.dp_size:
-            raise LearnerError(
-                f"the batch is cut for {len(per_rank)} data-parallel ranks, the learner has"
-                f" {built.dp_size}"
-            )
-        if not per_rank[built.dp_rank]:
+    def pack(self, step: StepShare) -> list[PackedMicroBatch]:
+        built, micro_batches = self._built, step.micro_batches
+        if not micro_batches:
             raise LearnerError(
                 "an optimizer step without micro-batches: every rank needs at least one, and"
                 " equally many"
             )
         if len(built.ddp) > 1:
-            per_rank = in_multiples(
-                per_rank, built.bridge.config.microbatch_group_size_per_vp_stage
+            micro_batches = in_multiples(
+                micro_batches,
+                built.bridge.config.microbatch_group_size_per_vp_stage,
+                fewest_samples=step.fewest_samples,
             )
-        return [self.pack_one(mb) for mb in per_rank[built.dp_rank]]
+        return [self.pack_one(mb) for mb in micro_batches]
 
     def pack_one(self, samples: Sequence[TrainSample]) -> PackedMicroBatch:
         """The packed micro-batch. Raises LearnerError for samples that do not fit the model, or

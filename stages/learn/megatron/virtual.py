@@ -11,7 +11,6 @@ from typing import Any
 from pipeline.core.errors import ConfigError
 from pipeline.core.types import MicroBatch
 
-PerRank = tuple[tuple[MicroBatch, ...], ...]
 # With any of these the layers are not dealt out evenly, and Megatron checks the numbers itself.
 _UNEVEN = (
     "pipeline_model_parallel_layout",
@@ -60,20 +59,22 @@ def resolve_virtual(
     return {**values, "virtual_pipeline_model_parallel_size": stages}
 
 
-def in_multiples(per_rank: PerRank, multiple: int) -> PerRank:
-    """The same samples on the same ranks, in micro-batches whose number is a multiple of
+def in_multiples(
+    rank: tuple[MicroBatch, ...], multiple: int, *, fewest_samples: int
+) -> tuple[MicroBatch, ...]:
+    """The same samples of this rank, in micro-batches whose number is a multiple of
     `multiple`, equal on all ranks.
 
     Up to the next multiple by halving the largest; where a rank has too few samples for that, down,
     by joining the smallest, which may then hold more tokens than --max-tokens-per-gpu. A rank with
-    fewer samples than `multiple` takes part with its shortest one again, without its loss."""
-    now = len(per_rank[0])
+    fewer samples than `multiple` takes part with its shortest one again, without its loss.
+    `fewest_samples`: that any rank has."""
+    now = len(rank)
     if now % multiple == 0:
-        return per_rank
-    per_rank = tuple(_at_least(multiple, rank) for rank in per_rank)
-    fewest = min(sum(len(mb) for mb in rank) for rank in per_rank)
+        return rank
+    fewest = max(fewest_samples, multiple)
     count = min(now + -now % multiple, fewest // multiple * multiple)
-    return tuple(_recut(list(rank), count) for rank in per_rank)
+    return _recut(list(_at_least(multiple, rank)), count)
 
 
 def _at_least(count: int, rank: tuple[MicroBatch, ...]) -> tuple[MicroBatch, ...]:

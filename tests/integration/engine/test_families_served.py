@@ -83,10 +83,11 @@ async def check(pool: SGLangPool, folder: Path) -> None:
             answer = await generate(http, pool.endpoints[0], "before")
             torch.testing.assert_close(answer.log_probs, log_probs(old, answer), atol=1e-4, rtol=0)
             for _ in range(3):
-                rank.step(
+                cases.step(
+                    rank,
                     cases.make_batch(
                         cases.make_step(cases.make_samples(cases.LENGTHS), micro_batches=2)
-                    )
+                    ),
                 )
             await transport.push(1)
             rank.export_hf(folder / "new")

@@ -98,7 +98,7 @@ def distance(rank: Any, samples: list[TrainSample]) -> float:
     """Mean |learner's - engine's log-prob| over the trained tokens."""
     from stages.learn.log_prob_pass import Prepared
 
-    packed = rank._passes.pack(((tuple(samples),),))
+    packed = cases.pack(rank, samples)
     (found,) = rank._passes.log_probs_now([Prepared(p) for p in packed])
     return float((found - packed[0].rollout_log_probs).abs().mean())
 
@@ -150,7 +150,7 @@ async def test_experts_of_a_real_engine(tmp_path: Path, nothing_left_behind: Non
         rank = start_rank(cases.settings(folder, dtype="bfloat16", **flags))
         found[name] = distance(rank, rows)
         if flags:
-            metrics = rank.step(cases.make_batch(cases.make_step(rows)))
+            metrics = cases.step(rank, cases.make_batch(cases.make_step(rows)))
             assert 0 < metrics["routing_mismatch"] < 0.2
         rank.close()
     assert found["replayed"] < 0.5 * found["free"], found

@@ -70,10 +70,11 @@ def step(learner: Any, seed: int) -> dict[str, float]:
 
     samples = cases.make_samples(cases.LENGTHS, seed=seed)
     return dict(
-        learner.step(
+        cases.step(
+            learner,
             cases.make_batch(
                 cases.make_step(samples, ranks=learner.dp_size, micro_batches=2), rollout_id=seed
-            )
+            ),
         )
     )
 

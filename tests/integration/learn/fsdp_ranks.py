@@ -39,25 +39,27 @@ def main(rank: int, port: int, model: Path, saved: Path, out: Path, seeing: Path
     )
     steps = [cases.make_step(part, ranks=2, micro_batches=2) for part in cases.halves()]
     found: dict[str, Any] = {
-        "trained": [learner.step(cases.make_batch(*steps, rollout_id=i)) for i in range(2)]
+        "trained": [cases.step(learner, cases.make_batch(*steps, rollout_id=i)) for i in range(2)]
     }
     learner.save(out / "pair")
-    found["after"] = learner.step(cases.make_batch(*steps, rollout_id=2))
+    found["after"] = cases.step(learner, cases.make_batch(*steps, rollout_id=2))
     learner.load(out / "pair")
-    found["resumed"] = learner.step(cases.make_batch(*steps, rollout_id=2))
+    found["resumed"] = cases.step(learner, cases.make_batch(*steps, rollout_id=2))
     found["refused"] = refusal(
         learner, cases.make_batch(cases.make_step(cases.poisoned(), ranks=2, micro_batches=2))
     )
-    found["few"] = learner.step(cases.few(2))
+    found["few"] = cases.step(learner, cases.few(2))
     found["miscut"] = refusal(learner, cases.make_batch(cases.make_step(cases.halves()[0])))
     learner.load(saved)
-    found["from_one"] = learner.step(cases.make_batch(*steps, rollout_id=2))
+    found["from_one"] = cases.step(learner, cases.make_batch(*steps, rollout_id=2))
     learner.close()
     store = torch.distributed.PrefixStore("vision", join_store("127.0.0.1", port, 2))
     learner = start_rank(
         settings_of("fsdp", seeing, ranks=2, use_tis=True), rank=rank, world_size=2, store=store
     )
-    found["vision"] = [learner.step(cases.make_batch(vision_step(seeing, 2))) for _ in range(3)]
+    found["vision"] = [
+        cases.step(learner, cases.make_batch(vision_step(seeing, 2))) for _ in range(3)
+    ]
     learner.close()
     (out / f"{rank}.json").write_text(json.dumps(found))
 
@@ -74,9 +76,10 @@ def vision_step(seeing: Path, ranks: int) -> Any:
 
 def refusal(learner: Any, batch: Any) -> str:
     from pipeline.core.errors import LearnerError
+    from tests.integration.learn import learner_cases as cases
 
     try:
-        learner.step(batch)
+        cases.step(learner, batch)
     except LearnerError as error:
         return str(error)
     return ""

@@ -143,20 +143,24 @@ def train(learner: Any, micro_batches: int = 2) -> dict[str, Any]:
             cases.make_step(part, ranks=learner.dp_size, micro_batches=micro_batches)
             for part in (samples[:4], samples[4:])
         ]
-        metrics.append(learner.step(cases.make_batch(*parts, rollout_id=seed)))
+        metrics.append(cases.step(learner, cases.make_batch(*parts, rollout_id=seed)))
     return {"metrics": metrics, "log_probs": log_probs_by_sample(learner)}
 
 
 def log_probs_by_sample(learner: Any) -> dict[int, list[float]]:
     """Of the trained tokens, under the weights as they are now; nothing on stages before the
     last."""
+    from pipeline.core.batch_share import step_shares
     from stages.learn.log_prob_pass import Prepared
     from tests.integration.learn import learner_cases as cases
 
     step = cases.make_step(
         cases.make_samples(cases.LENGTHS, 7), ranks=learner.dp_size, micro_batches=2
     )
-    packed = [Prepared(mb) for mb in learner._passes.pack(step.per_rank)]
+    packed = [
+        Prepared(mb)
+        for mb in learner._passes.pack(step_shares(step, learner.dp_size)[learner.dp_rank])
+    ]
     out = {}
     for prepared, found in zip(packed, learner._passes.log_probs_now(packed), strict=True):
         if found is not None:

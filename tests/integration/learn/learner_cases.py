@@ -19,6 +19,7 @@ from configs.schema import (
     OptimConfig,
     RolloutConfig,
 )
+from pipeline.core.batch_share import StepShare, batch_shares, step_shares
 from pipeline.core.histogram import NUM_RATIO_BINS, ratio_bins
 from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 from stages.batch import make_batch as cut_batch
@@ -151,6 +152,24 @@ def make_step(
     return OptimizerStep(
         per_rank=tuple(tuple(p) for p in parts), num_samples=len(samples), num_loss_tokens=tokens
     )
+
+
+def step(rank: Any, batch: TrainBatch) -> dict[str, float]:
+    """The rank's step on its share of the batch."""
+    metrics: dict[str, float] = rank.step(batch_shares(batch, rank.dp_size)[rank.dp_rank])
+    return metrics
+
+
+def share(step: OptimizerStep) -> StepShare:
+    """All of the step, for a learner of one rank."""
+    (whole,) = step_shares(step, 1)
+    return whole
+
+
+def pack(rank: Any, samples: Sequence[TrainSample]) -> list[Any]:
+    """The samples packed as one micro-batch, for a learner of one rank."""
+    packed: list[Any] = rank._passes.pack(share(make_step(samples)))
+    return packed
 
 
 def make_batch(*steps: OptimizerStep, rollout_id: int = 0) -> TrainBatch:

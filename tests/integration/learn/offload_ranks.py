@@ -48,7 +48,7 @@ def main(rank: int, port: int, model: Path, out: Path) -> None:
         metrics = []
         for _ in range(3):
             metrics.append(
-                {k: v for k, v in learner.step(batch).items() if k not in cases.MEASURED}
+                {k: v for k, v in cases.step(learner, batch).items() if k not in cases.MEASURED}
             )
             if name == "leaves":
                 learner.offload()

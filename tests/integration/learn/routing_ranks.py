@@ -47,10 +47,11 @@ def train(learner: Any) -> dict[str, float]:
     samples = routing.with_random_experts(cases.make_samples([*cases.LENGTHS, *cases.LENGTHS]))
     halves = samples[:8], samples[8:]
     return dict(
-        learner.step(
+        cases.step(
+            learner,
             cases.make_batch(
                 *(cases.make_step(h, ranks=learner.dp_size, micro_batches=4) for h in halves)
-            )
+            ),
         )
     )
 

@@ -159,7 +159,7 @@ def test_snapshots_of_a_run_convert(qwen3: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "run" / "checkpoints" / "rollout_000001"
     samples = cases.make_samples(cases.LENGTHS)
     try:
-        rank.step(cases.make_batch(cases.make_step(samples)))
+        cases.step(rank, cases.make_batch(cases.make_step(samples)))
         rank.save(snapshot)
         rank.export_hf(tmp_path / "want")
     finally:

@@ -115,12 +115,13 @@ def test_value_steps_equal_plain_torch(folder: Path, make_rank: Callable[..., An
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, eps=1e-4, weight_decay=0.0)
     for rollout_id in range(3):
         made = samples(rollout_id)
-        got = rank.step(
+        got = cases.step(
+            rank,
             cases.make_batch(
                 cases.make_step(made[:4], micro_batches=2),
                 cases.make_step(made[4:]),
                 rollout_id=rollout_id,
-            )
+            ),
         )
         with torch.no_grad():
             old = [reference.values(s).tolist() for s in made]
@@ -144,7 +145,7 @@ def test_the_policy_is_given_gae_of_the_critics_values(make_rank: Callable[..., 
     made, gamma = samples(), 0.9
     # else gradients of rounding size become updates of full size
     ppo = make_rank(gamma=gamma, megatron={"adam_eps": 1e-4})
-    got = ppo.step(cases.make_batch(cases.make_step(made, micro_batches=2)))
+    got = cases.step(ppo, cases.make_batch(cases.make_step(made, micro_batches=2)))
     weights = cases.weights_of(ppo)
     returns = []
     for s in made:
@@ -155,7 +156,7 @@ def test_the_policy_is_given_gae_of_the_critics_values(make_rank: Callable[..., 
         ]
         returns.append(dataclasses.replace(s, advantages=advantages))
     plain = make_rank(advantage_estimator="grpo", megatron={"adam_eps": 1e-4})
-    want = plain.step(cases.make_batch(cases.make_step(returns, micro_batches=2)))
+    want = cases.step(plain, cases.make_batch(cases.make_step(returns, micro_batches=2)))
     assert got["loss"] == pytest.approx(want["loss"], abs=1e-6) and got[
         "grad_norm"
     ] == pytest.approx(want["grad_norm"], rel=1e-5)
@@ -190,9 +191,9 @@ def test_the_reference_kl_is_in_the_rewards(
 
     # else gradients of rounding size become full updates
     plain = make_rank(advantage_estimator="grpo", megatron={"adam_eps": 1e-4})
-    want, weights = plain.step(cut(shaped)), cases.weights_of(plain)
+    want, weights = cases.step(plain, cut(shaped)), cases.weights_of(plain)
     ppo = make_rank(gamma=gamma, kl_coef=coef, ref_load=str(reference), megatron={"adam_eps": 1e-4})
-    got = ppo.step(cut(made))
+    got = cases.step(ppo, cut(made))
     assert got["loss"] == pytest.approx(want["loss"], abs=1e-5) and got[
         "grad_norm"
     ] == pytest.approx(want["grad_norm"], rel=1e-4)
@@ -202,22 +203,22 @@ def test_the_reference_kl_is_in_the_rewards(
 
 def test_the_value_loss_falls_on_a_fixed_batch(make_rank: Callable[..., Any]) -> None:
     rank = make_rank(CriticConfig(critic_lr=3e-3, value_clip=10.0))
-    found = [rank.step(two_steps()) for _ in range(30)]
+    found = [cases.step(rank, two_steps()) for _ in range(30)]
     assert found[-1]["value_loss"] < 0.1 * found[0]["value_loss"]
     assert found[0]["explained_variance"] < 0.3 and found[-1]["explained_variance"] > 0.6
 
 
 def test_resume_restores_the_critic(make_rank: Callable[..., Any], tmp_path: Path) -> None:
     rank = make_rank(CriticConfig(critic_lr_warmup_iters=3))
-    rank.step(two_steps(0))
+    cases.step(rank, two_steps(0))
     rank.save(tmp_path / "1")
-    want = [without_time(rank.step(two_steps(i))) for i in (1, 2)]
+    want = [without_time(cases.step(rank, two_steps(i))) for i in (1, 2)]
     resumed = make_rank(CriticConfig(critic_lr_warmup_iters=3))
     resumed.load(tmp_path / "1")
-    assert [without_time(resumed.step(two_steps(i))) for i in (1, 2)] == want
+    assert [without_time(cases.step(resumed, two_steps(i))) for i in (1, 2)] == want
     # the critic alone
     loaded = make_rank(CriticConfig(critic_lr_warmup_iters=3, critic_load=str(tmp_path / "1")))
-    first = loaded.step(two_steps(1))
+    first = cases.step(loaded, two_steps(1))
     assert first["value_loss"] == want[0]["value_loss"] and first["loss"] != want[0]["loss"]
 
 
@@ -235,14 +236,14 @@ def test_critic_only_rollouts_leave_the_policy_alone(make_rank: Callable[..., An
     rank = make_rank(CriticConfig(num_critic_only_steps=2))
     before = cases.weights_of(rank)
     for rollout_id in range(2):
-        metrics = rank.step(two_steps(rollout_id))
+        metrics = cases.step(rank, two_steps(rollout_id))
         assert (
             metrics["lr"] == metrics["grad_norm"] == 0.0
             and metrics["critic_grad_norm"] > 0
             and metrics["entropy"] > 0
         )
         assert all(torch.equal(before[name], tensor) for name, tensor in rank.hf_weights())
-    metrics = rank.step(two_steps(2))
+    metrics = cases.step(rank, two_steps(2))
     assert metrics["lr"] == 1e-3 and any(
         not torch.equal(before[name], tensor) for name, tensor in rank.hf_weights()
     )
@@ -260,8 +261,8 @@ def test_a_critic_only_rollout_measures_what_a_policy_step_does(
     make_rank: Callable[..., Any], flags: dict[str, Any]
 ) -> None:
     one = cases.make_batch(cases.make_step(samples()[:4], micro_batches=2))
-    look = make_rank(CriticConfig(num_critic_only_steps=1), **flags).step(one)
-    taken = make_rank(**flags).step(one)
+    look = cases.step(make_rank(CriticConfig(num_critic_only_steps=1), **flags), one)
+    taken = cases.step(make_rank(**flags), one)
     assert look.keys() == taken.keys()
     for name in look.keys() - cases.MEASURED - {"lr", "grad_norm"}:
         assert look[name] == pytest.approx(taken[name], abs=1e-6), name
@@ -274,9 +275,9 @@ def test_whitened_advantages_do_not_depend_on_the_rewards_scale(
         made = samples()
         for s in made:
             s.advantages[:] *= scale
-        return make_rank(normalize_advantages=True).step(cases.make_batch(cases.make_step(made)))[
-            "loss"
-        ]
+        return cases.step(
+            make_rank(normalize_advantages=True), cases.make_batch(cases.make_step(made))
+        )["loss"]
 
     assert loss(1.0) == pytest.approx(loss(100.0), rel=1e-4)
 
@@ -287,5 +288,5 @@ def test_a_value_that_is_not_finite_is_refused(make_rank: Callable[..., Any]) ->
     made[0].advantages[:] = float("nan")
     before = cases.weights_of(rank)
     with pytest.raises(LearnerError, match="critic step 1 of 1: value loss nan"):
-        rank.step(cases.make_batch(cases.make_step(made)))
+        cases.step(rank, cases.make_batch(cases.make_step(made)))
     assert all(torch.equal(before[name], tensor) for name, tensor in rank.hf_weights())

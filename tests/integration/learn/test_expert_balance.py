@@ -52,7 +52,7 @@ def test_the_bias_rises_for_idle_experts_and_falls_for_busy_ones(
     load = np.bincount(taken.ravel(), minlength=8)
     with rank_of(biased, megatron={"moe_router_bias_update_rate": RATE}, use_kl_loss=True) as rank:
         before = biases(rank)
-        rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
+        cases.step(rank, cases.make_batch(cases.make_step(samples, micro_batches=2)))
         after = biases(rank)
         assert (after - before).numpy() == pytest.approx(
             RATE * np.sign(load.mean() - load), abs=1e-6
@@ -61,20 +61,20 @@ def test_the_bias_rises_for_idle_experts_and_falls_for_busy_ones(
             assert torch.equal(biases(rank), before)
         rank.save(tmp_path / "saved")
         assert torch.equal(cases.stored(tmp_path / "saved" / "hf")[BIAS], after)
-        rank.step(cases.make_batch(cases.make_step(samples)))
+        cases.step(rank, cases.make_batch(cases.make_step(samples)))
         assert not torch.equal(biases(rank), after)
         rank.load(tmp_path / "saved")
         assert torch.equal(biases(rank), after)
         samples[0].advantages[0] = float("nan")
         with pytest.raises(LearnerError, match="not finite"):
-            rank.step(cases.make_batch(cases.make_step(samples)))
+            cases.step(rank, cases.make_batch(cases.make_step(samples)))
         assert torch.equal(biases(rank), after), "a refused step leaves the bias as it was"
 
 
 def test_the_bias_is_frozen_by_default(biased: Path) -> None:
     with rank_of(biased) as rank:
         before = biases(rank)
-        rank.step(cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS))))
+        cases.step(rank, cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS))))
         assert torch.equal(biases(rank), before)
 
 
@@ -87,7 +87,7 @@ def test_an_auxiliary_loss_reaches_the_routers_and_the_metrics(tmp_path: Path) -
     gradients = {}
     for name, flags in {"without": {}, "with": losses}.items():
         with rank_of(folder, megatron={"clip_grad": 0.0, **flags}) as rank:
-            metrics = rank.step(cases.make_batch(cases.make_step(samples)))
+            metrics = cases.step(rank, cases.make_batch(cases.make_step(samples)))
             gradients[name] = {n: g.clone() for n, g in cases.hf_gradients(rank).items()}
             assert ("moe_load_balancing_loss" in metrics) == (name == "with")
     gates, values = [f"model.layers.{i}.mlp.gate.weight" for i in range(routing.LAYERS)], []

@@ -56,7 +56,7 @@ def test_round_trip_logits_and_a_step(folders: dict[str, Path], name: str) -> No
                     0, -sample.response_length :
                 ]
             assert (got - expected).abs().max() < 1e-4
-        metrics = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
+        metrics = cases.step(rank, cases.make_batch(cases.make_step(samples, micro_batches=2)))
         after = cases.weights_of(rank)
     finally:
         rank.close()
@@ -199,7 +199,7 @@ def test_expert_biases_stay_float32(folders: dict[str, Path]) -> None:
     rank = start_rank(cases.settings(folders["glm4_moe"], dtype="bfloat16"))
     try:
         assert torch.equal(cases.weights_of(rank)[name], stored)
-        rank.step(cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS))))
+        cases.step(rank, cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS))))
         assert torch.equal(cases.weights_of(rank)[name], stored)
     finally:
         rank.close()

@@ -96,7 +96,7 @@ def start() -> Iterator[Callable[..., Any]]:
 
 def two_rollouts(rank: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
-    metrics = [rank.step(cases.make_batch(*steps, rollout_id=i)) for i in range(2)]
+    metrics = [cases.step(rank, cases.make_batch(*steps, rollout_id=i)) for i in range(2)]
     return metrics, cases.weights_of(rank)
 
 
@@ -151,19 +151,21 @@ def pair(
     ]
     try:
         steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
-        third = single.step(cases.make_batch(*steps, rollout_id=2))
+        third = cases.step(single, cases.make_batch(*steps, rollout_id=2))
         errors = [r.communicate(timeout=300)[1] for r in ranks]
         assert [r.returncode for r in ranks] == [0, 0], "\n".join(errors)[-4000:]
         single.load(out / "pair")
-        from_two = single.step(cases.make_batch(*steps, rollout_id=2))
-        few = single.step(cases.few())
+        from_two = cases.step(single, cases.make_batch(*steps, rollout_id=2))
+        few = cases.step(single, cases.few())
     finally:
         for r in ranks:
             r.kill()
         single.close()
         del store
     single = start_rank(settings_of("fsdp", seeing, use_tis=True))
-    seen = [single.step(cases.make_batch(fsdp_ranks.vision_step(seeing, 1))) for _ in range(3)]
+    seen = [
+        cases.step(single, cases.make_batch(fsdp_ranks.vision_step(seeing, 1))) for _ in range(3)
+    ]
     single.close()
     found = {
         "trained": trained,
@@ -219,12 +221,14 @@ def test_a_step_without_a_sample_changes_nothing(
     two_rollouts(rank)
     before = cases.weights_of(rank)
     few = cases.few()
-    got = rank.step(dataclasses.replace(few, steps=(few.steps[1],) * 2))
+    got = cases.step(rank, dataclasses.replace(few, steps=(few.steps[1],) * 2))
     assert (got["loss"], got["grad_norm"], got["num_loss_tokens"]) == (0.0, 0.0, 0.0)
     after = cases.weights_of(rank)
     assert all(torch.equal(after[name], before[name]) for name in before)
     steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
-    assert rank.step(cases.make_batch(*steps, rollout_id=4))["lr"] < 1e-3 * 0.2  # cosine's end
+    assert (
+        cases.step(rank, cases.make_batch(*steps, rollout_id=4))["lr"] < 1e-3 * 0.2
+    )  # cosine's end
 
 
 def test_ranks_without_an_image_look_along(pair: Any) -> None:
@@ -257,9 +261,9 @@ def test_supervised_steps_leave_only_their_weights(
     found = {}
     for backend in ("megatron", "fsdp"):
         rank = start(backend, folders["qwen3"])
-        found[backend] = [rank.sft_step(step, 1e-3) for _ in range(3)]
+        found[backend] = [rank.sft_step(cases.share(step), 1e-3) for _ in range(3)]
         rank.reset_optimizer()
-        found[backend].append(rank.step(cases.make_batch(step)))
+        found[backend].append(cases.step(rank, cases.make_batch(step)))
     for a, b in zip(found["fsdp"], found["megatron"], strict=True):
         close_to(a, b)
     # warm-up starts anew
@@ -285,12 +289,12 @@ def test_a_refused_step_changes_nothing(
 ) -> None:
     rank = start("fsdp", folders["qwen3"])
     good = cases.make_batch(cases.make_step(cases.halves()[0]))
-    rank.step(good)
+    cases.step(rank, good)
     before = cases.weights_of(rank)
     with pytest.raises(LearnerError, match="not finite"):
-        rank.step(cases.make_batch(cases.make_step(cases.poisoned())))
+        cases.step(rank, cases.make_batch(cases.make_step(cases.poisoned())))
     assert all(torch.equal(before[key], tensor) for key, tensor in rank.hf_weights())
-    assert rank.step(good)["lr"] > 0
+    assert cases.step(rank, good)["lr"] > 0
 
 
 def test_folders_and_checkpoints_that_do_not_fit(
@@ -338,7 +342,7 @@ def test_experts_and_sliding_windows(tmp_path: Path, start: Callable[..., Any]) 
         )
         for s in samples
     ]
-    metrics = rank.step(cases.make_batch(cases.make_step(samples)))
+    metrics = cases.step(rank, cases.make_batch(cases.make_step(samples)))
     assert abs(metrics["kl_rollout_old_k1"]) < 1e-5 and metrics["rollout_ratio_p99"] == 1.0
 
 

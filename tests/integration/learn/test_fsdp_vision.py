@@ -61,7 +61,7 @@ def test_packed_log_probs_equal_transformers(
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     step = cases.make_step(samples, micro_batches=2)
-    packed = rank._pack(step)
+    packed = rank._pack(cases.share(step))
     found = rank.log_probs_now([Prepared(mb) for mb in packed])
     for mb, values in zip(packed, found, strict=True):
         parts = values.split(mb.token_counts.tolist())
@@ -78,8 +78,8 @@ def test_a_blank_image_joins_text_where_others_see_and_changes_nothing(
     """Every rank's vision tower must run in every micro-batch of such a step, or the ranks would
     wait for one another."""
     text, seen = samples[3], samples[0]
-    alone = rank._pack(cases.make_step([text]))
-    mixed = rank._pack(cases.make_step([seen, text], micro_batches=2))
+    alone = rank._pack(cases.share(cases.make_step([text])))
+    mixed = rank._pack(cases.share(cases.make_step([seen, text], micro_batches=2)))
     assert not alone[0].media and all("pixel_values" in mb.media for mb in mixed)
     assert mixed[1].token_counts.tolist() == [len(mixed[1].targets), 0]
     weights = cases.weights_of(rank)
@@ -113,7 +113,7 @@ def test_both_towers_learn_and_what_does_not_fit_is_refused(
     samples: list[TrainSample], rank: Any
 ) -> None:
     before = cases.weights_of(rank)
-    metrics = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
+    metrics = cases.step(rank, cases.make_batch(cases.make_step(samples, micro_batches=2)))
     assert metrics["grad_norm"] > 0
     after = cases.weights_of(rank)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -122,4 +122,4 @@ def test_both_towers_learn_and_what_does_not_fit_is_refused(
     )
     cut = dataclasses.replace(samples[0], tokens=samples[0].tokens[samples[0].tokens != 262])
     with pytest.raises(LearnerError, match="0 image placeholder tokens for 4 image tokens"):
-        rank.step(cases.make_batch(cases.make_step([cut])))
+        cases.step(rank, cases.make_batch(cases.make_step([cut])))

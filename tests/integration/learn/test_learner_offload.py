@@ -68,11 +68,11 @@ def test_steps_between_which_the_device_is_given_up(
 ) -> None:
     batch = cases.make_batch(*(cases.make_step(part) for part in cases.halves()))
     plain = make_rank(**FLAGS[name])
-    want = [numbers(plain.step(batch)) for _ in range(3)]
+    want = [numbers(cases.step(plain, batch)) for _ in range(3)]
     weights = cases.weights_of(plain)
     rank, got = make_rank(**FLAGS[name]), []
     for i in range(3):
-        got.append(numbers(rank.step(batch)))
+        got.append(numbers(cases.step(rank, batch)))
         held = storages(rank)
         sizes, distinct = [s.nbytes() for s in held], {s.data_ptr(): s.nbytes() for s in held}
         assert min(sizes) > 0
@@ -98,7 +98,7 @@ def test_steps_between_which_the_device_is_given_up(
     assert all(torch.equal(tensor, weights[name]) for name, tensor in rank.hf_weights())
     rank.offload()
     rank.load(tmp_path / "saved")  # into a learner that is out
-    assert numbers(rank.step(batch)) == want[2]
+    assert numbers(cases.step(rank, batch)) == want[2]
 
 
 def test_an_optimizer_that_is_on_the_cpu_already(make_rank: Callable[..., Any]) -> None:
@@ -107,7 +107,7 @@ def test_an_optimizer_that_is_on_the_cpu_already(make_rank: Callable[..., Any]) 
 
     batch = cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS)))
     want = make_rank()
-    losses = [want.step(batch)["loss"] for _ in range(2)]
+    losses = [cases.step(want, batch)["loss"] for _ in range(2)]
     hybrid = {
         "optimizer_cpu_offload": "true",
         "optimizer_offload_fraction": "1.0",
@@ -117,7 +117,7 @@ def test_an_optimizer_that_is_on_the_cpu_already(make_rank: Callable[..., Any]) 
     assert owned_by("OptimizerConfig", hybrid) == {
         k: 1.0 if "fraction" in k else True for k in hybrid
     }
-    assert [make_rank(megatron=hybrid).step(batch)["loss"]] == losses[:1]
+    assert [cases.step(make_rank(megatron=hybrid), batch)["loss"]] == losses[:1]
 
 
 def test_two_ranks_whose_collectives_overlap(folder: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_one_step_equals_plain_torch(
     """Loss and every single gradient, for one optimizer step in two micro-batches."""
     samples = cases.make_samples(cases.LENGTHS)
     rank = make_rank(folders[key], megatron={"clip_grad": 0.0}, **flags)
-    metrics = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
+    metrics = cases.step(rank, cases.make_batch(cases.make_step(samples, micro_batches=2)))
     model, temperature = cases.load_hf(folders[key]), flags.get("temperature", 1.0)
     config = AlgorithmConfig(**{k: v for k, v in flags.items() if k != "temperature"})
     old = [cases.token_log_probs(model, s, temperature).detach() for s in samples]
@@ -127,7 +127,7 @@ def test_two_optimizer_steps_equal_plain_torch(
         optim=optim,
         megatron={"lr": 1e-2, "clip_grad": 0.5, "adam_eps": 1e-4},
     )
-    metrics = rank.step(cases.make_batch(*(cases.make_step(h) for h in halves)))
+    metrics = cases.step(rank, cases.make_batch(*(cases.make_step(h) for h in halves)))
     model = cases.load_hf(folders[key])
     # Adam divides by sqrt(v) + eps: a larger eps than usual, or gradients of rounding size would
     # become updates of full size.
@@ -156,8 +156,9 @@ def test_metrics_are_means_over_trained_tokens(
 ) -> None:
     key = ("llama", False)
     samples = cases.make_samples(cases.LENGTHS)
-    got = make_rank(folders[key], use_tis=True).step(
-        cases.make_batch(cases.make_step(samples, micro_batches=3))
+    got = cases.step(
+        make_rank(folders[key], use_tis=True),
+        cases.make_batch(cases.make_step(samples, micro_batches=3)),
     )
     model = cases.load_hf(folders[key])
     log_ratios, entropies = [], []
@@ -195,7 +196,7 @@ def test_packing_changes_nothing(folders: dict[Any, Path], make_rank: Callable[.
     results = []
     for number in (1, 3, len(samples)):
         rank = make_rank(folders["qwen3", True], megatron={"clip_grad": 0.0})
-        metrics = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=number)))
+        metrics = cases.step(rank, cases.make_batch(cases.make_step(samples, micro_batches=number)))
         results.append((metrics, {k: g.clone() for k, g in cases.hf_gradients(rank).items()}))
     (first, gradients), *others = results
     for metrics, other in others:
@@ -210,7 +211,7 @@ def test_recomputed_layers_change_nothing(
     batch = cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS)))
     plain = make_rank(folders["qwen3", True], megatron={"clip_grad": 0.0})
     want, gradients = (
-        plain.step(batch),
+        cases.step(plain, batch),
         {k: g.clone() for k, g in cases.hf_gradients(plain).items()},
     )
     full = {
@@ -219,7 +220,7 @@ def test_recomputed_layers_change_nothing(
         "recompute_num_layers": "1",
     }
     rank = make_rank(folders["qwen3", True], megatron={"clip_grad": 0.0, **full})
-    assert rank.step(batch)["loss"] == want["loss"]
+    assert cases.step(rank, batch)["loss"] == want["loss"]
     for name, grad in cases.hf_gradients(rank).items():
         assert (grad - gradients[name]).abs().max() < 1e-6, name
 
@@ -230,17 +231,17 @@ def test_bfloat16_follows_float32(
     """The path of a GPU run: bfloat16 weights, float32 master weights and gradients; its checkpoint
     resumes exactly."""
     batch = cases.make_batch(*(cases.make_step(part) for part in cases.halves()))
-    want = make_rank(folders["qwen3", True]).step(batch)
+    want = cases.step(make_rank(folders["qwen3", True]), batch)
     rank = make_rank(folders["qwen3", True], dtype="bfloat16")
-    got = rank.step(batch)
+    got = cases.step(rank, batch)
     assert {t.dtype for _, t in rank.hf_weights()} == {torch.bfloat16}
     assert got["entropy"] == pytest.approx(want["entropy"], rel=0.02)
     assert got["loss"] == pytest.approx(want["loss"], abs=0.05)
     assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=0.1)
     rank.save(tmp_path / "1")
-    after = rank.step(batch)
+    after = cases.step(rank, batch)
     rank.load(tmp_path / "1")
-    resumed = rank.step(batch)
+    resumed = cases.step(rank, batch)
     assert {k: v for k, v in after.items() if k not in cases.MEASURED} == {
         k: v for k, v in resumed.items() if k not in cases.MEASURED
     }
@@ -253,19 +254,19 @@ def test_non_finite_step_is_refused(
     samples = cases.make_samples(cases.LENGTHS)
     good = cases.make_batch(cases.make_step(samples))
     twin = make_rank(folders["qwen3", True], use_tis=True)
-    twin.step(good)
-    want = twin.step(good)
+    cases.step(twin, good)
+    want = cases.step(twin, good)
     rank = make_rank(folders["qwen3", True], use_tis=True)
-    rank.step(good)
+    cases.step(rank, good)
     before = cases.weights_of(rank)
     array = getattr(samples[2], what).copy()
     array[0] = float("nan")
     bad = [*samples[:2], dataclasses.replace(samples[2], **{what: array}), *samples[3:]]
     with pytest.raises(LearnerError, match=r"rollout 7, optimizer step 1 of 1.*refused"):
-        rank.step(cases.make_batch(cases.make_step(bad), rollout_id=7))
+        cases.step(rank, cases.make_batch(cases.make_step(bad), rollout_id=7))
     after = cases.weights_of(rank)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    again = rank.step(good)  # moments and schedule are untouched too
+    again = cases.step(rank, good)  # moments and schedule are untouched too
     assert {k: again[k] for k in again if k not in cases.MEASURED} == {
         k: want[k] for k in want if k not in cases.MEASURED
     }
@@ -279,7 +280,7 @@ def test_warm_up_leaves_no_trace_in_the_optimizer(
     optim = OptimConfig(lr_warmup_iters=2)
     rank = make_rank(folders["qwen3", True], optim=optim)
     model = cases.load_hf(folders["qwen3", True])
-    losses = [rank.sft_step(step, 3e-3)["loss"] for _ in range(5)]
+    losses = [rank.sft_step(cases.share(step), 3e-3)["loss"] for _ in range(5)]
     picked = [
         -cases.token_log_probs(model, s, 1.0)[torch.from_numpy(s.loss_mask.astype(bool))]
         for s in samples
@@ -289,9 +290,9 @@ def test_warm_up_leaves_no_trace_in_the_optimizer(
     rank.reset_optimizer()
     rank.export_hf(tmp_path / "warm")
     batch = cases.make_batch(step)
-    got = [rank.step(batch) for _ in range(3)]
+    got = [cases.step(rank, batch) for _ in range(3)]
     fresh = make_rank(tmp_path / "warm", optim=optim)
-    want = [fresh.step(batch) for _ in range(3)]
+    want = [cases.step(fresh, batch) for _ in range(3)]
     assert [g["lr"] for g in got] == [w["lr"] for w in want] == [0.0, 5e-4, 1e-3]
     assert [g["loss"] for g in got] == [w["loss"] for w in want]
 
@@ -313,12 +314,13 @@ def test_bad_input_is_named(
     rank = make_rank(folders["qwen3", True])
     sample = cases.make_samples([(4, 3)])[0]
     with pytest.raises(LearnerError, match="2 data-parallel ranks"):
-        rank.step(cases.make_batch(cases.make_step([sample, sample], ranks=2)))
+        cases.step(rank, cases.make_batch(cases.make_step([sample, sample], ranks=2)))
     with pytest.raises(LearnerError, match="prompt token"):
-        rank.step(
+        cases.step(
+            rank,
             cases.make_batch(
                 cases.make_step([dataclasses.replace(sample, tokens=sample.tokens[-3:])])
-            )
+            ),
         )
 
 
@@ -340,7 +342,7 @@ def test_deterministic_mode_repeats_itself_to_the_bit(
             found.append(
                 (
                     drawn,
-                    {k: v for k, v in rank.step(batch).items() if k not in cases.MEASURED},
+                    {k: v for k, v in cases.step(rank, batch).items() if k not in cases.MEASURED},
                     cases.weights_of(rank),
                 )
             )
@@ -361,7 +363,7 @@ def test_wider_passes_without_gradients_change_nothing(
     samples = cases.make_samples([*cases.LENGTHS, *cases.LENGTHS], seed=3)
     batch = cases.make_batch(*(cases.make_step(samples[i::2], micro_batches=5) for i in range(2)))
     flags = {"use_tis": True, "use_kl_loss": True, "kl_loss_coef": 0.1, "megatron": {"lr": 1e-2}}
-    plain = make_rank(folders["qwen3", True], **flags).step(batch)
+    plain = cases.step(make_rank(folders["qwen3", True], **flags), batch)
     passes: list[int] = []
     rank = make_rank(folders["qwen3", True], log_probs_max_tokens_per_gpu=budget, **flags)
     run = rank._passes.run
@@ -371,7 +373,7 @@ def test_wider_passes_without_gradients_change_nothing(
         return run(mbs, *args, forward_only=forward_only, **kwargs)
 
     rank._passes.run = counted
-    wide = rank.step(batch)
+    wide = cases.step(rank, batch)
     assert (
         sum(passes) == {1: 15, 90: sum(passes), 10_000: 3}[budget] and 3 <= sum(passes) <= 15
     )  # old of the second step, reference of both
@@ -395,8 +397,10 @@ def test_bfloat16_keeps_float32_master_weights(
     } == {torch.bfloat16}
     assert {p.main_grad.dtype for p in rank._built.models[0].parameters()} == {torch.float32}
     batch = cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS), micro_batches=2))
-    metrics = [rank.step(batch) for _ in range(4)]
-    exact = make_rank(folders["qwen3", True], megatron={"lr": 1e-5, "adam_eps": 1e-5}).step(batch)
+    metrics = [cases.step(rank, batch) for _ in range(4)]
+    exact = cases.step(
+        make_rank(folders["qwen3", True], megatron={"lr": 1e-5, "adam_eps": 1e-5}), batch
+    )
     assert metrics[0]["loss"] == pytest.approx(exact["loss"], abs=0.05) and metrics[0][
         "grad_norm"
     ] == pytest.approx(exact["grad_norm"], rel=0.05)

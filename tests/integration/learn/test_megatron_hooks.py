@@ -52,7 +52,7 @@ def test_hooks_are_called_where_slime_calls_them(tmp_path: Path) -> None:
     rank = start_rank(dataclasses.replace(settings, config=config))
     try:
         steps = [cases.make_step(cases.make_samples(cases.LENGTHS, seed)) for seed in (0, 1)]
-        rank.step(cases.make_batch(*steps, rollout_id=4))
+        cases.step(rank, cases.make_batch(*steps, rollout_id=4))
         seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
         assert seen[0] == ["init", True, "grpo"]
         # the first step's old log-probs are its own
@@ -64,7 +64,7 @@ def test_hooks_are_called_where_slime_calls_them(tmp_path: Path) -> None:
             ["step", 4, 1, True],
         ]
         with pytest.raises(UserFunctionError, match=r"OverflowError: nine .*hooks.py line 21"):
-            rank.step(cases.make_batch(*steps, rollout_id=9))
+            cases.step(rank, cases.make_batch(*steps, rollout_id=9))
     finally:
         rank.close()
 
@@ -103,7 +103,7 @@ def rank_with_provider(model: Path, spec: str) -> object:
 def weights_after_a_step(rank: Any) -> dict[str, torch.Tensor]:
     step = cases.make_step(cases.make_samples(cases.LENGTHS, 0))
     try:
-        rank.step(cases.make_batch(step))
+        cases.step(rank, cases.make_batch(step))
         return {name: p.detach().clone() for name, p in rank._built.models[0].named_parameters()}
     finally:
         rank.close()

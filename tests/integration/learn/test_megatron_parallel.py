@@ -35,10 +35,10 @@ def single(model: Path, algorithm: str) -> Iterator[Any]:
 
     rank = start_rank(cases.settings(model, **ALGORITHMS[algorithm]))
     steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
-    metrics = [rank.step(cases.make_batch(*steps)) for _ in range(2)]
+    metrics = [cases.step(rank, cases.make_batch(*steps)) for _ in range(2)]
     weights = cases.weights_of(rank)
-    rank.step(cases.make_batch(*steps))
-    few = rank.step(cases.few())
+    cases.step(rank, cases.make_batch(*steps))
+    few = cases.step(rank, cases.few())
     rank.close()
     yield metrics, weights, few
 
@@ -123,10 +123,11 @@ def single_options(model: Path) -> dict[str, list[dict[str, float]]]:
     for option, algorithm in OPTIONS.items():
         rank = start_rank(cases.settings(model, **algorithm))
         out[option] = [
-            rank.step(
+            cases.step(
+                rank,
                 cases.make_batch(
                     *(cases.make_step(part, micro_batches=2) for part in cases.halves())
-                )
+                ),
             )
             for _ in range(2)
         ]
@@ -193,7 +194,7 @@ def test_checkpoint_of_two_ranks_loads_on_one(model: Path, algorithm: str, pair:
         rank.load(pair / "dp2-distributed-optimizer")
         steps = [cases.make_step(part, micro_batches=2) for part in cases.halves()]
         got, want = (
-            rank.step(cases.make_batch(*steps)),
+            cases.step(rank, cases.make_batch(*steps)),
             results(pair, "dp2-distributed-optimizer", 0)["after"],
         )
         assert got["loss"] == pytest.approx(want["loss"], abs=1e-5)

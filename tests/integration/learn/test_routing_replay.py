@@ -61,7 +61,7 @@ def log_probs_of(rank: Any, samples: list[TrainSample], mode: Any = "replay") ->
     """[N] of one pack."""
     from stages.learn.log_prob_pass import Prepared
 
-    packed = rank._passes.pack(((tuple(samples),),))
+    packed = cases.pack(rank, samples)
     return rank._passes.log_probs_now([Prepared(p) for p in packed], routing=mode)[0]
 
 
@@ -75,7 +75,7 @@ def test_the_engines_experts_are_taken_forwards_and_backwards(
     micro-batches that wait for one another."""
     samples = samples_with_experts()
     rank = make_rank(megatron=megatron, use_rollout_routing_replay=True)
-    metrics = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=3)))
+    metrics = cases.step(rank, cases.make_batch(cases.make_step(samples, micro_batches=3)))
     reference = routing.RoutedModel(folder, samples)
     old = [cases.token_log_probs(reference, s, 1.0).detach() for s in samples]
     loss = cases.reference_loss(reference, samples, old, AlgorithmConfig())
@@ -117,8 +117,9 @@ def test_other_routers_and_dense_layers_first(
         s.routed_experts[:, 0] = 0
     if family == "qwen3_moe-dense-first":
         samples = [dataclasses.replace(s, routed_experts=s.routed_experts % 4) for s in samples]
-    metrics = make_rank(model, megatron=PLAIN, use_rollout_routing_replay=True).step(
-        cases.make_batch(cases.make_step(samples))
+    metrics = cases.step(
+        make_rank(model, megatron=PLAIN, use_rollout_routing_replay=True),
+        cases.make_batch(cases.make_step(samples)),
     )
     reference = routing.RoutedModel(model, samples)
     old = [cases.token_log_probs(reference, s, 1.0).detach() for s in samples]
@@ -136,7 +137,7 @@ def test_without_the_flag_the_same_rows_route_freely(
     folder: Path, make_rank: Callable[..., Any]
 ) -> None:
     samples = samples_with_experts()
-    metrics = make_rank(megatron=PLAIN).step(cases.make_batch(cases.make_step(samples)))
+    metrics = cases.step(make_rank(megatron=PLAIN), cases.make_batch(cases.make_step(samples)))
     free = routing.RoutedModel(folder)
     old = [cases.token_log_probs(free, s, 1.0).detach() for s in samples]
     assert metrics["loss"] == pytest.approx(
@@ -155,9 +156,7 @@ def test_replay_is_the_captured_pass_to_the_bit(
     plain = cases.make_samples(cases.LENGTHS)
     rank = make_rank(use_routing_replay=True)
     free = log_probs_of(rank, plain)
-    (captured,) = rank._passes.with_old(
-        [Prepared(p) for p in rank._passes.pack(((tuple(plain),),))]
-    )
+    (captured,) = rank._passes.with_old([Prepared(p) for p in cases.pack(rank, plain)])
     assert torch.equal(captured.old, free)
     assert torch.equal(rank._passes.log_probs_now([captured])[0], free)
     reference = routing.RoutedModel(folder)
@@ -165,7 +164,7 @@ def test_replay_is_the_captured_pass_to_the_bit(
         dataclasses.replace(s, routed_experts=reference.took(s).astype(np.uint8)) for s in plain
     ]
     assert torch.equal(log_probs_of(rank, told), free)
-    packed = rank._passes.pack(((tuple(told),),))[0].routed_experts
+    packed = cases.pack(rank, told)[0].routed_experts
     assert torch.equal(packed.sort(-1).values, captured.batch.routed_experts.sort(-1).values)
     assert (log_probs_of(rank, samples_with_experts()) - free).abs().mean() > 0.05
     assert torch.equal(log_probs_of(rank, samples_with_experts(), "free"), free)
@@ -195,13 +194,13 @@ def test_prompts_are_shared_only_where_they_went_the_same_way(
 ) -> None:
     samples = [s for s in samples_with_experts() if s.num_tokens - s.response_length == 8]
     rank = make_rank(use_rollout_routing_replay=True)
-    shared = rank._passes.pack(((tuple(samples),),))[0].num_inputs
+    shared = cases.pack(rank, samples)[0].num_inputs
     other = dataclasses.replace(
         samples[1],
         routed_experts=routing.with_random_experts(samples[1:2], seed=9)[0].routed_experts,
     )
     mixed = [samples[0], other, samples[2]]
-    assert rank._passes.pack(((tuple(mixed),),))[0].num_inputs == shared + 8
+    assert cases.pack(rank, mixed)[0].num_inputs == shared + 8
     reference = routing.RoutedModel(folder, [other])
     with torch.no_grad():
         want = cases.token_log_probs(reference, other, 1.0)
@@ -218,7 +217,9 @@ def test_later_steps_take_the_experts_at_consumption(
     before it."""
     halves = cases.halves()
     rank = make_rank(megatron={**PLAIN, "lr": 1e-2, "adam_eps": 1e-4}, use_routing_replay=True)
-    metrics = rank.step(cases.make_batch(*(cases.make_step(h, micro_batches=2) for h in halves)))
+    metrics = cases.step(
+        rank, cases.make_batch(*(cases.make_step(h, micro_batches=2) for h in halves))
+    )
     reference = routing.RoutedModel(folder)
     at_consumption = [dataclasses.replace(s, routed_experts=reference.took(s)) for s in halves[1]]
     old = [[cases.token_log_probs(reference, s, 1.0).detach() for s in half] for half in halves]
@@ -247,10 +248,10 @@ def test_the_reference_routes_freely(make_rank: Callable[..., Any]) -> None:
         use_rollout_routing_replay=True, use_kl_loss=True, kl_loss_coef=0.0, kl_loss_type="k2"
     )
     plain = cases.make_samples(cases.LENGTHS)
-    packed = rank._passes.pack(((tuple(samples_with_experts()),),))
+    packed = cases.pack(rank, samples_with_experts())
     (prepared,) = rank._ahead.prepare([packed])[0]
     assert torch.equal(prepared.ref, log_probs_of(rank, plain))
-    metrics = rank.step(cases.make_batch(cases.make_step(samples_with_experts())))
+    metrics = cases.step(rank, cases.make_batch(cases.make_step(samples_with_experts())))
     assert metrics["kl_ref"] > 0.01
 
 
@@ -262,7 +263,7 @@ def test_nothing_stays_forced(make_rank: Callable[..., Any]) -> None:
     poisoned = samples_with_experts()
     poisoned[0].advantages[0] = float("nan")
     with pytest.raises(LearnerError, match="not finite"):
-        rank.step(cases.make_batch(cases.make_step(poisoned, micro_batches=2)))
+        cases.step(rank, cases.make_batch(cases.make_step(poisoned, micro_batches=2)))
     assert torch.equal(log_probs_of(rank, plain), free)
     seats = [s for chunk in rank._routing._seats.values() for s in chunk]
     assert len(seats) == routing.LAYERS and all(
@@ -285,7 +286,7 @@ def test_experts_that_the_model_has_not_are_refused(make_rank: Callable[..., Any
     with pytest.raises(LearnerError, match="all or none"):
         log_probs_of(rank, [sample, dataclasses.replace(sample, routed_experts=None)])
     with pytest.raises(LearnerError, match="no routed experts"):
-        rank.step(cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS))))
+        cases.step(rank, cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS))))
 
 
 @pytest.mark.parametrize("flag", ["use_rollout_routing_replay", "use_routing_replay"])
@@ -327,7 +328,7 @@ def test_the_critic_routes_freely(folder: Path, make_rank: Callable[..., Any]) -
     )
     samples, plain = samples_with_experts(), cases.make_samples(cases.LENGTHS)
     torch.nn.init.normal_(rank._critic.built.models[0].output_layer.weight)
-    values = [rank._critic._values(rank._passes.pack(((tuple(s),),)))[0] for s in (samples, plain)]
+    values = [rank._critic._values(cases.pack(rank, s))[0] for s in (samples, plain)]
     assert torch.equal(*values) and values[0].abs().max() > 0.1
-    metrics = rank.step(cases.make_batch(cases.make_step(samples, micro_batches=2)))
+    metrics = cases.step(rank, cases.make_batch(cases.make_step(samples, micro_batches=2)))
     assert metrics["routing_mismatch"] > 0.5 and metrics["value_loss"] > 0

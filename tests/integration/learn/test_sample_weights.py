@@ -38,7 +38,7 @@ def step(folder: Path) -> Iterator[Callable[..., dict[str, Any]]]:
             start_rank(cases.settings(folder, megatron={"clip_grad": 0.0}, use_tis=True, **flags))
         ]
         batch = make_batch(samples, rollout_id=0, policy_version=0, num_dp_ranks=1, max_tokens=60)
-        loss = ranks[0].step(batch)["loss"]
+        loss = cases.step(ranks[0], batch)["loss"]
         return {
             "loss": loss,
             **{name: grad.clone() for name, grad in cases.hf_gradients(ranks[0]).items()},

@@ -116,17 +116,18 @@ def train(name: str, learner: Any, out: Path) -> None:
     steps = [
         cases.make_step(part, ranks=learner.dp_size, micro_batches=2) for part in cases.halves()
     ]
-    metrics = [learner.step(cases.make_batch(*steps)) for _ in range(2)]
+    metrics = [cases.step(learner, cases.make_batch(*steps)) for _ in range(2)]
     learner.save(out / name)
-    after = learner.step(cases.make_batch(*steps))
+    after = cases.step(learner, cases.make_batch(*steps))
     learner.load(out / name)
-    resumed = learner.step(cases.make_batch(*steps))
-    few = learner.step(cases.few(learner.dp_size))
+    resumed = cases.step(learner, cases.make_batch(*steps))
+    few = cases.step(learner, cases.few(learner.dp_size))
     try:
-        learner.step(
+        cases.step(
+            learner,
             cases.make_batch(
                 cases.make_step(cases.poisoned(), ranks=learner.dp_size, micro_batches=2)
-            )
+            ),
         )
         refused = ""
     except LearnerError as error:
@@ -148,10 +149,11 @@ def refuse_off_policy(name: str, learner: Any, out: Path) -> None:
     from tests.integration.learn import learner_cases as cases
 
     try:
-        learner.step(
+        cases.step(
+            learner,
             cases.make_batch(
                 cases.make_step(cases.halves()[0], ranks=learner.dp_size, micro_batches=2)
-            )
+            ),
         )
         said = ""
     except LearnerError as error:

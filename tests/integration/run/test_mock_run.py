@@ -45,6 +45,11 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, nothing_left_behind: None
     train = read_metrics(run, "train")
     assert [r["rollout_id"] for r in train] == list(range(12))
     assert all(r.keys() >= TRAIN_FIELDS for r in train)
+    lags = [
+        [r[f"event_loop_lag_seconds_{which}"] for which in ("p50", "p99", "max")] for r in train
+    ]
+    assert all(None in lag or 0 <= lag[0] <= lag[1] <= lag[2] for lag in lags)
+    assert any(None not in lag for lag in lags)  # a rollout may be over before the first tick
     assert max(r["staleness_max"] for r in train) <= train[0]["staleness_bound"] == 2
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary) == SUMMARY_FIELDS

@@ -66,7 +66,7 @@ async def test_two_actors_train_as_one_process(
     from stages.learn.megatron import start_rank
 
     rank = start_rank(cases.settings(model, use_tis=True))
-    want = [rank.step(cases.make_batch(*steps(1), rollout_id=i)) for i in range(2)]
+    want = [cases.step(rank, cases.make_batch(*steps(1), rollout_id=i)) for i in range(2)]
     weights = cases.weights_of(rank)
     rank.close()
     for i in range(2):

@@ -21,7 +21,8 @@ def test_micro_batches_in_multiples(sizes: list[int], count: int, multiple: int)
     for rank, size in enumerate(sizes):
         samples = make_samples([(2, 1 + i) for i in range(size)], rank)
         per_rank.append(tuple(tuple(samples[i::count]) for i in range(count)))
-    out = in_multiples(tuple(per_rank), multiple)
+    fewest = min(sizes)
+    out = [in_multiples(rank, multiple, fewest_samples=fewest) for rank in per_rank]
     assert (
         len({len(rank) for rank in out}) == 1
         and len(out[0]) % multiple == 0

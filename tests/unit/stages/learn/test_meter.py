@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.core.batch_share import BatchShare, batch_shares
 from pipeline.core.flops import Cost
 from pipeline.core.types import OptimizerStep, TrainBatch, TrainSample
 from stages.learn.meter import StepMeter
 from tests.manual_time import ManualTime
 
 
-def batch_of(*lengths: tuple[int, int]) -> TrainBatch:
+def share_of(*lengths: tuple[int, int]) -> BatchShare:
     samples = tuple(
         TrainSample(
             index=i,
@@ -35,7 +36,8 @@ def batch_of(*lengths: tuple[int, int]) -> TrainBatch:
         num_samples=len(samples),
         num_loss_tokens=sum(s.response_length for s in samples),
     )
-    return TrainBatch(rollout_id=0, policy_version=0, steps=(step,))
+    (share,) = batch_shares(TrainBatch(rollout_id=0, policy_version=0, steps=(step,)), 1)
+    return share
 
 
 def test_pace_and_operations() -> None:
@@ -49,7 +51,7 @@ def test_pace_and_operations() -> None:
     time.advance(100.0)  # before the step
     meter.restart()
     time.advance(0.5)
-    found = meter.metrics(batch_of((4, 6), (4, 2)), extra_passes=1.0)
+    found = meter.metrics(*meter.work(share_of((4, 6), (4, 2))), extra_passes=1.0)
     assert found["num_tokens"] == 16 and found["seconds"] == 0.5
     assert found["tokens_per_second_per_device"] == 16 / 0.5 / 2
     operations = 3e9 * (16 - 4) + 1e9 * 8  # the second prompt is the first's
