@@ -18,6 +18,7 @@ from pipeline.core.errors import ConfigError, LearnerError, SlipstreamError, Use
 from pipeline.core.types import OptimizerStep, StepResult, TrainBatch
 from pipeline.workers.rank_actor import RankActor, awaited
 from pipeline.workers.ray_cluster import RayCluster, take_sigterm_back
+from pipeline.workers.store_size import object_store_bytes
 from stages.learn.settings import LearnerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,10 @@ class LearnerGroup:
         self._dp_ranks: list[int] = []  # of every rank; those with the same one share samples
         self._dp_size = 1
         self._cluster = RayCluster(
-            settings.cluster.ray_address, num_ranks=settings.num_ranks, on_gpu=_on_gpu(settings)
+            settings.cluster.ray_address,
+            num_ranks=settings.num_ranks,
+            on_gpu=_on_gpu(settings),
+            object_store_bytes=object_store_bytes(settings.config),
         )
         self._starting: asyncio.Future[None] | None = None  # Ray, in a thread
         self._broken: str | None = None

@@ -39,9 +39,13 @@ _LOCAL_ENVIRONMENT = {
 class RayCluster:
     """One cluster with room for `num_ranks` ranks. Every method blocks: call it in a thread."""
 
-    def __init__(self, address: str | None, *, num_ranks: int, on_gpu: bool) -> None:
-        """`address`: of the cluster to join; None starts one on this machine."""
+    def __init__(
+        self, address: str | None, *, num_ranks: int, on_gpu: bool, object_store_bytes: int
+    ) -> None:
+        """`address`: of the cluster to join; None starts one on this machine, with an object store
+        of so many bytes."""
         self._address, self._num_ranks, self._on_gpu = address, num_ranks, on_gpu
+        self._object_store_bytes = object_store_bytes
         self.folder: Path | None = None  # of a cluster of our own, once it is started
 
     def start(self) -> None:
@@ -85,7 +89,7 @@ class RayCluster:
             "num_gpus": self._num_ranks if self._on_gpu else 0,
             "include_dashboard": False,
             # batches pass through it; larger ones go over the disk
-            "object_store_memory": 256 << 20,
+            "object_store_memory": self._object_store_bytes,
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": str(folder),
             "_system_config": {
