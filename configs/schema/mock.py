@@ -9,7 +9,11 @@ from dataclasses import dataclass
 class MockConfig:
     """What --mock simulates."""
 
-    mock_seconds_per_token: float = 0.0005  # a simulated request's time a token, at any load
+    # a decode step of a simulated engine: each of its running requests gets a token
+    mock_seconds_per_token: float = 0.0005
+    mock_seconds_per_running_request: float = 0.0  # by which every running request prolongs a step
+    # of a simulated engine; more requests wait in its queue
+    mock_max_running_requests: int | None = None
     # the mean number of tokens of a simulated response; lengths are lognormal
     mock_length_mean: float = 32.0
     mock_length_sigma: float = 0.7  # the standard deviation of the logarithm of that length

@@ -33,6 +33,7 @@ def mock_backend(site: RunContext) -> Backend:
         rollout, evaluation = _without_lengths(config)
     tokenizer = make_tokenizer(config)
     pool = MockPool(
+        config=config.mock,
         num_engines=config.num_engines,
         concurrency=config.cluster.sglang_server_concurrency,
         initial_version=site.clock.policy_version,

@@ -1,9 +1,9 @@
 """Simulated engines for `--mock` and for tests: no model, no HTTP, no torch; the pool around them
 is the real one.
 
-What is simulated: lognormal response lengths, a constant time per token, pauses and version changes
-in the middle of a response, failing requests, and a skill that grows with the policy version, so
-that rewards rise as in training."""
+What is simulated: lognormal response lengths, continuous batching (`mock_decode`), pauses and
+version changes in the middle of a response, failing requests, and a skill that grows with the
+policy version, so that rewards rise as in training."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pipeline.core.labels import accepted_answers
 from pipeline.core.protocols import Generate
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion, Sample, VersionSpan
+from stages.engine.mock_decode import ContinuousBatch
 from stages.engine.mock_tokenizer import MockTokenizer as MockTokenizer
 from stages.engine.pool import SGLangPool
 
@@ -40,13 +41,19 @@ class MockEngine:
 
     Its time stands still while it is paused, for requests in flight as well."""
 
-    def __init__(self, index: int, time: TimeSource, sleep: Sleep) -> None:
+    def __init__(self, index: int, config: MockConfig, time: TimeSource, sleep: Sleep) -> None:
         self.endpoint = f"mock://{index}"
         self.alive = False
         self._time, self._sleep = time, sleep
-        self._running = asyncio.Event()
-        self._active = self._since = 0.0  # seconds served up to `_since`, a reading of the time
-        self._changes: list[float] = [0.0]  # when, in served seconds, the versions below came in
+        self._batch = ContinuousBatch[asyncio.Future[float]](
+            num_slots=config.mock_max_running_requests,
+            step_seconds=config.mock_seconds_per_token,
+            step_seconds_per_request=config.mock_seconds_per_running_request,
+        )
+        self._works_since: float | None = None  # a reading of the time; None: it is paused
+        self._timer: asyncio.Task[None] | None = None
+        self._rings_at = 0.0
+        self._changes: list[float] = [0.0]  # at which of its steps the versions below came in
         self._versions: list[int] = [0]
 
     @property
@@ -71,39 +78,73 @@ class MockEngine:
         return "(a mock engine has no log)"
 
     def pause(self) -> None:
-        self._active = self.active_seconds()
-        self._running.clear()
+        self._work()
+        self._works_since = None
+        self._forget_timer()
 
     def resume(self, version: int | None) -> None:
         """Go on; with a version, tokens from here on are sampled by it."""
-        self._since = self._time.now()
-        self._running.set()
+        self._work()
+        self._works_since = self._time.now()
         if version is not None and version != self._versions[-1]:
-            self._changes.append(self._active)
+            self._changes.append(self._batch.steps)
             self._versions.append(version)
+        self._set_timer()
 
-    def active_seconds(self) -> float:
-        """How many seconds this engine has served; pauses are left out."""
-        return self._active + (self._time.now() - self._since if self._running.is_set() else 0.0)
+    async def sample(self, num_tokens: int) -> tuple[VersionSpan, ...]:
+        """Takes the time of `num_tokens`, that in the queue too, and says which version sampled
+        each of them."""
+        ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._work()
+        self._batch.add(ended, num_tokens)
+        self._set_timer()
+        try:
+            return self._spans(num_tokens, await ended)
+        except asyncio.CancelledError:
+            self._work()
+            self._batch.remove(ended)
+            self._set_timer()
+            raise
 
-    async def sample(self, num_tokens: int, seconds_per_token: float) -> tuple[VersionSpan, ...]:
-        """Takes the time of `num_tokens` and says which version sampled each of them."""
-        start = self.active_seconds()
-        end = start + num_tokens * seconds_per_token
-        while (left := end - self.active_seconds()) > 1e-9 or not self._running.is_set():
-            await self._running.wait()
-            await self._sleep(max(left, 0.0))
-        return self._spans(num_tokens, start, seconds_per_token)
+    def _work(self) -> None:
+        """Brings the batch up to now."""
+        if self._works_since is None:
+            return
+        now = self._time.now()
+        for request, start in self._batch.work(now - self._works_since):
+            if not request.done():
+                request.set_result(start)
+        self._works_since = now
 
-    def _spans(
-        self, num_tokens: int, start: float, seconds_per_token: float
-    ) -> tuple[VersionSpan, ...]:
-        """Token i is sampled at start + (i + 1) * seconds_per_token."""
+    def _set_timer(self) -> None:
+        """One that rings too early sets itself again."""
+        seconds = self._batch.seconds_to_next()
+        if self._works_since is None or seconds is None:
+            return
+        at = self._works_since + seconds
+        if self._timer is not None and self._rings_at <= at:
+            return
+        self._forget_timer()
+        self._rings_at, self._timer = at, asyncio.create_task(self._ring(seconds))
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _ring(self, seconds: float) -> None:
+        await self._sleep(seconds)
+        self._timer = None
+        self._work()
+        self._set_timer()
+
+    def _spans(self, num_tokens: int, start: float) -> tuple[VersionSpan, ...]:
+        """Token i is sampled at step start + i + 1."""
         spans, at = [], 0
         for place in range(bisect_right(self._changes, start) - 1, len(self._changes)):
             end = num_tokens
-            if place + 1 < len(self._changes) and seconds_per_token > 0:
-                end = min(int((self._changes[place + 1] - start) / seconds_per_token), num_tokens)
+            if place + 1 < len(self._changes):
+                end = min(int(self._changes[place + 1] - start), num_tokens)
             if end > at:
                 spans.append(VersionSpan(self._versions[place], at, end))
                 at = end
@@ -116,6 +157,7 @@ class MockPool(SGLangPool):
     def __init__(
         self,
         *,
+        config: MockConfig,
         num_engines: int = 1,
         concurrency: int = 512,
         initial_version: int = 0,
@@ -125,7 +167,7 @@ class MockPool(SGLangPool):
         time = time or MonotonicTime()
         self.engines = {
             engine.endpoint: engine
-            for engine in (MockEngine(i, time, sleep) for i in range(num_engines))
+            for engine in (MockEngine(i, config, time, sleep) for i in range(num_engines))
         }
         super().__init__(
             tuple(self.engines.values()),
@@ -188,7 +230,7 @@ class MockEngineClient:
             engine = self._pool.engines[endpoint]
             answer = self._answer(input_ids, self._pool.version_of(endpoint), rng)
             wanted = max(wanted, len(answer))
-            spans = await engine.sample(min(wanted, limit), self._config.mock_seconds_per_token)
+            spans = await engine.sample(min(wanted, limit))
         if fails:
             raise EngineError(
                 f"{endpoint}: simulated failure (--mock-failure-rate"

@@ -56,7 +56,7 @@ def parts(
     time: SimulatedTime, *, num_engines: int = 1, seed: int = 0, **config: float
 ) -> tuple[MockPool, MockEngineClient, MockTransport]:
     mock = MockConfig(**{"mock_seconds_per_token": 1.0, "mock_push_seconds": 0.0, **config})  # type: ignore[arg-type]
-    pool = MockPool(num_engines=num_engines, time=time, sleep=time.sleep)
+    pool = MockPool(config=mock, num_engines=num_engines, time=time, sleep=time.sleep)
     return (
         pool,
         MockEngineClient(pool, mock, MockTokenizer(), seed=seed),
