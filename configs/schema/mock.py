@@ -12,7 +12,7 @@ class MockConfig:
     # a decode step of a simulated engine: each of its running requests gets a token
     mock_seconds_per_token: float = 0.0005
     mock_seconds_per_running_request: float = 0.0  # by which every running request prolongs a step
-    # of a simulated engine; more requests wait in its queue
+    # how many requests of a simulated engine decode at once; the others wait in its queue
     mock_max_running_requests: int | None = None
     # the mean number of tokens of a simulated response; lengths are lognormal
     mock_length_mean: float = 32.0

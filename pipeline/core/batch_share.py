@@ -18,11 +18,7 @@ class StepShare:
     has_images: bool  # has any sample of any rank?
     num_samples: float  # as OptimizerStep says
     num_loss_tokens: float
-
-    @property
-    def is_empty(self) -> bool:
-        """Is nothing trained, so that the update is zero? Then no rank has a micro-batch."""
-        return not self.fewest_samples and not self.micro_batches
+    is_empty: bool  # has no rank a micro-batch? Then all skip it; one alone must not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +48,7 @@ def step_shares(step: OptimizerStep, num_ranks: int) -> list[StepShare]:
             has_images=images,
             num_samples=step.num_samples,
             num_loss_tokens=step.num_loss_tokens,
+            is_empty=step.is_empty,
         )
         for mine in step.per_rank
     ]

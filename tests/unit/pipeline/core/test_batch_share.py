@@ -57,3 +57,10 @@ def test_shares_are_the_batch_dealt_out() -> None:
 def test_a_step_that_is_cut_for_others_is_refused() -> None:
     with pytest.raises(LearnerError, match="cut for 2 data-parallel ranks, the learner has 3"):
         step_shares(step([[sample(0)]], [[sample(1)]]), 3)
+
+
+def test_a_rank_without_samples_does_not_skip_what_others_train_on() -> None:
+    """It would leave them alone in a collective; the rank refuses such a step instead."""
+    shares = step_shares(step([], [[sample(1)]]), 2)
+    assert [share.is_empty for share in shares] == [False, False]
+    assert shares[0].micro_batches == ()
