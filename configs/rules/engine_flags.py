@@ -34,6 +34,12 @@ def engine_flags(config: Config) -> Iterator[str]:
             " --rollout-num-gpus-per-engine): each needs a port of its own. Drop it"
         )
     yield from _sizes(config, given)
+    key, admin = given.get("api_key"), given.get("admin_api_key")
+    if key and admin and key != admin:
+        yield (
+            "--sglang-api-key and --sglang-admin-api-key differ: generation and pushes send one"
+            " key. Drop --sglang-admin-api-key, or give both the same"
+        )
 
 
 def _sizes(config: Config, given: Mapping[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from configs.rules.backend import backend, media
 from configs.rules.buffer import replay, staleness
 from configs.rules.engine_flags import engine_flags
 from configs.rules.evaluation import evaluation
+from configs.rules.external_engines import external_engines
 from configs.rules.foreign import foreign_ranges
 from configs.rules.functions import functions, rollout_function
 from configs.rules.inputs import check_checkpoint, check_data, check_weights
@@ -80,6 +81,7 @@ RULES: tuple[Rule, ...] = (
     sampling,
     devices,
     engine_flags,
+    external_engines,
     parallelism,
     schedule,
     lengths,

@@ -16,6 +16,9 @@ class ClusterConfig:
     rollout_num_gpus: int = 1
     # how many devices an engine has: its tensor-parallel size (x --sglang-pp-size)
     rollout_num_gpus_per_engine: int = 1
+    # the addresses (host:port) of SGLang servers that somebody else runs: none is started then, and
+    # --rollout-num-gpus does not count
+    rollout_external_engine_addrs: tuple[str, ...] = ()
     # lets learner and engines share devices; only with --async-buffer-size 0
     colocate: bool = False
     sglang_server_concurrency: int = 512  # how many requests may be in flight at one engine

@@ -135,7 +135,8 @@ class Config:
 
     @property
     def num_engines(self) -> int:
-        return self.cluster.rollout_num_gpus // self.cluster.rollout_num_gpus_per_engine
+        external = len(self.cluster.rollout_external_engine_addrs)
+        return external or self.cluster.rollout_num_gpus // self.cluster.rollout_num_gpus_per_engine
 
     @property
     def data_parallel_size(self) -> int:

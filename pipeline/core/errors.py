@@ -36,6 +36,11 @@ class EngineError(SlipstreamError):
     """An inference engine did not start, died, or refused a request for good."""
 
 
+class ForgottenWeightsError(EngineError):
+    """An engine answered under weights older than those it had confirmed, or under weights of no
+    version: whoever runs it has started it anew."""
+
+
 class RefusedRequestError(EngineError):
     """An engine refused a request as it is: to ask again is of no use."""
 

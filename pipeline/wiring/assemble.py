@@ -19,6 +19,7 @@ from configs.hooks import load_hook
 from configs.rules.cautions import cautions
 from configs.schema import Config
 from pipeline.core.deadline import Deadline
+from pipeline.core.engine_auth import engine_headers
 from pipeline.core.protocols import Source
 from pipeline.run.children import end_children
 from pipeline.run.drops import Drops, causes_of
@@ -260,4 +261,5 @@ def _with_teacher(
         lease,
         scored=config.has_scorer,
         timeout_seconds=config.rollout.generate_timeout_seconds,
+        headers=engine_headers(config.sglang),
     )

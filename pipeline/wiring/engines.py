@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from configs.rules.eval_datasets import eval_datasets
+from configs.rules.external_engines import external_endpoints
 from configs.schema import Config, RolloutConfig
+from pipeline.core.engine_auth import engine_headers
 from pipeline.core.errors import CheckpointError
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.devices import device_sharing, dtype_of
 from pipeline.wiring.teacher_folder import teacher_folder
+from stages.engine.external import ExternalEngine
+from stages.engine.external_fit import ExternalFit
 from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
+from stages.engine.slot import EngineProcess
 from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, tokens_per_request
 from stages.reward import Lease
 
@@ -71,11 +76,30 @@ def teacher_lease(url: str | None, teacher: SGLangPool | None) -> Lease | None:
 
 
 def make_pool(site: RunContext, model_path: Path, device: str) -> SGLangPool:
+    if addresses := external_endpoints(site.config):
+        fit = _external_fit(site.config, model_path, device)
+        headers = engine_headers(site.config.sglang)
+        return _pool_of([ExternalEngine(at, fit, headers=headers) for at in addresses], site)
     replays = site.config.algorithm.use_rollout_routing_replay
     specs = [_engine_spec(site, i, model_path, device) for i in range(site.config.num_engines)]
     return _pool_of(
         [Engine(dataclasses.replace(spec, returns_experts=replays)) for spec in specs], site
     )
+
+
+def _external_fit(config: Config, model_path: Path, device: str) -> ExternalFit:
+    return ExternalFit(
+        model_path=model_path,
+        num_devices=config.cluster.rollout_num_gpus_per_engine,
+        overlap=samples_ahead(config, device),
+        returns_experts=config.algorithm.use_rollout_routing_replay,
+        user={**_asked(config, device), **config.sglang},
+    )
+
+
+def samples_ahead(config: Config, device: str) -> bool:
+    """Do engines run with overlap scheduling, a step ahead of their version labels?"""
+    return device == "cuda" and not config.sglang.get("disable_overlap_schedule")
 
 
 def _engine_spec(site: RunContext, index: int, model_path: Path, device: str) -> EngineSpec:
@@ -113,7 +137,7 @@ def _asked(config: Config, device: str) -> dict[str, Any]:
     return out
 
 
-def _pool_of(engines: list[Engine], site: RunContext) -> SGLangPool:
+def _pool_of(engines: Sequence[EngineProcess], site: RunContext) -> SGLangPool:
     cluster = site.config.cluster
     return SGLangPool(
         engines,

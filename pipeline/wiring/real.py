@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.corrections import asks_for_log_probs
+from pipeline.core.engine_auth import engine_headers
 from pipeline.core.flops import read_cost
 from pipeline.models.resolve import resolve_checkpoint
 from pipeline.run.warmup import warm_up
@@ -25,6 +26,7 @@ from pipeline.wiring.engines import (
     make_pool,
     make_teacher,
     requests_of,
+    samples_ahead,
     teacher_lease,
 )
 from pipeline.wiring.learner_settings import learner_settings
@@ -50,15 +52,16 @@ def real_backend(site: RunContext) -> Backend:
     check_model(config, folder)
     tokenizer = _tokenizer(folder)
     device = device_of(config)
-    served = first_weights(site, folder)
+    served, headers = first_weights(site, folder), engine_headers(config.sglang)
     pool = make_pool(site, served or folder, device)
     client = SGLangClient(
         pool,
         config.rollout,
-        boundary_is_old=device == "cuda" and not config.sglang.get("disable_overlap_schedule"),
+        boundary_is_old=samples_ahead(config, device),
         experts_shape=(
             experts_shape(folder) if config.algorithm.use_rollout_routing_replay else None
         ),
+        headers=headers,
     )
 
     def current_version() -> int:
@@ -90,11 +93,11 @@ def real_backend(site: RunContext) -> Backend:
     )
     teacher = make_teacher(site, folder, device)
     engines = (
-        EngineMemory(pool)
+        EngineMemory(pool, headers=headers)
         if share.rollout and config.has_engines and not config.run.debug_rollout_only
         else None
     )
-    transport = make_transport(pool, learner, config.cluster, device=device)
+    transport = make_transport(pool, learner, config.cluster, device=device, headers=headers)
 
     pairs = _warmup_pairs(site, tokenizer)
 
@@ -124,7 +127,9 @@ def real_backend(site: RunContext) -> Backend:
             if not run.debug_rollout_only:
                 both.create_task(bring_up())
         warmed_up = site.snapshot is None and config.warmup.sft_steps
-        if (served is None or warmed_up) and config.has_engines and not run.debug_rollout_only:
+        # engines of somebody else's may hold any weights
+        other = served is None or warmed_up or config.cluster.rollout_external_engine_addrs
+        if other and config.has_engines and not run.debug_rollout_only:
             await transport.push(site.clock.policy_version)
 
     async def close() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import aiohttp
 import psutil
 
+from pipeline.core.engine_auth import engine_headers
 from pipeline.core.errors import EngineError
 from pipeline.core.ports import free_port, is_free
 from stages.engine.scratch import Scratch
@@ -97,8 +98,11 @@ class Engine:
             raise EngineError(f"{self.name}: port {self.port} is taken by another program")
         self._spawn(weight_version)
         try:
-            async with asyncio.timeout(timeout_seconds), aiohttp.ClientSession() as session:
-                while not await _answers(session, f"{self.endpoint}/ready"):
+            async with (
+                asyncio.timeout(timeout_seconds),
+                aiohttp.ClientSession(headers=engine_headers(self.spec.user)) as session,
+            ):
+                while not await answers(session, f"{self.endpoint}/ready"):
                     self._note_shared_memory()  # now: it may end before it is ready
                     if not self.alive:
                         raise self._failure(f"ended with {self._exit()} while it started")
@@ -120,10 +124,10 @@ class Engine:
         does not do."""
         if not self.alive:
             return False
-        async with aiohttp.ClientSession() as session:
-            if not await _answers(session, f"{self.endpoint}/model_info"):
+        async with aiohttp.ClientSession(headers=engine_headers(self.spec.user)) as session:
+            if not await answers(session, f"{self.endpoint}/model_info"):
                 return False
-            return not deep or await _answers(
+            return not deep or await answers(
                 session, f"{self.endpoint}/health_generate", GENERATE_PROBE_SECONDS
             )
 
@@ -221,9 +225,10 @@ class Engine:
         )
 
 
-async def _answers(
+async def answers(
     session: aiohttp.ClientSession, url: str, timeout_seconds: float = PROBE_SECONDS
 ) -> bool:
+    """Is the answer to a question at `url` 200?"""
     try:
         async with session.get(
             url, timeout=aiohttp.ClientTimeout(total=timeout_seconds)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import aiohttp
@@ -34,20 +34,27 @@ class PoolGate(Protocol):
 class EngineMemory:
     """Releases and resumes the memory of all engines of a pool, side by side."""
 
-    def __init__(self, pool: PoolGate) -> None:
-        self._pool = pool
+    def __init__(self, pool: PoolGate, *, headers: Mapping[str, str] | None = None) -> None:
+        """`headers`: of every request to an engine."""
+        self._pool, self._headers = pool, headers
         self._released: set[str] = set()
 
     async def release(self) -> None:
         """Lets no new requests in, waits for those in flight (an evaluation's, say), then gives the
         memory up. An engine that refuses is ended and started again."""
-        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        async with (
+            aiohttp.ClientSession(headers=self._headers) as session,
+            asyncio.TaskGroup() as group,
+        ):
             for endpoint in self._pool.endpoints:
                 group.create_task(self._release(session, endpoint))
 
     async def resume(self) -> None:
         """Takes the memory back, with the weights that were there before; then requests go on."""
-        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        async with (
+            aiohttp.ClientSession(headers=self._headers) as session,
+            asyncio.TaskGroup() as group,
+        ):
             for endpoint in self._pool.endpoints:
                 group.create_task(self._resume(session, endpoint))
 

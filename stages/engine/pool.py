@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from pipeline.core.errors import ConfigError, EngineError
+from pipeline.core.errors import ConfigError, EngineError, ForgottenWeightsError
 from pipeline.core.time import IdleMeter, MonotonicTime, TimeSource
 from stages.engine.slot import EngineProcess, PoolStatistics, Slot
 
@@ -136,12 +136,14 @@ class SGLangPool:
     async def report_failure(self, endpoint: str, error: Exception) -> None:
         """Asks the engine for a sign of life; a dead or hanging one is ended and started again,
         while everything else goes on. A paused engine does not generate and is not dead, so during
-        a push only its HTTP server is asked."""
+        a push only its HTTP server is asked. One that forgot its weights needs no asking."""
         slot = self._slots[endpoint]
         # a thousand requests may fail at once: one check answers them all
         async with slot.checking:
             if not slot.up or self._closed:
                 return
+            if isinstance(error, ForgottenWeightsError):
+                return self.condemn(endpoint, str(error))
             if slot.engine.alive and await slot.engine.healthy(
                 deep=isinstance(error, TimeoutError) and not slot.gated
             ):

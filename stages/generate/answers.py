@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
-from pipeline.core.errors import EngineError
+from pipeline.core.errors import EngineError, ForgottenWeightsError
 from pipeline.core.meta_info import VersionSpan, narrow_experts, spans_of
 from pipeline.core.types import Completion
 
@@ -27,21 +27,22 @@ def parse_completion(
     body: bytes,
     endpoint: str,
     *,
+    confirmed: int = 0,
     boundary_is_old: bool = False,
     experts: ExpertsWanted | None = None,
 ) -> Completion:
-    """The completion in SGLang's answer to a non-streamed /generate.
+    """The completion in SGLang's answer to a non-streamed /generate. `confirmed`: the version that
+    the engine had confirmed when it was asked.
 
-    Raises EngineError when something that training needs is not in it."""
+    Raises EngineError when something that training needs is not in it, a ForgottenWeightsError when
+    that is its policy version."""
     try:
         answer = orjson.loads(body)
         meta = answer["meta_info"]
         sampled = meta.get("output_token_logprobs")  # [[log-prob, id, None], ...]
         log_probs, token_ids, _ = zip(*sampled, strict=True) if sampled else ((), (), ())
-        spans = spans_of(meta, len(token_ids))
-        if token_ids and not spans:
-            raise ValueError(f"weight_version {meta.get('weight_version')!r}")
         reason = meta["finish_reason"]["type"]
+        spans = _spans(meta, endpoint, len(token_ids), 0 if reason == "abort" else confirmed)
         wanted = experts if reason != "abort" else None
         return Completion(
             token_ids=token_ids,
@@ -64,6 +65,26 @@ def parse_completion(
             f"{endpoint} gave an answer without usable log-probs or versions"
             f" ({type(error).__name__}: {error}): {said}"
         ) from error
+
+
+def _spans(
+    meta: Mapping[str, Any], endpoint: str, num_sampled: int, confirmed: int
+) -> tuple[VersionSpan, ...]:
+    try:
+        spans = spans_of(meta, num_sampled)
+    except ValueError:
+        spans = ()
+    if num_sampled and not spans:
+        raise ForgottenWeightsError(
+            f"{endpoint} answered under weight_version {meta.get('weight_version')!r}, which is no"
+            " policy version: was it started anew?"
+        )
+    if spans and spans[0].version < confirmed:
+        raise ForgottenWeightsError(
+            f"{endpoint} answered under version {spans[0].version}, and had confirmed {confirmed}:"
+            " was it started anew?"
+        )
+    return spans
 
 
 def _routed_experts(

@@ -22,7 +22,7 @@ import orjson
 from yarl import URL
 
 from configs.schema import RolloutConfig
-from pipeline.core.errors import EngineError, RefusedRequestError
+from pipeline.core.errors import EngineError, ForgottenWeightsError, RefusedRequestError
 from pipeline.core.protocols import EnginePool
 from pipeline.core.types import Completion
 from stages.generate.answers import ExpertsWanted, parse_completion
@@ -75,18 +75,19 @@ class SGLangClient:
         boundary_is_old: bool = False,
         experts_shape: tuple[int, int] | None = None,
         connection_limit: int = 0,
+        headers: Mapping[str, str] | None = None,
         sleep: Sleep = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
         """`experts_shape`: (layers, experts a token) of the model, to have the routed experts with
         every answer (engines need --enable-return-routed-experts). `connection_limit` 0: as many as
-        there are requests (leases of the pool bound them)."""
+        there are requests (leases of the pool bound them). `headers`: of every request."""
         self._pool = pool
         self._max_retries = rollout.generate_max_retries
         self._timeout_seconds = rollout.generate_timeout_seconds
         self._boundary_is_old = boundary_is_old
         self._experts_shape = experts_shape
-        self._connection_limit = connection_limit
+        self._connection_limit, self._headers = connection_limit, headers
         self._sleep = sleep
         self._rng = rng or random.Random()
         self._session: aiohttp.ClientSession | None = None
@@ -207,9 +208,17 @@ class SGLangClient:
             if self._experts_shape is None
             else ExpertsWanted(known_experts, len(input_ids), *self._experts_shape)
         )
-        completion = parse_completion(
-            body, endpoint, boundary_is_old=self._boundary_is_old, experts=wanted
-        )
+        try:
+            completion = parse_completion(
+                body,
+                endpoint,
+                confirmed=version,
+                boundary_is_old=self._boundary_is_old,
+                experts=wanted,
+            )
+        except ForgottenWeightsError as error:
+            await self._pool.report_failure(endpoint, error)
+            raise _TransientError(str(error)) from error
         self._count(input_ids, completion)
         if completion.finish_reason == "abort":
             raise _TransientError(f"{endpoint} aborted request {rid}")
@@ -260,7 +269,7 @@ class SGLangClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = open_http_session(self._connection_limit)
+            self._session = open_http_session(self._connection_limit, self._headers)
         return self._session
 
     def _count(self, input_ids: Sequence[int], completion: Completion) -> None:
@@ -270,10 +279,13 @@ class SGLangClient:
         self.statistics.cached_tokens += completion.cached_tokens
 
 
-def open_http_session(connection_limit: int = 0) -> aiohttp.ClientSession:
+def open_http_session(
+    connection_limit: int = 0, headers: Mapping[str, str] | None = None
+) -> aiohttp.ClientSession:
     """A session for thousands of requests at once to a few servers; the caller sets the deadlines.
-    `connection_limit` 0 means no limit."""
+    `connection_limit` 0 means no limit. `headers`: of every request."""
     return aiohttp.ClientSession(
+        headers=headers,
         connector=aiohttp.TCPConnector(limit=connection_limit, keepalive_timeout=KEEPALIVE_SECONDS),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),

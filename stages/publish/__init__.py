@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,19 +23,27 @@ def make_transport(
     device: str,
     sender_address: str = "127.0.0.1",
     folder: Path | None = None,
+    headers: Mapping[str, str] | None = None,
     time: TimeSource | None = None,
 ) -> RollingTransport:
     """The transport that --weight-transport names. `device` "cuda" means NCCL, "cpu" gloo.
     `sender_address`: of rank 0's node, as the engines reach it. `folder` (disk only; default: a
-    temporary one) must be visible to learner and engines."""
+    temporary one) must be visible to learner and engines. `headers`: of
+    every request to an engine."""
     if cluster.weight_transport == "disk":
         from stages.publish.disk import DiskTransport
 
         folder = folder or Path(tempfile.mkdtemp(prefix="slipstream-weights-"))
-        return DiskTransport(pool, sender, cluster, folder, time=time)
+        return DiskTransport(pool, sender, cluster, folder, headers=headers, time=time)
     from stages.publish.distributed import DistributedTransport
 
     backend = "nccl" if device == "cuda" else "gloo"
     return DistributedTransport(
-        pool, sender, cluster, backend=backend, sender_address=sender_address, time=time
+        pool,
+        sender,
+        cluster,
+        backend=backend,
+        sender_address=sender_address,
+        headers=headers,
+        time=time,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from configs.schema import ClusterConfig
@@ -33,11 +33,12 @@ class DiskTransport(RollingTransport):
         cluster: ClusterConfig,
         folder: Path,
         *,
+        headers: Mapping[str, str] | None = None,
         time: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`folder` becomes this transport's own: what lies in it is removed."""
-        super().__init__(pool, cluster, time=time, sleep=sleep)
+        super().__init__(pool, cluster, headers=headers, time=time, sleep=sleep)
         self._sender, self._folder = sender, folder.absolute()
         self._current: Path | None = None
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from configs.schema import ClusterConfig
 from pipeline.core.errors import SlipstreamError, WeightSyncError
@@ -35,12 +35,13 @@ class DistributedTransport(RollingTransport):
         *,
         backend: str = "gloo",
         sender_address: str = "127.0.0.1",
+        headers: Mapping[str, str] | None = None,
         time: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`sender_address`: the address, as the engines reach it, of the node where the learner's
         rank 0 runs."""
-        super().__init__(pool, cluster, time=time, sleep=sleep)
+        super().__init__(pool, cluster, headers=headers, time=time, sleep=sleep)
         self._sender, self._backend, self._address = sender, backend, sender_address
         self._metas: list[list[TensorMeta]] = []
         self._groups: dict[str, str] = {}  # endpoint -> name of its group

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeVar
 
 import aiohttp
@@ -68,10 +68,12 @@ class RollingTransport(ABC):
         pool: PushPool,
         cluster: ClusterConfig,
         *,
+        headers: Mapping[str, str] | None = None,
         time: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._pool, self._cluster = pool, cluster
+        """`headers`: of every request to an engine."""
+        self._pool, self._cluster, self._headers = pool, cluster, headers
         self._time: TimeSource = time or MonotonicTime()
         self._sleep = sleep
         self._session: aiohttp.ClientSession | None = None
@@ -146,7 +148,9 @@ class RollingTransport(ABC):
 
     def _control(self, endpoint: str) -> EngineControl:
         if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(force_close=True), headers=self._headers
+            )
         return EngineControl(self._session, endpoint)
 
     async def _deliver(self, endpoint: str) -> None:

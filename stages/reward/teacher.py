@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -33,13 +33,15 @@ class TeacherStage:
         *,
         scored: bool,
         timeout_seconds: float,
+        headers: Mapping[str, str] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`lease`: the teacher's base URL, held for one request.
+        """`lease`: the teacher's base URL, held for one request. `headers`: of every request to it.
 
         With `scored` False there is no scorer, and every reward is 0."""
         self._inner, self._lease, self._scored = inner, lease, scored
         self._timeout, self._sleep = aiohttp.ClientTimeout(total=timeout_seconds), sleep
+        self._headers = headers
         self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, samples: Sequence[Sample]) -> None:
@@ -94,7 +96,7 @@ class TeacherStage:
             "logprob_start_len": max(start - 1, 0),
         }
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout)
+            self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers)
         async with (
             self._lease() as url,
             self._session.post(f"{url}/generate", json=payload) as response,

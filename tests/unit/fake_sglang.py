@@ -18,7 +18,7 @@ Step = Callable[[dict[str, Any]], Awaitable[web.Response]]
 def answer(
     ids: Sequence[int] = (65, 66, 67),
     *,
-    spans: Sequence[tuple[int, int, int]] | None = None,
+    spans: Sequence[tuple[Any, int, int]] | None = None,
     cached: int = 0,
     finish: str = "stop",
 ) -> dict[str, Any]:
@@ -34,6 +34,7 @@ def answer(
             "output_token_logprobs": [
                 [-0.25 * (i + 1), token, None] for i, token in enumerate(ids)
             ],
+            "weight_version": labels[-1]["version"] if labels else "0",
             "weight_versions": labels,
             "cached_tokens": cached,
         },
@@ -55,7 +56,7 @@ async def drops(request: dict[str, Any]) -> web.Response:
 @dataclass
 class FakeSGLang:
     """Answers its n-th /generate with the n-th step of the script, and with the last one from there
-    on."""
+    on. Its control routes do what they are told and write it down. `key`: what it asks for."""
 
     script: list[Step] = field(default_factory=lambda: [says()])
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -63,6 +64,13 @@ class FakeSGLang:
     received: asyncio.Event = field(default_factory=asyncio.Event)
     abort_seen: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
+    key: str | None = None
+    label: str = "default"
+    paused: bool = False
+    num_busy: int = 0  # so many flushes are refused
+    calls: list[str] = field(default_factory=list)  # control routes, in order
+    model: dict[str, Any] = field(default_factory=dict)  # more of /model_info
+    server: dict[str, Any] = field(default_factory=dict)  # /server_info
 
     async def generate(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -76,16 +84,47 @@ class FakeSGLang:
             raise
 
     async def abort(self, request: web.Request) -> web.Response:
-        self.aborted.append((await request.json())["rid"])
+        body = await request.json()
+        self.calls.append("abort_request")
+        self.aborted.append("*" if body.get("abort_all") else body["rid"])
         self.abort_seen.set()
         return web.Response()
 
+    async def control(self, request: web.Request) -> web.Response:
+        path = request.path.strip("/")
+        if request.method == "GET":
+            return web.json_response(
+                {"weight_version": self.label, **self.model}
+                if path == "model_info"
+                else self.server
+            )
+        body = await request.json() if request.can_read_body else {}
+        self.calls.append(path)
+        match path:
+            case "pause_generation" | "continue_generation":
+                self.paused = path.startswith("pause")
+            case "update_weight_version":
+                self.label = body["new_version"]
+            case "update_weights_from_disk":
+                self.label = body["weight_version"]
+            case "flush_cache" if self.num_busy:
+                self.num_busy -= 1
+                return web.Response(status=400, text="requests run")
+        return web.json_response({"success": True})
+
+    @web.middleware
+    async def ask_for_key(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        return await handler(request)
+
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[FakeSGLang]:
-        app = web.Application()
+    async def running(self, port: int | None = None) -> AsyncIterator[FakeSGLang]:
+        app = web.Application(middlewares=[self.ask_for_key])
         app.router.add_post("/generate", self.generate)
         app.router.add_post("/abort_request", self.abort)
-        async with TestServer(app, host="127.0.0.1") as server:
+        app.router.add_route("*", "/{control}", self.control)
+        async with TestServer(app, host="127.0.0.1", port=port) as server:
             self.url = str(server.make_url("")).rstrip("/")
             yield self
 

@@ -74,10 +74,6 @@ SLIME: Mapping[str, Spelling] = {
     "release-train": Absent(
         why="the learner's processes stay; --offload-train frees their device memory"
     ),
-    "rollout-external-engine-addrs": Absent(
-        why="engines are always started by the run (--rollout-num-gpus,"
-        " --rollout-num-gpus-per-engine)"
-    ),
     "prefill-num-servers": Absent(
         why="engines that only prefill are not there; each does both. Drop it"
     ),

@@ -54,7 +54,7 @@ def test_it_goes_over_presets_and_may_repeat_the_command_line(file: Path, tmp_pa
     [
         ("max_turns: 3", "max_turns 3 ({} line 1) is the flag --max-turns 3, and the command line"),
         ("a: 1\nmax_turns: x", "--max-turns x: expected an integer ({} line 2)"),
-        ("a: 1\nrollout_external_engine_addrs: [x]", "engines are always started by the run"),
+        ("a: 1\nprefill_num_servers: 2", "engines that only prefill are not there"),
         ("a: 1\nmy-own: 1", "{} line 2: 'my-own' is no name as in args.NAME"),
         ("yes: 1", "{} line 1: 'yes' is no name as in args.NAME"),
         ("tokenizer: 1", "{} line 1: args.tokenizer is the run's own; rename it"),

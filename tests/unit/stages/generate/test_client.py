@@ -12,12 +12,14 @@ import pytest
 from aiohttp import web
 
 from configs.schema import RolloutConfig
-from pipeline.core.errors import EngineError
+from pipeline.core.engine_auth import engine_headers
+from pipeline.core.errors import EngineError, ForgottenWeightsError
 from pipeline.core.types import VersionSpan
 from stages.generate.answers import shift_boundaries
 from stages.generate.client import BACKOFF_MAX_SECONDS, SGLangClient
 from tests.unit.fake_sglang import FakePool, FakeSGLang, Step, answer, drops, says
 
+KEY = {"api_key": "sesame"}
 PARAMS = {"max_new_tokens": 8, "temperature": 1.0}
 
 
@@ -78,7 +80,8 @@ async def test_an_answer_is_taken_apart() -> None:
 
 
 async def test_every_version_has_a_cache_key_of_its_own() -> None:
-    async with FakeSGLang().running() as server:
+    script = [says(), says(answer(spans=[(1, 0, 3)]))]
+    async with FakeSGLang(script).running() as server:
         pool = FakePool([server.url], [0])
         async with client_of(pool) as client:
             await client.generate([1], PARAMS)
@@ -201,13 +204,6 @@ async def test_an_abort_by_the_engine_is_retried() -> None:
     "body",
     [
         {"text": "x"},
-        {
-            "meta_info": {
-                "finish_reason": {"type": "stop"},
-                "output_token_logprobs": [[-1.0, 5, None]],
-                "weight_version": "default",
-            }
-        },
         {"meta_info": {"finish_reason": None, "output_token_logprobs": [], "weight_versions": []}},
     ],
 )
@@ -215,6 +211,49 @@ async def test_an_answer_that_training_cannot_use_is_an_error(body: dict[str, An
     async with served(says(body)) as (client, _):
         with pytest.raises(EngineError, match="without usable log-probs or versions"):
             await client.generate([1], PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([("default", 0, 3)], "under weight_version 'default', which is no policy version"),
+        ([(4, 0, 3)], "under version 4, and had confirmed 5"),
+    ],
+)
+async def test_an_engine_that_forgot_its_weights_is_reported_and_the_request_goes_elsewhere(
+    labels: list[tuple[Any, int, int]], said: str
+) -> None:
+    async with (
+        FakeSGLang([says(answer(spans=labels))]).running() as anew,
+        FakeSGLang([says(answer(spans=[(5, 0, 3)]))]).running() as other,
+    ):
+        pool = FakePool([anew.url, other.url], [5, 5])
+        async with client_of(pool) as client:
+            assert (await client.generate([1], PARAMS)).spans == (VersionSpan(5, 0, 3),)
+    ((reported, error),) = pool.reported
+    assert reported == anew.url and isinstance(error, ForgottenWeightsError) and said in str(error)
+
+
+async def test_what_was_aborted_may_be_of_an_older_version() -> None:
+    """An engine that is condemned drops its requests, and its next version may come first."""
+    script = [says(answer(spans=[(4, 0, 3)], finish="abort")), says(answer(spans=[(5, 0, 3)]))]
+    async with FakeSGLang(script).running() as server:
+        pool = FakePool([server.url], [5])
+        async with client_of(pool) as client:
+            await client.generate([1], PARAMS)
+    assert not pool.reported
+
+
+async def test_every_request_carries_the_key() -> None:
+    async with FakeSGLang([hangs], key="sesame").running() as server:
+        async with client_of(FakePool([server.url]), headers=engine_headers(KEY)) as client:
+            task = asyncio.create_task(client.generate([1], PARAMS))
+            await server.received.wait()
+            task.cancel()
+            await server.abort_seen.wait()
+        async with client_of(FakePool([server.url])) as client:
+            with pytest.raises(EngineError, match="answered 401"):
+                await client.generate([1], PARAMS)
 
 
 def test_backoff_doubles_and_stays_below_its_ceiling() -> None:
