@@ -34,9 +34,11 @@ import uvloop
 from yarl import URL
 
 from benchmarks.common import ROOT, keep, table
+from buffers.encoded import encode_group
 from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig, Config, RewardConfig, RolloutConfig, flat_args
 from pipeline.core.types import Sample
+from pipeline.run.group_maker import GroupMaker
 from pipeline.run.outcome import collect_rarely
 from pipeline.run.producer import Producer
 from pipeline.schedule.clock import RolloutClock
@@ -150,15 +152,14 @@ async def pipeline(load: Load, endpoint: str) -> int:
         async with SGLangClient(pool, rollout) as client:
             generate = GenerateStage(client, MockTokenizer(), rollout, args)
             keep_all = build_filter(None, args)
-            producer = Producer(
-                source=Prompts(load),
+            make = GroupMaker(
                 generate=generate,
                 reward=reward,
                 keep=keep_all,
-                buffer=buffer,
-                clock=clock,
+                encode=encode_group,
                 group_max_retries=0,
             )
+            producer = Producer(source=Prompts(load), make=make, buffer=buffer, clock=clock)
             running = asyncio.create_task(producer.run())
             taken = await _take_all(buffer, clock, producer)
             running.cancel()

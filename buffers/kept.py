@@ -8,6 +8,7 @@ from typing import Literal, NoReturn
 
 from buffers.dump import KeptRollout
 from buffers.statistics import BufferStatistics
+from pipeline.core.encoded_group import EncodedGroup
 from pipeline.core.errors import DataError
 from pipeline.core.types import Admission, Group
 from pipeline.schedule.clock import RolloutClock
@@ -28,6 +29,9 @@ class KeptRollouts:
         return None
 
     async def put(self, group: Group) -> None:
+        self._nothing_generates()
+
+    async def put_encoded(self, group: EncodedGroup) -> None:
         self._nothing_generates()
 
     def discard(self, group_index: int, reason: str) -> None:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -20,6 +21,9 @@ from buffers.durability import sync_directory
 from buffers.schema import SCHEMA
 from pipeline.core.errors import BufferCorruption, ReplayBufferError
 from pipeline.core.types import Location
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _MARK, _BLANK = b"crc32:", b"00000000"
 _END_MARKER_BYTES = 8
@@ -78,19 +82,18 @@ class SegmentStore:
     def num_segments(self) -> int:
         return len(self._segments)
 
-    def append(self, batch: pa.RecordBatch) -> Location:
-        """Writes one batch; when this returns, the operating system has it. Raises
-        ReplayBufferError when writing fails (disk full, say); then nothing of the batch can be
-        seen, and a later append may succeed."""
+    def append(self, message: Buffer) -> Location:
+        """Writes one batch, given as `encode` makes it; when this returns, the operating system has
+        it. Raises ReplayBufferError when writing fails (disk full, say); then nothing of the batch
+        can be seen, and a later append may succeed."""
         if self._open is not None and self._open.num_bytes >= self._max_bytes:
             self._seal(self._open)
-        segment = self._open or self._start()
-        message = encode(batch)
-        _write(segment, message)
+        segment, view = self._open or self._start(), memoryview(message)
+        _write(segment, view)
         location = Location(
-            segment=self._next_id - 1, offset=segment.num_bytes, num_bytes=len(message)
+            segment=self._next_id - 1, offset=segment.num_bytes, num_bytes=view.nbytes
         )
-        segment.num_bytes += len(message)
+        segment.num_bytes += view.nbytes
         segment.live.add(location.offset)
         return location
 
@@ -209,7 +212,7 @@ def decode(message: pa.Buffer, path: Path, offset: int) -> pa.RecordBatch:
         raise _corrupt(path, offset, str(e)) from e
 
 
-def _write(segment: _Segment, data: bytes | bytearray) -> None:
+def _write(segment: _Segment, data: Buffer) -> None:
     """Writes all of `data` behind what is complete, or nothing of it."""
     assert segment.fd is not None
     view, at = memoryview(data), segment.num_bytes
@@ -219,8 +222,9 @@ def _write(segment: _Segment, data: bytes | bytearray) -> None:
             view, at = view[written:], at + written
     except OSError as e:
         error = ReplayBufferError(
-            f"replay buffer: {len(data)} bytes do not fit {segment.path}: {e.strerror} (errno"
-            f" {e.errno}); free space there, choose another --runs-dir, or lower --buffer-max-bytes"
+            f"replay buffer: {memoryview(data).nbytes} bytes do not fit {segment.path}:"
+            f" {e.strerror} (errno {e.errno}); free space there, choose another --runs-dir, or"
+            " lower --buffer-max-bytes"
         )
         try:
             os.ftruncate(segment.fd, segment.num_bytes)

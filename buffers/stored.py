@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from buffers.decoding import from_batch
 from buffers.segments import SegmentStore
 from pipeline.core.types import Group, Location
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _READ_SLICE_BYTES = 4 << 20  # the event loop breathes after so much verified reading
 
@@ -45,8 +47,8 @@ class StoredGroups:
         self._num_rollouts = self._num_committed = num_trained
         self._free()
 
-    def append(self, batch: pa.RecordBatch) -> Location:
-        return self.store.append(batch)
+    def append(self, message: Buffer) -> Location:
+        return self.store.append(message)
 
     def place(self, group_index: int, location: Location) -> None:
         """The group waits for the learner from now on."""
@@ -81,6 +83,13 @@ class StoredGroups:
     def read_now(self, group_index: int) -> Group:
         """Raises BufferCorruption for a damaged group."""
         return from_batch(self.store.read(self._places[group_index]))
+
+    def lengths_of(self, group_index: int) -> list[int]:
+        """Of its responses, in tokens. Raises BufferCorruption for a damaged group."""
+        lengths: list[int] = self.store.read(self._places[group_index])[
+            "response_length"
+        ].to_pylist()
+        return lengths
 
     async def read(self, group_indices: Sequence[int]) -> list[Group]:
         """Raises BufferCorruption for a damaged group."""

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from pipeline.core.encoded_group import EncodedGroup
 from pipeline.core.types import (
     Admission,
     Completion,
@@ -128,6 +129,9 @@ class Buffer(Protocol):
 
     async def put(self, group: Group) -> None:
         """Returns when the group is as durable as asked. Waits while the byte budget is spent."""
+
+    async def put_encoded(self, group: EncodedGroup) -> None:
+        """The same, of a group that was encoded where it was made."""
 
     async def take(self, rollout_id: int) -> list[Group]:
         """The `rollout_batch_size` groups of this rollout, with every deadline kept. Waits for

@@ -1,6 +1,7 @@
 """The endless loop that fills the buffer: admit -> prompt -> generate -> reward -> filter ->
 buffer.
 
+A `MakeGroup` does what lies between prompt and buffer, here or in a rollout worker.
 Consumes: prompts of the source, admissions of the clock. Waits for: a free admission slot.
 Unblocked by: a release (the learner finished a rollout and its push, if due, is confirmed) or a
 group that gave its slot back."""
@@ -10,35 +11,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from pipeline.core.deadline import Deadline, is_late
-from pipeline.core.errors import (
-    CheckpointError,
-    GenerateError,
-    UnstorableSamplesError,
-    UserFunctionError,
-)
+from pipeline.core.encoded_group import EncodedGroup
+from pipeline.core.errors import CheckpointError, GenerateError, UserFunctionError
 from pipeline.core.format import counted
-from pipeline.core.protocols import Buffer, Generate, Reward, Source
+from pipeline.core.protocols import Buffer, Source
 from pipeline.core.tally import Tally
-from pipeline.core.types import Admission, Group, Sample, Status
+from pipeline.core.types import Admission, Sample
 from pipeline.core.user_errors import names_a_hook
+from pipeline.run.group_maker import MakeGroup
 from pipeline.run.watchdog import Watchdog
 from pipeline.schedule.clock import RolloutClock
 
 logger = logging.getLogger(__name__)
-NO_DEADLINE = Deadline()
-
-
-class Verdict(Protocol):
-    """A filter's answer (slime's DynamicFilterOutput)."""
-
-    @property
-    def keep(self) -> bool: ...
-    @property
-    def reason(self) -> str | None: ...
 
 
 class Producer:
@@ -51,21 +38,15 @@ class Producer:
         self,
         *,
         source: Source,
-        generate: Generate,
-        reward: Reward,
-        keep: Callable[[Sequence[Sample]], Verdict],
+        make: MakeGroup,
         buffer: Buffer,
         clock: RolloutClock,
-        group_max_retries: int,
-        deadline: Deadline = NO_DEADLINE,
         watchdog: Watchdog | None = None,
-        dropped: Callable[[list[Sample]], None] | None = None,
+        dropped: Callable[[EncodedGroup], None] | None = None,
     ) -> None:
-        """`deadline`: of scoring a group (generating has its own). `dropped` is given the samples
-        of every group that `keep` turned down."""
-        self._source, self._generate, self._reward, self._keep = source, generate, reward, keep
-        self._buffer, self._clock, self._retries = buffer, clock, group_max_retries
-        self._deadline, self._dropped = deadline, dropped
+        """`dropped` is given the groups that a filter turned down and that `make` shows."""
+        self._source, self._make, self._buffer, self._clock = source, make, buffer, clock
+        self._dropped = dropped
         self._watchdog = watchdog or Watchdog()
         # by prompt index, of those not yet consumed: what a restart generates again
         self._prompts: dict[int, list[Sample]] = {}
@@ -106,80 +87,27 @@ class Producer:
 
     async def _produce(self, admission: Admission) -> None:
         """Takes one group from its prompt to the buffer, or gives its slot back."""
-        samples = await self._generate_and_score(admission)
-        failed = [s for s in samples if s.status is Status.FAILED]
-        if failed:
-            self.counts.update(
-                "samples_discarded" for s in samples if s.status is not Status.FAILED
-            )
-            self._give_up(admission, failed)
+        made = await self._make(admission, self._prompts[admission.prompt_index])
+        self.counts.update(made.counts)
+        if made.failed:
+            self._give_up(admission, made.failed)
             return
-        verdict = self._keep(samples)
-        if not verdict.keep:
-            self._failures_in_a_row = 0
+        self._failures_in_a_row = 0
+        if made.group is None:
             self.counts["groups_filtered"] += 1
-            self.counts["samples_discarded"] += len(samples)
-            if self._dropped is not None:
-                self._dropped(samples)
-            self._give_back(admission, f"filtered: {verdict.reason or 'filter said no'}")
+            if self._dropped is not None and made.dropped is not None:
+                self._dropped(made.dropped)
+            self._give_back(admission, f"filtered: {made.filtered}")
             return
-        group = Group(
-            group_index=admission.group_index,
-            deadline=admission.deadline,
-            admitted_version=admission.policy_version,
-            samples=tuple(samples),
-        )
-        try:
-            with self._watchdog.beside("group", admission.group_index, "put"):
-                await self._buffer.put(group)
-        except UnstorableSamplesError as error:
-            self._give_up(admission, self._unstorable(samples, error))
-        else:
-            self._failures_in_a_row = 0
+        with self._watchdog.beside("group", admission.group_index, "put"):
+            await self._buffer.put_encoded(made.group)
 
-    def _unstorable(self, samples: list[Sample], error: UnstorableSamplesError) -> list[Sample]:
-        """Those that failed, by what a custom function made of them after they were scored."""
-        for place, reason in error.reasons.items():
-            samples[place].status, samples[place].error = Status.FAILED, f"Unstorable: {reason}"
-        self.counts["samples_failed"] += len(error.reasons)
-        self.counts["samples_discarded"] += len(samples) - len(error.reasons)
-        return [samples[place] for place in error.reasons]
-
-    async def _generate_and_score(self, admission: Admission) -> list[Sample]:
-        """The samples of the group. Those whose generation or scoring failed are generated again,
-        up to the limit."""
-        done: list[Sample] = []
-        todo = self._prompts[admission.prompt_index]
-        for attempt in range(self._retries + 1):
-            with self._watchdog.beside("group", admission.group_index, "generate"):
-                samples = await self._generate(todo, evaluation=False)
-            with self._watchdog.beside("group", admission.group_index, "reward"):
-                await self._deadline.score(self._reward, [*done, *samples] if done else samples)
-            self.counts["samples_generated"] += len(samples)
-            if unjudged := sum("unjudged" in s.metadata for s in samples):
-                self.counts["samples_unjudged"] += unjudged
-            failed = {s.index for s in samples if s.status is Status.FAILED}
-            if not failed:
-                return [*done, *samples]
-            self.counts["samples_failed"] += sum(s.status is Status.FAILED for s in samples)
-            self.counts.update("samples_timed_out" for s in samples if is_late(s))
-            if attempt == self._retries:
-                return [*done, *samples]
-            self.counts["groups_retried"] += 1
-            again = [s for s in todo if s.index in failed]
-            # a custom function numbered its samples itself: nobody knows which prompt to try again
-            if not again:
-                return [*done, *samples]
-            done += [s for s in samples if s.index not in failed]
-            todo = again
-        raise AssertionError("unreachable")
-
-    def _give_up(self, admission: Admission, failed: list[Sample]) -> None:
+    def _give_up(self, admission: Admission, failed: tuple[str, ...]) -> None:
         """Names and counts a group that failed for good. It is never trained as if its reward were
         0."""
         self.counts["groups_failed"] += 1
         self._failures_in_a_row += 1
-        why = failed[0].error or "no reason given"
+        why = failed[0]
         tally = self._given_up[type_of(why)]
         samples = counted(len(failed), "sample")
         tally.add(f"group {admission.group_index}: {samples} failed, the first with: {why}")

@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from buffers.priority import Priority, reward_std, user_priority
 from buffers.replay_buffer import ReplayBuffer
 from buffers.userfilter import UserFilter
 from configs.corrections import asks_for_log_probs
 from configs.hooks import load_hook
 from configs.rules.cautions import cautions
 from configs.schema import Config
-from pipeline.core.deadline import Deadline
 from pipeline.core.engine_auth import engine_headers
 from pipeline.core.protocols import Source
 from pipeline.run.children import end_children
@@ -36,10 +34,10 @@ from pipeline.wiring.batcher import Batcher
 from pipeline.wiring.closing import save_batch, telemetry_of
 from pipeline.wiring.context import RunContext, begin, open_context, withdraw
 from pipeline.wiring.evaluation import Scorers, build_evaluator, with_tokenizer
+from pipeline.wiring.making import make_group_maker, make_priority
 from pipeline.wiring.prompts import make_source
 from pipeline.wiring.simulated import simulated
 from pipeline.wiring.supervised import supervised
-from stages.filter import build_filter
 from stages.generate.rollout_function import RolloutFunction
 from stages.reward import Lease, RewardStage, TeacherStage
 
@@ -184,15 +182,19 @@ def _production(
             clock=site.clock,
             watchdog=watchdog,
         )
+    make = make_group_maker(
+        config,
+        site.args,
+        backend.generate,
+        reward,
+        watchdog=watchdog,
+        shows_dropped=batcher.wants_dropped,
+    )
     return Producer(
         source=source,
-        generate=backend.generate,
-        reward=reward,
-        keep=build_filter(config.rollout.dynamic_sampling_filter_path, site.args),
+        make=make,
         buffer=buffer,
         clock=site.clock,
-        group_max_retries=config.rollout.group_max_retries,
-        deadline=Deadline(*config.rollout.episode_deadline),
         watchdog=watchdog,
         dropped=batcher.dropped,
     )
@@ -205,18 +207,11 @@ def _buffer(site: RunContext) -> ReplayBuffer:
         site.clock,
         ledger=site.resumed.ledger,
         restored_from=site.snapshot.name if site.snapshot else None,
-        priority=_priority(site),
+        priority=make_priority(site.config, site.args),
         user_filter=_user_filter(site),
         made_ahead=site.config.rollout.rollout_function_path is not None,
         seed=site.config.run.seed,
     )
-
-
-def _priority(site: RunContext) -> Priority:
-    spec = site.config.async_.buffer_priority_path
-    if spec is None:
-        return lambda group: reward_std(group, site.config.reward.reward_key)
-    return user_priority(spec, load_hook("buffer_priority_path", spec), site.args)
 
 
 def _equal_rewards(config: Config) -> EqualRewards | None:

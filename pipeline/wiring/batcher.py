@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from buffers.encoded import decode_group
 from configs.schema import Config
+from pipeline.core.encoded_group import EncodedGroup
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.types import Group, Sample, TrainBatch, TrainSample
 from stages.advantage import apply_opd, compute_advantages, load_hooks, mask_offpolicy_tokens
@@ -42,9 +44,13 @@ class Batcher:
             maxlen=MOST_DROPPED * config.rollout.rollout_batch_size
         )
 
-    def dropped(self, samples: list[Sample]) -> None:
-        if self._process is not None:  # else nobody will ask for them
-            self._dropped.append(samples)
+    @property
+    def wants_dropped(self) -> bool:
+        """Will anybody ask for the groups that a filter dropped?"""
+        return self._process is not None
+
+    def dropped(self, group: EncodedGroup) -> None:
+        self._dropped.append(list(decode_group(group).samples))
 
     def __call__(self, rollout_id: int, policy_version: int, groups: Sequence[Group]) -> TrainBatch:
         algorithm = self._config.algorithm

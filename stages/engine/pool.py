@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from pipeline.core.errors import ConfigError, EngineError, ForgottenWeightsError
 from pipeline.core.time import IdleMeter, MonotonicTime, TimeSource
+from stages.engine.leases import Leases
 from stages.engine.slot import EngineProcess, PoolStatistics, Slot
+from stages.engine.view import Elsewhere, EngineView, PoolView
 
 logger = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = 1.0  # before the first restart of an engine; doubles with every further one
-MAX_SESSIONS = 1 << 16  # remembered session -> engine pairs
 
 OnRestart = Callable[[str], Awaitable[None]]
 OnEvent = Callable[[str, str, str], None]
@@ -50,15 +50,11 @@ class SGLangPool:
                 f"{len(engines)} engines at {len(self._slots)} addresses: each needs its own (leave"
                 " --sglang-port out)"
             )
-        self._concurrency, self._max_restarts, self._start_timeout = (
-            concurrency,
-            max_restarts,
-            start_timeout_seconds,
-        )
+        self._leases = Leases(self._slots, concurrency)
+        self._max_restarts, self._start_timeout = max_restarts, start_timeout_seconds
         self._initial_version = initial_version
         self._sleep = sleep
-        self._waiting: deque[tuple[asyncio.Future[Slot], str | None]] = deque()
-        self._sessions: OrderedDict[str, Slot] = OrderedDict()
+        self._num_changes = 0
         self._restarting: set[asyncio.Task[None]] = set()
         self._closed = False
         self.on_restart: OnRestart | None = None
@@ -67,6 +63,8 @@ class SGLangPool:
         self.on_event: OnEvent | None = None
         """Told (event, endpoint, reason) of every death, restart and loss of an engine. Set by
         whoever keeps records."""
+        self.elsewhere: Elsewhere | None = None
+        """Those who lease in other processes; told of every change."""
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -113,25 +111,30 @@ class SGLangPool:
     def version_of(self, endpoint: str) -> int:
         return self._slots[endpoint].version
 
-    @asynccontextmanager
-    async def lease(self, session_id: str | None = None) -> AsyncIterator[str]:
-        """See EnginePool. First come, first served; a session goes back to its engine while that
-        one has room. A session whose engine is full, gated or ill moves: after a push its cached KV
-        is of no use anyway."""
-        slot = self._choose(session_id) if not self._waiting else None
-        if slot is None:
-            slot = await self._wait(session_id)
-        else:
-            slot.in_flight += 1
-        if session_id is not None:
-            self._remember(session_id, slot)
-        try:
-            with slot.meter.busy():
-                yield slot.engine.endpoint
-        finally:
-            slot.in_flight -= 1
-            slot.emptied.set()
-            self._hand_out()
+    def lease(self, session_id: str | None = None) -> AbstractAsyncContextManager[str]:
+        """See `Leases`."""
+        return self._leases.lease(session_id)
+
+    def view(self) -> PoolView:
+        """The engines as those see them who lease in other processes."""
+        return PoolView(
+            number=self._num_changes,
+            engines=tuple(
+                EngineView(
+                    endpoint=slot.endpoint,
+                    version=slot.version,
+                    is_open=slot.is_open,
+                    lost=None if slot.lost is None else str(slot.lost),
+                )
+                for slot in self._slots.values()
+            ),
+        )
+
+    def count_elsewhere(self, who: str, in_flight: Mapping[str, int]) -> None:
+        """How many requests somebody in another process has in flight, by endpoint."""
+        for endpoint, num in in_flight.items():
+            if endpoint in self._slots:
+                self._slots[endpoint].count_elsewhere(who, num)
 
     async def report_failure(self, endpoint: str, error: Exception) -> None:
         """Asks the engine for a sign of life; a dead or hanging one is ended and started again,
@@ -161,6 +164,7 @@ class SGLangPool:
         Requests in flight stay where they are.
         """
         self._slots[endpoint].gated = True
+        self._changed()
 
     def end_push(self, endpoint: str, version: int | None) -> None:
         """Opens the gate.
@@ -170,14 +174,13 @@ class SGLangPool:
         slot.gated = False
         if version is not None:
             slot.version = version
-        self._hand_out()
+        self._changed()
 
     async def drained(self, endpoint: str) -> None:
         """Waits until no request is in flight at this engine; behind `begin_push` it stays so."""
-        slot = self._slots[endpoint]
-        while slot.in_flight:
-            slot.emptied.clear()
-            await slot.emptied.wait()
+        await self._leases.drained(self._slots[endpoint])
+        if self.elsewhere is not None:
+            await self.elsewhere.drained(endpoint)
 
     async def settled(self, endpoint: str) -> bool:
         """Waits while the engine is being restarted.
@@ -207,6 +210,7 @@ class SGLangPool:
         )
         slot.up, slot.ended = False, True
         slot.settled.clear()
+        self._changed()
         slot.engine.kill()
         self._tell("death", slot, reason)
         task = asyncio.create_task(self._restart(slot, reason), name=f"restart {slot.engine.name}")
@@ -224,8 +228,8 @@ class SGLangPool:
         return PoolStatistics(
             num_engines=len(slots),
             num_healthy=sum(slot.up for slot in slots),
-            num_in_flight=tuple(slot.in_flight for slot in slots),
-            num_waiting=len(self._waiting),
+            num_in_flight=tuple(slot.num_in_flight for slot in slots),
+            num_waiting=self._leases.num_waiting,
             num_restarts=sum(slot.restarts for slot in slots),
             idle_seconds=self.idle_seconds(),
             versions=tuple(slot.version for slot in slots),
@@ -233,52 +237,12 @@ class SGLangPool:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _choose(self, session_id: str | None) -> Slot | None:
-        own = self._sessions.get(session_id) if session_id is not None else None
-        if own is not None and self._has_room(own):
-            return own
-        free = [slot for slot in self._slots.values() if self._has_room(slot)]
-        return min(free, key=lambda slot: slot.in_flight, default=None)
-
-    def _has_room(self, slot: Slot) -> bool:
-        return slot.up and not slot.gated and slot.in_flight < self._concurrency
-
-    async def _wait(self, session_id: str | None) -> Slot:
-        """A slot on which one request is counted already: it is handed over, so that nobody can get
-        in between."""
-        self._raise_if_lost()
-        future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        self._waiting.append((future, session_id))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                future.result().in_flight -= 1
-                future.result().emptied.set()
-                self._hand_out()
-            raise
-
-    def _hand_out(self) -> None:
-        while self._waiting:
-            future, session_id = self._waiting[0]
-            if not future.done():
-                slot = self._choose(session_id)
-                if slot is None:
-                    return
-                slot.in_flight += 1
-                future.set_result(slot)
-            self._waiting.popleft()
-
-    def _remember(self, session_id: str, slot: Slot) -> None:
-        self._sessions[session_id] = slot
-        self._sessions.move_to_end(session_id)
-        if len(self._sessions) > MAX_SESSIONS:
-            self._sessions.popitem(last=False)
-
-    def _raise_if_lost(self) -> None:
-        errors = [slot.lost for slot in self._slots.values() if slot.lost is not None]
-        if len(errors) == len(self._slots):
-            raise EngineError(f"no engine is left. The last to go: {errors[-1]}") from errors[-1]
+    def _changed(self) -> None:
+        """Tells those who lease."""
+        self._num_changes += 1
+        if self.elsewhere is not None:
+            self.elsewhere.follow(self.view())
+        self._leases.hand_out()
 
     async def _restart(self, slot: Slot, reason: str) -> None:
         """Starts the engine again until it is up with the current weights, or its restarts are used
@@ -322,15 +286,12 @@ class SGLangPool:
     def _set_up(self, slot: Slot) -> None:
         slot.up, slot.ended, slot.gated = True, False, False
         slot.settled.set()
-        self._hand_out()
+        self._changed()
 
     def _lose(self, slot: Slot, error: EngineError) -> None:
         slot.up, slot.lost = False, error
         slot.settled.set()
         logger.log(logging.DEBUG if self._closed else logging.ERROR, "%s", error)
-        if any(other.lost is None for other in self._slots.values()):
-            return
-        while self._waiting:
-            future, _ = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(EngineError(f"no engine is left. The last to go: {error}"))
+        if not any(other.lost is None for other in self._slots.values()):
+            self._leases.fail(EngineError(f"no engine is left. The last to go: {error}"))
+        self._changed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,3 +56,27 @@ class Slot:
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # up or lost
     emptied: asyncio.Event = field(default_factory=asyncio.Event)  # no request is in flight
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    elsewhere: dict[str, int] = field(default_factory=dict)  # who else -> requests in flight
+    _busy_elsewhere: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def endpoint(self) -> str:
+        return self.engine.endpoint
+
+    @property
+    def is_open(self) -> bool:
+        return self.up and not self.gated
+
+    @property
+    def num_in_flight(self) -> int:
+        """Whoever sent them."""
+        return self.in_flight + sum(self.elsewhere.values())
+
+    def count_elsewhere(self, who: str, num: int) -> None:
+        """So many requests of theirs are in flight: the engine is not idle meanwhile."""
+        before = any(self.elsewhere.values())
+        self.elsewhere[who] = num
+        if any(self.elsewhere.values()) and not before:
+            self._busy_elsewhere.enter_context(self.meter.busy())
+        elif before and not any(self.elsewhere.values()):
+            self._busy_elsewhere.close()

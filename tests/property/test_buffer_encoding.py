@@ -55,7 +55,7 @@ def test_any_order_of_reads_and_frees(
     file stays behind."""
     directory = tmp_path_factory.mktemp("buffer")
     store = SegmentStore(directory, segment_bytes)
-    locations = [store.append(to_batch(group)) for group in stored]
+    locations = [store.append(encode(to_batch(group))) for group in stored]
     order = list(range(len(stored)))
     random.shuffle(order)
     for i in order:

@@ -16,7 +16,7 @@ import pytest
 from buffers.decoding import from_batch
 from buffers.encoding import to_batch
 from buffers.schema import SCHEMA
-from buffers.segments import SegmentStore
+from buffers.segments import SegmentStore, encode
 from pipeline.core.errors import BufferCorruption, ReplayBufferError, UnstorableSamplesError
 from pipeline.core.types import Group, Location, Sample, Status, VersionSpan
 
@@ -36,7 +36,7 @@ def make_group(index: int, num_tokens: int = 100) -> Group:
 
 
 def append(store: SegmentStore, index: int, num_tokens: int = 100) -> Location:
-    return store.append(to_batch(make_group(index, num_tokens)))
+    return store.append(encode(to_batch(make_group(index, num_tokens))))
 
 
 def files(directory: Path) -> list[str]:

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from buffers.encoded import encode_group
 from buffers.replay_buffer import ReplayBuffer
 from configs.schema import AsyncConfig
 from pipeline.core.deadline import Deadline
 from pipeline.core.errors import CheckpointError, GenerateError
 from pipeline.core.types import Sample, Status, VersionSpan
-from pipeline.run.producer import NO_DEADLINE, Producer
+from pipeline.run.group_maker import NO_DEADLINE, GroupMaker
+from pipeline.run.producer import Producer
 from pipeline.schedule.clock import RolloutClock
 
 N = 2  # samples a group
@@ -123,15 +125,16 @@ class World:
     def open(self) -> None:
         """Buffer and producer; on resume after the clock's state is loaded."""
         self.buffer = ReplayBuffer(self.path, AsyncConfig(async_buffer_size=self.K), self.clock)
-        self.producer = Producer(
-            source=self.source,
+        self.maker = GroupMaker(
             generate=self.generate,
             reward=self.reward,
             keep=self.keep,
-            buffer=self.buffer,
-            clock=self.clock,
+            encode=encode_group,
             group_max_retries=self.retries,
             deadline=self.deadline,
+        )
+        self.producer = Producer(
+            source=self.source, make=self.maker, buffer=self.buffer, clock=self.clock
         )
 
     @asynccontextmanager
@@ -302,7 +305,7 @@ async def test_a_score_that_does_not_come_is_a_failure_that_is_retried(tmp_path:
         for sample in samples:
             sample.reward = 1.0
 
-    w.producer._reward = reward
+    w.maker._reward = reward
     async with w.running(), asyncio.timeout(20):
         groups = await w.buffer.take(0)
     assert sorted(g.samples[0].prompt for g in groups) == ["0", "1"]

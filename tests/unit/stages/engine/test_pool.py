@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.core.errors import ConfigError, EngineError
-from stages.engine import pool as pool_module
+from stages.engine import leases as leases_module
 from stages.engine.pool import SGLangPool
 from tests.manual_time import ManualTime
 
@@ -145,13 +145,13 @@ async def test_a_session_returns_to_its_engine_while_that_has_room() -> None:
 
 
 async def test_sessions_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(leases_module, "MAX_SESSIONS", 2)
     pool, _, _, _ = make()
     await pool.start()
     for session in ("a", "b", "c"):
         async with pool.lease(session):
             pass
-    assert list(pool._sessions) == ["b", "c"]
+    assert list(pool._leases._sessions) == ["b", "c"]
 
 
 async def test_a_waiter_that_is_cancelled_gives_back_what_it_was_just_handed() -> None:
