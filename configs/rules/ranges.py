@@ -128,6 +128,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: 0 <= v < 1,
         "a share of --lr-decay-iters: at least 0, below 1",
     ),
+    "push_wave_fraction": (lambda v: 0 < v <= 1, "a share of the engines above 0, at most 1"),
     "gamma": (lambda v: 0 < v <= 1, "a discount above 0, at most 1"),
     "lambd": (lambda v: 0 <= v <= 1, "between 0 (one step) and 1 (the whole return)"),
     "mock_failure_rate": (lambda v: 0 <= v <= 1, "a probability between 0 and 1"),

@@ -34,8 +34,11 @@ class ClusterConfig:
     weight_transport: Literal["distributed", "disk"] = "distributed"
     # how many bytes make a bucket of the distributed transport
     update_weight_buffer_size: int = 512 << 20
-    # keeps the attention cache of running requests at a push, or computes it again
-    weight_update_mode: Literal["in_place", "retract"] = "in_place"
+    # the share of the engines that a push pauses at the same time; 1 is all of them
+    push_wave_fraction: float = 0.5
+    # keeps the attention cache of running requests at a push, computes it again, or lets them end
+    # first
+    weight_update_mode: Literal["in_place", "retract", "drain"] = "in_place"
     # joins an existing Ray cluster; by default one is started on this machine
     ray_address: str | None = None
     offload: bool = False  # sets --offload-train and --offload-rollout

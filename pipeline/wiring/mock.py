@@ -67,7 +67,7 @@ def mock_backend(site: RunContext) -> Backend:
         log_probs_for=asks_for_log_probs(site.args),
     )
     learner = MockLearner(config.mock, time=site.time)
-    transport = MockTransport(pool, config.mock, time=site.time)
+    transport = MockTransport(pool, config.mock, config.cluster, time=site.time)
 
     async def start() -> None:
         if config.has_engines:

@@ -152,7 +152,7 @@ class MockEngine:
 
 
 class MockPool(SGLangPool):
-    """The real pool over mock engines. A push pauses the engine that it is at."""
+    """The real pool over mock engines."""
 
     def __init__(
         self,
@@ -179,8 +179,8 @@ class MockPool(SGLangPool):
             sleep=sleep,
         )
 
-    def begin_push(self, endpoint: str) -> None:
-        super().begin_push(endpoint)
+    def pause(self, endpoint: str) -> None:
+        """The engine's time stands still until `end_push`."""
         self.engines[endpoint].pause()
 
     def end_push(self, endpoint: str, version: int | None) -> None:

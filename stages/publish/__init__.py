@@ -12,7 +12,8 @@ from pipeline.core.protocols import WeightSender
 from pipeline.core.time import TimeSource
 
 if TYPE_CHECKING:
-    from stages.publish.rolling import PushPool, RollingTransport
+    from stages.publish.rolling import RollingTransport
+    from stages.publish.turn import PushPool
 
 
 def make_transport(

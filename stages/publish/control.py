@@ -5,8 +5,10 @@ Every failure is a WeightSyncError that names the engine.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from stages.publish.buckets import TensorMeta
 
 logger = logging.getLogger(__name__)
 
+JSON = {"Content-Type": "application/json"}
 CONTROL_SECONDS = 30.0  # of a call that moves no weights
 TRANSFER_SECONDS = 180.0  # of a call that moves or loads one bucket, or a checkpoint
 
@@ -55,13 +58,14 @@ class EngineControl:
         await self._call("POST", "flush_cache", {}, CONTROL_SECONDS)
 
     async def init_group(
-        self, name: str, address: str, port: int, world_size: int, backend: str
+        self, name: str, address: str, port: int, *, rank_offset: int, world_size: int, backend: str
     ) -> None:
-        """The engine's ranks enter the group as 1..world_size-1; returns when the group stands."""
+        """The engine's ranks enter the group as `rank_offset` and those that follow; returns when
+        the group stands."""
         where = {
             "master_address": address,
             "master_port": port,
-            "rank_offset": 1,
+            "rank_offset": rank_offset,
             "world_size": world_size,
         }
         await self._post(
@@ -70,27 +74,19 @@ class EngineControl:
             TRANSFER_SECONDS,
         )
 
+    async def leave_group(self, name: str) -> None:
+        """The engine's ranks leave the group, also when the others are gone."""
+        await self._post("destroy_weights_update_group", {"group_name": name})
+
     async def begin_update(self) -> None:
         await self._post("begin_weight_update", {})
 
     async def end_update(self) -> None:
         await self._post("end_weight_update", {}, TRANSFER_SECONDS)
 
-    async def receive(self, group: str, metas: Sequence[TensorMeta], version: int | None) -> None:
-        """Take part in one broadcast and load it. With `version`, that is the engine's version from
-        here on. `flush_cache` stays off: under in_place it is refused (and KV is kept apart by
-        version), else it was done before."""
-        names, dtypes, shapes = zip(*metas, strict=True)
-        body: dict[str, Any] = {
-            "names": names,
-            "dtypes": dtypes,
-            "shapes": shapes,
-            "group_name": group,
-        }
-        body |= {"load_format": "flattened_bucket", "flush_cache": False}
-        if version is not None:
-            body["weight_version"] = str(version)
-        await self._post("update_weights_from_distributed", body, TRANSFER_SECONDS)
+    async def receive(self, bucket: bytes) -> None:
+        """Takes part in one broadcast and loads it; `bucket` is what `bucket_body` made."""
+        await self._call("POST", "update_weights_from_distributed", bucket, TRANSFER_SECONDS)
 
     async def load(self, folder: Path, version: int) -> None:
         """Loads a Hugging Face folder. A bad one is refused, and the old weights stay."""
@@ -103,12 +99,17 @@ class EngineControl:
         await self._call("POST", path, body, seconds)
 
     async def _call(
-        self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float
+        self, method: str, path: str, body: Mapping[str, Any] | bytes | None, seconds: float
     ) -> dict[str, Any]:
+        data = json.dumps(body).encode() if isinstance(body, Mapping) else body
         try:
             timeout = aiohttp.ClientTimeout(total=seconds)
             async with self._session.request(
-                method, f"{self.endpoint}/{path}", json=body, timeout=timeout
+                method,
+                f"{self.endpoint}/{path}",
+                data=data,
+                headers=JSON if data is not None else None,
+                timeout=timeout,
             ) as response:
                 answer = (
                     await response.json()
@@ -128,3 +129,36 @@ class EngineControl:
             said = answer.get("message", answer) if isinstance(answer, dict) else answer
             raise AnsweredError(f"{self.endpoint}/{path} answered {status}: {str(said)[:500]}")
         return answer
+
+
+def bucket_body(group: str, metas: Sequence[TensorMeta], version: int | None) -> bytes:
+    """What all engines of a wave are told of one bucket. With `version`, that is an engine's
+    version from here on. `flush_cache` stays off: under in_place it is refused (and KV is kept
+    apart by version), else it was done before."""
+    names, dtypes, shapes = zip(*metas, strict=True)
+    body: dict[str, Any] = {"names": names, "dtypes": dtypes, "shapes": shapes, "group_name": group}
+    body |= {"load_format": "flattened_bucket", "flush_cache": False}
+    if version is not None:
+        body["weight_version"] = str(version)
+    return json.dumps(body).encode()
+
+
+async def settle(calls: Mapping[str, Awaitable[None]]) -> dict[str, WeightSyncError]:
+    """Makes all calls at once and waits for all; returns the failures, by endpoint."""
+    tasks = {endpoint: asyncio.ensure_future(call) for endpoint, call in calls.items()}
+    try:
+        if tasks:
+            await asyncio.wait(tasks.values())
+        failures = {}
+        for endpoint, task in tasks.items():
+            if (error := task.exception()) is None:
+                continue
+            if not isinstance(error, WeightSyncError):
+                raise error
+            failures[endpoint] = error
+        return failures
+    finally:
+        if under_way := [task for task in tasks.values() if not task.done()]:
+            for task in under_way:
+                task.cancel()
+            await asyncio.wait(under_way)

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from configs.schema import ClusterConfig
 from pipeline.core.errors import WeightSyncError
 from pipeline.core.protocols import WeightSender
 from pipeline.core.time import TimeSource
-from stages.publish.control import EngineControl
-from stages.publish.rolling import PushPool, RefusedError, RollingTransport
+from stages.publish.control import settle
+from stages.publish.rolling import RollingTransport
+from stages.publish.turn import PushPool, Turn
 
 # SGLang's answers when it has not begun to load; any other failure may have overwritten some of the
 # old weights.
@@ -58,17 +59,16 @@ class DiskTransport(RollingTransport):
         self._current = target
         return await asyncio.to_thread(_num_bytes, target)
 
-    async def _connect(self, control: EngineControl) -> None:
-        """Does nothing: the folder is all that the two sides share."""
-
-    async def _load(self, control: EngineControl, version: int) -> None:
+    async def _load(self, team: Sequence[Turn], version: int) -> None:
         assert self._current is not None
-        try:
-            await control.load(self._current, version)
-        except WeightSyncError as error:
-            if any(text in str(error) for text in NOT_BEGUN):
-                raise RefusedError(str(error)) from error
-            raise
+        for turn in team:
+            turn.mixed = True
+        failed = await settle(
+            {turn.endpoint: turn.control.load(self._current, version) for turn in team}
+        )
+        for turn in team:
+            turn.error = failed.get(turn.endpoint)
+            turn.mixed = not any(text in str(turn.error) for text in NOT_BEGUN)
 
     async def _all_delivered(self) -> None:
         await asyncio.to_thread(_keep_only, self._folder, self._current)

@@ -1,66 +1,38 @@
-"""What all transports have in common: a push rolls over the pool, one engine after the other, so
-that generation never stops.
+"""What all transports have in common: weights are staged once, and roll over the pool wave by wave.
 
-Per engine: close its gate to new requests, pause it between two decode steps, change the weights,
-read back the version, continue. An engine is never left paused, and never serves weights of no
-version: one whose weights were touched by a push that then failed is ended and started again, and
-comes back with the current weights (`resync`)."""
+All engines of a wave pause, are given the weights and go on together, while the other waves decode;
+--push-wave-fraction says how much of the pool a wave is. An engine is never left paused, and never
+serves weights of no version: when one fails in the middle, it is ended and started again, and comes
+back with the current weights (`resync`); those beside it, whose weights are then half replaced,
+stay paused and are given all of them again, without it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import aiohttp
 
 from configs.schema import ClusterConfig
 from pipeline.core.errors import WeightSyncError
-from pipeline.core.protocols import EnginePool
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import PushResult
-from stages.publish.control import EngineControl
+from stages.publish.control import EngineControl, settle
+from stages.publish.turn import PushPool, Turn, shielded
+from stages.publish.waves import split_waves
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-ATTEMPTS = 3  # at one engine, within one push
+ATTEMPTS = 3  # at one engine, within one push; the first is its wave's
 RETRY_SECONDS = 0.5  # before the second attempt; doubles
-FLUSH_ATTEMPTS = 5
-
-
-class PushPool(EnginePool, Protocol):
-    """A pool whose engines can be taken out of service for a push."""
-
-    on_restart: Callable[[str], Awaitable[None]] | None  # a transport sets this to its `resync`
-
-    def begin_push(self, endpoint: str) -> None:
-        """Lets no new requests to this engine from here on."""
-
-    def end_push(self, endpoint: str, version: int | None) -> None:
-        """Lets requests in again. `version`: what the engine confirmed; None: what it had."""
-
-    async def settled(self, endpoint: str) -> bool:
-        """Waits while the engine restarts; False when it is lost for good."""
-
-    def condemn(self, endpoint: str, reason: str) -> None:
-        """Ends the engine now and starts it again."""
-
-    def is_up(self, endpoint: str) -> bool:
-        """Was the engine started, and not condemned since? One that `resync` works on is up
-        already."""
-
-
-class RefusedError(WeightSyncError):
-    """The engine did not take the weights and is known to hold its old ones, all of them."""
 
 
 class RollingTransport(ABC):
     """`WeightTransport`.
 
-    A subclass says how weights are staged once, and how one paused engine gets them.
+    A subclass says how weights are staged once, and how paused engines get them.
     """
 
     def __init__(
@@ -77,40 +49,61 @@ class RollingTransport(ABC):
         self._time: TimeSource = time or MonotonicTime()
         self._sleep = sleep
         self._session: aiohttp.ClientSession | None = None
-        self._lock = asyncio.Lock()  # staging and every single update: none sees another half done
+        self._lock = asyncio.Lock()  # staging and every wave: none sees another half done
+        self._began = 0.0
+        self._num_bytes = 0
         self._staged: int | None = None  # the version that is staged
         self._delivered: set[str] = set()  # engines that hold what is staged
         self._stall_seconds: dict[str, float] = {}
         pool.on_restart = self.resync
 
-    async def push(self, policy_version: int) -> PushResult:
+    async def stage(self, policy_version: int) -> None:
+        """See WeightTransport."""
+        self._began = self._time.now()
+        async with self._lock:
+            self._num_bytes = await self._stage(policy_version)
+            self._staged, self._delivered, self._stall_seconds = policy_version, set(), {}
+
+    async def deliver(self) -> PushResult:
         """See WeightTransport.
 
-        Engines that the pool has lost for good are left out, unless all are.
-        """
-        began = self._time.now()
-        async with self._lock:
-            num_bytes = await self._stage(policy_version)
-            self._staged, self._delivered, self._stall_seconds = policy_version, set(), {}
-        failures = []
+        Engines that are being started again are given the weights after all others; those that the
+        pool has lost for good are left out, unless all are."""
+        assert self._staged is not None, "deliver() before stage()"
+        failed: dict[str, WeightSyncError] = {}
+        for wave in split_waves(self._pool.endpoints, self._cluster.push_wave_fraction):
+            async with self._lock:
+                there = set(self._pool.endpoints)  # some may have left meanwhile
+                present = [e for e in wave if e in there and self._pool.is_up(e)]
+                present = [e for e in present if e not in self._delivered]
+                if present:
+                    failed |= await self._give(present)
+        late = []
         for endpoint in self._pool.endpoints:
+            if endpoint in self._delivered:
+                continue
             try:
-                await self._deliver(endpoint)
+                await self._deliver(endpoint, failed.get(endpoint))
             except WeightSyncError as error:
-                failures.append(error)
-        if failures or not self._delivered:
-            what = "; ".join(map(str, failures)) or "no engine is left"
+                late.append(error)
+        if late or not self._delivered:
+            what = "; ".join(map(str, late)) or "no engine is left"
             raise WeightSyncError(
-                f"policy version {policy_version} did not reach every engine: {what}"
+                f"policy version {self._staged} did not reach every engine: {what}"
             )
         await self._all_delivered()
         return PushResult(
-            policy_version=policy_version,
-            seconds=self._time.now() - began,
+            policy_version=self._staged,
+            seconds=self._time.now() - self._began,
             stall_seconds=max(self._stall_seconds.values(), default=0.0),
-            num_bytes=num_bytes,
+            num_bytes=self._num_bytes,
             num_engines=len(self._delivered),
         )
+
+    async def push(self, policy_version: int) -> PushResult:
+        """Stages and delivers."""
+        await self.stage(policy_version)
+        return await self.deliver()
 
     async def resync(self, endpoint: str) -> None:
         """Brings one engine that has just restarted to the weights of the last push; before the
@@ -119,8 +112,8 @@ class RollingTransport(ABC):
         async with self._lock:
             self._delivered.discard(endpoint)
             await self._forget(endpoint)
-            if self._staged is not None:
-                await self._update(endpoint, self._staged)
+            if self._staged is not None and (failed := await self._give([endpoint])):
+                raise failed[endpoint]
 
     async def close(self) -> None:
         if self._session is not None:
@@ -132,13 +125,15 @@ class RollingTransport(ABC):
         """Takes the learner's weights as they are now; returns how many bytes they have."""
 
     @abstractmethod
-    async def _connect(self, control: EngineControl) -> None:
-        """Does what can be done while the engine still generates."""
+    async def _load(self, team: Sequence[Turn], version: int) -> None:
+        """Brings the staged weights to paused engines. Every turn is told whether its weights may
+        be mixed from here on, and what went wrong."""
 
-    @abstractmethod
-    async def _load(self, control: EngineControl, version: int) -> None:
-        """Brings the staged weights to one paused engine. Raises RefusedError when the engine still
-        holds its old ones; after any other failure it may hold some of both, and is ended."""
+    async def _connect(self, endpoints: Sequence[str]) -> dict[str, WeightSyncError]:
+        """Does what can be done while the engines still generate.
+
+        Returns those that cannot take part, and why."""
+        return {}
 
     async def _forget(self, endpoint: str) -> None:  # noqa: B027
         """The engine's process is a new one: what was agreed with the old one is void."""
@@ -148,17 +143,27 @@ class RollingTransport(ABC):
 
     def _control(self, endpoint: str) -> EngineControl:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(force_close=True), headers=self._headers
-            )
+            # no limit: the engines of a wave wait for each other
+            connector = aiohttp.TCPConnector(limit=0, force_close=True)
+            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
         return EngineControl(self._session, endpoint)
 
-    async def _deliver(self, endpoint: str) -> None:
-        """Tries until this engine holds what is staged, or its attempts are used up.
-
-        Meanwhile it may restart and be resynced."""
-        assert self._staged is not None
-        for attempt in range(ATTEMPTS):
+    async def _deliver(self, endpoint: str, failure: WeightSyncError | None) -> None:
+        """Tries until this engine holds what is staged, or its attempts are used up. `failure`: of
+        its wave's attempt. Meanwhile it may restart and be resynced."""
+        for attempt in range(0 if failure is None else 1, ATTEMPTS + 1):
+            if failure is not None:
+                logger.warning(
+                    "push of version %d, attempt %d of %d: %s",
+                    self._staged,
+                    attempt,
+                    ATTEMPTS,
+                    failure,
+                )
+                await self._pool.report_failure(endpoint, failure)
+                if attempt == ATTEMPTS:
+                    break
+                await self._sleep(RETRY_SECONDS * 2 ** (attempt - 1))
             if not await self._pool.settled(endpoint):
                 logger.warning(
                     "policy version %d leaves out %s, which is lost for good",
@@ -169,100 +174,85 @@ class RollingTransport(ABC):
             async with self._lock:
                 if endpoint in self._delivered:
                     return
-                try:
-                    await self._update(endpoint, self._staged)
-                    return
-                except WeightSyncError as error:
-                    failure = error
-            logger.warning(
-                "push of version %d, attempt %d of %d: %s",
-                self._staged,
-                attempt + 1,
-                ATTEMPTS,
-                failure,
-            )
-            await self._pool.report_failure(endpoint, failure)
-            if attempt + 1 < ATTEMPTS:
-                await self._sleep(RETRY_SECONDS * 2**attempt)
+                failure = (await self._give([endpoint])).get(endpoint)
+            if failure is None:
+                return
         stays = (
             f"{endpoint} stays at version {self._pool.version_of(endpoint)} after {ATTEMPTS}"
             " attempts"
         )
         raise WeightSyncError(f"{stays}: {failure}") from failure
 
-    async def _update(self, endpoint: str, version: int) -> None:
-        """Updates one engine once.
+    async def _give(self, endpoints: Sequence[str]) -> dict[str, WeightSyncError]:
+        """Gives these engines, all at once, what is staged. Returns who did not get it, and why.
 
-        Whatever happens, the gate is open afterwards, and the engine goes on or is ended."""
-        control = self._control(endpoint)
-        await self._connect(control)
-        confirmed: int | None = None
-        self._pool.begin_push(endpoint)
-        paused = self._time.now()
-        try:
-            try:
-                await self._pause(control)
-                await self._replace(control, version)
-            finally:
-                await shielded(self._resume(control))
-            confirmed = version
-            self._delivered.add(endpoint)
-        finally:
-            self._stall_seconds[endpoint] = self._time.now() - paused
-            self._pool.end_push(endpoint, confirmed)
-
-    async def _replace(self, control: EngineControl, version: int) -> None:
-        try:
-            await self._load(control, version)
-            if (got := await control.version()) != version:
-                raise WeightSyncError(
-                    f"{control.endpoint} says version {got} after it was given {version}"
-                )
-        except RefusedError:
-            raise
-        except BaseException as error:  # cancellation too: nobody knows how much of it arrived
-            self._pool.condemn(
-                control.endpoint, f"its weights are of no version ({error or type(error).__name__})"
-            )
-            raise
-
-    async def _pause(self, control: EngineControl) -> None:
-        """Pauses the engine. Under `retract` this also empties its cache, which is done first,
-        while a refusal has no consequences: a refused cache flush takes the server down when it is
-        part of the update itself."""
+        Whatever happens, they go on or are ended, and their gates are open, afterwards."""
+        failed = await self._meet(endpoints)
         mode = self._cluster.weight_update_mode
-        await control.pause(mode)
-        for attempt in range(FLUSH_ATTEMPTS if mode == "retract" else 0):
-            try:
-                return await control.flush_cache()
-            except WeightSyncError:
-                if attempt + 1 == FLUSH_ATTEMPTS:
-                    raise
-                await control.resume()  # a step that was under way has to end
-                await self._sleep(RETRY_SECONDS)
-                await control.pause(mode)
+        turns = [
+            Turn(self._pool, self._control(endpoint), mode, self._time, self._sleep)
+            for endpoint in endpoints
+            if endpoint not in failed
+        ]
+        try:
+            await _each(turns, Turn.begin)
+            ready = [turn for turn in turns if turn.error is None]
+            await _each([turn for turn in turns if turn.error is not None], self._end)
+            await self._give_paused(ready)
+        finally:
+            await shielded(_each(turns, self._end))
+        return failed | {turn.endpoint: turn.error for turn in turns if turn.error is not None}
 
-    async def _resume(self, control: EngineControl) -> None:
-        """Lets the engine go on. One that was ended needs nothing; one that cannot be made to go on
-        is ended."""
-        for attempt in range(ATTEMPTS if self._pool.is_up(control.endpoint) else 0):
-            try:
-                return await control.resume()
-            except WeightSyncError as error:
-                if attempt + 1 == ATTEMPTS:
-                    self._pool.condemn(
-                        control.endpoint, f"it could not be made to go on after a push ({error})"
-                    )
-                    raise
-                await self._sleep(RETRY_SECONDS)
+    async def _meet(self, endpoints: Sequence[str]) -> dict[str, WeightSyncError]:
+        """Connects to these engines, without those that cannot be connected to."""
+        failed: dict[str, WeightSyncError] = {}
+        while rest := [endpoint for endpoint in endpoints if endpoint not in failed]:
+            missing = await self._connect(rest)
+            if not missing:
+                break
+            failed |= missing
+        return failed
+
+    async def _give_paused(self, turns: Sequence[Turn]) -> None:
+        """Loads, again without those who failed where somebody did, and one by one where nobody
+        knows who is to blame. Engines go on as soon as they have all."""
+        teams = [list(turns)] if turns else []
+        while teams:
+            team = teams.pop(0)
+            await self._load_and_confirm(team)
+            again = [turn for turn in team if turn.wants_more] if len(team) > 1 else []
+            await _each([turn for turn in team if turn not in again], self._end)
+            if again:
+                logger.warning(
+                    "a push to %d engines broke off: %d of them are given everything again",
+                    len(team),
+                    len(again),
+                )
+            teams += [again] if 0 < len(again) < len(team) else [[turn] for turn in again]
+
+    async def _load_and_confirm(self, team: Sequence[Turn]) -> None:
+        assert self._staged is not None
+        missing = await self._meet([turn.endpoint for turn in team])
+        for turn in team:
+            turn.error = missing.get(turn.endpoint)
+        members = [turn for turn in team if turn.error is None]
+        if members:
+            await self._load(members, self._staged)
+        version = self._staged
+        await _each(
+            [turn for turn in members if turn.error is None and turn.mixed],
+            lambda turn: turn.confirm(version),
+        )
+
+    async def _end(self, turn: Turn) -> None:
+        await turn.end()
+        self._stall_seconds[turn.endpoint] = turn.stall_seconds
+        if turn.confirmed is not None:
+            self._delivered.add(turn.endpoint)
 
 
-async def shielded(work: Awaitable[T]) -> T:
-    """Runs to its end even if the caller is cancelled meanwhile; the cancellation is raised
-    afterwards."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+async def _each(turns: Sequence[Turn], step: Callable[[Turn], Awaitable[None]]) -> None:
+    """One step of all of them, at once. A failure is the turn's own."""
+    failures = await settle({turn.endpoint: step(turn) for turn in turns})
+    for turn in turns:
+        turn.error = failures.get(turn.endpoint, turn.error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -120,8 +121,6 @@ async def test_requests_in_flight_go_on_over_a_push_and_every_token_knows_its_we
 
 
 async def test_retract_computes_the_kv_again(world: World) -> None:
-    import dataclasses
-
     retract = DistributedTransport(
         world.pool, world.sender, dataclasses.replace(CLUSTER, weight_update_mode="retract")
     )
@@ -142,6 +141,27 @@ async def test_retract_computes_the_kv_again(world: World) -> None:
         atol=TOLERANCE,
         rtol=0,
     )
+
+
+async def test_drain_lets_requests_end_with_the_weights_that_they_began_with(world: World) -> None:
+    drain = DistributedTransport(
+        world.pool, world.sender, dataclasses.replace(CLUSTER, weight_update_mode="drain")
+    )
+    version = await push(world, drain)
+    params = {"max_new_tokens": 200, "temperature": 1.0, "ignore_eos": True}
+    async with SGLangClient(world.pool, RolloutConfig()) as client, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(client.generate([i, *PROMPT], params)) for i in range(4)]
+        while sum(world.pool.statistics().num_in_flight) < len(tasks):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await push(world, drain)
+    for task in tasks:
+        # those that had to wait behind the gate have the new version, from the first token on
+        ((found, start, end),) = [tuple(span) for span in task.result().spans]
+        assert found in (version, version + 1) and (start, end) == (0, 200)
+    assert {task.result().spans[0].version for task in tasks} >= {version}
+    await drain.close()
+    for endpoint in world.pool.endpoints:
+        assert await world.checksums(endpoint) == world.expected_checksums()
 
 
 async def test_a_new_request_never_hits_the_kv_of_older_weights(
@@ -237,3 +257,58 @@ async def test_an_engine_killed_under_load_loses_no_request_and_comes_back_with_
     ].version == version
     await push(world, transport)  # and the next push finds it a member like any other
     assert await world.checksums(world.pool.endpoints[0]) == world.expected_checksums()
+
+
+AT_ONCE = dataclasses.replace(CLUSTER, push_wave_fraction=1.0)
+
+
+async def test_one_broadcast_reaches_a_wave_of_engines(world: World) -> None:
+    wave = DistributedTransport(world.pool, world.sender, AT_ONCE)
+    async with world.running(world.pool.endpoints[1], PROMPT, "wave", 300) as task:
+        version = await push(world, wave)
+    assert [span.version for span in (await task).spans] == [version - 1, version]
+    (group,) = wave._groups._names
+    assert group == world.pool.endpoints
+    version = await push(world, wave)
+    assert list(wave._groups._names) == [group], "the group is kept"
+    for endpoint in world.pool.endpoints:
+        assert await world.checksums(endpoint) == world.expected_checksums()
+        assert (await world.generate(endpoint, PROMPT, key=f"w{version}")).spans[0].version == (
+            version
+        )
+    await wave.close()
+
+
+async def test_an_engine_that_dies_in_the_middle_of_a_wave_takes_nobody_with_it(
+    world: World,
+) -> None:
+    wave = DistributedTransport(world.pool, world.sender, AT_ONCE)
+    await push(world, wave)
+    victim, survivor = world.pool.endpoints
+    broadcast, restarts = world.sender.broadcast, world.pool.statistics().num_restarts
+    sent: list[int] = []
+
+    async def kills_once(group: str, bucket: int) -> None:
+        sent.append(bucket)
+        if sent == [0, 1]:
+            process = world.engines[0]._process
+            assert process is not None
+            os.killpg(process.pid, signal.SIGKILL)
+        await broadcast(group, bucket)
+
+    world.sender.broadcast = kills_once  # type: ignore[method-assign]
+    try:
+        async with world.running(survivor, PROMPT, "survivor", 300) as task:
+            version = await push(world, wave)
+    finally:
+        del world.sender.broadcast
+    assert [span.version for span in (await task).spans] == [version - 1, version]
+    assert sent.count(0) == 3, "the wave, the survivor, and the one that came back"
+    assert world.pool.statistics().num_restarts == restarts + 1
+    for endpoint in (victim, survivor):
+        assert await world.checksums(endpoint) == world.expected_checksums()
+        assert world.pool.version_of(endpoint) == version
+    await push(world, wave)  # together again
+    assert list(wave._groups._names) == [world.pool.endpoints]
+    assert await world.checksums(victim) == world.expected_checksums()
+    await wave.close()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.schema import MockConfig
+from configs.schema import ClusterConfig, MockConfig
 from pipeline.core.errors import CheckpointError, EngineError
 from pipeline.core.types import OptimizerStep, Sample, TrainBatch, TrainSample, VersionSpan
 from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer, skill
@@ -53,14 +53,19 @@ async def simulate(scenario: object, time: SimulatedTime) -> None:
 
 
 def parts(
-    time: SimulatedTime, *, num_engines: int = 1, seed: int = 0, **config: float
+    time: SimulatedTime,
+    *,
+    num_engines: int = 1,
+    seed: int = 0,
+    cluster: dict[str, Any] | None = None,
+    **config: float,
 ) -> tuple[MockPool, MockEngineClient, MockTransport]:
     mock = MockConfig(**{"mock_seconds_per_token": 1.0, "mock_push_seconds": 0.0, **config})  # type: ignore[arg-type]
     pool = MockPool(config=mock, num_engines=num_engines, time=time, sleep=time.sleep)
     return (
         pool,
         MockEngineClient(pool, mock, MockTokenizer(), seed=seed),
-        MockTransport(pool, mock, time=time, sleep=time.sleep),
+        MockTransport(pool, mock, ClusterConfig(**cluster or {}), time=time, sleep=time.sleep),
     )
 
 
@@ -105,6 +110,41 @@ async def test_a_push_changes_the_version_in_mid_response_and_its_pause_is_felt(
         assert request.result().finish_reason == "length"
         assert time.now() == pytest.approx(30 + 2 * 5)
         assert pool.version_of("mock://0") == 2
+
+    await simulate(scenario(), time)
+
+
+async def test_a_push_goes_over_the_pool_in_waves() -> None:
+    time = SimulatedTime()
+    pool, _, transport = parts(time, num_engines=5, mock_push_seconds=2.0)
+
+    async def scenario() -> None:
+        await pool.start()
+        result = await transport.push(1)
+        assert (result.seconds, result.stall_seconds, result.num_engines) == (4.0, 2.0, 5)
+        assert set(pool.statistics().versions) == {1}
+
+    await simulate(scenario(), time)
+
+
+async def test_draining_lets_a_response_end_with_the_weights_that_it_began_with() -> None:
+    time = SimulatedTime()
+    pool, client, transport = parts(
+        time,
+        cluster={"weight_update_mode": "drain"},
+        mock_push_seconds=5.0,
+        mock_length_mean=1000.0,
+        mock_length_sigma=0.1,
+    )
+
+    async def scenario() -> None:
+        await pool.start()
+        request = asyncio.create_task(client.generate([1], {"max_new_tokens": 30}))
+        await time.sleep(10.0)
+        result = await transport.push(1)
+        assert request.done() and request.result().spans == (VersionSpan(0, 0, 30),)
+        # the wait for the response is no pause: the engine decodes
+        assert (result.seconds, result.stall_seconds) == (25.0, 5.0)
 
     await simulate(scenario(), time)
 

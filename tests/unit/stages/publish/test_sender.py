@@ -110,10 +110,10 @@ import sys, torch
 from datetime import timedelta
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, _world
-port, rounds = int(sys.argv[1]), int(sys.argv[2])
-store = PrefixStore("g", TCPStore("127.0.0.1", port, 2, is_master=False, timeout=timedelta(seconds=30)))
-group, _ = _new_process_group_helper(2, 1, [], Backend("gloo"), store, group_name="g", timeout=timedelta(seconds=30), backend_options=None)
-_world.pg_group_ranks[group] = {0: 0, 1: 1}
+port, rounds, rank, world = map(int, sys.argv[1:])
+store = PrefixStore("g", TCPStore("127.0.0.1", port, world, is_master=False, timeout=timedelta(minutes=30)))
+group, _ = _new_process_group_helper(world, rank, [], Backend("gloo"), store, group_name="g", timeout=timedelta(seconds=30), backend_options=None)
+_world.pg_group_ranks[group] = {i: i for i in range(world)}
 for _ in range(rounds):
     flat = torch.empty(16, dtype=torch.uint8)
     torch.distributed.broadcast(flat, src=0, group=group)
@@ -121,9 +121,13 @@ for _ in range(rounds):
 """  # noqa: E501
 
 
-def peer(port: int, rounds: int) -> subprocess.Popen[str]:
+def peer(port: int, rounds: int, rank: int = 1, world: int = 2) -> subprocess.Popen[str]:
+    numbers = map(str, (port, rounds, rank, world))
     return subprocess.Popen(
-        [sys.executable, "-c", PEER, str(port), str(rounds)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PEER, *numbers],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -149,3 +153,30 @@ def test_a_group_carries_buckets_and_survives_the_death_of_its_peer() -> None:
     sender.broadcast("g", 0)
     assert again.communicate(timeout=60)[0].strip() == "[0.0, 1.0, 2.0, 3.0]"
     sender.leave("g")
+
+
+def test_one_broadcast_reaches_several_engines_and_a_death_among_them_is_an_error() -> None:
+    sender = BroadcastSender(
+        lambda: iter([("w", torch.arange(4.0))]), lambda path: None, CPU, timeout_seconds=30.0
+    )
+    sender.prepare(1 << 20)
+    port = free_port()
+    others = [peer(port, rounds, rank, 3) for rank, rounds in ((1, 1), (2, 200))]
+    sender.join("g", "127.0.0.1", port, 3, "gloo")
+    with pytest.raises(WeightSyncError, match="broadcasting bucket 0 to group g failed"):
+        for _ in range(200):  # the first engine is gone after one
+            sender.broadcast("g", 0)
+    sender.leave("g")
+    said = [other.communicate(timeout=60)[0].splitlines() for other in others]
+    assert said[0] == ["[0.0, 1.0, 2.0, 3.0]"] and said[1][0] == said[0][0]
+    assert [other.returncode for other in others] == [0, 1]  # the second was told, and not left
+
+
+def test_a_group_to_which_one_does_not_come_ends_the_waiting_of_those_who_came() -> None:
+    sender = BroadcastSender(lambda: iter([]), lambda path: None, CPU, join_seconds=8.0)
+    port = free_port()
+    came = peer(port, 1, 1, 3)
+    with pytest.raises(WeightSyncError, match="could not form gloo group g of 3"):
+        sender.join("g", "127.0.0.1", port, 3, "gloo")
+    _, complaint = came.communicate(timeout=60)  # it would wait for 30 minutes
+    assert came.returncode == 1 and "store" in complaint.lower()
