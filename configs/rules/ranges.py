@@ -60,6 +60,8 @@ _AT_LEAST_0 = (
     "max_staleness",
     "keep_last_rollouts",
     "engine_restarts",
+    "num_rollout_workers",
+    "rollout_worker_restarts",
     "lr_warmup_iters",
     "sft_steps",
     "sft_decay_steps",

@@ -24,6 +24,7 @@ from configs.rules.ranges import ranges
 from configs.rules.rewards import rewards
 from configs.rules.saving import saving
 from configs.rules.sizes import batches, devices, lengths
+from configs.rules.workers import rollout_workers
 from configs.schema import Config
 from pipeline.core.errors import ConfigError
 
@@ -94,6 +95,7 @@ RULES: tuple[Rule, ...] = (
     memory,
     functions,
     rollout_function,
+    rollout_workers,
     backend,
     media,
     saving,

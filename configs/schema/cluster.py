@@ -21,6 +21,11 @@ class ClusterConfig:
     rollout_external_engine_addrs: tuple[str, ...] = ()
     # lets learner and engines share devices; only with --async-buffer-size 0
     colocate: bool = False
+    # generates, scores and filters in so many processes of their own (Ray actors), where your
+    # functions run too; 0: in the driver
+    num_rollout_workers: int = 0
+    # how often all rollout workers together may be started again
+    rollout_worker_restarts: int = 3
     sglang_server_concurrency: int = 512  # how many requests may be in flight at one engine
     # where the router listens: SGLang's /generate in front of all engines, for your own functions
     sglang_router_ip: str = "127.0.0.1"

@@ -52,6 +52,10 @@ class GenerateError(SlipstreamError):
     """
 
 
+class RolloutWorkerError(SlipstreamError):
+    """Rollout workers did not start, or none is left."""
+
+
 class RewardError(SlipstreamError):
     """A reward function raised, timed out or returned something that is not a number."""
 

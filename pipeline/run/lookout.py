@@ -10,13 +10,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipeline.core.awaits import Place, describe
 from pipeline.core.format import duration
-from pipeline.run.watchdog import AGAIN, LONG_SECONDS, Silence, Watchdog
+from pipeline.run.watchdog import AGAIN, Silence
 
 logger = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
+BLOCKED_SECONDS = 5.0  # a loop that runs nothing for so long holds up everybody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +27,26 @@ class Blocked:
 
     seconds: float
     where: str
+    worker: int | None = None  # the rollout worker whose loop it is; None: the driver's
 
     def __str__(self) -> str:
+        whole = self.worker is None
+        who = "the whole run" if whole else f"rollout worker {self.worker}"
         return (
-            f"the whole run stands still for {duration(self.seconds)}: a function holds the event"
-            f" loop, at {self.where}; what takes long must be awaited, or run in a thread"
+            f"{who} stands still for {duration(self.seconds)}: a function holds"
+            f" {'the' if whole else 'its'} event loop, at {self.where}; what takes long must be"
+            " awaited, or run in a thread"
         )
 
     def record(self) -> dict[str, object]:
-        return {"stage": "blocked", "seconds": self.seconds, "where": self.where}
+        found = {"stage": "blocked", "seconds": self.seconds, "where": self.where}
+        return found if self.worker is None else {**found, "worker": self.worker}
+
+
+class Watched(Protocol):
+    """What is asked on the loop, at every tick (pipeline.run.watchdog.Watchdog)."""
+
+    def check(self) -> Silence | None: ...
 
 
 class Lookout:
@@ -42,11 +55,11 @@ class Lookout:
 
     def __init__(
         self,
-        watchdog: Watchdog,
+        watchdog: Watched,
         report: Callable[[Silence | Blocked], None],
         *,
         tick_seconds: float = TICK_SECONDS,
-        blocked_seconds: float = LONG_SECONDS,
+        blocked_seconds: float = BLOCKED_SECONDS,
     ) -> None:
         self._watchdog, self._report = watchdog, report
         self._tick_seconds, self._blocked_seconds = tick_seconds, blocked_seconds

@@ -82,12 +82,14 @@ class Recorder:
         equal_rewards: EqualRewards | None = None,
         log_rollout: LogRollout | None = None,
         loop_lag: LoopLag | None = None,
+        worker_lag: Callable[[], Mapping[str, float | None]] | None = None,
     ) -> None:
         """`started_at`: the instant (of `time`) from which wall_seconds count. `counts`: the
         producer's, live. `on_finish(wall_seconds, interrupted)` writes summary and report.
         `equal_rewards`: None where rewards are not what is learned from. `log_rollout`: the user's
-        (--custom-rollout-log-function-path). `loop_lag`: starts with the run."""
-        self._loop_lag = loop_lag
+        (--custom-rollout-log-function-path). `loop_lag`: starts with the run.
+        `worker_lag`: the same of rollout workers, the worst of them."""
+        self._loop_lag, self._worker_lag = loop_lag, worker_lag
         self._log_rollout, self._last_at = log_rollout, time.now()
         self._telemetry, self._clock, self._time = telemetry, clock, time
         self._started_at, self._earlier_seconds = started_at, 0.0
@@ -175,11 +177,15 @@ class Recorder:
         self.engine("stats", **self._engine_counts())
 
     def _lag(self) -> dict[str, float | None]:
-        """How late the event loop was since the last record, in seconds."""
-        if self._loop_lag is None:
-            return {}
+        """How late event loops were since the last record, in seconds."""
+        laps = {
+            "event_loop_lag_seconds": self._loop_lag.lap() if self._loop_lag else {},
+            "worker_event_loop_lag_seconds": self._worker_lag() if self._worker_lag else {},
+        }
         return {
-            f"event_loop_lag_seconds_{name}": value for name, value in self._loop_lag.lap().items()
+            f"{whose}_{name}": seconds
+            for whose, lap in laps.items()
+            for name, seconds in lap.items()
         }
 
     def _counters(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -129,6 +129,8 @@ class Watchdog:
         self._paces: deque[float] = deque(maxlen=_PACE_WINDOW)
         self._num_trained = 0
         self._drops: Drops | None = None
+        self.elsewhere: Callable[[], Mapping[int, Awaited]] | None = None
+        """Where groups stand that other processes make, by their numbers."""
 
     def watch_drops(self, drops: Drops) -> None:
         """A silence of the learner that waits for groups tells of those that were dropped."""
@@ -196,7 +198,7 @@ class Watchdog:
         """What of this kind happens beside the learner's loop, the oldest first."""
         now = self._time.now()
         own = sorted((a for a in self._beside.values() if a.kind == kind), key=lambda a: a.since)
-        return [
+        found = [
             Awaited(
                 kind=str(a.kind),
                 number=a.number,
@@ -206,6 +208,10 @@ class Watchdog:
             )
             for a in own[:most]
         ]
+        if self.elsewhere is None or kind != "group":
+            return found
+        better = self.elsewhere()
+        return [a if a.number is None else better.get(a.number, a) for a in found]
 
     def _now(self) -> dict[str, Any]:
         try:

@@ -22,6 +22,7 @@ from pipeline.core.protocols import Source
 from pipeline.run.children import end_children
 from pipeline.run.drops import Drops, causes_of
 from pipeline.run.equal_rewards import EqualRewards
+from pipeline.run.group_maker import MakeGroup
 from pipeline.run.lookout import Lookout
 from pipeline.run.loop_lag import LoopLag
 from pipeline.run.producer import Producer
@@ -104,7 +105,10 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         equal_rewards=_equal_rewards(config),
         log_rollout=_log_rollout(site),
         loop_lag=LoopLag(),
+        worker_lag=backend.workers.reports.lag if backend.workers else None,
     )
+    if backend.workers is not None:
+        backend.workers.reports.on_blocked = recorder.waits
     backend.watch_engines(
         lambda event, engine, reason: recorder.engine(event, engine=engine, reason=reason)
     )
@@ -182,14 +186,12 @@ def _production(
             clock=site.clock,
             watchdog=watchdog,
         )
-    make = make_group_maker(
-        config,
-        site.args,
-        backend.generate,
-        reward,
-        watchdog=watchdog,
-        shows_dropped=batcher.wants_dropped,
-    )
+    make: MakeGroup
+    if backend.workers is None:
+        make = make_group_maker(config, site.args, backend.generate, reward, watchdog=watchdog)
+    else:
+        make = backend.workers
+        backend.workers.watchdog = watchdog
     return Producer(
         source=source,
         make=make,

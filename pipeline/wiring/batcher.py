@@ -44,11 +44,6 @@ class Batcher:
             maxlen=MOST_DROPPED * config.rollout.rollout_batch_size
         )
 
-    @property
-    def wants_dropped(self) -> bool:
-        """Will anybody ask for the groups that a filter dropped?"""
-        return self._process is not None
-
     def dropped(self, group: EncodedGroup) -> None:
         self._dropped.append(list(decode_group(group).samples))
 

@@ -17,13 +17,7 @@ from stages.filter import build_filter
 
 
 def make_group_maker(
-    config: Config,
-    args: SimpleNamespace,
-    generate: Generate,
-    reward: Reward,
-    *,
-    watchdog: Watchdog,
-    shows_dropped: bool,
+    config: Config, args: SimpleNamespace, generate: Generate, reward: Reward, *, watchdog: Watchdog
 ) -> GroupMaker:
     """Raises ConfigError when a user's function cannot be loaded."""
     return GroupMaker(
@@ -34,7 +28,7 @@ def make_group_maker(
         group_max_retries=config.rollout.group_max_retries,
         deadline=Deadline(*config.rollout.episode_deadline),
         watchdog=watchdog,
-        shows_dropped=shows_dropped,
+        shows_dropped=config.rollout.rollout_all_samples_process_path is not None,
     )
 
 

@@ -5,22 +5,30 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
 from configs.corrections import asks_for_log_probs
-from configs.schema import Config, EvalConfig, MockConfig, RolloutConfig
+from configs.schema import Config, EvalConfig, MockConfig, RolloutConfig, flat_args
+from pipeline.core.protocols import EnginePool
+from pipeline.run.watchdog import Watchdog
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
+from pipeline.wiring.making import make_group_maker
+from pipeline.wiring.rollout_workers import make_workers, oldest_version, share_of
 from pipeline.wiring.router import make_router, tell_args
+from pipeline.workers.rollout_messages import Bench
 from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer
+from stages.engine.mock_remote import MockRemotePool
 from stages.generate.generate import GenerateStage
 from stages.generate.image_prompts import ImageFeatures, Vision, open_image
 from stages.learn.mock import MockLearner
 from stages.publish.mock import MockTransport
+from stages.reward import build_reward
 
 logger = logging.getLogger(__name__)
 
@@ -41,30 +49,19 @@ def mock_backend(site: RunContext) -> Backend:
     )
     client = MockEngineClient(pool, _that_end(config), tokenizer, seed=config.run.seed)
 
-    def current_version() -> int:
-        return min(pool.version_of(e) for e in pool.endpoints)
-
-    vision = Blindfold(tokenizer) if config.data.image_key else None
     router = make_router(
         site,
         client,
         tokenizer,
         model=config.model.hf_checkpoint or "",
-        current_version=current_version,
+        current_version=partial(oldest_version, pool),
         context_length=rollout.rollout_max_context_len,
-        vision=vision,
+        vision=_vision(config, tokenizer),
     )
-    tell_args(site, router=router, model=config.model.hf_checkpoint)
-    generate = GenerateStage(
-        client,
-        tokenizer,
-        rollout,
-        site.args,
-        evaluation=evaluation,
-        current_version=current_version,
-        sampling_seed=config.run.seed if config.seeds_requests else None,
-        vision=vision,
-        log_probs_for=asks_for_log_probs(site.args),
+    told = tell_args(site, router=router, model=config.model.hf_checkpoint)
+    generate = _stage(config, rollout, evaluation, site.args, client, tokenizer, pool)
+    workers = make_workers(
+        site, pool, lambda number: partial(mock_bench, told, rollout, evaluation, number), own=True
     )
     learner = MockLearner(config.mock, time=site.time)
     transport = MockTransport(pool, config.mock, config.cluster, time=site.time)
@@ -73,19 +70,28 @@ def mock_backend(site: RunContext) -> Backend:
         if config.has_engines:
             await pool.start()
             router.start()
+        if workers is not None:
+            await workers.start()
         if site.snapshot is not None:
             await learner.load(site.snapshot)
 
     async def close() -> None:
         await router.close()
+        if workers is not None:
+            await workers.close()
         await transport.close()
         await pool.close()
         await learner.close()
 
+    def kill_now() -> None:
+        pool.kill_now()
+        if workers is not None:
+            workers.kill_now()
+
     return Backend(
         tokenizer=tokenizer,
         max_prompt_len=rollout.rollout_max_prompt_len,
-        generate=LabelledGenerate(generate, client),
+        generate=generate,
         router=router,
         learner=learner,
         transport=transport,
@@ -94,9 +100,53 @@ def mock_backend(site: RunContext) -> Backend:
         engine_counts=lambda: counts_of(pool),
         start=start,
         close=close,
-        kill_now=pool.kill_now,
+        kill_now=kill_now,
+        workers=workers,
         counts_tokens=words is not None,
     )
+
+
+def mock_bench(
+    config: Config, rollout: RolloutConfig, evaluation: EvalConfig, number: int, watchdog: Watchdog
+) -> Bench:
+    """What the rollout worker of this number makes groups with."""
+    cluster, args = config.cluster, flat_args(config)
+    tokenizer = make_tokenizer(config)
+    pool = MockRemotePool(
+        config=config.mock, num_processes=cluster.num_rollout_workers, concurrency=share_of(cluster)
+    )
+    client = MockEngineClient(pool, _that_end(config), tokenizer, seed=config.run.seed + number)
+    generate = _stage(config, rollout, evaluation, args, client, tokenizer, pool)
+    reward = build_reward(config.reward, args)
+    make = make_group_maker(config, args, generate, reward, watchdog=watchdog)
+    return Bench(pool=pool, make=make, close=reward.close)
+
+
+def _stage(
+    config: Config,
+    rollout: RolloutConfig,
+    evaluation: EvalConfig,
+    args: SimpleNamespace,
+    client: MockEngineClient,
+    tokenizer: MockTokenizer,
+    pool: EnginePool,
+) -> LabelledGenerate:
+    stage = GenerateStage(
+        client,
+        tokenizer,
+        rollout,
+        args,
+        evaluation=evaluation,
+        current_version=partial(oldest_version, pool),
+        sampling_seed=config.run.seed if config.seeds_requests else None,
+        vision=_vision(config, tokenizer),
+        log_probs_for=asks_for_log_probs(args),
+    )
+    return LabelledGenerate(stage, client)
+
+
+def _vision(config: Config, tokenizer: MockTokenizer) -> Vision | None:
+    return Blindfold(tokenizer) if config.data.image_key else None
 
 
 class Blindfold(Vision):

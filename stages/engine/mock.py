@@ -12,12 +12,12 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from configs.schema import MockConfig
 from pipeline.core.errors import EngineError
 from pipeline.core.labels import accepted_answers
-from pipeline.core.protocols import Generate
+from pipeline.core.protocols import EnginePool, Generate
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion, Sample, VersionSpan
 from stages.engine.mock_decode import ContinuousBatch
@@ -188,14 +188,20 @@ class MockPool(SGLangPool):
         super().end_push(endpoint, version)
 
 
+class MockEngines(EnginePool, Protocol):
+    """A pool whose engines are simulated in this process."""
+
+    engines: dict[str, MockEngine]
+
+
 class MockEngineClient:
-    """`EngineClient` over a MockPool.
+    """`EngineClient` over simulated engines.
 
     Answers what `learn_answers` has taught it, as often as the version's skill says.
     """
 
     def __init__(
-        self, pool: MockPool, config: MockConfig, tokenizer: MockTokenizer, *, seed: int = 0
+        self, pool: MockEngines, config: MockConfig, tokenizer: MockTokenizer, *, seed: int = 0
     ) -> None:
         self._pool, self._config, self._tokenizer = pool, config, tokenizer
         self._rng = random.Random(seed)

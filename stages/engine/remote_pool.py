@@ -7,8 +7,9 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
-from pipeline.core.errors import EngineError
+from pipeline.core.errors import EngineError, ForgottenWeightsError
 from stages.engine.leases import Leases
 from stages.engine.view import EngineView, PoolView
 
@@ -19,7 +20,21 @@ class Suspicion:
 
     endpoint: str
     error: str
-    is_timeout: bool
+    kind: Literal["timeout", "forgotten", "other"]
+
+    @classmethod
+    def of(cls, endpoint: str, error: Exception) -> Suspicion:
+        kind: Literal["timeout", "forgotten", "other"] = "other"
+        if isinstance(error, ForgottenWeightsError):
+            kind = "forgotten"
+        elif isinstance(error, TimeoutError):
+            kind = "timeout"
+        return cls(endpoint=endpoint, error=f"{type(error).__name__}: {error}", kind=kind)
+
+    def as_error(self) -> Exception:
+        """As the request raised it, for the owner's `report_failure`."""
+        kinds = {"timeout": TimeoutError, "forgotten": ForgottenWeightsError, "other": EngineError}
+        return kinds[self.kind](self.error)
 
 
 class _Busy:
@@ -108,13 +123,7 @@ class RemotePool:
         check = self._checks.get(endpoint)
         if check is None:
             check = self._checks[endpoint] = asyncio.get_running_loop().create_future()
-            self._suspicions.append(
-                Suspicion(
-                    endpoint=endpoint,
-                    error=f"{type(error).__name__}: {error}",
-                    is_timeout=isinstance(error, TimeoutError),
-                )
-            )
+            self._suspicions.append(Suspicion.of(endpoint, error))
             self.on_news()
         await asyncio.shield(check)
 

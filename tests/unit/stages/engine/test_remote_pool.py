@@ -96,7 +96,7 @@ async def test_one_question_asks_for_a_thousand_failures_and_all_wait_for_the_an
     ]
     await asyncio.sleep(0)
     (suspicion,) = remote.take_suspicions()
-    assert suspicion.endpoint == endpoint and suspicion.is_timeout
+    assert suspicion.endpoint == endpoint and isinstance(suspicion.as_error(), TimeoutError)
     assert not any(r.done() for r in reports)
     remote.checked(endpoint)
     await asyncio.gather(*reports)

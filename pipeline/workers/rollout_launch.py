@@ -1,0 +1,45 @@
+"""How a rollout worker's actor is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.workers.rollout_messages import WorkerSetup
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launcher(
+    setup_of: Callable[[int], WorkerSetup], environment: Callable[[], Mapping[str, str]]
+) -> Callable[[int], Any]:
+    """`setup_of(number)`, `environment()`: asked when a worker is started; Ray must run then.
+
+    Workers count as no CPU: they wait, mostly, and a cluster of a run's own has as many as the
+    learner has ranks."""
+
+    def launch(number: int) -> Any:
+        import ray
+
+        from pipeline.workers.rollout_worker import RolloutWorker
+
+        remote = ray.remote(
+            num_cpus=0,
+            max_restarts=0,
+            max_task_retries=0,
+            concurrency_groups={"watch": 1},
+            scheduling_strategy="SPREAD",
+        )(RolloutWorker)
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = {
+            "PYTHONPATH": path,
+            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+            "PYTHONWARNINGS": "ignore",
+            "CUDA_VISIBLE_DEVICES": "",
+            **environment(),
+        }
+        return remote.options(runtime_env={"env_vars": env}).remote(setup_of(number))
+
+    return launch
