@@ -270,7 +270,8 @@ class Recorder:
         )
 
     def engine(self, event: str, **fields: Any) -> None:
-        """Records what happened to an engine. event: start | death | restart | lost | stats."""
+        """Records what happened to an engine. event: start | death | restart | lost |
+        drained | stats."""
         self._telemetry.emit("engine", event=event, **fields, wall_seconds=self.wall_seconds)
 
     def waits(self, news: Silence | Blocked) -> None:

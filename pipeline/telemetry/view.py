@@ -55,6 +55,9 @@ class RunView:
             self.pool = record
             return
         self.num_deaths += event == "death"
+        if event == "drained":
+            self.engines.pop(str(record.get("engine", "?")), None)
+            return
         self.engines[str(record.get("engine", "?"))] = str(event)
 
     @property
@@ -116,7 +119,7 @@ def event_line(record: Record) -> str | None:
                 f"eval {record.get('name')}: reward {number(record.get('reward_mean'))}"
                 f" ({eval_detail(record)})"
             )
-        case "engine", ("start" | "death" | "restart") as event:
+        case "engine", ("start" | "death" | "restart" | "drained") as event:
             rest = {
                 k: v
                 for k, v in record.items()

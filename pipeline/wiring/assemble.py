@@ -25,6 +25,7 @@ from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.group_maker import MakeGroup
 from pipeline.run.lookout import Lookout
 from pipeline.run.loop_lag import LoopLag
+from pipeline.run.pool_channel import PoolChannel
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import LogRollout, Recorder
 from pipeline.run.rollout_producer import RolloutProducer
@@ -116,7 +117,16 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
         producer.load_state_dict(site.state["producer"])
         recorder.load_state_dict(site.state["recorder"])
 
+    channel = PoolChannel(site.run_dir.path, backend.membership) if backend.membership else None
+
+    async def start() -> None:
+        await backend.start()
+        if channel is not None:
+            await channel.start()
+
     async def close() -> None:
+        if channel is not None:
+            await channel.close()
         buffer.close()
         try:
             await backend.close()
@@ -126,6 +136,8 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
 
     def kill_now() -> None:
         backend.kill_now()
+        if channel is not None:
+            channel.release()
         end_children()
         telemetry.close()  # gives the terminal back
         undo.close()
@@ -154,7 +166,7 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
             recorder=recorder,
             watchdog=watchdog,
             lookout=Lookout(watchdog, recorder.waits),
-            start=backend.start,
+            start=start,
             close=close,
             kill_now=kill_now,
         )

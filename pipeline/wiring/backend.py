@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.protocols import Generate, Learner, Tokenizer, WeightTransport
+from pipeline.run.pool_channel import EngineMembership
 from pipeline.workers.rollout_group import RolloutGroup
 from stages.generate.router import Router
 from stages.reward import Lease
@@ -31,6 +32,7 @@ class Backend:
     close: Callable[[], Awaitable[None]]
     kill_now: Callable[[], None]
     workers: RolloutGroup | None = None  # with --num-rollout-workers: they make the groups
+    membership: EngineMembership | None = None  # where engines may come and go
     teacher: Lease | None = None  # with --use-opd
     counts_tokens: bool = True  # are lengths those of the model's tokenizer?
     cost: Cost = TOKENS  # of a sample, in the model that is trained

@@ -66,7 +66,11 @@ def half(backend: Backend, config: Config) -> Backend:
         return replace(backend, learner=NoLearner())
     if not config.has_engines:
         return replace(
-            backend, transport=NoTransport(), engine_idle_seconds=dict, engine_counts=dict
+            backend,
+            transport=NoTransport(),
+            engine_idle_seconds=dict,
+            engine_counts=dict,
+            membership=None,
         )
     return backend
 

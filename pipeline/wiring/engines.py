@@ -16,13 +16,16 @@ from pipeline.core.engine_auth import engine_headers
 from pipeline.core.errors import CheckpointError
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.devices import device_sharing, dtype_of
+from pipeline.wiring.membership import Membership
 from pipeline.wiring.teacher_folder import teacher_folder
+from stages.engine.elastic import ElasticPool
 from stages.engine.external import ExternalEngine
 from stages.engine.external_fit import ExternalFit
 from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
 from stages.engine.slot import EngineProcess
 from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, tokens_per_request
+from stages.publish.rolling import RollingTransport
 from stages.reward import Lease
 
 
@@ -75,16 +78,52 @@ def teacher_lease(url: str | None, teacher: SGLangPool | None) -> Lease | None:
     return lease
 
 
-def make_pool(site: RunContext, model_path: Path, device: str) -> SGLangPool:
-    if addresses := external_endpoints(site.config):
-        fit = _external_fit(site.config, model_path, device)
-        headers = engine_headers(site.config.sglang)
-        return _pool_of([ExternalEngine(at, fit, headers=headers) for at in addresses], site)
-    replays = site.config.algorithm.use_rollout_routing_replay
-    specs = [_engine_spec(site, i, model_path, device) for i in range(site.config.num_engines)]
-    return _pool_of(
-        [Engine(dataclasses.replace(spec, returns_experts=replays)) for spec in specs], site
+def make_pool(site: RunContext, model_path: Path, device: str) -> ElasticPool:
+    addresses = external_endpoints(site.config)
+    if addresses:
+        return _pool_of([_external(site, at, model_path, device) for at in addresses], site)
+    indices = range(site.config.num_engines)
+    return _pool_of([_engine(site, index, model_path, device) for index in indices], site)
+
+
+def make_membership(
+    site: RunContext, pool: ElasticPool, transport: RollingTransport, model_path: Path, device: str
+) -> Membership:
+    config = site.config
+    own = 0 if config.cluster.rollout_external_engine_addrs else config.num_engines
+    teacher = {config.num_engines} if config.distill.opd_teacher_load else set()
+
+    def why_fixed() -> str | None:
+        if not any(device_sharing(config)) and not config.cluster.colocate:
+            return None
+        return "engines share the learner's devices (--colocate): there are as many as there are"
+
+    def why_not_take() -> str | None:
+        if transport.has_staged:
+            return None
+        return (
+            "no weights have been pushed yet, which it would be given: add it after the first push"
+        )
+
+    return Membership(
+        pool,
+        lambda index: _engine(site, index, model_path, device),
+        lambda at: _external(site, at, model_path, device),
+        used=(*range(own), *teacher),
+        why_fixed=why_fixed,
+        why_not_take=why_not_take,
     )
+
+
+def _engine(site: RunContext, index: int, model_path: Path, device: str) -> EngineProcess:
+    replays = site.config.algorithm.use_rollout_routing_replay
+    spec = _engine_spec(site, index, model_path, device)
+    return Engine(dataclasses.replace(spec, returns_experts=replays))
+
+
+def _external(site: RunContext, at: str, model_path: Path, device: str) -> EngineProcess:
+    headers = engine_headers(site.config.sglang)
+    return ExternalEngine(at, _external_fit(site.config, model_path, device), headers=headers)
 
 
 def _external_fit(config: Config, model_path: Path, device: str) -> ExternalFit:
@@ -137,9 +176,9 @@ def _asked(config: Config, device: str) -> dict[str, Any]:
     return out
 
 
-def _pool_of(engines: Sequence[EngineProcess], site: RunContext) -> SGLangPool:
+def _pool_of(engines: Sequence[EngineProcess], site: RunContext) -> ElasticPool:
     cluster = site.config.cluster
-    return SGLangPool(
+    return ElasticPool(
         engines,
         concurrency=cluster.sglang_server_concurrency,
         max_restarts=cluster.engine_restarts,

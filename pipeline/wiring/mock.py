@@ -19,6 +19,7 @@ from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
 from pipeline.wiring.making import make_group_maker
+from pipeline.wiring.membership import Membership
 from pipeline.wiring.rollout_workers import make_workers, oldest_version, share_of
 from pipeline.wiring.router import make_router, tell_args
 from pipeline.workers.rollout_messages import Bench
@@ -98,6 +99,7 @@ def mock_backend(site: RunContext) -> Backend:
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
         watch_engines=lambda tell: setattr(pool, "on_event", tell),
         engine_counts=lambda: counts_of(pool),
+        membership=Membership(pool, pool.make_engine, None, used=range(config.num_engines)),
         start=start,
         close=close,
         kill_now=kill_now,

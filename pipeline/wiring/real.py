@@ -23,6 +23,7 @@ from pipeline.wiring.counts import counts_of
 from pipeline.wiring.devices import device_of, device_sharing
 from pipeline.wiring.engines import (
     first_weights,
+    make_membership,
     make_pool,
     make_teacher,
     requests_of,
@@ -170,6 +171,7 @@ def real_backend(site: RunContext) -> Backend:
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
         watch_engines=lambda tell: setattr(pool, "on_event", tell),
         engine_counts=lambda: counts_of(pool),
+        membership=make_membership(site, pool, transport, served or folder, device),
         start=start,
         close=close,
         kill_now=kill_now,

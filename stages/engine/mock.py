@@ -20,9 +20,9 @@ from pipeline.core.labels import accepted_answers
 from pipeline.core.protocols import EnginePool, Generate
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion, Sample, VersionSpan
+from stages.engine.elastic import ElasticPool
 from stages.engine.mock_decode import ContinuousBatch
 from stages.engine.mock_tokenizer import MockTokenizer as MockTokenizer
-from stages.engine.pool import SGLangPool
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -50,6 +50,7 @@ class MockEngine:
             step_seconds=config.mock_seconds_per_token,
             step_seconds_per_request=config.mock_seconds_per_running_request,
         )
+        self._requests: set[asyncio.Future[float]] = set()
         self._works_since: float | None = None  # a reading of the time; None: it is paused
         self._timer: asyncio.Task[None] | None = None
         self._rings_at = 0.0
@@ -71,8 +72,12 @@ class MockEngine:
         self.kill()
 
     def kill(self) -> None:
+        """What is under way fails, as with a server that is gone."""
         self.alive = False
         self.pause()
+        for request in self._requests:
+            if not request.done():
+                request.set_exception(EngineError(f"{self.name} was ended"))
 
     def log_tail(self) -> str:
         return "(a mock engine has no log)"
@@ -97,14 +102,17 @@ class MockEngine:
         ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._work()
         self._batch.add(ended, num_tokens)
+        self._requests.add(ended)
         self._set_timer()
         try:
             return self._spans(num_tokens, await ended)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, EngineError):
             self._work()
             self._batch.remove(ended)
             self._set_timer()
             raise
+        finally:
+            self._requests.discard(ended)
 
     def _work(self) -> None:
         """Brings the batch up to now."""
@@ -151,7 +159,7 @@ class MockEngine:
         return tuple(spans)
 
 
-class MockPool(SGLangPool):
+class MockPool(ElasticPool):
     """The real pool over mock engines."""
 
     def __init__(
@@ -164,7 +172,7 @@ class MockPool(SGLangPool):
         time: TimeSource | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        time = time or MonotonicTime()
+        self._config, time = config, time or MonotonicTime()
         self.engines = {
             engine.endpoint: engine
             for engine in (MockEngine(i, config, time, sleep) for i in range(num_engines))
@@ -178,6 +186,12 @@ class MockPool(SGLangPool):
             time=time,
             sleep=sleep,
         )
+
+    def make_engine(self, index: int) -> MockEngine:
+        """One more, to join."""
+        engine = MockEngine(index, self._config, self._time, self._sleep)
+        self.engines[engine.endpoint] = engine
+        return engine
 
     def pause(self, endpoint: str) -> None:
         """The engine's time stands still until `end_push`."""

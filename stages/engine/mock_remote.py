@@ -14,7 +14,8 @@ from stages.engine.view import EngineView
 
 
 class MockRemotePool(RemotePool):
-    """An engine that is not open stands still; opened, it goes on with its new version."""
+    """An engine that is not open stands still, unless it is leaving; opened, it goes on with its
+    new version."""
 
     def __init__(
         self,
@@ -40,7 +41,7 @@ class MockRemotePool(RemotePool):
             number = len(self.engines)
             engine = MockEngine(number, self._config, self._time, self._sleep)
             self.engines[now.endpoint] = engine
-        if now.is_open:
+        if now.is_open or now.is_leaving:
             engine.resume(now.version)
         else:
             engine.pause()

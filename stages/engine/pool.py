@@ -43,8 +43,9 @@ class SGLangPool:
     ) -> None:
         """`initial_version`: the policy version of the checkpoint that the engines load when they
         start."""
-        time = time or MonotonicTime()
-        self._slots = {e.endpoint: Slot(e, IdleMeter(time), initial_version) for e in engines}
+        self._time = time or MonotonicTime()
+        self._slots = {e.endpoint: self._slot_for(e, initial_version) for e in engines}
+        self._gone: dict[str, Slot] = {}  # that were drained: a push may still ask for them
         if len(self._slots) != len(engines) or not engines:
             raise ConfigError(
                 f"{len(engines)} engines at {len(self._slots)} addresses: each needs its own (leave"
@@ -54,8 +55,9 @@ class SGLangPool:
         self._max_restarts, self._start_timeout = max_restarts, start_timeout_seconds
         self._initial_version = initial_version
         self._sleep = sleep
-        self._num_changes = 0
+        self._num_changes = self._num_restarts = 0
         self._restarting: set[asyncio.Task[None]] = set()
+        self._joining: set[EngineProcess] = set()  # that are being started to be added
         self._closed = False
         self.on_restart: OnRestart | None = None
         """Brings a restarted engine to the current weights, before it takes requests. Set by
@@ -99,8 +101,8 @@ class SGLangPool:
 
     def kill_now(self) -> None:
         """Ends all engine processes at once, without an event loop."""
-        for slot in self._slots.values():
-            slot.engine.kill()
+        for engine in (*(slot.engine for slot in self._slots.values()), *self._joining):
+            engine.kill()
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -109,7 +111,7 @@ class SGLangPool:
         return tuple(self._slots)
 
     def version_of(self, endpoint: str) -> int:
-        return self._slots[endpoint].version
+        return self._slot(endpoint).version
 
     def lease(self, session_id: str | None = None) -> AbstractAsyncContextManager[str]:
         """See `Leases`."""
@@ -124,6 +126,7 @@ class SGLangPool:
                     endpoint=slot.endpoint,
                     version=slot.version,
                     is_open=slot.is_open,
+                    is_leaving=slot.leaving,
                     lost=None if slot.lost is None else str(slot.lost),
                 )
                 for slot in self._slots.values()
@@ -140,7 +143,7 @@ class SGLangPool:
         """Asks the engine for a sign of life; a dead or hanging one is ended and started again,
         while everything else goes on. A paused engine does not generate and is not dead, so during
         a push only its HTTP server is asked. One that forgot its weights needs no asking."""
-        slot = self._slots[endpoint]
+        slot = self._slot(endpoint)
         # a thousand requests may fail at once: one check answers them all
         async with slot.checking:
             if not slot.up or self._closed:
@@ -163,22 +166,23 @@ class SGLangPool:
 
         Requests in flight stay where they are.
         """
-        self._slots[endpoint].gated = True
+        self._slot(endpoint).gated = True
         self._changed()
 
     def end_push(self, endpoint: str, version: int | None) -> None:
         """Opens the gate.
 
         `version`: what the engine has confirmed; None leaves it at its old one."""
-        slot = self._slots[endpoint]
+        slot = self._slot(endpoint)
         slot.gated = False
+        slot.opened.set()
         if version is not None:
             slot.version = version
         self._changed()
 
     async def drained(self, endpoint: str) -> None:
         """Waits until no request is in flight at this engine; behind `begin_push` it stays so."""
-        await self._leases.drained(self._slots[endpoint])
+        await self._leases.drained(self._slot(endpoint))
         if self.elsewhere is not None:
             await self.elsewhere.drained(endpoint)
 
@@ -187,19 +191,19 @@ class SGLangPool:
 
         True when it is up, False when it is lost for good.
         """
-        slot = self._slots[endpoint]
+        slot = self._slot(endpoint)
         await slot.settled.wait()
         return slot.lost is None
 
     def is_up(self, endpoint: str) -> bool:
         """Its process is there and nobody has ended it. It may still be waiting for its weights."""
-        slot = self._slots[endpoint]
+        slot = self._slot(endpoint)
         return not slot.ended and slot.engine.alive
 
     def condemn(self, endpoint: str, reason: str) -> None:
         """Ends this engine now and starts it again: it is dead, hangs, or holds weights of no
         version."""
-        slot = self._slots[endpoint]
+        slot = self._slot(endpoint)
         if not slot.up or self._closed:
             return
         logger.warning(
@@ -213,7 +217,10 @@ class SGLangPool:
         self._changed()
         slot.engine.kill()
         self._tell("death", slot, reason)
+        if slot.leaving:
+            return self._lose(slot, EngineError(f"{slot.engine.name} died while it was drained"))
         task = asyncio.create_task(self._restart(slot, reason), name=f"restart {slot.engine.name}")
+        slot.restarting = task
         self._restarting.add(task)
         task.add_done_callback(self._restarting.discard)
 
@@ -230,12 +237,18 @@ class SGLangPool:
             num_healthy=sum(slot.up for slot in slots),
             num_in_flight=tuple(slot.num_in_flight for slot in slots),
             num_waiting=self._leases.num_waiting,
-            num_restarts=sum(slot.restarts for slot in slots),
+            num_restarts=self._num_restarts,
             idle_seconds=self.idle_seconds(),
             versions=tuple(slot.version for slot in slots),
         )
 
     # -- inside ------------------------------------------------------------------------------------
+
+    def _slot_for(self, engine: EngineProcess, version: int) -> Slot:
+        return Slot(engine, IdleMeter(self._time), version)
+
+    def _slot(self, endpoint: str) -> Slot:
+        return self._slots.get(endpoint) or self._gone[endpoint]
 
     def _changed(self) -> None:
         """Tells those who lease."""
@@ -251,6 +264,7 @@ class SGLangPool:
         while slot.restarts < self._max_restarts:
             await self._sleep(BACKOFF_SECONDS * 2**slot.restarts)
             slot.restarts += 1
+            self._num_restarts += 1
             try:
                 await slot.engine.start(self._initial_version, self._start_timeout)
                 slot.version, slot.ended = self._initial_version, False
@@ -292,6 +306,6 @@ class SGLangPool:
         slot.up, slot.lost = False, error
         slot.settled.set()
         logger.log(logging.DEBUG if self._closed else logging.ERROR, "%s", error)
-        if not any(other.lost is None for other in self._slots.values()):
+        if not any(other.stays for other in self._slots.values()):
             self._leases.fail(EngineError(f"no engine is left. The last to go: {error}"))
         self._changed()

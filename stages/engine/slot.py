@@ -51,10 +51,13 @@ class Slot:
     up: bool = False  # started, and holding the weights of `version`
     ended: bool = True  # by us, or not yet started
     gated: bool = False  # a push is under way
+    leaving: bool = False  # it is being drained, and will not come back
     restarts: int = 0
     lost: EngineError | None = None  # why it will not come back
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # up or lost
     emptied: asyncio.Event = field(default_factory=asyncio.Event)  # no request is in flight
+    opened: asyncio.Event = field(default_factory=asyncio.Event)  # a push has ended
+    restarting: asyncio.Task[None] | None = None
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
     elsewhere: dict[str, int] = field(default_factory=dict)  # who else -> requests in flight
     _busy_elsewhere: ExitStack = field(default_factory=ExitStack)
@@ -65,7 +68,23 @@ class Slot:
 
     @property
     def is_open(self) -> bool:
-        return self.up and not self.gated
+        return self.up and not self.gated and not self.leaving
+
+    @property
+    def stays(self) -> bool:
+        """Does it serve, or will it again?"""
+        return self.lost is None and not self.leaving
+
+    @property
+    def state(self) -> str:
+        """In a word, for people."""
+        if self.lost is not None:
+            return "lost"
+        if self.leaving:
+            return "draining"
+        if not self.up:
+            return "starting" if not self.restarts else "restarting"
+        return "push" if self.gated else "serving"
 
     @property
     def num_in_flight(self) -> int:

@@ -12,6 +12,7 @@ class EngineView:
     version: int  # the policy version that it last confirmed
     is_open: bool  # it is well, and no push is under way
     lost: str | None  # why it will not come back
+    is_leaving: bool = False  # it ends what it has, and takes no more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from stages.publish.waves import split_waves
 class GatedPool(EnginePool, Protocol):
     """A pool whose engines can be taken out of service for a push."""
 
+    on_restart: Callable[[str], Awaitable[None]] | None
+
     def begin_push(self, endpoint: str) -> None: ...
     async def drained(self, endpoint: str) -> None: ...
     def pause(self, endpoint: str) -> None: ...
@@ -38,12 +40,21 @@ class MockTransport:
     ) -> None:
         self._pool, self._seconds, self._cluster = pool, config.mock_push_seconds, cluster
         self._time, self._sleep = time or MonotonicTime(), sleep
-        self._version, self._began = 0, 0.0
+        self._version: int | None = None  # that is staged
+        self._began = 0.0
+        pool.on_restart = self.resync
 
     async def stage(self, policy_version: int) -> None:
         self._version, self._began = policy_version, self._time.now()
 
+    async def resync(self, endpoint: str) -> None:
+        """Brings one engine that has just joined to the version of the last push; before the first
+        one it has the right one."""
+        if self._version is not None:
+            await self._update([endpoint])
+
     async def deliver(self) -> PushResult:
+        assert self._version is not None, "deliver() before stage()"
         endpoints, stalls = self._pool.endpoints, [0.0]
         for wave in split_waves(endpoints, self._cluster.push_wave_fraction):
             stalls.append(await self._update(wave))

@@ -57,6 +57,11 @@ class RollingTransport(ABC):
         self._stall_seconds: dict[str, float] = {}
         pool.on_restart = self.resync
 
+    @property
+    def has_staged(self) -> bool:
+        """Is there anything that `resync` would give an engine?"""
+        return self._staged is not None
+
     async def stage(self, policy_version: int) -> None:
         """See WeightTransport."""
         self._began = self._time.now()

@@ -164,7 +164,8 @@ def test_training(command: Command, place: Path) -> None:
 @pytest.mark.parametrize("command", _of("tool"))
 def test_tools(command: Command, place: Path) -> None:
     argv = _as_argv(command.words)
-    for real in ("convert", "chat", "generate"):  # on real models: they have their own tests
+    # on real models, or on a job that runs: they have their own tests
+    for real in ("convert", "chat", "generate", "pool"):
         if real in argv:
             argv = [*argv[: argv.index(real) + 1], "--help"]
     if "show" in argv[:-1]:  # a group is named
