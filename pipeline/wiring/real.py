@@ -4,15 +4,12 @@ process group or disk."""
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from configs.corrections import asks_for_log_probs
 from pipeline.core.engine_auth import engine_headers
 from pipeline.core.flops import read_cost
 from pipeline.models.resolve import resolve_checkpoint
@@ -26,21 +23,25 @@ from pipeline.wiring.engines import (
     make_membership,
     make_pool,
     make_teacher,
-    requests_of,
-    samples_ahead,
     teacher_lease,
+)
+from pipeline.wiring.generation import (
+    context_length,
+    make_client,
+    make_stage,
+    read_tokenizer,
+    read_vision,
+    real_bench,
 )
 from pipeline.wiring.learner_settings import learner_settings
 from pipeline.wiring.model_checks import check_model
+from pipeline.wiring.rollout_workers import make_workers, oldest_version
 from pipeline.wiring.router import make_router, tell_args
 from pipeline.workers.learner_group import LearnerGroup
+from pipeline.workers.rollout_group import RolloutGroup
 from pipeline.workers.turns import TurnTaking
 from stages.batch import make_batch
 from stages.engine.memory import EngineMemory
-from stages.engine.spec import experts_shape, tokens_per_request
-from stages.generate.client import SGLangClient
-from stages.generate.generate import GenerateStage
-from stages.generate.image_prompts import Vision
 from stages.publish import make_transport
 from stages.source import answered, build_source, sft_pairs
 
@@ -51,47 +52,25 @@ def real_backend(site: RunContext) -> Backend:
     config, share = site.config, device_sharing(site.config)
     folder = resolve_checkpoint(config.model.hf_checkpoint or "", seed=config.run.seed)
     check_model(config, folder)
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     device = device_of(config)
     served, headers = first_weights(site, folder), engine_headers(config.sglang)
     pool = make_pool(site, served or folder, device)
-    client = SGLangClient(
-        pool,
-        config.rollout,
-        boundary_is_old=samples_ahead(config, device),
-        experts_shape=(
-            experts_shape(folder) if config.algorithm.use_rollout_routing_replay else None
-        ),
-        headers=headers,
-    )
-
-    def current_version() -> int:
-        return min(pool.version_of(e) for e in pool.endpoints)
-
-    vision, context_length = _vision(folder), tokens_per_request(requests_of(config), folder)
+    client = make_client(config, folder, device, pool)
     router = make_router(
         site,
         client,
         tokenizer,
         model=str(folder.absolute()),
-        current_version=current_version,
-        context_length=context_length,
-        vision=vision,
+        current_version=partial(oldest_version, pool),
+        context_length=context_length(config, folder),
+        vision=read_vision(folder),
     )
     told = tell_args(site, router=router, model=str(folder.absolute()))
     learner = LearnerGroup(learner_settings(told, folder, device))
-    generate = GenerateStage(
-        client,
-        tokenizer,
-        config.rollout,
-        site.args,
-        evaluation=config.eval,
-        context_length=context_length,
-        vision=vision,
-        current_version=current_version,
-        sampling_seed=config.run.seed if config.seeds_requests else None,
-        log_probs_for=asks_for_log_probs(site.args),
-    )
+    generate = make_stage(config, site.args, client, tokenizer, folder, pool)
+    bench = partial(real_bench, told, folder.absolute(), device)
+    workers = make_workers(site, pool, lambda _: bench, own=config.run.debug_rollout_only)
     teacher = make_teacher(site, folder, device)
     engines = (
         EngineMemory(pool, headers=headers)
@@ -111,7 +90,7 @@ def real_backend(site: RunContext) -> Backend:
         )
 
         async def bring_up() -> None:
-            await _bring_up(site, learner, pairs)
+            await _bring_up(site, learner, pairs, workers)
             if share.train:
                 await learner.offload()
             up.set()
@@ -127,6 +106,8 @@ def real_backend(site: RunContext) -> Backend:
                 both.create_task(teacher.start())
             if not run.debug_rollout_only:
                 both.create_task(bring_up())
+            elif workers is not None:
+                both.create_task(workers.start())
         warmed_up = site.snapshot is None and config.warmup.sft_steps
         # engines of somebody else's may hold any weights
         other = served is None or warmed_up or config.cluster.rollout_external_engine_addrs
@@ -136,6 +117,7 @@ def real_backend(site: RunContext) -> Backend:
     async def close() -> None:
         closes = (
             router.close,
+            *([workers.close] if workers else []),
             client.close,
             transport.close,
             pool.close,
@@ -151,6 +133,8 @@ def real_backend(site: RunContext) -> Backend:
 
     def kill_now() -> None:
         pool.kill_now()
+        if workers is not None:
+            workers.kill_now()
         if teacher is not None:
             teacher.kill_now()
         learner.kill_now()
@@ -175,6 +159,7 @@ def real_backend(site: RunContext) -> Backend:
         start=start,
         close=close,
         kill_now=kill_now,
+        workers=workers,
         teacher=teacher_lease(site.config.distill.opd_teacher_url, teacher),
         cost=read_cost(
             folder, shares_prompts=device == "cpu" or find_spec("transformer_engine") is None
@@ -202,10 +187,15 @@ def _warmup_pairs(site: RunContext, tokenizer: Any) -> Iterator[tuple[list[int],
 
 
 async def _bring_up(
-    site: RunContext, learner: LearnerGroup, pairs: Iterator[tuple[list[int], list[int]]] | None
+    site: RunContext,
+    learner: LearnerGroup,
+    pairs: Iterator[tuple[list[int], list[int]]] | None,
+    workers: RolloutGroup | None,
 ) -> None:
     config = site.config
     await learner.start()
+    if workers is not None:  # in the cluster that the learner has started
+        await workers.start()
     if site.snapshot is not None:
         await learner.load(site.snapshot)
         return
@@ -221,16 +211,3 @@ async def _after(ready: asyncio.Event, begin: Callable[[], Awaitable[None]]) -> 
     learner must have left it by then."""
     await ready.wait()
     await begin()
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(folder))
-
-
-def _vision(folder: Path) -> Vision | None:
-    """The image processor of a model that sees; None for any other model."""
-    if "vision_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        return None
-    return Vision.of_folder(folder)

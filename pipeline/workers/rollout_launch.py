@@ -38,6 +38,9 @@ def launcher(
             "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
             "PYTHONWARNINGS": "ignore",
             "CUDA_VISIBLE_DEVICES": "",
+            # a thread that spins for one without a core holds up both
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            "OMP_WAIT_POLICY": "PASSIVE",
             **environment(),
         }
         return remote.options(runtime_env={"env_vars": env}).remote(setup_of(number))

@@ -38,10 +38,16 @@ class MockRemotePool(RemotePool):
     def _changes(self, before: EngineView, now: EngineView) -> None:
         engine = self.engines.get(now.endpoint)
         if engine is None:
-            number = len(self.engines)
+            number = int(now.endpoint.rpartition("/")[2])
             engine = MockEngine(number, self._config, self._time, self._sleep)
             self.engines[now.endpoint] = engine
-        if now.is_open or now.is_leaving:
+        if now.lost is not None:
+            engine.kill()
+        elif now.is_open or now.is_leaving:
             engine.resume(now.version)
         else:
             engine.pause()
+
+    def _ended(self, endpoint: str) -> None:
+        if (engine := self.engines.pop(endpoint, None)) is not None:
+            engine.kill()

@@ -99,6 +99,7 @@ class RemotePool:
             seat.view = engine
         for gone in self._seats.keys() - {engine.endpoint for engine in view.engines}:
             del self._seats[gone]
+            self._ended(gone)
         lost = [engine.lost for engine in view.engines if engine.lost is not None]
         if lost and len(lost) == len(view.engines):
             self._leases.fail(EngineError(f"no engine is left. The last to go: {lost[-1]}"))
@@ -106,6 +107,9 @@ class RemotePool:
 
     def _changes(self, before: EngineView, now: EngineView) -> None:
         """For those that simulate what the engines do."""
+
+    def _ended(self, endpoint: str) -> None:
+        """The same: it is not in the pool any more."""
 
     @property
     def endpoints(self) -> Sequence[str]:
