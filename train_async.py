@@ -29,7 +29,7 @@ async def train(run: Runner) -> None:
             batch = run.batch(rollout_id, groups)
             # old log-probs recomputed, clipped loss, TIS against the rollout log-probs
             result = await run.learn(batch)
-            # every N rollouts, in place; returns when every engine confirms the version
+            # every N rollouts: staged, then given to engines while the next rollout is trained
             pushed = await run.push(rollout_id)
             run.record(rollout_id, groups, batch, result, pushed)
             run.evaluate(rollout_id)  # beside training, stamped with its policy versions

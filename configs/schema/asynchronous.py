@@ -13,6 +13,8 @@ class AsyncConfig:
     # K, how many rollouts are generated ahead; 0 is synchronous and on-policy
     async_buffer_size: int = 0
     update_weights_interval: int = 1  # N: weights are pushed after every so many rollouts
+    # trains on while a push is under way; with --async-buffer-size 0 there is nothing to train on
+    overlap_push: bool = True
     # S, in policy versions; by default ceil(K/N), with replay ceil((K + max-times-sampled - 1)/N)
     max_staleness: int | None = None
     # says what becomes of a group that would miss its deadline: it is waited for, removed, or tried

@@ -73,6 +73,12 @@ class Config:
         )
 
     @property
+    def overlaps_pushes(self) -> bool:
+        """Does the learner go on while engines are given its weights? Without rollouts ahead it
+        would only wait for them elsewhere."""
+        return self.async_.overlap_push and self.async_.async_buffer_size > 0
+
+    @property
     def deterministic(self) -> bool:
         """--deterministic-mode, Megatron's flag: here it holds for engines and driver too."""
         return bool(self.megatron.get("deterministic_mode"))

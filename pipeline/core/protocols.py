@@ -171,10 +171,16 @@ class Learner(Protocol):
 
 
 class WeightTransport(Protocol):
-    """Brings the learner's weights to every engine."""
+    """Brings the learner's weights to every engine, in two parts; one push at a time."""
 
-    async def push(self, policy_version: int) -> PushResult:
-        """Complete when every engine confirms `policy_version`.
+    async def stage(self, policy_version: int) -> None:
+        """Takes the learner's weights as they are now, as those of this version.
+
+        Afterwards the learner may go on: what is staged is a copy. Raises WeightSyncError.
+        """
+
+    async def deliver(self) -> PushResult:
+        """Brings what is staged to every engine. Complete when every engine confirms its version.
 
         Raises WeightSyncError naming the engine that did not.
         """

@@ -152,6 +152,9 @@ class PushResult:
     stall_seconds: float  # longest time one engine was paused
     num_bytes: int
     num_engines: int
+    # how long the learner's loop stood still for it: until the push before was through, for
+    # staging, and without --overlap-push for all of it
+    trainer_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """One run: the verbs that train_async.py speaks, over the parts that pipeline.wiring put together.
 
 The learner's loop is the only finite one. Consumes: rollouts of the buffer. Waits for: groups whose
-deadline is due, and for pushes it began itself. Unblocked by: the producer's puts."""
+deadline is due, and, where the next push is due or a snapshot is saved, for the push under way.
+Unblocked by: the producer's puts, and the engines' confirmations."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from pipeline.core.protocols import Buffer, Learner, WeightTransport
 from pipeline.core.types import EvalResult, Group, PushResult, StepResult, TrainBatch
 from pipeline.run.disk_full import disk_full_error
 from pipeline.run.lookout import Lookout
+from pipeline.run.pushes import Pushes
 from pipeline.run.recorder import Recorder
 from pipeline.run.shutdown import Stop, StopRequested
 from pipeline.run.snapshot import PendingSnapshot, begin_snapshot, commit_snapshot
@@ -84,6 +86,14 @@ class Runner:
         self._stop = Stop(parts.kill_now)
         self._beside: asyncio.TaskGroup | None = None
         self._evaluations: set[asyncio.Task[None]] = set()
+        self._pushes = Pushes(
+            transport=parts.transport,
+            clock=parts.clock,
+            buffer=parts.buffer,
+            recorder=parts.recorder,
+            watchdog=parts.watchdog,
+            overlap=parts.config.overlaps_pushes,
+        )
         self._eval_order = asyncio.Lock()
         self._saved: int | None = None  # rollouts trained at the last snapshot
         self._pending: PendingSnapshot | None = None  # one that the learner may still be writing
@@ -185,7 +195,12 @@ class Runner:
         fails stops the run with its cause."""
         async with asyncio.TaskGroup() as self._beside:
             producer = self._beside.create_task(self._produce())
-            yield
+            try:
+                yield
+            except StopRequested:  # what is saved then has the push
+                await self._pushes.through()
+                raise
+            await self._pushes.through()
             with self._p.watchdog.stage("evaluations"):
                 while self._evaluations:
                     await self._stop.or_result(lambda: asyncio.wait(set(self._evaluations)))
@@ -235,13 +250,10 @@ class Runner:
         return result
 
     async def push(self, rollout_id: int) -> PushResult | None:
-        if not self._p.clock.push_due(rollout_id):
-            return None
-        self._p.buffer.pushing(self._p.clock.policy_version + 1)
-        with self._p.recorder.trainer_busy(), self._p.watchdog.stage("push"):
-            pushed = await self._p.transport.push(self._p.clock.policy_version + 1)
-        self._p.clock.pushed()
-        return pushed
+        """Where a push is due: returns when the weights are staged, and engines are given them
+        beside this loop; see Pushes."""
+        assert self._beside is not None, "push() outside producing()"
+        return await self._pushes.push(rollout_id, self._beside)
 
     def record(
         self,
@@ -268,12 +280,17 @@ class Runner:
         if self._p.evaluator is None:
             return
         assert self._beside is not None, "evaluate() outside producing()"
-        task = self._beside.create_task(self._evaluate_in_order(num_trained))
+        task = self._beside.create_task(
+            self._evaluate_in_order(num_trained, self._pushes.under_way)
+        )
         self._evaluations.add(task)
         task.add_done_callback(self._evaluations.discard)
 
-    async def _evaluate_in_order(self, num_trained: int) -> None:
+    async def _evaluate_in_order(self, num_trained: int, push: asyncio.Task[None] | None) -> None:
+        """With a push under way, the weights to evaluate are those that it brings."""
         assert self._p.evaluator is not None
+        if push is not None:
+            await asyncio.wait({push})
         if self._eval_order.locked():
             logger.warning(
                 "the evaluation after %d rollouts has to wait: %s",
@@ -319,6 +336,7 @@ class Runner:
         if p.clock.num_trained == self._saved:
             await self._commit(wait=wait)
             return
+        await self._pushes.through()
         state: dict[str, Any] = {
             "clock": p.clock.state_dict(),
             "producer": p.producer.state_dict(),

@@ -14,7 +14,8 @@ class Lap:
     """The time since the previous train record, and the share of it that either side idled."""
 
     seconds: float
-    trainer_idle_fraction: float  # the learner neither stepped nor pushed nor saved
+    # the learner neither stepped nor staged a push (without overlap: pushed) nor saved
+    trainer_idle_fraction: float
     generation_idle_fraction: float  # mean over engines of the share of time with no request
 
 

@@ -19,7 +19,7 @@ from pipeline.core.format import counted, duration
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.run.drops import DroppedGroups, Drops
 
-Kind = Literal["group", "evaluation"]
+Kind = Literal["group", "evaluation", "push"]
 LONG_SECONDS = 30.0  # less is never worth a word
 ROLLOUTS = 3.0  # nor are so many median rollouts
 AGAIN = 2.0  # a silence is told of again when it is so many times as long
@@ -27,7 +27,7 @@ _PACE_WINDOW = 20  # rollouts of the median
 _NAMED = 4  # of those that are awaited
 _OLD = 0.25  # what is under way for this share of a silence may be its cause
 # whom a stage of the learner's loop waits for; of the others the line says enough
-_AWAITED: dict[str, Kind] = {"take": "group", "evaluations": "evaluation"}
+_AWAITED: dict[str, Kind] = {"take": "group", "evaluations": "evaluation", "push": "push"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Awaited:
 
     kind: str
     number: int | None
-    stage: str  # generate, reward, put; evaluate
+    stage: str  # generate, reward, put; evaluate; deliver
     seconds: float  # in this stage
     where: str
 
@@ -182,6 +182,8 @@ class Watchdog:
         self._told = seconds
         kind = _AWAITED.get(self._loop.stage)
         awaited = [] if kind is None else self.under_way(kind)
+        if kind == "group" and not awaited:  # no group may be admitted before the push is through
+            kind, awaited = "push", self.under_way("push")
         return Silence(
             seconds=seconds,
             num_trained=self._num_trained,
@@ -191,7 +193,9 @@ class Watchdog:
             where=None if awaited else _where(self._loop),
             awaited=tuple(awaited),
             num_awaited=sum(a.kind == kind for a in self._beside.values()) if kind else 0,
-            dropped=self._drops.since_trained() if self._drops and kind == "group" else None,
+            dropped=self._drops.since_trained()
+            if self._drops and self._loop.stage == "take"
+            else None,
         )
 
     def under_way(self, kind: Kind, most: int = _NAMED) -> list[Awaited]:

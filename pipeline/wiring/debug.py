@@ -37,13 +37,15 @@ class NoLearner:
 class NoTransport:
     """`WeightTransport`: there is no engine to bring weights to."""
 
-    async def push(self, policy_version: int) -> PushResult:
+    def __init__(self) -> None:
+        self._version = 0
+
+    async def stage(self, policy_version: int) -> None:
+        self._version = policy_version
+
+    async def deliver(self) -> PushResult:
         return PushResult(
-            policy_version=policy_version,
-            seconds=0.0,
-            stall_seconds=0.0,
-            num_bytes=0,
-            num_engines=0,
+            policy_version=self._version, seconds=0.0, stall_seconds=0.0, num_bytes=0, num_engines=0
         )
 
     async def close(self) -> None: ...

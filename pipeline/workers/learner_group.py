@@ -22,6 +22,7 @@ from pipeline.workers.store_size import object_store_bytes
 from stages.learn.settings import LearnerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
+SENDING = "sending"  # the thread of a rank that serves pushes beside its steps
 CLOSE_SECONDS = 10.0  # for ranks to leave their process groups before they are killed
 
 
@@ -94,7 +95,11 @@ class LearnerGroup:
             # a thread that spins for one without a core holds up both, and the engines
             env |= {"OMP_WAIT_POLICY": "PASSIVE"}
         remote = ray.remote(
-            num_cpus=1, num_gpus=1 if gpu else 0, max_restarts=0, max_task_retries=0
+            num_cpus=1,
+            num_gpus=1 if gpu else 0,
+            max_restarts=0,
+            max_task_retries=0,
+            concurrency_groups={SENDING: 1},
         )(RankActor)
         cores = _cores(self._settings) if cluster.cpu_affinity and not gpu else None
         return [
@@ -167,12 +172,10 @@ class LearnerGroup:
     async def join(
         self, group_name: str, address: str, port: int, world_size: int, backend: str
     ) -> None:
-        await self._on(
-            self._actors[:1], "send", "join", group_name, address, port, world_size, backend
-        )
+        await self._send("join", group_name, address, port, world_size, backend)
 
     async def leave(self, group_name: str) -> None:
-        await self._on(self._actors[:1], "send", "leave", group_name)
+        await self._send("leave", group_name)
 
     async def prepare(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
         others = [a.gather.remote() for a in self._actors[1:]]
@@ -180,12 +183,22 @@ class LearnerGroup:
         return (await self._results([*first, *others]))[0]
 
     async def broadcast(self, group_name: str, bucket: int) -> None:
-        await self._on(self._actors[:1], "send", "broadcast", group_name, bucket)
+        await self._send("broadcast", group_name, bucket)
 
     async def export_hf(self, path: Path) -> None:
         await self._all("call", "export_hf", _absolute(path))
 
     # ---- calls
+
+    async def _send(self, method: str, *args: Any) -> None:
+        """A call of rank 0's sender that may be served while a step is."""
+        self._check_usable()
+        await self._results(
+            [
+                actor.send.options(concurrency_group=SENDING).remote(method, *args)
+                for actor in self._actors[:1]
+            ]
+        )
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         return await self._on(self._actors, method, *args)

@@ -34,9 +34,7 @@ class RankActor:
     pushes."""
 
     def __init__(self, settings: LearnerSettings, rank: int, cores: Sequence[int] | None) -> None:
-        if cores is not None:
-            os.sched_setaffinity(0, cores)  # before torch starts its threads
-        self._settings, self._number = settings, rank
+        self._settings, self._number, self._cores = settings, rank, cores
         self._rank: Any = None
         self._sender: Any = None
         self._store: Any = None
@@ -46,6 +44,7 @@ class RankActor:
 
     def warm_up(self) -> None:
         """Does the imports, which take most of the start, on all ranks at the same time."""
+        self._pin()  # before torch starts its threads
         _backend(self._settings).load()
         if not has_gpu():
             import torch
@@ -78,12 +77,19 @@ class RankActor:
 
         return BroadcastSender(self._rank.hf_weights, self._rank.export_hf, self._rank.device)
 
+    def _pin(self) -> None:
+        """Keeps to its cores the thread that serves this call, and those that it starts."""
+        if self._cores is not None:
+            os.sched_setaffinity(0, self._cores)
+
     def call(self, method: str, *args: Any) -> Any:
         """Calls a method of the rank; all ranks get the same calls in the same order."""
         return getattr(self._rank, method)(*args)
 
     def send(self, method: str, *args: Any) -> Any:
-        """Calls a method of the sender (rank 0), which is made when first asked for."""
+        """Calls a method of the sender (rank 0), which is made when first asked for. Those that
+        only need what is prepared may be called beside a step, on another thread."""
+        self._pin()
         self._sender = self._sender or self._make_sender()
         result = getattr(self._sender, method)(*args)
         return asyncio.run(awaited(result)) if inspect.isawaitable(result) else result

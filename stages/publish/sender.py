@@ -206,9 +206,10 @@ def _make_group(
                 Backend(backend),
                 PrefixStore(name, store),
                 group_name=name,
-                timeout=timeout,
+                timeout=join_timeout,
                 backend_options=None,
             )
+        group.set_timeout(timeout)
     except BaseException:
         del store  # the error's traceback would keep it
         raise

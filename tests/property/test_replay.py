@@ -115,11 +115,10 @@ class Run:
                             - min(s.version for s in sample.weight_versions),
                         )
                 await self.turns(5)
-                if push is not None:  # one at a time; training goes on beside it
-                    await push
-                    push = None
                 self.clock.trained(rollout)
                 if self.clock.push_due(rollout):
+                    if push is not None:  # one at a time; training goes on beside it
+                        await push
                     push = pushes.create_task(self.push())
 
     async def push(self) -> None:

@@ -64,6 +64,8 @@ class Pipeline(RuleBasedStateMachine):
         self.clock = RolloutClock(**self.knobs, limiter=self.limiter)
         self.decisions = Decisions(self.clock, **self.options)
         self.version: dict[int, int] = {}  # token version of every group ever admitted
+        self.newest: dict[int, int] = {}  # the newest version that any engine served until it ended
+        self.staged = 0  # pushes that some engines may have and others not yet
         self.deadline: dict[int, int] = {}
         self.lost: set[int] = set()
         self.consumed: dict[int, int] = {}  # group -> rollout, the first
@@ -107,8 +109,14 @@ class Pipeline(RuleBasedStateMachine):
 
     @precondition(lambda self: self.clock.push_pending)
     @rule()
+    def stage(self) -> None:
+        """The learner goes on while some engines have the new weights and others the old ones."""
+        self.staged = self.clock.policy_version + 1
+
+    @precondition(lambda self: self.staged > self.clock.policy_version)
+    @rule()
     def push(self) -> None:
-        assert self.clock.pushed() == self.clock.policy_version
+        assert self.clock.pushed() == self.clock.policy_version == self.staged
 
     @rule(count=st.integers(1, 40))
     def run_with_lazy_pushes(self, count: int) -> None:
@@ -133,6 +141,7 @@ class Pipeline(RuleBasedStateMachine):
         self.settled = set(self.consumed)  # this driver keeps no bytes to replay them from
         self.decisions = Decisions(self.clock, **self.options)
         self.generating = []
+        self.staged = self.clock.policy_version  # a snapshot is taken when no push is under way
         for admission in self.clock.outstanding.values():
             self._admitted(admission)
 
@@ -171,7 +180,7 @@ class Pipeline(RuleBasedStateMachine):
     def _advance(self, lazy_push: bool = False) -> None:
         clock = self.clock
         if clock.push_pending and not lazy_push:
-            clock.pushed()
+            self.staged = clock.pushed()
         elif clock.num_trained < clock.num_consumed:
             clock.trained(clock.num_trained)
         elif self.decisions.may_admit():
@@ -180,7 +189,7 @@ class Pipeline(RuleBasedStateMachine):
             self._consume(choice)
         elif choice.num_missing > self.decisions.num_generating:
             assert clock.push_pending, "nobody can move"
-            clock.pushed()
+            self.staged = clock.pushed()
         else:
             waited_for = [g for g in self.generating if choice.needs(self.deadline[g])]
             assert len(waited_for) >= choice.num_missing, "waits for more groups than there are"
@@ -193,6 +202,7 @@ class Pipeline(RuleBasedStateMachine):
 
     def _complete(self, position: int) -> None:
         group = self.generating.pop(position)
+        self.newest[group] = max(self.staged, self.clock.policy_version)
         self.decisions.ready(group)
         self._lose_late_ones()
 
@@ -220,6 +230,7 @@ class Pipeline(RuleBasedStateMachine):
         most = self.options["max_times_sampled"]
         for group in taken:
             assert 0 <= learner - self.version[group] <= self.knobs["max_staleness"]
+            assert self.newest[group] <= learner, "sampled by weights that come after the learner's"
             assert self.times[group] <= most
             assert (group in done) == (self.times[group] == most)
         for group in choice.again_indices:

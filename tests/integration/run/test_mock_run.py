@@ -60,6 +60,50 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, nothing_left_behind: None
         assert (run / name).stat().st_size > 0
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_the_learner_trains_while_a_push_is_under_way(tmp_path: Path, overlap: bool) -> None:
+    flags = ("--async-buffer-size", "2", "--num-rollout", "6", "--rollout-num-gpus", "4")
+    own = ("--mock-push-seconds", "0.2", *(() if overlap else ("--no-overlap-push",)))
+    done = run_entry(*FAST, *flags, *own, "--runs-dir", str(tmp_path), "--name", "m")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_metrics(tmp_path / "m")
+    pushes, train = ([r for r in rows if r["kind"] == kind] for kind in ("push", "train"))
+    assert [r["policy_version"] for r in pushes] == [1, 2, 3, 4, 5, 6]
+    order = [(r["kind"], r["rollout_id"]) for r in rows if r["kind"] in ("push", "train")]
+    assert order == [(kind, i) for i in range(6) for kind in ("train", "push")]
+    if overlap:  # the first is only staged, the others wait for the one before
+        assert pushes[0]["trainer_seconds"] < 0.4 <= pushes[0]["seconds"]
+    else:
+        assert all(r["trainer_seconds"] >= r["seconds"] for r in pushes)
+    assert max(r["staleness_max"] for r in train) <= 2
+
+
+def test_a_run_that_is_stopped_saves_when_the_push_under_way_is_through(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        entry_command(
+            *FAST,
+            *("--async-buffer-size", "2", "--num-rollout", "500", "--mock-push-seconds", "0.3"),
+            *("--rollout-num-gpus", "2", "--runs-dir", str(tmp_path), "--name", "m"),
+        ),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ),
+    )
+    assert process.stdout is not None
+    with process:
+        for line in process.stdout:
+            if line.startswith("rollout 3/"):  # a push lasts longer than all else does
+                break
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=60)
+    assert "saved " in rest, rest
+    state = json.loads((tmp_path / "m" / "checkpoints" / "latest" / "state.json").read_text())
+    assert state["clock"]["pushes"] == state["clock"]["trained"] >= 3
+    assert len(read_metrics(tmp_path / "m", "push")) == state["clock"]["pushes"]
+
+
 def test_rewards_that_are_all_equal_are_warned_of_at_the_time_and_at_the_end(
     tmp_path: Path,
 ) -> None:

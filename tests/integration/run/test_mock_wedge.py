@@ -174,10 +174,28 @@ async def test_an_evaluation_that_does_not_end_is_named(tmp_path: Path) -> None:
     assert "the evaluation after 2 rollouts has to wait: evaluation 0: evaluate for" in said
 
 
-@pytest.mark.parametrize("stage", ["push", "close"])
+@pytest.mark.parametrize(("stage", "method"), [("push", "deliver"), ("close", "close")])
 async def test_a_push_and_a_shutdown_say_where_they_stand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, method: str
 ) -> None:
-    monkeypatch.setattr(MockTransport, stage, never)
+    monkeypatch.setattr(MockTransport, method, never)
     row = await told(tmp_path, (), stage, None)
     assert "(never)" in row["where"]
+
+
+async def test_a_push_beside_the_learner_that_does_not_end_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MockTransport, "deliver", never)
+    row = await told(tmp_path, ("--async-buffer-size", "2"), "push", "push 0: deliver")
+    assert row["num_trained"] == 2, "the learner went on, up to the next push"
+    assert "(never)" in row["awaited"][0]["where"]
+
+
+async def test_where_groups_wait_for_a_push_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MockTransport, "deliver", never)
+    flags = ("--async-buffer-size", "1", "--update-weights-interval", "2", "--max-staleness", "1")
+    row = await told(tmp_path, flags, "take", "push 1: deliver")
+    assert row["num_trained"] == 3 == len(read_metrics(tmp_path / "m", "train"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import signal
 import subprocess
@@ -20,10 +21,12 @@ import pytest_asyncio
 import torch
 
 from pipeline.core.errors import CheckpointError, LearnerError
+from pipeline.core.ports import free_port
 from pipeline.run.disk_full import is_disk_full
 from pipeline.workers.learner_group import LearnerGroup
 from tests.conftest import ROOT
 from tests.integration.learn import learner_cases as cases
+from tests.unit.stages.publish.gloo_peer import peer
 
 pytestmark = [
     pytest.mark.slow,
@@ -87,6 +90,24 @@ async def test_the_event_loop_is_free_during_a_step(group: LearnerGroup) -> None
         turns += 1
     assert turns > 10
     assert task.exception() is None
+
+
+async def test_a_push_is_sent_while_a_step_is_taken(group: LearnerGroup) -> None:
+    """What was called first is served last: the ranks have another thread for pushes. What is sent
+    is what was prepared, not what the step makes of it."""
+    metas = await group.prepare(1 << 30)
+    num_bytes = sum(4 * math.prod(shape) for bucket in metas for _, _, shape in bucket)
+    engine = peer(port := free_port(), rounds=2, num_bytes=num_bytes)
+    await group.join("g", "127.0.0.1", port, 2, "gloo")
+    await group.broadcast("g", 0)
+    step = asyncio.create_task(group.step(cases.make_batch(*steps(2) * 20)))
+    await asyncio.wait({step}, timeout=0.5)  # it has begun
+    await group.broadcast("g", 0)
+    assert not step.done()
+    await step
+    await group.leave("g")
+    said = (await asyncio.to_thread(engine.communicate, timeout=60))[0].splitlines()
+    assert len(said) == 2 and said[0] == said[1]
 
 
 async def test_refusal_leaves_all_ranks_usable(group: LearnerGroup, tmp_path: Path) -> None:
@@ -218,6 +239,7 @@ from pathlib import Path
 from pipeline.run.disk_full import is_disk_full
 from pipeline.workers.learner_group import LearnerGroup
 from tests.integration.learn import learner_cases as cases
+from tests.unit.stages.publish.gloo_peer import peer
 
 async def main():
     told = asyncio.Event()
@@ -255,6 +277,7 @@ from pathlib import Path
 from pipeline.run.disk_full import is_disk_full
 from pipeline.workers.learner_group import LearnerGroup
 from tests.integration.learn import learner_cases as cases
+from tests.unit.stages.publish.gloo_peer import peer
 
 async def main():
     group = LearnerGroup(cases.settings(Path(sys.argv[1])))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from pipeline.core.errors import WeightSyncError
 from pipeline.core.ports import free_port
 from stages.publish.buckets import TensorMeta, flatten, split
 from stages.publish.sender import BroadcastSender
+from tests.unit.stages.publish.gloo_peer import peer
 
 CPU = torch.device("cpu")
 tensors = st.lists(
@@ -103,32 +102,6 @@ def test_an_export_that_cannot_be_written_is_a_weight_sync_error() -> None:
 
     with pytest.raises(WeightSyncError, match="No space left"):
         BroadcastSender(lambda: iter([]), export, CPU).export_hf(Path("x"))
-
-
-PEER = """
-import sys, torch
-from datetime import timedelta
-from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
-from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, _world
-port, rounds, rank, world = map(int, sys.argv[1:])
-store = PrefixStore("g", TCPStore("127.0.0.1", port, world, is_master=False, timeout=timedelta(minutes=30)))
-group, _ = _new_process_group_helper(world, rank, [], Backend("gloo"), store, group_name="g", timeout=timedelta(seconds=30), backend_options=None)
-_world.pg_group_ranks[group] = {i: i for i in range(world)}
-for _ in range(rounds):
-    flat = torch.empty(16, dtype=torch.uint8)
-    torch.distributed.broadcast(flat, src=0, group=group)
-    print(flat.view(torch.float32).tolist(), flush=True)
-"""  # noqa: E501
-
-
-def peer(port: int, rounds: int, rank: int = 1, world: int = 2) -> subprocess.Popen[str]:
-    numbers = map(str, (port, rounds, rank, world))
-    return subprocess.Popen(
-        [sys.executable, "-c", PEER, *numbers],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_a_group_carries_buckets_and_survives_the_death_of_its_peer() -> None:

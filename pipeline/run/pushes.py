@@ -1,0 +1,76 @@
+"""Weight pushes beside the learner's loop, one at a time.
+
+Staging is the learner's: its weights are copied between two steps. From then on engines are given
+the copy, and the learner goes on, until the next push is due. A rollout is released when every
+engine has confirmed the push after it, and not before (pipeline/schedule/clock.py), so groups are
+as stale as they may be without overlap, and no staler."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from pipeline.core.protocols import Buffer, WeightTransport
+from pipeline.core.types import PushResult
+from pipeline.run.recorder import Recorder
+from pipeline.run.watchdog import Watchdog
+from pipeline.schedule.clock import RolloutClock
+
+
+class Pushes:
+    """Consumes: the learner's weights where a push is due. Waits for: the push before. Unblocked
+    by: the engines' confirmations."""
+
+    def __init__(
+        self,
+        *,
+        transport: WeightTransport,
+        clock: RolloutClock,
+        buffer: Buffer,
+        recorder: Recorder,
+        watchdog: Watchdog,
+        overlap: bool,
+    ) -> None:
+        self._transport, self._clock, self._buffer = transport, clock, buffer
+        self._recorder, self._watchdog, self._overlap = recorder, watchdog, overlap
+        self.under_way: asyncio.Task[None] | None = None
+
+    async def push(self, rollout_id: int, beside: asyncio.TaskGroup) -> PushResult | None:
+        """The push after this rollout, where one is due. Returns None when the weights are staged;
+        engines get them as a task of `beside`, whose failure is the group's. Without overlap it
+        returns the push, when it is complete."""
+        if not self._clock.push_due(rollout_id):
+            return None
+        began = self._recorder.wall_seconds
+        await self.through()
+        version = self._clock.policy_version + 1
+        self._buffer.pushing(version)
+        with self._recorder.trainer_busy(), self._watchdog.stage("push"):
+            await self._transport.stage(version)
+            if not self._overlap:
+                pushed = await self._deliver()
+                return replace(pushed, trainer_seconds=self._recorder.wall_seconds - began)
+        taken = self._recorder.wall_seconds - began
+        self.under_way = beside.create_task(self._deliver_beside(rollout_id, taken))
+        return None
+
+    async def through(self) -> None:
+        """Waits for the push under way."""
+        if self.under_way is None:
+            return
+        with self._watchdog.stage("push"):
+            await asyncio.wait({self.under_way})
+        if self.under_way.cancelled() or self.under_way.exception() is not None:
+            # the tasks beside the loop have one fate: they are about to end it with that error
+            raise asyncio.CancelledError
+        self.under_way = None
+
+    async def _deliver(self) -> PushResult:
+        pushed = await self._transport.deliver()
+        self._clock.pushed()
+        return pushed
+
+    async def _deliver_beside(self, rollout_id: int, trainer_seconds: float) -> None:
+        with self._watchdog.beside("push", rollout_id, "deliver"):
+            pushed = await self._deliver()
+        self._recorder.pushed(rollout_id, replace(pushed, trainer_seconds=trainer_seconds))
