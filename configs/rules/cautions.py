@@ -15,6 +15,7 @@ def cautions(config: Config) -> Iterator[str]:
     yield from _over_sampling(config)
     yield from _unused(config)
     yield from _own_rewards(config)
+    yield from _router_policy(config)
 
 
 def _deterministic(config: Config) -> Iterator[str]:
@@ -94,4 +95,20 @@ def _own_rewards(config: Config) -> Iterator[str]:
         yield (
             f"--custom-generate-function-path {generate} without --rm-type or --custom-rm-path: it"
             " must set sample.reward itself, a sample without one has failed"
+        )
+
+
+def _router_policy(config: Config) -> Iterator[str]:
+    policy = config.cluster.router_policy
+    if config.cluster.use_sglang_router and config.run.mock:
+        yield "--use-sglang-router does nothing under --mock: simulated engines have no addresses"
+    elif config.cluster.use_sglang_router and policy == "cache_aware":
+        yield (
+            "--router-policy cache_aware: SGLang's router compares texts, and requests are token"
+            " ids here: it sends all to one engine until that has ten more than another"
+        )
+    elif not config.cluster.use_sglang_router and policy != "consistent_hashing":
+        yield (
+            f"--router-policy {policy} without --use-sglang-router: requests go straight to the"
+            " engine with the fewest, a session's to its own"
         )

@@ -23,6 +23,7 @@ from configs.rules.prompts import template
 from configs.rules.ranges import ranges
 from configs.rules.rewards import rewards
 from configs.rules.saving import saving
+from configs.rules.sglang_router import sglang_router
 from configs.rules.sizes import batches, devices, lengths
 from configs.rules.workers import rollout_workers
 from configs.schema import Config
@@ -83,6 +84,7 @@ RULES: tuple[Rule, ...] = (
     devices,
     engine_flags,
     external_engines,
+    sglang_router,
     parallelism,
     schedule,
     lengths,

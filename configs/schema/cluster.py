@@ -30,6 +30,13 @@ class ClusterConfig:
     # where the router listens: SGLang's /generate in front of all engines, for your own functions
     sglang_router_ip: str = "127.0.0.1"
     sglang_router_port: int | None = None  # the router's port; by default a free one
+    # sends requests to the engines through SGLang's router (the package sglang-router), which then
+    # chooses the engine
+    use_sglang_router: bool = False
+    # how SGLang's router chooses an engine; only with --use-sglang-router
+    router_policy: Literal[
+        "consistent_hashing", "cache_aware", "round_robin", "random", "manual", "power_of_two"
+    ] = "consistent_hashing"
     engine_start_timeout_seconds: float = 300.0  # how long an engine may take to become ready
     engine_restarts: int = 3  # how often one engine may be started again
     cpu_threads_per_engine: int = 1  # how many threads an engine has; only on a CPU

@@ -109,8 +109,6 @@ OFF: Mapping[str, Any] = {
     "sglang_ep_size": 1,
     "sglang_context_length": None,
     "sglang_speculative_algorithm": None,
-    "sglang_router_policy": "consistent_hashing",  # requests of one routing key stay together
-    "router_policy": "consistent_hashing",
     "sglang_model_routers": None,
 }
 
@@ -144,6 +142,7 @@ def counterparts(config: Config) -> dict[str, Any]:
         "distributed_backend": "gloo" if config.model.device == "cpu" else "nccl",
         "update_weight_transport": "disk" if cluster.weight_transport == "disk" else "nccl",
         "rollout_num_engines": config.num_engines,
+        "sglang_router_policy": cluster.router_policy,
         "rollout_external": bool(cluster.rollout_external_engine_addrs),
         "sglang_tp_size": config.tensor_ranks_of_an_engine,
         "sglang_enable_deterministic_inference": config.seeds_requests,

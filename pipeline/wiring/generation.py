@@ -22,11 +22,14 @@ from stages.engine.spec import experts_shape, tokens_per_request
 from stages.generate.client import SGLangClient
 from stages.generate.generate import GenerateStage
 from stages.generate.image_prompts import Vision
+from stages.generate.through_router import ThroughRouter
 from stages.reward import build_reward
 
 
-def make_client(config: Config, folder: Path, device: str, pool: EnginePool) -> SGLangClient:
-    """`folder`: the model's. `device`: of the engines."""
+def make_client(
+    config: Config, folder: Path, device: str, pool: EnginePool, router: ThroughRouter | None = None
+) -> SGLangClient:
+    """`folder`: the model's. `device`: of the engines. `router`: where the pool is SGLang's."""
     replays = config.algorithm.use_rollout_routing_replay
     return SGLangClient(
         pool,
@@ -34,6 +37,7 @@ def make_client(config: Config, folder: Path, device: str, pool: EnginePool) -> 
         boundary_is_old=samples_ahead(config, device),
         experts_shape=experts_shape(folder) if replays else None,
         headers=engine_headers(config.sglang),
+        router=router,
     )
 
 

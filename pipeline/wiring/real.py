@@ -25,6 +25,7 @@ from pipeline.wiring.engines import (
     make_teacher,
     teacher_lease,
 )
+from pipeline.wiring.gateway import make_gateway
 from pipeline.wiring.generation import (
     context_length,
     make_client,
@@ -42,6 +43,7 @@ from pipeline.workers.rollout_group import RolloutGroup
 from pipeline.workers.turns import TurnTaking
 from stages.batch import make_batch
 from stages.engine.memory import EngineMemory
+from stages.generate.through_router import ThroughRouter
 from stages.publish import make_transport
 from stages.source import answered, build_source, sft_pairs
 
@@ -56,7 +58,9 @@ def real_backend(site: RunContext) -> Backend:
     device = device_of(config)
     served, headers = first_weights(site, folder), engine_headers(config.sglang)
     pool = make_pool(site, served or folder, device)
-    client = make_client(config, folder, device, pool)
+    gateway = make_gateway(site, pool)
+    through = ThroughRouter(gateway) if gateway is not None else None
+    client = make_client(config, folder, device, gateway or pool, through)
     router = make_router(
         site,
         client,
@@ -113,12 +117,15 @@ def real_backend(site: RunContext) -> Backend:
         other = served is None or warmed_up or config.cluster.rollout_external_engine_addrs
         if other and config.has_engines and not run.debug_rollout_only:
             await transport.push(site.clock.policy_version)
+        if gateway is not None:
+            await gateway.start()
 
     async def close() -> None:
         closes = (
             router.close,
             *([workers.close] if workers else []),
             client.close,
+            *([gateway.close] if gateway else []),
             transport.close,
             pool.close,
             *([teacher.close] if teacher else []),
@@ -133,6 +140,8 @@ def real_backend(site: RunContext) -> Backend:
 
     def kill_now() -> None:
         pool.kill_now()
+        if gateway is not None:
+            gateway.kill_now()
         if workers is not None:
             workers.kill_now()
         if teacher is not None:

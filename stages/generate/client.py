@@ -26,6 +26,7 @@ from pipeline.core.errors import EngineError, ForgottenWeightsError, RefusedRequ
 from pipeline.core.protocols import EnginePool
 from pipeline.core.types import Completion
 from stages.generate.answers import ExpertsWanted, parse_completion
+from stages.generate.through_router import ThroughRouter
 
 BACKOFF_SECONDS = 0.25  # before the first retry; doubles with every further one
 BACKOFF_MAX_SECONDS = 15.0
@@ -76,19 +77,21 @@ class SGLangClient:
         experts_shape: tuple[int, int] | None = None,
         connection_limit: int = 0,
         headers: Mapping[str, str] | None = None,
+        router: ThroughRouter | None = None,
         sleep: Sleep = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
         """`experts_shape`: (layers, experts a token) of the model, to have the routed experts with
         every answer (engines need --enable-return-routed-experts). `connection_limit` 0: as many as
-        there are requests (leases of the pool bound them). `headers`: of every request."""
+        there are requests (leases of the pool bound them). `headers`: of every request.
+        `router`: what the pool leases is SGLang's, and chooses the engine."""
         self._pool = pool
         self._max_retries = rollout.generate_max_retries
         self._timeout_seconds = rollout.generate_timeout_seconds
         self._boundary_is_old = boundary_is_old
         self._experts_shape = experts_shape
         self._connection_limit, self._headers = connection_limit, headers
-        self._sleep = sleep
+        self._router, self._sleep = router, sleep
         self._rng = rng or random.Random()
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[str, URL] = {}
@@ -131,6 +134,8 @@ class SGLangClient:
         Raises EngineError when an engine refuses the request (4xx) or the retries are used up.
         """
         failures, fresh_key = 0, False
+        if self._router is not None:
+            self._router.check(sampling_params)
         while True:
             try:
                 return await self._attempt(
@@ -191,7 +196,7 @@ class SGLangClient:
                     }
                 if images:
                     request["image_data"] = list(images)
-                body = await self._post(endpoint, rid, orjson.dumps(request))
+                body = await self._post(endpoint, rid, orjson.dumps(request), session_id)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if not endpoint:  # not a request's failure, but the pool's
                 raise
@@ -230,14 +235,15 @@ class SGLangClient:
             )
         return completion
 
-    async def _post(self, endpoint: str, rid: str, data: bytes) -> bytes:
+    async def _post(self, endpoint: str, rid: str, data: bytes, session_id: str | None) -> bytes:
+        more = self._router.headers(session_id) if self._router is not None else {}
         url = self._urls.get(endpoint) or self._urls.setdefault(
             endpoint, URL(endpoint) / "generate"
         )
         try:
             async with (
                 asyncio.timeout(self._timeout_seconds),
-                self._open().post(url, data=data, headers=HEADERS) as response,
+                self._open().post(url, data=data, headers=HEADERS | more) as response,
             ):
                 body = await response.read()
                 if response.status == 200:
@@ -249,6 +255,8 @@ class SGLangClient:
             task.add_done_callback(self._aborts.discard)
             raise
         said = f"{endpoint} answered {response.status}: {body[:500].decode(errors='replace')}"
+        if response.status >= 500 and self._router is not None:  # an engine's death comes as 502
+            await self._pool.report_failure(endpoint, EngineError(said))
         if response.status >= 500 or response.status == 429:
             raise _TransientError(said)
         raise RefusedRequestError(said)
@@ -257,11 +265,17 @@ class SGLangClient:
         """Tells the engine to drop the request, as best it can: an engine that is gone has nothing
         left to abort, and live requests report its failure."""
         self.statistics.aborts += 1
+        engines = self._router.engines if self._router is not None else (endpoint,)
+        async with asyncio.TaskGroup() as group:
+            for engine in engines:
+                group.create_task(self._abort_at(engine, rid))
+
+    async def _abort_at(self, engine: str, rid: str) -> None:
         try:
             async with asyncio.timeout(ABORT_SECONDS):
                 data = orjson.dumps({"rid": rid})
                 async with self._open().post(
-                    URL(endpoint) / "abort_request", data=data, headers=HEADERS
+                    URL(engine) / "abort_request", data=data, headers=HEADERS
                 ):
                     pass
         except (aiohttp.ClientError, OSError, TimeoutError):

@@ -60,6 +60,7 @@ class FakeSGLang:
 
     script: list[Step] = field(default_factory=lambda: [says()])
     requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)  # of every /generate
     aborted: list[str] = field(default_factory=list)
     received: asyncio.Event = field(default_factory=asyncio.Event)
     abort_seen: asyncio.Event = field(default_factory=asyncio.Event)
@@ -75,6 +76,7 @@ class FakeSGLang:
     async def generate(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.requests.append(body)
+        self.headers.append(dict(request.headers))
         self.received.set()
         try:
             return await self.script[min(len(self.requests), len(self.script)) - 1](body)
@@ -114,7 +116,8 @@ class FakeSGLang:
 
     @web.middleware
     async def ask_for_key(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
+        asks = self.key is not None and not request.path.startswith(("/health", "/ready"))
+        if asks and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"error": "Unauthorized"}, status=401)
         return await handler(request)
 
@@ -123,7 +126,7 @@ class FakeSGLang:
         app = web.Application(middlewares=[self.ask_for_key])
         app.router.add_post("/generate", self.generate)
         app.router.add_post("/abort_request", self.abort)
-        app.router.add_route("*", "/{control}", self.control)
+        app.router.add_route("*", "/{control:.*}", self.control)
         async with TestServer(app, host="127.0.0.1", port=port) as server:
             self.url = str(server.make_url("")).rstrip("/")
             yield self

@@ -27,7 +27,7 @@ SGLANG: Mapping[str, Spelling] = {
     "sglang-router-request-timeout-secs": Ours(to="generate-timeout-seconds"),
     "router-request-timeout-secs": Ours(to="generate-timeout-seconds"),
     "router-retry-max-retries": Ours(to="generate-max-retries"),
-    "router-policy": _LEASED,
+    "sglang-router-policy": Ours(to="router-policy"),
     "router-cache-threshold": _LEASED,
     "router-balance-*": _LEASED,
     "router-log-level": Nothing(why="what the router says is in run.log (--log-level)"),

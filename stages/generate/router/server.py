@@ -24,13 +24,13 @@ from stages.generate.image_prompts import Vision
 from stages.generate.router.answer import aborted, answer_of
 from stages.generate.router.known_texts import KnownTexts
 from stages.generate.router.payload import NativePayload, NativeRequest, PayloadError, read_payload
+from stages.generate.through_router import ROUTING_HEADER
 
 if TYPE_CHECKING:
     from aiohttp import web
 
 logger = logging.getLogger(__name__)
 
-ROUTING_HEADER = "X-SMG-Routing-Key"  # SGLang's router's: one conversation stays at one engine
 BACKLOG = 4096
 CLOSE_SECONDS = 1.0  # for answers under way when the run ends
 MAX_PAYLOAD_BYTES = 1 << 30

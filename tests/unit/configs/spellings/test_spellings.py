@@ -129,8 +129,8 @@ def test_the_page_is_what_the_tables_say() -> None:
 
 
 def test_a_prefix_answers_for_what_is_not_named() -> None:
-    config = taken("--router-policy consistent_hashing --router-cb-timeout-duration-secs 5")
-    assert all(flag in config.notes[0] for flag in ("--router-policy", "--router-cb-timeout"))
+    config = taken("--router-log-level info --router-cb-timeout-duration-secs 5")
+    assert all(flag in config.notes[0] for flag in ("--router-log-level", "--router-cb-timeout"))
     assert taken("--router-request-timeout-secs 30").rollout.generate_timeout_seconds == 30
     with pytest.raises(ConfigError, match=r"^--router-prometheus-port 9000: the router is"):
         taken("--router-prometheus-port 9000")
