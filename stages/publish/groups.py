@@ -3,6 +3,7 @@ of all engines of the wave."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import uuid
@@ -17,6 +18,8 @@ from stages.publish.control import EngineControl, bucket_body, settle
 from stages.publish.turn import shielded
 
 logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 3.0  # for engines to leave a group when the run ends
 
 
 class WaveGroups:
@@ -111,15 +114,18 @@ class WaveGroups:
             await self.dissolve(members, gone=endpoint)
 
     async def close(self) -> None:
-        """Takes the learner out of all groups, as far as it still lives.
-
-        The engines' sides end with the engines."""
+        """Takes the learner out of all groups, as far as it still lives, and the engines, for those
+        that somebody else runs go on without it."""
         failed = []
         for key in list(self._names):
+            name = self._names.pop(key)
             try:
-                await self._sender.leave(self._names.pop(key))
+                await self._sender.leave(name)
             except SlipstreamError as error:
                 failed.append(str(error))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self._take_out(key, name)
         if failed:
             more = f" (and {len(failed) - 3} more)" if len(failed) > 3 else ""
             logger.warning("closing the weight transport: %s%s", "; ".join(failed[:3]), more)

@@ -92,6 +92,13 @@ async def test_it_trains_against_them_and_leaves_them_as_engines_that_answer(
         assert {r["engine"] for r in read_metrics(tmp_path / "run", "engine") if "engine" in r} >= {
             engine.endpoint for engine in engines
         }
+        # another run takes them as the first one left them, and brings its own weights
+        flags = (*flags, *keyed, "--seed", "5", "--name", "again")
+        again = await asyncio.to_thread(run, tmp_path, *flags)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert all(
+            abs(r["kl_rollout_old"]) < 0.01 for r in read_metrics(tmp_path / "again", "train")
+        )
         async with aiohttp.ClientSession(headers=engine_headers(KEY)) as session:
             for engine in engines:
                 assert engine.alive
