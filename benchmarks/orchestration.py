@@ -8,7 +8,11 @@ answer is ready half a second after its request, however many there are, which a
 a second; so what is measured is the client's side, on one core. Beside it a bare aiohttp client
 sends the same requests and decodes the same answers. The ratio of the two is the price of all that
 the pipeline adds: groups, leases, retries, log-probs, spans, rewards, checksummed Arrow segments,
-scheduling."""
+scheduling.
+
+With --workers the groups are made in so many Ray actors (--num-rollout-workers), against bare
+clients in as many processes; all but the engine share the other cores. Responses of
+--long-response-tokens show what is copied."""
 
 from __future__ import annotations
 
@@ -16,114 +20,42 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import itertools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import aiohttp
-import orjson
 import uvloop
-from yarl import URL
 
 from benchmarks.common import ROOT, keep, table
+from benchmarks.orchestration_load import (
+    GROUP_SIZE,
+    Load,
+    Prompts,
+    Running,
+    bare,
+    clock_of,
+    take_all,
+)
 from buffers.encoded import encode_group
 from buffers.replay_buffer import ReplayBuffer
-from configs.schema import AsyncConfig, Config, RewardConfig, RolloutConfig, flat_args
-from pipeline.core.types import Sample
+from configs.schema import Config, RewardConfig, flat_args
 from pipeline.run.group_maker import GroupMaker
 from pipeline.run.outcome import collect_rarely
 from pipeline.run.producer import Producer
-from pipeline.schedule.clock import RolloutClock
 from stages.engine.mock import MockTokenizer
 from stages.engine.pool import SGLangPool
 from stages.filter import build_filter
-from stages.generate.client import HEADERS, SGLangClient, open_http_session
-from stages.generate.generate import GenerateStage, default_sampling_params
+from stages.generate.client import SGLangClient
+from stages.generate.generate import GenerateStage
 from stages.reward import build_reward
 
-GROUP_SIZE = 8
-AHEAD = 15  # async_buffer_size: sixteen rollouts are under way, together `concurrency` samples
 LATENCY_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    num_samples: int
-    concurrency: int
-    prompt_tokens: int
-    response_tokens: int
-
-    @property
-    def rollout_batch_size(self) -> int:
-        return self.concurrency // GROUP_SIZE // (AHEAD + 1)
-
-    @property
-    def num_rollout(self) -> int:
-        return self.num_samples // GROUP_SIZE // self.rollout_batch_size
-
-    @property
-    def prompt(self) -> list[int]:
-        return [97 + i % 26 for i in range(self.prompt_tokens)]
-
-    @property
-    def rollout_config(self) -> RolloutConfig:
-        return RolloutConfig(
-            rollout_batch_size=self.rollout_batch_size,
-            n_samples_per_prompt=GROUP_SIZE,
-            rollout_max_response_len=self.response_tokens,
-        )
-
-
-class Prompts:
-    """The source: the same prompt for ever."""
-
-    def __init__(self, load: Load) -> None:
-        self._tokens = load.prompt
-        self._text = bytes(self._tokens).decode()
-
-    def get_samples(self, num_samples: int) -> list[list[Sample]]:
-        return [
-            [Sample(prompt=self._text, tokens=self._tokens, label="42") for _ in range(GROUP_SIZE)]
-            for _ in range(num_samples)
-        ]
-
-    def add_samples(self, groups: list[list[Sample]]) -> None:
-        raise NotImplementedError
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        raise NotImplementedError
-
-
-class Running:
-    """An engine process that somebody else has started."""
-
-    name = "engine without a model"
-    alive = True
-
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
-
-    async def start(self, weight_version: int, timeout_seconds: float) -> None: ...
-
-    async def healthy(self, *, deep: bool) -> bool:
-        return True
-
-    async def stop(self) -> None: ...
-    def kill(self) -> None: ...
-
-    def log_tail(self) -> str:
-        return ""
 
 
 async def pipeline(load: Load, endpoint: str) -> int:
@@ -132,15 +64,7 @@ async def pipeline(load: Load, endpoint: str) -> int:
     The parts are those of a real run, but for the engine and the learner.
     """
     rollout = load.rollout_config
-    asynchronous = AsyncConfig(
-        async_buffer_size=AHEAD, update_weights_interval=load.num_rollout + AHEAD
-    )
-    clock = RolloutClock(
-        rollout_batch_size=rollout.rollout_batch_size,
-        async_buffer_size=AHEAD,
-        update_weights_interval=asynchronous.update_weights_interval,
-        num_rollout=load.num_rollout,
-    )
+    clock, asynchronous = clock_of(load)
     args = flat_args(Config(rollout=rollout))
     pool = SGLangPool(
         [Running(endpoint)], concurrency=load.concurrency, max_restarts=0, start_timeout_seconds=1
@@ -161,7 +85,7 @@ async def pipeline(load: Load, endpoint: str) -> int:
             )
             producer = Producer(source=Prompts(load), make=make, buffer=buffer, clock=clock)
             running = asyncio.create_task(producer.run())
-            taken = await _take_all(buffer, clock, producer)
+            taken = await take_all(buffer, clock, producer)
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
@@ -197,49 +121,8 @@ async def generate_and_reward(load: Load, endpoint: str) -> int:
     return done
 
 
-async def _take_all(buffer: ReplayBuffer, clock: RolloutClock, producer: Producer) -> int:
-    taken = 0
-    while not clock.finished:
-        rollout_id = clock.num_trained
-        groups = await buffer.take(rollout_id)
-        assert all(s.reward == 1.0 for g in groups for s in g.samples), (
-            "every answer is right: a reward that is not 1 is a defect"
-        )
-        taken += sum(len(g.samples) for g in groups)
-        clock.trained(rollout_id)
-        producer.forget()
-    return taken
-
-
-async def bare(load: Load, endpoint: str) -> int:
-    """The same requests and answers through aiohttp alone, with the same session settings: nothing
-    is saved by the pipeline there."""
-    params = default_sampling_params(load.rollout_config)
-    numbers = itertools.count()
-    prompt, url, done = load.prompt, URL(endpoint) / "generate", 0
-
-    async def worker(session: aiohttp.ClientSession) -> None:
-        nonlocal done
-        while (number := next(numbers)) < load.num_samples:
-            request = {
-                "rid": str(number),
-                "input_ids": prompt,
-                "sampling_params": params,
-                "return_logprob": True,
-                "extra_key": "0",
-            }
-            async with session.post(url, data=orjson.dumps(request), headers=HEADERS) as response:
-                answer = orjson.loads(await response.read())
-            assert len(answer["meta_info"]["output_token_logprobs"]) == load.response_tokens
-            done += 1
-
-    async with open_http_session() as session, asyncio.TaskGroup() as group:
-        for _ in range(load.concurrency):
-            group.create_task(worker(session))
-    return done
-
-
-SIDES = {"bare aiohttp": bare, "generate and reward": generate_and_reward, "pipeline": pipeline}
+BARE = "bare aiohttp"
+SIDES = {BARE: bare, "generate and reward": generate_and_reward, "pipeline": pipeline}
 
 
 @contextlib.contextmanager
@@ -288,6 +171,10 @@ def main() -> None:
     parser.add_argument("--response-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
+        "--workers", type=int, nargs="*", default=[1, 2], help="not 0: that is above"
+    )
+    parser.add_argument("--long-response-tokens", type=int, default=32768, help="0: leave it out")
+    parser.add_argument(
         "--profile",
         action="store_true",
         help="print where one pipeline round spends its time instead",
@@ -300,46 +187,95 @@ def main() -> None:
         response_tokens=a.response_tokens,
     )
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[0]})
     collect_rarely()  # as in a run; for the bare client as well
-    with modelless_engine(load, {cores[-1]}) as endpoint:
-        if a.profile:
+    if a.profile:
+        os.sched_setaffinity(0, {cores[0]})
+        with modelless_engine(load, {cores[-1]}) as endpoint:
             _profile(load, endpoint)
-            return
-        rounds = [
-            {name: measure(run, load, endpoint) for name, run in SIDES.items()}
-            for _ in range(a.rounds)
-        ]
+        return
+    rounds = short_rounds(load, a.rounds, a.workers, cores)
+    long = replace(load, num_samples=256, concurrency=128, response_tokens=a.long_response_tokens)
+    copied = copies(long, a.workers, cores) if a.long_response_tokens else {}
+    report(load, rounds, copied)
+
+
+def short_rounds(
+    load: Load, num_rounds: int, workers: list[int], cores: list[int]
+) -> list[dict[str, dict[str, float]]]:
+    """By side. The engine has the last core; one process has the first, several have all others."""
+    from benchmarks.orchestration_workers import bare_clients, pipeline_with_workers
+
+    rounds = []
+    with modelless_engine(load, {cores[-1]}) as endpoint:
+        for _ in range(num_rounds):
+            os.sched_setaffinity(0, {cores[0]})
+            found = {name: measure(run, load, endpoint) for name, run in SIDES.items()}
+            os.sched_setaffinity(0, set(cores[:-1] or cores))
+            for num in workers:
+                found[f"{BARE} x {num}"] = bare_clients(load, endpoint, num)
+                found[f"{num} workers"] = pipeline_with_workers(load, endpoint, num)
+            rounds.append(found)
     os.sched_setaffinity(0, set(cores))
-    report(load, rounds)
+    return rounds
 
 
-def report(load: Load, rounds: list[dict[str, dict[str, float]]]) -> None:
+def copies(load: Load, workers: list[int], cores: list[int]) -> dict[str, dict[str, float]]:
+    """Of long samples, in one round a side."""
+    from benchmarks.orchestration_workers import pipeline_with_workers
+
+    found = {}
+    with modelless_engine(load, {cores[-1]}) as endpoint:
+        for num in (0, *workers):
+            figures = pipeline_with_workers(load, endpoint, num)
+            figures["driver_io_per_payload_byte"] = (
+                figures["driver_io_bytes_per_sample"] / load.payload_bytes
+            )
+            found[f"{num} workers"] = figures
+    return found
+
+
+def report(
+    load: Load, rounds: list[dict[str, dict[str, float]]], copied: dict[str, dict[str, float]]
+) -> None:
     """Medians over rounds. Ratios are of two sides of one round, which ran one after the other on
     the same machine; that of CPU time is the one to trust where other programs run beside."""
+    sides = list(rounds[0])
     middle = {
         side: {name: statistics.median(r[side][name] for r in rounds) for name in rounds[0][side]}
-        for side in SIDES
+        for side in sides
     }
-    for side in SIDES:
-        of_bare = [(r["bare aiohttp"], r[side]) for r in rounds]
+    for side in sides:
+        other = f"{BARE} x {side.split()[0]}"
+        of_bare = [(r[other if other in r else BARE], r[side]) for r in rounds]
         middle[side]["throughput_ratio"] = statistics.median(
             s["samples_per_second"] / b["samples_per_second"] for b, s in of_bare
         )
         middle[side]["cpu_ratio"] = statistics.median(
             b["cpu_microseconds_per_sample"] / s["cpu_microseconds_per_sample"] for b, s in of_bare
         )
-    names = ("samples_per_second", "cpu_microseconds_per_sample", "throughput_ratio", "cpu_ratio")
-    table(
-        ["", "samples/s", "CPU us/sample", "samples/s ratio", "CPU ratio"],
-        [[side, *(middle[side][n] for n in names)] for side in SIDES],
-    )
+    names = {
+        "samples_per_second": "samples/s",
+        "cpu_microseconds_per_sample": "CPU us/sample",
+        "driver_cpu_microseconds_per_sample": "of the driver",
+        "throughput_ratio": "samples/s ratio",
+        "cpu_ratio": "CPU ratio",
+    }
+    table(["", *names.values()], [[s, *(middle[s].get(n, "") for n in names)] for s in sides])
     print(f"{load.concurrency} samples under way; aim: a ratio of 0.7 for the pipeline")
+    for side, figures in copied.items():
+        print(
+            f"long samples, {side}: the driver reads and writes"
+            f" {figures['driver_io_per_payload_byte']:.2f} bytes a payload byte, and takes"
+            f" {figures['driver_cpu_microseconds_per_sample'] / 1e3:.2f} ms of CPU a sample"
+        )
     described = {
         **{name: getattr(load, name) for name in load.__slots__},
         "latency_seconds": LATENCY_SECONDS,
     }
-    keep("orchestration", {"load": described, "rounds": len(rounds), **middle})
+    keep(
+        "orchestration",
+        {"load": described, "rounds": len(rounds), **middle, "long_samples": copied},
+    )
 
 
 def _profile(load: Load, endpoint: str) -> None:

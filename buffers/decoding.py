@@ -37,9 +37,7 @@ def from_batch(batch: pa.RecordBatch) -> Group:
     columns["group_index"] = to_list(stored["sample_group_index"])
     columns["status"] = [Status(s) for s in columns["status"]]
     for name in JSON_FIELDS:
-        columns[name] = [
-            None if text is None else decode_json(text) for text in to_list(stored[name])
-        ]
+        columns[name] = _from_jsons(to_list(stored[name]))
     for name in ARRAY_FIELDS:
         columns[name] = views(stored[name])
     spans = [
@@ -71,6 +69,18 @@ def from_batch(batch: pa.RecordBatch) -> Group:
         name: stored[name][0].as_py() for name in ("group_index", "deadline", "admitted_version")
     }
     return Group(**first, samples=samples)
+
+
+def _from_jsons(texts: list[str | None]) -> list[Any]:
+    """What the texts say. Equal ones in a row, such as the prompt of a group, are read once, where
+    what they say is a text: nobody can write into that."""
+    out: list[Any] = []
+    for place, text in enumerate(texts):
+        if place and text == texts[place - 1] and isinstance(out[-1], str | None):
+            out.append(out[-1])
+        else:
+            out.append(None if text is None else decode_json(text))
+    return out
 
 
 def _shaped(data: np.ndarray, shape: Sequence[int]) -> np.ndarray:

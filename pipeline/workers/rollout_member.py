@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,12 +68,13 @@ class Member:
             orders, self._outbox = self._outbox, []
             view = self._news()
             try:
-                sent = actor.begin.remote(orders, view)
-            except Exception as error:  # of pickling what a user's source has put into samples
+                # Ray's own pickler asks Python about every object; a prompt is a dozen of them
+                packed = pickle.dumps(orders, pickle.HIGHEST_PROTOCOL)
+            except Exception as error:  # a user's source may have put anything into samples
                 self._cannot_send(orders, error)
                 continue
             try:
-                await sent
+                await actor.begin.remote(packed, view)
             except ray.exceptions.RayError:
                 return  # whoever collects hears of it
             self._knows(view)

@@ -8,10 +8,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import pickle
 import sys
 import traceback
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,12 +77,12 @@ class RolloutWorker:
         self._lookout.start()
         return os.getpid()
 
-    async def begin(self, orders: Sequence[Order], view: PoolView | None) -> None:
-        """Begins to make these groups. `view`: where it has changed."""
+    async def begin(self, orders: bytes, view: PoolView | None) -> None:
+        """Begins to make these groups (a list of Order, pickled by the driver). `view`: where it
+        has changed."""
+        self._follow(view)
         assert self._bench is not None
-        if view is not None:
-            self._bench.pool.follow(view)
-        for order in orders:
+        for order in pickle.loads(orders):
             task = asyncio.create_task(self._make(self._bench, order))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -102,13 +102,13 @@ class RolloutWorker:
 
     async def checked(self, endpoint: str, view: PoolView | None) -> None:
         """The driver has looked at the engine that was suspected."""
-        await self.begin((), view)
+        self._follow(view)
         assert self._bench is not None
         self._bench.pool.checked(endpoint)
 
     async def drained(self, endpoint: str, view: PoolView | None) -> None:
         """Returns when no request of ours is at this engine, which `view` has gated."""
-        await self.begin((), view)
+        self._follow(view)
         assert self._bench is not None
         await self._bench.pool.drained(endpoint)
 
@@ -129,6 +129,10 @@ class RolloutWorker:
         """Asked by the lookout, on the loop of the groups."""
         self._oldest = self._watchdog.under_way("group")
         return None
+
+    def _follow(self, view: PoolView | None) -> None:
+        if view is not None and self._bench is not None:
+            self._bench.pool.follow(view)
 
     async def _make(self, bench: Bench, order: Order) -> None:
         made: MadeGroup | Broken
