@@ -45,11 +45,14 @@ def totals(run: Path) -> dict[str, int]:
 
 
 def workers_of(driver: int) -> list[psutil.Process]:
-    return [
-        p
-        for p in psutil.Process(driver).children(recursive=True)
-        if any("RolloutWorker" in word for word in p.cmdline())
-    ]
+    return [p for p in psutil.Process(driver).children(recursive=True) if _is_worker(p)]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return any("RolloutWorker" in word for word in process.cmdline())
+    except psutil.Error:  # it is just dying
+        return False
 
 
 def start(*flags: str, folder: Path, name: str) -> subprocess.Popen[str]:
