@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 5.0  # for workers to end what they have started before they are killed
-RESTART_FLAG = "--rollout-worker-restarts"
+SILENT_SECONDS = 60.0  # reports come every second, from a thread of their own
 
 
 class LeasedPool(Protocol):
@@ -53,9 +53,12 @@ class RolloutGroup:
         max_restarts: int,
         log_path: Callable[[int], Path] | None = None,
         cluster: RayCluster | None = None,
+        silent_seconds: float = SILENT_SECONDS,
     ) -> None:
         """`launch(number)`: makes a worker's actor. `max_restarts`: of all workers together.
-        `cluster`: one of their own, where Ray does not run anyway."""
+        `cluster`: one of their own, where Ray does not run anyway. `silent_seconds`: without a
+        report, after which a worker counts as dead."""
+        self._silent_seconds = silent_seconds
         self._pool, self._cluster = pool, cluster
         self._max_restarts, self.num_restarts = max_restarts, 0
         self._members = [
@@ -210,7 +213,7 @@ class RolloutGroup:
             if order is None or future is None or future.done():
                 continue
             if isinstance(made, Broken):
-                self._settle(order, _as_raised(made, member.name))
+                self._settle(order, made.error(member.name))
             else:
                 future.set_result(made)
         for suspicion in delivery.suspicions:
@@ -255,8 +258,9 @@ class RolloutGroup:
         if not any(other.alive for other in self._members):
             self._lose(
                 RolloutWorkerError(
-                    f"no rollout worker is left, after {self.num_restarts} restarts ({RESTART_FLAG}"
-                    f" {self._max_restarts}). The last to go: {said}{member.last_lines()}"
+                    f"no rollout worker is left, after {self.num_restarts} restarts"
+                    f" (--rollout-worker-restarts {self._max_restarts}). The last to go:"
+                    f" {said}{member.last_lines()}"
                 )
             )
         return False
@@ -273,8 +277,16 @@ class RolloutGroup:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):  # whoever collects hears of it
-            while True:
-                self.reports.take(member.number, await member.watch())
+            try:
+                while True:
+                    report = await asyncio.wait_for(member.watch(), self._silent_seconds)
+                    self.reports.take(member.number, report)
+            except TimeoutError:
+                logger.warning(
+                    "%s (pid %s) has said nothing for %g s: it is killed",
+                    *(member.name, member.pid, self._silent_seconds),
+                )
+                member.kill()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -289,11 +301,3 @@ class RolloutGroup:
             lost = RolloutWorkerError(f"rollout workers: {type(error).__name__}: {error}")
             lost.__cause__ = error
             self._lose(lost)
-
-
-def _as_raised(broken: Broken, name: str) -> Exception:
-    error = broken.kind(broken.text)
-    for note in broken.notes:
-        error.add_note(note)
-    error.add_note(f"in {name}:\n{broken.traceback}")
-    return error

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import pickle
+import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +36,7 @@ class Member:
         self._cannot_send, self._log_path = cannot_send, log_path
         self._actor: Any = None
         self.pid: int | None = None
+        self._is_here = False  # on this node, and not killed
         self.alive = False  # started, and not known to be dead
         self.orders: dict[int, Order] = {}  # it owes these groups
         self._outbox: list[Order] = []
@@ -47,7 +52,8 @@ class Member:
         self.orders, self._outbox, self._known = {}, [], -1
         self._actor = self._launch(self.number)
         view = self._view()
-        self.pid = await self._actor.start.remote(view)
+        self.pid, host = await self._actor.start.remote(view)
+        self._is_here = host == socket.gethostname()
         self._known, self.alive = view.number, True
         self.tell()
 
@@ -109,6 +115,10 @@ class Member:
             self._sending.cancel()
         if self._actor is not None:
             ray.kill(self._actor)
+        if self._is_here and self.pid is not None:  # one that is stopped does not hear of it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self._is_here = False
 
     def last_lines(self) -> str:
         """What it printed last, for an error message; nothing where that is on another node."""

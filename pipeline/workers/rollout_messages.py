@@ -31,6 +31,13 @@ class Broken:
     notes: tuple[str, ...]
     traceback: str
 
+    def error(self, worker: str) -> Exception:
+        """As it was raised there."""
+        error = self.kind(self.text)
+        for note in (*self.notes, f"in {worker}:\n{self.traceback}"):
+            error.add_note(note)
+        return error
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import pickle
+import socket
 import sys
 import traceback
 from collections import deque
@@ -59,8 +60,8 @@ class RolloutWorker:
         self._lines = _LogBox()
         self._lookout = Lookout(self, self._report, blocked_seconds=setup.blocked_seconds)
 
-    async def start(self, view: PoolView) -> int:
-        """Makes the parts; returns the process id. Raises what making them raises."""
+    async def start(self, view: PoolView) -> tuple[int, str]:
+        """Makes the parts; returns process id and host. Raises what making them raises."""
         self._news = asyncio.Event()
         with contextlib.suppress(OSError):  # on another node there may be no such folder
             os.chdir(self._setup.folder)
@@ -75,7 +76,7 @@ class RolloutWorker:
         self._bench.pool.follow(view)
         self._lag.start()
         self._lookout.start()
-        return os.getpid()
+        return os.getpid(), socket.gethostname()
 
     async def begin(self, orders: bytes, view: PoolView | None) -> None:
         """Begins to make these groups (a list of Order, pickled by the driver). `view`: where it

@@ -58,9 +58,9 @@ class FakeActor:
     def die(self) -> None:
         self._deliveries.put_nowait(ray.exceptions.RayActorError())
 
-    async def _start(self, view: Any) -> int:
+    async def _start(self, view: Any) -> tuple[int, str]:
         self.views.append(view)
-        return 1000 + self.number
+        return 1000 + self.number, "another host"
 
     async def _begin(self, orders: bytes, view: Any) -> None:
         self.orders += pickle.loads(orders)
@@ -85,8 +85,10 @@ class FakeActor:
 
 
 class World:
-    def __init__(self, group: RolloutGroup, actors: list[FakeActor], pool: Any) -> None:
-        self.group, self.actors, self.pool = group, actors, pool
+    def __init__(
+        self, group: RolloutGroup, actors: list[FakeActor], pool: Any, replaced: asyncio.Event
+    ) -> None:
+        self.group, self.actors, self.pool, self.replaced = group, actors, pool, replaced
 
     def make(self, index: int, **sample: Any) -> asyncio.Task[MadeGroup]:
         admission = Admission(
@@ -100,21 +102,25 @@ class World:
 
 @asynccontextmanager
 async def world(
-    monkeypatch: pytest.MonkeyPatch, *, workers: int = 2, restarts: int = 3
+    monkeypatch: pytest.MonkeyPatch, *, workers: int = 2, restarts: int = 3, silent: float = 60.0
 ) -> AsyncIterator[World]:
-    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(ray, "kill", lambda actor: actor.die())
     pool, _, _, _ = make_pool(count=2)
     await pool.start()
-    actors: list[FakeActor] = []
+    actors, replaced = list[FakeActor](), asyncio.Event()
 
     def launch(number: int) -> FakeActor:
         actors.append(FakeActor(number))
+        if len(actors) > workers:
+            replaced.set()
         return actors[-1]
 
-    group = RolloutGroup(launch, pool, num_workers=workers, max_restarts=restarts)
+    group = RolloutGroup(
+        launch, pool, num_workers=workers, max_restarts=restarts, silent_seconds=silent
+    )
     await group.start()
     try:
-        yield World(group, actors, pool)
+        yield World(group, actors, pool, replaced)
     finally:
         await group.close()
 
@@ -160,6 +166,20 @@ async def test_what_a_dead_worker_owed_is_made_by_another_under_its_old_admissio
         await until(lambda: len(w.actors) == 3 and w.owed(2) == [4])
         w.actors[2].deliver(done(4))
         await late
+
+
+async def test_a_worker_that_says_nothing_is_killed_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stopped, or cut off: its process is there, and Ray has not noticed."""
+    async with world(monkeypatch, workers=1, silent=0.2) as w:
+        task = w.make(0)
+        async with asyncio.timeout(20):
+            await w.replaced.wait()
+        await until(lambda: w.owed(1) == [0])
+        w.actors[1].deliver(done(0))
+        await task
+        assert "has said nothing for 0.2 s" in caplog.text
 
 
 async def test_groups_wait_for_the_only_worker_to_come_back(
