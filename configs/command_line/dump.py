@@ -10,6 +10,7 @@ from typing import Any
 from configs.command_line.families import PREFIXES
 from configs.flags import own_flags, section_classes, words_of
 from configs.schema import Config
+from configs.schema.marks import SECRET_OPTIONS
 
 
 def dump_config(config: Config) -> str:
@@ -32,7 +33,9 @@ def dump_config(config: Config) -> str:
             if flag.default not in (None, ()) or value != flag.default:
                 lines.append(_item(flag.name, value))
     for section, prefix in PREFIXES.items():
-        values = getattr(config, section)
+        values = dict(getattr(config, section))
+        if section == "sglang":
+            values = {name: value for name, value in values.items() if name not in SECRET_OPTIONS}
         if values:
             lines += ["", f"# {section}"]
             lines += [

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.flags import own_flags
+from configs.schema.marks import SECRET_OPTIONS
 from pipeline.core.errors import ConfigError
 from pipeline.core.find_run import find_run, is_checkpoint
 from pipeline.core.own_files import is_bare, locate, locate_preset, places_tried, preset_folder
@@ -30,7 +31,9 @@ class GivenFlag:
     def __str__(self) -> str:
         values = (shlex.quote(v) if not v or " " in v else v for v in self.values)
         flag = own_flags().get(self.name)
-        return " ".join(["--" + self.name, *("***" if flag and flag.secret else v for v in values)])
+        option = self.name.removeprefix("sglang-").replace("-", "_")
+        secret = (flag and flag.secret) or (option != self.name and option in SECRET_OPTIONS)
+        return " ".join(["--" + self.name, *("***" if secret else v for v in values)])
 
     @property
     def source(self) -> str | None:

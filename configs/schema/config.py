@@ -17,6 +17,7 @@ from configs.schema.critic import CriticConfig
 from configs.schema.data import DataConfig
 from configs.schema.distill import DistillConfig
 from configs.schema.evaluation import EvalConfig
+from configs.schema.marks import SECRET_OPTIONS
 from configs.schema.mock import MockConfig
 from configs.schema.model import ModelConfig
 from configs.schema.optim import OPTIMIZER_DEFAULTS, OptimConfig
@@ -186,7 +187,7 @@ def flags_of(config: Config) -> dict[str, Any]:
     out: dict[str, Any] = {
         **OPTIMIZER_DEFAULTS,
         **config.megatron,
-        **{f"sglang_{k}": v for k, v in config.sglang.items()},
+        **{f"sglang_{k}": v for k, v in config.sglang.items() if k not in SECRET_OPTIONS},
     }
     for section in SECTIONS:
         part = getattr(config, section)

@@ -6,3 +6,5 @@ from collections.abc import Mapping
 REPEATS: Mapping[str, bool] = {"repeats": True}
 # of a password: nothing that is printed, written or logged has its value
 SECRET: Mapping[str, bool] = {"secret": True}
+# SGLang's options that are shown nowhere, and kept nowhere
+SECRET_OPTIONS = frozenset({"api_key", "admin_api_key"})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import Config, TrackingConfig, flags_of
+from configs.schema.marks import SECRET_OPTIONS
 from pipeline.core.protocols import Sink
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.run.record_file import Record, current_records, jsonable, read_records, roll_back
@@ -126,9 +127,10 @@ def _wandb(run_dir: RunDir, config: Config, earlier: Sequence[Record], rolled_ba
     from pipeline.telemetry.trackers import WandbSink
 
     settings = jsonable(flags_of(config))
-    if config.tracking.wandb_key:
+    keys = (config.sglang.get(name) for name in SECRET_OPTIONS)
+    for secret in filter(None, (config.tracking.wandb_key, *keys)):
         # W&B keeps the command line with the run
-        sys.argv[:] = [word.replace(config.tracking.wandb_key, "***") for word in sys.argv]
+        sys.argv[:] = [word.replace(secret, "***") for word in sys.argv]
     return WandbSink(
         run_dir.path,
         config.tracking,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from configs.command_line.dump import dump_config
 from configs.command_line.loader import load_config
+from configs.command_line.preset_files import GivenFlag
 from configs.rules.external_engines import external_endpoints
-from configs.schema import flat_args
+from configs.schema import flags_of, flat_args
 from pipeline.core.engine_auth import engine_headers
 from pipeline.core.errors import ConfigError
 from pipeline.wiring.foreign_flags import FAMILIES
@@ -54,3 +56,12 @@ def test_one_key_opens_generation_and_control() -> None:
         assert engine_headers(given) == {"Authorization": "Bearer k"}
     with pytest.raises(ConfigError, match="Drop --sglang-admin-api-key"):
         load("--sglang-api-key a --sglang-admin-api-key b")
+
+
+def test_the_key_is_shown_nowhere_and_kept_nowhere() -> None:
+    words = ["--mock", "--sglang-api-key", "sesame", "--sglang-admin-api-key", "sesame"]
+    config = load_config(words, FAMILIES)
+    assert engine_headers(config.sglang) == {"Authorization": "Bearer sesame"}
+    assert "sesame" not in dump_config(config) and "sesame" not in str(flags_of(config))
+    assert str(GivenFlag(name="sglang-api-key", values=("sesame",))) == "--sglang-api-key ***"
+    assert str(GivenFlag(name="sglang-log-level", values=("info",))) == "--sglang-log-level info"
