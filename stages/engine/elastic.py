@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,7 @@ class ElasticPool(SGLangPool):
         self._changed()
         if slot.restarting is not None:
             slot.restarting.cancel()
+            await asyncio.wait({slot.restarting})
         if not now:
             says(f"{slot.num_in_flight} requests in flight")
             await self.drained(endpoint)

@@ -154,10 +154,14 @@ async def test_one_that_dies_or_is_being_restarted_leaves_all_the_same() -> None
     await held.give("b")
     await leaving
     assert two.starts == [0]  # not started again
-    never = asyncio.Event()
+    never, given_up = asyncio.Event(), list[str]()
 
     async def on_restart(endpoint: str) -> None:
-        await never.wait()
+        try:
+            await never.wait()
+        except asyncio.CancelledError:
+            given_up.append(endpoint)
+            raise
 
     pool.on_restart = on_restart
     pool.condemn(three.endpoint, "a test")
@@ -165,6 +169,7 @@ async def test_one_that_dies_or_is_being_restarted_leaves_all_the_same() -> None
     await held.give("c")
     await pool.drain(three.endpoint, now=False)
     assert not three.alive and pool.endpoints == (one.endpoint,)
+    assert given_up == [three.endpoint]
     await held.give_all()
 
 

@@ -17,6 +17,7 @@ from pipeline.core.errors import EngineError, ForgottenWeightsError
 from pipeline.core.types import VersionSpan
 from stages.generate.answers import shift_boundaries
 from stages.generate.client import BACKOFF_MAX_SECONDS, SGLangClient
+from stages.generate.through_router import ROUTING_HEADER, ThroughRouter
 from tests.unit.fake_sglang import FakePool, FakeSGLang, Step, answer, drops, says
 
 KEY = {"api_key": "sesame"}
@@ -254,6 +255,22 @@ async def test_every_request_carries_the_key() -> None:
         async with client_of(FakePool([server.url])) as client:
             with pytest.raises(EngineError, match="answered 401"):
                 await client.generate([1], PARAMS)
+
+
+async def test_behind_a_router_a_server_error_is_reported_for_it_may_be_an_engines_death() -> None:
+    async with FakeSGLang([says({}, 502), says()]).running() as server:
+        pool = FakePool([server.url])
+        pool.stay_healthy = True
+        async with client_of(pool, router=ThroughRouter(Behind(server.url))) as client:
+            await client.generate([1], PARAMS, session_id="s")
+    ((reported, error),) = pool.reported
+    assert reported == server.url and "answered 502" in str(error)
+    assert [headers[ROUTING_HEADER] for headers in server.headers] == ["s", "s"]
+
+
+class Behind:
+    def __init__(self, *engines: str) -> None:
+        self.engines = engines
 
 
 def test_backoff_doubles_and_stays_below_its_ceiling() -> None:

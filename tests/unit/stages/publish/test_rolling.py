@@ -84,6 +84,8 @@ async def test_groups_are_formed_once(distributed: Fixture, servers: list[FakeSe
     assert servers[0].calls.count("init_weights_update_group") == 1
     await transport.close()
     assert sorted(sender.left) == sorted(sender.joined)
+    # the engines' sides too: those that somebody else runs go on
+    assert servers[0].calls[-1] == "destroy_weights_update_group"
 
 
 async def test_a_refusal_before_weights_changed_leaves_the_old_version_and_is_retried(

@@ -25,11 +25,13 @@ class Teacher:
 
     def __init__(self, answer: Any = None, status: int = 200) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
         self._answer, self._status = answer, status
 
     async def generate(self, request: web.Request) -> web.Response:
         asked = await request.json()
         self.asked.append(asked)
+        self.keys.append(request.headers.get("Authorization"))
         tokens = asked["input_ids"][asked["logprob_start_len"] :]
         entries = [[None, tokens[0], None], *[[-t / 10, t, None] for t in tokens[1:]]]
         answer = (
@@ -53,7 +55,14 @@ async def stage(teacher: Teacher, scored: bool = True) -> AsyncIterator[TeacherS
 
     async def no_sleep(seconds: float) -> None: ...
 
-    made = TeacherStage(Scorer(), lease, scored=scored, timeout_seconds=10.0, sleep=no_sleep)
+    made = TeacherStage(
+        Scorer(),
+        lease,
+        scored=scored,
+        timeout_seconds=10.0,
+        headers={"Authorization": "Bearer sesame"},
+        sleep=no_sleep,
+    )
     try:
         yield made
     finally:
@@ -81,6 +90,7 @@ async def test_the_teacher_is_asked_about_the_response_and_nothing_is_generated(
     (asked,) = teacher.asked
     assert asked["input_ids"] == [7, 8, 3, 4] and asked["logprob_start_len"] == 1
     assert asked["sampling_params"]["max_new_tokens"] == 0 and asked["return_logprob"] is True
+    assert teacher.keys == ["Bearer sesame"]
 
 
 async def test_without_a_scorer_every_reward_is_zero() -> None:
