@@ -75,7 +75,7 @@ def train(*flags: str) -> dict[str, Any]:
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return {
             "summary": json.loads((run / "summary.json").read_text()),
-            **{kind: [r for r in rows if r["kind"] == kind] for kind in ("train", "eval")},
+            **{kind: [r for r in rows if r["kind"] == kind] for kind in ("train", "eval", "push")},
         }
 
 

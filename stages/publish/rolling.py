@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # at one engine, within one push; the first is its wave's
 RETRY_SECONDS = 0.5  # before the second attempt; doubles
+# of a connection between two calls: less than a server waits before it closes one
+KEEP_ALIVE_SECONDS = 1.0
 
 
 class RollingTransport(ABC):
@@ -149,7 +151,7 @@ class RollingTransport(ABC):
     def _control(self, endpoint: str) -> EngineControl:
         if self._session is None:
             # no limit: the engines of a wave wait for each other
-            connector = aiohttp.TCPConnector(limit=0, force_close=True)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
             self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
         return EngineControl(self._session, endpoint)
 
