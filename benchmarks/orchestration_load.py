@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,6 +91,7 @@ class Running:
 
     name = "engine without a model"
     alive = True
+    on_death: Callable[[str], None] | None = None
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint

@@ -26,6 +26,7 @@ _AT_LEAST_1 = (
     "actor_num_nodes",
     "actor_num_gpus_per_node",
     "rollout_num_gpus",
+    "num_gpus_per_node",
     "mock_max_running_requests",
     "rollout_num_gpus_per_engine",
     "sglang_server_concurrency",

@@ -19,6 +19,8 @@ class ClusterConfig:
     # the addresses (host:port) of SGLang servers that somebody else runs: none is started then, and
     # --rollout-num-gpus does not count
     rollout_external_engine_addrs: tuple[str, ...] = ()
+    # how many devices of a node learner and engines may take; by default all that Ray counts there
+    num_gpus_per_node: int | None = None
     # lets learner and engines share devices; only with --async-buffer-size 0
     colocate: bool = False
     # generates, scores and filters in so many processes of their own (Ray actors), where your
@@ -51,7 +53,8 @@ class ClusterConfig:
     # keeps the attention cache of running requests at a push, computes it again, or lets them end
     # first
     weight_update_mode: Literal["in_place", "retract", "drain"] = "in_place"
-    # joins an existing Ray cluster; by default one is started on this machine
+    # joins an existing Ray cluster; by default the one that RAY_ADDRESS names, else one is started
+    # on this machine
     ray_address: str | None = None
     offload: bool = False  # sets --offload-train and --offload-rollout
     # moves the learner's weights, gradients and optimizer off the device between steps; by default

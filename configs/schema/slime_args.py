@@ -134,7 +134,6 @@ def counterparts(config: Config) -> dict[str, Any]:
     a, cluster, distill = config.algorithm, config.cluster, config.distill
     opsm = a.off_policy_correction == "opsm"
     return {
-        "num_gpus_per_node": cluster.actor_num_gpus_per_node,
         "critic_num_nodes": cluster.actor_num_nodes,
         "critic_num_gpus_per_node": cluster.actor_num_gpus_per_node,
         "world_size": config.num_learner_ranks,
@@ -174,5 +173,6 @@ FILLED: Mapping[str, Callable[[Config], Any]] = {
     "eval_max_context_len": lambda config: config.rollout.rollout_max_context_len,
     "eval_reward_key": lambda config: config.reward.reward_key,
     "eps_clip_high": lambda config: config.algorithm.eps_clip,
+    "num_gpus_per_node": lambda config: config.cluster.actor_num_gpus_per_node,
     "log_probs_max_tokens_per_gpu": lambda config: config.algorithm.max_tokens_per_gpu,
 }

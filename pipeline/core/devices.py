@@ -21,14 +21,14 @@ def why_no_gpu() -> str | None:
     """The reason in words; None where there is a GPU."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
         return "CUDA_VISIBLE_DEVICES hides every device"
-    if _num_devices() == 0:
+    if num_devices() == 0:
         return "NVIDIA's driver finds no device here"
     if not _torch_knows_cuda():
         return "the installed torch is built for CPUs only"
     return None
 
 
-def _num_devices() -> int:
+def num_devices() -> int:
     """How many CUDA devices the driver shows this process; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")

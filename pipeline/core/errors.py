@@ -32,6 +32,10 @@ class CheckpointError(SlipstreamError):
     exit_code = 2
 
 
+class ClusterError(SlipstreamError):
+    """Ray did not start, or did not give what it had."""
+
+
 class EngineError(SlipstreamError):
     """An inference engine did not start, died, or refused a request for good."""
 

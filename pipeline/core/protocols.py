@@ -191,6 +191,9 @@ class WeightTransport(Protocol):
 class WeightSender(Protocol):
     """The learner's side of a push, wherever rank 0 lives. Names and layouts are Hugging Face's."""
 
+    async def meeting_place(self) -> tuple[str, int]:
+        """An address of rank 0's node, as the engines reach it, and a port that is free there."""
+
     async def join(
         self, group_name: str, address: str, port: int, world_size: int, backend: str
     ) -> None:

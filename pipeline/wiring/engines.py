@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,17 +14,21 @@ from configs.rules.external_engines import external_endpoints
 from configs.schema import Config, RolloutConfig
 from pipeline.core.engine_auth import engine_headers
 from pipeline.core.errors import CheckpointError
+from pipeline.schedule.placement import Wanted
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.devices import device_sharing, dtype_of
 from pipeline.wiring.membership import Membership
 from pipeline.wiring.teacher_folder import teacher_folder
+from pipeline.workers.hosted_engine import HostedEngine
+from pipeline.workers.pools import Pools
+from pipeline.workers.ray_cluster import ray_address
+from pipeline.workers.store_size import object_store_bytes
 from stages.engine.elastic import ElasticPool
 from stages.engine.external import ExternalEngine
 from stages.engine.external_fit import ExternalFit
-from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
 from stages.engine.slot import EngineProcess
-from stages.engine.spec import EngineSpec, engine_cpus, engine_devices, tokens_per_request
+from stages.engine.spec import EngineSpec, tokens_per_request
 from stages.publish.rolling import RollingTransport
 from stages.reward import Lease
 
@@ -51,18 +55,54 @@ def first_weights(site: RunContext, folder: Path) -> Path | None:
     return found
 
 
-def make_teacher(site: RunContext, policy: Path, device: str) -> SGLangPool | None:
+def with_engine_key(site: RunContext) -> RunContext:
+    """The same run with a key for its engines, where others could reach them: on a cluster that is
+    joined. One of the user's own is kept. It is made for this run, and written down nowhere."""
+    sglang = site.config.sglang
+    if ray_address(site.config.cluster) is None or engine_headers(sglang):
+        return site
+    if site.config.cluster.rollout_external_engine_addrs:  # they have a key of their own, or none
+        return site
+    key = {"api_key": secrets.token_urlsafe(32)}
+    return dataclasses.replace(
+        site, config=dataclasses.replace(site.config, sglang={**sglang, **key})
+    )
+
+
+def make_pools(site: RunContext, device: str) -> Pools:
+    """Where learner and engines go; the teacher is one more engine."""
+    config, cluster = site.config, site.config.cluster
+    own = 0 if cluster.rollout_external_engine_addrs else config.num_engines
+    engines = own + _serves_teacher(config) if config.has_engines else 0
+    return Pools(
+        Wanted(
+            actor_num_nodes=0 if config.run.debug_rollout_only else cluster.actor_num_nodes,
+            actor_num_gpus_per_node=cluster.actor_num_gpus_per_node,
+            engines=(cluster.rollout_num_gpus_per_engine,) * engines,
+            num_gpus_per_node=cluster.num_gpus_per_node,
+            colocate=cluster.colocate,
+        ),
+        address=ray_address(cluster),
+        on_gpu=device == "cuda",
+        object_store_bytes=object_store_bytes(config),
+    )
+
+
+def _serves_teacher(config: Config) -> bool:
+    return bool(config.distill.use_opd and config.distill.opd_teacher_load)
+
+
+def make_teacher(site: RunContext, policy: Path, device: str, pools: Pools) -> SGLangPool | None:
     """One more engine, whose devices come after the policy's engines. None where no teacher is to
     be served. `policy`: the policy's Hugging Face folder."""
     config, distill = site.config, site.config.distill
-    if not (distill.use_opd and distill.opd_teacher_load):
+    if not (distill.opd_teacher_load and _serves_teacher(config)):
         return None
     place = site.run_dir.path / "teacher"
     folder = teacher_folder(distill.opd_teacher_load, policy, place, seed=config.run.seed)
     spec = _engine_spec(site, config.num_engines, folder, device)
-    return _pool_of(
-        [Engine(dataclasses.replace(spec, log_path=site.run_dir.logs / "teacher.log"))], site
-    )
+    spec = dataclasses.replace(spec, log_path=site.run_dir.logs.absolute() / "teacher.log")
+    return _pool_of([_hosted(site, spec, pools)], site)
 
 
 def teacher_lease(url: str | None, teacher: SGLangPool | None) -> Lease | None:
@@ -78,16 +118,21 @@ def teacher_lease(url: str | None, teacher: SGLangPool | None) -> Lease | None:
     return lease
 
 
-def make_pool(site: RunContext, model_path: Path, device: str) -> ElasticPool:
+def make_pool(site: RunContext, model_path: Path, device: str, pools: Pools) -> ElasticPool:
     addresses = external_endpoints(site.config)
     if addresses:
         return _pool_of([_external(site, at, model_path, device) for at in addresses], site)
     indices = range(site.config.num_engines)
-    return _pool_of([_engine(site, index, model_path, device) for index in indices], site)
+    return _pool_of([_engine(site, i, model_path, device, pools) for i in indices], site)
 
 
 def make_membership(
-    site: RunContext, pool: ElasticPool, transport: RollingTransport, model_path: Path, device: str
+    site: RunContext,
+    pool: ElasticPool,
+    transport: RollingTransport,
+    model_path: Path,
+    device: str,
+    pools: Pools,
 ) -> Membership:
     config = site.config
     own = 0 if config.cluster.rollout_external_engine_addrs else config.num_engines
@@ -107,7 +152,7 @@ def make_membership(
 
     return Membership(
         pool,
-        lambda index: _engine(site, index, model_path, device),
+        lambda index: _engine(site, index, model_path, device, pools),
         lambda at: _external(site, at, model_path, device),
         used=(*range(own), *teacher),
         why_fixed=why_fixed,
@@ -115,10 +160,17 @@ def make_membership(
     )
 
 
-def _engine(site: RunContext, index: int, model_path: Path, device: str) -> EngineProcess:
+def _engine(
+    site: RunContext, index: int, model_path: Path, device: str, pools: Pools
+) -> EngineProcess:
     replays = site.config.algorithm.use_rollout_routing_replay
     spec = _engine_spec(site, index, model_path, device)
-    return Engine(dataclasses.replace(spec, returns_experts=replays))
+    return _hosted(site, dataclasses.replace(spec, returns_experts=replays), pools)
+
+
+def _hosted(site: RunContext, spec: EngineSpec, pools: Pools) -> EngineProcess:
+    pinned = site.config.cluster.cpu_affinity and spec.device == "cpu"
+    return HostedEngine(spec, pools, cpu_affinity=pinned)
 
 
 def _external(site: RunContext, at: str, model_path: Path, device: str) -> EngineProcess:
@@ -143,21 +195,14 @@ def samples_ahead(config: Config, device: str) -> bool:
 
 def _engine_spec(site: RunContext, index: int, model_path: Path, device: str) -> EngineSpec:
     config, cluster = site.config, site.config.cluster
-    cores = tuple(sorted(os.sched_getaffinity(0)))
     return EngineSpec(
         index=index,
-        model_path=model_path,
-        log_path=site.run_dir.logs / f"engine-{index}.log",
+        model_path=model_path.absolute(),  # a host has a working directory of its own
+        log_path=site.run_dir.logs.absolute() / f"engine-{index}.log",
         device=device,
         dtype=dtype_of(config, device),
         tp_size=config.tensor_ranks_of_an_engine,
-        cuda_devices=(
-            engine_devices(index, cluster, os.environ.get("CUDA_VISIBLE_DEVICES"))
-            if device == "cuda"
-            else ()
-        ),
         threads=cluster.cpu_threads_per_engine,
-        cpus=engine_cpus(index, cluster, cores) if device == "cpu" else (),
         concurrency=cluster.sglang_server_concurrency,
         tokens_per_request=tokens_per_request(requests_of(config), model_path),
         seed=config.run.seed,

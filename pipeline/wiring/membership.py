@@ -31,8 +31,8 @@ class Membership:
         the engines in the pool, in its order, come first. `why_fixed`: why engines cannot come and
         go now; `why_not_take`: why none of somebody else's can come."""
         self._pool, self._make, self._take = pool, make, take
-        self._indices = dict(zip(pool.endpoints, used, strict=False))
-        self._reserved = set(used) - set(self._indices.values())
+        self._numbered = list(zip(pool.processes, used, strict=False))
+        self._reserved = set(used) - {index for _, index in self._numbered}
         self._why_fixed, self._why_not_take = why_fixed, why_not_take
 
     def rows(self) -> list[dict[str, Any]]:
@@ -44,10 +44,10 @@ class Membership:
         if address is not None:
             return await self._add_external(address)
         here = {row["engine"] for row in self._pool.rows()}
-        taken = {index for endpoint, index in self._indices.items() if endpoint in here}
+        taken = {index for engine, index in self._numbered if engine.endpoint in here}
         index = next(i for i in range(len(here) + len(self._reserved) + 1) if self._free(i, taken))
         engine = self._make(index)
-        self._indices[engine.endpoint] = index
+        self._numbered.append((engine, index))
         await self._pool.join(engine)
         return engine.endpoint
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from pipeline.core.engine_auth import engine_headers
@@ -22,8 +24,10 @@ from pipeline.wiring.engines import (
     first_weights,
     make_membership,
     make_pool,
+    make_pools,
     make_teacher,
     teacher_lease,
+    with_engine_key,
 )
 from pipeline.wiring.gateway import make_gateway
 from pipeline.wiring.generation import (
@@ -39,10 +43,11 @@ from pipeline.wiring.model_checks import check_model
 from pipeline.wiring.rollout_workers import make_workers, oldest_version
 from pipeline.wiring.router import make_router, tell_args
 from pipeline.workers.learner_group import LearnerGroup
-from pipeline.workers.rollout_group import RolloutGroup
+from pipeline.workers.pools import Pools
 from pipeline.workers.turns import TurnTaking
 from stages.batch import make_batch
 from stages.engine.memory import EngineMemory
+from stages.engine.scratch import sweep_stale
 from stages.generate.through_router import ThroughRouter
 from stages.publish import make_transport
 from stages.source import answered, build_source, sft_pairs
@@ -51,13 +56,15 @@ logger = logging.getLogger(__name__)
 
 
 def real_backend(site: RunContext) -> Backend:
+    site = with_engine_key(site)
     config, share = site.config, device_sharing(site.config)
     folder = resolve_checkpoint(config.model.hf_checkpoint or "", seed=config.run.seed)
     check_model(config, folder)
     tokenizer = read_tokenizer(folder)
     device = device_of(config)
     served, headers = first_weights(site, folder), engine_headers(config.sglang)
-    pool = make_pool(site, served or folder, device)
+    pools = make_pools(site, device)
+    pool = make_pool(site, served or folder, device, pools)
     gateway = make_gateway(site, pool)
     through = ThroughRouter(gateway) if gateway is not None else None
     client = make_client(config, folder, device, gateway or pool, through)
@@ -71,11 +78,11 @@ def real_backend(site: RunContext) -> Backend:
         vision=read_vision(folder),
     )
     told = tell_args(site, router=router, model=str(folder.absolute()))
-    learner = LearnerGroup(learner_settings(told, folder, device))
+    learner = LearnerGroup(learner_settings(told, folder, device), pools)
     generate = make_stage(config, site.args, client, tokenizer, folder, pool)
     bench = partial(real_bench, told, folder.absolute(), device)
-    workers = make_workers(site, pool, lambda _: bench, own=config.run.debug_rollout_only)
-    teacher = make_teacher(site, folder, device)
+    workers = make_workers(site, pool, lambda _: bench, own=False)
+    teacher = make_teacher(site, folder, device, pools)
     engines = (
         EngineMemory(pool, headers=headers)
         if share.rollout and config.has_engines and not config.run.debug_rollout_only
@@ -94,7 +101,7 @@ def real_backend(site: RunContext) -> Backend:
         )
 
         async def bring_up() -> None:
-            await _bring_up(site, learner, pairs, workers)
+            await _bring_up(site, learner, pairs)
             if share.train:
                 await learner.offload()
             up.set()
@@ -110,8 +117,8 @@ def real_backend(site: RunContext) -> Backend:
                 both.create_task(teacher.start())
             if not run.debug_rollout_only:
                 both.create_task(bring_up())
-            elif workers is not None:
-                both.create_task(workers.start())
+            if workers is not None:
+                both.create_task(_after_start(pools, workers.start))
         warmed_up = site.snapshot is None and config.warmup.sft_steps
         # engines of somebody else's may hold any weights
         other = served is None or warmed_up or config.cluster.rollout_external_engine_addrs
@@ -130,6 +137,7 @@ def real_backend(site: RunContext) -> Backend:
             pool.close,
             *([teacher.close] if teacher else []),
             learner.close,
+            pools.close,
         )
         for close_part in closes:
             try:
@@ -139,14 +147,10 @@ def real_backend(site: RunContext) -> Backend:
                 logger.exception("%s failed", close_part.__qualname__)
 
     def kill_now() -> None:
-        pool.kill_now()
         if gateway is not None:
             gateway.kill_now()
-        if workers is not None:
-            workers.kill_now()
-        if teacher is not None:
-            teacher.kill_now()
-        learner.kill_now()
+        pools.kill_now()
+        sweep_stale(Path(tempfile.gettempdir()))  # of the engines, which were on it
 
     return Backend(
         tokenizer=tokenizer,
@@ -164,7 +168,7 @@ def real_backend(site: RunContext) -> Backend:
         engine_idle_seconds=lambda: dict(zip(pool.endpoints, pool.idle_seconds(), strict=True)),
         watch_engines=lambda tell: setattr(pool, "on_event", tell),
         engine_counts=lambda: counts_of(pool),
-        membership=make_membership(site, pool, transport, served or folder, device),
+        membership=make_membership(site, pool, transport, served or folder, device, pools),
         start=start,
         close=close,
         kill_now=kill_now,
@@ -196,15 +200,10 @@ def _warmup_pairs(site: RunContext, tokenizer: Any) -> Iterator[tuple[list[int],
 
 
 async def _bring_up(
-    site: RunContext,
-    learner: LearnerGroup,
-    pairs: Iterator[tuple[list[int], list[int]]] | None,
-    workers: RolloutGroup | None,
+    site: RunContext, learner: LearnerGroup, pairs: Iterator[tuple[list[int], list[int]]] | None
 ) -> None:
     config = site.config
     await learner.start()
-    if workers is not None:  # in the cluster that the learner has started
-        await workers.start()
     if site.snapshot is not None:
         await learner.load(site.snapshot)
         return
@@ -213,6 +212,11 @@ async def _bring_up(
         await warm_up(
             learner, pairs, config.warmup, config.algorithm, config.data_parallel_size, cut
         )
+
+
+async def _after_start(pools: Pools, begin: Callable[[], Awaitable[None]]) -> None:
+    await pools.start()
+    await begin()
 
 
 async def _after(ready: asyncio.Event, begin: Callable[[], Awaitable[None]]) -> None:

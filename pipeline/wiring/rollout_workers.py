@@ -10,7 +10,7 @@ from pipeline.core.protocols import EnginePool
 from pipeline.run.lookout import BLOCKED_SECONDS
 from pipeline.run.watchdog import Watchdog
 from pipeline.wiring.context import RunContext
-from pipeline.workers.ray_cluster import RayCluster
+from pipeline.workers.ray_cluster import RayCluster, ray_address
 from pipeline.workers.rollout_group import LeasedPool, RolloutGroup
 from pipeline.workers.rollout_launch import launcher
 from pipeline.workers.rollout_messages import Bench, WorkerSetup
@@ -34,8 +34,8 @@ def make_workers(
     cluster = None
     if own:
         cluster = RayCluster(
-            config.ray_address,
-            num_ranks=0,
+            ray_address(config),
+            devices=0,
             on_gpu=False,
             object_store_bytes=object_store_bytes(site.config),
         )

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.batch_share import batch_shares, step_shares
 from pipeline.core.devices import has_gpu
-from pipeline.core.errors import ConfigError, LearnerError, SlipstreamError, UserFunctionError
+from pipeline.core.errors import LearnerError, SlipstreamError, UserFunctionError
 from pipeline.core.types import OptimizerStep, StepResult, TrainBatch
-from pipeline.workers.rank_actor import RankActor, awaited
-from pipeline.workers.ray_cluster import RayCluster, take_sigterm_back
+from pipeline.schedule.placement import Place, Wanted
+from pipeline.workers.pools import Pools, Where, actor_environment
+from pipeline.workers.rank_actor import RankActor, Seat, awaited
+from pipeline.workers.ray_cluster import ray_address
 from pipeline.workers.store_size import object_store_bytes
 from stages.learn.settings import LearnerSettings
 
-ROOT = Path(__file__).resolve().parents[2]
 SENDING = "sending"  # the thread of a rank that serves pushes beside its steps
 CLOSE_SECONDS = 10.0  # for ranks to leave their process groups before they are killed
 
@@ -34,19 +34,15 @@ class LearnerGroup:
     raises LearnerError with its last lines at once, and takes the others with it: they would wait
     for it in a collective."""
 
-    def __init__(self, settings: LearnerSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: LearnerSettings, pools: Pools | None = None) -> None:
+        """`pools`: where the ranks go, shared with the engines; None: a cluster for them alone,
+        closed with them."""
+        self._settings, self._owns_pools = settings, pools is None
+        self._pools = pools or learner_pools(settings)
         self._actors: list[Any] = []
         self._pids: list[int] = []
         self._dp_ranks: list[int] = []  # of every rank; those with the same one share samples
         self._dp_size = 1
-        self._cluster = RayCluster(
-            settings.cluster.ray_address,
-            num_ranks=settings.num_ranks,
-            on_gpu=_on_gpu(settings),
-            object_store_bytes=object_store_bytes(settings.config),
-        )
-        self._starting: asyncio.Future[None] | None = None  # Ray, in a thread
         self._broken: str | None = None
         self._saving = False  # has a save begun that is not finished?
 
@@ -57,11 +53,8 @@ class LearnerGroup:
 
         Raises ConfigError, CheckpointError or LearnerError."""
         try:
-            self._starting = asyncio.ensure_future(asyncio.to_thread(self._cluster.start))
-            await asyncio.shield(self._starting)
-            take_sigterm_back()
-            self._actors = self._make_actors()
-            self._pids = await self._all("pid")
+            await self._pools.start()
+            self._actors = await self._seated(self._make_actors())
             await self._all("warm_up")
             address = (
                 (await self._on([self._actors[0]], "serve_store"))[0]
@@ -78,55 +71,67 @@ class LearnerGroup:
     def _make_actors(self) -> list[Any]:
         import ray
 
-        cluster, gpu = self._settings.cluster, _on_gpu(self._settings)
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        env = {
-            "PYTHONPATH": path,
-            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
-            "PYTHONWARNINGS": "ignore",
-        }
-        env |= self._cluster.temporary_environment()
-        if not gpu:
+        env = actor_environment(self._pools.cluster.temporary_environment())
+        if not _on_gpu(self._settings):
             env |= {
-                "OMP_NUM_THREADS": str(cluster.cpu_threads_per_actor),
+                "OMP_NUM_THREADS": str(self._settings.cluster.cpu_threads_per_actor),
                 "TORCHDYNAMO_DISABLE": "1",
                 "CUDA_VISIBLE_DEVICES": "",
             }
             # a thread that spins for one without a core holds up both, and the engines
             env |= {"OMP_WAIT_POLICY": "PASSIVE"}
-        remote = ray.remote(
-            num_cpus=1,
-            num_gpus=1 if gpu else 0,
-            max_restarts=0,
-            max_task_retries=0,
-            concurrency_groups={SENDING: 1},
-        )(RankActor)
-        cores = _cores(self._settings) if cluster.cpu_affinity and not gpu else None
+        remote = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={SENDING: 1})(
+            RankActor
+        )
         return [
-            remote.options(runtime_env={"env_vars": env}).remote(
-                self._settings, rank, cores[rank] if cores else None
-            )
-            for rank in range(self._settings.num_ranks)
+            remote.options(**berth.options, runtime_env={"env_vars": env}).remote(self._settings)
+            for berth in self._pools.learner_berths()
         ]
 
+    async def _seated(self, actors: list[Any]) -> list[Any]:
+        """The actors as ranks 0, 1, ...: node by node in the plan's order, by device on a node."""
+        self._actors = actors  # for `close`, whatever happens
+        found = await self._all("where")
+        berths = self._pools.learner_berths()
+        nodes = {node: i for i, node in enumerate(dict.fromkeys(b.place.node.id for b in berths))}
+        order = sorted(range(len(actors)), key=lambda i: (nodes[found[i].node], _device(found[i])))
+        self._pids = [found[i].pid for i in order]
+        for pid in self._pids:
+            self._pools.note(pid)
+        self._pools.placed([gpu for i in order for gpu in found[i].gpus])
+        out = [actors[i] for i in order]
+        seats = [self._seat(rank, found[i], berths[0].place) for rank, i in enumerate(order)]
+        await self._results([a.take_seat.remote(s) for a, s in zip(out, seats, strict=True)])
+        return out
+
+    def _seat(self, rank: int, where: Where, first: Place) -> Seat:
+        cluster = self._settings.cluster
+        pinned = cluster.cpu_affinity and not _on_gpu(self._settings)
+        width, local = cluster.cpu_threads_per_actor, rank % first.devices
+        return Seat(
+            rank=rank,
+            address=where.address if self._pools.spans_nodes else "127.0.0.1",
+            cores=(local * width, width) if pinned else None,
+        )
+
     async def close(self) -> None:
-        """Takes down the ranks, Ray and its folder. It may be called in any state, and more than
-        once."""
-        if self._starting is not None:
-            # a thread cannot be cancelled, and would make processes and files behind our back
-            await asyncio.wait([self._starting])
+        """Takes down the ranks, and the cluster that is theirs alone. It may be called in any
+        state, and more than once."""
         actors, self._actors = self._actors, []
         if actors and self._broken is None:
             refs = [a.call.remote("close") for a in actors]
             with contextlib.suppress(Exception):  # a rank that cannot close is killed below
                 await asyncio.wait_for(asyncio.wait(map(_answer_to, refs)), CLOSE_SECONDS)
         self._broken = self._broken or "it is closed"
-        await asyncio.to_thread(self._cluster.stop, self._pids)
+        for actor in actors:
+            _kill(actor)
+        if self._owns_pools:
+            await self._pools.close()
         self._pids = []
 
     def kill_now(self) -> None:
         """End every process of ours on this machine at once, without waiting for anything."""
-        self._cluster.kill_now(self._pids)
+        self._pools.kill_now()
         self._broken = "it was killed"
 
     # ---- Learner
@@ -168,6 +173,10 @@ class LearnerGroup:
         await self._all("call", "load", _absolute(path))
 
     # ---- WeightSender
+
+    async def meeting_place(self) -> tuple[str, int]:
+        place: tuple[str, int] = (await self._on(self._actors[:1], "send", "meeting_place"))[0]
+        return place
 
     async def join(
         self, group_name: str, address: str, port: int, world_size: int, backend: str
@@ -277,7 +286,7 @@ class LearnerGroup:
 
     def _last_lines(self, rank: int) -> str:
         """What the rank wrote last, for the error message."""
-        lines = self._cluster.last_lines(self._pids[rank]) if self._pids else []
+        lines = self._pools.cluster.last_lines(self._pids[rank]) if self._pids else []
         return "; its last lines:\n  " + "\n  ".join(lines) if lines else ""
 
 
@@ -298,13 +307,30 @@ def _on_gpu(settings: LearnerSettings) -> bool:
     return has_gpu() if settings.model.device == "auto" else settings.model.device == "cuda"
 
 
-def _cores(settings: LearnerSettings) -> list[list[int]]:
-    """The first cores of this machine for the learner, `cpu_threads_per_actor` each; engines take
-    those behind."""
-    free, each = sorted(os.sched_getaffinity(0)), settings.cluster.cpu_threads_per_actor
-    if len(free) < settings.num_ranks * each:
-        raise ConfigError(
-            f"--cpu-affinity: {settings.num_ranks} learner ranks x {each} threads, but {len(free)}"
-            " cores"
-        )
-    return [free[r * each : (r + 1) * each] for r in range(settings.num_ranks)]
+def _device(where: Where) -> tuple[int, str]:
+    """Devices in the order of their numbers; those that have a name instead (MIG) by that."""
+    gpu = where.gpus[0] if where.gpus else ""
+    return (int(gpu) if gpu.isdigit() else 0, gpu)
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    with contextlib.suppress(Exception):  # it is gone, or the cluster is
+        ray.kill(actor)
+
+
+def learner_pools(settings: LearnerSettings) -> Pools:
+    """Room for the ranks alone."""
+    cluster = settings.cluster
+    return Pools(
+        Wanted(
+            actor_num_nodes=cluster.actor_num_nodes,
+            actor_num_gpus_per_node=cluster.actor_num_gpus_per_node,
+            engines=(),
+            num_gpus_per_node=cluster.num_gpus_per_node,
+        ),
+        address=ray_address(cluster),
+        on_gpu=_on_gpu(settings),
+        object_store_bytes=object_store_bytes(settings.config),
+    )

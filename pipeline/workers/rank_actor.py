@@ -7,20 +7,23 @@ import asyncio
 import importlib
 import inspect
 import os
-import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.devices import has_gpu
+from pipeline.core.errors import ConfigError
+from pipeline.workers.pools import Where, interface_of, whereabouts
 from stages.learn.settings import LearnerSettings
 
 
-def own_address() -> str:
-    """This node's address as others reach it (no packet is sent)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        # any address outside: the kernel picks the interface that leads there
-        probe.connect(("198.51.100.1", 9))
-        return str(probe.getsockname()[0])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """Which rank an actor is, and how it is reached by others."""
+
+    rank: int
+    address: str  # loopback where the whole run is on one node
+    cores: tuple[int, int] | None = None  # --cpu-affinity: (first core of the node, how many)
 
 
 def _backend(settings: LearnerSettings) -> Any:
@@ -33,14 +36,31 @@ class RankActor:
     """What runs in an actor's process: one learner rank and, on rank 0, the sending side of weight
     pushes."""
 
-    def __init__(self, settings: LearnerSettings, rank: int, cores: Sequence[int] | None) -> None:
-        self._settings, self._number, self._cores = settings, rank, cores
+    def __init__(self, settings: LearnerSettings) -> None:
+        self._settings, self._seat = settings, Seat(rank=0, address="127.0.0.1")
+        self._cores: list[int] | None = None  # --cpu-affinity: those it keeps to
         self._rank: Any = None
         self._sender: Any = None
         self._store: Any = None
 
-    def pid(self) -> int:
-        return os.getpid()
+    def where(self) -> Where:
+        return whereabouts()
+
+    def take_seat(self, seat: Seat) -> None:
+        """Before torch is loaded, which reads interfaces and starts threads once."""
+        self._seat = seat
+        interface = interface_of(seat.address)
+        if interface is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        if seat.cores is None:
+            return
+        free, (first, width) = sorted(os.sched_getaffinity(0)), seat.cores
+        if len(free) < first + width:
+            raise ConfigError(
+                f"--cpu-affinity: learner rank {seat.rank} wants cores {first} to"
+                f" {first + width - 1} of its node, which has {len(free)}"
+            )
+        self._cores = free[first : first + width]
 
     def warm_up(self) -> None:
         """Does the imports, which take most of the start, on all ranks at the same time."""
@@ -52,13 +72,11 @@ class RankActor:
             torch.set_num_threads(self._settings.cluster.cpu_threads_per_actor)
 
     def serve_store(self) -> tuple[str, int]:
-        """On rank 0: opens the store at which the ranks meet. It listens on loopback when all of
-        them are on this machine."""
+        """On rank 0: opens the store at which the ranks meet."""
         from stages.learn.rendezvous import serve_store
 
-        host = "127.0.0.1" if self._settings.cluster.actor_num_nodes == 1 else own_address()
-        self._store, port = serve_store(self._settings.num_ranks, host)
-        return host, port
+        self._store, port = serve_store(self._settings.num_ranks, self._seat.address)
+        return self._seat.address, port
 
     def build(self, address: tuple[str, int] | None) -> tuple[int, int]:
         """(Its data-parallel rank, how many there are.)"""
@@ -68,14 +86,17 @@ class RankActor:
         if address is not None and self._store is None:
             self._store = join_store(*address, world)
         self._rank = _backend(self._settings).start_rank(
-            self._settings, rank=self._number, world_size=world, store=self._store
+            self._settings, rank=self._seat.rank, world_size=world, store=self._store
         )
         return self._rank.dp_rank, self._rank.dp_size
 
     def _make_sender(self) -> Any:
         from stages.publish.sender import BroadcastSender
 
-        return BroadcastSender(self._rank.hf_weights, self._rank.export_hf, self._rank.device)
+        rank = self._rank
+        return BroadcastSender(
+            rank.hf_weights, rank.export_hf, rank.device, address=self._seat.address
+        )
 
     def _pin(self) -> None:
         """Keeps to its cores the thread that serves this call, and those that it starts."""

@@ -1,4 +1,4 @@
-"""The Ray cluster that the learner's ranks live in: one that is joined, or one of the run's own.
+"""The Ray cluster that learner and engines live in: one that is joined, or one of the run's own.
 
 A cluster of the run's own is private to it: it listens on loopback only, asks for a token of its
 own, keeps its files in a temporary folder and is gone at the end."""
@@ -14,17 +14,20 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from pipeline.core.errors import LearnerError
+from configs.schema import ClusterConfig
+from pipeline.core.errors import ClusterError
+from pipeline.schedule.placement import Node
 
 logger = logging.getLogger(__name__)
 REMOVE_ATTEMPTS = 20
 STOP_SECONDS = 10.0  # for Ray's processes to go before they are killed
+GONE_SECONDS = 2.0  # for killed ones to be gone
 # Ray reads these when it is imported or started. The second makes it use the loopback address, as
 # it does on a Mac.
 _LOCAL_ENVIRONMENT = {
@@ -36,20 +39,52 @@ _LOCAL_ENVIRONMENT = {
 }
 
 
+def ray_address(cluster: ClusterConfig) -> str | None:
+    """Of the cluster to join: --ray-address, else what Ray's own tools look for (a job that was
+    submitted to a cluster has it set)."""
+    return cluster.ray_address or os.environ.get("RAY_ADDRESS") or None
+
+
 class RayCluster:
-    """One cluster with room for `num_ranks` ranks. Every method blocks: call it in a thread."""
+    """One cluster. Every method blocks: call it in a thread."""
 
     def __init__(
-        self, address: str | None, *, num_ranks: int, on_gpu: bool, object_store_bytes: int
+        self, address: str | None, *, devices: int, on_gpu: bool, object_store_bytes: int
     ) -> None:
-        """`address`: of the cluster to join; None starts one on this machine, with an object store
-        of so many bytes."""
-        self._address, self._num_ranks, self._on_gpu = address, num_ranks, on_gpu
+        """`address`: of the cluster to join; None starts one on this machine, with so many devices
+        (GPUs, or logical slots) and an object store of so many bytes."""
+        self._address, self._devices, self._on_gpu = address, devices, on_gpu
         self._object_store_bytes = object_store_bytes
         self.folder: Path | None = None  # of a cluster of our own, once it is started
 
+    @property
+    def is_own(self) -> bool:
+        """Does this run start it, and end it?"""
+        return self._address is None
+
+    def nodes(self) -> list[Node]:
+        """The nodes that are alive now, with what is free on each.
+
+        Ray's public interface tells what nodes have, not what of it is taken."""
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        free = ray._private.state.available_resources_per_node()
+        device = "GPU" if self._on_gpu else "CPU"
+        return [
+            Node(
+                id=node["NodeID"],
+                address=node["NodeManagerAddress"],
+                devices=int(node["Resources"].get(device, 0)),
+                free=int(free.get(node["NodeID"], {}).get(device, 0)),
+                is_driver=node["NodeID"] == here,
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
     def start(self) -> None:
-        """Raises LearnerError when Ray runs in this process already, or does not start."""
+        """Raises ClusterError when Ray runs in this process already, or does not start."""
         if self._address is None:
             os.environ.update(_LOCAL_ENVIRONMENT)
             # Ray reads it once a process
@@ -57,9 +92,8 @@ class RayCluster:
         import ray
 
         if ray.is_initialized():
-            raise LearnerError(
-                "Ray is already running in this process: one learner group at a time, close the"
-                " other first"
+            raise ClusterError(
+                "Ray is already running in this process: one run at a time, close the other first"
             )
         logging.getLogger("ray").setLevel(logging.ERROR)
         options: dict[str, Any] = {
@@ -81,12 +115,12 @@ class RayCluster:
             OSError,
             ray.exceptions.RayError,
         ) as error:
-            raise LearnerError(f"Ray did not start: {type(error).__name__}: {error}") from error
+            raise ClusterError(f"Ray did not start: {type(error).__name__}: {error}") from error
 
     def _local_options(self, folder: Path) -> dict[str, Any]:
         return {
-            "num_cpus": self._num_ranks,
-            "num_gpus": self._num_ranks if self._on_gpu else 0,
+            "num_cpus": self._devices,
+            "num_gpus": self._devices if self._on_gpu else 0,
             "include_dashboard": False,
             # batches pass through it; larger ones go over the disk
             "object_store_memory": self._object_store_bytes,
@@ -101,31 +135,34 @@ class RayCluster:
             },
         }
 
-    def stop(self, rank_pids: Sequence[int]) -> None:
-        """Leave a cluster that was joined; end one of our own, its ranks included."""
+    def stop(self, pids: Collection[int]) -> None:
+        """Leave a cluster that was joined; end one of our own, with all that runs on it. `pids`: of
+        processes on it, which are ended even where Ray itself is gone."""
         import ray
 
-        ours = self._processes(rank_pids)
+        ours = self._processes(pids)
         if ray.is_initialized():
             ray.shutdown()
         _, stuck = psutil.wait_procs(ours, timeout=STOP_SECONDS)
         _kill(stuck)
         self._remove_folder()
 
-    def kill_now(self, rank_pids: Sequence[int]) -> None:
-        """End every process of ours on this machine at once, without waiting for anything."""
-        _kill(self._processes(rank_pids))
+    def kill_now(self, pids: Collection[int]) -> None:
+        """End every process of ours on this machine at once, without asking any of them."""
+        ours = self._processes(pids)
+        _kill(ours)
+        psutil.wait_procs(ours, timeout=GONE_SECONDS)
         self._remove_folder()
 
-    def _processes(self, rank_pids: Sequence[int]) -> list[psutil.Process]:
-        """Ray's own processes and the ranks, of a cluster of our own: all that name its folder, and
-        their children."""
+    def _processes(self, pids: Collection[int]) -> list[psutil.Process]:
+        """Ray's own processes and those it started, of a cluster of our own: all that name its
+        folder, and their children."""
         if self.folder is None:
             return []
         found: dict[int, psutil.Process] = {}
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if str(self.folder) in " ".join(child.cmdline()) or child.pid in rank_pids:
+                if str(self.folder) in " ".join(child.cmdline()) or child.pid in pids:
                     found |= {p.pid: p for p in [child, *child.children(recursive=True)]}
         return list(found.values())
 

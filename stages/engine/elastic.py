@@ -32,6 +32,7 @@ class ElasticPool(SGLangPool):
         self._joining.add(engine)
         try:
             await engine.start(self._initial_version, self._start_timeout)
+            endpoint = engine.endpoint
             # from here on a push waits for it: it is given what the others get, or is resynced
             self._gone.pop(endpoint, None)
             oldest = min(slot.version for slot in self._slots.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -38,6 +38,7 @@ class ExternalEngine:
     ) -> None:
         """`fit`: what it must be. `headers`: of every request to it."""
         self.endpoint, self._fit = endpoint, fit
+        self.on_death: Callable[[str], None] | None = None  # nobody watches it
         self._headers, self._poll_seconds = dict(headers or {}), poll_seconds
         self._taken = False
         self._leaving: threading.Thread | None = None

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import aiohttp
 import psutil
@@ -61,8 +61,9 @@ class Engine:
 
     def __init__(self, spec: EngineSpec, port: int | None = None) -> None:
         self.spec = spec
-        self.port = int(spec.user.get("port") or port or free_port())
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.port = int(spec.user.get("port") or port or free_port(host=spec.host))
+        self.endpoint = f"http://{spec.host}:{self.port}"
+        self.on_death: Callable[[str], None] | None = None  # nobody watches it here: see `ended`
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: Scratch | None = None
         self._log_start = 0
@@ -85,7 +86,8 @@ class Engine:
         except EngineError as error:
             # Inside ports (rendezvous of its ranks, sockets between its processes) are chosen anew
             # at every start.
-            if not re.search(IN_USE, str(error), re.IGNORECASE) or not is_free(self.port):
+            port_is_free = is_free(self.port, self.spec.host)
+            if not re.search(IN_USE, str(error), re.IGNORECASE) or not port_is_free:
                 raise
             logger.warning(
                 "%s: a port that it chose was taken a moment later; it starts again", self.name
@@ -94,7 +96,7 @@ class Engine:
 
     async def _start(self, weight_version: int, timeout_seconds: float) -> None:
         await self.stop()
-        if not is_free(self.port):
+        if not is_free(self.port, self.spec.host):
             raise EngineError(f"{self.name}: port {self.port} is taken by another program")
         self._spawn(weight_version)
         try:
@@ -102,7 +104,7 @@ class Engine:
                 asyncio.timeout(timeout_seconds),
                 aiohttp.ClientSession(headers=engine_headers(self.spec.user)) as session,
             ):
-                while not await answers(session, f"{self.endpoint}/ready"):
+                while not await answers(session, f"{self.endpoint}/{self._ready_path}"):
                     self._note_shared_memory()  # now: it may end before it is ready
                     if not self.alive:
                         raise self._failure(f"ended with {self._exit()} while it started")
@@ -119,17 +121,25 @@ class Engine:
             raise
         self._note_shared_memory()
 
+    @property
+    def _ready_path(self) -> str:
+        """What answers when it is ready. Of an engine over several nodes, all but the first only
+        say that their processes are up."""
+        return "ready" if self.spec.node_rank == 0 else "health"
+
     async def healthy(self, *, deep: bool) -> bool:
         """Does it answer? `deep` also asks whether its scheduler generates, which a paused engine
         does not do."""
-        if not self.alive:
-            return False
-        async with aiohttp.ClientSession(headers=engine_headers(self.spec.user)) as session:
-            if not await answers(session, f"{self.endpoint}/model_info"):
-                return False
-            return not deep or await answers(
-                session, f"{self.endpoint}/health_generate", GENERATE_PROBE_SECONDS
-            )
+        return self.alive and await is_healthy(
+            self.endpoint, deep=deep, headers=engine_headers(self.spec.user)
+        )
+
+    async def ended(self) -> str:
+        """Returns how, when the process that runs now has ended."""
+        process = self._process
+        if process is not None:
+            await asyncio.to_thread(process.wait)
+        return f"ended with {self._exit()}"
 
     async def stop(self) -> None:
         """Ends every process of the engine and removes its shared memory and temporary files. It
@@ -174,10 +184,11 @@ class Engine:
     def _spawn(self, weight_version: int) -> None:
         self._scratch = Scratch()
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
-        command = self.spec.command(self.port, weight_version, free_port([self.port]))
+        inner = free_port([self.port], host=self.spec.host)
+        command = self.spec.command(self.port, weight_version, inner)
         with self.spec.log_path.open("ab") as log:
             self._log_start = log.tell()
-            log.write((" ".join(command) + "\n").encode())
+            log.write((self.spec.shown(command) + "\n").encode())
             log.flush()
             # A session of its own: the terminal's Ctrl-C does not reach it, and all it starts can
             # be found by it.
@@ -222,6 +233,16 @@ class Engine:
         return EngineError(
             f"{self.name} {what}.{f' Hint: {hint}.' if hint else ''} The last lines of"
             f" {self.spec.log_path}:\n{said}"
+        )
+
+
+async def is_healthy(endpoint: str, *, deep: bool, headers: Mapping[str, str]) -> bool:
+    """See Engine.healthy; from wherever it is asked."""
+    async with aiohttp.ClientSession(headers=headers) as session:
+        if not await answers(session, f"{endpoint}/model_info"):
+            return False
+        return not deep or await answers(
+            session, f"{endpoint}/health_generate", GENERATE_PROBE_SECONDS
         )
 
 

@@ -44,6 +44,7 @@ class MockEngine:
     def __init__(self, index: int, config: MockConfig, time: TimeSource, sleep: Sleep) -> None:
         self.endpoint = f"mock://{index}"
         self.alive = False
+        self.on_death: Callable[[str], None] | None = None
         self._time, self._sleep = time, sleep
         self._batch = ContinuousBatch[asyncio.Future[float]](
             num_slots=config.mock_max_running_requests,

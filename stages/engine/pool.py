@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 from pipeline.core.errors import ConfigError, EngineError, ForgottenWeightsError
 from pipeline.core.time import IdleMeter, MonotonicTime, TimeSource
@@ -81,6 +82,7 @@ class SGLangPool:
             raise next(
                 (e for e in errors.exceptions if isinstance(e, EngineError)), errors.exceptions[0]
             ) from None
+        self._readdress()
         for slot in self._slots.values():
             self._set_up(slot)
 
@@ -105,6 +107,11 @@ class SGLangPool:
             engine.kill()
 
     # -- requests ----------------------------------------------------------------------------------
+
+    @property
+    def processes(self) -> Sequence[EngineProcess]:
+        """In the order of `endpoints`."""
+        return tuple(slot.engine for slot in self._slots.values())
 
     @property
     def endpoints(self) -> Sequence[str]:
@@ -189,11 +196,11 @@ class SGLangPool:
     async def settled(self, endpoint: str) -> bool:
         """Waits while the engine is being restarted.
 
-        True when it is up, False when it is lost for good.
+        True when it is up, False when it is lost for good, or has come back at another address.
         """
         slot = self._slot(endpoint)
         await slot.settled.wait()
-        return slot.lost is None
+        return slot.lost is None and slot.endpoint == endpoint
 
     def is_up(self, endpoint: str) -> bool:
         """Its process is there and nobody has ended it. It may still be waiting for its weights."""
@@ -250,6 +257,19 @@ class SGLangPool:
     def _slot(self, endpoint: str) -> Slot:
         return self._slots.get(endpoint) or self._gone[endpoint]
 
+    def _readdress(self) -> None:
+        """Engines have an address once they are started, and another one on another node. Nobody is
+        at the old one, which a push may still ask for."""
+        slots = dict(self._slots)
+        self._slots.clear()  # those who lease have this very dictionary
+        for old, slot in slots.items():
+            self._slots[slot.endpoint] = slot
+            self._gone.pop(slot.endpoint, None)
+            if slot.endpoint != old:
+                left = self._gone[old] = self._slot_for(slot.engine, slot.version)
+                left.lost = EngineError(f"{old} is at {slot.endpoint} now")
+                left.settled.set()
+
     def _changed(self) -> None:
         """Tells those who lease."""
         self._num_changes += 1
@@ -267,6 +287,7 @@ class SGLangPool:
             self._num_restarts += 1
             try:
                 await slot.engine.start(self._initial_version, self._start_timeout)
+                self._readdress()
                 slot.version, slot.ended = self._initial_version, False
                 if self.on_restart is not None:
                     await self.on_restart(slot.engine.endpoint)
@@ -297,7 +318,13 @@ class SGLangPool:
         if self.on_event is not None:
             self.on_event(event, slot.engine.endpoint, reason)
 
+    def _died(self, slot: Slot, how: str) -> None:
+        """It ended by itself; nobody has to run into it first."""
+        if self._slots.get(slot.endpoint) is slot:
+            self.condemn(slot.endpoint, f"it {how}")
+
     def _set_up(self, slot: Slot) -> None:
+        slot.engine.on_death = partial(self._died, slot)
         slot.up, slot.ended, slot.gated = True, False, False
         slot.settled.set()
         self._changed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,7 +15,8 @@ from pipeline.core.time import IdleMeter
 class EngineProcess(Protocol):
     """What the pool needs of `launch.Engine`."""
 
-    endpoint: str
+    endpoint: str  # once it is started; before, whatever tells it from the others
+    on_death: Callable[[str], None] | None  # told how, when it ends by itself; the pool sets it
 
     @property
     def name(self) -> str: ...

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compat import ROOT, engine_environment
-from configs.schema import ClusterConfig, RolloutConfig
+from configs.schema import RolloutConfig
 from pipeline.core.errors import CheckpointError, ConfigError
 from stages.engine.server_args import server_arg, to_command_line
 
@@ -29,6 +29,11 @@ class EngineSpec:
 
     index: int
     model_path: Path
+    host: str = "127.0.0.1"  # the address that it binds to
+    # of an engine over several nodes: how many, which of them this is, and where they meet
+    nnodes: int = 1
+    node_rank: int = 0
+    dist_init_addr: str | None = None
     log_path: Path
     device: str  # "cpu" | "cuda"
     dtype: str
@@ -57,7 +62,7 @@ class EngineSpec:
         On a GPU, SGLang's own defaults hold for everything that is not named."""
         args: dict[str, Any] = {
             "model_path": str(self.model_path),
-            "host": "127.0.0.1",
+            "host": self.host,
             "port": port,
             # SGLang would ask for one among those of outgoing connections, and bind it seconds
             # later
@@ -68,13 +73,20 @@ class EngineSpec:
             "weight_version": str(weight_version),
             "log_level_http": "warning",
         }
+        if self.nnodes > 1:
+            del args["nccl_port"]  # its ranks meet at `dist_init_addr`
+            args |= {
+                "nnodes": self.nnodes,
+                "node_rank": self.node_rank,
+                "dist_init_addr": self.dist_init_addr,
+            }
         if self.returns_experts:
             args["enable_return_routed_experts"] = True
         if self.device == "cpu":
             args |= self._cpu_args()
         user = {server_arg(name).field: value for name, value in self.user.items()}
         if int(user.get("dp_size") or 1) > 1:
-            del args["nccl_port"]  # one a replica: SGLang's to choose
+            args.pop("nccl_port", None)  # one a replica: SGLang's to choose
         return args | user
 
     def _cpu_args(self) -> dict[str, Any]:
@@ -106,6 +118,13 @@ class EngineSpec:
             *server,
             *to_command_line(self.server_args(port, weight_version, inner_port)),
         ]
+
+    def shown(self, command: Sequence[str]) -> str:
+        """The command as a log may have it: without the keys that open the engine."""
+        hidden = ("--api-key", "--admin-api-key")
+        return " ".join(
+            "***" if i and command[i - 1] in hidden else word for i, word in enumerate(command)
+        )
 
     def environment(self, base: Mapping[str, str], scratch: Path) -> dict[str, str]:
         """The environment of its processes. `scratch` takes the sockets and temporary files that
@@ -191,26 +210,7 @@ def _model_config(model_path: Path) -> dict[str, Any]:
     return {**config, **(config.get("text_config") or {})}
 
 
-def engine_cpus(index: int, cluster: ClusterConfig, cores: tuple[int, ...]) -> tuple[int, ...]:
-    """The cores of engine `index` under --cpu-affinity: those after the learners', wrapping where
-    there are too few."""
-    if not cluster.cpu_affinity or not cores:
-        return ()
-    learners = (
-        cluster.actor_num_nodes * cluster.actor_num_gpus_per_node * cluster.cpu_threads_per_actor
-    )
-    width = cluster.cpu_threads_per_engine * cluster.rollout_num_gpus_per_engine
-    start = learners + index * width
-    return tuple(sorted({cores[(start + i) % len(cores)] for i in range(width)}))
-
-
-def engine_devices(index: int, cluster: ClusterConfig, visible: str | None) -> tuple[str, ...]:
-    """The GPUs of engine `index`: those after the learners' on this machine (the learners' own
-    under --colocate)."""
-    first = (
-        0 if cluster.colocate or cluster.actor_num_nodes > 1 else cluster.actor_num_gpus_per_node
-    )
-    size = cluster.rollout_num_gpus_per_engine
-    wanted = range(first + index * size, first + (index + 1) * size)
-    names = visible.split(",") if visible else None
-    return tuple(names[i % len(names)] if names else str(i) for i in wanted)
+def engine_cpus(first: int, width: int, cores: Sequence[int]) -> tuple[int, ...]:
+    """`width` of the cores of a node under --cpu-affinity, after the `first` ones that others
+    have, wrapping where there are too few."""
+    return tuple(sorted({cores[(first + i) % len(cores)] for i in range(width)}))

@@ -22,15 +22,13 @@ def make_transport(
     cluster: ClusterConfig,
     *,
     device: str,
-    sender_address: str = "127.0.0.1",
     folder: Path | None = None,
     headers: Mapping[str, str] | None = None,
     time: TimeSource | None = None,
 ) -> RollingTransport:
     """The transport that --weight-transport names. `device` "cuda" means NCCL, "cpu" gloo.
-    `sender_address`: of rank 0's node, as the engines reach it. `folder` (disk only; default: a
-    temporary one) must be visible to learner and engines. `headers`: of
-    every request to an engine."""
+    `folder` (disk only; default: a temporary one) must be visible to learner and engines.
+    `headers`: of every request to an engine."""
     if cluster.weight_transport == "disk":
         from stages.publish.disk import DiskTransport
 
@@ -39,12 +37,4 @@ def make_transport(
     from stages.publish.distributed import DistributedTransport
 
     backend = "nccl" if device == "cuda" else "gloo"
-    return DistributedTransport(
-        pool,
-        sender,
-        cluster,
-        backend=backend,
-        sender_address=sender_address,
-        headers=headers,
-        time=time,
-    )
+    return DistributedTransport(pool, sender, cluster, backend=backend, headers=headers, time=time)

@@ -31,20 +31,16 @@ class DistributedTransport(RollingTransport):
         cluster: ClusterConfig,
         *,
         backend: str = "gloo",
-        sender_address: str = "127.0.0.1",
         headers: Mapping[str, str] | None = None,
         time: TimeSource | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`sender_address`: the address, as the engines reach it, of the node where the learner's
-        rank 0 runs."""
         super().__init__(pool, cluster, headers=headers, time=time, sleep=sleep)
         self._sender = sender
         self._metas: list[list[TensorMeta]] = []
         self._groups = WaveGroups(
             sender,
             backend=backend,
-            address=sender_address,
             ranks_per_engine=cluster.rollout_num_gpus_per_engine,
             control=self._control,
             condemn=pool.condemn,

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from pipeline.core.errors import SlipstreamError, WeightSyncError
-from pipeline.core.ports import free_port
 from pipeline.core.protocols import WeightSender
 from stages.publish.buckets import TensorMeta
 from stages.publish.collective import Broken, together
@@ -31,14 +30,12 @@ class WaveGroups:
         sender: WeightSender,
         *,
         backend: str,
-        address: str,
         ranks_per_engine: int,
         control: Callable[[str], EngineControl],
         condemn: Callable[[str, str], None],
     ) -> None:
-        """`address`: of the node of the learner's rank 0, as the engines reach it. `condemn`:
-        PushPool's."""
-        self._sender, self._backend, self._address = sender, backend, address
+        """`condemn`: PushPool's."""
+        self._sender, self._backend = sender, backend
         self._ranks_per_engine, self._control, self._condemn = ranks_per_engine, control, condemn
         self._names: dict[tuple[str, ...], str] = {}  # members, in the order of ranks -> name
 
@@ -53,7 +50,8 @@ class WaveGroups:
             return {}
         for others in [k for k in self._names if set(k) & set(key)]:
             await self.dissolve(others)
-        name, port = f"slipstream-weights-{uuid.uuid4().hex}", free_port()
+        name = f"slipstream-weights-{uuid.uuid4().hex}"
+        address, port = await self._sender.meeting_place()
         world = 1 + len(key) * self._ranks_per_engine
         self._names[key] = name  # from here on the learner may be in it
         try:
@@ -61,7 +59,7 @@ class WaveGroups:
                 {
                     endpoint: self._control(endpoint).init_group(
                         name,
-                        self._address,
+                        address,
                         port,
                         rank_offset=1 + i * self._ranks_per_engine,
                         world_size=world,
@@ -69,7 +67,7 @@ class WaveGroups:
                     )
                     for i, endpoint in enumerate(key)
                 },
-                self._sender.join(name, self._address, port, world, self._backend),
+                self._sender.join(name, address, port, world, self._backend),
                 lambda: self._leave(name),
             )
         except BaseException as error:  # nobody knows who waits for whom

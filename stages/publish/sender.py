@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import WeightSyncError
+from pipeline.core.ports import free_port
 from stages.publish.buckets import TensorMeta, flatten, split
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ class BroadcastSender:
         export: Callable[[Path], None],
         device: torch.device,
         staging: torch.device | None = None,
+        address: str = "127.0.0.1",
         timeout_seconds: float = GROUP_TIMEOUT_SECONDS,
         join_seconds: float = JOIN_SECONDS,
     ) -> None:
         """`weights()` yields (Hugging Face name, whole tensor), in any order but the same on all
-        ranks."""
+        ranks. `address`: of this node, as the engines reach it."""
+        self._address = address
         self._weights, self._export = weights, export
         self._device, self._staging = device, staging or device
         self._timeout = timedelta(seconds=timeout_seconds)
@@ -62,6 +65,10 @@ class BroadcastSender:
         self._stream: torch.cuda.Stream | None = None  # of broadcasts; training has its own
         self._groups: dict[str, Any] = {}
         self._buckets: list[torch.Tensor] = []
+
+    def meeting_place(self) -> tuple[str, int]:
+        """An address of this node and a port that is free on it, for the next `join`."""
+        return self._address, free_port(host=self._address)
 
     def join(self, group_name: str, address: str, port: int, world_size: int, backend: str) -> None:
         """Enters a group as rank 0 and waits for the ranks of all its engines.

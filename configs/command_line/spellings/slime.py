@@ -47,7 +47,6 @@ SLIME: Mapping[str, Spelling] = {
         " engines'"
     ),
     # cluster and weights
-    "num-gpus-per-node": Nothing(why="Ray knows how many devices a node has"),
     "update-weight-transport": Ours(
         to="weight-transport", values={"nccl": "distributed"}, said="nccl is distributed"
     ),

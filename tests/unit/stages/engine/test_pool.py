@@ -18,6 +18,7 @@ class FakeEngine:
         self.endpoint = f"http://127.0.0.1:{30000 + number}"
         self.name = f"engine {number}"
         self.alive = False
+        self.on_death: Callable[[str], None] | None = None
         self.answers = True  # health checks
         self.failures: list[Exception] = []  # of the next starts
         self.starts: list[int] = []

@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 
-from configs.schema import ClusterConfig, RolloutConfig
+from configs.schema import RolloutConfig
 from pipeline.core.errors import CheckpointError
-from stages.engine.spec import (
-    EngineSpec,
-    engine_cpus,
-    engine_devices,
-    kv_bytes_per_token,
-    tokens_per_request,
-)
+from stages.engine.spec import EngineSpec, engine_cpus, kv_bytes_per_token, tokens_per_request
 
 SHAPE = {
     "num_hidden_layers": 2,
@@ -151,17 +145,24 @@ def test_an_unreadable_config_is_named(tmp_path: Path) -> None:
         kv_bytes_per_token(tmp_path)
 
 
-def test_cores_and_gpus_of_engines_come_after_the_learners() -> None:
-    cluster = ClusterConfig(
-        cpu_affinity=True,
-        rollout_num_gpus=4,
-        rollout_num_gpus_per_engine=2,
-        actor_num_gpus_per_node=2,
-    )
-    assert engine_cpus(0, cluster, tuple(range(8))) == (2, 3)
-    assert engine_cpus(1, cluster, tuple(range(8))) == (4, 5)
-    assert engine_cpus(0, cluster, (0,)) == (0,)
-    assert engine_cpus(0, ClusterConfig(), (0, 1)) == ()
-    assert engine_devices(1, cluster, None) == ("4", "5")
-    assert engine_devices(0, cluster, "7,6,5,4") == ("5", "4")
-    assert engine_devices(0, ClusterConfig(colocate=True), None) == ("0",)
+def test_an_engines_cores_come_after_those_that_others_have() -> None:
+    assert engine_cpus(2, 2, range(8)) == (2, 3)
+    assert engine_cpus(4, 2, range(8)) == (4, 5)
+    assert engine_cpus(6, 4, range(8)) == (0, 1, 6, 7)
+    assert engine_cpus(3, 2, (5,)) == (5,)
+
+
+def test_an_engine_over_two_nodes(model: Path) -> None:
+    words = make(
+        model, host="10.0.0.2", tp_size=16, nnodes=2, node_rank=1, dist_init_addr="10.0.0.1:20000"
+    ).command(30000, 0, 30001)
+    said = " ".join(words)
+    assert "--host 10.0.0.2" in said
+    assert "--nnodes 2 --node-rank 1 --dist-init-addr 10.0.0.1:20000" in said
+    assert "--nccl-port" not in said and "--tp-size 16" in said
+
+
+def test_a_log_does_not_have_the_keys(model: Path) -> None:
+    spec = make(model, user={"api_key": "secret"})
+    shown = spec.shown(spec.command(30000, 0, 30001))
+    assert "--api-key ***" in shown and "secret" not in shown

@@ -161,6 +161,9 @@ class FakeSender:
         self.prepared: list[int] = []
         self.failures: list[Exception] = []  # of the next broadcasts
 
+    async def meeting_place(self) -> tuple[str, int]:
+        return "127.0.0.1", 20000 + len(self.joined)
+
     async def join(
         self, group_name: str, address: str, port: int, world_size: int, backend: str
     ) -> None:

@@ -1,0 +1,289 @@
+"""The two pools of a run on one Ray cluster: where the learner's ranks and the engines' hosts go.
+
+Everything is planned before anything of it starts (pipeline/schedule/placement.py), and then
+reserved: a placement group for the learner, with a bundle a rank, and one for every engine, with a
+bundle a node, so that an engine can be replaced without touching the rest. Under --colocate engines
+are hosted in the learner's bundles."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.core.devices import num_devices
+from pipeline.core.errors import ClusterError, EngineError
+from pipeline.schedule.placement import Node, Place, Plan, Wanted, plan, plan_engine
+from pipeline.workers.ray_cluster import RayCluster, take_sigterm_back
+
+ROOT = Path(__file__).resolve().parents[2]
+# Logical slots beside those that are asked for, on a cluster of our own without GPUs: for engines
+# that are added while the run goes on.
+SPARE_SLOTS = 64
+RESERVE_SECONDS = 60.0  # for Ray to reserve what was free a moment ago
+SHARED = 0.5  # of a device's bundle for the learner's rank, and as much for the engine
+
+
+@dataclass(frozen=True, slots=True)
+class Berth:
+    """One bundle: where an actor of a run goes."""
+
+    place: Place
+    options: Mapping[str, Any]  # for Ray's `.options()`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Where an actor is."""
+
+    pid: int
+    node: str  # Ray's id of its node
+    address: str
+    gpus: tuple[str, ...]  # Ray's ids of the devices that it was given
+
+
+class Pools:
+    """Started by whoever comes first, learner or engines; ended once, after both."""
+
+    def __init__(
+        self, wanted: Wanted, *, address: str | None, on_gpu: bool, object_store_bytes: int
+    ) -> None:
+        """`address`: of the Ray cluster to join; None starts one on this machine."""
+        self._wanted, self._on_gpu = wanted, on_gpu
+        self._engine_devices = max(wanted.engines, default=1)
+        own = num_devices() if on_gpu else wanted.devices + SPARE_SLOTS
+        self.cluster = RayCluster(
+            address, devices=own, on_gpu=on_gpu, object_store_bytes=object_store_bytes
+        )
+        self._own_devices = own
+        self._starting: asyncio.Future[None] | None = None
+        self._plan: Plan | None = None
+        self._learner_group: Any = None
+        self._engine_groups: dict[int, Any] = {}
+        self._gpus: asyncio.Future[list[str]] | None = None  # of the learner's ranks, in order
+        self._pids: set[int] = set()
+
+    # ---- life
+
+    async def start(self) -> Plan:
+        """Brings up or joins the cluster and reserves the learner's room and every engine's.
+
+        Raises ConfigError where that does not fit, ClusterError where Ray does not start."""
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+        await asyncio.shield(self._starting)
+        return self.plan
+
+    async def _start(self) -> None:
+        if self.cluster.is_own:  # it is known what it will have: refused before it is started
+            here = Node(
+                id="here",
+                address="127.0.0.1",
+                devices=self._own_devices,
+                free=self._own_devices,
+                is_driver=True,
+            )
+            plan([here], self._wanted)
+        await asyncio.to_thread(self.cluster.start)
+        take_sigterm_back()
+        self._gpus = asyncio.get_running_loop().create_future()
+        self._plan = plan(await asyncio.to_thread(self.cluster.nodes), self._wanted)
+        await asyncio.to_thread(self._reserve, self._plan)
+
+    def _reserve(self, made: Plan) -> None:
+        singles = [place for place in made.learner for _ in range(place.devices)]
+        if singles:
+            self._learner_group = self._group(singles, [1] * len(singles))
+        for index, places in enumerate(made.engines):
+            if places[0].rank is None:
+                self._engine_groups[index] = self._group(places, [p.devices for p in places])
+
+    def _group(self, places: Sequence[Place], devices: Sequence[int]) -> Any:
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        group = placement_group(
+            [self._resources(count) for count in devices],
+            strategy="PACK",
+            bundle_label_selector=[{"ray.io/node-id": place.node.id} for place in places],
+        )
+        if group.wait(RESERVE_SECONDS):
+            return group
+        remove_placement_group(group)
+        where = ", ".join(sorted({place.node.address for place in places}))
+        raise ClusterError(
+            f"Ray did not reserve {sum(devices)} devices on {where} within {RESERVE_SECONDS:g} s,"
+            " though they were free: is another job taking them? (`ray status`)"
+        )
+
+    def _resources(self, devices: float) -> dict[str, float]:
+        """Of a bundle; a GPU comes with one CPU for the process that feeds it."""
+        return {"GPU": devices, "CPU": min(devices, 1)} if self._on_gpu else {"CPU": devices}
+
+    async def close(self) -> None:
+        """Ends what this run has on the cluster, and the cluster where it is its own. It may be
+        called in any state, and more than once."""
+        if self._starting is not None:
+            # a thread cannot be cancelled, and would make processes and files behind our back
+            await asyncio.wait([self._starting])
+            if not self._starting.cancelled():
+                self._starting.exception()  # whoever asked has been told
+        await asyncio.to_thread(self.cluster.stop, self._pids)
+        self._pids.clear()
+
+    def kill_now(self) -> None:
+        """Ends every process of ours on this machine at once, without asking any of them."""
+        self.cluster.kill_now(self._pids)
+
+    def note(self, pid: int) -> None:
+        """A process that lives on the cluster."""
+        self._pids.add(pid)
+
+    # ---- where things are
+
+    @property
+    def plan(self) -> Plan:
+        """Where everything is. Only after start()."""
+        assert self._plan is not None, "before start()"
+        return self._plan
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Is anything elsewhere than the run's own process? Then servers listen on their node's
+        address, else on loopback."""
+        return self._plan is not None and self._plan.spans_nodes
+
+    def learner_berths(self) -> list[Berth]:
+        """One for every rank, in the plan's order."""
+        places = [place for place in self.plan.learner for _ in range(place.devices)]
+        share = SHARED if self.plan.shared else 1
+        return [
+            Berth(place, self._options(self._learner_group, i, share))
+            for i, place in enumerate(places)
+        ]
+
+    def placed(self, gpus: Sequence[str]) -> None:
+        """The learner's ranks have these devices: under --colocate the engines' too."""
+        if self._gpus is not None and not self._gpus.done():
+            self._gpus.set_result(list(gpus))
+
+    async def engine_berths(self, index: int) -> list[Berth]:
+        """Those of engine `index`, the one that takes requests first."""
+        made = await self.start()
+        planned = made.engines[index] if index < len(made.engines) else ()
+        if not planned and not await self._place_engine(index):
+            raise EngineError(
+                f"engine {index}: no node has {self._engine_devices} devices free for one more"
+                " engine. Add nodes (`ray start --address ...`), or drain another one first"
+            )
+        places = self.plan.engines[index]
+        if places[0].rank is not None:
+            return [
+                Berth(place, self._options(self._learner_group, place.rank or 0, SHARED))
+                for place in places
+            ]
+        group = self._engine_groups[index]
+        return [
+            Berth(place, self._options(group, i, place.devices)) for i, place in enumerate(places)
+        ]
+
+    async def move_engine(self, index: int) -> bool:
+        """Finds room for an engine whose host is gone: the old one if its nodes are alive, else
+        among what is free. False where there is none now.
+
+        One that shares the learner's devices has no other room."""
+        made = await self.start()
+        nodes = await asyncio.to_thread(self.cluster.nodes)
+        places, alive = made.engines[index], {node.id for node in nodes}
+        if all(place.node.id in alive for place in places):
+            return True
+        if places[0].rank is not None:
+            return False
+        self.leave(index)
+        return await self._place_engine(index)
+
+    async def _place_engine(self, index: int) -> bool:
+        """Reserves room among what is free now."""
+        nodes = await asyncio.to_thread(self.cluster.nodes)
+        if not self.plan.spans_nodes:  # what listens on loopback cannot be reached from elsewhere
+            nodes = [node for node in nodes if node.is_driver]
+        found = plan_engine(nodes, self._engine_devices, self._wanted.num_gpus_per_node)
+        if found is None:
+            return False
+        self._engine_groups[index] = await asyncio.to_thread(
+            self._group, found, [place.devices for place in found]
+        )
+        self._note_engine(index, found)
+        return True
+
+    def _note_engine(self, index: int, places: tuple[Place, ...]) -> None:
+        engines = [*self.plan.engines, *[()] * (index + 1 - len(self.plan.engines))]
+        engines[index] = places
+        self._plan = replace(self.plan, engines=tuple(engines))
+
+    def leave(self, index: int) -> None:
+        """Returns an engine's room to the cluster."""
+        from ray.util.placement_group import remove_placement_group
+
+        group = self._engine_groups.pop(index, None)
+        if group is not None:
+            self._note_engine(index, ())
+            with contextlib.suppress(Exception):  # the cluster is going, and takes it along
+                remove_placement_group(group)
+
+    async def gpus_of(self, place: Place) -> list[str]:
+        """The learner's devices at a place that an engine shares, when its ranks have them."""
+        assert self._gpus is not None and place.rank is not None
+        gpus = await asyncio.shield(self._gpus)
+        return gpus[place.rank : place.rank + place.devices]
+
+    def _options(self, group: Any, bundle: int, devices: float) -> dict[str, Any]:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        resources = self._resources(devices)
+        return {
+            "num_cpus": resources["CPU"],
+            "num_gpus": resources.get("GPU", 0),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=bundle
+            ),
+        }
+
+
+def actor_environment(keep: Mapping[str, str]) -> dict[str, str]:
+    """The environment of an actor of ours: the product's code is found where it is on the
+    driver's node."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {
+        "PYTHONPATH": path,
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+        "PYTHONWARNINGS": "ignore",
+        **keep,
+    }
+
+
+def interface_of(address: str) -> str | None:
+    """The name of this machine's network interface that has this address: gloo is told that."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.family == socket.AF_INET and a.address == address for a in addresses):
+            return name
+    return None
+
+
+def whereabouts() -> Where:
+    """Of the actor that asks."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return Where(
+        pid=os.getpid(),
+        node=context.get_node_id(),
+        address=ray.util.get_node_ip_address(),
+        gpus=tuple(context.get_accelerator_ids().get("GPU", [])),
+    )
