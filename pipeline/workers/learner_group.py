@@ -175,7 +175,7 @@ class LearnerGroup:
     # ---- WeightSender
 
     async def meeting_place(self) -> tuple[str, int]:
-        place: tuple[str, int] = (await self._on(self._actors[:1], "send", "meeting_place"))[0]
+        place: tuple[str, int] = await self._send("meeting_place")
         return place
 
     async def join(
@@ -199,15 +199,11 @@ class LearnerGroup:
 
     # ---- calls
 
-    async def _send(self, method: str, *args: Any) -> None:
+    async def _send(self, method: str, *args: Any) -> Any:
         """A call of rank 0's sender that may be served while a step is."""
         self._check_usable()
-        await self._results(
-            [
-                actor.send.options(concurrency_group=SENDING).remote(method, *args)
-                for actor in self._actors[:1]
-            ]
-        )
+        first = self._actors[0].send.options(concurrency_group=SENDING)
+        return (await self._results([first.remote(method, *args)]))[0]
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         return await self._on(self._actors, method, *args)
