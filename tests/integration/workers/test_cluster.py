@@ -160,7 +160,7 @@ async def test_everything_listens_on_loopback_only(group: LearnerGroup) -> None:
 
 async def test_a_dead_rank_is_reported_and_nothing_is_left(group: LearnerGroup) -> None:
     """The last test of this group: it does not survive."""
-    folder = group._cluster.folder
+    folder = group._pools.cluster.folder
     assert folder is not None and folder.is_dir()
     os.kill(group._pids[1], signal.SIGKILL)
     with pytest.raises(LearnerError, match=r"learner rank 1 \(pid \d+\) died"):
@@ -284,7 +284,7 @@ async def main():
     await group.start()
     import psutil
     pids = [p.pid for p in psutil.Process().children(recursive=True)]
-    print(*pids, group._cluster.folder, flush=True)
+    print(*pids, group._pools.cluster.folder, flush=True)
     group.kill_now()
     os._exit(0)
 
