@@ -97,7 +97,7 @@ async def _making(
         bench = bench_of(load, 1, Watchdog())
         bench.pool.follow(pool.view())
         return bench.make, [], bench.close
-    cluster = RayCluster(None, num_ranks=0, on_gpu=False, object_store_bytes=STORE_BYTES)
+    cluster = RayCluster(None, devices=0, on_gpu=False, object_store_bytes=STORE_BYTES)
 
     def setup_of(number: int) -> WorkerSetup:
         return WorkerSetup(
