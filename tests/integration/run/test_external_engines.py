@@ -4,6 +4,7 @@ idle and answering, when it has ended."""
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.core.engine_auth import engine_headers
 from pipeline.models.resolve import resolve_checkpoint
 from stages.engine.launch import Engine
 from stages.engine.spec import EngineSpec
-from tests.conftest import ROOT, read_metrics, run_entry
+from tests.conftest import ROOT, entry_command, read_metrics, run_entry
 
 pytestmark = pytest.mark.slow
 MODEL = f"tiny:{ROOT}/configs/models/tiny-qwen3.yaml"
@@ -108,3 +109,57 @@ async def test_it_trains_against_them_and_leaves_them_as_engines_that_answer(
                 url = f"{engine.endpoint}/generate"  # a paused one does not answer
                 async with asyncio.timeout(60), session.post(url, json=request) as answer:
                     assert answer.status == 200, await answer.text()
+
+
+async def test_one_that_its_owner_starts_anew_is_taken_again(
+    tmp_path: Path, nothing_left_behind: None
+) -> None:
+    """It is killed, and comes back with weights and a label of its own."""
+    async with servers(tmp_path) as engines:
+        process = begin(tmp_path, engines)
+        try:
+            await asyncio.to_thread(read_until, process, "rollout 3/")
+            engines[0].kill()
+            await engines[0].start(99, 300.0)
+            await asyncio.to_thread(read_until, process, f"engine {engines[0].endpoint}: restart")
+            await asyncio.to_thread(read_until, process, "rollout ")
+        finally:
+            process.terminate()
+            said, _ = await asyncio.to_thread(process.communicate, timeout=180)
+        train = read_metrics(tmp_path / "run", "train")
+        assert [r["rollout_id"] for r in train] == list(range(len(train)))
+        assert all(abs(r["kl_rollout_old"]) < 0.01 for r in train)
+        assert max(r["staleness_max"] for r in train) <= train[0]["staleness_bound"]
+        async with aiohttp.ClientSession(headers=engine_headers(KEY)) as session:
+            labels = []
+            for engine in engines:
+                async with session.get(f"{engine.endpoint}/model_info") as answer:
+                    labels.append((await answer.json())["weight_version"])
+        assert labels[0] == labels[1] and int(labels[0]) >= len(train) - 1, said
+
+
+def begin(tmp_path: Path, engines: list[Engine]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        entry_command(
+            *("--hf-checkpoint", MODEL, "--prompt-data", "reasoning_gym:chain_sum"),
+            *("--num-rollout", "100000", "--rollout-batch-size", "4"),
+            *("--n-samples-per-prompt", "2", "--rollout-max-response-len", "16"),
+            *("--rollout-external-engine-addrs", *(e.endpoint for e in engines)),
+            *("--sglang-api-key", KEY["api_key"], "--engine-restarts", "8"),
+            *("--runs-dir", str(tmp_path), "--name", "run"),
+        ),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], start: str) -> None:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(start):
+            return
+    raise AssertionError("".join(lines))
