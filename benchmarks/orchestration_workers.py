@@ -21,6 +21,7 @@ from buffers.encoded import encode_group
 from buffers.replay_buffer import ReplayBuffer
 from configs.schema import Config, RewardConfig, flat_args
 from pipeline.run.group_maker import GroupMaker, MakeGroup
+from pipeline.run.outcome import collect_rarely
 from pipeline.run.producer import Producer
 from pipeline.run.watchdog import Watchdog
 from pipeline.workers.ray_cluster import RayCluster
@@ -167,6 +168,7 @@ def _nothing(number: int) -> int:
 
 
 def _bare(load: Load, endpoint: str) -> tuple[float, float]:
+    collect_rarely()
     return timed(lambda: uvloop.run(bare(load, endpoint)))
 
 

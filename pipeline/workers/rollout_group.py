@@ -17,7 +17,7 @@ from pipeline.core.types import Admission, Sample
 from pipeline.run.group_maker import MadeGroup
 from pipeline.run.watchdog import Watchdog
 from pipeline.workers.ray_cluster import RayCluster, take_sigterm_back
-from pipeline.workers.rollout_member import Member
+from pipeline.workers.rollout_member import GATHER_SECONDS, Member
 from pipeline.workers.rollout_messages import Broken, Delivery, Order
 from pipeline.workers.rollout_reports import RolloutReports
 
@@ -54,6 +54,7 @@ class RolloutGroup:
         log_path: Callable[[int], Path] | None = None,
         cluster: RayCluster | None = None,
         silent_seconds: float = SILENT_SECONDS,
+        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         """`launch(number)`: makes a worker's actor. `max_restarts`: of all workers together.
         `cluster`: one of their own, where Ray does not run anyway. `silent_seconds`: without a
@@ -62,7 +63,10 @@ class RolloutGroup:
         self._pool, self._cluster = pool, cluster
         self._max_restarts, self.num_restarts = max_restarts, 0
         self._members = [
-            Member(i, launch, pool.view, self._cannot_send, log_path(i) if log_path else None)
+            Member(
+                *(i, launch, pool.view, self._cannot_send, log_path(i) if log_path else None),
+                gather_seconds,
+            )
             for i in range(num_workers)
         ]
         self._futures: dict[int, asyncio.Future[MadeGroup]] = {}
@@ -286,7 +290,7 @@ class RolloutGroup:
                     "%s (pid %s) has said nothing for %g s: it is killed",
                     *(member.name, member.pid, self._silent_seconds),
                 )
-                member.kill()
+                member.kill(hard=True)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)

@@ -17,6 +17,7 @@ from pipeline.workers.rollout_messages import Delivery, Order, Report
 if TYPE_CHECKING:
     from stages.engine.view import PoolView
 
+GATHER_SECONDS = 0.01  # after a message, for what goes with the next: each costs half a millisecond
 LAST_LINES = 8  # of its log, where it died
 
 
@@ -30,13 +31,15 @@ class Member:
         view: Callable[[], PoolView],
         cannot_send: Callable[[list[Order], Exception], None],
         log_path: Path | None,
+        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         """`launch(number)` makes the actor. `cannot_send`: told of orders that do not pickle."""
         self.number, self._launch, self._view = number, launch, view
         self._cannot_send, self._log_path = cannot_send, log_path
+        self._gather_seconds = gather_seconds
         self._actor: Any = None
         self.pid: int | None = None
-        self._is_here = False  # on this node, and not killed
+        self._is_here = False  # is it on this node?
         self.alive = False  # started, and not known to be dead
         self.orders: dict[int, Order] = {}  # it owes these groups
         self._outbox: list[Order] = []
@@ -63,7 +66,7 @@ class Member:
         self.tell()
 
     def tell(self) -> None:
-        """Sends what is new. What comes while a message is under way goes with the next."""
+        """Sends what is new: at once, or with the next message where one has just been sent."""
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send(self._actor))
 
@@ -84,6 +87,7 @@ class Member:
             except ray.exceptions.RayError:
                 return  # whoever collects hears of it
             self._knows(view)
+            await asyncio.sleep(self._gather_seconds)
 
     async def collect(self) -> Delivery:
         delivery: Delivery = await self._actor.collect.remote()
@@ -107,7 +111,8 @@ class Member:
     async def close(self) -> None:
         await self._actor.close.remote()
 
-    def kill(self) -> None:
+    def kill(self, *, hard: bool = False) -> None:
+        """`hard`: it would not hear of it. A process on this node is killed by its number then."""
         import ray
 
         self.alive = False
@@ -115,10 +120,9 @@ class Member:
             self._sending.cancel()
         if self._actor is not None:
             ray.kill(self._actor)
-        if self._is_here and self.pid is not None:  # one that is stopped does not hear of it
+        if hard and self._is_here and self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-        self._is_here = False
 
     def last_lines(self) -> str:
         """What it printed last, for an error message; nothing where that is on another node."""

@@ -40,7 +40,7 @@ from pipeline.workers.rollout_messages import (
 if TYPE_CHECKING:
     from stages.engine.view import PoolView
 
-GATHER_SECONDS = 0.01  # what is made within so long goes in one delivery
+GATHER_SECONDS = 0.03  # between deliveries: each costs the driver half a millisecond
 REPORT_SECONDS = 1.0
 MOST_LINES = 1000  # of the log, between two reports
 
@@ -62,7 +62,7 @@ class RolloutWorker:
 
     async def start(self, view: PoolView) -> tuple[int, str]:
         """Makes the parts; returns process id and host. Raises what making them raises."""
-        self._news = asyncio.Event()
+        self._news, self._delivered = asyncio.Event(), 0.0
         with contextlib.suppress(OSError):  # on another node there may be no such folder
             os.chdir(self._setup.folder)
         if self._setup.folder not in sys.path:
@@ -92,7 +92,9 @@ class RolloutWorker:
         """The next delivery, when there is something in it."""
         assert self._bench is not None
         await self._news.wait()
-        await asyncio.sleep(GATHER_SECONDS)
+        now = asyncio.get_running_loop().time
+        await asyncio.sleep(max(0.0, self._delivered + GATHER_SECONDS - now()))
+        self._delivered = now()
         self._news.clear()
         made, self._made = self._made, []
         return Delivery(

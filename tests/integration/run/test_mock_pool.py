@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT, entry_command, read_metrics, run_module
 
 FLAGS = (
@@ -17,10 +19,10 @@ FLAGS = (
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def running(folder: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     """A run that has begun to train; SIGTERM ends it."""
     process = subprocess.Popen(
-        entry_command(*FLAGS, "--runs-dir", str(folder), "--name", "r"),
+        entry_command(*FLAGS, *more, "--runs-dir", str(folder), "--name", "r"),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -42,9 +44,12 @@ def pool(run: Path, *words: str) -> tuple[int, list[list[str]]]:
     return done.returncode, [line.split() for line in (done.stdout + done.stderr).splitlines()]
 
 
-def test_engines_come_and_go_and_the_run_goes_on(tmp_path: Path, nothing_left_behind: None) -> None:
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_engines_come_and_go_and_the_run_goes_on(
+    tmp_path: Path, nothing_left_behind: None, workers: int
+) -> None:
     run = tmp_path / "r"
-    with running(tmp_path) as process:
+    with running(tmp_path, "--num-rollout-workers", str(workers)) as process:
         code, listed = pool(run)
         assert code == 0 and [row[0] for row in listed] == ["engine", "mock://0", "mock://1"]
         code, said = pool(run, "add")

@@ -116,7 +116,12 @@ async def world(
         return actors[-1]
 
     group = RolloutGroup(
-        launch, pool, num_workers=workers, max_restarts=restarts, silent_seconds=silent
+        launch,
+        pool,
+        num_workers=workers,
+        max_restarts=restarts,
+        silent_seconds=silent,
+        gather_seconds=0.0,
     )
     await group.start()
     try:
