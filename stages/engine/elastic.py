@@ -44,6 +44,7 @@ class ElasticPool(SGLangPool):
             engine.kill()
             if endpoint in self._slots:
                 self._forget(endpoint, f"could not join ({error or type(error).__name__})")
+            await engine.stop()  # it gives its room back
             raise
         finally:
             self._joining.discard(engine)

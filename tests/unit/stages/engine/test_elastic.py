@@ -80,11 +80,11 @@ async def test_one_that_joins_takes_requests_when_it_has_the_current_weights() -
 
 async def test_one_that_cannot_join_leaves_nothing() -> None:
     pool, (one,) = await started(1)
-    new = FakeEngine(1)
+    new = CountedEngine(1)
     new.failures = [EngineError("no memory")]
     with pytest.raises(EngineError, match="no memory"):
         await pool.join(new)
-    assert pool.endpoints == (one.endpoint,)
+    assert pool.endpoints == (one.endpoint,) and new.stops == 1
 
     async def on_restart(endpoint: str) -> None:
         raise EngineError("no weights")
@@ -93,9 +93,18 @@ async def test_one_that_cannot_join_leaves_nothing() -> None:
     with pytest.raises(EngineError, match="no weights"):
         await pool.join(new)
     assert pool.endpoints == (one.endpoint,) and not new.alive
+    assert new.stops == 2  # its room is free again
     assert not await pool.settled(new.endpoint)  # a push that waited for it goes on
     with pytest.raises(EngineError, match="in the pool already"):
         await pool.join(FakeEngine(0))
+
+
+class CountedEngine(FakeEngine):
+    stops = 0
+
+    async def stop(self) -> None:
+        self.stops += 1
+        await super().stop()
 
 
 async def test_one_that_is_drained_ends_what_it_has_and_is_stopped() -> None:
