@@ -62,7 +62,7 @@ def mock_backend(site: RunContext) -> Backend:
     told = tell_args(site, router=router, model=config.model.hf_checkpoint)
     generate = _stage(config, rollout, evaluation, site.args, client, tokenizer, pool)
     workers = make_workers(
-        site, pool, lambda number: partial(mock_bench, told, rollout, evaluation, number), own=True
+        site, pool, lambda number: partial(mock_bench, told, rollout, evaluation, number)
     )
     learner = MockLearner(config.mock, time=site.time)
     transport = MockTransport(pool, config.mock, config.cluster, time=site.time)

@@ -81,7 +81,9 @@ def real_backend(site: RunContext) -> Backend:
     learner = LearnerGroup(learner_settings(told, folder, device), pools)
     generate = make_stage(config, site.args, client, tokenizer, folder, pool)
     bench = partial(real_bench, told, folder.absolute(), device)
-    workers = make_workers(site, pool, lambda _: bench, own=False)
+    workers = make_workers(
+        site, pool, lambda _: bench, environment=pools.cluster.temporary_environment
+    )
     teacher = make_teacher(site, folder, device, pools)
     engines = (
         EngineMemory(pool, headers=headers)

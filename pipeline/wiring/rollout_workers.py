@@ -22,17 +22,16 @@ def make_workers(
     pool: LeasedPool,
     bench_of: Callable[[int], Callable[[Watchdog], Bench]],
     *,
-    own: bool,
     environment: Callable[[], Mapping[str, str]] | None = None,
 ) -> RolloutGroup | None:
     """None where the driver makes the groups. `bench_of(number)`: what a worker makes its parts
-    with; it goes there by pickle. `own`: nothing else of this run starts Ray; otherwise
-    `environment` is what its processes are given."""
+    with; it goes there by pickle. `environment`: of processes in the run's cluster; None: there is
+    no such cluster, and the workers are given one."""
     config, logs = site.config.cluster, site.run_dir.logs
     if not config.num_rollout_workers:
         return None
     cluster = None
-    if own:
+    if environment is None:
         cluster = RayCluster(
             ray_address(config),
             devices=0,
@@ -54,7 +53,7 @@ def make_workers(
         )
 
     return RolloutGroup(
-        launcher(setup_of, environment or dict),
+        launcher(setup_of, environment),
         pool,
         num_workers=config.num_rollout_workers,
         max_restarts=config.rollout_worker_restarts,

@@ -82,8 +82,7 @@ class RolloutGroup:
     # ---- life
 
     async def start(self) -> None:
-        """Ray must run, or the cluster be given. Raises what a worker raises as it starts (a user's
-        function that cannot be loaded), or RolloutWorkerError."""
+        """Raises what a worker raises as it starts, or RolloutWorkerError."""
         if self._cluster is not None:
             self._starting = asyncio.ensure_future(asyncio.to_thread(self._cluster.start))
             await asyncio.shield(self._starting)
@@ -122,7 +121,7 @@ class RolloutGroup:
 
     @property
     def pids(self) -> list[int]:
-        return [member.pid for member in self._members if member.pid is not None]
+        return [m.pid for m in self._members if m.pid is not None]
 
     # ---- MakeGroup
 
@@ -239,12 +238,8 @@ class RolloutGroup:
             member.name, {engine.endpoint: 0 for engine in self._pool.view().engines}
         )
         said = f"{member.name} (pid {member.pid}) died ({type(error).__name__})"
-        logger.warning(
-            "%s; its %s under way: made again%s",
-            said,
-            counted(len(owed), "group"),
-            member.last_lines(),
-        )
+        num, lines = counted(len(owed), "group"), member.last_lines()
+        logger.warning("%s; its %s under way: made again%s", said, num, lines)
         for order in owed:
             self._place(order)
         while self.num_restarts < self._max_restarts:
@@ -256,7 +251,7 @@ class RolloutGroup:
                 said = str(failure)
                 continue
             logger.info("%s is back (pid %s)", member.name, member.pid)
-            for _ in range(len(self._homeless)):
+            while self._homeless:
                 self._place(self._homeless.popleft())
             return True
         if not any(other.alive for other in self._members):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from pipeline.workers.pools import actor_environment
 from pipeline.workers.rollout_messages import WorkerSetup
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def launcher(
@@ -17,8 +15,8 @@ def launcher(
 ) -> Callable[[int], Any]:
     """`setup_of(number)`, `environment()`: asked when a worker is started; Ray must run then.
 
-    Workers count as no CPU: they wait, mostly, and a cluster of a run's own has as many as the
-    learner has ranks."""
+    Workers count as no CPU: they wait, mostly, and a cluster of a run's own has only as many as
+    learner and engines need."""
 
     def launch(number: int) -> Any:
         import ray
@@ -32,16 +30,12 @@ def launcher(
             concurrency_groups={"watch": 1},
             scheduling_strategy="SPREAD",
         )(RolloutWorker)
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = {
-            "PYTHONPATH": path,
-            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
-            "PYTHONWARNINGS": "ignore",
+            **actor_environment(environment()),
             "CUDA_VISIBLE_DEVICES": "",
             # a thread that spins for one without a core holds up both
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "OMP_WAIT_POLICY": "PASSIVE",
-            **environment(),
         }
         return remote.options(runtime_env={"env_vars": env}).remote(setup_of(number))
 
