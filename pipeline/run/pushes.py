@@ -59,10 +59,9 @@ class Pushes:
         if self.under_way is None:
             return
         with self._watchdog.stage("push"):
+            # when it fails, the group that it runs in cancels this wait, and ends with its error
             await asyncio.wait({self.under_way})
-        if self.under_way.cancelled() or self.under_way.exception() is not None:
-            # the tasks beside the loop have one fate: they are about to end it with that error
-            raise asyncio.CancelledError
+        self.under_way.result()
         self.under_way = None
 
     async def _deliver(self) -> PushResult:

@@ -143,7 +143,7 @@ async def test_no_push_where_none_is_due() -> None:
 async def test_a_failure_ends_the_loop_with_that_error_alone(waits: str) -> None:
     world = World()
     world.transport.error = WeightSyncError("http://a did not confirm")
-    never = asyncio.Event()
+    never, went_on = asyncio.Event(), False
     with pytest.raises(ExceptionGroup) as caught:
         async with asyncio.TaskGroup() as beside:
             beside.create_task(never.wait())  # as the producer: there to the end
@@ -151,6 +151,7 @@ async def test_a_failure_ends_the_loop_with_that_error_alone(waits: str) -> None
             await world.pushes.push(0, beside)
             world.transport.confirmed.set()
             await (world.pushes.through() if waits == "for the push" else never.wait())
-    assert leaves(caught.value) == [world.transport.error]
+            went_on = True
+    assert leaves(caught.value) == [world.transport.error] and not went_on
     assert world.clock.released == 0 and not world.recorder.recorded
     await asyncio.sleep(0)  # no cancellation is left over

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -183,6 +184,35 @@ async def test_one_that_refuses_the_update_does_not_hold_up_its_wave(
     assert sender.worlds == [5, 4, 2] and not pool.condemned
     assert pool.reports == [servers[1].endpoint]
     assert pool.versions == dict.fromkeys(pool.endpoints, 1)
+    await transport.close()
+
+
+async def test_an_update_that_was_opened_in_vain_is_closed_before_the_engine_goes_on(
+    servers: list[FakeServer],
+) -> None:
+    """One refuses after another has opened its update, and a group without it does not form: the
+    other goes on with its old weights, and its next update may be opened."""
+    transport, pool, sender = world(servers[:2])
+    servers[1].refuse["begin_weight_update"] = 1
+    join = sender.join
+
+    async def fails_second(*where: Any) -> None:
+        await join(*where)
+        if len(sender.joined) == 2:
+            raise WeightSyncError("port taken")
+
+    sender.join = fails_second  # type: ignore[method-assign]
+    await transport.push(1)
+    assert not pool.condemned and pool.versions == dict.fromkeys(pool.endpoints, 1)
+    calls = servers[0].calls
+    assert calls[calls.index("begin_weight_update") :][:5] == [
+        "begin_weight_update",
+        "destroy_weights_update_group",
+        "init_weights_update_group",
+        "destroy_weights_update_group",
+        "end_weight_update",
+    ]
+    assert pool.reports.count(servers[0].endpoint) == 1
     await transport.close()
 
 
