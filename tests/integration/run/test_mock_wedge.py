@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from configs.command_line.loader import load_config
+from pipeline.core.errors import WeightSyncError
+from pipeline.core.types import PushResult
+from pipeline.run.runner import leaves
 from pipeline.run.watchdog import Silence, Watchdog
 from pipeline.wiring import FAMILIES
 from pipeline.wiring.assemble import assemble
@@ -199,3 +202,20 @@ async def test_where_groups_wait_for_a_push_it_is_named(
     flags = ("--async-buffer-size", "1", "--update-weights-interval", "2", "--max-staleness", "1")
     row = await told(tmp_path, flags, "take", "push 1: deliver")
     assert row["num_trained"] == 3 == len(read_metrics(tmp_path / "m", "train"))
+
+
+async def test_a_push_that_fails_beside_the_learner_ends_the_run_with_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(self: MockTransport) -> PushResult:
+        raise WeightSyncError("mock://0 stays at version 0 after 3 attempts")
+
+    monkeypatch.setattr(MockTransport, "deliver", fails)
+    flags = [*FAST, *FASTER, *at(tmp_path), "--async-buffer-size", "2"]
+    run = assemble(load_config(later_wins(flags), families=FAMILIES), started_at=0.0)
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(train(run), 60)
+    (cause,) = leaves(caught.value)
+    assert isinstance(cause, WeightSyncError)
+    log = (tmp_path / "m" / "run.log").read_text()
+    assert log.count("the run ends with WeightSyncError: mock://0 stays at version 0") == 1
