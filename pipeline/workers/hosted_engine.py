@@ -161,9 +161,11 @@ class HostedEngine:
 
     def _share(self, rank: int, host: str, meeting: str | None, gpus: Sequence[str]) -> Share:
         place, spec = self._berths[rank].place, self.spec
+        log = spec.log_path if rank == 0 else spec.log_path.with_suffix(f".node-{rank}.log")
         return Share(
             spec=replace(
                 spec,
+                log_path=log,
                 host=host,
                 cuda_devices=tuple(gpus),
                 nnodes=len(self._hosts),

@@ -186,7 +186,8 @@ class Engine:
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         inner = free_port([self.port], host=self.spec.host)
         command = self.spec.command(self.port, weight_version, inner)
-        with self.spec.log_path.open("ab") as log:
+        # for its owner alone: SGLang writes all of its options down, keys included
+        with open(self.spec.log_path, "ab", opener=_private) as log:
             self._log_start = log.tell()
             log.write((self.spec.shown(command) + "\n").encode())
             log.flush()
@@ -257,6 +258,10 @@ async def answers(
             return response.status == 200
     except (aiohttp.ClientError, OSError, TimeoutError):
         return False
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _kill(pids: Iterable[int]) -> None:

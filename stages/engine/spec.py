@@ -131,6 +131,8 @@ class EngineSpec:
         SGLang never removes."""
         out = {**base, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
         out.setdefault("HF_HUB_OFFLINE", "1")  # the model is a folder on this machine
+        if self.nnodes > 1:  # how its ranks find each other; SGLang would guess
+            out["SGLANG_HOST_IP"] = self.host
         if self.device != "cpu":
             path = [str(ROOT), *filter(None, [base.get("PYTHONPATH")])]
             out["PYTHONPATH"] = os.pathsep.join(path)

@@ -37,7 +37,7 @@ SHORT = (
     "--eval-interval",
     "0",
 )
-RUN_SECONDS = 240.0
+RUN_SECONDS = 100.0
 
 
 class Job:

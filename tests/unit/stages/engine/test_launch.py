@@ -239,3 +239,11 @@ def test_free_ports_leave_out_taken_ones() -> None:
             return next(self.draws)
 
     assert free_port([25001], rng=Stuck()) == 25003  # type: ignore[arg-type]
+
+
+async def test_its_log_is_for_its_owner_alone(spec: ScriptSpec) -> None:
+    """SGLang writes its options there, and a key is one of them."""
+    engine = Engine(spec)
+    await engine.start(0, 30.0)
+    await engine.stop()
+    assert spec.log_path.stat().st_mode & 0o077 == 0
