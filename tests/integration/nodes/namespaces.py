@@ -1,8 +1,9 @@
 """Several machines in one: network namespaces joined by a bridge, with a raylet in each.
 
-Every namespace has an address of its own, a loopback of its own, and a link that delays and limits
-what passes it, and that can be cut. Files and processes are shared with the host, as on nodes with
-a common file system. Needs root (or CAP_NET_ADMIN) and `ip` and `tc` of iproute2."""
+Every namespace has an address of its own, a loopback of its own, a /dev/shm of its own, and a link
+that delays and limits what passes it, and that can be cut. Other files are shared with the host, as
+on nodes with a common file system. Needs root, `ip` and `tc` of iproute2, and `nsenter` and
+`unshare` of util-linux."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -31,8 +32,9 @@ START_SECONDS = 120.0
 
 def why_not() -> str | None:
     """Why there are no namespaces to be had here; None where there are."""
-    if shutil.which("ip") is None or shutil.which("tc") is None:
-        return "needs `ip` and `tc` (Debian: apt-get install iproute2)"
+    lacking = [name for name in ("ip", "tc", "nsenter", "unshare") if shutil.which(name) is None]
+    if lacking:
+        return f"needs {', '.join(lacking)} (Debian: apt-get install iproute2 util-linux)"
     name = f"try{uuid.uuid4().hex[:6]}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if made.returncode:
@@ -49,11 +51,12 @@ class Machine:
     address: str
     link: str  # the bridge's end of its cable
     folder: Path  # of its Ray
-    raylet: list[psutil.Process] = field(default_factory=list)
+    keeper: subprocess.Popen[bytes] | None = None  # does nothing, and keeps the namespaces
 
     def command(self, *words: str) -> list[str]:
         """`words`, inside."""
-        return ["ip", "netns", "exec", self.name, *words]
+        assert self.keeper is not None
+        return ["nsenter", f"--target={self.keeper.pid}", "--net", "--mount", "--", *words]
 
     def cut(self) -> None:
         """Pulls the cable."""
@@ -64,14 +67,15 @@ class Machine:
         _ip("link", "set", self.link, "up")
 
     def processes(self) -> list[psutil.Process]:
-        """All that run inside."""
+        """All that run inside, but for the keeper."""
         told = subprocess.run(
             ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True
         ).stdout.split()
         out = []
-        for pid in told:
+        for pid in map(int, told):
             with contextlib.suppress(psutil.Error):
-                out.append(psutil.Process(int(pid)))
+                if self.keeper is None or pid != self.keeper.pid:
+                    out.append(psutil.Process(pid))
         return out
 
     def die(self) -> None:
@@ -123,6 +127,14 @@ class Cluster:
             ("link", "set", "lo", "up"),
         ):
             _ip("-n", name, *words)
+        # exec of exec: the process that is known here is the one that keeps the namespaces
+        keep = "mount -t tmpfs tmpfs /dev/shm && exec sleep infinity"
+        machine.keeper = subprocess.Popen(
+            ["ip", "netns", "exec", name, "unshare", "--mount", "sh", "-c", keep]
+        )
+        while psutil.Process(machine.keeper.pid).name() != "sleep":
+            assert machine.keeper.poll() is None, f"{name}: {keep} failed"
+            time.sleep(0.01)
         for shape in SHAPES:  # the first that this kernel has
             done = subprocess.run(
                 ["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "eth0", "root", *shape],
@@ -167,6 +179,9 @@ class Cluster:
         left = [p for machine in self.machines for p in machine.processes()]
         psutil.wait_procs(left, timeout=10)
         for machine in self.machines:
+            if machine.keeper is not None:
+                machine.keeper.kill()
+                machine.keeper.wait()
             _ip("netns", "del", machine.name, check=False)
             for _ in range(50):
                 shutil.rmtree(machine.folder, ignore_errors=True)
