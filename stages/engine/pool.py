@@ -20,7 +20,8 @@ from stages.engine.view import Elsewhere, EngineView, PoolView
 
 logger = logging.getLogger(__name__)
 
-BACKOFF_SECONDS = 1.0  # before the first restart of an engine; doubles with every further one
+BACKOFF_SECONDS = 1.0  # before a dead engine's restart; doubles with every one that fails
+BACKOFF_MAX_SECONDS = 30.0
 
 OnRestart = Callable[[str], Awaitable[None]]
 OnEvent = Callable[[str, str, str], None]
@@ -281,8 +282,10 @@ class SGLangPool:
         """Starts the engine again until it is up with the current weights, or its restarts are used
         up."""
         error: Exception = EngineError(reason)
+        backoff = BACKOFF_SECONDS
         while slot.restarts < self._max_restarts:
-            await self._sleep(BACKOFF_SECONDS * 2**slot.restarts)
+            await self._sleep(backoff)
+            backoff = min(2 * backoff, BACKOFF_MAX_SECONDS)
             slot.restarts += 1
             self._num_restarts += 1
             try:

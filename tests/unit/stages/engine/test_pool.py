@@ -274,6 +274,21 @@ async def test_restarts_are_bounded_and_the_last_engine_to_go_fails_all_who_wait
     assert sleeps.seconds == [1.0, 2.0]
 
 
+async def test_only_restarts_that_fail_make_the_next_one_wait_longer_and_never_without_end() -> (
+    None
+):
+    pool, engines, _, sleeps = make(restarts=20)
+    await pool.start()
+    for _ in range(9):  # it comes back every time
+        pool.condemn(engines[0].endpoint, "a test")
+        assert await pool.settled(engines[0].endpoint)
+    assert sleeps.seconds == [1.0] * 9
+    engines[0].failures = [EngineError("no memory")] * 7
+    pool.condemn(engines[0].endpoint, "a test")
+    assert await pool.settled(engines[0].endpoint)
+    assert sleeps.seconds[9:] == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+
+
 async def test_a_lost_engine_does_not_take_the_others_with_it() -> None:
     pool, engines, _, _ = make(restarts=0)
     await pool.start()
