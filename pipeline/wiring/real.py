@@ -44,6 +44,7 @@ from pipeline.wiring.rollout_workers import make_workers, oldest_version
 from pipeline.wiring.router import make_router, tell_args
 from pipeline.workers.learner_group import LearnerGroup
 from pipeline.workers.pools import Pools
+from pipeline.workers.ray_cluster import ray_address
 from pipeline.workers.turns import TurnTaking
 from stages.batch import make_batch
 from stages.engine.memory import EngineMemory
@@ -90,7 +91,15 @@ def real_backend(site: RunContext) -> Backend:
         if share.rollout and config.has_engines and not config.run.debug_rollout_only
         else None
     )
-    transport = make_transport(pool, learner, config.cluster, device=device, headers=headers)
+    transport = make_transport(
+        pool,
+        learner,
+        config.cluster,
+        device=device,
+        # on several nodes what all of them see is the run's folder
+        folder=site.run_dir.path / "weights" if ray_address(config.cluster) else None,
+        headers=headers,
+    )
 
     pairs = _warmup_pairs(site, tokenizer)
 
