@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import psutil
+
 from pipeline.core.engine_auth import engine_headers
 from pipeline.core.errors import EngineError, SlipstreamError
 from pipeline.workers.engine_host import Share, remote_host
@@ -22,6 +24,7 @@ T = TypeVar("T")
 
 HOST_SECONDS = 120.0  # for Ray to start a host's process
 STOP_SECONDS = 20.0  # for a host to end its engine, before the host is ended itself
+ANSWER_SECONDS = 10.0  # for a host to say that it is there, before it is replaced
 LOOPBACK = "127.0.0.1"
 
 
@@ -36,6 +39,7 @@ class HostedEngine:
         self._hosts: list[Any] = []
         self._where: list[Where] = []
         self._berths: list[Berth] = []
+        self._here: list[psutil.Process] = []  # of the hosts, those on the driver's node
         self._alive = False
         self._tail = "(it is not started)"
         self._watching: asyncio.Task[None] | None = None
@@ -60,10 +64,15 @@ class HostedEngine:
             await self._make_hosts()
         shares = await self._shares()
         try:
-            endpoints = await _all(
-                host.start.remote(share, weight_version, timeout_seconds)
-                for host, share in zip(self._hosts, shares, strict=True)
+            endpoints = await asyncio.wait_for(
+                _all(
+                    host.start.remote(share, weight_version, timeout_seconds)
+                    for host, share in zip(self._hosts, shares, strict=True)
+                ),
+                2 * timeout_seconds + HOST_SECONDS,  # it keeps to its deadline itself, if it runs
             )
+        except TimeoutError:
+            raise EngineError(f"{self.name}: its host gave no answer; is it stopped?") from None
         except EngineError as error:
             self._tail = str(error)
             raise
@@ -103,8 +112,9 @@ class HostedEngine:
         if not self._hosts:
             return False
         try:
-            await _all(host.log_tail.remote() for host in self._hosts)
-        except SlipstreamError:
+            tails = _all(host.log_tail.remote() for host in self._hosts)
+            await asyncio.wait_for(tails, ANSWER_SECONDS)
+        except (SlipstreamError, TimeoutError):  # dead, or stopped
             return False
         return True
 
@@ -125,8 +135,11 @@ class HostedEngine:
             raise EngineError(
                 f"{self.name}: Ray did not start its host within {HOST_SECONDS:g} s"
             ) from None
-        for where in self._where:
+        for where, berth in zip(self._where, self._berths, strict=True):
             self._pools.note(where.pid)
+            if berth.place.node.is_driver:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it is dead already
+                    self._here.append(psutil.Process(where.pid))
 
     async def _end_hosts(self, *, ask: bool) -> None:
         hosts, self._hosts = self._hosts, []
@@ -143,8 +156,17 @@ class HostedEngine:
         for host in hosts:
             with contextlib.suppress(Exception):  # it is gone, or the cluster is
                 ray.kill(host)
+        self._kill_hosts_here()
         if ask:
             self._pools.leave(self.spec.index)
+
+    def _kill_hosts_here(self) -> None:
+        """Those on the driver's node, by their number: one that is stopped does not hear Ray, and
+        its engine would live on at the address of the next."""
+        here, self._here = self._here, []
+        for process in here:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     async def _shares(self) -> list[Share]:
         """What each host is told."""

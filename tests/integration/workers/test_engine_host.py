@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from pipeline.core.errors import ConfigError, EngineError
 from pipeline.schedule.placement import Wanted
+from pipeline.workers import hosted_engine
 from pipeline.workers.hosted_engine import HostedEngine
 from pipeline.workers.pools import Pools
 from tests.script_engine import ScriptSpec, gone
@@ -105,6 +106,23 @@ async def test_a_host_that_is_killed_takes_its_engine_along_and_is_replaced(
     assert await engine.healthy(deep=False)
     await engine.stop()
     assert not scratch.exists() and not shared.exists()
+
+
+async def test_a_host_that_is_stopped_is_replaced_when_its_engine_must_be_started_again(
+    engine: HostedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosted_engine, "ANSWER_SECONDS", 2.0)
+    await engine.start(0, 60.0)
+    child, host = marks(engine)[0], psutil.Process(engine._where[0].pid)
+    server = psutil.Process(child).parent()
+    assert server is not None
+    host.suspend()
+    engine.kill()
+    await engine.start(0, 60.0)
+    assert await engine.healthy(deep=False)
+    await asyncio.to_thread(psutil.wait_procs, [host, server], 30)
+    assert not host.is_running() and not server.is_running()
+    psutil.Process(child).kill()  # this server's own child, of which the kernel knows nothing
 
 
 async def test_an_engine_that_does_not_start_says_why(engine: HostedEngine) -> None:
