@@ -48,6 +48,9 @@ class ClusterConfig:
     weight_transport: Literal["distributed", "disk"] = "distributed"
     # how many bytes make a bucket of the distributed transport
     update_weight_buffer_size: int = 512 << 20
+    # compares the engines' weights by checksum after every push, and what the first one brings with
+    # the checkpoint that they had loaded
+    check_weight_update_equal: bool = False
     # the share of the engines that a push pauses at the same time; 1 is all of them
     push_wave_fraction: float = 0.5
     # keeps the attention cache of running requests at a push, computes it again, or lets them end

@@ -29,7 +29,6 @@ OFF: Mapping[str, Any] = {
     "rollout_data_transport": "object-store",
     "http_proxy": None,
     "use_distributed_post": False,
-    "check_weight_update_equal": False,
     "rollout_health_check_interval": 30.0,
     "rollout_health_check_timeout": 30.0,
     "rollout_health_check_first_wait": 0,

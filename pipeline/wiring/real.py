@@ -133,7 +133,11 @@ def real_backend(site: RunContext) -> Backend:
         warmed_up = site.snapshot is None and config.warmup.sft_steps
         # engines of somebody else's may hold any weights
         other = served is None or warmed_up or config.cluster.rollout_external_engine_addrs
-        if other and config.has_engines and not run.debug_rollout_only:
+        pushes = config.has_engines and not run.debug_rollout_only
+        if pushes and not other and config.cluster.check_weight_update_equal:
+            await transport.wipe_loaded()
+            other = True
+        if other and pushes:
             await transport.push(site.clock.policy_version)
         if gateway is not None:
             await gateway.start()

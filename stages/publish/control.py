@@ -93,6 +93,26 @@ class EngineControl:
         body = {"model_path": str(folder), "weight_version": str(version), "flush_cache": False}
         await self._post("update_weights_from_disk", body, TRANSFER_SECONDS)
 
+    async def checksums(self) -> dict[str, str]:
+        """Of every tensor as it lies in the engine: "name, rank N" -> checksum."""
+        answer = await self._call(
+            "POST", "weights_checker", {"action": "checksum"}, TRANSFER_SECONDS
+        )
+        try:
+            return {
+                f"{name}, rank {i}": str(value)
+                for i, rank in enumerate(answer["ranks"])
+                for name, value in rank["checksums"].items()
+            }
+        except (KeyError, TypeError, AttributeError):
+            raise WeightSyncError(
+                f"{self.endpoint}/weights_checker gave no checksums but {str(answer)[:200]}"
+            ) from None
+
+    async def wipe_weights(self) -> None:
+        """Overwrites all weights with others."""
+        await self._post("weights_checker", {"action": "reset_tensors"}, TRANSFER_SECONDS)
+
     async def _post(
         self, path: str, body: Mapping[str, Any], seconds: float = CONTROL_SECONDS
     ) -> None:

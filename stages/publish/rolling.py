@@ -20,6 +20,7 @@ from pipeline.core.errors import WeightSyncError
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import PushResult
 from stages.publish.control import EngineControl, settle
+from stages.publish.equality import EqualityCheck
 from stages.publish.turn import PushPool, Turn, shielded
 from stages.publish.waves import split_waves
 
@@ -57,6 +58,7 @@ class RollingTransport(ABC):
         self._staged: int | None = None  # the version that is staged
         self._delivered: set[str] = set()  # engines that hold what is staged
         self._stall_seconds: dict[str, float] = {}
+        self._equality = EqualityCheck(self._control) if cluster.check_weight_update_equal else None
         pool.on_restart = self.resync
 
     @property
@@ -99,6 +101,9 @@ class RollingTransport(ABC):
                 f"policy version {self._staged} did not reach every engine: {what}"
             )
         await self._all_delivered()
+        if self._equality is not None:
+            async with self._lock:
+                await self._equality.check(sorted(self._delivered), self._staged)
         return PushResult(
             policy_version=self._staged,
             seconds=self._time.now() - self._began,
@@ -106,6 +111,12 @@ class RollingTransport(ABC):
             num_bytes=self._num_bytes,
             num_engines=len(self._delivered),
         )
+
+    async def wipe_loaded(self) -> None:
+        """With --check-weight-update-equal, of engines that have loaded the learner's own weights:
+        the next push must bring the same ones. Before anything is generated."""
+        if self._equality is not None:
+            await self._equality.wipe(self._pool.endpoints)
 
     async def push(self, policy_version: int) -> PushResult:
         """Stages and delivers."""

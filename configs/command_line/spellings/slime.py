@@ -66,10 +66,6 @@ SLIME: Mapping[str, Spelling] = {
     "custom-update-weight-post-write-path": Absent(
         why="there is no hook between writing a push and reading it"
     ),
-    "check-weight-update-equal": Absent(
-        why="every engine confirms the policy version, weights are not compared tensor by tensor."
-        " Drop it"
-    ),
     "release-train": Absent(
         why="the learner's processes stay; --offload-train frees their device memory"
     ),

@@ -30,6 +30,7 @@ class FakeServer:
         self.entered: dict[str, asyncio.Event] = {}
         self.blocked: dict[str, asyncio.Event] = {}
         self.endpoint = ""
+        self.weights = self.brings = "as loaded"  # what it holds, and what a push leaves there
 
     async def handle(self, request: web.Request) -> web.Response:
         path = request.path.removeprefix("/")
@@ -53,6 +54,10 @@ class FakeServer:
         error = self.act(path, body)
         if path == "model_info":
             return web.json_response({"weight_version": str(self.version)})
+        if path == "weights_checker" and body["action"] == "checksum":
+            return web.json_response(
+                {"success": True, "ranks": [{"checksums": {"a": "same", "b": self.weights}}]}
+            )
         return web.json_response(
             {"success": error is None, "message": error or "ok"},
             status=200 if error is None else 400,
@@ -79,6 +84,9 @@ class FakeServer:
             if not self.updating or body["group_name"] not in self.groups:
                 return "no session or no group"
             self.version = int(body.get("weight_version", self.version))
+            self.weights = self.brings
+        elif path == "weights_checker" and body["action"] == "reset_tensors":
+            self.weights = "wiped"
         elif path == "update_weights_from_disk":
             self.version = int(body["weight_version"])
         return None
