@@ -14,7 +14,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ class RayCluster:
         else:
             options["address"] = self._address
         try:
-            ray.init(**options)
+            with _beside_our_process_group():
+                ray.init(**options)
         except (
             RuntimeError,
             ConnectionError,
@@ -211,6 +213,21 @@ def take_sigterm_back() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         signal.siginterrupt(signal.SIGTERM, False)  # as an event loop has it
+
+
+@contextlib.contextmanager
+def _beside_our_process_group() -> Iterator[None]:
+    """Ray's processes are started in groups of their own. A SIGTERM to the run's whole group, as
+    `timeout` and batch systems send it, would end them at once, while the run needs them to finish
+    its step, save and close. (They still die with the run, by Ray's PR_SET_PDEATHSIG.)"""
+    from ray._private import services
+
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _kill(processes: Sequence[psutil.Process]) -> None:

@@ -230,3 +230,27 @@ def test_a_run_with_workers_ends_at_a_signal_and_goes_on(
     found = totals(tmp_path / "s")
     assert (found["lost"], found["duplicated"]) == (0, 0)
     assert json.loads((tmp_path / "s" / "summary.json").read_text())["num_rollouts"] == 40
+
+
+def test_a_sigterm_to_the_whole_process_group_ends_a_run_as_one_to_the_run_alone(
+    tmp_path: Path, nothing_left_behind: None
+) -> None:
+    """`timeout` and batch systems signal every process of a job."""
+    process = subprocess.Popen(
+        entry_command(
+            *(*FAST, "--num-rollout-workers", "2", "--num-rollout", "100000"),
+            *("--runs-dir", str(tmp_path), "--name", "t"),
+        ),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ),
+        start_new_session=True,
+    )
+    until(lambda: trained(tmp_path / "t") >= 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM and "died" not in said, said
+    found = totals(tmp_path / "t")
+    assert (found["lost"], found["duplicated"]) == (0, 0)
