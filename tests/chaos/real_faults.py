@@ -45,7 +45,6 @@ FLAGS = (
     *("--engine-restarts", "1000", "--rollout-worker-restarts", "1000"),
     *("--generate-timeout-seconds", "8"),
 )
-STOP_SECONDS = (10.0, 30.0)  # a process stands still so long: shorter and longer than patience
 PAUSE_SECONDS = 3.0  # at most, between a recovery and the next fault
 ROWS = 2  # rollouts that are trained after a recovery, before the next fault
 RECOVERY_SECONDS = 300.0
@@ -54,8 +53,10 @@ RECOVERY_SECONDS = 300.0
 class FaultyRun:
     """One run, and what is done to it."""
 
-    def __init__(self, folder: Path, rng: random.Random, more: Sequence[str]) -> None:
-        self.run, self._rng = folder / "r", rng
+    def __init__(
+        self, folder: Path, rng: random.Random, longest_stop: float, more: Sequence[str]
+    ) -> None:
+        self.run, self._rng, self._longest_stop = folder / "r", rng, longest_stop
         (folder / "t").mkdir()  # whatever it makes there and does not remove is found
         flags = (*FLAGS, *more, "--runs-dir", str(folder), "--name", "r")
         self._output = folder / "output.txt"
@@ -137,7 +138,8 @@ class FaultyRun:
         return lambda: self._num_workers_back() > back
 
     def _stop(self, of: list[psutil.Process]) -> Callable[[], bool]:
-        victim, until = self._rng.choice(of), time.monotonic() + self._rng.uniform(*STOP_SECONDS)
+        seconds = self._rng.uniform(self._longest_stop / 3, self._longest_stop)
+        victim, until = self._rng.choice(of), time.monotonic() + seconds
         victim.suspend()
         while victim.is_running() and time.monotonic() < until:
             time.sleep(0.1)
@@ -190,21 +192,30 @@ class FaultyRun:
         return f" It said:\n{self._output.read_text()[-6000:]}"
 
 
-def real_faults(*, faults: int, seed: int, more: Sequence[str] = (), say: Any = print) -> Any:
-    """Returns {"seconds": kind -> seconds to recover of each, "rollouts", "problems"}."""
+def real_faults(
+    *,
+    faults: int,
+    seed: int,
+    longest_stop: float = 30.0,
+    more: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Returns {"seconds": kind -> seconds to recover of each, "rollouts", "problems"}.
+
+    `longest_stop`: a stopped process stands still at most so many seconds, and at least a third."""
     # a short name: Ray's sockets lie below, and the kernel takes 107 characters
     folder = Path(tempfile.mkdtemp(prefix="c-"))
     watch = SharedMemoryWatch()
     watch.start()
     seconds: dict[str, list[float]] = defaultdict(list)
-    faulty = FaultyRun(folder, random.Random(seed), more)
+    faulty = FaultyRun(folder, random.Random(seed), longest_stop, more)
     try:
         faulty.wait_until_trained(2)
         for number, kind in enumerate(faulty.kinds(faults), 1):
             seconds[kind].append(faulty.hit(kind))
             say(f"{number:3} {kind}: {seconds[kind][-1]:.1f} s, {faulty.trained()} rollouts")
         status = faulty.end()
-        found = [f"exit status {status}"] if status else []
+        found = [] if status == 128 + signal.SIGTERM else [f"exit status {status}"]
         found += problems(faulty.run)
         found += [f"process left behind: {p}" for p in faulty.victims.alive()]
         found += [f"left behind: {path}" for path in sorted((folder / "t").iterdir())]
