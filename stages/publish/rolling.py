@@ -184,7 +184,7 @@ class RollingTransport(ABC):
                 await self._sleep(RETRY_SECONDS * 2 ** (attempt - 1))
             if not await self._pool.settled(endpoint):
                 logger.warning(
-                    "policy version %d leaves out %s, which is lost for good",
+                    "policy version %d leaves out %s: it is lost for good, or elsewhere now",
                     self._staged,
                     endpoint,
                 )
