@@ -182,7 +182,7 @@ def test_a_learner_over_two_machines_and_an_engine_over_two(start: Callable[...,
             cluster,
             *("--actor-num-nodes", "2"),
             *("--rollout-num-gpus", "2", "--rollout-num-gpus-per-engine", "2"),
-            *("--num-rollout", "3"),
+            *("--num-rollout", "3", "--sft-steps", "0", "--check-weight-update-equal"),
         )
         job.wait_for(lambda: job.num_trained() >= 1)
         assert all(engines_of(machine) for machine in cluster.machines)
