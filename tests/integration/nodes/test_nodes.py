@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import ROOT, read_metrics
+from tests.conftest import ROOT, entry_command, read_metrics
 from tests.integration.nodes import namespaces
 from tests.integration.nodes.namespaces import Cluster, Machine
 
@@ -37,7 +37,7 @@ SHORT = (
     "--eval-interval",
     "0",
 )
-RUN_SECONDS = 100.0
+RUN_SECONDS = 240.0
 
 
 class Job:
@@ -48,16 +48,12 @@ class Job:
         self._out = (folder / "out.txt").open("w+")
         self.process = subprocess.Popen(
             machine.command(
-                sys.executable,
-                str(ROOT / "train_async.py"),
-                *SHORT,
-                *flags,
-                "--ray-address",
-                cluster.address,
-                "--runs-dir",
-                str(folder),
-                "--name",
-                "run",
+                *entry_command(
+                    *SHORT,
+                    *flags,
+                    *("--ray-address", cluster.address),
+                    *("--runs-dir", str(folder), "--name", "run"),
+                )
             ),
             cwd=ROOT,
             env={**cluster.environment, "HF_HUB_OFFLINE": "1"},
