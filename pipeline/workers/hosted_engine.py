@@ -221,7 +221,7 @@ class HostedEngine:
         if error is None:
             how, self._tail = first.result()
         else:
-            how = f"its host ended: {error}"
+            how = f"lost its host: {error}"
         told, self._alive = self._alive, False
         if told and self.on_death is not None:  # else it was ended by us
             self.on_death(how)

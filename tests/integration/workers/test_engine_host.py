@@ -97,7 +97,7 @@ async def test_a_host_that_is_killed_takes_its_engine_along_and_is_replaced(
     child, scratch, shared = marks(engine)
     server = psutil.Process(child).parent()
     os.kill(engine._where[0].pid, signal.SIGKILL)
-    assert "its host ended" in await asyncio.wait_for(told, 60)
+    assert "lost its host" in await asyncio.wait_for(told, 60)
     assert server is not None
     await asyncio.to_thread(psutil.wait_procs, [server], 30)
     assert not server.is_running() and not engine.alive
