@@ -24,6 +24,7 @@ from yarl import URL
 from configs.schema import RolloutConfig
 from pipeline.core.errors import EngineError, ForgottenWeightsError, RefusedRequestError
 from pipeline.core.protocols import EnginePool
+from pipeline.core.sockets import watched_socket
 from pipeline.core.types import Completion
 from stages.generate.answers import ExpertsWanted, parse_completion
 from stages.generate.through_router import ThroughRouter
@@ -300,7 +301,11 @@ def open_http_session(
     `connection_limit` 0 means no limit. `headers`: of every request."""
     return aiohttp.ClientSession(
         headers=headers,
-        connector=aiohttp.TCPConnector(limit=connection_limit, keepalive_timeout=KEEPALIVE_SECONDS),
+        connector=aiohttp.TCPConnector(
+            limit=connection_limit,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            socket_factory=watched_socket,
+        ),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("User-Agent", "Accept-Encoding"),

@@ -17,6 +17,7 @@ import aiohttp
 
 from configs.schema import ClusterConfig
 from pipeline.core.errors import WeightSyncError
+from pipeline.core.sockets import watched_socket
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import PushResult
 from stages.publish.control import EngineControl, settle
@@ -162,7 +163,9 @@ class RollingTransport(ABC):
     def _control(self, endpoint: str) -> EngineControl:
         if self._session is None:
             # no limit: the engines of a wave wait for each other
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
+            connector = aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, socket_factory=watched_socket
+            )
             self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
         return EngineControl(self._session, endpoint)
 

@@ -56,7 +56,9 @@ class Machine:
     def command(self, *words: str) -> list[str]:
         """`words`, inside."""
         assert self.keeper is not None
-        return ["nsenter", f"--target={self.keeper.pid}", "--net", "--mount", "--", *words]
+        # a mount namespace is entered at its root
+        go = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", str(Path.cwd())]
+        return ["nsenter", f"--target={self.keeper.pid}", "--net", "--mount", "--", *go, *words]
 
     def cut(self) -> None:
         """Pulls the cable."""
