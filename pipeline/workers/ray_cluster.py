@@ -150,8 +150,11 @@ class RayCluster:
         self._remove_folder()
 
     def kill_now(self, pids: Collection[int]) -> None:
-        """End every process of ours on this machine at once, without asking any of them."""
-        ours = self._processes(pids)
+        """End every process of ours on this machine at once, without asking any of them.
+
+        Python's resource trackers are left to remove the semaphores of those that are gone, and
+        end."""
+        ours = [p for p in self._processes(pids) if not _is_resource_tracker(p)]
         _kill(ours)
         psutil.wait_procs(ours, timeout=GONE_SECONDS)
         self._remove_folder()
@@ -228,6 +231,13 @@ def _beside_our_process_group() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen
+
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    try:
+        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _kill(processes: Sequence[psutil.Process]) -> None:
