@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -90,8 +91,11 @@ class RayCluster:
             os.environ.update(_LOCAL_ENVIRONMENT)
             # Ray reads it once a process
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        imported_before = "ray" in sys.modules  # by a user's file, say
         import ray
 
+        if imported_before and self._address is None:
+            _read_environment_again()
         if ray.is_initialized():
             raise ClusterError(
                 "Ray is already running in this process: one run at a time, close the other first"
@@ -208,6 +212,15 @@ class RayCluster:
             if s.strip() and not s.startswith(":")
         ]
         return lines[-count:]
+
+
+def _read_environment_again() -> None:
+    """What `import ray` reads of the environment, which we have changed since."""
+    from ray._private import ray_constants
+    from ray._raylet import Config
+
+    Config.initialize("")
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def take_sigterm_back() -> None:

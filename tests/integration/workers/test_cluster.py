@@ -271,6 +271,31 @@ async def test_sigterm_is_ours_to_handle(model: Path, temporary: Path) -> None:
     assert names_in(temporary) == []
 
 
+IMPORTED_BEFORE = """
+import ray  # as a user's file may
+from pipeline.workers.ray_cluster import RayCluster
+
+cluster = RayCluster(None, devices=1, on_gpu=False, object_store_bytes=100 << 20)
+cluster.start()
+print([node["NodeManagerAddress"] for node in ray.nodes()], flush=True)
+cluster.stop([])
+"""
+
+
+async def test_ray_may_have_been_imported_before(temporary: Path) -> None:
+    """It reads its environment then: that it is to ask for a token, and to stay on loopback."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", IMPORTED_BEFORE],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "['127.0.0.1']\n"), done.stderr
+    assert names_in(temporary) == []
+
+
 KILL_NOW = """
 import asyncio, os, sys
 from pathlib import Path
