@@ -25,6 +25,7 @@ import psutil
 from configs.schema import ClusterConfig
 from pipeline.core.errors import ClusterError
 from pipeline.schedule.placement import Node
+from stages.engine.launch import is_resource_tracker
 
 logger = logging.getLogger(__name__)
 REMOVE_ATTEMPTS = 20
@@ -158,7 +159,7 @@ class RayCluster:
 
         Python's resource trackers are left to remove the semaphores of those that are gone, and
         end."""
-        ours = [p for p in self._processes(pids) if not _is_resource_tracker(p)]
+        ours = [p for p in self._processes(pids) if not is_resource_tracker(p.pid)]
         _kill(ours)
         psutil.wait_procs(ours, timeout=GONE_SECONDS)
         self._remove_folder()
@@ -244,13 +245,6 @@ def _beside_our_process_group() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen
-
-
-def _is_resource_tracker(process: psutil.Process) -> bool:
-    try:
-        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
 
 
 def _kill(processes: Sequence[psutil.Process]) -> None:

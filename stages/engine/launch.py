@@ -168,7 +168,7 @@ class Engine:
         self._note_shared_memory()
         # Python's resource trackers remove leaked semaphores when everyone else is gone, and end:
         # let them.
-        _kill(pid for pid in members if not _is_resource_tracker(pid))
+        _kill(pid for pid in members if not is_resource_tracker(pid))
         self._sweep()
 
     def log_tail(self, lines: int = TAIL_LINES) -> str:
@@ -272,7 +272,8 @@ def _kill(pids: Iterable[int]) -> None:
             continue
 
 
-def _is_resource_tracker(pid: int) -> bool:
+def is_resource_tracker(pid: int) -> bool:
+    """Is it Python's, which removes the semaphores of those that are gone, and ends?"""
     try:
         return "multiprocessing.resource_tracker" in " ".join(psutil.Process(pid).cmdline())
     except psutil.Error:

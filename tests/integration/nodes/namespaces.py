@@ -20,8 +20,8 @@ from pathlib import Path
 
 import psutil
 
-NETWORK = "10.211.77"  # of documentation and tests nobody's; one network at a time
-# a delay of 1 ms and 1 Gbit/s; the second for kernels that can limit but not delay
+NETWORK = "10.211.77"  # private addresses; one such network at a time
+# 1 ms and 1 Gbit/s; the second for kernels that can limit but not delay. Without both: no limit
 SHAPES = (
     ("netem", "delay", "1ms", "rate", "1gbit"),
     ("tbf", "rate", "1gbit", "burst", "256kb", "latency", "50ms"),
