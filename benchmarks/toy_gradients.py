@@ -69,6 +69,7 @@ class Tokens:
     token_counts: Tensor
     sample_lengths: Tensor
     staleness: Tensor
+    teacher_log_probs: None = None
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
         return torch.ones(len(self.token_counts))

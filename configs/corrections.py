@@ -193,8 +193,6 @@ def asks_for_log_probs(args: Any) -> str | None:
     for flag in ("use_tis", "use_rollout_logprobs", "true_on_policy_mode", "ess_lr_scaling"):
         if getattr(args, flag):
             return f"--{flag.replace('_', '-')}"
-    if args.use_opd:
-        return "--use-opd"
     if args.correction_veto_threshold is not None:
         return "--correction-veto-threshold"
     if PRESETS[args.off_policy_correction].correction.active:

@@ -56,6 +56,8 @@ class TrainSample:
     norm_length: int | None = None
     # [n, layers, top-k], n <= T - 1: Sample.rollout_routed_experts, to be replayed
     routed_experts: np.ndarray | None = None
+    # [R] float32, with --use-opd: the teacher's log-probs of the response
+    teacher_log_probs: np.ndarray | None = None
     # Sample.multimodal_train_inputs: model arguments such as pixel_values
     multimodal: Mapping[str, np.ndarray] | None = None
 
@@ -133,8 +135,9 @@ class StepResult:
     Always there: loss, grad_norm, lr, entropy, kl_rollout_old, kl_rollout_old_k1, kl_old_new,
     ratio_mean, ratio_max, clip_fraction, masked_fraction, tis_mean, tis_clip_fraction,
     ess_fraction, rollout_ratio_p01, _p50, _p99, train_rollout_logprob_abs_diff (mean) and _max,
-    num_tokens, seconds; with a reference kl_ref, with replayed experts routing_mismatch, with
-    auxiliary losses moe_*. A learner with a model adds peak_memory_bytes (the rank with the most),
+    num_tokens, seconds; with a reference kl_ref, with a teacher opd_kl, with replayed experts
+    routing_mismatch, with auxiliary losses moe_*. A learner with a model adds peak_memory_bytes
+    (the rank with the most),
     tokens_per_second_per_device, model_tflops (a device), and mfu on a GPU whose peak is known.
     The bins of the log-ratio's histogram are there as rollout_log_ratio_bin/0, 1, ... (in tokens).
     Those of the behaviour policy are there by staleness too, as ess_fraction/staleness_2-3 (0, 1,

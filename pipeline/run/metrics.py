@@ -131,7 +131,6 @@ def train_record(
         "rollout_id": rollout_id,
         "policy_version": policy_version,
         **_rewards(groups, reward_key),
-        **_teacher(samples),
         "loss": result.metrics.get("loss"),
         "grad_norm": result.metrics.get("grad_norm"),
         "ess_fraction": result.metrics.get("ess_fraction"),
@@ -212,27 +211,6 @@ def _histograms(
         "rollout_log_ratio": Histogram.of_log_ratio(metrics),
     }
     return {name: histogram.to_dict() for name, histogram in found.items() if histogram}
-
-
-def _teacher(samples: Sequence[Sample]) -> Record:
-    """`opd_kl`: reverse KL to the teacher, nats a trained token, estimated from the tokens that
-    were sampled (k1)."""
-    total = count = 0.0
-    for sample in filter(is_trained, samples):
-        if sample.teacher_log_probs is not None and sample.rollout_log_probs is not None:
-            mask = (
-                np.ones(sample.response_length)
-                if sample.loss_mask is None
-                else np.asarray(sample.loss_mask)
-            )
-            total += float(
-                (
-                    mask
-                    * (np.asarray(sample.rollout_log_probs) - np.asarray(sample.teacher_log_probs))
-                ).sum()
-            )
-            count += float(mask.sum())
-    return {"opd_kl": total / count} if count else {}
 
 
 def _lengths(samples: Sequence[Sample]) -> Record:

@@ -13,7 +13,7 @@ from configs.schema import Config
 from pipeline.core.encoded_group import EncodedGroup
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.types import Group, Sample, TrainBatch, TrainSample
-from stages.advantage import apply_opd, compute_advantages, load_hooks, mask_offpolicy_tokens
+from stages.advantage import compute_advantages, load_hooks, mask_offpolicy_tokens, with_teacher
 from stages.advantage.postprocess import load_postprocess
 from stages.batch import make_batch
 from stages.filter import build_all_samples_process, build_sample_filter
@@ -91,9 +91,7 @@ class Batcher:
             hooks=self._hooks,
         )
         if self._config.distill.use_opd:
-            samples = apply_opd(
-                samples, [s for group in lists for s in group], self._config.distill.opd_kl_coef
-            )
+            samples = with_teacher(samples, [s for group in lists for s in group])
         if self._postprocess is not None:
             samples = self._postprocess(rollout_id, samples)
         return samples

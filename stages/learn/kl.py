@@ -1,4 +1,5 @@
-"""Estimates of the KL divergence from sampled tokens, and the KL penalty in the advantages."""
+"""Estimates of the KL divergence from sampled tokens, and the KL penalty in the advantages:
+to the reference model, to a teacher."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from pipeline.core.errors import LearnerError
 
 KlType = Literal["k1", "k2", "k3", "low_var_kl"]
 
@@ -54,3 +57,25 @@ def apply_kl_to_advantages(
     pays for itself only (no return over the rest of the sample), as in REINFORCE++-baseline (Hu et
     al. 2025, arXiv:2501.03262) and slime's function of it."""
     return advantages - kl_coef * compute_approx_kl(log_probs, ref_log_probs, kl_type).detach()
+
+
+def reverse_kl_to_teacher(
+    log_probs: Tensor, teacher_log_probs: Tensor | None, *, token_counts: Tensor
+) -> Tensor:
+    """[N] log p - log teacher of every trained token, in nats; no gradient. What on-policy
+    distillation takes off a token's advantage.
+
+    `log_probs` [N] are the old policy's (at consumption), not those that the engine sampled with:
+    the expectation of w * gap * grad log p, where w = p / rollout, over tokens of the rollout
+    policy is then the gradient of KL(p || teacher), and 0 where p is the teacher, however old the
+    rollout policy is. Against the rollout policy's log-probs the gap would be 0 where *that* is the
+    teacher, whatever has become of p since. Source: Agarwal et al. 2024, On-Policy Distillation of
+    Language Models, arXiv:2306.13649 (reverse KL on the student's own samples); as a per-token
+    advantage Lu et al. 2025, thinkingmachines.ai/blog/on-policy-distillation; at consumption as in
+    slime's apply_opd_kl_to_advantages. Raises LearnerError without the teacher's log-probs."""
+    if teacher_log_probs is None:
+        raise LearnerError(
+            f"{len(token_counts)} samples without the teacher's log-probs: --use-opd needs one for"
+            " every response token"
+        )
+    return log_probs.detach() - teacher_log_probs

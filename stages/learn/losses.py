@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.learn.corrections import compute_correction
 from stages.learn.diagnostics import compute_ess_fraction
-from stages.learn.kl import KlType, apply_kl_to_advantages, compute_approx_kl
+from stages.learn.kl import KlType, apply_kl_to_advantages, compute_approx_kl, reverse_kl_to_teacher
 from stages.learn.policy_losses import (
     PolicyLoss,
     compute_cispo_loss,
@@ -39,6 +39,7 @@ __all__ = [
     "compute_policy_loss",
     "compute_sft_loss",
     "compute_tis_weights",
+    "reverse_kl_to_teacher",
     "sum_of_sample_mean",
     "sum_of_tokens",
     "token_weights",

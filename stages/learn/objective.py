@@ -22,6 +22,7 @@ from stages.learn.losses import (
     compute_gspo_kl,
     compute_policy_loss,
     compute_sft_loss,
+    reverse_kl_to_teacher,
     token_weights,
 )
 from stages.learn.outcome import MAXIMA, ObjectiveExtras, Outcome, TrainedTokens, diagnose
@@ -50,7 +51,7 @@ def policy_objective(
     bypass = correction.ratio == "bypass"
     anchor = batch.rollout_log_probs if bypass else proximal
     numerator = now.log_probs.detach() if bypass else proximal
-    advantages = shaped_advantages(batch, proximal, extras.ref, config)
+    advantages = shaped_advantages(batch, proximal, extras.ref, config, extras.opd_kl_coef)
     surrogate = _surrogate(now.log_probs, anchor, advantages, batch, config, correction)
     statistics = extras.statistics or BatchStatistics()
     corrected = compute_correction(
@@ -89,16 +90,25 @@ def loss_weights(
 
 
 def shaped_advantages(
-    batch: TrainedTokens, proximal: Tensor, ref: Tensor | None, config: AlgorithmConfig
+    batch: TrainedTokens,
+    proximal: Tensor,
+    ref: Tensor | None,
+    config: AlgorithmConfig,
+    opd_kl_coef: float = 0.0,
 ) -> Tensor:
-    """[N] advantages, less the KL to the reference with --kl-coef; with ppo that is in the rewards
-    already."""
-    if not config.kl_coef or config.advantage_estimator == "ppo":
-        return batch.advantages
-    assert ref is not None
-    return apply_kl_to_advantages(
-        batch.advantages, proximal, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type
-    )
+    """[N] advantages, less the KL to the reference with --kl-coef (with ppo that is in the rewards
+    already), and less opd_kl_coef times the reverse KL to a teacher."""
+    advantages = batch.advantages
+    if config.kl_coef and config.advantage_estimator != "ppo":
+        assert ref is not None
+        advantages = apply_kl_to_advantages(
+            advantages, proximal, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type
+        )
+    if opd_kl_coef:
+        advantages = advantages - opd_kl_coef * reverse_kl_to_teacher(
+            proximal, batch.teacher_log_probs, token_counts=batch.token_counts
+        )
+    return advantages
 
 
 def penalised_rewards(

@@ -16,7 +16,7 @@ from stages.learn.losses import PolicyLoss, TokenLogProbs, compute_approx_kl
 
 # Sums over trained tokens, in this order, ahead of those of `diagnostics`; `loss` is already
 # divided by the step's denominator.
-SUMS = ("loss", "count", "entropy", "kl_old_new", "ratio", "clipped", "kl_ref")
+SUMS = ("loss", "count", "entropy", "kl_old_new", "ratio", "clipped", "kl_ref", "opd_kl")
 # of them the second: |old / rollout - 1|, the third: |log old - log rollout|
 MAXIMA = ("ratio_max", "mismatch", "logprob_abs_diff")
 SFT_SUMS = ("loss", "count", "correct_probability")
@@ -38,6 +38,8 @@ class TrainedTokens(Protocol):
     def sample_lengths(self) -> Tensor: ...  # [S], prompt and response
     @property
     def staleness(self) -> Tensor: ...  # [S], policy versions
+    @property
+    def teacher_log_probs(self) -> Tensor | None: ...  # [N], with --use-opd
 
     # [S], in the mean over tokens or over samples
     def weights_of_samples(self, *, per_token: bool) -> Tensor: ...
@@ -58,6 +60,7 @@ class ObjectiveExtras(NamedTuple):
     statistics: BatchStatistics | None = None  # of the whole optimizer step
     tis_function: Callable[..., Any] | None = None  # --custom-tis-function-path
     args: Any = None  # what user functions get
+    opd_kl_coef: float = 0.0  # --opd-kl-coef with --use-opd, else 0
 
 
 def diagnose(
@@ -90,6 +93,8 @@ def diagnose(
         surrogate.ratio,
         surrogate.clipped.float(),
         torch.zeros_like(log_ratio) if kl_ref is None else kl_ref,
+        # zeros without a teacher
+        proximal - (proximal if batch.teacher_log_probs is None else batch.teacher_log_probs),
     ]
     off = off_policy_sums(
         log_ratio,
@@ -108,11 +113,12 @@ def diagnose(
 
 
 def policy_metrics(
-    sums: Tensor, maxima: Tensor, *, with_reference: bool = False
+    sums: Tensor, maxima: Tensor, *, with_reference: bool = False, with_teacher: bool = False
 ) -> dict[str, float]:
     """StepResult's metrics of one optimizer step from sums over all ranks.
 
-    Means are over trained tokens.
+    Means are over trained tokens. `opd_kl`: log old - log teacher, so k1 of KL(old || teacher); it
+    is exact in expectation where the rollout policy is the old one, else over tokens of another.
     """
     values = dict(zip(SUMS, sums[: len(SUMS)].double(), strict=True))
     count = values["count"].clamp(min=1)
@@ -121,6 +127,7 @@ def policy_metrics(
         "entropy": float(values["entropy"] / count),
         "kl_old_new": float(values["kl_old_new"] / count),
         **({"kl_ref": float(values["kl_ref"] / count)} if with_reference else {}),
+        **({"opd_kl": float(values["opd_kl"] / count)} if with_teacher else {}),
         "ratio_mean": float(values["ratio"] / count),
         "ratio_max": float(maxima[0]),
         "train_rollout_logprob_abs_diff_max": float(maxima[2]),

@@ -51,6 +51,9 @@ class StepObjective:
         self.config = settings.algorithm
         self.correction = correction_of(self.config)
         self.args = flat_args(settings.config)
+        distill = settings.config.distill
+        self._has_teacher = distill.use_opd
+        self._opd_kl_coef = distill.opd_kl_coef if distill.use_opd else 0.0
         self._log_probs_may_be_left_out = asks_for_log_probs(self.args) is None
         self._loss_function = _load("custom_loss_function_path", self.config)
         self._tis_function = _load("custom_tis_function_path", self.config)
@@ -67,6 +70,7 @@ class StepObjective:
         return (
             self.correction.ratio == "decoupled"
             or self.config.kl_coef > 0
+            or self._opd_kl_coef > 0
             or self.config.true_on_policy_mode
         )
 
@@ -103,7 +107,7 @@ class StepObjective:
         numerator = current if self.correction.ratio == "bypass" else old
         assert old is not None and numerator is not None
         batch = prepared.batch
-        advantages = shaped_advantages(batch, old, prepared.ref, self.config)
+        advantages = shaped_advantages(batch, old, prepared.ref, self.config, self._opd_kl_coef)
         weights = batch.weights_of_samples(per_token=True)
         return batch_evidence(
             self.correction,
@@ -131,7 +135,11 @@ class StepObjective:
                 self.worst, worst_mismatch(now.log_probs.detach() if old is None else old, batch)
             )
         extras = ObjectiveExtras(
-            ref=prepared.ref, statistics=statistics, tis_function=self._tis_function, args=self.args
+            ref=prepared.ref,
+            statistics=statistics,
+            tis_function=self._tis_function,
+            args=self.args,
+            opd_kl_coef=self._opd_kl_coef,
         )
         if self._loss_function is not None:
             return custom_objective(
@@ -140,7 +148,9 @@ class StepObjective:
         return policy_objective(now, old, batch, self.config, denominator, extras)
 
     def metrics(self, sums: Tensor, maxima: Tensor) -> dict[str, float]:
-        return policy_metrics(sums, maxima, with_reference=self.needs_reference)
+        return policy_metrics(
+            sums, maxima, with_reference=self.needs_reference, with_teacher=self._has_teacher
+        )
 
     def lr_scale(self, sums: Tensor) -> float:
         """sqrt(ESS fraction) with --ess-lr-scaling, else 1.

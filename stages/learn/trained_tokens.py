@@ -31,6 +31,7 @@ class FlatTrainedTokens:
     # [S] float32: what the mean over a sample's trained tokens weighs in a mean over samples
     mean_weights: Tensor
     num_tokens: int  # prompt and response
+    teacher_log_probs: Tensor | None = None  # [N] float32, with --use-opd
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
         """[S] weights that go with losses.token_weights of the same `per_token`."""
@@ -83,7 +84,27 @@ def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict
         "sample_weights": each([s.weight for s in samples], torch.float32),
         "mean_weights": each(means, torch.float32),
         "num_tokens": sum(s.num_tokens for s in samples),
+        "teacher_log_probs": _teacher(samples, masks, device),
     }
+
+
+def _teacher(
+    samples: Sequence[TrainSample], masks: Sequence[np.ndarray], device: torch.device
+) -> Tensor | None:
+    """[N] float32; None where no sample has a teacher's log-probs. Raises LearnerError where some
+    trained ones have, and some have not."""
+    if all(s.teacher_log_probs is None for s in samples):
+        return None
+    parts = []
+    for s, mask in zip(samples, masks, strict=True):
+        if s.teacher_log_probs is not None:
+            parts.append(s.teacher_log_probs[mask])
+        elif mask.any():
+            raise LearnerError(
+                f"sample {s.index} has no teacher log-probs, others of its micro-batch have: all"
+                " or none are expected"
+            )
+    return torch.from_numpy(np.concatenate(parts)).to(device=device, dtype=torch.float32)
 
 
 def check_sample(s: TrainSample) -> None:

@@ -12,7 +12,7 @@ from configs.corrections import Correction
 from configs.schema import AlgorithmConfig
 from stages.learn.corrections import compute_correction
 from stages.learn.losses import PolicyLoss, TokenLogProbs, compute_approx_kl
-from stages.learn.objective import loss_weights
+from stages.learn.objective import loss_weights, shaped_advantages
 from stages.learn.outcome import ObjectiveExtras, Outcome, TrainedTokens, diagnose
 
 
@@ -31,7 +31,8 @@ def custom_objective(
 
     logits: [1, N, V], rows of the trained tokens only, before the temperature. `batch` has slime's
     names, a list with a tensor a sample each, trained tokens only: log_probs (old),
-    rollout_log_probs, ref_log_probs (None without a reference), advantages, loss_masks, and
+    rollout_log_probs, ref_log_probs (None without a reference), advantages (with
+    --use-opd less the reverse KL to the teacher), loss_masks, and
     response_lengths, total_lengths; beside them targets [N], staleness [S] and, differentiable,
     current_log_probs [N]. The reducer takes [N] and divides nothing by the number of samples: the
     learner does."""
@@ -39,11 +40,12 @@ def custom_objective(
     proximal = now.log_probs.detach() if old is None else old
     ones = torch.ones_like(proximal)
     weights = loss_weights(batch, config)
+    advantages = shaped_advantages(batch, proximal, extras.ref, config, extras.opd_kl_coef)
     given = {
         "log_probs": list(proximal.split(counts)),
         "rollout_log_probs": list(batch.rollout_log_probs.split(counts)),
         "ref_log_probs": None if extras.ref is None else list(extras.ref.split(counts)),
-        "advantages": list(batch.advantages.split(counts)),
+        "advantages": list(advantages.split(counts)),
         "loss_masks": list(ones.split(counts)),
         "response_lengths": counts,
         "total_lengths": batch.sample_lengths.tolist(),

@@ -27,6 +27,7 @@ class FakeTokens:
     ref: Tensor
     sample_weights: Tensor
     mean_weights: Tensor
+    teacher_log_probs: Tensor | None = None
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
         return self.sample_weights if per_token else self.mean_weights

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from configs.corrections import asks_for_log_probs
 from configs.flags import own_flags
-from configs.schema import OPTIMIZER_DEFAULTS, AlgorithmConfig, Config, flat_args
-from pipeline.core.errors import ConfigError
+from configs.schema import OPTIMIZER_DEFAULTS, AlgorithmConfig, Config, DistillConfig, flat_args
+from pipeline.core.errors import ConfigError, LearnerError
+from pipeline.core.types import TrainSample
 from stages.learn.settings import LearnerSettings
 from stages.learn.step_objective import LargestGap, StepObjective, worst_mismatch
-from stages.learn.trained_tokens import FlatTrainedTokens, with_known_log_probs
+from stages.learn.trained_tokens import FlatTrainedTokens, trained_fields, with_known_log_probs
 
 COUNTS = [3, 1, 4]
 
@@ -83,9 +86,6 @@ def test_a_user_function_that_is_not_there_is_named() -> None:
 def test_who_asks_for_rollout_log_probs(flags: dict[str, object], asks: str | None) -> None:
     args = flat_args(Config(algorithm=AlgorithmConfig(**flags)))  # type: ignore[arg-type]
     assert asks_for_log_probs(args) == asks
-    if asks is None:
-        args.use_opd = True
-        assert asks_for_log_probs(args) == "--use-opd"
 
 
 def test_rollout_log_probs_that_are_left_out_are_the_old_ones() -> None:
@@ -105,6 +105,40 @@ def test_rollout_log_probs_that_are_left_out_are_the_old_ones() -> None:
     known = with_known_log_probs(batch, torch.tensor([-5.0, -6.0, -7.0]))
     assert known.rollout_log_probs.tolist() == [-1.0, -6.0, -3.0]
     assert known.targets is batch.targets
+
+
+def test_the_teachers_log_probs_are_those_of_trained_tokens() -> None:
+    numbers = np.zeros(3, np.float32)
+    own = {
+        "tokens": np.arange(5),
+        "response_length": 3,
+        "rollout_log_probs": numbers,
+        "advantages": numbers,
+        "reward": 0.0,
+        "staleness": 0,
+        "group_index": 0,
+    }
+    teacher = np.array([-1, -2, -3], np.float32)
+    with_one = TrainSample(index=0, loss_mask=np.array([1, 0, 1]), teacher_log_probs=teacher, **own)
+    filler, without = (
+        TrainSample(index=1, loss_mask=np.array(mask), **own) for mask in ([0, 0, 0], [0, 1, 0])
+    )
+    cpu = torch.device("cpu")
+    got = trained_fields([with_one, filler, with_one], cpu)["teacher_log_probs"]
+    assert got.tolist() == [-1, -3, -1, -3]
+    assert trained_fields([without], cpu)["teacher_log_probs"] is None
+    with pytest.raises(LearnerError, match="sample 1 has no teacher log-probs"):
+        trained_fields([with_one, without], cpu)
+
+
+def test_distillation_looks_back_at_the_policy_at_consumption() -> None:
+    flags: dict[str, object] = {"use_rollout_logprobs": True}
+    config = dataclasses.replace(
+        settings(**flags).config, distill=DistillConfig(use_opd=True, opd_kl_coef=0.5)
+    )
+    assert StepObjective(LearnerSettings(config=config)).needs_old
+    off = dataclasses.replace(config, distill=DistillConfig(opd_kl_coef=0.5))
+    assert not StepObjective(LearnerSettings(config=off)).needs_old
 
 
 def test_what_needs_log_probs_ahead() -> None:
