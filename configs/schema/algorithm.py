@@ -54,7 +54,8 @@ class AlgorithmConfig:
     # chooses the estimate of the KL, for --kl-coef too
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"
     use_unbiased_kl: bool = False  # weights the KL loss by the importance ratio of its token
-    # takes the KL to the reference model off the tokens' advantages; with ppo off their rewards
+    # takes the KL to the reference model off the tokens' advantages; with ppo off their rewards,
+    # with reinforce_plus_plus off their returns
     kl_coef: float = 0.0
     # the reference model, a Hugging Face or torch_dist folder; by default the policy before the
     # first rollout
@@ -122,6 +123,15 @@ class AlgorithmConfig:
     def is_supervised(self) -> bool:
         """Trained on given answers: its loss says how it goes, not its rewards."""
         return self.loss_type == "sft_loss"
+
+    @property
+    def pays_kl_ahead(self) -> bool:
+        """With --kl-coef: is the KL part of the rewards or returns that advantages are made of,
+        ahead of their whitening? Else it is taken off the advantages."""
+        name, own = self.advantage_estimator, self.custom_advantage_function_path
+        return self.kl_coef > 0 and (
+            name == "ppo" or (name.startswith("reinforce_plus_plus") and own is None)
+        )
 
     @property
     def needs_reference(self) -> bool:

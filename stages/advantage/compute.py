@@ -37,7 +37,8 @@ def compute_advantages(
     hooks: AdvantageHooks = _NO_HOOKS,
 ) -> list[TrainSample]:
     """Samples as the learner takes them, groups in order; each response token carries an advantage
-    (for ppo: its reward, from which the critic makes advantages).
+    (for ppo: its reward, from which the critic makes advantages; for reinforce_plus_plus with
+    --kl-coef: its return, which the learner takes the KL off and whitens).
 
     Groups may be of any size. Samples of one rollout (equal `index`) weigh 1 / their number each. A
     sample with `remove_sample`, or without a trained token, takes part in its group's normalisation
@@ -111,4 +112,6 @@ def _advantages(
         found = get_reinforce_plus_plus_returns(rewards, masks, gamma=config.gamma)
     else:
         found = get_grpo_returns(rewards, [row.response_length for row in rows])
-    return whiten(found, masks) if config.normalize_advantages else found
+    # with a KL in the returns the learner whitens them, behind it
+    whitens = config.normalize_advantages and not config.pays_kl_ahead
+    return whiten(found, masks) if whitens else found

@@ -40,7 +40,8 @@ def get_reinforce_plus_plus_returns(
     where the mask is 0. rewards: [S].
 
     G_t = sum_{k >= t} gamma^(k - t) r_k, with the reward at the last trained token. The penalty for
-    leaving the reference model is the learner's, where its log-probs are. Source: REINFORCE++, Hu
+    leaving the reference model is the learner's, where its log-probs are
+    (stages.learn.objective.penalised_returns). Source: REINFORCE++, Hu
     2025, arXiv:2501.03262, section 3.1; whiten them (--normalize-advantages)."""
     out = []
     for reward, mask in zip(rewards, loss_masks, strict=True):

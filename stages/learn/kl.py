@@ -54,8 +54,8 @@ def apply_kl_to_advantages(
     gradient passes.
 
     `log_probs` are the old policy's: the penalty is part of the reward, not of the loss. Each token
-    pays for itself only (no return over the rest of the sample), as in REINFORCE++-baseline (Hu et
-    al. 2025, arXiv:2501.03262) and slime's function of it."""
+    pays for itself only (no return over the rest of the sample), as in slime's
+    get_reinforce_plus_plus_baseline_advantages."""
     return advantages - kl_coef * compute_approx_kl(log_probs, ref_log_probs, kl_type).detach()
 
 

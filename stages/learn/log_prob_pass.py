@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from stages.learn.corrections import BatchStatistics, batch_statistics
+from stages.learn.critic import whiten_over_ranks
+from stages.learn.objective import penalised_returns
 from stages.learn.step_objective import StepObjective
 
 
@@ -40,6 +43,11 @@ class ForwardPasses(Protocol):
     def log_probs_now(self, micro_batches: Sequence[Prepared]) -> Sequence[Tensor | None]: ...
     def with_old(self, micro_batches: Sequence[Prepared]) -> list[Prepared]: ...
     def with_reference(self, micro_batches: Sequence[Prepared]) -> list[Prepared]: ...
+    @property
+    def data_group(self) -> Any:
+        """The process group of the ranks that see log-probs of samples of their own; None: of this
+        one alone."""
+
     def gather(self, value: Any) -> list[Any]:
         """Of every rank that sees log-probs of samples of its own."""
 
@@ -65,7 +73,26 @@ class LogProbPass:
             with self._reference.in_place():
                 for step in out:
                     step[:] = self._passes.with_reference(step)
-        return out
+        returns = self._goal.config.pays_kl_ahead and not self._goal.has_critic
+        return self._with_returns(out) if returns and self._passes.sees else out
+
+    def _with_returns(self, steps: list[list[Prepared]]) -> list[list[Prepared]]:
+        """Returns less the KL to the reference in the place of those without, whitened over the
+        whole rollout."""
+        config = self._goal.config
+        found = [
+            penalised_returns(p.batch, p.old, p.ref, config)
+            for step in steps
+            for p in step
+            if p.old is not None and p.ref is not None
+        ]
+        if config.normalize_advantages:
+            found = whiten_over_ranks(found, self._passes.data_group)
+        filled = iter(found)
+        return [
+            [p._replace(batch=replace(p.batch, advantages=next(filled))) for p in step]
+            for step in steps
+        ]
 
     def statistics(
         self, micro_batches: list[Prepared], *, first: bool

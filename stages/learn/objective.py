@@ -13,6 +13,7 @@ from torch import Tensor
 from configs.corrections import Correction, correction_of
 from configs.schema import AlgorithmConfig
 from stages.learn.corrections import BatchStatistics, compute_correction
+from stages.learn.critic import compute_gae
 from stages.learn.losses import (
     PolicyLoss,
     TokenLogProbs,
@@ -96,10 +97,10 @@ def shaped_advantages(
     config: AlgorithmConfig,
     opd_kl_coef: float = 0.0,
 ) -> Tensor:
-    """[N] advantages, less the KL to the reference with --kl-coef (with ppo that is in the rewards
-    already), and less opd_kl_coef times the reverse KL to a teacher."""
+    """[N] advantages, less the KL to the reference with --kl-coef (unless that is in the rewards
+    or returns already), and less opd_kl_coef times the reverse KL to a teacher."""
     advantages = batch.advantages
-    if config.kl_coef and config.advantage_estimator != "ppo":
+    if config.kl_coef and not config.pays_kl_ahead:
         assert ref is not None
         advantages = apply_kl_to_advantages(
             advantages, proximal, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type
@@ -122,6 +123,25 @@ def penalised_rewards(
     return apply_kl_to_advantages(
         batch.advantages, old, ref, kl_coef=config.kl_coef, kl_type=config.kl_loss_type
     )
+
+
+def penalised_returns(
+    batch: TrainedTokens, old: Tensor, ref: Tensor, config: AlgorithmConfig
+) -> Tensor:
+    """[N] returns G_t of reinforce_plus_plus (in the place of advantages, not whitened) less
+    kl_coef * sum_{i >= t} gamma^(i - t) KL_i, KL_i = KL(old || reference) of trained token i of the
+    sample.
+
+    A token pays for all that follow it, as the reward is all of theirs. Source: REINFORCE++, Hu et
+    al. 2025, arXiv:2501.03262 (A_t = r - beta sum_{i >= t} KL(i), then normalised); slime's
+    get_reinforce_plus_plus_returns. reinforce_plus_plus_baseline: less kl_coef * KL_t of the token
+    alone, as in slime's get_reinforce_plus_plus_baseline_advantages."""
+    if config.advantage_estimator != "reinforce_plus_plus":
+        return penalised_rewards(batch, old, ref, config)
+    kl = compute_approx_kl(old, ref, config.kl_loss_type)
+    # without values the advantages of GAE at lambda 1 are discounted sums
+    owed = compute_gae(kl, torch.zeros_like(kl), batch.token_counts, gamma=config.gamma).advantages
+    return batch.advantages - config.kl_coef * owed
 
 
 def _side_terms(

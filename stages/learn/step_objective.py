@@ -76,9 +76,13 @@ class StepObjective:
 
     @property
     def needs_old_at_first(self) -> bool:
-        """The critic is given rewards less the KL to the reference, ahead of all optimizer
-        steps."""
-        return self.config.advantage_estimator == "ppo" and self.config.kl_coef > 0
+        """The critic is given rewards less the KL to the reference, and returns less it are
+        whitened, ahead of all optimizer steps."""
+        return self.config.pays_kl_ahead
+
+    @property
+    def has_critic(self) -> bool:
+        return self.config.advantage_estimator == "ppo"
 
     @property
     def has_extra_metrics(self) -> bool:

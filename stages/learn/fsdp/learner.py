@@ -160,6 +160,10 @@ class FSDPRank(LearnerRank):
             for p, ref in zip(micro_batches, self.log_probs_now(micro_batches), strict=True)
         ]
 
+    @property
+    def data_group(self) -> Any:
+        return dist.group.WORLD
+
     def gather(self, value: Any) -> list[Any]:
         return rendezvous.gather_over_world(value)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+from megatron.core import parallel_state as mpu
 from torch import Tensor
 
 from pipeline.core.batch_share import StepShare
@@ -178,6 +179,10 @@ class MegatronPasses:
     @property
     def sees(self) -> bool:
         return parallel.is_last_stage()
+
+    @property
+    def data_group(self) -> Any:
+        return mpu.get_data_parallel_group()
 
     def gather(self, value: Any) -> list[Any]:
         return parallel.gather_over_data_ranks(value)

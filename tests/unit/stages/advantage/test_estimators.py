@@ -268,3 +268,16 @@ def test_denominators_count_rollouts(groups: list[list[list[float]]], steps: int
     assert sum(s.num_loss_tokens for s in batch.steps) == pytest.approx(
         sum(r.weight * int(r.loss_mask.sum()) for r in rows)
     )
+
+
+@pytest.mark.parametrize("estimator", ["reinforce_plus_plus", "reinforce_plus_plus_baseline"])
+def test_with_a_kl_in_the_returns_the_learner_whitens_them(estimator: str) -> None:
+    made = [group_of([[1.0], [0.0], [0.25]])]
+    plain, later = (
+        compute_advantages(made, config(estimator, **flags), policy_version=3)
+        for flags in (
+            {"normalize_advantages": False},
+            {"normalize_advantages": True, "kl_coef": 0.1},
+        )
+    )
+    assert [r.advantages.tolist() for r in later] == [r.advantages.tolist() for r in plain]

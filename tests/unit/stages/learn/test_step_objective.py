@@ -145,7 +145,8 @@ def test_what_needs_log_probs_ahead() -> None:
     assert StepObjective(settings()).needs_old and not StepObjective(settings()).needs_reference
     assert not StepObjective(settings(use_rollout_logprobs=True)).needs_old
     assert StepObjective(settings(use_rollout_logprobs=True, kl_coef=0.1)).needs_old
-    assert StepObjective(settings(advantage_estimator="ppo", kl_coef=0.1)).needs_old_at_first
+    for name in ("ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"):
+        assert StepObjective(settings(advantage_estimator=name, kl_coef=0.1)).needs_old_at_first
     assert (
         not StepObjective(settings(advantage_estimator="ppo")).needs_old_at_first
         and not StepObjective(settings(kl_coef=0.1)).needs_old_at_first
