@@ -30,21 +30,27 @@ def make_batch(
     cost: Cost = TOKENS,
     balanced: bool = True,
 ) -> TrainBatch:
-    """`num_steps_per_rollout` optimizer steps (or steps of `global_batch_size` samples; default
-    one), samples in the given order.
+    """`num_steps_per_rollout` optimizer steps (or steps of `global_batch_size` trajectories;
+    default one), samples in the given order. The samples of a trajectory are in one step.
 
     A micro-batch has at most `max_tokens` tokens, or `micro_batch_size` samples where that is
     given. `cost`: what ranks are balanced by; not `balanced`: samples are dealt out to the ranks in
-    turn. Samples without a trained token are in no micro-batch; they count, evenly over the steps,
-    in `num_samples`. A step without a trained sample is empty; a rank without one, in a step of
-    others, is given one of theirs without its loss.
+    turn. Samples without a trained token are in no micro-batch; trajectories without one count,
+    evenly over the steps, in `num_samples`. A step without a trained sample is empty; a rank
+    without one, in a step of others, is given one of theirs without its loss.
     """
+    trajectories = _trajectories(samples)
     num_steps = num_steps_per_rollout or (
-        max(1, -(-len(samples) // global_batch_size)) if global_batch_size else 1
+        max(1, -(-len(trajectories) // global_batch_size)) if global_batch_size else 1
     )
-    trained = [s for s in samples if s.loss_mask.any()]
+    kept = [[s for s in parts if s.loss_mask.any()] for parts in trajectories]
+    trained = [parts for parts in kept if parts]
     size, rest = divmod(len(trained), num_steps)
-    idle = [s.weight for s in samples if not s.loss_mask.any()]
+    idle = [
+        sum(s.weight for s in parts)
+        for parts, left in zip(trajectories, kept, strict=True)
+        if not left
+    ]
 
     def packer(part: Samples) -> list[list[TrainSample]]:
         return (
@@ -56,11 +62,19 @@ def make_batch(
     steps, start = [], 0
     for i in range(num_steps):
         end = start + size + (i < rest)
-        steps.append(
-            _step(trained[start:end], sum(idle[i::num_steps]), num_dp_ranks, packer, cost, balanced)
-        )
+        part = [s for parts in trained[start:end] for s in parts]
+        steps.append(_step(part, sum(idle[i::num_steps]), num_dp_ranks, packer, cost, balanced))
         start = end
     return TrainBatch(rollout_id=rollout_id, policy_version=policy_version, steps=tuple(steps))
+
+
+def _trajectories(samples: Samples) -> list[list[TrainSample]]:
+    """Samples by the trajectory that they are parts of, in order of appearance."""
+    found: dict[tuple[str, int], list[TrainSample]] = {}
+    for i, s in enumerate(samples):
+        alone = s.trajectory < 0
+        found.setdefault(("sample", i) if alone else ("trajectory", s.trajectory), []).append(s)
+    return list(found.values())
 
 
 def _step(
@@ -91,7 +105,7 @@ def _step(
     return OptimizerStep(
         per_rank=tuple(tuple(tuple(mb) for mb in rank) for rank in cut),
         num_samples=sum(s.weight for s in trained) + untrained_weight,
-        num_loss_tokens=sum(s.weight * int(s.loss_mask.sum()) for s in trained),
+        num_loss_tokens=sum(int(s.loss_mask.sum()) for s in trained),
     )
 
 

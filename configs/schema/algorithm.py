@@ -100,7 +100,7 @@ class AlgorithmConfig:
     ess_lr_scaling: bool = False
     calculate_per_token_loss: bool = False  # averages over all tokens instead of over samples
     entropy_coef: float = 0.0  # the weight of the entropy bonus
-    global_batch_size: int | None = None  # how many samples make an optimizer step
+    global_batch_size: int | None = None  # how many trajectories make an optimizer step
     # how many optimizer steps a rollout makes (the other way to say --global-batch-size)
     num_steps_per_rollout: int | None = None
     max_tokens_per_gpu: int = 4096  # the token budget of a micro-batch

@@ -17,7 +17,7 @@ class StepShare:
     fewest_samples: int  # that a rank has
     has_images: bool  # has any sample of any rank?
     num_samples: float  # as OptimizerStep says
-    num_loss_tokens: float
+    num_loss_tokens: int
     is_empty: bool  # has no rank a micro-batch? Then all skip it; one alone must not
 
 

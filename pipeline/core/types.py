@@ -51,7 +51,11 @@ class TrainSample:
     advantages: np.ndarray
     reward: float
     staleness: int  # max over trained tokens, in policy versions
-    weight: float = 1.0  # in means over samples: 1 / number of samples of the same rollout
+    # samples with the same one are parts of one trajectory (fan-out), wherever it was cut; -1: the
+    # sample is all of its own
+    trajectory: int = -1
+    # its part of its trajectory in means over those, by trained tokens: of each they add up to 1
+    weight: float = 1.0
     # divides the sum over its trained tokens instead of their number (Dr. GRPO's constant)
     norm_length: int | None = None
     # [n, layers, top-k], n <= T - 1: Sample.rollout_routed_experts, to be replayed
@@ -104,9 +108,9 @@ class OptimizerStep:
     """One optimizer step: the micro-batches of every data-parallel rank, equally many on each."""
 
     per_rank: tuple[tuple[MicroBatch, ...], ...]  # [dp_rank][micro_batch]
-    # over all ranks, by weight (so: rollouts): the denominator of the per-sample mean
+    # over all ranks, by weight (so: trajectories): the denominator of the per-sample mean
     num_samples: float
-    num_loss_tokens: float  # over all ranks, by weight: the denominator of the per-token mean
+    num_loss_tokens: int  # over all ranks: the denominator of the per-token mean
 
     @property
     def is_empty(self) -> bool:

@@ -21,7 +21,7 @@ def batch_digest(batch: TrainBatch) -> str:
                 for s in micro_batch:
                     digest.update(
                         f"{s.index} {s.group_index} {s.response_length} {s.reward!r} {s.staleness}"
-                        f" {s.weight!r} {s.norm_length}".encode()
+                        f" {s.trajectory} {s.weight!r} {s.norm_length}".encode()
                     )
                     for array in (s.tokens, s.loss_mask, s.rollout_log_probs, s.advantages):
                         digest.update(np.ascontiguousarray(array).tobytes())

@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.core.histogram import RATIO_BIN, Histogram
 from pipeline.core.types import EvalResult, Group, PushResult, Sample, Status, StepResult
 from pipeline.run.utilisation import Lap
+from stages.advantage.rewards import rollout_ids
 
 Kind = Literal["train", "eval", "push", "engine", "wait", "sample"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -159,16 +160,10 @@ def train_record(
 
 
 def _rewards(groups: Sequence[Group], key: str | None) -> Record:
-    """The statistics over every scored sample whose reward is, or has, a number. A group of equal
-    rewards teaches nothing and is counted."""
-    by_group = [
-        [
-            number
-            for s in group.samples
-            if s.status is not Status.FAILED and (number := s.reward_number(key)) is not None
-        ]
-        for group in groups
-    ]
+    """The statistics over rollouts: of every scored sample whose reward is, or has, a number, those
+    of one rollout (fan-out) by their mean. A group of equal rewards teaches nothing and is
+    counted."""
+    by_group = [_rewards_of_rollouts(group, key) for group in groups]
     rewards = [r for group in by_group for r in group]
     if not rewards:
         names = ("reward_mean", "reward_std", "reward_min", "reward_max", "zero_std_fraction")
@@ -183,6 +178,15 @@ def _rewards(groups: Sequence[Group], key: str | None) -> Record:
         "reward_max": max(rewards),
         "zero_std_fraction": flat / len(by_group),
     }
+
+
+def _rewards_of_rollouts(group: Group, key: str | None) -> list[float]:
+    scored: dict[int, list[float]] = {}
+    for rollout, s in zip(rollout_ids(group.samples).tolist(), group.samples, strict=True):
+        number = None if s.status is Status.FAILED else s.reward_number(key)
+        if number is not None:
+            scored.setdefault(rollout, []).append(number)
+    return [math.fsum(rewards) / len(rewards) for rewards in scored.values()]
 
 
 def _beyond(groups: Sequence[Group], policy_version: int, bound: int) -> Record:

@@ -15,12 +15,8 @@ from stages.advantage.returns import (
     get_token_rewards,
     whiten,
 )
-from stages.advantage.rewards import (
-    post_process_rewards,
-    refuse_failed,
-    rollout_ids,
-    rollout_weights,
-)
+from stages.advantage.rewards import post_process_rewards, refuse_failed, rollout_ids
+from stages.advantage.shares import number, share_trajectories
 from stages.advantage.train_samples import to_train_sample
 from stages.advantage.user_hooks import AdvantageHooks, users_advantages, users_rewards, users_rows
 
@@ -40,9 +36,10 @@ def compute_advantages(
     (for ppo: its reward, from which the critic makes advantages; for reinforce_plus_plus with
     --kl-coef: its return, which the learner takes the KL off and whitens).
 
-    Groups may be of any size. Samples of one rollout (equal `index`) weigh 1 / their number each. A
-    sample with `remove_sample`, or without a trained token, takes part in its group's normalisation
-    and comes out with a loss mask of zeros, as in slime: it counts where a mean is over samples.
+    Groups may be of any size. Samples of one rollout (equal `index`) are parts of one trajectory,
+    and share its weight by their trained tokens. A sample with `remove_sample`, or without a
+    trained token, takes part in its group's normalisation and comes out with a loss mask of zeros,
+    as in slime: a trajectory of such samples counts where a mean is over trajectories.
     `policy_version`: the learner's now; staleness counts from it. `max_response_len`: the constant
     that dr_grpo divides token sums by (unless the loss is per token). Raises DataError for what
     must not be trained on: a FAILED sample, a reward that is no finite number, tokens newer than
@@ -62,7 +59,7 @@ def compute_advantages(
             advantages=a.astype(np.float32) if row.loss_mask.any() else row.advantages,
             norm_length=constant,
         )
-        for row, a in zip(rows, advantages, strict=True)
+        for row, a in zip(share_trajectories(rows), advantages, strict=True)
     ]
 
 
@@ -82,16 +79,22 @@ def _rows(
         raw, rewards = post_process_rewards(groups, config, reward_key)
     else:
         raw, rewards = users_rewards(hooks.post_process_rewards, samples)
-    weights = [w for group in groups for w in rollout_weights(rollout_ids(group.samples)).tolist()]
+    trajectories = number(
+        [
+            (place, rollout)
+            for place, group in enumerate(groups)
+            for rollout in rollout_ids(group.samples).tolist()
+        ]
+    )
     rows = [
         to_train_sample(
             s,
             reward=r,
-            weight=w,
+            trajectory=t,
             policy_version=policy_version,
             with_experts=config.use_rollout_routing_replay,
         )
-        for s, r, w in zip(samples, raw.tolist(), weights, strict=True)
+        for s, r, t in zip(samples, raw.tolist(), trajectories, strict=True)
     ]
     return (
         (rows, rewards)

@@ -12,6 +12,7 @@ from configs.hooks import HOOKS, load_hook
 from configs.schema import AlgorithmConfig
 from pipeline.core.errors import DataError
 from pipeline.core.types import TrainSample
+from stages.advantage.shares import share_trajectories
 from stages.advantage.user_hooks import rollout_data_of
 
 HOOK = HOOKS["rollout_data_postprocess_path"]
@@ -30,7 +31,7 @@ def load_postprocess(config: AlgorithmConfig, args: Any) -> Postprocess | None:
         data["advantages"] = [row.advantages.copy() for row in rows]
         data["loss_masks"] = [row.loss_mask.copy() for row in rows]
         function(args, rollout_id, data)
-        return [_row(row, data, i, len(rows)) for i, row in enumerate(rows)]
+        return share_trajectories([_row(row, data, i, len(rows)) for i, row in enumerate(rows)])
 
     return postprocess
 

@@ -1,7 +1,7 @@
 """Raw rewards compared within their group: baselines and scales. Pure numpy, float64.
 
 A rollout may come out as several samples (fan-out: a custom generate function that returns a list).
-They carry the rollout's `index`, and share the weight of one: below, w = 1 / (samples of the same
+They carry the rollout's `index`, and are compared as one: below, w = 1 / (samples of the same
 rollout), and k = sum w is the number of rollouts."""
 
 from __future__ import annotations

@@ -11,7 +11,12 @@ from pipeline.core.types import Sample, TrainSample, narrow_experts
 
 
 def to_train_sample(
-    sample: Sample, *, reward: float, weight: float, policy_version: int, with_experts: bool = False
+    sample: Sample,
+    *,
+    reward: float,
+    trajectory: int,
+    policy_version: int,
+    with_experts: bool = False,
 ) -> TrainSample:
     """The row of one sample, advantages still 0. A sample with `remove_sample`, or without a
     trained token, has a mask of zeros.
@@ -20,8 +25,8 @@ def to_train_sample(
     contradicts itself."""
     mask = loss_mask_of(sample)
     if sample.remove_sample or not mask.any():
-        return _untrained(sample, reward, weight)
-    row = _trained(sample, mask, reward, weight, policy_version)
+        return _untrained(sample, reward, trajectory)
+    row = _trained(sample, mask, reward, trajectory, policy_version)
     return dataclasses.replace(row, routed_experts=_experts(sample, mask)) if with_experts else row
 
 
@@ -31,7 +36,7 @@ def loss_mask_of(sample: Sample) -> np.ndarray:
     return np.asarray(sample.loss_mask, dtype=np.uint8)
 
 
-def _untrained(sample: Sample, reward: float, weight: float) -> TrainSample:
+def _untrained(sample: Sample, reward: float, trajectory: int) -> TrainSample:
     """Whatever the sample's arrays are: they are not looked at."""
     n = min(sample.response_length, len(sample.tokens))
     return TrainSample(
@@ -44,12 +49,12 @@ def _untrained(sample: Sample, reward: float, weight: float) -> TrainSample:
         advantages=np.zeros(n, dtype=np.float32),
         reward=reward,
         staleness=0,
-        weight=weight,
+        trajectory=trajectory,
     )
 
 
 def _trained(
-    sample: Sample, mask: np.ndarray, reward: float, weight: float, policy_version: int
+    sample: Sample, mask: np.ndarray, reward: float, trajectory: int, policy_version: int
 ) -> TrainSample:
     log_probs = np.asarray(
         sample.rollout_log_probs if sample.rollout_log_probs is not None else [], dtype=np.float32
@@ -82,7 +87,7 @@ def _trained(
         advantages=np.zeros(n, dtype=np.float32),
         reward=reward,
         staleness=policy_version - oldest if oldest is not None else 0,
-        weight=weight,
+        trajectory=trajectory,
         multimodal=_multimodal(sample),
     )
 

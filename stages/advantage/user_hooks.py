@@ -4,7 +4,6 @@ what they return."""
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from configs.schema import AlgorithmConfig
 from pipeline.core.errors import DataError
 from pipeline.core.types import Sample, TrainSample, narrow_experts
 from stages.advantage.rewards import refuse_failed
+from stages.advantage.shares import number
 
 _REQUIRED = ("tokens", "response_lengths", "rewards", "loss_masks")
 _OPTIONAL = ("rollout_log_probs", "raw_reward", "sample_indices", "rollout_ids")
@@ -83,10 +83,9 @@ def users_rows(
     samples, for what the dict leaves out.
 
     A row belongs to the sample that `sample_indices` names (default: row i to sample i, where there
-    are as many): group, staleness and, shared among its rows, weight come from there (where the
-    dict has `rollout_ids`, rows of the same share the weight of one); rows of a sample with
-    `remove_sample` have no loss. Raises DataError for what is missing or contradicts
-    itself."""
+    are as many): group, staleness and trajectory come from there (where the dict has `rollout_ids`,
+    rows of the same are parts of one trajectory); rows of a sample with `remove_sample` have no
+    loss. Raises DataError for what is missing or contradicts itself."""
     flag = "--custom-convert-samples-to-train-data-path"
     data = function(samples)
     if not isinstance(data, Mapping) or (missing := [k for k in _REQUIRED if k not in data]):
@@ -103,11 +102,10 @@ def users_rows(
     origins = _origins(flag, data, num, like)
     rewards = _numbers(flag, "rewards", data["rewards"])
     raw = _numbers(flag, "raw_reward", data.get("raw_reward", data["rewards"]))
-    rollouts = _rollouts(data, origins, like, samples)
-    same = Counter(rollouts)
+    trajectories = _trajectories(data, origins, like)
     rows = []
     for i, origin in enumerate(origins):
-        row = _row(flag, data, i, like[origin], float(raw[i]), same[rollouts[i]])
+        row = _row(flag, data, i, like[origin], float(raw[i]), trajectories[i])
         rows.append(
             dataclasses.replace(row, loss_mask=np.zeros_like(row.loss_mask))
             if samples[origin].remove_sample
@@ -141,21 +139,18 @@ def _origins(
         ) from None
 
 
-def _rollouts(
-    data: Mapping[str, Any],
-    origins: Sequence[int],
-    like: Sequence[TrainSample],
-    samples: Sequence[Sample],
-) -> list[tuple[int, Any]]:
-    """Of which rollout each row is: (group, name)."""
-    names = data.get("rollout_ids") or [
-        like[o].index if samples[o].rollout_id is None else samples[o].rollout_id for o in origins
-    ]
-    return [(like[o].group_index, name) for o, name in zip(origins, names, strict=True)]
+def _trajectories(
+    data: Mapping[str, Any], origins: Sequence[int], like: Sequence[TrainSample]
+) -> list[int]:
+    """Of which trajectory each row is part."""
+    names = data.get("rollout_ids")
+    if not names:
+        return [like[o].trajectory for o in origins]
+    return number([(like[o].group_index, n) for o, n in zip(origins, names, strict=True)])
 
 
 def _row(
-    flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, raw: float, siblings: int
+    flag: str, data: Mapping[str, Any], i: int, origin: TrainSample, raw: float, trajectory: int
 ) -> TrainSample:
     n = int(data["response_lengths"][i])
     mask = np.asarray(data["loss_masks"][i], np.uint8)
@@ -193,7 +188,7 @@ def _row(
         advantages=np.zeros(n, np.float32),
         reward=raw,
         staleness=origin.staleness,
-        weight=1.0 / siblings,
+        trajectory=trajectory,
         routed_experts=_experts(flag, data, i, origin, tokens),
     )
 

@@ -31,7 +31,6 @@ class Evidence(NamedTuple):
     sum_weights: float
     num_weights: float
     second_moments: Tensor  # [M], of the tokens that M2PO looks at
-    moment_weights: Tensor  # [M], what each of them counts
 
 
 class CorrectionResult(NamedTuple):
@@ -76,40 +75,30 @@ def batch_evidence(
     rollout_log_probs: Tensor,
     advantages: Tensor,
     token_counts: Tensor,
-    sample_weights: Tensor | None = None,
+    shares: Tensor | None = None,
 ) -> Evidence:
     """What one micro-batch adds to the statistics of the optimizer step. Shapes as in
     `compute_correction`.
 
     Normalisation is over kept tokens at token level, and over samples with a kept token at the
-    other levels, where a sample has one weight. Each counts `sample_weights` [S] of its sample
-    (None: 1), as it does in the loss."""
+    other levels, where a sample has one weight: there each counts its part of its trajectory,
+    `shares` [S] (None: 1)."""
     nothing = torch.zeros(0)
     if not correction.needs_statistics:
-        return Evidence(0.0, 0.0, nothing, nothing)
+        return Evidence(0.0, 0.0, nothing)
     x = _log_ratio(log_probs, rollout_log_probs)
-    share = (torch.ones_like(token_counts) if sample_weights is None else sample_weights).double()
     if correction.measure == "second_moment":
         concerned = _concerned(correction, x, advantages)
-        return Evidence(
-            0.0, 0.0, x[concerned].square().cpu(), spread(share, token_counts)[concerned].cpu()
-        )
+        return Evidence(0.0, 0.0, x[concerned].square().cpu())
     weights, mask, _ = _act(
         correction, log_probs, rollout_log_probs, advantages, token_counts, float("inf")
     )
     if correction.level == "token":
-        count = spread(share, token_counts) * mask
-        return Evidence(
-            float((weights.double() * count).sum()), float(count.sum()), nothing, nothing
-        )
+        return Evidence(float((weights.double() * mask).sum()), float(mask.sum()), nothing)
     kept = sum_per_sample(mask.float(), token_counts)
     total = sum_per_sample(weights * mask, token_counts)[kept > 0] / kept[kept > 0]
-    return Evidence(
-        float((total.double() * share[kept > 0]).sum()),
-        float(share[kept > 0].sum()),
-        nothing,
-        nothing,
-    )
+    share = (torch.ones_like(kept) if shares is None else shares).double()[kept > 0]
+    return Evidence(float((total.double() * share).sum()), float(share.sum()), nothing)
 
 
 def batch_statistics(correction: Correction, evidence: Sequence[Evidence]) -> BatchStatistics:
@@ -119,9 +108,8 @@ def batch_statistics(correction: Correction, evidence: Sequence[Evidence]) -> Ba
     mean = sum(e.sum_weights for e in evidence) / num if num else 1.0
     if correction.measure != "second_moment":
         return BatchStatistics(mean_weight=mean)
-    moments, order = torch.cat([e.second_moments.double() for e in evidence]).sort()
-    weights = torch.cat([e.moment_weights.double() for e in evidence])[order]
-    means = (moments * weights).cumsum(0) / weights.cumsum(0)
+    moments, _ = torch.cat([e.second_moments.double() for e in evidence]).sort()
+    means = moments.cumsum(0) / torch.arange(1, len(moments) + 1)
     # equal ones are kept, or dropped, together
     means = means[torch.searchsorted(moments, moments, right=True) - 1]
     keep = int((means <= correction.high).sum())  # the running mean of sorted values never falls

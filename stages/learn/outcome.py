@@ -41,7 +41,7 @@ class TrainedTokens(Protocol):
     @property
     def teacher_log_probs(self) -> Tensor | None: ...  # [N], with --use-opd
 
-    # [S], in the mean over tokens or over samples
+    # [S], in the mean over tokens or over trajectories
     def weights_of_samples(self, *, per_token: bool) -> Tensor: ...
 
 

@@ -112,14 +112,13 @@ class StepObjective:
         assert old is not None and numerator is not None
         batch = prepared.batch
         advantages = shaped_advantages(batch, old, prepared.ref, self.config, self._opd_kl_coef)
-        weights = batch.weights_of_samples(per_token=True)
         return batch_evidence(
             self.correction,
             numerator,
             batch.rollout_log_probs,
             advantages,
             batch.token_counts,
-            weights,
+            batch.shares,
         )
 
     def outcome(

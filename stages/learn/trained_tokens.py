@@ -27,15 +27,17 @@ class FlatTrainedTokens:
     sample_lengths: Tensor  # [S] int64: prompt and response
     staleness: Tensor  # [S] int64, policy versions
     sample_indices: Tensor  # [S] int64: TrainSample.index
-    sample_weights: Tensor  # [S] float32: what each trained token weighs in a mean over tokens
-    # [S] float32: what the mean over a sample's trained tokens weighs in a mean over samples
+    # [S] float32: its part of its trajectory, by trained tokens: of each they add up to 1
+    shares: Tensor
+    # [S] float32: what the mean over a sample's trained tokens weighs in a mean over trajectories
     mean_weights: Tensor
     num_tokens: int  # prompt and response
     teacher_log_probs: Tensor | None = None  # [N] float32, with --use-opd
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
-        """[S] weights that go with losses.token_weights of the same `per_token`."""
-        return self.sample_weights if per_token else self.mean_weights
+        """[S] weights that go with losses.token_weights of the same `per_token`: a mean over tokens
+        counts each token once, wherever its trajectory was cut."""
+        return torch.ones_like(self.mean_weights) if per_token else self.mean_weights
 
 
 Tokens = TypeVar("Tokens", bound=FlatTrainedTokens)
@@ -60,7 +62,7 @@ def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict
     masks = [np.asarray(s.loss_mask, dtype=bool) for s in samples]
     counts = [int(m.sum()) for m in masks]
     means = [
-        s.weight * (n / s.norm_length if s.norm_length else 1.0)
+        n / s.norm_length if s.norm_length else s.weight
         for s, n in zip(samples, counts, strict=True)
     ]
 
@@ -81,7 +83,7 @@ def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict
         "sample_lengths": each([s.num_tokens for s in samples], torch.int64),
         "staleness": each([s.staleness for s in samples], torch.int64),
         "sample_indices": each([s.index for s in samples], torch.int64),
-        "sample_weights": each([s.weight for s in samples], torch.float32),
+        "shares": each([s.weight for s in samples], torch.float32),
         "mean_weights": each(means, torch.float32),
         "num_tokens": sum(s.num_tokens for s in samples),
         "teacher_log_probs": _teacher(samples, masks, device),

@@ -25,12 +25,12 @@ class FakeTokens:
     staleness: Tensor
     old: Tensor
     ref: Tensor
-    sample_weights: Tensor
+    shares: Tensor
     mean_weights: Tensor
     teacher_log_probs: Tensor | None = None
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
-        return self.sample_weights if per_token else self.mean_weights
+        return torch.ones_like(self.mean_weights) if per_token else self.mean_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class FakeSample:
     old: list[float]
     ref: list[float]
     staleness: int
-    weight: float = 1.0
+    weight: float = 1.0  # its share of its trajectory
     norm_length: int | None = None
 
 
@@ -92,12 +92,9 @@ def pack(samples: Sequence[FakeSample], dtype: torch.dtype = torch.float32) -> F
         staleness=torch.tensor([s.staleness for s in samples]),
         old=flat("old"),
         ref=flat("ref"),
-        sample_weights=torch.tensor([s.weight for s in samples], dtype=dtype),
+        shares=torch.tensor([s.weight for s in samples], dtype=dtype),
         mean_weights=torch.tensor(
-            [
-                s.weight * (len(s.targets) / s.norm_length if s.norm_length else 1.0)
-                for s in samples
-            ],
+            [len(s.targets) / s.norm_length if s.norm_length else s.weight for s in samples],
             dtype=dtype,
         ),
     )

@@ -45,6 +45,7 @@ CHANGES: dict[str, Any] = {
     "staleness": 2,
     "norm_length": 9,
     "teacher_log_probs": np.array([-1.0, -0.5, -2.0], np.float32),
+    "trajectory": 4,
     "routed_experts": np.zeros((4, 1, 2), np.int16),
     "multimodal": {"pixel_values": np.ones((4, 3), np.float32)},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ from pipeline.core.types import (
 from pipeline.run.metrics import (
     BufferFill,
     Staleness,
+    _rewards,
     eval_record,
     push_record,
     tokens_by_staleness,
@@ -115,6 +118,16 @@ def _groups() -> list[Group]:
         Group(group_index=i, deadline=5, admitted_version=2, samples=s)
         for i, s in enumerate((even, mixed))
     ]
+
+
+def test_a_rollout_of_several_samples_is_one_reward() -> None:
+    first, second = _groups()
+    parts = [dataclasses.replace(first.samples[0], index=0) for _ in range(5)]
+    parts[0] = dataclasses.replace(parts[0], reward=0.5)
+    cut = dataclasses.replace(first, samples=(*parts, dataclasses.replace(parts[0], index=1)))
+    record = _rewards([cut, second], None)
+    assert record["reward_mean"] == pytest.approx((0.9 + 0.5 + 0.0 + 1.0) / 4)
+    assert record["reward_min"] == 0.0
 
 
 def test_train_record_has_what_is_promised() -> None:

@@ -139,7 +139,7 @@ def test_rows_of_one_rollout_id_share_its_weight(second: int) -> None:
     )
     theirs = compute_advantages([given], policy_version=4, hooks=hooks)
     for out in (ours, theirs):
-        assert [(r.index, r.weight) for r in out] == [(0, 0.5), (second, 0.5), (2, 1.0)]
+        assert [(r.index, r.weight) for r in out] == [(0, 2 / 5), (second, 3 / 5), (2, 1.0)]
         assert [r.response_length for r in out] == [2, 3, 4]
 
 

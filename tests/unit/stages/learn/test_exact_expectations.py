@@ -41,7 +41,7 @@ def all_tokens(rollout: Tensor, advantages: Tensor | None = None) -> FakeTokens:
         staleness=ones,
         old=log_probs,
         ref=log_probs,
-        sample_weights=log_probs.exp(),
+        shares=log_probs.exp(),
         mean_weights=log_probs.exp(),
     )
 

@@ -63,10 +63,7 @@ def step(
     model = table.to(dtype, copy=True).requires_grad_()
     batches = [pack(p, dtype) for p in parts if p]
     every = [s for p in parts for s in p]
-    num_samples, num_tokens = (
-        sum(s.weight for s in every),
-        sum(s.weight * len(s.targets) for s in every),
-    )
+    num_samples, num_tokens = sum(s.weight for s in every), sum(len(s.targets) for s in every)
     denominator = float(num_tokens if config.calculate_per_token_loss else num_samples)
     correction = correction_of(config)
     numerators = [
@@ -78,9 +75,7 @@ def step(
         for b in batches
     ]
     evidence = [
-        batch_evidence(
-            correction, n, b.rollout_log_probs, b.advantages, b.token_counts, b.sample_weights
-        )
+        batch_evidence(correction, n, b.rollout_log_probs, b.advantages, b.token_counts, b.shares)
         for n, b in zip(numerators, batches, strict=True)
     ]
     statistics = batch_statistics(correction, evidence)
@@ -122,27 +117,6 @@ def test_order_micro_batches_and_ranks_change_nothing(
     assert (other[1] - grad).abs().max() < 1e-6 * scale
     assert torch.allclose(other[2], sums, rtol=1e-5, atol=1e-5)
     assert torch.equal(other[3], maxima)
-
-
-@pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_equal_samples_of_one_rollout_count_once(name: str, per_token: bool) -> None:
-    """Three times a third of a sample is that sample: in the loss, its side terms and what a
-    correction knows of the step."""
-    # else nothing is left
-    wide = {"correction_low": 0.7, "correction_high": 1.4} if name == "geo-rs" else {}
-    config = AlgorithmConfig(**CONFIGS[name], **wide, calculate_per_token_loss=per_token)
-    samples, table = make_samples(LENGTHS, 6, spread=0.6), make_model(6)
-    thrice = [
-        dataclasses.replace(s, weight=1 / 3) for s in samples[:3] for _ in range(3)
-    ] + samples[3:]
-    loss, grad, _, _ = step([samples], config, table, torch.float64)
-    got = step([thrice[:4], thrice[4:]], config, table, torch.float64)
-    unweighted = step(
-        [[dataclasses.replace(s, weight=1.0) for s in thrice]], config, table, torch.float64
-    )
-    assert got[0] == pytest.approx(loss, abs=1e-7) and (got[1] - grad).abs().max() < 1e-6
-    assert (unweighted[1] - grad).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["mis", "icepop"])
