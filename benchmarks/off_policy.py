@@ -1,185 +1,205 @@
-"""Does it learn off-policy? The quickstart's task, every token up to eight policy versions old,
-five seeds, equal samples.
+"""Does it learn off-policy? Every method at its own best learning rate, at a staleness that is
+fixed and not raced, on the quickstart's task.
 
-    python -m benchmarks.off_policy [--seeds 5] [--rollouts 100] [--staleness 8] [--lr 0.0007] \
-        [--only tis,none]
+    python -m benchmarks.off_policy run [--methods tis,none] [--staleness 0,8,16] [--hours 2]
+    python -m benchmarks.off_policy table
 
-One warmed-up model for all; then for every seed each method trains on the same number of samples:
-synchronously (K = 0), and K = staleness rollouts behind, uncorrected or corrected. The first
-rollout waits until all K + 1 are generated and groups are taken in the order of their completion,
-so that the learner is always about K versions ahead of what it trains on (the mean staleness is in
-the table). `uncorrected` clips against log-probs recomputed at consumption and pretends they were
-the rollout's. Prints the table, with standard errors over seeds: `final` is the trained policy on
-held-out prompts, 16 samples each; `last` and `mean` are rewards of the last ten rollouts and of
-all, which stale policies generated. Writes results/off_policy.json and off_policy.svg."""
+`run`: from one warmed-up model, with `--fixed-staleness K` every trained token is exactly K policy
+versions old (after the first K rollouts, which nothing older could have made). First each method,
+at each staleness, is trained at every learning rate of the grid on the choosing seeds; the rate
+whose runs end highest is then trained on fresh seeds. The synchronous run (K = 0) is chosen in the
+same way from as many trials. The rate decays linearly to 0. A run's figure is the mean held-out
+reward of the trained policy at the last five evaluations (256 prompts, 8 samples each).
+
+Every run is a line of results/off_policy_runs.jsonl as soon as it is done; what is there is not
+run again, so the experiment may be stopped at any time and taken up later, `--hours` at a time.
+The warmed-up model is kept in models/off-policy/ (or is `--model`); its digest is in every line.
+
+`table`: from those lines: the chosen rate, the figure with its 95 % confidence interval over
+seeds, the paired difference to the synchronous run on the same seeds, and the median of samples to
+a held-out reward of 0.9. Writes results/off_policy.json and off_policy.svg."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import statistics
 import subprocess
 import sys
-import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT, keep, table, train
-from pipeline.report.summary import REWARD_WINDOW, trailing_mean
+from benchmarks.common import RESULTS, ROOT, keep, table
+from benchmarks.off_policy_runs import METHODS, SYNCHRONOUS, Book, Cell, Protocol, digest, run
+from benchmarks.off_policy_statistics import best_rate, interval, paired, samples_to
 from pipeline.report.svg import Chart, Series, picture
 
-METHODS: dict[str, tuple[str, ...]] = {
-    "synchronous": (),
-    "uncorrected": (),
-    "tis": ("--use-tis",),
-    "decoupled": ("--off-policy-correction", "decoupled-ppo"),
-    "gspo": ("--advantage-estimator", "gspo", "--use-rollout-logprobs"),
-}
-LAST = 10  # rollouts
-
-
-def flags(method: str, options: argparse.Namespace, model: Path, seed: int) -> list[str]:
-    k = 0 if method == "synchronous" else options.staleness
-    return [
-        "--config",
-        str(ROOT / "configs" / "presets" / "quickstart.yaml"),
-        "--hf-checkpoint",
-        str(model),
-        *(() if "--use-tis" in METHODS[method] else ("--no-use-tis",)),
-        "--sft-steps",
-        "0",
-        "--eval-interval",
-        "1000000",
-        "--n-samples-per-eval-prompt",
-        "16",
-        "--num-rollout",
-        str(options.rollouts),
-        "--async-buffer-size",
-        str(k),
-        "--lr",
-        str(options.lr),
-        "--buffer-selector",
-        "fifo",
-        "--min-size-to-sample",
-        str(16 * (k + 1)),
-        "--seed",
-        str(seed),
-        "--rollout-seed",
-        str(seed),
-        "--num-steps-per-rollout",
-        str(options.steps),
-        *METHODS[method],
-    ]
+MODELS = ROOT / "models" / "off-policy"
+RUNS = RESULTS / "off_policy_runs.jsonl"
+SAMPLES_A_ROLLOUT = 16 * 8  # the quickstart's
 
 
 def warm_model(folder: Path) -> Path:
-    """The quickstart's policy after its warm-up: one rollout at a learning rate of 0."""
-    preset = str(ROOT / "configs" / "presets" / "quickstart.yaml")
-    command = [
-        sys.executable,
-        str(ROOT / "train_async.py"),
-        "--config",
-        preset,
-        "--num-rollout",
-        "1",
-        "--lr",
-        "0",
-        "--async-buffer-size",
-        "0",
-    ]
-    command += ["--eval-interval", "1000000", "--runs-dir", str(folder), "--name", "warm"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return (folder / "warm" / "checkpoints" / "latest" / "hf").resolve()
+    """The quickstart's policy after its warm-up, made in `folder` if it is not there yet: one
+    rollout at a learning rate of 0."""
+    model = folder / "warm" / "checkpoints" / "latest" / "hf"
+    if not model.exists():
+        command = [sys.executable, str(ROOT / "train_async.py")]
+        command += ["--config", str(ROOT / "configs" / "presets" / "quickstart.yaml")]
+        command += ["--num-rollout", "1", "--lr", "0", "--async-buffer-size", "0"]
+        command += ["--eval-interval", "0", "--runs-dir", str(folder), "--name", "warm"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return model.resolve()
 
 
-def run(method: str, options: argparse.Namespace, model: Path, seed: int) -> dict[str, Any]:
-    found = train(*flags(method, options, model, seed))
-    rows = found["train"]
-    rewards = [r["reward_mean"] for r in rows]
-    out = {
-        "method": method,
-        "seed": seed,
-        "rewards": [round(r, 4) for r in rewards],
-        "final": found["eval"][-1]["reward_mean"],
-        "last": statistics.fmean(rewards[-LAST:]),
-        "mean": statistics.fmean(rewards),
-        "staleness": statistics.fmean(r["staleness_mean"] for r in rows),
-        "ess_fraction": statistics.fmean(r["ess_fraction"] for r in rows),
-    }
-    print(json.dumps({k: v for k, v in out.items() if k != "rewards"}), flush=True)
-    return out
+def rows_asked(options: argparse.Namespace) -> list[tuple[str, int]]:
+    """(method, staleness) of every row; the synchronous one first, for all are held against it."""
+    rows = [(SYNCHRONOUS, 0)]
+    rows += [(m, k) for k in options.staleness if k for m in options.methods]
+    return rows
 
 
-def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def cells(options: argparse.Namespace, book: Book, protocol: Protocol) -> Iterator[Cell]:
+    """Every run of the experiment, a row at a time: its choosing, then, decided by what the book
+    says by then, its fresh seeds."""
+    for method, staleness in rows_asked(options):
+        for seed in options.choosing_seeds:
+            for lr in options.rates:
+                yield Cell(method=method, staleness=staleness, lr=lr, seed=seed)
+        lr = chosen_rate(options, book, protocol, method, staleness)
+        for seed in options.fresh_seeds:
+            yield Cell(method=method, staleness=staleness, lr=lr, seed=seed)
+
+
+def chosen_rate(
+    options: argparse.Namespace, book: Book, protocol: Protocol, method: str, staleness: int
+) -> float:
+    seeds = options.choosing_seeds
+    return best_rate({lr: book.of(method, staleness, lr, seeds, protocol) for lr in options.rates})
+
+
+def run_all(options: argparse.Namespace, protocol: Protocol) -> None:
+    book = Book.open(options.runs)
+    until = time.monotonic() + options.hours * 3600
+    for cell in cells(options, book, protocol):
+        if book.find(cell, protocol) is not None:
+            continue
+        if time.monotonic() > until:
+            print("the time is up; the same command goes on from here")
+            return
+        row = run(cell, protocol, options.model)
+        book.write(row)
+        print({k: v for k, v in row.items() if k != "held_out"}, flush=True)
+
+
+def summary(options: argparse.Namespace, protocol: Protocol) -> list[dict[str, Any]]:
+    """A line for every method and staleness of which a fresh seed is done."""
+    book = Book.open(options.runs)
+
+    def fresh(method: str, staleness: int) -> tuple[float, list[dict[str, Any]]]:
+        lr = chosen_rate(options, book, protocol, method, staleness)
+        return lr, book.of(method, staleness, lr, options.fresh_seeds, protocol)
+
+    _, synchronous = fresh(SYNCHRONOUS, 0)
     out = []
-    for method in dict.fromkeys(r["method"] for r in runs):
-        mine = [r for r in runs if r["method"] == method]
-        row: dict[str, Any] = {"method": method, "seeds": len(mine)}
-        for name in ("final", "last", "mean"):
-            values = [r[name] for r in mine]
-            row[name] = statistics.fmean(values)
-            row[f"{name}_se"] = (
-                statistics.stdev(values) / math.sqrt(len(values))
-                if len(values) > 1
-                else float("nan")
-            )
-        row["staleness"] = statistics.fmean(r["staleness"] for r in mine)
-        row["ess_fraction"] = statistics.fmean(r["ess_fraction"] for r in mine)
-        out.append(row)
+    for method, staleness in rows_asked(options):
+        try:
+            lr, rows = fresh(method, staleness)
+        except ValueError:
+            continue  # not chosen yet
+        if not rows:
+            continue
+        late, half = interval([r["late"] for r in rows])
+        apart, apart_half = interval(paired(rows, synchronous))
+        reached = [samples_to(0.9, r, SAMPLES_A_ROLLOUT) for r in rows]
+        done = [r for r in reached if r is not None]
+        out.append(
+            {
+                "method": "synchronous" if staleness == 0 else method,
+                "staleness": staleness,
+                "lr": lr,
+                "seeds": len(rows),
+                "late": late,
+                "late_95": half,
+                "minus_sync": apart,
+                "minus_sync_95": apart_half,
+                "to_0.9_samples": statistics.median(done) if done else None,
+                "to_0.9_runs": len(done),
+                "ess": statistics.fmean(r["ess_fraction"] for r in rows),
+                "held_out": mean_curve(rows),
+            }
+        )
     return out
 
 
-def curves(runs: list[dict[str, Any]]) -> Chart:
-    """A line a method: the mean over its seeds."""
-    series = []
-    for color, method in enumerate(dict.fromkeys(r["method"] for r in runs)):
-        rewards = [r["rewards"] for r in runs if r["method"] == method]
-        smooth = trailing_mean([statistics.fmean(values) for values in zip(*rewards, strict=True)])
-        points = list(enumerate(smooth, start=1))
-        series.append(Series(label=method, points=points, color=color))
-    return Chart(
+def mean_curve(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """[(rollouts trained, held-out reward, the mean over seeds)]."""
+    at = [rollout for rollout, _ in rows[0]["held_out"]]
+    rewards = zip(*([value for _, value in r["held_out"]] for r in rows), strict=True)
+    return [(r, statistics.fmean(values)) for r, values in zip(at, rewards, strict=True)]
+
+
+def write(options: argparse.Namespace, protocol: Protocol) -> None:
+    rows = summary(options, protocol)
+    shown = [k for k in rows[0] if k != "held_out"]
+    table(shown, [[row[k] for k in shown] for row in rows])
+    if options.dry:
+        return
+    keep("off_policy", {"protocol": str(protocol), "rates": options.rates, "rows": rows})
+    series = [
+        Series(
+            label=f"{r['method']}, K = {r['staleness']}, lr {r['lr']:g}",
+            points=[(float(at), value) for at, value in r["held_out"]],
+            color=color,
+        )
+        for color, r in enumerate(rows)
+    ]
+    chart = Chart(
         series=series,
         x_label="rollouts trained",
-        y_label=f"mean reward (of {REWARD_WINDOW}, over seeds)",
+        y_label="held-out reward (mean over seeds)",
         height=300,
         y_range=(0, 1),
     )
+    title = "Tokens exactly K policy versions old"
+    (RESULTS / "off_policy.svg").write_text(picture(title, [chart]), encoding="utf-8")
+
+
+def numbers(text: str) -> list[int]:
+    """`1,2` or `1-3`."""
+    if "-" in text:
+        first, last = text.split("-")
+        return list(range(int(first), int(last) + 1))
+    return [int(n) for n in text.split(",")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--methods", type=lambda t: t.split(","), default=list(METHODS))
+    parser.add_argument("--staleness", type=numbers, default=[0, 2, 4, 8, 16])
+    parser.add_argument(
+        "--rates",
+        type=lambda t: [float(r) for r in t.split(",")],
+        default=[1.75e-4, 3.5e-4, 7e-4, 1.4e-3],
+    )
+    parser.add_argument("--choosing-seeds", type=numbers, default=[1, 2, 3])
+    parser.add_argument("--fresh-seeds", type=numbers, default=list(range(4, 14)))
     parser.add_argument("--rollouts", type=int, default=100)
-    parser.add_argument("--staleness", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=0.0007)
-    parser.add_argument("--steps", type=int, default=1, help="optimizer steps a rollout")
+    parser.add_argument("--eval-every", type=int, default=5)
+    parser.add_argument("--hours", type=float, default=1e9, help="begin no run after so many")
     parser.add_argument("--model", type=Path, help="a warmed-up model's folder; default: made")
-    parser.add_argument("--only", default=",".join(METHODS))
-    parser.add_argument("--dry", action="store_true", help="keep nothing")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="the file of finished runs")
+    parser.add_argument("--dry", action="store_true", help="table: keep nothing")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="slipstream-off-policy-") as folder:
-        model = options.model or warm_model(Path(folder))
-        runs = [
-            run(m, options, model, 1000 + s)
-            for s in range(options.seeds)
-            for m in options.only.split(",")
-        ]
-    rows = summary(runs)
-    table(list(rows[0]), [list(row.values()) for row in rows])
-    if not options.dry:
-        keep(
-            "off_policy",
-            {
-                "options": {k: str(v) for k, v in vars(options).items()},
-                "summary": rows,
-                "runs": runs,
-            },
-        )
-        title = f"Tokens up to {options.staleness} versions old"
-        (RESULTS / "off_policy.svg").write_text(picture(title, [curves(runs)]), encoding="utf-8")
+    options.model = options.model or warm_model(MODELS)
+    protocol = Protocol(
+        model=digest(options.model), rollouts=options.rollouts, eval_every=options.eval_every
+    )
+    run_all(options, protocol) if options.what == "run" else write(options, protocol)
 
 
 if __name__ == "__main__":

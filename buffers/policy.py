@@ -18,12 +18,15 @@ def make_decisions(
     """The `Decisions` that the flags ask for. `seed` is for the random selectors; `replayable`: the
     groups that were trained on before a resume and may be trained on again."""
     selector = make_selector(
-        config.buffer_selector, seed=seed, exponent=config.buffer_priority_exponent
+        "admission" if config.fixed_staleness else config.buffer_selector,
+        seed=seed,
+        exponent=config.buffer_priority_exponent,
     )
     return Decisions(
         clock,
         selector=selector,
         max_times_sampled=config.max_times_sampled,
         stale_policy=config.stale_policy,
+        lockstep=config.fixed_staleness,
         replayable=replayable,
     )

@@ -81,6 +81,7 @@ class ReplayBuffer:
         self._decisions = make_decisions(config, clock, seed=seed, replayable=files.replayable)
         self._staleness = StalenessCheck(clock)
         self._taking: int | None = None  # the rollout that `take` waits for
+        self._settling = 0  # how many wait until all that is admitted is complete
         self._reading: frozenset[int] = frozenset()
         self._closed = False
         self._window, self._room, self._arrival = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -192,6 +193,18 @@ class ReplayBuffer:
         self._staleness.consumed(groups, staleness)
         self._remove_late_ones()
         return marked
+
+    async def settled(self) -> None:
+        """Waits until all that may be admitted is admitted and complete. Groups find room
+        meanwhile, whatever the byte budget: the learner waits for every one of them."""
+        self._settling += 1
+        try:
+            _pulse(self._room)
+            while not self._decisions.settled:
+                await self._arrival.wait()
+                self._check_open()
+        finally:
+            self._settling -= 1
 
     def pushing(self, policy_version: int) -> None:
         """The engines are about to be given this version: its number counts as used from now on."""
@@ -374,7 +387,7 @@ class ReplayBuffer:
 
     def _has_room(self, group: EncodedGroup) -> bool:
         stored = self._stored.num_bytes
-        if stored == 0 or stored + group.num_bytes <= self._max_bytes:
+        if stored == 0 or stored + group.num_bytes <= self._max_bytes or self._settling:
             return True
         if self._taking is None:
             return False

@@ -28,6 +28,48 @@ def staleness(config: Config) -> Iterator[str]:
         )
 
 
+def fixed_staleness(config: Config) -> Iterator[str]:
+    """What would make a token younger than K versions, or a rollout one of several ages."""
+    a, r = config.async_, config.rollout
+    if not a.fixed_staleness:
+        return
+    k = a.async_buffer_size
+    wrong = {
+        f"--update-weights-interval {a.update_weights_interval}": (
+            a.update_weights_interval != 1,
+            "tokens would be of different ages within a rollout; it must be 1",
+        ),
+        f"--max-staleness {a.max_staleness}": (
+            a.max_staleness not in (None, k),
+            f"the staleness is --async-buffer-size, {k}",
+        ),
+        f"--buffer-selector {a.buffer_selector}": (
+            a.buffer_selector != "deadline",
+            "rollouts are trained in the order of their admission",
+        ),
+        f"--stale-policy {a.stale_policy}": (a.stale_policy != "wait", "nothing comes too late"),
+        f"--max-times-sampled {a.max_times_sampled}": (
+            a.max_times_sampled != 1,
+            "a replayed group is older every time",
+        ),
+        "--buffer-filter-path": (
+            a.buffer_filter_path is not None,
+            "the learner would take groups out of turn",
+        ),
+        "--dynamic-sampling-filter-path": (
+            r.dynamic_sampling_filter_path is not None,
+            "what replaces a filtered group is younger",
+        ),
+        "--rollout-function-path": (
+            r.rollout_function_path is not None,
+            "it generates before groups are admitted",
+        ),
+    }
+    for flag, (given, why) in wrong.items():
+        if given:
+            yield f"{flag} with --fixed-staleness: {why}. Drop one of the two"
+
+
 def replay(config: Config) -> Iterator[str]:
     a, groups = config.async_, config.rollout.rollout_batch_size
     most, each = a.max_times_sampled, a.samples_of_a_group

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from configs.rules.advantages import advantages, critic, sampling
 from configs.rules.algorithm import algorithm
 from configs.rules.backend import backend, media
-from configs.rules.buffer import replay, staleness
+from configs.rules.buffer import fixed_staleness, replay, staleness
 from configs.rules.engine_flags import engine_flags
 from configs.rules.evaluation import evaluation
 from configs.rules.external_engines import external_engines
@@ -75,6 +75,7 @@ RULES: tuple[Rule, ...] = (
     ranges,
     foreign_ranges,
     staleness,
+    fixed_staleness,
     replay,
     batches,
     algorithm,

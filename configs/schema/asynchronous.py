@@ -17,6 +17,9 @@ class AsyncConfig:
     overlap_push: bool = True
     # S, in policy versions; by default ceil(K/N), with replay ceil((K + max-times-sampled - 1)/N)
     max_staleness: int | None = None
+    # for experiments: every trained token is exactly K versions old, not at most S (in the first K
+    # rollouts it is of version 0); a push waits for all that generates
+    fixed_staleness: bool = False
     # says what becomes of a group that would miss its deadline: it is waited for, removed, or tried
     # again
     stale_policy: Literal["wait", "drop", "retry"] = "wait"

@@ -66,6 +66,8 @@ class Config:
     def staleness_bound(self) -> int:
         """S: the largest staleness, in policy versions, that a token may have when it is trained
         on."""
+        if self.async_.fixed_staleness:
+            return self.async_.async_buffer_size
         if self.async_.max_staleness is not None:
             return self.async_.max_staleness
         return math.ceil(

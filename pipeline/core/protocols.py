@@ -137,6 +137,9 @@ class Buffer(Protocol):
         """The `rollout_batch_size` groups of this rollout, with every deadline kept. Waits for
         them."""
 
+    async def settled(self) -> None:
+        """Waits until all that may be admitted is admitted and complete."""
+
     def pushing(self, policy_version: int) -> None:
         """The engines are about to be given this version."""
 

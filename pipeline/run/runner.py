@@ -93,6 +93,7 @@ class Runner:
             recorder=parts.recorder,
             watchdog=parts.watchdog,
             overlap=parts.config.overlaps_pushes,
+            lull=self._lull if parts.config.async_.fixed_staleness else None,
         )
         self._eval_order = asyncio.Lock()
         self._saved: int | None = None  # rollouts trained at the last snapshot
@@ -275,6 +276,18 @@ class Runner:
         last = rollout_id + 1 == self._p.config.run.num_rollout
         if interval and ((rollout_id + 1) % interval == 0 or last):
             self._evaluate_now(rollout_id + 1)
+
+    def _lull(self) -> Awaitable[None]:
+        """No group generates any more, and no evaluation that is under way as this is called: those
+        begun later wait for the push that waits for this."""
+        evaluations = set(self._evaluations)
+
+        async def nothing_under_way() -> None:
+            await self._p.buffer.settled()
+            if evaluations:
+                await asyncio.wait(evaluations)
+
+        return nothing_under_way()
 
     def _evaluate_now(self, num_trained: int) -> None:
         if self._p.evaluator is None:

@@ -53,10 +53,12 @@ class Decisions:
         selector: Selector = DEADLINE,
         max_times_sampled: int = 1,
         stale_policy: StalePolicy = "wait",
+        lockstep: bool = False,
         replayable: Iterable[Entry] = (),
     ) -> None:
-        """`replayable`: groups that were trained on before a resume and may be again."""
-        self.clock, self._stale_policy = clock, stale_policy
+        """`lockstep` (--fixed-staleness): no rollout is chosen while anything generates.
+        `replayable`: groups that were trained on before a resume and may be again."""
+        self.clock, self._stale_policy, self._lockstep = clock, stale_policy, lockstep
         self._scheduler = DeadlineScheduler(
             clock.batch_size, selector, waits=stale_policy == "wait"
         )
@@ -88,6 +90,11 @@ class Decisions:
     @property
     def num_replayable(self) -> int:
         return len(self._pool)
+
+    @property
+    def settled(self) -> bool:
+        """Has all that may be admitted been admitted, and completed?"""
+        return self.num_generating == 0 and not self.may_admit()
 
     def is_ready(self, group_index: int) -> bool:
         return self._scheduler.is_ready(group_index)
@@ -169,6 +176,8 @@ class Decisions:
         are due)."""
         if (wait := self._min_size(rollout_id)) is not None:
             return wait
+        if self._lockstep and self.num_generating:
+            return Wait(num_missing=self.num_generating, deadline=None)
         plan = self._scheduler.plan(rollout_id, wanted)
         if isinstance(plan, Wait):
             return plan

@@ -79,6 +79,7 @@ class Draw:
 
 
 DEADLINE = Selector(lambda c, _: c.deadline)  # earliest deadline first
+ADMISSION = Selector(lambda c, _: c.group_index)  # first admitted, first trained
 FIFO = Selector(lambda c, _: c.sequence)  # first completed, first trained
 LIFO = Selector(lambda c, _: -c.sequence)  # last completed, first trained: the freshest data
 
@@ -111,12 +112,13 @@ def _weighted(weight: Callable[[Candidate], float], seed: int) -> Selector:
 
 
 def make_selector(name: str, *, seed: int = 0, exponent: float = 0.6) -> Selector:
-    """The selector called deadline, fifo, lifo, uniform or prioritized.
+    """The selector called deadline, admission, fifo, lifo, uniform or prioritized.
 
     Raises ConfigError for any other name.
     """
     known: dict[str, Selector] = {
         "deadline": DEADLINE,
+        "admission": ADMISSION,
         "fifo": FIFO,
         "lifo": LIFO,
         "uniform": uniform(seed),

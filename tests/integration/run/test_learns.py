@@ -3,14 +3,14 @@ engine."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 from benchmarks.common import train
-from benchmarks.off_policy import flags, warm_model
+from benchmarks.off_policy import warm_model
+from benchmarks.off_policy_runs import Cell, Protocol
 from tests.conftest import ROOT, read_metrics, run_entry
 
 pytestmark = pytest.mark.slow
@@ -27,12 +27,11 @@ def test_tis_learns_from_rollouts_that_are_versions_old(
 ) -> None:
     """The short version of benchmarks/off_policy.py. What is stale is noisy: the best five rollouts
     in a row count, not the last."""
-    options = argparse.Namespace(staleness=8, lr=0.0007, rollouts=30, steps=1)
-    rows = train(*flags("tis", options, warm_quickstart, seed=7))["train"]
+    protocol = Protocol(model="", rollouts=30, eval_every=30, eval_prompts=32)
+    cell = Cell(method="tis", staleness=8, lr=0.0007, seed=7)
+    rows = train(*protocol.flags(cell, warm_quickstart))["train"]
     rewards = [r["reward_mean"] for r in rows]
-    assert (
-        fmean(r["staleness_mean"] for r in rows) > 2 and max(r["staleness_max"] for r in rows) <= 8
-    )
+    assert [r["staleness_mean"] for r in rows] == [min(r, 8) for r in range(30)]
     first, *later = (fmean(rewards[i : i + 5]) for i in range(len(rewards) - 4))
     assert max(later) > first + 0.2, rewards
 

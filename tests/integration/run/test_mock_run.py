@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,29 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, nothing_left_behind: None
     assert summary["samples_discarded"] == 0
     for name in ("config.yaml", "reward.svg", "report.html"):
         assert (run / name).stat().st_size > 0
+
+
+def test_fixed_staleness_is_exact(tmp_path: Path, nothing_left_behind: None) -> None:
+    flags = ("--async-buffer-size", "3", "--num-rollout", "10", "--rollout-num-gpus", "2")
+    evaluation = ("--eval-prompt-data", "held-out", "reasoning_gym:spell_backward")
+    done = run_entry(
+        *FAST,
+        *flags,
+        *("--fixed-staleness", "--mock-push-seconds", "0.02"),
+        *(*evaluation, "--eval-interval", "1", "--eval-max-prompts", "8"),
+        *("--runs-dir", str(tmp_path), "--name", "m"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in read_metrics(tmp_path / "m", "train"):
+        wanted = min(row["rollout_id"], 3)
+        assert row["staleness_mean"] == row["staleness_max"] == wanted, row
+    evaluations = read_metrics(tmp_path / "m", "eval")
+    assert len(evaluations) == 11
+    for row in evaluations:  # of the weights that they are called after, and of no others
+        assert row["policy_version_min"] == row["policy_version_max"] == row["rollout_id"]
+    audit = [sys.executable, "-m", "pipeline", "buffer", str(tmp_path / "m"), "audit"]
+    found = subprocess.run(audit, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 @pytest.mark.parametrize("overlap", [True, False])

@@ -186,6 +186,18 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
             ["--log-probs-max-tokens-per-gpu 100", "--max-tokens-per-gpu 4096"],
         ),
         (
+            "--async-buffer-size 3 --fixed-staleness --max-staleness 6",
+            ["--max-staleness 6 with --fixed-staleness", "is --async-buffer-size, 3"],
+        ),
+        (
+            "--async-buffer-size 3 --fixed-staleness --update-weights-interval 2",
+            ["--update-weights-interval 2 with --fixed-staleness", "must be 1"],
+        ),
+        (
+            "--async-buffer-size 3 --fixed-staleness --max-times-sampled 2",
+            ["--max-times-sampled 2 with --fixed-staleness"],
+        ),
+        (
             "--async-buffer-size 3 --max-staleness 1",
             ["--async-buffer-size 3", "--max-staleness to 3", "to 1"],
         ),
