@@ -46,6 +46,10 @@ class Correction:
         return self.weighted or self.action != "none" or self.veto is not None
 
     @property
+    def drops(self) -> bool:
+        return self.action == "mask" or self.veto is not None
+
+    @property
     def needs_statistics(self) -> bool:
         """Must the whole optimizer step be looked at before any of its tokens (in one more forward
         pass)?"""
@@ -181,16 +185,26 @@ def correction_of(config: AlgorithmConfig) -> Correction:
             base = dataclasses.replace(base, high=config.correction_high)
     return dataclasses.replace(
         base,
+        mean_over=config.correction_mean_over or base.mean_over,
         veto=config.correction_veto_threshold,
         batch_normalize=config.correction_batch_normalize,
         ratio="bypass" if config.use_rollout_logprobs else base.ratio,
     )
 
 
+_ASKING = (
+    "use_tis",
+    "get_mismatch_metrics",
+    "use_rollout_logprobs",
+    "true_on_policy_mode",
+    "ess_lr_scaling",
+)
+
+
 def asks_for_log_probs(args: Any) -> str | None:
     """The flag that makes the engine's log-probs of trained tokens necessary; None where the loss
     can do without. `args`: all flags, by their names."""
-    for flag in ("use_tis", "use_rollout_logprobs", "true_on_policy_mode", "ess_lr_scaling"):
+    for flag in _ASKING:
         if getattr(args, flag):
             return f"--{flag.replace('_', '-')}"
     if args.correction_veto_threshold is not None:

@@ -161,6 +161,13 @@ _ALL = (
         called="for every micro-batch",
     ),
     Hook(
+        section="algorithm",
+        field="custom_pg_loss_reducer_function_path",
+        default_name="get_pg_loss_reducer",
+        forms=("f(total_lengths, response_lengths, loss_masks, calculate_per_token_loss)",),
+        called="for every micro-batch",
+    ),
+    Hook(
         section="model",
         field="custom_megatron_init_path",
         default_name="megatron_init",

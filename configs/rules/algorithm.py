@@ -101,7 +101,7 @@ def _truncation(a: AlgorithmConfig) -> Iterator[str]:
     if not a.use_tis:
         given = {"--tis-level": a.tis_level != "token", "--tis-mode": a.tis_mode != "clip"}
         given[f"--custom-tis-function-path {a.custom_tis_function_path}"] = (
-            a.custom_tis_function_path is not None
+            a.custom_tis_function_path is not None and not a.get_mismatch_metrics
         )
         for flag in (f for f, is_given in given.items() if is_given):
             yield f"{flag} without --use-tis: it would change nothing. Add --use-tis, or drop it"
@@ -111,16 +111,53 @@ def _truncation(a: AlgorithmConfig) -> Iterator[str]:
             " correct. Drop one of the two (--use-tis is --off-policy-correction tis with bounds"
             " of its own)"
         )
-    if a.custom_tis_function_path and (a.correction_batch_normalize or a.correction_veto_threshold):
+    yield from _custom_tis(a)
+
+
+def _custom_tis(a: AlgorithmConfig) -> Iterator[str]:
+    if a.get_mismatch_metrics and not a.custom_tis_function_path:
         yield (
-            f"--custom-tis-function-path {a.custom_tis_function_path} with"
-            " --correction-batch-normalize or --correction-veto-threshold: the function decides"
-            " alone. Drop one of the two"
+            "--get-mismatch-metrics without --custom-tis-function-path: it asks that function for"
+            " its metrics. Name one, or drop it: the run's own (kl_rollout_old, ess_fraction,"
+            " rollout_ratio_p99, ...) are in every train record"
+        )
+    if not a.custom_tis_function_path:
+        return
+    others = {
+        "--correction-batch-normalize": a.correction_batch_normalize,
+        "--correction-veto-threshold": a.correction_veto_threshold is not None,
+        f"--off-policy-correction {a.off_policy_correction}": a.off_policy_correction != "none",
+    }
+    for flag in (f for f, given in others.items() if given):
+        yield (
+            f"--custom-tis-function-path {a.custom_tis_function_path} with {flag}: the function"
+            " decides alone. Drop one of the two"
+        )
+
+
+def _mean_over(a: AlgorithmConfig) -> Iterator[str]:
+    if a.correction_mean_over is None:
+        return
+    said = f"--correction-mean-over {a.correction_mean_over}"
+    if not (a.custom_tis_function_path or correction_of(a).drops):
+        yield (
+            f"{said}: nothing drops a token. Add e.g. --off-policy-correction mis, or leave it out"
+        )
+    elif a.correction_mean_over == "kept" and a.calculate_per_token_loss:
+        yield (
+            f"{said} with --calculate-per-token-loss: that mean is over all trained tokens of the"
+            " step. Drop one of the two"
+        )
+    elif a.correction_mean_over == "kept" and a.advantage_estimator == "dr_grpo":
+        yield (
+            f"{said} with --advantage-estimator dr_grpo: token sums are divided by a constant. Drop"
+            " one of the two"
         )
 
 
 def _corrections(a: AlgorithmConfig) -> Iterator[str]:
     name, correction = a.off_policy_correction, correction_of(a)
+    yield from _mean_over(a)
     if PRESETS[name].correction.weighted and a.use_rollout_logprobs:
         yield (
             f"--use-rollout-logprobs with --off-policy-correction {name}: PPO's ratio against the"

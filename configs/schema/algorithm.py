@@ -89,8 +89,16 @@ class AlgorithmConfig:
     tis_level: Literal["token", "sequence", "geometric"] = "token"
     # bounds the weight from above, from both sides, or sets it to 0 outside the bounds
     tis_mode: Literal["truncate", "clip", "mask"] = "clip"
-    # corrects with your own function instead of --use-tis, in slime's keyword signature
+    # over which tokens a mean goes where a correction drops some: all trained ones, dropped ones as
+    # zeros, or the kept; by default the preset's way, and all with --custom-tis-function-path
+    correction_mean_over: Literal["all", "kept"] | None = None
+    # corrects with your own function instead of --use-tis's weights, in slime's keyword signature
     custom_tis_function_path: str | None = None
+    # asks the function of --custom-tis-function-path without --use-tis; what it returns is taken
+    get_mismatch_metrics: bool = False
+    # adds up the policy loss your own way: f(total_lengths, response_lengths, loss_masks,
+    # calculate_per_token_loss) -> a function of the policy loss
+    custom_pg_loss_reducer_function_path: str | None = None
     # forms PPO's ratio against the rollout log-probs instead of recomputed ones
     use_rollout_logprobs: bool = False
     # refuses a step whose rollout log-probs differ from the learner's

@@ -68,7 +68,6 @@ OFF: Mapping[str, Any] = {
     "load_forge_rollout_data": None,
     # loss
     "compute_advantages_and_returns": True,
-    "custom_pg_loss_reducer_function_path": None,
     # records
     "wandb_key": None,
     "wandb_random_suffix": False,
@@ -149,7 +148,6 @@ def counterparts(config: Config) -> dict[str, Any]:
         "use_critic": a.advantage_estimator == "ppo",
         "balance_by_flops": a.balance_data,
         "use_rollout_entropy": True,
-        "get_mismatch_metrics": True,
         "use_opsm": opsm,
         "opsm_delta": -math.log(a.correction_low) if opsm and a.correction_low else 1e-4,
         "opd_type": "sglang" if distill.use_opd else None,

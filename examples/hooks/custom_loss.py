@@ -1,9 +1,10 @@
-"""A loss and an importance-sampling correction of one's own, with slime's signatures.
+"""A loss, an importance-sampling correction and a sum of one's own, with slime's signatures.
 
     --loss-type custom_loss --custom-loss-function-path examples/hooks/custom_loss.py
     --use-tis --custom-tis-function-path examples/hooks/custom_loss.py
+    --custom-pg-loss-reducer-function-path examples/hooks/custom_loss.py
 
-Both run on the learner's ranks and see trained tokens only. `args` has the learner's flags. Metrics
+All run on the learner's ranks and see trained tokens only. `args` has the learner's flags. Metrics
 come back as means."""
 
 from __future__ import annotations
@@ -46,3 +47,18 @@ def tis_function(
     masks = [mask * (gap.mean().abs() <= 0.1) for gap, mask in zip(gaps, loss_masks, strict=True)]
     ratio = torch.cat(gaps).exp()
     return pg_loss * ratio.clamp(args.tis_clip_low, args.tis_clip), masks, {"tis_ratio": ratio}
+
+
+def get_pg_loss_reducer(
+    total_lengths: list[int],
+    response_lengths: list[int],
+    loss_masks: list[Tensor],
+    calculate_per_token_loss: bool = False,
+) -> Callable[[Tensor], Tensor]:
+    """Dr. GRPO's sum of the policy loss: a sample's tokens over a constant, so that long answers
+    are not made of cheaper tokens. The learner divides by the number of trajectories."""
+
+    def reduce(pg_loss: Tensor) -> Tensor:
+        return (pg_loss * torch.cat(loss_masks)).sum() / 1024
+
+    return reduce

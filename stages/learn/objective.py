@@ -60,24 +60,44 @@ def policy_objective(
     )
     policy = surrogate.loss * corrected.weights  # 0 where dropped
     extra: dict[str, Tensor] = {}
-    mean_over_kept = correction.active and correction.mean_over == "kept"
     if extras.tis_function is not None:
         policy, mask, extra = _custom_tis(surrogate.loss, proximal, batch, config, extras)
-        corrected, mean_over_kept = (
-            corrected._replace(weights=mask.to(policy.dtype), mask=mask),
-            True,
-        )
-    # Dr. GRPO's sum over a sample is divided by a constant, however many of its tokens are kept.
-    mean_over_kept = mean_over_kept and config.advantage_estimator != "dr_grpo"
-    weights = loss_weights(batch, config, corrected.mask if mean_over_kept else None)
+        corrected = corrected._replace(weights=mask.to(policy.dtype), mask=mask)
+    total = _reduced(policy, corrected.mask, batch, config, correction, extras)
     side, kl_ref = _side_terms(now, anchor, batch, config, extras)
-    total = (policy * weights).sum() if side is None else (policy * weights).sum() + side
-    loss = total / denominator
+    loss = (total if side is None else total + side) / denominator
     with torch.no_grad():
         sums, maxima = diagnose(
             loss, now, proximal, anchor, surrogate, corrected, kl_ref, batch, config, correction
         )
     return Outcome(loss, sums, maxima, extra)
+
+
+def _reduced(
+    policy: Tensor,
+    mask: Tensor,
+    batch: TrainedTokens,
+    config: AlgorithmConfig,
+    correction: Correction,
+    extras: ObjectiveExtras,
+) -> Tensor:
+    """The policy loss [N] added up: dropped tokens (mask [N] False) count nothing, and with
+    mean_over "kept" the mean of a sample is over its others.
+
+    slime's mean is over all trained tokens whatever is dropped (rollout_mask_sums): over the kept
+    alone those of a sample that lost many would weigh the more."""
+    if extras.reducer is not None:
+        counts = batch.token_counts.tolist()
+        reduce = extras.reducer(
+            batch.sample_lengths.tolist(),
+            counts,
+            list(mask.to(policy.dtype).split(counts)),
+            config.calculate_per_token_loss,
+        )
+        return torch.as_tensor(reduce(policy * mask))
+    # Dr. GRPO's sum over a sample is divided by a constant, however many of its tokens are kept.
+    over_kept = correction.mean_over == "kept" and config.advantage_estimator != "dr_grpo"
+    return (policy * mask * loss_weights(batch, config, mask if over_kept else None)).sum()
 
 
 def loss_weights(

@@ -59,6 +59,7 @@ class ObjectiveExtras(NamedTuple):
     ref: Tensor | None = None  # [N] ref_log_probs
     statistics: BatchStatistics | None = None  # of the whole optimizer step
     tis_function: Callable[..., Any] | None = None  # --custom-tis-function-path
+    reducer: Callable[..., Any] | None = None  # --custom-pg-loss-reducer-function-path
     args: Any = None  # what user functions get
     opd_kl_coef: float = 0.0  # --opd-kl-coef with --use-opd, else 0
 

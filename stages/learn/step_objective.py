@@ -57,6 +57,7 @@ class StepObjective:
         self._log_probs_may_be_left_out = asks_for_log_probs(self.args) is None
         self._loss_function = _load("custom_loss_function_path", self.config)
         self._tis_function = _load("custom_tis_function_path", self.config)
+        self._reducer = _load("custom_pg_loss_reducer_function_path", self.config)
         self.worst = LargestGap()  # of the optimizer step in progress, in true-on-policy mode
 
     @property
@@ -69,6 +70,7 @@ class StepObjective:
         consumption."""
         return (
             self.correction.ratio == "decoupled"
+            or self._tis_function is not None
             or self.config.kl_coef > 0
             or self._opd_kl_coef > 0
             or self.config.true_on_policy_mode
@@ -141,6 +143,7 @@ class StepObjective:
             ref=prepared.ref,
             statistics=statistics,
             tis_function=self._tis_function,
+            reducer=self._reducer,
             args=self.args,
             opd_kl_coef=self._opd_kl_coef,
         )

@@ -126,7 +126,6 @@ SLIME: Mapping[str, Spelling] = {
     # algorithm
     "use-opsm": Ours(to="off-policy-correction opsm"),
     "opsm-delta": Ours(to="correction-low", convert=_ratio, said="exp(-delta)"),
-    "get-mismatch-metrics": Nothing(why="they are in every train record"),
     "use-rollout-entropy": Nothing(why="the entropy is in every train record"),
     "keep-old-actor": Absent(
         why="old log-probs of the weights that sampled come from the engines:"
@@ -135,10 +134,6 @@ SLIME: Mapping[str, Spelling] = {
     "balance-by-flops": Nothing(why="--balance-data, the default, deals out by operations"),
     "disable-compute-advantages-and-returns": Nothing(
         why="--loss-type sft_loss takes no advantages, and a loss of yours need not"
-    ),
-    "custom-pg-loss-reducer-function-path": Absent(
-        why="the policy loss has no reducer of its own: --calculate-per-token-loss, or the whole"
-        " loss by --loss-type custom_loss --custom-loss-function-path"
     ),
     "opd-type": Nothing(
         why="--opd-teacher-url names a teacher that is served already, --opd-teacher-load one that"

@@ -1,4 +1,4 @@
-"""What a sample weighs in the learner: several samples of one rollout count as one, and Dr.
+"""What a sample weighs in the learner: the parts of one trajectory count as one, and Dr.
 
 GRPO's constant divides token sums.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.types import TrainSample
+from stages.advantage.shares import share_trajectories
 from stages.batch import make_batch
 from tests.integration.learn import learner_cases as cases
 
@@ -56,14 +57,13 @@ def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
         assert (got[name] - want[name]).abs().max() < 1e-6, name
 
 
-@pytest.mark.parametrize("per_token", [False, True], ids=["per-sample", "per-token"])
-def test_a_rollout_of_three_equal_samples_is_one_rollout(
-    step: Callable[..., Any], per_token: bool
-) -> None:
+def test_three_equal_parts_of_one_trajectory_are_one_trajectory(step: Callable[..., Any]) -> None:
     once = cases.make_samples(cases.LENGTHS)
-    thrice = [dataclasses.replace(s, weight=1 / 3) for s in once[:2] for _ in range(3)] + once[2:]
-    flags = {"calculate_per_token_loss": per_token, "entropy_coef": 0.01}
-    assert_same(step(thrice, **flags), step(once, **flags))
+    thrice = share_trajectories(
+        [dataclasses.replace(s, trajectory=i) for i, s in enumerate(once[:2]) for _ in range(3)]
+        + once[2:]
+    )
+    assert_same(step(thrice, entropy_coef=0.01), step(once, entropy_coef=0.01))
 
 
 def test_a_constant_divides_token_sums(step: Callable[..., Any]) -> None:

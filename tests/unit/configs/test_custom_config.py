@@ -37,9 +37,9 @@ def test_a_name_that_is_a_flag_means_that_flag(file: Path) -> None:
 
 
 def test_a_name_of_slimes_with_another_name_here_means_that(file: Path) -> None:
-    config = parse(file, "use_opsm: true\nget_mismatch_metrics: true\n")
+    config = parse(file, "use_opsm: true\nuse_rollout_entropy: true\n")
     assert config.algorithm.off_policy_correction == "opsm"
-    assert config.custom == {"get_mismatch_metrics": True}
+    assert config.custom == {"use_rollout_entropy": True}
 
 
 def test_it_goes_over_presets_and_may_repeat_the_command_line(file: Path, tmp_path: Path) -> None:

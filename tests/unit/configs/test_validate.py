@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     (tmp_path / "loss.py").write_text(
         "def loss_function(args, batch, logits, reduce): ...\ndef tis_function(args, **kwargs):"
-        " ...\n"
+        " ...\ndef get_pg_loss_reducer(total, response, masks, per_token): ...\n"
     )
     (tmp_path / "broken.py").write_text("def score(:\n")
     (tmp_path / "bare.py").write_text("def other(): ...\n")
@@ -95,6 +95,11 @@ def words(text: str) -> list[str]:
         "--loss-type custom_loss --custom-loss-function-path loss.py",
         "--loss-type sft_loss",
         "--use-tis --tis-level sequence --tis-mode mask --custom-tis-function-path loss.py",
+        (
+            "--get-mismatch-metrics --custom-tis-function-path loss.py --correction-mean-over kept"
+            " --custom-pg-loss-reducer-function-path loss.py"
+        ),
+        "--off-policy-correction mis --correction-mean-over all",
         (
             "--use-kl-loss --kl-loss-coef 0.01 --kl-loss-type k3 --use-unbiased-kl --ref-load model"
             " --ref-update-interval 5"
@@ -321,6 +326,15 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         (
             "--use-tis --custom-tis-function-path loss.py --correction-batch-normalize",
             ["loss.py", "--correction-batch-normalize"],
+        ),
+        ("--get-mismatch-metrics", ["--get-mismatch-metrics", "--custom-tis-function-path"]),
+        (
+            "--off-policy-correction tis --correction-mean-over kept",
+            ["--correction-mean-over kept", "nothing drops"],
+        ),
+        (
+            "--off-policy-correction mis --correction-mean-over kept --calculate-per-token-loss",
+            ["--correction-mean-over kept", "--calculate-per-token-loss"],
         ),
         (
             "--use-tis --off-policy-correction icepop",

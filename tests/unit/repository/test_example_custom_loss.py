@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.schema import AlgorithmConfig
-from examples.hooks.custom_loss import loss_function, tis_function
+from examples.hooks.custom_loss import get_pg_loss_reducer, loss_function, tis_function
 from stages.learn.losses import compute_log_probs_from_logits
 from stages.learn.objective import policy_objective
 from stages.learn.outcome import ObjectiveExtras
@@ -40,6 +40,11 @@ def test_the_loss_trains_on_good_samples_only() -> None:
         sum(x for x, g in zip(each, good, strict=True) if g) / 6, abs=1e-6
     )
     assert got.extra["good_fraction"].item() == pytest.approx(sum(good))
+
+
+def test_the_reducer_divides_by_a_constant() -> None:
+    reduce = get_pg_loss_reducer([9, 9], [2, 3], [torch.ones(2), torch.tensor([1.0, 0.0, 1.0])])
+    assert reduce(torch.arange(5.0)).item() == pytest.approx((0 + 1 + 2 + 4) / 1024)
 
 
 def test_the_correction_drops_samples_that_are_far_off() -> None:
