@@ -68,6 +68,13 @@ def _reference(a: AlgorithmConfig) -> Iterator[str]:
             f"--kl-loss-coef {a.kl_loss_coef:g} without --use-kl-loss: it would weigh nothing. Add"
             " --use-kl-loss"
         )
+    if a.use_kl_loss and a.kl_loss_coef and a.kl_loss_type == "k1" and not a.use_unbiased_kl:
+        yield (
+            f"--use-kl-loss --kl-loss-coef {a.kl_loss_coef:g} with --kl-loss-type k1: as a loss"
+            " log p - log ref has a gradient of 0 in expectation, it would add noise and hold"
+            " nothing back (arXiv:2510.01555). Use --kl-loss-type low_var_kl (or k2, whose gradient"
+            " is the KL's), or add --use-unbiased-kl"
+        )
     if a.use_unbiased_kl and not a.use_kl_loss:
         yield (
             "--use-unbiased-kl without --use-kl-loss: it changes that term only. Add --use-kl-loss,"

@@ -51,7 +51,7 @@ class AlgorithmConfig:
     staleness_clip_decay: float = 0.0  # divides a sample's clip range by 1 + this x its staleness
     use_kl_loss: bool = False  # adds the KL to the reference model to the loss
     kl_loss_coef: float = 0.0  # the weight of that KL in the loss
-    # chooses the estimate of the KL, for --kl-coef too
+    # chooses the estimate of the KL, for --kl-coef too; in the loss k1 needs --use-unbiased-kl
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"
     use_unbiased_kl: bool = False  # weights the KL loss by the importance ratio of its token
     # takes the KL to the reference model off the tokens' advantages; with ppo off their rewards,

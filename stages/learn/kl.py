@@ -24,6 +24,9 @@ def compute_approx_kl(
     With x = log p - log ref: k1 = x (unbiased, high variance), k2 = x^2 / 2 (biased, low variance),
     k3 = exp(-x) - 1 + x (unbiased, non-negative); low_var_kl is k3 clamped to [-10, 10]. Source:
     Schulman, "Approximating KL Divergence" (2020), http://joschu.net/blog/kl-approx.html.
+    As a loss: over tokens of p itself the gradient of k1 is 0 in expectation, whatever p is, that
+    of k2 is the KL's, that of k3 is of the KL the other way round, KL(ref || p); with
+    `importance_ratio` those of k1 and k3 are the KL's (arXiv:2510.01555, 2506.09477).
     `importance_ratio` [N], p over the policy that sampled the tokens, with its gradient: the
     estimate, and the gradient of k3, are then unbiased for tokens of that other policy (DeepSeek-AI
     2025, DeepSeek-V3.2, arXiv:2512.02556, section 3.1; slime's --use-unbiased-kl). It multiplies

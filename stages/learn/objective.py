@@ -40,13 +40,13 @@ def policy_objective(
 ) -> Outcome:
     """One micro-batch's share of the loss, with its sums and maxima.
 
-    Loss: sum over trained tokens of (weight * policy loss + kl_loss_coef * KL - entropy_coef *
+    Loss: sum over trained tokens of (weight * (policy loss + kl_loss_coef * KL) - entropy_coef *
     entropy) * token weight / denominator, where the denominator counts samples, or tokens with
-    calculate_per_token_loss, over all ranks of the optimizer step. A correction's mask takes tokens
-    out of the policy loss only. A sample's tokens are multiplied by its weight. `old` None: no
-    update lies between the old policy and this one, so old = now, exactly. In the bypass PPO's
-    ratio is against the rollout policy itself, and kl_rollout_old and the weights compare it with
-    `now`."""
+    calculate_per_token_loss, over all ranks of the optimizer step. The mask of a correction that
+    only masks takes tokens out of the policy loss alone. A sample's tokens are multiplied by its
+    weight. `old` None: no update lies between the old policy and this one, so old = now, exactly.
+    In the bypass PPO's ratio is against the rollout policy itself, and kl_rollout_old and the
+    weights compare it with `now`."""
     correction = correction_of(config)
     proximal = now.log_probs.detach() if old is None else old
     bypass = correction.ratio == "bypass"
@@ -60,11 +60,13 @@ def policy_objective(
     )
     policy = surrogate.loss * corrected.weights  # 0 where dropped
     extra: dict[str, Tensor] = {}
+    # under the rollout's tokens a KL without the weight would be of another policy
+    kl_weights = corrected.weights if correction.weighted and not extras.tis_function else None
     if extras.tis_function is not None:
         policy, mask, extra = _custom_tis(surrogate.loss, proximal, batch, config, extras)
         corrected = corrected._replace(weights=mask.to(policy.dtype), mask=mask)
     total = _reduced(policy, corrected.mask, batch, config, correction, extras)
-    side, kl_ref = _side_terms(now, anchor, batch, config, extras)
+    side, kl_ref = _side_terms(now, anchor, batch, config, extras, kl_weights)
     loss = (total if side is None else total + side) / denominator
     with torch.no_grad():
         sums, maxima = diagnose(
@@ -170,9 +172,10 @@ def _side_terms(
     batch: TrainedTokens,
     config: AlgorithmConfig,
     extras: ObjectiveExtras,
+    kl_weights: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(KL loss less entropy bonus, summed; None without either), (the KL to the reference [N]; None
-    without one)."""
+    """(KL loss less entropy bonus, summed; None without either), (the KL to the reference [N], not
+    weighted; None without one). `kl_weights` [N] multiply the KL in the loss (None: 1)."""
     assert now.entropy is not None
     terms, kl_ref = [], None
     if config.entropy_coef:
@@ -181,7 +184,8 @@ def _side_terms(
         importance = (now.log_probs - anchor).exp() if config.use_unbiased_kl else None
         kl_ref = compute_approx_kl(now.log_probs, extras.ref, config.kl_loss_type, importance)
         if config.use_kl_loss:
-            terms.append(config.kl_loss_coef * kl_ref)
+            weighted = kl_ref if kl_weights is None else kl_weights * kl_ref
+            terms.append(config.kl_loss_coef * weighted)
     weights = loss_weights(batch, config)
     return (torch.stack(terms).sum(0) * weights).sum() if terms else None, kl_ref
 

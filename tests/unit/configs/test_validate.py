@@ -375,8 +375,15 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
             ["--n-samples-per-prompt 1", "gspo"],
         ),
         ("--kl-loss-coef 0.1", ["--kl-loss-coef 0.1", "--use-kl-loss"]),
+        (
+            "--use-kl-loss --kl-loss-coef 0.1",
+            ["--kl-loss-type k1", "gradient of 0", "low_var_kl", "--use-unbiased-kl"],
+        ),
         ("--use-unbiased-kl --kl-coef 0.1", ["--use-unbiased-kl", "--use-kl-loss"]),
-        ("--use-kl-loss --kl-loss-coef 0.1 --kl-coef 0.1", ["--kl-coef 0.1", "--kl-loss-coef 0.1"]),
+        (
+            "--use-kl-loss --kl-loss-coef 0.1 --kl-loss-type k2 --kl-coef 0.1",
+            ["--kl-coef 0.1", "--kl-loss-coef 0.1"],
+        ),
         ("--ref-load nowhere --kl-coef 0.1", ["--ref-load nowhere", "no such folder"]),
         ("--ref-update-interval 3", ["--ref-update-interval 3", "--kl-coef"]),
         ("--loss-type custom_loss", ["--loss-type custom_loss", "--custom-loss-function-path"]),

@@ -18,6 +18,7 @@ from stages.learn.outcome import ObjectiveExtras, policy_metrics
 from tests.unit.tokens import FakeTokens
 
 NUM_TOKENS = 6
+TOLERANCE = 1e-7  # samples are weighed in float32
 EXACT_WEIGHTS: dict[str, Any] = {"use_tis": True, "tis_mode": "truncate", "tis_clip": 1e9}
 
 
@@ -92,7 +93,7 @@ def test_distillation_descends_the_reverse_kl_whatever_the_rollout_policy(
     )
     extras = ObjectiveExtras(opd_kl_coef=coef)
     gradient, metrics = expected_gradient(policy, batch, AlgorithmConfig(**EXACT_WEIGHTS), extras)
-    assert torch.allclose(gradient, coef * gradient_of_kl(policy, teacher), atol=1e-12)
+    assert torch.allclose(gradient, coef * gradient_of_kl(policy, teacher), atol=TOLERANCE)
     own, theirs = (torch.log_softmax(x, -1).tolist() for x in (policy, teacher))
     plain_mean = sum(a - b for a, b in zip(own, theirs, strict=True)) / NUM_TOKENS
     assert metrics["opd_kl"] == pytest.approx(plain_mean)
@@ -103,3 +104,52 @@ def test_distillation_without_a_teacher_is_refused() -> None:
         expected_gradient(
             logits(0), all_tokens(logits(1)), AlgorithmConfig(), ObjectiveExtras(opd_kl_coef=1.0)
         )
+
+
+UNBIASED = {"use_unbiased_kl": True}
+BYPASS = {"use_rollout_logprobs": True, **UNBIASED}
+
+
+def kl_gradient(policy: Tensor, rollout: Tensor, ref: Tensor, **flags: Any) -> Tensor:
+    """The expected gradient of the KL loss alone."""
+    config = AlgorithmConfig(use_kl_loss=True, kl_loss_coef=1.0, **flags)
+    extras = ObjectiveExtras(ref=torch.log_softmax(ref, -1))
+    return expected_gradient(policy, all_tokens(rollout), config, extras)[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"kl_loss_type": "k2", **EXACT_WEIGHTS},
+        {"kl_loss_type": "k1", **EXACT_WEIGHTS, **UNBIASED},
+        {"kl_loss_type": "k3", **EXACT_WEIGHTS, **UNBIASED},
+        {"kl_loss_type": "k1", **BYPASS},
+        {"kl_loss_type": "k3", **BYPASS},
+    ],
+)
+def test_the_kl_loss_descends_the_kl_whatever_the_rollout_policy(
+    seed: int, flags: dict[str, Any]
+) -> None:
+    policy, rollout, ref = logits(seed), logits(seed + 100), logits(seed + 200)
+    got = kl_gradient(policy, rollout, ref, **flags)
+    assert torch.allclose(got, gradient_of_kl(policy, ref), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kl_type", ["k1", "k2", "k3", "low_var_kl"])
+def test_with_exact_weights_staleness_changes_no_expectation(kl_type: str) -> None:
+    policy, rollout, ref = (logits(seed) for seed in (1, 101, 201))
+    on_policy = kl_gradient(policy, policy, ref, kl_loss_type=kl_type)
+    got = kl_gradient(policy, rollout, ref, kl_loss_type=kl_type, **EXACT_WEIGHTS)
+    assert torch.allclose(got, on_policy, atol=TOLERANCE)
+    assert (on_policy.abs().max() < TOLERANCE) == (kl_type == "k1")  # which is why it is refused
+
+
+def test_the_gradient_of_k3_is_of_the_kl_the_other_way_round() -> None:
+    policy, ref = logits(1), logits(201)
+    x = policy.clone().requires_grad_()
+    q = torch.log_softmax(ref, -1)
+    wanted = torch.autograd.grad((q.exp() * (q - torch.log_softmax(x, -1))).sum(), x)[0]
+    assert torch.allclose(
+        kl_gradient(policy, policy, ref, kl_loss_type="k3"), wanted, atol=TOLERANCE
+    )

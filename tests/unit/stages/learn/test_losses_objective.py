@@ -178,15 +178,12 @@ def loop_loss(samples: Sequence[FakeSample], table: Tensor, config: AlgorithmCon
             ratio = (log_p[c, t] - old).exp()
             bounded = ratio.clamp(1 - 0.2 * shrink, 1 + 0.28 * shrink)
             advantage = s.advantage - config.kl_coef * (math.exp(ref - old) - 1 + old - ref)
-            loss = torch.maximum(-ratio * advantage, -bounded * advantage) * min(
-                math.exp(old - rollout), 2.0
-            )
             x = log_p[c, t] - ref
             loss = (
-                loss
+                torch.maximum(-ratio * advantage, -bounded * advantage)
                 + config.kl_loss_coef * ((-x).exp() - 1 + x)
-                + 0.01 * (log_p[c].exp() * log_p[c]).sum()
-            )
+            ) * min(math.exp(old - rollout), 2.0)
+            loss = loss + 0.01 * (log_p[c].exp() * log_p[c]).sum()
             losses.append(loss)
         total = total + sum(losses) / len(losses)
     return total / len(samples)
