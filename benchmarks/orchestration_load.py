@@ -107,6 +107,9 @@ class Running:
     def log_tail(self) -> str:
         return ""
 
+    async def on_nodes(self, work: Callable[..., Any], *args: Any) -> list[Any]:
+        return [await asyncio.to_thread(work, *args)]
+
 
 def clock_of(load: Load) -> tuple[RolloutClock, AsyncConfig]:
     config = AsyncConfig(async_buffer_size=AHEAD, update_weights_interval=load.num_rollout + AHEAD)

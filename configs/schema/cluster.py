@@ -44,8 +44,11 @@ class ClusterConfig:
     cpu_threads_per_engine: int = 1  # how many threads an engine has; only on a CPU
     cpu_threads_per_actor: int = 1  # how many threads a learner rank has; only on a CPU
     cpu_affinity: bool = False  # pins learners and engines to cores of their own; only on a CPU
-    # chooses how weights reach the engines
-    weight_transport: Literal["distributed", "disk"] = "distributed"
+    # chooses how weights reach the engines; delta sends only what has changed
+    weight_transport: Literal["distributed", "disk", "delta"] = "distributed"
+    # where a node keeps its copy of the weights, which engines load from with --weight-transport
+    # delta; by default in the temporary folder
+    update_weight_local_checkpoint_dir: str | None = None
     # how many bytes make a bucket of the distributed transport
     update_weight_buffer_size: int = 512 << 20
     # compares the engines' weights by checksum after every push, and what the first one brings with

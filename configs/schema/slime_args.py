@@ -18,13 +18,11 @@ OFF: Mapping[str, Any] = {
     # cluster and weights
     "distributed_timeout_minutes": 10,
     "train_env_vars": {},
-    "update_weight_mode": "full",
     "release_train": False,
     "update_weight_disk_dir": None,
     "update_weight_disk_keep_files": False,
     "update_weight_delta_encoding": "xor",
     "update_weight_delta_checksum": "xxh3-128",
-    "update_weight_local_checkpoint_dir": None,
     "custom_update_weight_post_write_path": None,
     "rollout_data_transport": "object-store",
     "http_proxy": None,
@@ -137,7 +135,10 @@ def counterparts(config: Config) -> dict[str, Any]:
         "world_size": config.num_learner_ranks,
         "data_parallel_size": config.data_parallel_size,
         "distributed_backend": "gloo" if config.model.device == "cpu" else "nccl",
-        "update_weight_transport": "disk" if cluster.weight_transport == "disk" else "nccl",
+        "update_weight_transport": (
+            "nccl" if cluster.weight_transport == "distributed" else "disk"
+        ),
+        "update_weight_mode": "delta" if cluster.weight_transport == "delta" else "full",
         "rollout_num_engines": config.num_engines,
         "sglang_router_policy": cluster.router_policy,
         "rollout_external": bool(cluster.rollout_external_engine_addrs),

@@ -16,6 +16,7 @@ from pipeline.core.types import (
     Group,
     PushResult,
     Sample,
+    StagedDelta,
     StepResult,
     TrainBatch,
 )
@@ -213,6 +214,14 @@ class WeightSender(Protocol):
 
     async def export_hf(self, path: Path) -> None:
         """Write the current weights as safetensors with config.json."""
+
+    async def export_delta(self, path: Path) -> StagedDelta:
+        """Write into a file what has changed since the last call (all, the first time), and keep
+        the weights as they are now."""
+
+    async def export_all(self, path: Path, reached: str) -> int:
+        """Write the weights that the last `export_delta` called `reached`, all of them; returns the
+        file's size."""
 
 
 class Sink(Protocol):

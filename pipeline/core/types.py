@@ -162,6 +162,19 @@ class PushResult:
     # how long the learner's loop stood still for it: until the push before was through, for
     # staging, and without --overlap-push for all of it
     trainer_seconds: float = 0.0
+    # by --weight-transport delta: how many nodes' copies of the weights were given all of them
+    num_full: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedDelta:
+    """What the learner wrote down for a push by delta: the way from one state of the weights to the
+    next. A state is known by a fingerprint of its bits."""
+
+    base: str | None  # None: there was none before, and all weights are there
+    reached: str
+    num_bytes: int  # of what is written
+    full_bytes: int  # of the weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,10 @@ starts on the node, or by the run when it closes (stages/engine/scratch.py)."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,10 @@ class EngineHost:
 
     async def log_tail(self) -> str:
         return self._engine.log_tail() if self._engine is not None else ""
+
+    async def run(self, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Calls a function of a module, on a thread."""
+        return await asyncio.to_thread(work, *args)
 
     async def kill(self) -> None:
         if self._engine is not None:

@@ -106,6 +106,12 @@ class HostedEngine:
         except OSError:  # another node's
             return self._tail
 
+    async def on_nodes(self, work: Callable[..., Any], *args: Any) -> list[Any]:
+        """See SGLangPool.on_nodes. The hosts do it."""
+        if not self._hosts:
+            raise EngineError(f"{self.name} has no host now")
+        return await _all(host.run.remote(work, args) for host in self._hosts)
+
     # ---- hosts
 
     async def _hosts_answer(self) -> bool:

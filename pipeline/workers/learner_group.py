@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.core.batch_share import batch_shares, step_shares
 from pipeline.core.devices import has_gpu
 from pipeline.core.errors import LearnerError, SlipstreamError, UserFunctionError
-from pipeline.core.types import OptimizerStep, StepResult, TrainBatch
+from pipeline.core.types import OptimizerStep, StagedDelta, StepResult, TrainBatch
 from pipeline.schedule.placement import Place, Wanted
 from pipeline.workers.pools import Pools, Where, actor_environment
 from pipeline.workers.rank_actor import RankActor, Seat, awaited
@@ -196,6 +196,19 @@ class LearnerGroup:
 
     async def export_hf(self, path: Path) -> None:
         await self._all("call", "export_hf", _absolute(path))
+
+    async def export_delta(self, path: Path) -> StagedDelta:
+        others = [a.gather.remote() for a in self._actors[1:]]
+        first = self._actors[:1]
+        made = [a.send_delta.remote("export_delta", _absolute(path)) for a in first]
+        staged: StagedDelta = (await self._results([*made, *others]))[0]
+        return staged
+
+    async def export_all(self, path: Path, reached: str) -> int:
+        self._check_usable()
+        first = self._actors[0].send_delta.options(concurrency_group=SENDING)
+        answer = first.remote("export_all", _absolute(path), reached)
+        return int((await self._results([answer]))[0])
 
     # ---- calls
 

@@ -41,6 +41,7 @@ class RankActor:
         self._cores: list[int] | None = None  # --cpu-affinity: those it keeps to
         self._rank: Any = None
         self._sender: Any = None
+        self._delta: Any = None  # its other one, of --weight-transport delta
         self._store: Any = None
 
     def where(self) -> Where:
@@ -114,6 +115,15 @@ class RankActor:
         self._sender = self._sender or self._make_sender()
         result = getattr(self._sender, method)(*args)
         return asyncio.run(awaited(result)) if inspect.isawaitable(result) else result
+
+    def send_delta(self, method: str, *args: Any) -> Any:
+        """The same of the sender of changes (rank 0)."""
+        self._pin()
+        if self._delta is None:
+            from stages.publish.delta_sender import DeltaSender
+
+            self._delta = DeltaSender(self._rank.hf_weights)
+        return getattr(self._delta, method)(*args)
 
     def gather(self) -> None:
         """The other ranks' part in `prepare`: the collectives that bring whole tensors to rank

@@ -111,6 +111,10 @@ class ExternalEngine:
         except RuntimeError:
             self._leaving.join(LEAVE_SECONDS)
 
+    async def on_nodes(self, work: Callable[..., Any], *args: Any) -> list[Any]:
+        """See SGLangPool.on_nodes. Nobody of ours is on its node: it must see this one's files."""
+        return [await asyncio.to_thread(work, *args)]
+
     def log_tail(self) -> str:
         return "(its log is with whoever runs it)"
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import aiohttp
 import psutil
@@ -170,6 +171,10 @@ class Engine:
         # let them.
         _kill(pid for pid in members if not is_resource_tracker(pid))
         self._sweep()
+
+    async def on_nodes(self, work: Callable[..., Any], *args: Any) -> list[Any]:
+        """See SGLangPool.on_nodes. It runs on this process's node."""
+        return [await asyncio.to_thread(work, *args)]
 
     def log_tail(self, lines: int = TAIL_LINES) -> str:
         """The last lines that the current (or last) process wrote."""

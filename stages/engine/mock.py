@@ -80,6 +80,9 @@ class MockEngine:
             if not request.done():
                 request.set_exception(EngineError(f"{self.name} was ended"))
 
+    async def on_nodes(self, work: Callable[..., Any], *args: Any) -> list[Any]:
+        return [await asyncio.to_thread(work, *args)]
+
     def log_tail(self) -> str:
         return "(a mock engine has no log)"
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from typing import Any
 
 from pipeline.core.errors import ConfigError, EngineError, ForgottenWeightsError
 from pipeline.core.time import IdleMeter, MonotonicTime, TimeSource
@@ -231,6 +232,11 @@ class SGLangPool:
         slot.restarting = task
         self._restarting.add(task)
         task.add_done_callback(self._restarting.discard)
+
+    async def on_nodes(self, endpoint: str, work: Callable[..., Any], *args: Any) -> list[Any]:
+        """Calls a function of a module on every node of this engine, on a thread of a process that
+        lives as long as the engine or longer. Raises what it raises, and EngineError."""
+        return await self._slot(endpoint).engine.on_nodes(work, *args)
 
     # -- figures -----------------------------------------------------------------------------------
 

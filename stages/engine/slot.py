@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.core.errors import EngineError
 from pipeline.core.time import IdleMeter
@@ -27,6 +27,7 @@ class EngineProcess(Protocol):
     async def stop(self) -> None: ...
     def kill(self) -> None: ...
     def log_tail(self) -> str: ...
+    async def on_nodes(self, work: Callable[..., Any], *args: Any) -> list[Any]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,12 @@ from pipeline.core.protocols import WeightSender
 from pipeline.core.time import TimeSource
 
 if TYPE_CHECKING:
+    from stages.publish.delta import NodesPool
     from stages.publish.rolling import RollingTransport
-    from stages.publish.turn import PushPool
 
 
 def make_transport(
-    pool: PushPool,
+    pool: NodesPool,
     sender: WeightSender,
     cluster: ClusterConfig,
     *,
@@ -27,13 +27,15 @@ def make_transport(
     time: TimeSource | None = None,
 ) -> RollingTransport:
     """The transport that --weight-transport names. `device` "cuda" means NCCL, "cpu" gloo.
-    `folder` (disk only; default: a temporary one) must be visible to learner and engines.
+    `folder` (disk and delta; default: a temporary one) must be visible to learner and engines.
     `headers`: of every request to an engine."""
-    if cluster.weight_transport == "disk":
+    if cluster.weight_transport != "distributed":
+        from stages.publish.delta import DeltaTransport
         from stages.publish.disk import DiskTransport
 
         folder = folder or Path(tempfile.mkdtemp(prefix="slipstream-weights-"))
-        return DiskTransport(pool, sender, cluster, folder, headers=headers, time=time)
+        kind = DeltaTransport if cluster.weight_transport == "delta" else DiskTransport
+        return kind(pool, sender, cluster, folder, headers=headers, time=time)
     from stages.publish.distributed import DistributedTransport
 
     backend = "nccl" if device == "cuda" else "gloo"

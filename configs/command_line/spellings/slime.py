@@ -15,10 +15,7 @@ def _ratio(delta: str) -> str:
     return repr(math.exp(-float(delta)))
 
 
-_DELTA = Absent(
-    why="pushes of only what changed are not there; every push sends all weights"
-    " (--weight-transport distributed or disk)"
-)
+_DELTA = "--weight-transport delta sends only what has changed"
 _TRAJECTORY_SERVER = Absent(
     why="there is no rollout buffer server; the replay buffer is part of the run"
     " (--buffer-durability, --buffer-selector), and --data-source-path or"
@@ -51,11 +48,16 @@ SLIME: Mapping[str, Spelling] = {
         to="weight-transport", values={"nccl": "distributed"}, said="nccl is distributed"
     ),
     "update-weight-mode": Nothing(
-        why="every push sends all weights", only=("full",), otherwise=_DELTA.why
+        why="every push sends all weights, but for --weight-transport delta",
+        only=("full",),
+        otherwise="give --weight-transport delta instead, and drop --update-weight-transport",
     ),
-    "update-weight-delta-encoding": _DELTA,
-    "update-weight-delta-checksum": _DELTA,
-    "update-weight-local-checkpoint-dir": _DELTA,
+    "update-weight-delta-encoding": Nothing(
+        why=f"{_DELTA}; every tensor in the form that is smallest"
+    ),
+    "update-weight-delta-checksum": Nothing(
+        why=f"{_DELTA}, under xxh3-128", only=("xxh3-128",), otherwise="the checksum is xxh3-128"
+    ),
     "update-weight-disk-dir": Nothing(
         why="pushes by disk lie in the run directory (--runs-dir: several nodes must share it)"
     ),

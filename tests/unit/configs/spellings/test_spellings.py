@@ -103,6 +103,8 @@ def test_slimes_words_for_flags_of_ours() -> None:
     assert config.algorithm.correction_low == pytest.approx(math.exp(-0.01))
     assert config.cluster.weight_transport == "disk"
     assert taken("--update-weight-transport nccl").cluster.weight_transport == "distributed"
+    delta = taken("--weight-transport delta --update-weight-local-checkpoint-dir /nvme/weights")
+    assert delta.cluster.update_weight_local_checkpoint_dir == "/nvme/weights"
 
 
 def test_a_wrong_value_is_told_in_both_words() -> None:
