@@ -102,7 +102,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 level="sequence", action="mask", low=0.5, high=2.0, weighted=True, mean_over="kept"
             ),
             source=(
-                "Liu et al. 2025, When Speed Kills Stability (sequence level); bounds as in verl"
+                "Liu et al. 2025, When Speed Kills Stability (sequence level); both bounds are "
+                "verl's (decoupled_seq_is_rs)"
             ),
         ),
         "geo-rs": Preset(

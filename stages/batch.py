@@ -7,6 +7,7 @@ together where that costs nothing: a micro-batch that holds them is given their 
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Callable, Sequence
 
@@ -62,7 +63,11 @@ def make_batch(
     steps, start = [], 0
     for i in range(num_steps):
         end = start + size + (i < rest)
-        part = [s for parts in trained[start:end] for s in parts]
+        part = [
+            dataclasses.replace(s, trajectory=number)
+            for number, parts in enumerate(trained[start:end])
+            for s in parts
+        ]
         steps.append(_step(part, sum(idle[i::num_steps]), num_dp_ranks, packer, cost, balanced))
         start = end
     return TrainBatch(rollout_id=rollout_id, policy_version=policy_version, steps=tuple(steps))

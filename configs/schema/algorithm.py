@@ -104,7 +104,8 @@ class AlgorithmConfig:
     # refuses a step whose rollout log-probs differ from the learner's
     true_on_policy_mode: bool = False
     true_on_policy_tolerance: float = 1e-3  # the largest distance of that ratio from 1
-    # multiplies the learning rate by the root of the effective sample size (as a share)
+    # multiplies the learning rate by the root of the effective sample size of trajectories (as a
+    # share)
     ess_lr_scaling: bool = False
     calculate_per_token_loss: bool = False  # averages over all tokens instead of over samples
     entropy_coef: float = 0.0  # the weight of the entropy bonus

@@ -18,6 +18,7 @@ class StepShare:
     has_images: bool  # has any sample of any rank?
     num_samples: float  # as OptimizerStep says
     num_loss_tokens: int
+    num_trajectories: int  # with a trained token, over all ranks; their samples name them from 0 on
     is_empty: bool  # has no rank a micro-batch? Then all skip it; one alone must not
 
 
@@ -48,6 +49,7 @@ def step_shares(step: OptimizerStep, num_ranks: int) -> list[StepShare]:
             has_images=images,
             num_samples=step.num_samples,
             num_loss_tokens=step.num_loss_tokens,
+            num_trajectories=step.num_trajectories,
             is_empty=step.is_empty,
         )
         for mine in step.per_rank

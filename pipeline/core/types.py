@@ -52,7 +52,7 @@ class TrainSample:
     reward: float
     staleness: int  # max over trained tokens, in policy versions
     # samples with the same one are parts of one trajectory (fan-out), wherever it was cut; -1: the
-    # sample is all of its own
+    # sample is all of its own. Unique over the rollout; in an OptimizerStep from 0 on
     trajectory: int = -1
     # its part of its trajectory in means over those, by trained tokens: of each they add up to 1
     weight: float = 1.0
@@ -116,6 +116,13 @@ class OptimizerStep:
     def is_empty(self) -> bool:
         """Is nothing trained, so that the update is zero? Then no rank has a micro-batch."""
         return not any(self.per_rank)
+
+    @property
+    def num_trajectories(self) -> int:
+        """How many have a trained token: they are numbered from 0 in every step."""
+        return 1 + max(
+            (s.trajectory for rank in self.per_rank for mb in rank for s in mb), default=-1
+        )
 
     @property
     def num_fillers(self) -> int:

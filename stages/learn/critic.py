@@ -57,7 +57,7 @@ def compute_gae(
 
 class ValueLoss(NamedTuple):
     loss: Tensor  # [N]
-    clipped: Tensor  # [N] bool: the clipped branch was the larger one (no gradient there)
+    clipped: Tensor  # [N] bool: the value was further than the clip from the old one
 
 
 def compute_value_loss(
@@ -66,10 +66,12 @@ def compute_value_loss(
     """max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) a token. All [N].
 
     Source: OpenAI baselines' PPO2 (described in arXiv:2005.12729, section 3); without its factor
-    1/2, as slime has it."""
-    bounded = old_values + (values - old_values).clamp(-value_clip, value_clip)
+    1/2, as slime has it, which counts clips as we do: by |V - V_old| > c, not by which branch was
+    the larger, for rounding decides that where nothing was clipped."""
+    moved = values - old_values
+    bounded = old_values + moved.clamp(-value_clip, value_clip)
     plain, clipped = (values - returns).square(), (bounded - returns).square()
-    return ValueLoss(torch.maximum(plain, clipped), clipped > plain)
+    return ValueLoss(torch.maximum(plain, clipped), moved.abs() > value_clip)
 
 
 def whiten_over_ranks(values: list[Tensor], group: Any = None) -> list[Tensor]:

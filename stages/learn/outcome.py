@@ -134,5 +134,5 @@ def policy_metrics(
         "train_rollout_logprob_abs_diff_max": float(maxima[2]),
         "clip_fraction": float(values["clipped"] / count),
         "num_loss_tokens": float(values["count"]),
-        **off_policy_metrics(sums[len(SUMS) :]),
+        **off_policy_metrics(sums[len(SUMS) : NUM_POLICY_SUMS]),
     }

@@ -22,7 +22,7 @@ from stages.learn.log_prob_pass import ForwardPasses, LogProbPass, Prepared, Ref
 from stages.learn.losses import TokenLogProbs
 from stages.learn.meter import StepMeter
 from stages.learn.objective import sft_objective
-from stages.learn.outcome import MAXIMA, NUM_POLICY_SUMS, SFT_SUMS, Outcome
+from stages.learn.outcome import MAXIMA, SFT_SUMS, Outcome
 from stages.learn.settings import LearnerSettings
 from stages.learn.step_objective import LargestGap, StepObjective
 
@@ -237,19 +237,21 @@ class LearnerRank(ABC):
     ) -> dict[str, float]:
         """`taken` False (--num-critic-only-steps): its metrics only, from forward passes."""
         goal, statistics = self._goal, None
-        denominator = goal.denominator(step)
+        denominator, num_sums = goal.denominator(step), goal.num_sums(step)
         if goal.correction.needs_statistics:
             micro_batches, statistics = self._ahead.statistics(micro_batches, first=first)
 
         def loss_of(logits: Tensor, now: TokenLogProbs, prepared: Prepared) -> Outcome:
-            return goal.outcome(logits, now, prepared, denominator, statistics)
+            return goal.outcome(
+                logits, now, prepared, denominator, statistics, step.num_trajectories
+            )
 
         goal.worst = LargestGap()
         if taken:
-            found = self._optimizer_step(micro_batches, loss_of, NUM_POLICY_SUMS, where, goal)
+            found = self._optimizer_step(micro_batches, loss_of, num_sums, where, goal)
             self._advance_schedule()
         else:
-            found = self._look(micro_batches, loss_of, where)
+            found = self._look(micro_batches, loss_of, num_sums, where)
         extra = {k: v / denominator for k, v in found.extra.items()}
         measured = {"grad_norm": found.grad_norm, "lr": found.lr}
         return {
@@ -260,12 +262,12 @@ class LearnerRank(ABC):
         }
 
     def _look(
-        self, micro_batches: Sequence[Prepared], objective: Objective, where: str
+        self, micro_batches: Sequence[Prepared], objective: Objective, num_sums: int, where: str
     ) -> StepMeasurements:
         """What a policy step that is not taken measures."""
         with torch.no_grad():
             outcomes = self._run(micro_batches, objective, forward_only=True)
-        sums, maxima = self._reduced(outcomes, NUM_POLICY_SUMS)
+        sums, maxima = self._reduced(outcomes, num_sums)
         if self._goal.off_policy(maxima):
             raise self._not_on_policy(self._goal, where)
         return StepMeasurements(

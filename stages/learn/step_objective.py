@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from configs.corrections import asks_for_log_probs, correction_of
@@ -16,12 +17,12 @@ from configs.hooks import load_hook
 from configs.schema import AlgorithmConfig, flat_args
 from pipeline.core.batch_share import StepShare
 from stages.learn.corrections import BatchStatistics, Evidence, batch_evidence
-from stages.learn.diagnostics import ess_of
 from stages.learn.losses import TokenLogProbs
 from stages.learn.objective import policy_objective, shaped_advantages
-from stages.learn.outcome import SUMS, ObjectiveExtras, Outcome, policy_metrics
+from stages.learn.outcome import NUM_POLICY_SUMS, ObjectiveExtras, Outcome, policy_metrics
 from stages.learn.settings import LearnerSettings
 from stages.learn.trained_tokens import with_known_log_probs
+from stages.learn.trajectories import log_weight_sums, trajectory_ess_fraction
 from stages.learn.user_objective import custom_objective
 
 
@@ -130,7 +131,9 @@ class StepObjective:
         prepared: PreparedBatch,
         denominator: float,
         statistics: BatchStatistics | None,
+        num_trajectories: int,
     ) -> Outcome:
+        """Sums are NUM_POLICY_SUMS and, with --ess-lr-scaling, one for each of the trajectories."""
         old = prepared.old
         batch = prepared.batch
         if self._log_probs_may_be_left_out:  # else what is not a number refuses the step
@@ -148,23 +151,44 @@ class StepObjective:
             opd_kl_coef=self._opd_kl_coef,
         )
         if self._loss_function is not None:
-            return custom_objective(
+            found = custom_objective(
                 self._loss_function, logits, now, old, batch, denominator, self.config, extras
             )
-        return policy_objective(now, old, batch, self.config, denominator, extras)
+        else:
+            found = policy_objective(now, old, batch, self.config, denominator, extras)
+        if not self.config.ess_lr_scaling:
+            return found
+        new = self.correction.ratio == "bypass" or old is None
+        log_ratio = (now.log_probs if new else old) - batch.rollout_log_probs
+        weights = log_weight_sums(
+            log_ratio, batch.token_counts, batch.trajectories, num_trajectories
+        )
+        return found._replace(sums=torch.cat([found.sums, weights]))
+
+    def num_sums(self, step: StepShare) -> int:
+        """How many an outcome has."""
+        return NUM_POLICY_SUMS + (step.num_trajectories if self.config.ess_lr_scaling else 0)
 
     def metrics(self, sums: Tensor, maxima: Tensor) -> dict[str, float]:
-        return policy_metrics(
+        found = policy_metrics(
             sums, maxima, with_reference=self.needs_reference, with_teacher=self._has_teacher
         )
+        ess = {"trajectory_ess_fraction": self._ess(sums)} if self.config.ess_lr_scaling else {}
+        return {**found, **ess}
 
     def lr_scale(self, sums: Tensor) -> float:
-        """sqrt(ESS fraction) with --ess-lr-scaling, else 1.
+        """sqrt(ESS fraction) of the step's trajectories with --ess-lr-scaling, else 1.
 
-        Source: VCPO, Huang et al. 2026, arXiv:2602.17616, section 4: the square root for Adam. ESS
-        is of the ratios at the correction's level (the paper's is of sequences:
-        --off-policy-correction seq-tis)."""
-        return math.sqrt(ess_of(sums[len(SUMS) :])) if self.config.ess_lr_scaling else 1.0
+        Source: VCPO, Huang et al. 2026, arXiv:2602.17616, section 4: the square root for Adam."""
+        return math.sqrt(self._ess(sums)) if self.config.ess_lr_scaling else 1.0
+
+    def _ess(self, sums: Tensor) -> float:
+        """A trajectory's weight is the product of its tokens' ratios, whatever the correction's
+        level; where the correction weighs by it, within the correction's bounds."""
+        c = self.correction
+        bounded = c.weighted and c.level == "sequence" and c.action in ("truncate", "clip")
+        bounds = {"low": c.low, "high": c.high} if bounded else {}
+        return trajectory_ess_fraction(sums[NUM_POLICY_SUMS:], **bounds)
 
     def off_policy(self, maxima: Tensor) -> bool:
         """True-on-policy mode finds a ratio out of tolerance."""

@@ -27,6 +27,7 @@ class FlatTrainedTokens:
     sample_lengths: Tensor  # [S] int64: prompt and response
     staleness: Tensor  # [S] int64, policy versions
     sample_indices: Tensor  # [S] int64: TrainSample.index
+    trajectories: Tensor  # [S] int64: TrainSample.trajectory
     # [S] float32: its part of its trajectory, by trained tokens: of each they add up to 1
     shares: Tensor
     # [S] float32: what the mean over a sample's trained tokens weighs in a mean over trajectories
@@ -83,6 +84,7 @@ def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict
         "sample_lengths": each([s.num_tokens for s in samples], torch.int64),
         "staleness": each([s.staleness for s in samples], torch.int64),
         "sample_indices": each([s.index for s in samples], torch.int64),
+        "trajectories": each([s.trajectory for s in samples], torch.int64),
         "shares": each([s.weight for s in samples], torch.float32),
         "mean_weights": each(means, torch.float32),
         "num_tokens": sum(s.num_tokens for s in samples),

@@ -143,7 +143,8 @@ def numbered(samples: Sequence[TrainSample]) -> list[TrainSample]:
 def make_step(
     samples: Sequence[TrainSample], *, ranks: int = 1, micro_batches: int = 1
 ) -> OptimizerStep:
-    """Samples dealt out in turn over ranks and micro-batches."""
+    """Samples dealt out in turn over ranks and micro-batches, each a trajectory of its own."""
+    samples = [dataclasses.replace(s, trajectory=i) for i, s in enumerate(samples)]
     parts = [
         [tuple(samples[r + ranks * m :: ranks * micro_batches]) for m in range(micro_batches)]
         for r in range(ranks)

@@ -112,8 +112,9 @@ def test_every_option_takes_a_step(make_rank: Callable[..., Any], name: str) -> 
 def test_the_learning_rate_follows_the_effective_sample_size(make_rank: Callable[..., Any]) -> None:
     one = cases.make_batch(cases.make_step(cases.make_samples(cases.LENGTHS)))
     plain, scaled = cases.step(make_rank(), one), cases.step(make_rank(ess_lr_scaling=True), one)
-    assert 0 < plain["ess_fraction"] < 0.9
-    assert scaled["lr"] == pytest.approx(plain["lr"] * math.sqrt(plain["ess_fraction"]))
+    ess = scaled["trajectory_ess_fraction"]
+    assert 1 / len(cases.LENGTHS) <= ess < 0.9
+    assert scaled["lr"] == pytest.approx(plain["lr"] * math.sqrt(ess))
 
 
 def test_kl_to_the_reference_begins_at_zero_and_grows(make_rank: Callable[..., Any]) -> None:

@@ -95,10 +95,19 @@ def test_value_loss_against_a_loop(tokens: list[tuple[float, float, float]], cli
         assert found.loss[i].item() == pytest.approx(
             max((v - r) ** 2, (bounded - r) ** 2), abs=1e-9
         )
-        if found.clipped[i]:
-            assert gradient[i] == 0 and abs(v - o) > clip
-        elif abs(v - o) > clip and (v - r) ** 2 != (bounded - r) ** 2:  # a tie has two gradients
+        assert bool(found.clipped[i]) == (abs(v - o) > clip)
+        if (bounded - r) ** 2 > (v - r) ** 2:
+            assert gradient[i] == 0
+        elif (v - r) ** 2 != (bounded - r) ** 2 or bounded == v:  # a tie has two gradients
             assert gradient[i].item() == pytest.approx(2 * (v - r), abs=1e-9)
+
+
+def test_nothing_is_clipped_by_rounding() -> None:
+    """In float32 V_old + (V - V_old) is not V, and either may be further from R."""
+    old, values, returns = torch.randn(3, 4000, generator=torch.Generator().manual_seed(0))
+    bounded = old + (values - old).clamp(-50, 50)
+    assert ((bounded - returns).square() > (values - returns).square()).sum() > 100
+    assert not compute_value_loss(values, old, returns, value_clip=50.0).clipped.any()
 
 
 @settings(max_examples=100)

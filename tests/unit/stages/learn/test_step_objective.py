@@ -98,6 +98,7 @@ def test_rollout_log_probs_that_are_left_out_are_the_old_ones() -> None:
         sample_lengths=numbers + 4,
         staleness=numbers,
         sample_indices=numbers,
+        trajectories=numbers,
         shares=torch.ones(1),
         mean_weights=torch.ones(1),
         num_tokens=4,
