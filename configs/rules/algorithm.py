@@ -49,6 +49,7 @@ def _policy_only(a: AlgorithmConfig) -> dict[str, bool]:
     flags = {
         "--use-tis": a.use_tis,
         f"--off-policy-correction {a.off_policy_correction}": a.off_policy_correction != "none",
+        "--use-opsm": a.use_opsm,
         "--use-rollout-logprobs": a.use_rollout_logprobs,
         "--eps-clip-c": a.eps_clip_c is not None,
         "--staleness-clip-decay": a.staleness_clip_decay > 0,
@@ -176,6 +177,7 @@ def _corrections(a: AlgorithmConfig) -> Iterator[str]:
             "--correction-batch-normalize without importance weights: add --use-tis or e.g."
             " --off-policy-correction seq-tis"
         )
+    yield from _opsm(a)
     yield from _bounds(a)
     if not correction.ppo_clip:
         if a.advantage_estimator in ("gspo", "cispo"):
@@ -189,6 +191,16 @@ def _corrections(a: AlgorithmConfig) -> Iterator[str]:
                 f"--staleness-clip-decay {a.staleness_clip_decay:g} with --off-policy-correction"
                 f" {name}: it has no clip. Drop one of them"
             )
+
+
+def _opsm(a: AlgorithmConfig) -> Iterator[str]:
+    if a.opsm_delta != AlgorithmConfig().opsm_delta and not a.use_opsm:
+        yield f"--opsm-delta {a.opsm_delta:g} without --use-opsm: it bounds nothing. Add --use-opsm"
+    if a.use_opsm and a.off_policy_correction == "opsm":
+        yield (
+            "--use-opsm with --off-policy-correction opsm: both drop samples of negative advantage,"
+            " by PPO's old log-probs and by the engine's. Drop one of the two"
+        )
 
 
 def _bounds(a: AlgorithmConfig) -> Iterator[str]:

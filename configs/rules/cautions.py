@@ -11,6 +11,7 @@ from configs.schema import Config
 def cautions(config: Config) -> Iterator[str]:
     yield from _deterministic(config)
     yield from _truncated_sampling(config)
+    yield from _opsm(config)
     yield from _micro_batches(config)
     yield from _over_sampling(config)
     yield from _unused(config)
@@ -49,6 +50,16 @@ def _truncated_sampling(config: Config) -> Iterator[str]:
         f" share of the probability ({bound}), and what was cut off is never seen. For exact"
         " weights train at --rollout-top-p 1 --rollout-top-k -1"
     )
+
+
+def _opsm(config: Config) -> Iterator[str]:
+    a = config.algorithm
+    if a.use_opsm and correction_of(a).ratio == "bypass" and a.opsm_delta < 0.01:
+        yield (
+            f"--use-opsm --opsm-delta {a.opsm_delta:g} against the engines' log-probs: the noise of"
+            " two kernels alone is more than that, and would drop up to half of all samples of"
+            " negative advantage. Use e.g. --opsm-delta 0.05"
+        )
 
 
 def _micro_batches(config: Config) -> Iterator[str]:

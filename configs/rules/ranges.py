@@ -80,6 +80,7 @@ _AT_LEAST_0 = (
     "kl_loss_coef",
     "kl_coef",
     "correction_low",
+    "opsm_delta",
     "critic_lr_warmup_iters",
     "num_critic_only_steps",
     "opd_kl_coef",

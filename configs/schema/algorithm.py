@@ -89,6 +89,10 @@ class AlgorithmConfig:
     tis_level: Literal["token", "sequence", "geometric"] = "token"
     # bounds the weight from above, from both sides, or sets it to 0 outside the bounds
     tis_mode: Literal["truncate", "clip", "mask"] = "clip"
+    # drops samples of negative advantage that have moved away from PPO's old log-probs (with
+    # --use-rollout-logprobs the engine's), beside any correction
+    use_opsm: bool = False
+    opsm_delta: float = 1e-4  # how far, in nats a token; against the engine's 0.05 or more
     # over which tokens a mean goes where a correction drops some: all trained ones, dropped ones as
     # zeros, or the kept; by default the preset's way, and all with --custom-tis-function-path
     correction_mean_over: Literal["all", "kept"] | None = None

@@ -6,7 +6,6 @@ leaves it out. A flag of ours, or one of Megatron's or SGLang's that is given, g
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +127,6 @@ SHAPE: Mapping[str, tuple[str, ...]] = {
 def counterparts(config: Config) -> dict[str, Any]:
     """Things that have another name here."""
     a, cluster, distill = config.algorithm, config.cluster, config.distill
-    opsm = a.off_policy_correction == "opsm"
     return {
         "critic_num_nodes": cluster.actor_num_nodes,
         "critic_num_gpus_per_node": cluster.actor_num_gpus_per_node,
@@ -149,8 +147,6 @@ def counterparts(config: Config) -> dict[str, Any]:
         "use_critic": a.advantage_estimator == "ppo",
         "balance_by_flops": a.balance_data,
         "use_rollout_entropy": True,
-        "use_opsm": opsm,
-        "opsm_delta": -math.log(a.correction_low) if opsm and a.correction_low else 1e-4,
         "opd_type": "sglang" if distill.use_opd else None,
         "bf16": config.model.dtype == "bfloat16",
     }

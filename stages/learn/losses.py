@@ -20,6 +20,7 @@ from stages.learn.policy_losses import (
     PolicyLoss,
     compute_cispo_loss,
     compute_gspo_kl,
+    compute_opsm_mask,
     compute_policy_loss,
 )
 from stages.learn.reduce import sum_of_sample_mean, sum_of_tokens, token_weights
@@ -36,6 +37,7 @@ __all__ = [
     "compute_ess_fraction",
     "compute_gspo_kl",
     "compute_log_probs_from_logits",
+    "compute_opsm_mask",
     "compute_policy_loss",
     "compute_sft_loss",
     "compute_tis_weights",

@@ -21,6 +21,7 @@ from stages.learn.losses import (
     compute_approx_kl,
     compute_cispo_loss,
     compute_gspo_kl,
+    compute_opsm_mask,
     compute_policy_loss,
     compute_sft_loss,
     reverse_kl_to_teacher,
@@ -54,6 +55,11 @@ def policy_objective(
     numerator = now.log_probs.detach() if bypass else proximal
     advantages = shaped_advantages(batch, proximal, extras.ref, config, extras.opd_kl_coef)
     surrogate = _surrogate(now.log_probs, anchor, advantages, batch, config, correction)
+    if config.use_opsm:
+        stays = compute_opsm_mask(
+            now.log_probs, anchor, advantages, batch.token_counts, delta=config.opsm_delta
+        )
+        surrogate = surrogate._replace(loss=surrogate.loss * stays)
     statistics = extras.statistics or BatchStatistics()
     corrected = compute_correction(
         correction, numerator, batch.rollout_log_probs, advantages, batch.token_counts, statistics
@@ -65,6 +71,8 @@ def policy_objective(
     if extras.tis_function is not None:
         policy, mask, extra = _custom_tis(surrogate.loss, proximal, batch, config, extras)
         corrected = corrected._replace(weights=mask.to(policy.dtype), mask=mask)
+    if config.use_opsm:
+        corrected = corrected._replace(mask=corrected.mask & stays)
     total = _reduced(policy, corrected.mask, batch, config, correction, extras)
     side, kl_ref = _side_terms(now, anchor, batch, config, extras, kl_weights)
     loss = (total if side is None else total + side) / denominator

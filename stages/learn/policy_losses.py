@@ -71,6 +71,23 @@ def compute_gspo_kl(log_probs: Tensor, old_log_probs: Tensor, token_counts: Tens
     return spread(mean_per_sample(old_log_probs - log_probs, token_counts), token_counts)
 
 
+def compute_opsm_mask(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    token_counts: Tensor,
+    *,
+    delta: float,
+) -> Tensor:
+    """[N] bool: False where the advantage is negative and the sample's mean of old - new, in nats a
+    token, is above `delta`. log_probs, old_log_probs, advantages: [N]; token_counts: [S].
+
+    Source: off-policy sequence masking, DeepSeek-AI 2025, DeepSeek-V3.2, arXiv:2512.02556; slime's
+    compute_opsm_mask, against the same log-probs as PPO's ratio."""
+    gap = mean_per_sample((old_log_probs - log_probs).detach(), token_counts)
+    return ~((advantages < 0) & spread(gap > delta, token_counts))
+
+
 def compute_cispo_loss(
     log_probs: Tensor,
     old_log_probs: Tensor,

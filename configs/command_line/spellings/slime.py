@@ -4,16 +4,9 @@ A key with a space in it is a flag with one certain value."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from configs.command_line.spellings.entries import Absent, Nothing, Ours, Spelling
-
-
-def _ratio(delta: str) -> str:
-    """slime's bound on the KL is the logarithm of ours on the ratio."""
-    return repr(math.exp(-float(delta)))
-
 
 _DELTA = "--weight-transport delta sends only what has changed"
 _TRAJECTORY_SERVER = Absent(
@@ -126,8 +119,6 @@ SLIME: Mapping[str, Spelling] = {
         why="the teacher is a Hugging Face model: --opd-teacher-load FOLDER"
     ),
     # algorithm
-    "use-opsm": Ours(to="off-policy-correction opsm"),
-    "opsm-delta": Ours(to="correction-low", convert=_ratio, said="exp(-delta)"),
     "use-rollout-entropy": Nothing(why="the entropy is in every train record"),
     "keep-old-actor": Absent(
         why="old log-probs of the weights that sampled come from the engines:"

@@ -37,8 +37,8 @@ def test_a_name_that_is_a_flag_means_that_flag(file: Path) -> None:
 
 
 def test_a_name_of_slimes_with_another_name_here_means_that(file: Path) -> None:
-    config = parse(file, "use_opsm: true\nuse_rollout_entropy: true\n")
-    assert config.algorithm.off_policy_correction == "opsm"
+    config = parse(file, "update_weight_transport: disk\nuse_rollout_entropy: true\n")
+    assert config.cluster.weight_transport == "disk"
     assert config.custom == {"use_rollout_entropy": True}
 
 

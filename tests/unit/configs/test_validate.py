@@ -358,6 +358,11 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
             "--off-policy-correction dppo --correction-high 2",
             ["--correction-high 2", "dppo", "at most 1"],
         ),
+        ("--opsm-delta 0.1", ["--opsm-delta 0.1", "--use-opsm"]),
+        (
+            "--use-opsm --off-policy-correction opsm",
+            ["--use-opsm", "--off-policy-correction opsm", "Drop one"],
+        ),
         ("--off-policy-correction opsm --correction-high 2", ["--correction-high 2", "opsm"]),
         ("--off-policy-correction m2po --advantage-estimator gspo", ["m2po", "gspo"]),
         (

@@ -4,7 +4,6 @@ never stands in the way of a flag that is known."""
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -98,9 +97,8 @@ def test_megatrons_other_words_for_a_field(words: str, field: str, value: object
 
 
 def test_slimes_words_for_flags_of_ours() -> None:
-    config = taken("--use-opsm --opsm-delta 0.01 --update-weight-transport disk")
-    assert config.algorithm.off_policy_correction == "opsm"
-    assert config.algorithm.correction_low == pytest.approx(math.exp(-0.01))
+    config = taken("--balance-by-flops --tp-size 1 --update-weight-transport disk")
+    assert config.megatron["tensor_model_parallel_size"] == 1
     assert config.cluster.weight_transport == "disk"
     assert taken("--update-weight-transport nccl").cluster.weight_transport == "distributed"
     delta = taken("--weight-transport delta --update-weight-local-checkpoint-dir /nvme/weights")
@@ -111,8 +109,8 @@ def test_a_wrong_value_is_told_in_both_words() -> None:
     with pytest.raises(ConfigError, match="--weight-transport") as caught:
         taken("--update-weight-transport mpi")
     assert "--update-weight-transport mpi" in str(caught.value)
-    with pytest.raises(ConfigError, match="--opsm-delta x: expected a number"):
-        taken("--use-opsm --opsm-delta x")
+    with pytest.raises(ConfigError, match="--rollout-health-check-first-wait x: expected a number"):
+        taken("--rollout-health-check-first-wait x")
 
 
 def test_what_asks_for_nothing_is_one_line() -> None:

@@ -62,7 +62,7 @@ LOOPS: dict[str, Loop] = {
     "mis": lambda x, t, a: (token(x, t), 0.5 <= token(x, t) <= 2.0),
     "seq-mis": lambda x, t, a: (math.exp(sum(x)), 0.5 <= math.exp(sum(x)) <= 2.0),
     "geo-rs": lambda x, t, a: (1.0, 0.999 <= math.exp(mean(x)) <= 1.001),
-    "opsm": lambda x, t, a: (1.0, not (a[t] < 0 and -mean(x) > 1e-4)),
+    "opsm": lambda x, t, a: (1.0, not (a[t] < 0 and -mean(x) > 0.05)),
     "decoupled-ppo": lambda x, t, a: (token(x, t), token(x, t) <= 5.0),
 }
 

@@ -44,6 +44,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "entropy_coef": 0.01,
     },
     "kl-reward": {"kl_coef": 0.2, "kl_loss_type": "k2"},
+    "opsm-and-tis": {"use_opsm": True, "opsm_delta": 0.1, "use_tis": True},
     "staleness": {"staleness_clip_decay": 0.7},
     "sft": {"loss_type": "sft_loss"},
 }
@@ -366,7 +367,7 @@ def test_the_anchor_and_the_statistics_are_the_corrections(name: str) -> None:
     weight, ratio = torch.ones_like(x), (now - batch.rollout_log_probs).exp()
     bounded = ratio
     if name == "opsm":
-        weight = torch.cat([((a >= 0) | (-v.mean() <= 1e-4)).double() for v, a in parts])
+        weight = torch.cat([((a >= 0) | (-v.mean() <= 0.05)).double() for v, a in parts])
         bounded = ratio.clamp(0.8, 1.2)
     elif name == "dppo":
         change = now.detach().exp() - batch.rollout_log_probs.exp()
