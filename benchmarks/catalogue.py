@@ -24,6 +24,7 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
     "gspo": (),
     "cispo": (),
     "dr_grpo": (),
+    "max_rl": (),
     "rloo": (),
     "reinforce_plus_plus": ("--normalize-advantages",),
     "reinforce_plus_plus_baseline": ("--normalize-advantages",),

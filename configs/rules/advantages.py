@@ -9,7 +9,15 @@ from pathlib import Path
 from configs.schema import Config
 
 # compare the samples of a prompt
-_WITHIN_GROUPS = ("grpo", "gspo", "cispo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline")
+_WITHIN_GROUPS = (
+    "grpo",
+    "gspo",
+    "cispo",
+    "dr_grpo",
+    "max_rl",
+    "rloo",
+    "reinforce_plus_plus_baseline",
+)
 _RAW_ADVANTAGES = ", or use reinforce_plus_plus for advantages of raw rewards"
 _WITH_STD = ("grpo", "gspo", "cispo")
 

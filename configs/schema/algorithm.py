@@ -13,6 +13,7 @@ Estimator = Literal[
     "reinforce_plus_plus_baseline",
     "rloo",
     "dr_grpo",
+    "max_rl",
     "ppo",
 ]
 

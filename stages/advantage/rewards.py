@@ -74,6 +74,26 @@ def rloo_rewards(rewards: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return rewards - (of_rollout.sum() - of_rollout[ids]) / (num_rollouts - 1)
 
 
+def max_rl_rewards(rewards: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """[n] raw rewards of one group, none below 0 -> [n] (r - mean) / mean, over rollouts; all 0
+    where the mean is.
+
+    With rewards of 0 and 1, sum over i of r_i / mean * grad log p_i is in expectation the gradient
+    of a right answer's log-likelihood, its series in 1 - p cut off at the size of the group: sum
+    over k of grad pass@k / k. Less the mean it has a smaller variance; its expectation is the same
+    but for groups without a right answer, which have no gradient. Source: MaxRL, Tajwar et al.
+    2026, arXiv:2602.02710; prime-rl's max_rl. Raises DataError for a negative reward."""
+    if (rewards < 0).any():
+        raise DataError(
+            f"--advantage-estimator max_rl: a reward is {rewards.min():g}; it divides by the mean"
+            " of a group, and expects rewards of at least 0 (right answers 1, others 0). Shift"
+            " them, or use dr_grpo"
+        )
+    centred = grpo_rewards(rewards, ids, std_normalization=False)
+    mean = (rollout_weights(ids) * rewards).sum() / len(np.unique(ids))
+    return centred / mean if mean > 0 else np.zeros_like(rewards)
+
+
 def post_process_rewards(
     groups: Sequence[Group], config: AlgorithmConfig, reward_key: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -82,8 +102,8 @@ def post_process_rewards(
 
     grpo, gspo, cispo: GRPO's, with or without the standard deviation. dr_grpo,
     reinforce_plus_plus_baseline: minus the mean of the group (REINFORCE++-baseline,
-    arXiv:2501.03262, section 3.2). rloo: minus the mean of the others. reinforce_plus_plus, ppo,
-    and any with --disable-rewards-normalization: raw. Raises DataError for a FAILED sample and for
+    arXiv:2501.03262, section 3.2). max_rl: that over the mean of the group. rloo:
+    minus the mean of the others. reinforce_plus_plus, ppo, and any with --disable-rewards-normalization: raw. Raises DataError for a FAILED sample and for
     what is no finite number."""
     raw = [
         np.array([raw_reward(s, reward_key) for s in g.samples], dtype=np.float64) for g in groups
@@ -102,6 +122,8 @@ def _of_group(rewards: np.ndarray, ids: np.ndarray, config: AlgorithmConfig) -> 
         return rewards
     if name == "rloo":
         return rloo_rewards(rewards, ids)
+    if name == "max_rl":
+        return max_rl_rewards(rewards, ids)
     with_std = config.grpo_std_normalization and name in ("grpo", "gspo", "cispo")
     return grpo_rewards(rewards, ids, std_normalization=with_std)
 

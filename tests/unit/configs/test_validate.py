@@ -124,6 +124,7 @@ def words(text: str) -> list[str]:
         "--advantage-estimator gspo --disable-grpo-std-normalization --normalize-advantages",
         "--advantage-estimator dr_grpo --disable-grpo-std-normalization --calculate-per-token-loss",
         "--advantage-estimator rloo",
+        "--advantage-estimator max_rl",
         "--disable-rewards-normalization --n-samples-per-prompt 1",
         (
             "--advantage-estimator reinforce_plus_plus --normalize-advantages"
