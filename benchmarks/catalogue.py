@@ -25,6 +25,7 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
     "cispo": (),
     "dr_grpo": (),
     "max_rl": (),
+    "opob": (),
     "rloo": (),
     "reinforce_plus_plus": ("--normalize-advantages",),
     "reinforce_plus_plus_baseline": ("--normalize-advantages",),

@@ -212,6 +212,8 @@ def asks_for_log_probs(args: Any) -> str | None:
     for flag in _ASKING:
         if getattr(args, flag):
             return f"--{flag.replace('_', '-')}"
+    if args.advantage_estimator == "opob":
+        return "--advantage-estimator opob"
     if args.correction_veto_threshold is not None:
         return "--correction-veto-threshold"
     if PRESETS[args.off_policy_correction].correction.active:

@@ -15,6 +15,7 @@ _WITHIN_GROUPS = (
     "cispo",
     "dr_grpo",
     "max_rl",
+    "opob",
     "rloo",
     "reinforce_plus_plus_baseline",
 )
@@ -59,6 +60,16 @@ def advantages(config: Config) -> Iterator[str]:
             f"--gamma {a.gamma:g} with --advantage-estimator {name}: every token of a sample has"
             " the same advantage there, nothing is discounted. Use reinforce_plus_plus or ppo, or"
             " drop the flag"
+        )
+    if name == "opob" and (a.normalize_advantages or a.custom_advantage_function_path):
+        other = (
+            "--normalize-advantages"
+            if a.normalize_advantages
+            else f"--custom-advantage-function-path {a.custom_advantage_function_path}"
+        )
+        yield (
+            f"--advantage-estimator opob with {other}: it takes its baseline off raw rewards, in"
+            " the learner, and what is left is not to be shifted again. Drop one of the two"
         )
     if a.lambd != 1 and name != "ppo" and not a.custom_advantage_function_path:
         yield (

@@ -101,7 +101,7 @@ def backend(config: Config) -> Iterator[str]:
         yield (
             "--train-backend fsdp with --advantage-estimator ppo: it has no critic yet. Train with"
             " --train-backend megatron, or use an estimator without a critic (grpo, gspo, cispo,"
-            " rloo, reinforce_plus_plus, dr_grpo, max_rl)"
+            " rloo, reinforce_plus_plus, dr_grpo, max_rl, opob)"
         )
     for section, names in _ONLY_MEGATRON.items():
         for name, nothing in names.items():

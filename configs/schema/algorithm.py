@@ -14,6 +14,7 @@ Estimator = Literal[
     "rloo",
     "dr_grpo",
     "max_rl",
+    "opob",
     "ppo",
 ]
 

@@ -102,9 +102,10 @@ def post_process_rewards(
 
     grpo, gspo, cispo: GRPO's, with or without the standard deviation. dr_grpo,
     reinforce_plus_plus_baseline: minus the mean of the group (REINFORCE++-baseline,
-    arXiv:2501.03262, section 3.2). max_rl: that over the mean of the group. rloo:
-    minus the mean of the others. reinforce_plus_plus, ppo, and any with --disable-rewards-normalization: raw. Raises DataError for a FAILED sample and for
-    what is no finite number."""
+    arXiv:2501.03262, section 3.2). max_rl: that over the mean of the group. rloo: minus the mean of
+    the others. reinforce_plus_plus, ppo, opob (its baseline is the learner's), and any with
+    --disable-rewards-normalization: raw. Raises DataError for a FAILED sample and for what is no
+    finite number."""
     raw = [
         np.array([raw_reward(s, reward_key) for s in g.samples], dtype=np.float64) for g in groups
     ]
@@ -116,7 +117,7 @@ def _of_group(rewards: np.ndarray, ids: np.ndarray, config: AlgorithmConfig) -> 
     name = config.advantage_estimator
     if (
         not config.rewards_normalization
-        or name in ("reinforce_plus_plus", "ppo")
+        or name in ("reinforce_plus_plus", "ppo", "opob")
         or not len(rewards)
     ):
         return rewards

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from stages.learn.corrections import BatchStatistics, batch_statistics
 from stages.learn.critic import whiten_over_ranks
-from stages.learn.objective import penalised_returns
+from stages.learn.objective import loss_weights, penalised_returns
+from stages.learn.optimal_baseline import less_baselines, optimal_baselines, trajectory_parts
 from stages.learn.step_objective import StepObjective
 
 
@@ -73,8 +74,32 @@ class LogProbPass:
             with self._reference.in_place():
                 for step in out:
                     step[:] = self._passes.with_reference(step)
+        if not self._passes.sees:
+            return out
+        if self._goal.has_optimal_baseline:
+            return self._with_baselines(out)
         returns = self._goal.config.pays_kl_ahead and not self._goal.has_critic
-        return self._with_returns(out) if returns and self._passes.sees else out
+        return self._with_returns(out) if returns else out
+
+    def _with_baselines(self, steps: list[list[Prepared]]) -> list[list[Prepared]]:
+        """Rewards less the baselines of their groups, which may lie on any rank."""
+        config = self._goal.config
+        own = [
+            part
+            for number, step in enumerate(steps)
+            for p in step
+            if p.old is not None
+            for part in trajectory_parts(p.batch, p.old, loss_weights(p.batch, config), number)
+        ]
+        every = [part for rank in self._passes.gather(own) for part in rank]
+        baselines = optimal_baselines(every)
+        return [
+            [
+                p._replace(batch=replace(p.batch, advantages=less_baselines(p.batch, baselines)))
+                for p in step
+            ]
+            for step in steps
+        ]
 
     def _with_returns(self, steps: list[list[Prepared]]) -> list[list[Prepared]]:
         """Returns less the KL to the reference in the place of those without, whitened over the

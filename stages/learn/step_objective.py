@@ -74,14 +74,19 @@ class StepObjective:
             or self._tis_function is not None
             or self.config.kl_coef > 0
             or self._opd_kl_coef > 0
+            or self.has_optimal_baseline
             or self.config.true_on_policy_mode
         )
 
     @property
     def needs_old_at_first(self) -> bool:
         """The critic is given rewards less the KL to the reference, and returns less it are
-        whitened, ahead of all optimizer steps."""
-        return self.config.pays_kl_ahead
+        whitened, and baselines of whole groups are known, ahead of all optimizer steps."""
+        return self.config.pays_kl_ahead or self.has_optimal_baseline
+
+    @property
+    def has_optimal_baseline(self) -> bool:
+        return self.config.advantage_estimator == "opob"
 
     @property
     def has_critic(self) -> bool:

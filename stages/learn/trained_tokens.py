@@ -27,6 +27,7 @@ class FlatTrainedTokens:
     sample_lengths: Tensor  # [S] int64: prompt and response
     staleness: Tensor  # [S] int64, policy versions
     sample_indices: Tensor  # [S] int64: TrainSample.index
+    group_indices: Tensor  # [S] int64: TrainSample.group_index
     trajectories: Tensor  # [S] int64: TrainSample.trajectory
     # [S] float32: its part of its trajectory, by trained tokens: of each they add up to 1
     shares: Tensor
@@ -84,6 +85,7 @@ def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict
         "sample_lengths": each([s.num_tokens for s in samples], torch.int64),
         "staleness": each([s.staleness for s in samples], torch.int64),
         "sample_indices": each([s.index for s in samples], torch.int64),
+        "group_indices": each([s.group_index for s in samples], torch.int64),
         "trajectories": each([s.trajectory for s in samples], torch.int64),
         "shares": each([s.weight for s in samples], torch.float32),
         "mean_weights": each(means, torch.float32),

@@ -84,6 +84,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dual-clip": {"eps_clip_c": 3.0, "use_tis": True, "tis_level": "geometric"},
     "kl-loss": {**KL, "use_unbiased_kl": True},
     "kl-reward": {"kl_coef": 0.1},
+    "opob": {"advantage_estimator": "opob", "off_policy_correction": "seq-tis"},
+    "kl-returns": {
+        "advantage_estimator": "reinforce_plus_plus",
+        "kl_coef": 0.1,
+        "normalize_advantages": True,
+    },
+    "opsm-and-tis": {"use_opsm": True, "opsm_delta": 0.05, "use_tis": True},
     "sft": {"loss_type": "sft_loss"},
 }
 

@@ -125,6 +125,7 @@ def words(text: str) -> list[str]:
         "--advantage-estimator dr_grpo --disable-grpo-std-normalization --calculate-per-token-loss",
         "--advantage-estimator rloo",
         "--advantage-estimator max_rl",
+        "--advantage-estimator opob --off-policy-correction seq-tis --ess-lr-scaling",
         "--disable-rewards-normalization --n-samples-per-prompt 1",
         (
             "--advantage-estimator reinforce_plus_plus --normalize-advantages"
@@ -358,6 +359,10 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         (
             "--off-policy-correction dppo --correction-high 2",
             ["--correction-high 2", "dppo", "at most 1"],
+        ),
+        (
+            "--advantage-estimator opob --normalize-advantages",
+            ["opob", "--normalize-advantages", "Drop one"],
         ),
         ("--opsm-delta 0.1", ["--opsm-delta 0.1", "--use-opsm"]),
         (

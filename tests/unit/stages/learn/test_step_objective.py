@@ -75,6 +75,7 @@ def test_a_user_function_that_is_not_there_is_named() -> None:
     [
         ({"off_policy_correction": "none"}, None),
         ({"use_tis": True}, "--use-tis"),
+        ({"advantage_estimator": "opob"}, "--advantage-estimator opob"),
         ({"off_policy_correction": "icepop"}, "--off-policy-correction icepop"),
         ({"off_policy_correction": "none", "use_rollout_logprobs": True}, "--use-rollout-logprobs"),
         (
@@ -98,6 +99,7 @@ def test_rollout_log_probs_that_are_left_out_are_the_old_ones() -> None:
         sample_lengths=numbers + 4,
         staleness=numbers,
         sample_indices=numbers,
+        group_indices=numbers,
         trajectories=numbers,
         shares=torch.ones(1),
         mean_weights=torch.ones(1),
@@ -146,7 +148,7 @@ def test_what_needs_log_probs_ahead() -> None:
     assert StepObjective(settings()).needs_old and not StepObjective(settings()).needs_reference
     assert not StepObjective(settings(use_rollout_logprobs=True)).needs_old
     assert StepObjective(settings(use_rollout_logprobs=True, kl_coef=0.1)).needs_old
-    for name in ("ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"):
+    for name in ("ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "opob"):
         assert StepObjective(settings(advantage_estimator=name, kl_coef=0.1)).needs_old_at_first
     assert (
         not StepObjective(settings(advantage_estimator="ppo")).needs_old_at_first
