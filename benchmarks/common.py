@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+ENTRY = ROOT / "train_async.py"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -54,19 +56,11 @@ def keep(name: str, figures: Mapping[str, Any]) -> Path:
     return path
 
 
-def train(*flags: str) -> dict[str, Any]:
-    """One run of train_async.py in a temporary folder: {"summary": ..., "train": [records], "eval":
+def train(*flags: str, entry: Path = ENTRY) -> dict[str, Any]:
+    """One run of `entry` in a temporary folder: {"summary": ..., "train": [records], "eval":
     [records]}. Raises CalledProcessError with its output."""
     with tempfile.TemporaryDirectory(prefix="slipstream-bench-") as folder:
-        command = [
-            sys.executable,
-            str(ROOT / "train_async.py"),
-            *flags,
-            "--runs-dir",
-            folder,
-            "--name",
-            "b",
-        ]
+        command = [sys.executable, str(entry), *flags, "--runs-dir", folder, "--name", "b"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
@@ -77,6 +71,16 @@ def train(*flags: str) -> dict[str, Any]:
             "summary": json.loads((run / "summary.json").read_text()),
             **{kind: [r for r in rows if r["kind"] == kind] for kind in ("train", "eval", "push")},
         }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """What is kept of repeats."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def middle(value: Any) -> Any:
+    """The median of a `spread`, for a table."""
+    return value["median"] if isinstance(value, dict) else value
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -15,7 +15,7 @@ class AsyncConfig:
     update_weights_interval: int = 1  # N: weights are pushed after every so many rollouts
     # trains on while a push is under way; with --async-buffer-size 0 there is nothing to train on
     overlap_push: bool = True
-    # S, in policy versions; by default ceil(K/N), with replay ceil((K + max-times-sampled - 1)/N)
+    # S, in policy versions; by default 2 ceil(K/N), with replay + ceil((max-times-sampled - 1)/N)
     max_staleness: int | None = None
     # for experiments: every trained token is exactly K versions old, not at most S (in the first K
     # rollouts it is of version 0); a push waits for all that generates

@@ -65,15 +65,15 @@ class Config:
     @property
     def staleness_bound(self) -> int:
         """S: the largest staleness, in policy versions, that a token may have when it is trained
-        on."""
-        if self.async_.fixed_staleness:
-            return self.async_.async_buffer_size
-        if self.async_.max_staleness is not None:
-            return self.async_.max_staleness
-        return math.ceil(
-            (self.async_.async_buffer_size + self.async_.max_times_sampled - 1)
-            / self.async_.update_weights_interval
-        )
+        on. By default twice what rollouts in the order of their admission would need, and what
+        replay adds; docs/staleness.md says why."""
+        a = self.async_
+        if a.fixed_staleness:
+            return a.async_buffer_size
+        if a.max_staleness is not None:
+            return a.max_staleness
+        ahead = math.ceil(a.async_buffer_size / a.update_weights_interval)
+        return 2 * ahead + math.ceil((a.max_times_sampled - 1) / a.update_weights_interval)
 
     @property
     def overlaps_pushes(self) -> bool:

@@ -44,7 +44,7 @@ class RolloutClock:
         max_staleness: int | None = None,
         limiter: RateLimiter | None = None,
     ) -> None:
-        """`limiter`: by default it allows K + 1 rollouts.
+        """`max_staleness`: by default 2 ceil(K/N). `limiter`: by default it allows K + 1 rollouts.
 
         Raises ConfigError where a knob is out of range, or K > D."""
         self.batch_size, self.buffer_size, self.interval = (
@@ -58,7 +58,7 @@ class RolloutClock:
         _require("update-weights-interval", update_weights_interval, 1)
         _require("num-rollout", num_rollout, 1)
         least = math.ceil(async_buffer_size / update_weights_interval)
-        self.max_staleness = least if max_staleness is None else max_staleness
+        self.max_staleness = 2 * least if max_staleness is None else max_staleness
         if self.max_staleness < least:
             raise ConfigError(
                 f"--max-staleness {self.max_staleness} with --update-weights-interval"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
-from tests.conftest import ROOT, entry_command, read_metrics, run_entry
+from tests.conftest import ROOT, num_trained, read_metrics, read_until, run_entry, start_entry
 from tests.promised_fields import SUMMARY_FIELDS, TRAIN_FIELDS
 
 FAST = (
@@ -51,7 +50,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, nothing_left_behind: None
     ]
     assert all(None in lag or 0 <= lag[0] <= lag[1] <= lag[2] for lag in lags)
     assert any(None not in lag for lag in lags)  # a rollout may be over before the first tick
-    assert max(r["staleness_max"] for r in train) <= train[0]["staleness_bound"] == 2
+    assert max(r["staleness_max"] for r in train) <= train[0]["staleness_bound"] == 4
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary) == SUMMARY_FIELDS
     assert summary["num_rollouts"] == summary["final_policy_version"] == summary["push_count"] == 12
@@ -99,27 +98,18 @@ def test_the_learner_trains_while_a_push_is_under_way(tmp_path: Path, overlap: b
         assert pushes[0]["trainer_seconds"] < 0.4 <= pushes[0]["seconds"]
     else:
         assert all(r["trainer_seconds"] >= r["seconds"] for r in pushes)
-    assert max(r["staleness_max"] for r in train) <= 2
+    assert max(r["staleness_max"] for r in train) <= train[0]["staleness_bound"]
 
 
 def test_a_run_that_is_stopped_saves_when_the_push_under_way_is_through(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        entry_command(
-            *FAST,
-            *("--async-buffer-size", "2", "--num-rollout", "500", "--mock-push-seconds", "0.3"),
-            *("--rollout-num-gpus", "2", "--runs-dir", str(tmp_path), "--name", "m"),
-        ),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
+    process = start_entry(
+        *FAST,
+        *("--async-buffer-size", "2", "--num-rollout", "500", "--mock-push-seconds", "0.3"),
+        *("--rollout-num-gpus", "2", "--runs-dir", str(tmp_path), "--name", "m"),
     )
-    assert process.stdout is not None
     with process:
-        for line in process.stdout:
-            if line.startswith("rollout 3/"):  # a push lasts longer than all else does
-                break
+        # a push lasts longer than all else does
+        read_until(process, lambda line: line.startswith("rollout 3/"))
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=60)
     assert "saved " in rest, rest
@@ -262,25 +252,12 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_was(
         "--name",
         "s",
     )
-    process = subprocess.Popen(
-        entry_command(*flags),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
-    )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:  # plain output: a line a rollout
-        lines.append(line)
-        if (tmp_path / "s" / "metrics.jsonl").exists() and len(
-            read_metrics(tmp_path / "s", "train")
-        ) >= 5:
-            process.send_signal(number)
-            break
+    process = start_entry(*flags)
+    # plain output: a line a rollout
+    said = read_until(process, lambda _: num_trained(tmp_path / "s") >= 5)
+    process.send_signal(number)
     rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, "".join(lines) + rest
+    assert process.returncode == 128 + number, said + rest
     trained = len(read_metrics(tmp_path / "s", "train"))
     assert 5 <= trained < 60
     again = run_entry(*flags, "--load", str(tmp_path / "s"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from configs.command_line.loader import load_config
 from configs.schema import Config
 from pipeline.wiring.foreign_flags import FAMILIES
@@ -48,6 +50,28 @@ def test_slimes_asynchronous_rollouts_are_one_ahead_unless_more_are_asked_for() 
     assert taken(words).async_.async_buffer_size == 1
     assert taken(f"{words} --async-buffer-size 4").async_.async_buffer_size == 4
     assert taken(f"--async-buffer-size 4 {words}").async_.async_buffer_size == 4
+
+
+@pytest.mark.parametrize(
+    ("knobs", "bound"),
+    [
+        ((0, 1, 1), 0),  # synchronous is on-policy
+        ((1, 1, 1), 2),
+        ((4, 1, 1), 8),
+        ((5, 2, 1), 6),
+        ((2, 100, 1), 2),
+        ((0, 4, 3), 1),  # replayed twice more, under the same weights or the next
+        ((2, 1, 3), 6),
+    ],
+)
+def test_the_bound_on_staleness_leaves_room_for_reordering(
+    knobs: tuple[int, int, int], bound: int
+) -> None:
+    k, n, times = knobs
+    words = f"--async-buffer-size {k} --update-weights-interval {n} --max-times-sampled {times}"
+    words += " --rollout-batch-size 12"
+    assert taken(words).staleness_bound == bound
+    assert taken(f"{words} --max-staleness {bound + 3}").staleness_bound == bound + 3
 
 
 def test_slimes_filter_of_equal_rewards_is_built_in() -> None:

@@ -78,13 +78,13 @@ def test_released_counts_trained_rollouts_whose_due_push_is_complete(
     assert seen == released
 
 
-def test_the_default_bound_is_k_over_n_rounded_up() -> None:
+def test_the_default_bound_is_twice_k_over_n_rounded_up() -> None:
     assert [make(K=k, N=n).max_staleness for k, n in [(0, 1), (1, 1), (4, 2), (5, 2), (3, 4)]] == [
         0,
-        1,
         2,
-        3,
-        1,
+        4,
+        6,
+        2,
     ]
     assert make(K=3, N=2, S=4).max_deadline_distance == 8
 
@@ -173,7 +173,7 @@ def test_resume_goes_on_without_a_burst() -> None:
     other = make(P=2, K=2)
     other.load_state_dict(state)
     assert list(other.outstanding) == [2, 4, 5, 6, 7, 8]
-    assert [a.deadline for a in other.outstanding.values()] == [2, 2, 2, 3, 3, 3]
+    assert [a.deadline for a in other.outstanding.values()] == [4, 4, 4, 5, 5, 5]
     assert (other.released, other.policy_version, other.num_consumed, other.given_back) == (
         1,
         1,
