@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,29 @@ def run_entry(*flags: str, timeout: float = 300, **env: str) -> subprocess.Compl
     )
 
 
+def start_entry(*flags: str, new_session: bool = False) -> subprocess.Popen[str]:
+    """`train_async.py FLAGS`, under way; what it says, errors too, is in its `stdout`."""
+    return subprocess.Popen(
+        entry_command(*flags),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=new_session,
+    )
+
+
+def read_until(process: subprocess.Popen[str], found: Callable[[str], object]) -> str:
+    """What it says up to the first line that is `found`. One that ends before has failed."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if found(line):
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
 def run_module(module: str, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """`python -m module words`, in the repository."""
     return subprocess.run(
@@ -83,6 +106,11 @@ def run_module(module: str, *words: str, timeout: float = 120) -> subprocess.Com
 def read_metrics(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [r for r in rows if kind is None or r["kind"] == kind]
+
+
+def num_trained(run_dir: Path) -> int:
+    """Rollouts, by the records of a run that may not have begun to write them."""
+    return len(read_metrics(run_dir, "train")) if (run_dir / "metrics.jsonl").exists() else 0
 
 
 @pytest.fixture

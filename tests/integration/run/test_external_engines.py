@@ -17,7 +17,7 @@ from pipeline.core.engine_auth import engine_headers
 from pipeline.models.resolve import resolve_checkpoint
 from stages.engine.launch import Engine
 from stages.engine.spec import EngineSpec
-from tests.conftest import ROOT, entry_command, read_metrics, run_entry
+from tests.conftest import ROOT, read_metrics, read_until, run_entry, start_entry
 
 pytestmark = pytest.mark.slow
 MODEL = f"tiny:{ROOT}/configs/models/tiny-qwen3.yaml"
@@ -118,11 +118,11 @@ async def test_one_that_its_owner_starts_anew_is_taken_again(
     async with servers(tmp_path) as engines:
         process = begin(tmp_path, engines)
         try:
-            await asyncio.to_thread(read_until, process, "rollout 3/")
+            await says(process, "rollout 3/")
             engines[0].kill()
             await engines[0].start(99, 300.0)
-            await asyncio.to_thread(read_until, process, f"engine {engines[0].endpoint}: restart")
-            await asyncio.to_thread(read_until, process, "rollout ")
+            await says(process, f"engine {engines[0].endpoint}: restart")
+            await says(process, "rollout ")
         finally:
             process.terminate()
             said, _ = await asyncio.to_thread(process.communicate, timeout=180)
@@ -139,27 +139,16 @@ async def test_one_that_its_owner_starts_anew_is_taken_again(
 
 
 def begin(tmp_path: Path, engines: list[Engine]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        entry_command(
-            *("--hf-checkpoint", MODEL, "--prompt-data", "reasoning_gym:chain_sum"),
-            *("--num-rollout", "100000", "--rollout-batch-size", "4"),
-            *("--n-samples-per-prompt", "2", "--rollout-max-response-len", "16"),
-            *("--rollout-external-engine-addrs", *(e.endpoint for e in engines)),
-            *("--sglang-api-key", KEY["api_key"], "--engine-restarts", "8"),
-            *("--runs-dir", str(tmp_path), "--name", "run"),
-        ),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    return start_entry(
+        *("--hf-checkpoint", MODEL, "--prompt-data", "reasoning_gym:chain_sum"),
+        *("--num-rollout", "100000", "--rollout-batch-size", "4"),
+        *("--n-samples-per-prompt", "2", "--rollout-max-response-len", "16"),
+        *("--rollout-external-engine-addrs", *(e.endpoint for e in engines)),
+        *("--sglang-api-key", KEY["api_key"], "--engine-restarts", "8"),
+        *("--runs-dir", str(tmp_path), "--name", "run"),
     )
 
 
-def read_until(process: subprocess.Popen[str], start: str) -> None:
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith(start):
-            return
-    raise AssertionError("".join(lines))
+async def says(process: subprocess.Popen[str], start: str) -> None:
+    """Waits for a line that begins so."""
+    await asyncio.to_thread(read_until, process, lambda line: line.startswith(start))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, entry_command, read_metrics, run_entry
+from tests.conftest import ROOT, entry_command, read_metrics, read_until, run_entry, start_entry
 
 PRESET = ("--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"))
 SHORT = (
@@ -99,23 +99,14 @@ def test_a_second_signal_leaves_at_once_and_still_clean(
     """A step of an hour (simulated), or an engine that still starts: nobody waits for that twice,
     or this test hits its time limit."""
     flags = (*PRESET, *SHORT) if real else ("--mock", "--mock-step-seconds", "3600")
-    with subprocess.Popen(
-        entry_command(*flags, "--runs-dir", str(tmp_path), "--name", "u"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        seen = []
-        for line in process.stdout:
-            seen.append(line)
-            if line.startswith("engine ") and (real or ": start" in line):
-                break
+    with start_entry(*flags, "--runs-dir", str(tmp_path), "--name", "u") as process:
+        said = read_until(
+            process, lambda line: line.startswith("engine ") and (real or ": start" in line)
+        )
         while process.poll() is None:
             try:
                 process.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
-    assert process.returncode == 128 + signal.SIGINT, "".join(seen) + rest
+        said += process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGINT, said

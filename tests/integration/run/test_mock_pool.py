@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, entry_command, read_metrics, run_module
+from tests.conftest import read_metrics, read_until, run_module, start_entry
 
 FLAGS = (
     *("--mock", "--rollout-num-gpus", "2", "--async-buffer-size", "2"),
@@ -21,18 +21,9 @@ FLAGS = (
 @contextmanager
 def running(folder: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     """A run that has begun to train; SIGTERM ends it."""
-    process = subprocess.Popen(
-        entry_command(*FLAGS, *more, "--runs-dir", str(folder), "--name", "r"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
+    process = start_entry(*FLAGS, *more, "--runs-dir", str(folder), "--name", "r")
     try:
-        for line in process.stdout:
-            if line.startswith("rollout 3/"):
-                break
+        read_until(process, lambda line: line.startswith("rollout 3/"))
         yield process
     finally:
         process.terminate()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.run.shutdown import SAME_SIGNAL_SECONDS
-from tests.conftest import ROOT, entry_command
+from tests.conftest import read_until, start_entry
 
 LIMIT_SECONDS = 5.0  # of the second signal, as the documentation says
 HOLDS = {
@@ -34,24 +33,12 @@ def test_the_second_signal_ends_a_run_whose_loop_is_held(
 ) -> None:
     file = tmp_path / "holds.py"
     file.write_text(SOURCE.format(HOLDS[holds]))
-    process = subprocess.Popen(
-        entry_command(
-            *("--mock", "--num-rollout", "2", "--runs-dir", str(tmp_path), "--name", "h"),
-            *("--custom-generate-function-path", str(file)),
-        ),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
+    process = start_entry(
+        *("--mock", "--num-rollout", "2", "--runs-dir", str(tmp_path), "--name", "h"),
+        *("--custom-generate-function-path", str(file)),
     )
-    assert process.stdout is not None
     with process:
-        seen = []
-        for line in process.stdout:
-            seen.append(line)
-            if line == "held\n":
-                break
+        said = read_until(process, lambda line: line == "held\n")
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):  # later than that is another wish
             process.wait(timeout=2 * SAME_SIGNAL_SECONDS)
@@ -60,7 +47,7 @@ def test_the_second_signal_ends_a_run_whose_loop_is_held(
             rest, _ = process.communicate(timeout=LIMIT_SECONDS)
         finally:
             process.kill()
-    said = "".join(seen) + rest
+    said += rest
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "SIGTERM: finishing the step under way" in said
     assert "second signal: leaving at once" in said

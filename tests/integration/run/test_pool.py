@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, entry_command, read_metrics, run_module
+from tests.conftest import ROOT, read_metrics, read_until, run_module, start_entry
 
 pytestmark = pytest.mark.slow
 MODEL = f"tiny:{ROOT}/configs/models/tiny-qwen3.yaml"
@@ -17,20 +17,13 @@ def test_a_job_goes_on_with_another_engine_than_it_began_with(
     tmp_path: Path, nothing_left_behind: None
 ) -> None:
     run = tmp_path / "r"
-    process = subprocess.Popen(
-        entry_command(
-            *("--hf-checkpoint", MODEL, "--num-rollout", "100000", "--rollout-batch-size", "4"),
-            *("--prompt-data", "reasoning_gym:chain_sum", "--n-samples-per-prompt", "2"),
-            *("--rollout-max-response-len", "16", "--runs-dir", str(tmp_path), "--name", "r"),
-        ),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    process = start_entry(
+        *("--hf-checkpoint", MODEL, "--num-rollout", "100000", "--rollout-batch-size", "4"),
+        *("--prompt-data", "reasoning_gym:chain_sum", "--n-samples-per-prompt", "2"),
+        *("--rollout-max-response-len", "16", "--runs-dir", str(tmp_path), "--name", "r"),
     )
-    assert process.stdout is not None
     try:
-        _wait_for(process, 2)
+        read_until(process, _trained(2))
         (first,) = [r["engine"] for r in read_metrics(run, "engine") if r["event"] == "start"]
         added = run_module("pipeline", "pool", str(run), "add", timeout=300)
         assert added.returncode == 0, added.stdout + added.stderr
@@ -38,7 +31,7 @@ def test_a_job_goes_on_with_another_engine_than_it_began_with(
         drained = run_module("pipeline", "pool", str(run), "drain", first, timeout=300)
         assert drained.returncode == 0, drained.stdout + drained.stderr
         trained = len(read_metrics(run, "train"))
-        _wait_for(process, trained + 4)
+        read_until(process, _trained(trained + 4))
         listed = run_module("pipeline", "pool", str(run)).stdout.split()
         assert second in listed and first not in listed and "serving" in listed
     finally:
@@ -51,11 +44,8 @@ def test_a_job_goes_on_with_another_engine_than_it_began_with(
     assert all(abs(r["kl_rollout_old"]) < 0.01 for r in train)
 
 
-def _wait_for(process: subprocess.Popen[str], rollout: int) -> None:
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("rollout ") and int(line.split()[1].split("/")[0]) >= rollout:
-            return
-    raise AssertionError("".join(lines))
+def _trained(rollout: int) -> Callable[[str], bool]:
+    """Does a line say that so many are?"""
+    return lambda line: (
+        line.startswith("rollout ") and int(line.split()[1].split("/")[0]) >= rollout
+    )

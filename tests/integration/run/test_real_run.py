@@ -4,15 +4,13 @@ Qwen3, a few rollouts."""
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import ROOT, entry_command, read_metrics, run_entry
+from tests.conftest import ROOT, num_trained, read_metrics, read_until, run_entry, start_entry
 
 pytestmark = pytest.mark.slow
 PRESET = ("--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"))
@@ -81,32 +79,18 @@ def test_an_engine_killed_in_mid_run_loses_nothing_and_the_run_resumes_after_a_s
     """
     flags = (*PRESET, *SHORT, "--num-rollout", "8", "--runs-dir", str(tmp_path), "--name", "k")
     run = tmp_path / "k"
-    process = subprocess.Popen(
-        entry_command(*flags),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
+    process = start_entry(*flags)
+    said = read_until(process, lambda _: num_trained(run) >= 2)
+    engine = next(
+        p
+        for p in psutil.Process(process.pid).children(recursive=True)
+        if "sglang.launch_server" in " ".join(p.cmdline())
     )
-    assert process.stdout is not None
-    lines, killed = [], False
-    for line in process.stdout:
-        lines.append(line)
-        trained = len(read_metrics(run, "train")) if (run / "metrics.jsonl").exists() else 0
-        if not killed and trained >= 2:
-            engine = next(
-                p
-                for p in psutil.Process(process.pid).children(recursive=True)
-                if "sglang.launch_server" in " ".join(p.cmdline())
-            )
-            engine.kill()
-            killed = True
-        if killed and trained >= 5:
-            process.send_signal(signal.SIGTERM)
-            break
+    engine.kill()
+    said += read_until(process, lambda _: num_trained(run) >= 5)
+    process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=180)
-    assert process.returncode == 128 + signal.SIGTERM, "".join(lines) + rest
+    assert process.returncode == 128 + signal.SIGTERM, said + rest
     assert [r["event"] for r in read_metrics(run, "engine") if r["event"] != "stats"] == [
         "start",
         "death",

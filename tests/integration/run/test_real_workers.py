@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, entry_command, read_metrics
-from tests.integration.workers.test_rollout_workers import totals, trained, until, workers_of
+from tests.conftest import ROOT, num_trained, read_metrics, start_entry
+from tests.integration.workers.test_rollout_workers import totals, until, workers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 PRESET = ("--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"))
@@ -23,16 +21,9 @@ SHORT = (
 def test_two_workers_feed_the_learner_and_one_that_is_killed_loses_nothing(
     tmp_path: Path, nothing_left_behind: None
 ) -> None:
-    process = subprocess.Popen(
-        entry_command(*PRESET, *SHORT, "--runs-dir", str(tmp_path), "--name", "w"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
-    )
+    process = start_entry(*PRESET, *SHORT, "--runs-dir", str(tmp_path), "--name", "w")
     run = tmp_path / "w"
-    until(lambda: trained(run) >= 2, process)
+    until(lambda: num_trained(run) >= 2, process)
     victim = workers_of(process.pid)[0]
     victim.send_signal(signal.SIGKILL)
     said, _ = process.communicate(timeout=300)

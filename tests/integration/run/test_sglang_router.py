@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import ROOT, entry_command, read_metrics
+from tests.conftest import ROOT, read_metrics, read_until, start_entry
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("sglang_router")
@@ -21,29 +20,17 @@ def test_it_trains_and_an_engine_that_dies_comes_back_behind_the_router(
     tmp_path: Path, nothing_left_behind: None
 ) -> None:
     run = tmp_path / "r"
-    process = subprocess.Popen(
-        entry_command(
-            *("--use-sglang-router", "--rollout-num-gpus", "2", "--hf-checkpoint", MODEL),
-            *("--prompt-data", "reasoning_gym:chain_sum", "--num-rollout", str(NUM_ROLLOUT)),
-            *("--rollout-batch-size", "4", "--n-samples-per-prompt", "4"),
-            *("--rollout-max-response-len", "32", "--async-buffer-size", "1"),
-            *("--runs-dir", str(tmp_path), "--name", "r"),
-        ),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
+    process = start_entry(
+        *("--use-sglang-router", "--rollout-num-gpus", "2", "--hf-checkpoint", MODEL),
+        *("--prompt-data", "reasoning_gym:chain_sum", "--num-rollout", str(NUM_ROLLOUT)),
+        *("--rollout-batch-size", "4", "--n-samples-per-prompt", "4"),
+        *("--rollout-max-response-len", "32", "--async-buffer-size", "1"),
+        *("--runs-dir", str(tmp_path), "--name", "r"),
     )
-    assert process.stdout is not None
-    lines, killed = [], False
     with process:
-        for line in process.stdout:
-            lines.append(line)
-            if not killed and line.startswith("rollout 3/"):
-                _engines(process)[0].kill()
-                killed = True
-    said = "".join(lines)
+        said = read_until(process, lambda line: line.startswith("rollout 3/"))
+        _engines(process)[0].kill()
+        said += process.communicate()[0]
     assert process.returncode == 0, said
     train, events = read_metrics(run, "train"), read_metrics(run, "engine")
     assert [r["rollout_id"] for r in train] == list(range(NUM_ROLLOUT))

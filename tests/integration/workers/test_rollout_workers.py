@@ -16,7 +16,7 @@ import pytest
 
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
-from tests.conftest import ROOT, entry_command, read_metrics, run_entry
+from tests.conftest import num_trained, read_metrics, run_entry, start_entry
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 FAST = (
@@ -55,25 +55,14 @@ def _is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def start(*flags: str, folder: Path, name: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        entry_command(*FAST, *flags, "--runs-dir", str(folder), "--name", name),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
-    )
+def start(*flags: str, folder: Path, name: str, **how: bool) -> subprocess.Popen[str]:
+    return start_entry(*FAST, *flags, "--runs-dir", str(folder), "--name", name, **how)
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     while not condition():
         assert process.poll() is None, process.stdout and process.stdout.read()
         time.sleep(0.02)
-
-
-def trained(run: Path) -> int:
-    return len(read_metrics(run, "train")) if (run / "metrics.jsonl").exists() else 0
 
 
 def test_groups_are_made_in_other_processes_and_all_are_accounted_for(
@@ -120,7 +109,7 @@ def test_a_killed_worker_loses_nothing_and_is_started_again(
     process = start(*more, folder=tmp_path, name="k")
     run, killed = tmp_path / "k", set[int]()
     for after in (3, 9):
-        until(lambda after=after: trained(run) >= after, process)
+        until(lambda after=after: num_trained(run) >= after, process)
         until(lambda: len(workers_of(process.pid)) == 2, process)
         victim = workers_of(process.pid)[0]
         killed.add(victim.pid)
@@ -185,7 +174,7 @@ def test_a_function_that_blocks_holds_up_its_worker_only_and_is_named(
     assert wait["worker"] in (0, 1) and wait["seconds"] >= 5
     train = read_metrics(run, "train")
     assert max(r["event_loop_lag_seconds_max"] or 0 for r in train) < 5  # the driver's was free
-    assert trained(run) == 6
+    assert num_trained(run) == 6
 
 
 def test_what_a_users_function_breaks_ends_the_run_as_it_does_in_the_driver(
@@ -221,7 +210,7 @@ def test_a_run_with_workers_ends_at_a_signal_and_goes_on(
 ) -> None:
     more = ("--num-rollout", "40", "--async-buffer-size", "2", "--num-rollout-workers", "2")
     process = start(*more, folder=tmp_path, name="s")
-    until(lambda: trained(tmp_path / "s") >= 4, process)
+    until(lambda: num_trained(tmp_path / "s") >= 4, process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, said
@@ -236,19 +225,9 @@ def test_a_sigterm_to_the_whole_process_group_ends_a_run_as_one_to_the_run_alone
     tmp_path: Path, nothing_left_behind: None
 ) -> None:
     """`timeout` and batch systems signal every process of a job."""
-    process = subprocess.Popen(
-        entry_command(
-            *(*FAST, "--num-rollout-workers", "2", "--num-rollout", "100000"),
-            *("--runs-dir", str(tmp_path), "--name", "t"),
-        ),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
-        start_new_session=True,
-    )
-    until(lambda: trained(tmp_path / "t") >= 2, process)
+    more = ("--num-rollout-workers", "2", "--num-rollout", "100000")
+    process = start(*more, folder=tmp_path, name="t", new_session=True)
+    until(lambda: num_trained(tmp_path / "t") >= 2, process)
     os.killpg(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM and "died" not in said, said
