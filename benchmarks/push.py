@@ -1,19 +1,22 @@
 """What a weight push costs, over the number of engines.
 
     python -m benchmarks.push mock     # 1 to 1,024 servers that load nothing: control, and waves
-    python -m benchmarks.push real     # 1, 2, 4 SGLang servers and a Megatron learner, with and
-                                       # without --no-overlap-push
+    python -m benchmarks.push real     # SGLang servers and a Megatron learner, with and without
+                                       # --no-overlap-push
+    python -m benchmarks.push_links    # SGLang servers behind links of a given rate
+
+Everything is done `--repeats` times, in turns; kept are medians, least and most.
 
 mock: a bucket takes BUCKET_SECONDS to reach a wave, however many are in it, so a push should take
 waves x buckets x BUCKET_SECONDS: `over_model` is what it takes over that. `--push-wave-fraction` is
 0.5 (`half`), 1 (`all`), or so small that engines go one by one (`one_by_one`; up to 16 of them).
-`cpu_ms` is the driver's CPU time for an engine, of the `half` push. All servers are one process,
-which is what 1,024 of them on this machine wait for.
+`cpu_ms` is the driver's CPU time for an engine, of the `half` push; `over_model_and_driver` allows
+for it too. All servers are one process, which is what 1,024 of them on this machine wait for.
 
 real: seconds of a push, from staging to the last confirmation; the longest pause of an engine; and
-how long the learner's loop stood still for it (`trainer_seconds`), all medians without the first,
-which forms the groups. Everything shares this machine's cores, so a push and the step beside it
-slow each other down: `seconds_per_rollout` has the sum of it."""
+how long the learner's loop stood still for it (`trainer_seconds`), all medians of a run's pushes
+without the first, which forms the groups. Everything shares this machine's cores, so a push and the
+step beside it slow each other down: `seconds_per_rollout` has the sum of it."""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from benchmarks.common import keep, table, train
+from benchmarks.common import keep, middle, spread, table, train
 from configs.schema import ClusterConfig
 from stages.publish.distributed import DistributedTransport
 
@@ -112,6 +115,9 @@ class Pool:
 class Sender:
     """The learner's side, which takes its time."""
 
+    async def meeting_place(self) -> tuple[str, int]:
+        return "127.0.0.1", 1
+
     async def join(self, *where: Any) -> None: ...
     async def leave(self, group_name: str) -> None: ...
     async def prepare(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
@@ -136,58 +142,71 @@ async def measure(port: int, number: int, fraction: float) -> tuple[float, float
     return took, cpu
 
 
+def mock_turn(port: int, number: int) -> dict[str, float]:
+    turn: dict[str, float] = {}
+    for name, fraction, waves in (
+        ("half", 0.5, min(number, 2)),
+        ("all", 1.0, 1),
+        ("one_by_one", 1 / number, number),
+    ):
+        if waves > max(2, ONE_BY_ONE):
+            continue
+        took, cpu = uvloop.run(measure(port, number, fraction))
+        model = waves * NUM_BUCKETS * BUCKET_SECONDS
+        turn |= {f"{name}_seconds": took, f"{name}_over_model": took / model}
+        if name == "half":
+            turn["cpu_ms"] = 1000 * cpu / number
+            turn["over_model_and_driver"] = took / (model + cpu)
+    return turn
+
+
 def mock(options: argparse.Namespace) -> dict[str, Any]:
-    found: list[dict[str, Any]] = []
+    turns: dict[int, list[dict[str, float]]] = {}
     with served() as port:
-        for number in options.engines or (1, 2, 4, 16, 64, 256, 1024):
-            row: dict[str, Any] = {"engines": number}
-            for name, fraction, waves in (
-                ("half", 0.5, min(number, 2)),
-                ("all", 1.0, 1),
-                ("one_by_one", 1 / number, number),
-            ):
-                if waves > max(2, ONE_BY_ONE):
-                    row |= {f"{name}_seconds": None, f"{name}_over_model": None}
-                    continue
-                took, cpu = uvloop.run(measure(port, number, fraction))
-                model = waves * NUM_BUCKETS * BUCKET_SECONDS
-                row |= {f"{name}_seconds": took, f"{name}_over_model": took / model}
-                if name == "half":
-                    row["cpu_ms"] = 1000 * cpu / number
-            found.append(row)
-            print(row, flush=True)
-    return {"bucket_seconds": BUCKET_SECONDS, "num_buckets": NUM_BUCKETS, "pushes": found}
+        for _ in range(options.repeats):
+            for number in options.engines or (1, 2, 4, 16, 64, 256, 1024):
+                turns.setdefault(number, []).append(mock_turn(port, number))
+                print(number, turns[number][-1], flush=True)
+    rows = [{"engines": number} | medians(found) for number, found in turns.items()]
+    return {"bucket_seconds": BUCKET_SECONDS, "num_buckets": NUM_BUCKETS, "pushes": rows}
+
+
+def medians(turns: list[dict[str, float]]) -> dict[str, Any]:
+    return {"turns": len(turns)} | {n: spread([turn[n] for turn in turns]) for n in turns[0]}
+
+
+def real_turn(options: argparse.Namespace, number: int, overlap: bool) -> dict[str, float]:
+    run = train(
+        *REAL,
+        *("--hf-checkpoint", f"tiny:{options.model}", "--rollout-num-gpus", str(number)),
+        *("--num-rollout", str(options.num_rollout)),
+        "--overlap-push" if overlap else "--no-overlap-push",
+    )
+    rows, pushes = run["train"], run["push"][1:]
+    span = rows[-1]["wall_seconds"] - rows[0]["wall_seconds"]
+    step = statistics.median(r["step_seconds"] for r in rows[1:])
+    lost = statistics.median(p["trainer_seconds"] for p in pushes)
+    return {
+        "push_seconds": statistics.median(p["seconds"] for p in pushes),
+        "stall_seconds": statistics.median(p["stall_seconds"] for p in pushes),
+        "trainer_seconds": lost,
+        "step_seconds": step,
+        "lost_over_step": lost / step,
+        "seconds_per_rollout": span / (len(rows) - 1),
+        "mebibytes": pushes[-1]["num_bytes"] / 2**20,
+    }
 
 
 def real(options: argparse.Namespace) -> dict[str, Any]:
-    found = []
-    for number in options.engines or (1, 2, 4):
-        for overlap in (False, True):
-            run = train(
-                *REAL,
-                *("--hf-checkpoint", f"tiny:{options.model}", "--rollout-num-gpus", str(number)),
-                *("--num-rollout", str(options.num_rollout)),
-                "--overlap-push" if overlap else "--no-overlap-push",
-            )
-            rows, pushes = run["train"], run["push"][1:]
-            span = rows[-1]["wall_seconds"] - rows[0]["wall_seconds"]
-            step = statistics.median(r["step_seconds"] for r in rows[1:])
-            lost = statistics.median(p["trainer_seconds"] for p in pushes)
-            found.append(
-                {
-                    "engines": number,
-                    "overlap": overlap,
-                    "push_seconds": statistics.median(p["seconds"] for p in pushes),
-                    "stall_seconds": statistics.median(p["stall_seconds"] for p in pushes),
-                    "trainer_seconds": lost,
-                    "step_seconds": step,
-                    "lost_over_step": lost / step,
-                    "seconds_per_rollout": span / (len(rows) - 1),
-                    "mebibytes": pushes[-1]["num_bytes"] / 2**20,
-                }
-            )
-            print(found[-1], flush=True)
-    return {"model": options.model, "num_rollout": options.num_rollout, "pushes": found}
+    turns: dict[tuple[int, bool], list[dict[str, float]]] = {}
+    for _ in range(options.repeats):
+        for number in options.engines or (1, 2, 4):
+            for overlap in (False, True):
+                turn = real_turn(options, number, overlap)
+                turns.setdefault((number, overlap), []).append(turn)
+                print(number, overlap, turn, flush=True)
+    rows = [{"engines": n, "overlap": o} | medians(found) for (n, o), found in turns.items()]
+    return {"model": options.model, "num_rollout": options.num_rollout, "pushes": rows}
 
 
 def main() -> None:
@@ -197,12 +216,14 @@ def main() -> None:
     parser.add_argument("mode", choices=["mock", "real"])
     parser.add_argument("--engines", type=int, nargs="*")
     parser.add_argument("--num-rollout", type=int, default=16, help="real only")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--model", default="configs/models/quickstart-qwen3.yaml", help="real only: a shape"
     )
     options = parser.parse_args()
     found = {"mock": mock, "real": real}[options.mode](options)
-    table(list(found["pushes"][0]), [list(row.values()) for row in found["pushes"]])
+    shown = list(found["pushes"][0])
+    table(shown, [[middle(row.get(name, "")) for name in shown] for row in found["pushes"]])
     name = "push_mock" if options.mode == "mock" else f"push_{Path(options.model).stem}"
     keep(name.replace("-", "_"), found)
 

@@ -87,35 +87,27 @@ class Machine:
                 process.kill()
 
 
-class Cluster:
-    """A bridge, machines on it, and a Ray cluster over them: the first is its head."""
+class Network:
+    """A bridge, and machines on it."""
 
-    def __init__(self, ray: Path, slots: Sequence[int], environment: dict[str, str]) -> None:
-        """`ray`: the command. `slots`: how many logical devices every machine has."""
-        self._ray, self._slots = ray, slots
+    def __init__(self, number: int, shapes: Sequence[Sequence[str]] = SHAPES) -> None:
+        """`shapes`: what tc makes of every machine's link; the first that this kernel has."""
+        self._number, self._shapes = number, shapes
         self._tag = uuid.uuid4().hex[:4]
         self._bridge = f"ssbr{self._tag}"
-        self.environment = environment
         self.machines: list[Machine] = []
 
-    @property
-    def address(self) -> str:
-        """Of the Ray cluster."""
-        return f"{self.machines[0].address}:{RAY_PORT}"
-
     def build(self) -> None:
-        """Makes the network, and starts Ray on every machine."""
+        """Makes the network."""
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("link", "set", self._bridge, "up")
-        for i in range(len(self._slots)):
+        for i in range(self._number):
             name, link = f"ss{self._tag}n{i}", f"ss{self._tag}v{i}"
             folder = Path(tempfile.mkdtemp(prefix=f"ssray{i}-"))
             address = f"{NETWORK}.{i + 1}"
             machine = Machine(name=name, address=address, link=link, folder=folder)
             self.machines.append(machine)
             self._wire(machine)
-        for i in range(len(self.machines)):
-            self.start_ray(i)
 
     def _wire(self, machine: Machine) -> None:
         name, link, address = machine.name, machine.link, machine.address
@@ -137,13 +129,52 @@ class Cluster:
         while psutil.Process(machine.keeper.pid).name() != "sleep":
             assert machine.keeper.poll() is None, f"{name}: {keep} failed"
             time.sleep(0.01)
-        for shape in SHAPES:  # the first that this kernel has
+        for shape in self._shapes:
             done = subprocess.run(
                 ["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "eth0", "root", *shape],
                 capture_output=True,
             )
             if done.returncode == 0:
                 break
+
+    def tear_down(self) -> None:
+        """Everything ends, and the network is gone."""
+        for machine in self.machines:
+            machine.die()
+        left = [p for machine in self.machines for p in machine.processes()]
+        psutil.wait_procs(left, timeout=10)
+        for machine in self.machines:
+            if machine.keeper is not None:
+                machine.keeper.kill()
+                machine.keeper.wait()
+            _ip("netns", "del", machine.name, check=False)
+            for _ in range(50):
+                shutil.rmtree(machine.folder, ignore_errors=True)
+                if not machine.folder.exists():
+                    break
+                time.sleep(0.1)
+        _ip("link", "del", self._bridge, check=False)
+
+
+class Cluster(Network):
+    """Machines with a Ray cluster over them: the first is its head."""
+
+    def __init__(self, ray: Path, slots: Sequence[int], environment: dict[str, str]) -> None:
+        """`ray`: the command. `slots`: how many logical devices every machine has."""
+        super().__init__(len(slots))
+        self._ray, self._slots = ray, slots
+        self.environment = environment
+
+    @property
+    def address(self) -> str:
+        """Of the Ray cluster."""
+        return f"{self.machines[0].address}:{RAY_PORT}"
+
+    def build(self) -> None:
+        """Makes the network, and starts Ray on every machine."""
+        super().build()
+        for i in range(len(self.machines)):
+            self.start_ray(i)
 
     def start_ray(self, i: int) -> None:
         """Starts Ray on a machine, and returns when it has joined."""
@@ -174,23 +205,19 @@ class Cluster:
         if done.returncode:
             raise RuntimeError(f"{' '.join(words)}:\n{done.stdout}\n{done.stderr}")
 
-    def tear_down(self) -> None:
-        """Everything ends, and the network is gone."""
-        for machine in self.machines:
-            machine.die()
-        left = [p for machine in self.machines for p in machine.processes()]
-        psutil.wait_procs(left, timeout=10)
-        for machine in self.machines:
-            if machine.keeper is not None:
-                machine.keeper.kill()
-                machine.keeper.wait()
-            _ip("netns", "del", machine.name, check=False)
-            for _ in range(50):
-                shutil.rmtree(machine.folder, ignore_errors=True)
-                if not machine.folder.exists():
-                    break
-                time.sleep(0.1)
-        _ip("link", "del", self._bridge, check=False)
+
+@contextlib.contextmanager
+def network(number: int, *shape: str) -> Iterator[Network]:
+    """So many machines, and what tc makes of their links. Raises RuntimeError where this kernel has
+    no such shape."""
+    made = Network(number, [shape] if shape else [])
+    try:
+        made.build()
+        for machine in made.machines if shape else ():
+            _run(*machine.command("tc", "qdisc", "replace", "dev", "eth0", "root", *shape))
+        yield made
+    finally:
+        made.tear_down()
 
 
 @contextlib.contextmanager
