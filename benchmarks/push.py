@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from aiohttp import web
 
 from benchmarks.common import keep, middle, spread, table, train
 from configs.schema import ClusterConfig
+from pipeline.core.types import PreparedWeights
 from stages.publish.distributed import DistributedTransport
 
 NUM_BUCKETS, TENSORS_PER_BUCKET = 4, 100
@@ -82,7 +83,7 @@ def serve(ready: Connection) -> None:
     uvloop.run(Engines().serve(ready))
 
 
-@contextmanager
+@contextlib.contextmanager
 def served() -> Iterator[int]:
     """The port of the engines' process."""
     context = multiprocessing.get_context("spawn")
@@ -119,12 +120,18 @@ class Sender:
         return "127.0.0.1", 1
 
     async def join(self, *where: Any) -> None: ...
-    async def leave(self, group_name: str) -> None: ...
-    async def prepare(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
-        tensor = ("model.layers.0.self_attn.q_proj.weight", "bfloat16", [4096, 4096])
-        return [[tensor] * TENSORS_PER_BUCKET] * NUM_BUCKETS
+    async def meeting_place(self, sender: int) -> tuple[str, int]:
+        return "127.0.0.1", 1
 
-    async def broadcast(self, group_name: str, bucket: int) -> None:
+    async def leave(self, sender: int, group_name: str) -> None: ...
+    async def prepare(self, max_bucket_bytes: int, max_copy_bytes: int | None) -> PreparedWeights:
+        tensor = ("model.layers.0.self_attn.q_proj.weight", "bfloat16", [4096, 4096])
+        return PreparedWeights(buckets={0: [[tensor] * TENSORS_PER_BUCKET] * NUM_BUCKETS})
+
+    def sending(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
+    async def broadcast(self, sender: int, group_name: str, bucket: int) -> None:
         await asyncio.sleep(BUCKET_SECONDS)
 
 

@@ -52,6 +52,7 @@ _AT_LEAST_1 = (
 
 
 _AT_LEAST_0 = (
+    "push_staging_bytes",
     "log_samples",
     "seed",
     "rollout_seed",

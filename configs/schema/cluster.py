@@ -51,6 +51,9 @@ class ClusterConfig:
     update_weight_local_checkpoint_dir: str | None = None
     # how many bytes make a bucket of the distributed transport
     update_weight_buffer_size: int = 512 << 20
+    # how many bytes of weights a learner rank may copy for a push, to train on meanwhile (on GPUs
+    # into page-locked host memory); by default all that it sends. For more it waits
+    push_staging_bytes: int | None = None
     # compares the engines' weights by checksum after every push, and what the first one brings with
     # the checkpoint that they had loaded
     check_weight_update_equal: bool = False

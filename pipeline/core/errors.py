@@ -93,6 +93,11 @@ class WeightSyncError(SlipstreamError):
     """A weight push failed; the engine it names still serves its old version."""
 
 
+class StaleWeightsError(WeightSyncError):
+    """The weights of the last push are no more: they were not copied, and the learner has gone
+    on."""
+
+
 class LearnerError(SlipstreamError):
     """The learner refused or failed a step (NaN loss, a dead rank, ...)."""
 

@@ -14,6 +14,7 @@ from pipeline.core.types import (
     Admission,
     Completion,
     Group,
+    PreparedWeights,
     PushResult,
     Sample,
     StagedDelta,
@@ -177,10 +178,11 @@ class Learner(Protocol):
 class WeightTransport(Protocol):
     """Brings the learner's weights to every engine, in two parts; one push at a time."""
 
-    async def stage(self, policy_version: int) -> None:
+    async def stage(self, policy_version: int) -> bool:
         """Takes the learner's weights as they are now, as those of this version.
 
-        Afterwards the learner may go on: what is staged is a copy. Raises WeightSyncError.
+        True: what is staged is a copy, and the learner may go on. False: it has to wait until
+        `deliver` has returned. Raises WeightSyncError.
         """
 
     async def deliver(self) -> PushResult:
@@ -193,24 +195,34 @@ class WeightTransport(Protocol):
 
 
 class WeightSender(Protocol):
-    """The learner's side of a push, wherever rank 0 lives. Names and layouts are Hugging Face's."""
+    """The learner's side of a push: those of its ranks that send, each its own part of the weights
+    (`sender` is the rank), wherever they live. Names and layouts are Hugging Face's."""
 
-    async def meeting_place(self) -> tuple[str, int]:
-        """An address of rank 0's node, as the engines reach it, and a port that is free there."""
+    async def prepare(self, max_bucket_bytes: int, max_copy_bytes: int | None) -> PreparedWeights:
+        """Copies the current weights into buckets of at most `max_bucket_bytes` (of one tensor at
+        least).
+
+        Where a rank's copy would be larger than `max_copy_bytes` nothing is copied: buckets are
+        then gathered while they are sent."""
+
+    def sending(self) -> AbstractAsyncContextManager[None]:
+        """While this lasts what was prepared can be broadcast: sender by sender, in the order of
+        the buckets, each once. Raises StaleWeightsError when it was not copied and the learner has
+        gone on."""
+
+    async def meeting_place(self, sender: int) -> tuple[str, int]:
+        """An address of the sender's node, as the engines reach it, and a port that is free
+        there."""
 
     async def join(
-        self, group_name: str, address: str, port: int, world_size: int, backend: str
+        self, sender: int, group_name: str, address: str, port: int, world_size: int, backend: str
     ) -> None:
-        """Enter a process group as rank 0; the engine's ranks are 1..world_size-1."""
+        """The sender enters a process group as rank 0; the engines' ranks are 1..world_size-1."""
 
-    async def leave(self, group_name: str) -> None: ...
+    async def leave(self, sender: int, group_name: str) -> None: ...
 
-    async def prepare(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
-        """Gather the current weights into buckets; returns (name, dtype, shape) of every tensor of
-        every bucket."""
-
-    async def broadcast(self, group_name: str, bucket: int) -> None:
-        """Send one prepared bucket, flattened, to the group."""
+    async def broadcast(self, sender: int, group_name: str, bucket: int) -> None:
+        """Send one of the sender's buckets, flattened, to the group."""
 
     async def export_hf(self, path: Path) -> None:
         """Write the current weights as safetensors with config.json."""

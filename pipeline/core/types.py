@@ -5,7 +5,7 @@ slime's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -155,6 +155,16 @@ class StepResult:
     2-3, 4-7, 8+)."""
 
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedWeights:
+    """What the learner's ranks send in a push."""
+
+    # sender (a rank) -> bucket -> (name, dtype, shape) of its tensors; every name occurs once
+    buckets: Mapping[int, Sequence[Sequence[tuple[str, str, list[int]]]]]
+    # are they copies? Else the weights have to stay as they are until they are sent
+    copied: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,8 +45,8 @@ class Pushes:
 
     async def push(self, rollout_id: int, beside: asyncio.TaskGroup) -> PushResult | None:
         """The push after this rollout, where one is due. Returns None when the weights are staged;
-        engines get them as a task of `beside`, whose failure is the group's. Without overlap it
-        returns the push, when it is complete."""
+        engines get them as a task of `beside`, whose failure is the group's. Without overlap, or
+        where nothing was copied, it returns the push, when it is complete."""
         if not self._clock.push_due(rollout_id):
             return None
         began = self._recorder.wall_seconds
@@ -54,8 +54,8 @@ class Pushes:
         version = self._clock.policy_version + 1
         self._buffer.pushing(version)
         with self._recorder.trainer_busy(), self._watchdog.stage("push"):
-            await self._transport.stage(version)
-            if not self._overlap:
+            copied = await self._transport.stage(version)
+            if not (self._overlap and copied):
                 pushed = await self._deliver(self._begin_lull())
                 return replace(pushed, trainer_seconds=self._recorder.wall_seconds - began)
         taken = self._recorder.wall_seconds - began

@@ -40,8 +40,9 @@ class NoTransport:
     def __init__(self) -> None:
         self._version = 0
 
-    async def stage(self, policy_version: int) -> None:
+    async def stage(self, policy_version: int) -> bool:
         self._version = policy_version
+        return True
 
     async def deliver(self) -> PushResult:
         return PushResult(

@@ -14,19 +14,19 @@ from typing import Any
 from pipeline.core.batch_share import batch_shares, step_shares
 from pipeline.core.devices import has_gpu
 from pipeline.core.errors import LearnerError, SlipstreamError, UserFunctionError
-from pipeline.core.types import OptimizerStep, StagedDelta, StepResult, TrainBatch
+from pipeline.core.types import OptimizerStep, StepResult, TrainBatch
 from pipeline.schedule.placement import Place, Wanted
 from pipeline.workers.pools import Pools, Where, actor_environment
 from pipeline.workers.rank_actor import RankActor, Seat, awaited
+from pipeline.workers.rank_senders import ANSWER_SECONDS, SENDING, RankSenders, absolute
 from pipeline.workers.ray_cluster import ray_address
 from pipeline.workers.store_size import object_store_bytes
 from stages.learn.settings import LearnerSettings
 
-SENDING = "sending"  # the thread of a rank that serves pushes beside its steps
 CLOSE_SECONDS = 10.0  # for ranks to leave their process groups before they are killed
 
 
-class LearnerGroup:
+class LearnerGroup(RankSenders):
     """All learner ranks. Implements `Learner` and `WeightSender`; every method is awaited without
     holding the event loop.
 
@@ -34,12 +34,18 @@ class LearnerGroup:
     raises LearnerError with its last lines at once, and takes the others with it: they would wait
     for it in a collective."""
 
-    def __init__(self, settings: LearnerSettings, pools: Pools | None = None) -> None:
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        pools: Pools | None = None,
+        *,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
         """`pools`: where the ranks go, shared with the engines; None: a cluster for them alone,
-        closed with them."""
+        closed with them. `answer_seconds`: for one call of a push to one rank."""
+        super().__init__(answer_seconds)
         self._settings, self._owns_pools = settings, pools is None
         self._pools = pools or learner_pools(settings)
-        self._actors: list[Any] = []
         self._pids: list[int] = []
         self._dp_ranks: list[int] = []  # of every rank; those with the same one share samples
         self._dp_size = 1
@@ -137,11 +143,13 @@ class LearnerGroup:
     # ---- Learner
 
     async def step(self, batch: TrainBatch) -> StepResult:
+        self._went_on = True
         shares = batch_shares(batch, self._dp_size)
         return StepResult(metrics=(await self._each(shares, "step"))[0])
 
     async def sft_step(self, step: OptimizerStep, lr: float) -> dict[str, float]:
         """One supervised step at learning rate `lr`; see MegatronRank.sft_step."""
+        self._went_on = True
         return (await self._each(step_shares(step, self._dp_size), "sft_step", lr))[0]
 
     async def reset_optimizer(self) -> None:
@@ -156,12 +164,12 @@ class LearnerGroup:
         await self._all("call", "onload")
 
     async def save(self, path: Path, hf: Path | None) -> None:
-        target = _absolute(hf) if hf is not None else None
+        target = absolute(hf) if hf is not None else None
         if self._settings.config.run.async_save:
-            await self._all("call", "begin_save", _absolute(path), target)
+            await self._all("call", "begin_save", absolute(path), target)
             self._saving = True
             return
-        await self._all("call", "save", _absolute(path), target)
+        await self._all("call", "save", absolute(path), target)
 
     async def saved(self, *, wait: bool) -> bool:
         if self._saving and (wait or all(await self._all("call", "save_written"))):
@@ -170,53 +178,10 @@ class LearnerGroup:
         return not self._saving
 
     async def load(self, path: Path) -> None:
-        await self._all("call", "load", _absolute(path))
-
-    # ---- WeightSender
-
-    async def meeting_place(self) -> tuple[str, int]:
-        place: tuple[str, int] = await self._send("meeting_place")
-        return place
-
-    async def join(
-        self, group_name: str, address: str, port: int, world_size: int, backend: str
-    ) -> None:
-        await self._send("join", group_name, address, port, world_size, backend)
-
-    async def leave(self, group_name: str) -> None:
-        await self._send("leave", group_name)
-
-    async def prepare(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
-        others = [a.gather.remote() for a in self._actors[1:]]
-        first = [a.send.remote("prepare", max_bucket_bytes) for a in self._actors[:1]]
-        return (await self._results([*first, *others]))[0]
-
-    async def broadcast(self, group_name: str, bucket: int) -> None:
-        await self._send("broadcast", group_name, bucket)
-
-    async def export_hf(self, path: Path) -> None:
-        await self._all("call", "export_hf", _absolute(path))
-
-    async def export_delta(self, path: Path) -> StagedDelta:
-        others = [a.gather.remote() for a in self._actors[1:]]
-        first = self._actors[:1]
-        made = [a.send_delta.remote("export_delta", _absolute(path)) for a in first]
-        staged: StagedDelta = (await self._results([*made, *others]))[0]
-        return staged
-
-    async def export_all(self, path: Path, reached: str) -> int:
-        self._check_usable()
-        first = self._actors[0].send_delta.options(concurrency_group=SENDING)
-        answer = first.remote("export_all", _absolute(path), reached)
-        return int((await self._results([answer]))[0])
+        self._went_on = True
+        await self._all("call", "load", absolute(path))
 
     # ---- calls
-
-    async def _send(self, method: str, *args: Any) -> Any:
-        """A call of rank 0's sender that may be served while a step is."""
-        self._check_usable()
-        first = self._actors[0].send.options(concurrency_group=SENDING)
-        return (await self._results([first.remote(method, *args)]))[0]
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         return await self._on(self._actors, method, *args)
@@ -245,8 +210,9 @@ class LearnerGroup:
         if self._broken:
             raise LearnerError(f"the learner cannot be used: {self._broken}")
 
-    async def _results(self, refs: Sequence[Any]) -> list[Any]:
-        """All results, or the first failure as soon as it is known."""
+    async def _results(self, refs: Sequence[Any], ranks: Sequence[int] | None = None) -> list[Any]:
+        """All results, or the first failure as soon as it is known. `ranks`: whose they are, by
+        default 0, 1, ..."""
         tasks = [_answer_to(ref) for ref in refs]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -255,7 +221,8 @@ class LearnerGroup:
             )
             if failed is None:
                 return [t.result() for t in tasks]
-            raise await self._explain(*failed, tasks)
+            index, error = failed
+            raise await self._explain(index if ranks is None else ranks[index], error, tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -271,11 +238,7 @@ class LearnerGroup:
             cause.add_note(f"on learner rank {rank}")
             return cause
         lines = self._last_lines(rank)
-        self._broken = f"rank {rank} failed earlier"
-        import ray
-
-        for actor in self._actors:
-            ray.kill(actor)
+        self._end_ranks(f"rank {rank} failed earlier")
         if isinstance(cause, UserFunctionError):  # on this rank, on others perhaps not
             cause.add_note(f"on learner rank {rank}")
             cause.add_note(str(error))  # the traceback there, for the log
@@ -285,13 +248,28 @@ class LearnerGroup:
             if cause is not None
             else f"died ({type(error).__name__})"
         )
-        out = LearnerError(
-            f"learner rank {rank} (pid {self._pids[rank] if self._pids else '?'}) {what}{lines}"
-        )
+        out = LearnerError(f"learner rank {rank} (pid {self._pid(rank)}) {what}{lines}")
         if cause is not None:
             out.__cause__ = cause  # a full disk is told by it
             out.add_note(str(error))  # the traceback on the rank
         return out
+
+    def _silent(self, rank: int, what: str) -> Exception:
+        self._end_ranks(f"rank {rank} gave no answer earlier")
+        return LearnerError(
+            f"learner rank {rank} (pid {self._pid(rank)}) gave no answer to {what}: its process is"
+            f" stopped, or its node cannot be reached{self._last_lines(rank)}"
+        )
+
+    def _end_ranks(self, why: str) -> None:
+        self._broken = why
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _pid(self, rank: int) -> int | str:
+        return self._pids[rank] if self._pids else "?"
 
     def _last_lines(self, rank: int) -> str:
         """What the rank wrote last, for the error message."""
@@ -305,11 +283,6 @@ def _answer_to(call: Awaitable[Any]) -> asyncio.Future[Any]:
     task = asyncio.ensure_future(awaited(call))
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
-
-
-def _absolute(path: Path) -> Path:
-    """The absolute path, because ranks have a working directory of their own."""
-    return path.absolute()
 
 
 def _on_gpu(settings: LearnerSettings) -> bool:

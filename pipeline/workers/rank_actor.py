@@ -33,8 +33,7 @@ def _backend(settings: LearnerSettings) -> Any:
 
 
 class RankActor:
-    """What runs in an actor's process: one learner rank and, on rank 0, the sending side of weight
-    pushes."""
+    """What runs in an actor's process: one learner rank and its side of weight pushes."""
 
     def __init__(self, settings: LearnerSettings) -> None:
         self._settings, self._seat = settings, Seat(rank=0, address="127.0.0.1")
@@ -96,7 +95,11 @@ class RankActor:
 
         rank = self._rank
         return BroadcastSender(
-            rank.hf_weights, rank.export_hf, rank.device, address=self._seat.address
+            rank.sent_weights,
+            rank.export_hf,
+            rank.device,
+            rank.describe_sent,
+            address=self._seat.address,
         )
 
     def _pin(self) -> None:
@@ -109,8 +112,8 @@ class RankActor:
         return getattr(self._rank, method)(*args)
 
     def send(self, method: str, *args: Any) -> Any:
-        """Calls a method of the sender (rank 0), which is made when first asked for. Those that
-        only need what is prepared may be called beside a step, on another thread."""
+        """Calls a method of the sender, which is made when first asked for. Those that only need
+        what is gathered may be called beside a step, on another thread."""
         self._pin()
         self._sender = self._sender or self._make_sender()
         result = getattr(self._sender, method)(*args)
@@ -126,8 +129,8 @@ class RankActor:
         return getattr(self._delta, method)(*args)
 
     def gather(self) -> None:
-        """The other ranks' part in `prepare`: the collectives that bring whole tensors to rank
-        0."""
+        """The other ranks' part in `export_delta`: the collectives that bring whole tensors to
+        rank 0."""
         for _ in self._rank.hf_weights():
             pass
 

@@ -1,27 +1,32 @@
 """Weights by broadcast from the learner, with gloo on a CPU and NCCL on GPUs: one broadcast of a
-bucket reaches all engines of a wave."""
+bucket reaches all engines of a wave. The learner's ranks that send take turns: an engine loads one
+bucket at a time."""
 
 from __future__ import annotations
 
 import asyncio
-import math
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from configs.schema import ClusterConfig
 from pipeline.core.errors import WeightSyncError
 from pipeline.core.protocols import WeightSender
 from pipeline.core.time import TimeSource
-from stages.publish.buckets import TensorMeta
+from pipeline.core.types import PreparedWeights
+from stages.publish.buckets import num_bytes
 from stages.publish.control import settle
 from stages.publish.groups import WaveGroups
 from stages.publish.rolling import RollingTransport
 from stages.publish.turn import PushPool, Turn
 
+logger = logging.getLogger(__name__)
+
 
 class DistributedTransport(RollingTransport):
     """See WeightTransport and RollingTransport.
 
-    The staged weights are the buckets that the sender holds.
+    The staged weights are the buckets that the senders hold; where these do not fit into
+    --push-staging-bytes, the learner's own weights, gathered again for every wave.
     """
 
     def __init__(
@@ -37,7 +42,7 @@ class DistributedTransport(RollingTransport):
     ) -> None:
         super().__init__(pool, cluster, headers=headers, time=time, sleep=sleep)
         self._sender = sender
-        self._metas: list[list[TensorMeta]] = []
+        self._weights = PreparedWeights(buckets={})
         self._groups = WaveGroups(
             sender,
             backend=backend,
@@ -51,14 +56,40 @@ class DistributedTransport(RollingTransport):
         await super().close()
 
     async def _stage(self, version: int) -> int:
-        self._metas = await self._sender.prepare(self._cluster.update_weight_buffer_size)
-        return sum(_num_bytes(meta) for bucket in self._metas for meta in bucket)
+        cluster, were_copied = self._cluster, self._weights.copied
+        self._weights = await self._sender.prepare(
+            cluster.update_weight_buffer_size, cluster.push_staging_bytes
+        )
+        sizes = [
+            sum(num_bytes(meta) for bucket in buckets for meta in bucket)
+            for buckets in self._weights.buckets.values()
+        ]
+        if were_copied and not self._weights.copied:
+            logger.warning(
+                "the learner waits for every push to end: a rank's copy of its weights would take"
+                " %d bytes, and --push-staging-bytes is %d",
+                max(sizes),
+                cluster.push_staging_bytes,
+            )
+        return sum(sizes)
+
+    @property
+    def _copied(self) -> bool:
+        return self._weights.copied
 
     async def _connect(self, endpoints: Sequence[str]) -> dict[str, WeightSyncError]:
-        """Forms the group of the wave, when there is none."""
-        return await self._groups.form(endpoints)
+        """Forms the groups of the wave, when there are none."""
+        return await self._groups.form(endpoints, self._weights.buckets)
 
     async def _load(self, team: Sequence[Turn], version: int) -> None:
+        try:
+            async with self._sender.sending():
+                await self._send(team, version)
+        except WeightSyncError as error:
+            for turn in team:
+                turn.error = turn.error or error
+
+    async def _send(self, team: Sequence[Turn], version: int) -> None:
         """Sends the buckets. Only the last one carries the version: until then the engines are
         paused and have none."""
         refused = await settle({turn.endpoint: turn.open() for turn in team})
@@ -67,11 +98,16 @@ class DistributedTransport(RollingTransport):
         if refused:  # nothing is sent yet: the others need a group without these
             return
         members = [turn.endpoint for turn in team]
-        for i, metas in enumerate(self._metas):
+        buckets = [
+            (sender, i, metas)
+            for sender, its in self._weights.buckets.items()
+            for i, metas in enumerate(its)
+        ]
+        for sent, (sender, i, metas) in enumerate(buckets, 1):
             for turn in team:
                 turn.mixed = True
-            label = version if i == len(self._metas) - 1 else None
-            broken = await self._groups.broadcast(members, i, metas, label)
+            label = version if sent == len(buckets) else None
+            broken = await self._groups.broadcast(members, sender, i, metas, label)
             if broken is not None:
                 for turn in team:
                     turn.error = broken.reason(turn.endpoint)
@@ -82,10 +118,3 @@ class DistributedTransport(RollingTransport):
 
     async def _forget(self, endpoint: str) -> None:
         await self._groups.forget(endpoint)
-
-
-def _num_bytes(meta: TensorMeta) -> int:
-    import torch
-
-    _, dtype, shape = meta
-    return math.prod(shape) * getattr(torch, dtype).itemsize

@@ -44,8 +44,9 @@ class MockTransport:
         self._began = 0.0
         pool.on_restart = self.resync
 
-    async def stage(self, policy_version: int) -> None:
+    async def stage(self, policy_version: int) -> bool:
         self._version, self._began = policy_version, self._time.now()
+        return True
 
     async def resync(self, endpoint: str) -> None:
         """Brings one engine that has just joined to the version of the last push; before the first

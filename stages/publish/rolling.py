@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import aiohttp
 
 from configs.schema import ClusterConfig
-from pipeline.core.errors import WeightSyncError
+from pipeline.core.errors import StaleWeightsError, WeightSyncError
 from pipeline.core.sockets import watched_socket
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import PushResult
@@ -59,6 +59,8 @@ class RollingTransport(ABC):
         self._staged: int | None = None  # the version that is staged
         self._delivered: set[str] = set()  # engines that hold what is staged
         self._stall_seconds: dict[str, float] = {}
+        # engines whose `resync` found the staged weights gone, and waits for the next push
+        self._waiting: dict[str, asyncio.Future[None]] = {}
         self._equality = EqualityCheck(self._control) if cluster.check_weight_update_equal else None
         pool.on_restart = self.resync
 
@@ -67,12 +69,13 @@ class RollingTransport(ABC):
         """Is there anything that `resync` would give an engine?"""
         return self._staged is not None
 
-    async def stage(self, policy_version: int) -> None:
+    async def stage(self, policy_version: int) -> bool:
         """See WeightTransport."""
         self._began = self._time.now()
         async with self._lock:
             self._num_bytes = await self._stage(policy_version)
             self._staged, self._delivered, self._stall_seconds = policy_version, set(), {}
+        return self._copied
 
     async def deliver(self) -> PushResult:
         """See WeightTransport.
@@ -88,6 +91,7 @@ class RollingTransport(ABC):
                 present = [e for e in present if e not in self._delivered]
                 if present:
                     failed |= await self._give(present)
+        await self._serve_waiting(failed)
         late = []
         for endpoint in self._pool.endpoints:
             if endpoint in self._delivered:
@@ -113,6 +117,17 @@ class RollingTransport(ABC):
             num_engines=len(self._delivered),
         )
 
+    async def _serve_waiting(self, failed: dict[str, WeightSyncError]) -> None:
+        """Ends the waiting of engines whose `resync` came too late for the push before. `failed`:
+        in this push; those that have waited are taken out of it, for they are started again."""
+        for endpoint, arrived in list(self._waiting.items()):
+            if endpoint not in self._delivered and endpoint not in failed:
+                async with self._lock:
+                    failed |= await self._give([endpoint])
+            error = failed.pop(endpoint, None)
+            if not arrived.done():
+                arrived.set_result(None) if error is None else arrived.set_exception(error)
+
     async def wipe_loaded(self) -> None:
         """With --check-weight-update-equal, of engines that have loaded the learner's own weights:
         the next push must bring the same ones. Before anything is generated."""
@@ -131,8 +146,26 @@ class RollingTransport(ABC):
         async with self._lock:
             self._delivered.discard(endpoint)
             await self._forget(endpoint)
-            if self._staged is not None and (failed := await self._give([endpoint])):
-                raise failed[endpoint]
+            failed = await self._give([endpoint]) if self._staged is not None else {}
+        if isinstance(error := failed.get(endpoint), StaleWeightsError):
+            await self._next_push(endpoint, error)
+        elif error is not None:
+            raise error
+
+    async def _next_push(self, endpoint: str, error: StaleWeightsError) -> None:
+        """Waits until the next push has given the engine its weights. Raises `error` where that may
+        never be: no engine is left that generates what the learner would push after."""
+        if not any(self._pool.is_up(e) for e in self._delivered - self._waiting.keys()):
+            for other in self._waiting.values():
+                if not other.done():
+                    other.set_exception(error)
+            raise error
+        logger.warning("%s waits for the next push: %s", endpoint, error)
+        arrived = self._waiting[endpoint] = asyncio.get_running_loop().create_future()
+        try:
+            await arrived
+        finally:
+            del self._waiting[endpoint]
 
     async def close(self) -> None:
         if self._session is not None:
@@ -142,6 +175,11 @@ class RollingTransport(ABC):
     @abstractmethod
     async def _stage(self, version: int) -> int:
         """Takes the learner's weights as they are now; returns how many bytes they have."""
+
+    @property
+    def _copied(self) -> bool:
+        """Is what is staged a copy?"""
+        return True
 
     @abstractmethod
     async def _load(self, team: Sequence[Turn], version: int) -> None:

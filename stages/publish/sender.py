@@ -1,70 +1,120 @@
-"""The learner's side of a push, in the process of its rank 0: gather, flatten, broadcast. Knows
-torch, not SGLang.
+"""A learner rank's side of a push, in its process: gather, flatten, broadcast. Knows torch, not
+SGLang.
 
-Ranks other than 0 have no sender: they take part in `prepare` by iterating their own weights (a
-collective) and dropping what they get. `prepare` therefore calls `weights()` exactly once and runs
-it to its end, also when it fails half-way."""
+Every rank has one. Those that send nothing take part in gathering what others send."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import WeightSyncError
 from pipeline.core.ports import free_port
-from stages.publish.buckets import TensorMeta, flatten, split
+from stages.publish.buckets import TensorMeta, meta_of, num_bytes
+from stages.publish.first_rank import make_group
+from stages.publish.gathered import Gathered
 
 if TYPE_CHECKING:
     import torch
 
 JOIN_SECONDS = 30.0  # for all ranks of a group to come; meanwhile its engines do not decode
 GROUP_TIMEOUT_SECONDS = 120.0  # of one broadcast; an engine that dies is noticed sooner
-ASYNC_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"  # read where a group is made
 POLL_SECONDS = 0.001  # between two looks at a broadcast on a GPU
+AT_ONCE = 2  # buckets of weights that are not copied: one is sent, the next one filled
 
 
 class BroadcastSender:
-    """Implements the methods of `WeightSender`, synchronously. Every failure is a WeightSyncError
-    and leaves it usable.
+    """One rank of a `WeightSender`, synchronously. Every failure is a WeightSyncError and leaves it
+    usable.
 
-    What `prepare` gathered is a copy and stays until the next `prepare`: an engine that restarts in
-    between gets exactly the weights of its peers, however far the learner has gone on. `staging` is
-    where the copy lies (default: `device`); `torch.device("cpu")` saves GPU memory and costs a copy
-    per bucket and wave.
+    What was gathered as a copy stays until the next one: an engine that restarts in between gets
+    exactly the weights of its peers, however far the learner has gone on. On a GPU the copy lies in
+    page-locked memory of the host.
 
-    Groups may be joined and left, and buckets be sent, on another thread than the one that trains.
-    A peer that dies must not take this process with it: gloo raises; NCCL's groups are made without
-    the watchdog that ends the process, are given up after `timeout_seconds`, and are aborted, never
-    destroyed, since destroying waits for peers. What is said of NCCL here is not tested, for lack
-    of GPUs: that an abort ends a kernel which waits for a dead peer, that training goes on
-    meanwhile, and that two communicators on one GPU do not hold each other up."""
+    Groups may be joined and left, and buckets be sent, on another thread than the one that trains
+    and gathers. A peer that dies must not take this process with it: gloo raises; NCCL's groups are
+    made without the watchdog that ends the process, are given up after `timeout_seconds`, and are
+    aborted, never destroyed, since destroying waits for peers. What is said of NCCL here is not
+    tested, for lack of GPUs: that an abort ends a kernel which waits for a dead peer, that training
+    goes on meanwhile, and that two communicators on one GPU do not hold each other up."""
 
     def __init__(
         self,
         weights: Callable[[], Iterator[tuple[str, torch.Tensor]]],
         export: Callable[[Path], None],
         device: torch.device,
-        staging: torch.device | None = None,
+        described: Callable[[], list[TensorMeta]] | None = None,
+        *,
         address: str = "127.0.0.1",
         timeout_seconds: float = GROUP_TIMEOUT_SECONDS,
         join_seconds: float = JOIN_SECONDS,
     ) -> None:
-        """`weights()` yields (Hugging Face name, whole tensor), in any order but the same on all
-        ranks. `address`: of this node, as the engines reach it."""
+        """`weights()` yields (Hugging Face name, whole tensor) of what this rank sends; it may be a
+        collective. `described()` says the same without tensors (by default by looking at
+        `weights()`). `address`: of this node, as the engines reach it."""
         self._address = address
-        self._weights, self._export = weights, export
-        self._device, self._staging = device, staging or device
+        self._weights, self._export, self._device = weights, export, device
+        self._described = described or (lambda: [meta_of(n, t) for n, t in weights()])
         self._timeout = timedelta(seconds=timeout_seconds)
         self._join_timeout = timedelta(seconds=join_seconds)
         self._stream: torch.cuda.Stream | None = None  # of broadcasts; training has its own
         self._groups: dict[str, Any] = {}
-        self._buckets: list[torch.Tensor] = []
+        self._gathered: Gathered | None = None
+        self._copies = True
+        self._spare: list[torch.Tensor] = []  # memory of the last copy: page-locking is slow
+
+    # ---- what is sent
+
+    def describe(self) -> list[TensorMeta]:
+        """What this rank sends, in order; nothing, on most. A collective."""
+        return self._described()
+
+    def begin(self, buckets: Sequence[Sequence[TensorMeta]], copy: bool) -> None:
+        """Before `gather`, which fills these buckets: all of them, which are kept, or two at a
+        time, each as the one before it is sent. What was gathered before is no more."""
+        last = [] if self._gathered is None else self._gathered.release()
+        wanted = Counter(sum(map(num_bytes, bucket)) for bucket in buckets) if copy else Counter()
+        self._spare = []
+        for flat in last:  # two copies at once may not fit
+            if wanted[flat.nbytes]:
+                wanted[flat.nbytes] -= 1
+                self._spare.append(flat)
+        del last
+        self._gathered = Gathered(buckets, self._new, at_once=None if copy else AT_ONCE)
+        self._copies = copy
+
+    def gather(self) -> None:
+        """Fills the buckets; without a copy it returns when the last is sent, or at `end`. A
+        collective, of which every rank runs to its end."""
+        assert self._gathered is not None, "gather() before begin()"
+        self._gathered.fill(self._weights())
+
+    def end(self) -> None:
+        """Without a copy: no more buckets will be sent."""
+        if self._gathered is not None and not self._copies:
+            self._gathered.end()
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes that the buckets which were gathered last took, with the tensor on its way
+        into one."""
+        return 0 if self._gathered is None else self._gathered.peak_bytes
+
+    def _new(self, size: int) -> torch.Tensor:
+        import torch
+
+        for i, flat in enumerate(self._spare):
+            if flat.nbytes == size:
+                return self._spare.pop(i)
+        if not self._copies:
+            return torch.empty(size, dtype=torch.uint8, device=self._device)
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+
+    # ---- groups
 
     def meeting_place(self) -> tuple[str, int]:
         """An address of this node and a port that is free on it, for the next `join`."""
@@ -77,7 +127,7 @@ class BroadcastSender:
         if group_name in self._groups:
             raise WeightSyncError(f"the learner is already in group {group_name}: leave it first")
         try:
-            self._groups[group_name] = _make_group(
+            self._groups[group_name] = make_group(
                 group_name,
                 address,
                 port,
@@ -111,47 +161,32 @@ class BroadcastSender:
                 f"the learner could not leave group {group_name}: {type(error).__name__}: {error}"
             ) from error
 
-    def prepare(self, max_bucket_bytes: int) -> list[list[TensorMeta]]:
-        """Copies the current weights into buckets of at most `max_bucket_bytes` (of one tensor at
-        least), which replace the last ones."""
-        self._buckets = []  # first: two copies at once may not fit
-        metas, buckets = [], []
-        weights = self._weights()
-        try:
-            for bucket in split(weights, max_bucket_bytes):
-                meta, flat = flatten(bucket, self._staging)
-                metas.append(meta)
-                buckets.append(flat)
-        except (RuntimeError, MemoryError) as error:
-            # torch's out-of-memory errors are RuntimeErrors
-            for _ in weights:  # the other ranks are in there too
-                pass
-            raise WeightSyncError(
-                f"the weights could not be gathered into buckets: {type(error).__name__}: {error}"
-            ) from error
-        self._buckets = buckets
-        return metas
+    # ---- sending
 
     def broadcast(self, group_name: str, bucket: int) -> None:
-        """Sends one bucket; returns when it has left."""
+        """Sends one bucket, as soon as it is full; returns when it has left."""
         import torch.distributed as dist
 
         group = self._groups.get(group_name)
-        if group is None or bucket >= len(self._buckets):
+        if group is None or self._gathered is None:
             raise WeightSyncError(
-                f"nothing to send: bucket {bucket} of {len(self._buckets)}, group {group_name}"
+                f"nothing to send: bucket {bucket} of"
+                f" {0 if self._gathered is None else len(self._gathered)}, group {group_name}"
                 f" joined: {group is not None}"
             )
+        flat = self._gathered.take(bucket, self._timeout.total_seconds())
         try:
             if self._device.type == "cuda":
-                self._broadcast_on_gpu(group, self._buckets[bucket])
+                self._broadcast_on_gpu(group, flat)
             else:
-                dist.broadcast(self._buckets[bucket], src=0, group=group)
+                dist.broadcast(flat, src=0, group=group)
         except Exception as error:
             raise WeightSyncError(
                 f"broadcasting bucket {bucket} to group {group_name} failed:"
                 f" {type(error).__name__}: {error}"
             ) from error
+        del flat
+        self._gathered.done(bucket)
 
     def _broadcast_on_gpu(self, group: Any, flat: torch.Tensor) -> None:
         """Looks at the broadcast until it is done, instead of waiting for it: a wait has no end
@@ -161,7 +196,8 @@ class BroadcastSender:
 
         self._stream = self._stream or torch.cuda.Stream(self._device)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            work = dist.broadcast(flat.to(self._device), src=0, group=group, async_op=True)
+            sent = flat.to(self._device, non_blocking=True)
+            work = dist.broadcast(sent, src=0, group=group, async_op=True)
             until = time.monotonic() + self._timeout.total_seconds()
             while not work.is_completed():
                 if time.monotonic() > until:
@@ -177,64 +213,3 @@ class BroadcastSender:
             self._export(path)
         except OSError as error:
             raise WeightSyncError(f"the weights could not be written to {path}: {error}") from error
-
-
-def _make_group(
-    name: str,
-    address: str,
-    port: int,
-    world_size: int,
-    backend: str,
-    *,
-    join_timeout: timedelta,
-    timeout: timedelta,
-) -> Any:
-    """A process group beside the learner's own, with rank numbers of its own.
-
-    `new_group` only makes subsets of the default group, which the engines are not in. So, as the
-    engines do: a TCP store that rank 0 serves, keys prefixed by the group's name, and torch's own
-    (private) constructor on it. When it fails, the store goes at once: engines that came and wait
-    at it for others hear of it."""
-    from torch.distributed import PrefixStore, TCPStore
-    from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, _world
-
-    # A socket of our own, bound to `address`: torch by itself listens on every interface.
-    listener = socket.create_server((address, port))
-    fd = listener.detach()  # the store owns it from here
-    store: Any = TCPStore(
-        address, port, world_size, is_master=True, timeout=join_timeout, master_listen_fd=fd
-    )
-    try:
-        with _without_watchdog() if backend == "nccl" else contextlib.nullcontext():
-            group, _ = _new_process_group_helper(
-                world_size,
-                0,
-                [],
-                Backend(backend),
-                PrefixStore(name, store),
-                group_name=name,
-                timeout=join_timeout,
-                backend_options=None,
-            )
-        group.set_timeout(timeout)
-    except BaseException:
-        del store  # the error's traceback would keep it
-        raise
-    # so that collectives know its ranks
-    _world.pg_group_ranks[group] = {rank: rank for rank in range(world_size)}
-    return group
-
-
-@contextlib.contextmanager
-def _without_watchdog() -> Iterator[None]:
-    """NCCL groups made in here report what goes wrong and leave the process alone; others, such as
-    the learner's own, are as they were."""
-    before = os.environ.get(ASYNC_ERRORS)
-    os.environ[ASYNC_ERRORS] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[ASYNC_ERRORS]
-        else:
-            os.environ[ASYNC_ERRORS] = before

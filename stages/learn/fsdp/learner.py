@@ -241,6 +241,30 @@ class FSDPRank(LearnerRank):
                 self._model, name, whole.to(self._dtype) if whole.is_floating_point() else whole
             )
 
+    def describe_sent(self) -> list[tuple[str, str, list[int]]]:
+        """(name, dtype, shape) of the weights that this rank sends in a push, in order: rank 0 all,
+        the others none."""
+        return [
+            (n, str(t.dtype).removeprefix("torch."), list(t.shape))
+            for name, tensor in self._state().items()
+            if self.rank == 0
+            for n, t in exported(
+                self._model,
+                name,
+                torch.empty(
+                    tensor.shape,
+                    dtype=self._dtype if tensor.is_floating_point() else tensor.dtype,
+                    device="meta",
+                ),
+            )
+        ]
+
+    def sent_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, whole tensor) of the same; every rank iterates to the end."""
+        for weight in self.hf_weights():
+            if self.rank == 0:
+                yield weight
+
     def export_hf(self, path: Path) -> None:
         """Writes `path` as a Hugging Face folder: safetensors, config.json, tokenizer files.
 

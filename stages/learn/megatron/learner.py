@@ -29,6 +29,7 @@ from stages.learn.megatron.packing import PackedMicroBatch
 from stages.learn.megatron.passes import MegatronPasses
 from stages.learn.megatron.reference import Reference
 from stages.learn.megatron.routing import Routing
+from stages.learn.megatron.sent import SentWeights
 from stages.learn.megatron.user_hooks import MegatronHooks
 from stages.learn.meter import StepMeter
 from stages.learn.objective import penalised_rewards
@@ -76,6 +77,7 @@ class MegatronRank(LearnerRank):
                 [self._built, *([self._critic.built] if self._critic is not None else [])]
             )
             self._saves = SnapshotWriter()
+            self._sent = SentWeights(self._built.bridge, self._built.models)
         except BaseException:
             parallel.shutdown()
             raise
@@ -256,6 +258,24 @@ class MegatronRank(LearnerRank):
         with self._offload.weights_present():
             for name, tensor in self._built.bridge.hf_weights(self._built.models):
                 yield name, tensor.clone()
+
+    def describe_sent(self) -> list[tuple[str, str, list[int]]]:
+        """(name, dtype, shape) of the weights that this rank sends in a push, in order. Every rank
+        calls it."""
+        return [
+            (name, str(t.dtype).removeprefix("torch."), list(t.shape))
+            for name, t in self._sent.described()
+        ]
+
+    def sent_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, whole tensor) of the same; every rank iterates to the end.
+
+        Tensors may share memory with the model, and go when the next is taken: copy them.
+        """
+        with self._offload.weights_present():
+            if not self._offload.is_out:
+                self._built.finish_param_gather()
+            yield from self._sent.gather()
 
     # ---- the device
 

@@ -73,7 +73,7 @@ def gather_hf_weights(
     seen: set[str] = set()
     for name, tensor, dim in _over_pipeline(own, dims):
         whole = (
-            _merged(bridge.config, name, _over_tensor_ranks(tensor, expert=is_expert(name)), dim)
+            merged(bridge.config, name, _over_tensor_ranks(tensor, expert=is_expert(name)), dim)
             if dim is not None
             else tensor
         )
@@ -121,7 +121,7 @@ def own_part(config: Any, name: str, whole: Tensor, like: Tensor) -> Tensor:
     return whole.chunk(size, dim)[rank]
 
 
-def _merged(config: Any, name: str, parts: list[Tensor], dim: int) -> Tensor:
+def merged(config: Any, name: str, parts: list[Tensor], dim: int) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     if _is_gated(config, name):

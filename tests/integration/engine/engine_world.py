@@ -16,10 +16,11 @@ import aiohttp
 import torch
 
 from configs.schema import ClusterConfig
-from pipeline.core.types import VersionSpan
+from pipeline.core.types import PreparedWeights, VersionSpan
 from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
 from stages.engine.spec import EngineSpec
+from stages.publish.buckets import split
 from stages.publish.sender import BroadcastSender
 
 CLUSTER = ClusterConfig(
@@ -65,8 +66,8 @@ def engine_spec(folder: Path, index: int, **user: Any) -> EngineSpec:
 
 
 class Threaded:
-    """A BroadcastSender whose blocking calls do not hold the loop: what the learner's actor is to
-    the driver."""
+    """`WeightSender` of one rank, in this process: a BroadcastSender whose blocking calls do not
+    hold the loop. It keeps a copy."""
 
     def __init__(self, sender: BroadcastSender) -> None:
         self._sender = sender
@@ -74,10 +75,23 @@ class Threaded:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._sender, name)
 
-        async def call(*args: Any) -> Any:
+        async def call(rank: int, *args: Any) -> Any:
+            assert rank == 0
             return await asyncio.to_thread(method, *args)
 
         return call
+
+    async def prepare(self, max_bucket_bytes: int, max_copy_bytes: int | None) -> PreparedWeights:
+        buckets = split(self._sender.describe(), max_bucket_bytes)
+        self._sender.begin(buckets, copy=True)
+        await asyncio.to_thread(self._sender.gather)
+        return PreparedWeights(buckets={0: buckets})
+
+    def sending(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
+    async def export_hf(self, path: Path) -> None:
+        await asyncio.to_thread(self._sender.export_hf, path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,10 @@ def main(rank: int, port: int, model: Path, saved: Path, out: Path, seeing: Path
         "trained": [cases.step(learner, cases.make_batch(*steps, rollout_id=i)) for i in range(2)]
     }
     learner.save(out / "pair")
+    found["sent"] = [
+        learner.describe_sent(),
+        [cases.meta(name, tensor) for name, tensor in learner.sent_weights()],
+    ]
     found["after"] = cases.step(learner, cases.make_batch(*steps, rollout_id=2))
     learner.load(out / "pair")
     found["resumed"] = cases.step(learner, cases.make_batch(*steps, rollout_id=2))

@@ -249,6 +249,11 @@ def hf_gradients(rank: Any) -> dict[str, torch.Tensor]:
     return out
 
 
+def meta(name: str, tensor: torch.Tensor) -> tuple[str, str, list[int]]:
+    """As `describe_sent` says it."""
+    return name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
+
+
 def weights_of(rank: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in rank.hf_weights()}
 

@@ -190,6 +190,10 @@ def test_two_ranks_train_as_one(pair: Any) -> None:
     assert exported.keys() == single["weights"].keys()
     for key, tensor in exported.items():
         torch.testing.assert_close(tensor, single["weights"][key], atol=1e-5, rtol=1e-5, msg=key)
+    # in a push the first rank sends all, and says so before
+    (described, sent), (nothing, none) = (found["sent"] for found in two)
+    assert described == sent and {name for name, _, _ in sent} == exported.keys()
+    assert nothing == none == []
 
 
 def test_checkpoints_resume_exactly_and_fit_any_number_of_ranks(pair: Any) -> None:
@@ -277,6 +281,7 @@ def test_bfloat16_computes_with_it_and_keeps_float32(
     metrics, weights = two_rollouts(rank)
     want, _ = two_rollouts(start("fsdp", folders["qwen3"], use_tis=True))
     assert {t.dtype for t in weights.values()} == {torch.bfloat16}  # what engines and exports get
+    assert rank.describe_sent() == [cases.meta(n, t) for n, t in rank.sent_weights()]
     assert {p.dtype for p in rank._model.parameters()} == {torch.float32}
     assert (
         metrics[0]["loss"] == pytest.approx(want[0]["loss"], rel=0.1)
@@ -332,6 +337,7 @@ def test_experts_and_sliding_windows(tmp_path: Path, start: Callable[..., Any]) 
     rank = start("fsdp", tmp_path / "moe", calculate_per_token_loss=True)
     stored = load_file(tmp_path / "moe" / "model.safetensors")
     ours = cases.weights_of(rank)
+    assert rank.describe_sent() == [cases.meta(n, t) for n, t in rank.sent_weights()]
     assert ours.keys() == stored.keys() and all(
         torch.equal(ours[key], stored[key]) for key in stored
     )

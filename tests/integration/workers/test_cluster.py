@@ -95,17 +95,17 @@ async def test_the_event_loop_is_free_during_a_step(group: LearnerGroup) -> None
 async def test_a_push_is_sent_while_a_step_is_taken(group: LearnerGroup) -> None:
     """What was called first is served last: the ranks have another thread for pushes. What is sent
     is what was prepared, not what the step makes of it."""
-    metas = await group.prepare(1 << 30)
+    metas = (await group.prepare(1 << 30, None)).buckets[0]
     num_bytes = sum(4 * math.prod(shape) for bucket in metas for _, _, shape in bucket)
     engine = peer(port := free_port(), rounds=2, num_bytes=num_bytes)
-    await group.join("g", "127.0.0.1", port, 2, "gloo")
-    await group.broadcast("g", 0)
+    await group.join(0, "g", "127.0.0.1", port, 2, "gloo")
+    await group.broadcast(0, "g", 0)
     step = asyncio.create_task(group.step(cases.make_batch(*steps(2) * 20)))
     await asyncio.wait({step}, timeout=0.5)  # it has begun
-    await group.broadcast("g", 0)
+    await group.broadcast(0, "g", 0)
     assert not step.done()
     await step
-    await group.leave("g")
+    await group.leave(0, "g")
     said = (await asyncio.to_thread(engine.communicate, timeout=60))[0].splitlines()
     assert len(said) == 2 and said[0] == said[1]
 
@@ -138,7 +138,7 @@ async def test_save_load_and_bad_folder(group: LearnerGroup, tmp_path: Path) -> 
 async def test_prepare_names_every_tensor_once(model: Path, group: LearnerGroup) -> None:
     """What a push would send; that it arrives is tested with real engines
     (test_numerical_truth)."""
-    buckets = await group.prepare(64 << 10)
+    buckets = (await group.prepare(64 << 10, None)).buckets[0]
     assert len(buckets) > 1
     named = {name: (dtype, tuple(shape)) for bucket in buckets for name, dtype, shape in bucket}
     assert sum(len(bucket) for bucket in buckets) == len(named)

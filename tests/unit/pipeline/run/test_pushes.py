@@ -25,10 +25,12 @@ class FakeTransport:
         self.staged: list[int] = []
         self.confirmed = asyncio.Event()
         self.error: Exception | None = None
+        self.copies = True
 
-    async def stage(self, policy_version: int) -> None:
+    async def stage(self, policy_version: int) -> bool:
         self.time.advance(1.0)
         self.staged.append(policy_version)
+        return self.copies
 
     async def deliver(self) -> PushResult:
         await self.confirmed.wait()
@@ -116,8 +118,12 @@ async def test_the_learner_goes_on_and_the_rollout_is_released_when_engines_conf
     assert (then, two.policy_version, two.trainer_seconds, two.seconds) == (1, 2, 6.0, 9.0)
 
 
-async def test_without_overlap_the_loop_waits_for_the_whole_push() -> None:
-    world = World(overlap=False)
+@pytest.mark.parametrize(("overlap", "copies"), [(False, True), (True, False)])
+async def test_without_overlap_or_a_copy_the_loop_waits_for_the_whole_push(
+    overlap: bool, copies: bool
+) -> None:
+    world = World(overlap=overlap)
+    world.transport.copies = copies
     async with asyncio.TaskGroup() as beside:
         world.train(0)
         push = asyncio.create_task(world.pushes.push(0, beside))

@@ -4,7 +4,7 @@ fakes at their seams."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,12 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from pipeline.core.errors import StaleWeightsError
+from pipeline.core.types import PreparedWeights
+from stages.publish.buckets import TensorMeta
+
 METAS = [[("a", "float32", [2, 3]), ("b", "bfloat16", [4])], [("c", "float32", [1])]]
+TWO_SENDERS = {0: METAS, 3: [[("d", "float32", [2])]]}
 
 
 class FakeServer:
@@ -161,33 +166,49 @@ class FakePool:
 
 
 class FakeSender:
-    def __init__(self) -> None:
+    """Of one rank, unless told otherwise. `went_on`: the learner did, and kept no copy."""
+
+    def __init__(self, buckets: Mapping[int, list[list[TensorMeta]]] | None = None) -> None:
+        self.buckets = buckets or {0: METAS}
+        self.copied, self.went_on = True, False
+        self.events: list[tuple[str, int]] = []  # what which sender did, in order
         self.joined: list[str] = []
         self.worlds: list[int] = []
         self.left: list[str] = []
         self.sent: list[tuple[str, int]] = []
-        self.prepared: list[int] = []
+        self.prepared: list[tuple[int, int | None]] = []
+        self.passes = 0
         self.failures: list[Exception] = []  # of the next broadcasts
 
-    async def meeting_place(self) -> tuple[str, int]:
+    async def meeting_place(self, sender: int) -> tuple[str, int]:
         return "127.0.0.1", 20000 + len(self.joined)
 
     async def join(
-        self, group_name: str, address: str, port: int, world_size: int, backend: str
+        self, sender: int, group_name: str, address: str, port: int, world_size: int, backend: str
     ) -> None:
+        self.events.append(("join", sender))
         self.joined.append(group_name)
         self.worlds.append(world_size)
 
-    async def leave(self, group_name: str) -> None:
+    async def leave(self, sender: int, group_name: str) -> None:
         self.left.append(group_name)
 
-    async def prepare(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
-        self.prepared.append(max_bucket_bytes)
-        return METAS
+    async def prepare(self, max_bucket_bytes: int, max_copy_bytes: int | None) -> PreparedWeights:
+        self.prepared.append((max_bucket_bytes, max_copy_bytes))
+        self.went_on = False
+        return PreparedWeights(buckets=self.buckets, copied=self.copied)
 
-    async def broadcast(self, group_name: str, bucket: int) -> None:
+    @asynccontextmanager
+    async def sending(self) -> AsyncIterator[None]:
+        if self.went_on and not self.copied:
+            raise StaleWeightsError("the learner has gone on")
+        self.passes += 1
+        yield
+
+    async def broadcast(self, sender: int, group_name: str, bucket: int) -> None:
         if self.failures:
             raise self.failures.pop(0)
+        self.events.append(("broadcast", sender))
         self.sent.append((group_name, bucket))
 
     async def export_hf(self, path: Path) -> None:

@@ -244,7 +244,7 @@ async def test_stall_is_the_longest_pause_of_one_engine(servers: list[FakeServer
     seconds = iter([1.0, 1.0, 2.0, 2.0])
     transport = DistributedTransport(pool, sender, ClusterConfig(), time=time, sleep=no_sleep)
 
-    async def broadcast(group_name: str, bucket: int) -> None:
+    async def broadcast(sender: int, group_name: str, bucket: int) -> None:
         time.advance(next(seconds))
 
     sender.broadcast = broadcast  # type: ignore[method-assign]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,11 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import WeightSyncError
 from pipeline.core.ports import free_port
-from stages.publish.buckets import TensorMeta, flatten, split
+from stages.publish.buckets import TensorMeta, meta_of, num_bytes, put, split
+from stages.publish.gathered import Gathered
 from stages.publish.sender import BroadcastSender
 from tests.unit.stages.publish.gloo_peer import peer
+from tests.unit.stages.publish.unflatten import unflatten
 
 CPU = torch.device("cpu")
 tensors = st.lists(
@@ -28,18 +29,6 @@ tensors = st.lists(
 )
 
 
-def unflatten(
-    metas: Iterable[TensorMeta], flat: torch.Tensor
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The inverse of `flatten`."""
-    at = 0
-    for name, dtype_name, shape in metas:
-        dtype: torch.dtype = getattr(torch, dtype_name)
-        end = at + math.prod(shape) * dtype.itemsize
-        yield name, flat[at:end].clone().view(dtype).reshape(shape)
-        at = end
-
-
 @given(shapes=tensors, max_bytes=st.integers(1, 200))
 @settings(max_examples=60)
 def test_split_and_flatten_lose_nothing(
@@ -49,9 +38,12 @@ def test_split_and_flatten_lose_nothing(
         (f"t{i}", (torch.rand(shape) * 100).to(dtype)) for i, (shape, dtype) in enumerate(shapes)
     ]
     back: list[tuple[str, torch.Tensor]] = []
-    for bucket in split(iter(named), max_bytes):
-        metas, flat = flatten(bucket, CPU)
-        assert flat.nbytes <= max_bytes or len([t for _, t in bucket if t.nbytes]) <= 1
+    buckets = split([meta_of(name, tensor) for name, tensor in named], max_bytes)
+    gathered = Gathered(buckets, lambda size: torch.empty(size, dtype=torch.uint8))
+    gathered.fill(iter(named))
+    for i, metas in enumerate(buckets):
+        flat = gathered.take(i, 0.0)
+        assert flat.nbytes <= max_bytes or len([m for m in metas if num_bytes(m)]) <= 1
         back += unflatten(metas, flat)
     assert [name for name, _ in back] == [name for name, _ in named]
     assert all(
@@ -61,17 +53,29 @@ def test_split_and_flatten_lose_nothing(
 
 def test_a_transposed_tensor_travels_in_its_logical_order() -> None:
     tensor = torch.arange(6.0).reshape(2, 3).t()
-    metas, flat = flatten([("t", tensor)], CPU)
-    assert metas == [("t", "float32", [3, 2])]
-    assert flat.view(torch.float32).tolist() == [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
+    flat = torch.empty(25, dtype=torch.uint8)
+    # where its numbers may begin, and where not
+    for at in (0, 1):
+        assert put(tensor, flat, at) == at + 24
+        found = flat[at : at + 24].clone().view(torch.float32)
+        assert found.tolist() == [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
+
+
+def prepare(sender: BroadcastSender, max_bytes: int = 1 << 20) -> list[list[TensorMeta]]:
+    """A copy, as RankSenders makes it."""
+    buckets = split(sender.describe(), max_bytes)
+    sender.begin(buckets, copy=True)
+    sender.gather()
+    return buckets
 
 
 def test_what_is_prepared_is_a_copy() -> None:
     weight = torch.zeros(4)
     sender = BroadcastSender(lambda: iter([("w", weight)]), lambda path: None, CPU)
-    sender.prepare(1 << 20)
+    prepare(sender)
     weight.add_(1.0)
-    assert sender._buckets[0].view(torch.float32).tolist() == [0.0] * 4
+    assert sender._gathered is not None
+    assert sender._gathered.take(0, 0.0).view(torch.float32).tolist() == [0.0] * 4
 
 
 def test_a_failure_while_gathering_still_runs_the_collective_to_its_end() -> None:
@@ -83,9 +87,10 @@ def test_a_failure_while_gathering_still_runs_the_collective_to_its_end() -> Non
             # copying off the meta device is refused
             yield name, torch.zeros(1, device="meta" if name == "a" else "cpu")
 
-    sender = BroadcastSender(weights, lambda path: None, CPU)
+    described = [(name, "float32", [1]) for name in ("a", "b", "c")]
+    sender = BroadcastSender(weights, lambda path: None, CPU, lambda: described)
     with pytest.raises(WeightSyncError, match="could not be gathered"):
-        sender.prepare(1)
+        prepare(sender, 1)
     assert seen == ["a", "b", "c"]
 
 
@@ -108,7 +113,7 @@ def test_a_group_carries_buckets_and_survives_the_death_of_its_peer() -> None:
     sender = BroadcastSender(
         lambda: iter([("w", torch.arange(4.0))]), lambda path: None, CPU, timeout_seconds=30.0
     )
-    assert sender.prepare(1 << 20) == [[("w", "float32", [4])]]
+    assert prepare(sender) == [[("w", "float32", [4])]]
     port = free_port()
     other = peer(port, 1)
     sender.join("g", "127.0.0.1", port, 2, "gloo")
@@ -132,7 +137,7 @@ def test_one_broadcast_reaches_several_engines_and_a_death_among_them_is_an_erro
     sender = BroadcastSender(
         lambda: iter([("w", torch.arange(4.0))]), lambda path: None, CPU, timeout_seconds=30.0
     )
-    sender.prepare(1 << 20)
+    prepare(sender)
     port = free_port()
     others = [peer(port, rounds, rank, 3) for rank, rounds in ((1, 1), (2, 200))]
     sender.join("g", "127.0.0.1", port, 3, "gloo")

@@ -76,9 +76,9 @@ async def test_one_broadcast_reaches_all_ranks_of_a_wave(servers: list[FakeServe
     gated: list[int] = []
     broadcast = sender.broadcast
 
-    async def watched(group_name: str, bucket: int) -> None:
+    async def watched(rank: int, group_name: str, bucket: int) -> None:
         gated.append(len(pool.gated))
-        await broadcast(group_name, bucket)
+        await broadcast(rank, group_name, bucket)
 
     sender.broadcast = watched  # type: ignore[method-assign]
     assert (await transport.push(1)).num_engines == 4
@@ -121,7 +121,7 @@ async def test_a_death_in_mid_broadcast_condemns_the_dead_alone(servers: list[Fa
     transport, pool, sender = world(servers)
     seen: list[int] = []
 
-    async def broadcast(group_name: str, bucket: int) -> None:
+    async def broadcast(rank: int, group_name: str, bucket: int) -> None:
         seen.append(bucket)
         if seen == [0, 1]:  # the second bucket is not received by anybody
             for server in servers[1:]:
@@ -228,7 +228,7 @@ async def test_a_group_that_does_not_form_says_who_was_missing_and_forms_without
     assert sender.worlds == [5, 4] and pool.condemned == [servers[3].endpoint]
     assert [server.version for server in servers] == [1, 1, 1, 0]
     assert all(len(server.groups) == 1 for server in servers[:3])
-    failed = await transport._groups.form([e.endpoint for e in servers])
+    failed = await transport._groups.form([e.endpoint for e in servers], [0])
     assert list(failed) == [servers[3].endpoint]
     assert f"did not form, for {servers[3].endpoint}:" in str(failed[servers[3].endpoint])
     await transport.close()
