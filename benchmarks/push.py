@@ -116,13 +116,10 @@ class Pool:
 class Sender:
     """The learner's side, which takes its time."""
 
-    async def meeting_place(self) -> tuple[str, int]:
-        return "127.0.0.1", 1
-
-    async def join(self, *where: Any) -> None: ...
     async def meeting_place(self, sender: int) -> tuple[str, int]:
         return "127.0.0.1", 1
 
+    async def join(self, *where: Any) -> None: ...
     async def leave(self, sender: int, group_name: str) -> None: ...
     async def prepare(self, max_bucket_bytes: int, max_copy_bytes: int | None) -> PreparedWeights:
         tensor = ("model.layers.0.self_attn.q_proj.weight", "bfloat16", [4096, 4096])

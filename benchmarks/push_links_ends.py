@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -19,8 +19,10 @@ import aiohttp
 
 from benchmarks.push import Pool
 from configs.schema import ClusterConfig
+from pipeline.core.types import PreparedWeights
 from stages.engine.launch import Engine
 from stages.engine.spec import EngineSpec
+from stages.publish.buckets import split
 from stages.publish.control import EngineControl
 from stages.publish.distributed import DistributedTransport
 
@@ -77,7 +79,7 @@ class TimedTransport(DistributedTransport):
 
 
 class Sender:
-    """The learner's side, with its blocking calls in threads, as its actor has them."""
+    """The learner's side, of one rank, with its blocking calls in threads, as its actor has them."""
 
     def __init__(self, folder: Path, address: str) -> None:
         import torch
@@ -91,10 +93,19 @@ class Sender:
         )
 
     def __getattr__(self, name: str) -> Any:
-        async def call(*args: Any) -> Any:
+        async def call(rank: int, *args: Any) -> Any:
             return await asyncio.to_thread(getattr(self._sender, name), *args)
 
         return call
+
+    async def prepare(self, max_bucket_bytes: int, max_copy_bytes: int | None) -> PreparedWeights:
+        buckets = split(self._sender.describe(), max_bucket_bytes)
+        self._sender.begin(buckets, copy=True)
+        await asyncio.to_thread(self._sender.gather)
+        return PreparedWeights(buckets={0: buckets})
+
+    def sending(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
 
 class Client:
