@@ -79,7 +79,7 @@ class TimedTransport(DistributedTransport):
 
 
 class Sender:
-    """The learner's side, of one rank, with its blocking calls in threads, as its actor has them."""
+    """The learner's side, of one rank, with its blocking calls in threads, as in its actor."""
 
     def __init__(self, folder: Path, address: str) -> None:
         import torch
