@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 from configs.command_line.preset_files import GivenFlag
 from configs.command_line.spellings.reading import Reading
+from configs.rules.shared_memory import apart
 from configs.schema import Config
 from configs.schema.reward import COMPARING
 
@@ -20,6 +22,7 @@ Consequence = Callable[[Config, Given, Reading], Config]
 def draw_consequences(config: Config, given: Given, reading: Reading) -> Config:
     for draw in (
         _shared_devices,
+        _shared_memory,
         _unsplit_sequences,
         _given_answers,
         _teacher_of_slimes,
@@ -37,6 +40,15 @@ def _shared_devices(config: Config, given: Given, reading: Reading) -> Config:
         return config
     cluster = replace(config.cluster, rollout_num_gpus=config.num_learner_ranks)
     return replace(config, cluster=cluster)
+
+
+def _shared_memory(config: Config, given: Given, reading: Reading) -> Config:
+    """Engines on the learner's devices find the weights there. No process group can have both: NCCL
+    refuses two ranks on one device."""
+    if not config.cluster.colocate or "weight-transport" in given:
+        return config
+    way: Literal["tensor", "disk"] = "disk" if any(apart(config)) else "tensor"
+    return replace(config, cluster=replace(config.cluster, weight_transport=way))
 
 
 def _unsplit_sequences(config: Config, given: Given, reading: Reading) -> Config:

@@ -24,6 +24,7 @@ from configs.rules.ranges import ranges
 from configs.rules.rewards import rewards
 from configs.rules.saving import saving
 from configs.rules.sglang_router import sglang_router
+from configs.rules.shared_memory import shared_memory
 from configs.rules.sizes import batches, devices, lengths
 from configs.rules.workers import rollout_workers
 from configs.schema import Config
@@ -86,6 +87,7 @@ RULES: tuple[Rule, ...] = (
     engine_flags,
     external_engines,
     sglang_router,
+    shared_memory,
     parallelism,
     schedule,
     lengths,

@@ -44,12 +44,13 @@ class ClusterConfig:
     cpu_threads_per_engine: int = 1  # how many threads an engine has; only on a CPU
     cpu_threads_per_actor: int = 1  # how many threads a learner rank has; only on a CPU
     cpu_affinity: bool = False  # pins learners and engines to cores of their own; only on a CPU
-    # chooses how weights reach the engines; delta sends only what has changed
-    weight_transport: Literal["distributed", "disk", "delta"] = "distributed"
+    # chooses how weights reach the engines; delta sends only what has changed; with --colocate by
+    # default tensor (engines are told where in memory they are), over several nodes disk
+    weight_transport: Literal["distributed", "tensor", "disk", "delta"] = "distributed"
     # where a node keeps its copy of the weights, which engines load from with --weight-transport
     # delta; by default in the temporary folder
     update_weight_local_checkpoint_dir: str | None = None
-    # how many bytes make a bucket of the distributed transport
+    # how many bytes make a bucket of the transports distributed and tensor
     update_weight_buffer_size: int = 512 << 20
     # how many bytes of weights a learner rank may copy for a push, to train on meanwhile (on GPUs
     # into page-locked host memory); by default all that it sends. For more it waits

@@ -4,7 +4,7 @@ Fakes in tests and `--mock` implement the same protocols as the real parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -186,7 +186,8 @@ class WeightTransport(Protocol):
         """
 
     async def deliver(self) -> PushResult:
-        """Brings what is staged to every engine. Complete when every engine confirms its version.
+        """Brings what is staged to every engine. Complete when every engine that is up confirms its
+        version; one that is being started again gets it before it takes requests.
 
         Raises WeightSyncError naming the engine that did not.
         """
@@ -234,6 +235,27 @@ class WeightSender(Protocol):
     async def export_all(self, path: Path, reached: str) -> int:
         """Write the weights that the last `export_delta` called `reached`, all of them; returns the
         file's size."""
+
+
+class WeightLender(Protocol):
+    """The learner's side of a push to engines on its own devices: they are told where in memory
+    they find the weights."""
+
+    async def gather(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
+        """Gather the current weights into buckets; returns (name, dtype, shape) of every tensor of
+        every bucket."""
+
+    async def lend(
+        self, bucket: int, metas: Sequence[tuple[str, str, list[int]]], readers: Mapping[int, int]
+    ) -> dict[int, list[bytes]]:
+        """Put one bucket where engines reach it. `readers`: how many ranks of engines have the
+        device of a rank of the learner; returns what each of them is to be told."""
+
+    async def take_back(self, ranks: Iterable[int]) -> None:
+        """Nobody uses what these ranks of the learner lent any more."""
+
+    async def close(self) -> None:
+        """Give back all memory that was set aside for this."""
 
 
 class Sink(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from configs.rules.eval_datasets import eval_datasets
 from configs.rules.external_engines import external_endpoints
 from configs.schema import Config, RolloutConfig
 from pipeline.core.engine_auth import engine_headers
-from pipeline.core.errors import CheckpointError
+from pipeline.core.errors import CheckpointError, ConfigError
 from pipeline.schedule.placement import Wanted
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.devices import device_sharing, dtype_of
@@ -124,6 +124,21 @@ def make_pool(site: RunContext, model_path: Path, device: str, pools: Pools) -> 
         return _pool_of([_external(site, at, model_path, device) for at in addresses], site)
     indices = range(site.config.num_engines)
     return _pool_of([_engine(site, i, model_path, device, pools) for i in indices], site)
+
+
+def beside(pool: ElasticPool, pools: Pools) -> Callable[[str], Sequence[int]]:
+    """See `stages.publish.tensor.Beside`."""
+
+    def ranks(endpoint: str) -> Sequence[int]:
+        engine = dict(zip(pool.endpoints, pool.processes, strict=True)).get(endpoint)
+        if not isinstance(engine, HostedEngine):
+            raise ConfigError(
+                f"--weight-transport tensor: {endpoint} is an engine that somebody else runs, and"
+                " is not told of memory of ours. Use --weight-transport disk or distributed"
+            )
+        return pools.ranks_beside(engine.spec.index)
+
+    return ranks
 
 
 def make_membership(

@@ -21,6 +21,7 @@ from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
 from pipeline.wiring.devices import device_of, device_sharing
 from pipeline.wiring.engines import (
+    beside,
     first_weights,
     make_membership,
     make_pool,
@@ -43,6 +44,7 @@ from pipeline.wiring.model_checks import check_model
 from pipeline.wiring.rollout_workers import make_workers, oldest_version
 from pipeline.wiring.router import make_router, tell_args
 from pipeline.workers.learner_group import LearnerGroup
+from pipeline.workers.lent_memory import LentMemory
 from pipeline.workers.pools import Pools
 from pipeline.workers.ray_cluster import ray_address
 from pipeline.workers.turns import TurnTaking
@@ -98,6 +100,8 @@ def real_backend(site: RunContext) -> Backend:
         device=device,
         # on several nodes what all of them see is the run's folder
         folder=site.run_dir.path / "weights" if ray_address(config.cluster) else None,
+        lender=LentMemory(learner),
+        beside=beside(pool, pools),
         headers=headers,
     )
 

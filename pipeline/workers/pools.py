@@ -19,9 +19,10 @@ from typing import Any
 import psutil
 
 from pipeline.core.devices import num_devices
-from pipeline.core.errors import ClusterError, EngineError
+from pipeline.core.errors import ClusterError, ConfigError, EngineError
 from pipeline.schedule.placement import Node, Place, Plan, Wanted, plan, plan_engine
 from pipeline.workers.ray_cluster import RayCluster, take_sigterm_back
+from stages.publish.leftovers import remove_shared_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 # Logical slots beside those that are asked for, on a cluster of our own without GPUs: for engines
@@ -135,11 +136,17 @@ class Pools:
             if not self._starting.cancelled():
                 self._starting.exception()  # whoever asked has been told
         await asyncio.to_thread(self.cluster.stop, self._pids)
+        self._remove_shared_memory()
         self._pids.clear()
 
     def kill_now(self) -> None:
         """Ends every process of ours on this machine at once, without asking any of them."""
         self.cluster.kill_now(self._pids)
+        self._remove_shared_memory()
+
+    def _remove_shared_memory(self) -> None:
+        if not self.spans_nodes:  # else the numbers may be those of processes elsewhere
+            remove_shared_memory(self._pids)
 
     def note(self, pid: int) -> None:
         """A process that lives on the cluster."""
@@ -192,6 +199,23 @@ class Pools:
         return [
             Berth(place, self._options(group, i, place.devices)) for i, place in enumerate(places)
         ]
+
+    def ranks_beside(self, index: int) -> Sequence[int]:
+        """The learner's ranks that have the devices of engine `index`, in the order of these: the
+        engine is given them in that order (`gpus_of`).
+
+        Raises ConfigError for one that has devices of its own, or is on another machine than the
+        run."""
+        places = self.plan.engines[index]
+        rank = places[0].rank if len(places) == 1 else None
+        if rank is None or self.spans_nodes:
+            why = "shares no devices with the learner" if rank is None else "is on another node"
+            raise ConfigError(
+                f"--weight-transport tensor: engine {index} {why}"
+                f" ({', '.join(place.node.address for place in places)}), and is told where in"
+                " memory the weights are. Use --weight-transport disk"
+            )
+        return range(rank, rank + places[0].devices)
 
     async def move_engine(self, index: int) -> bool:
         """Finds room for an engine whose host is gone: the old one if its nodes are alive, else

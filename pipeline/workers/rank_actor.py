@@ -41,6 +41,7 @@ class RankActor:
         self._rank: Any = None
         self._sender: Any = None
         self._delta: Any = None  # its other one, of --weight-transport delta
+        self._lender: Any = None
         self._store: Any = None
 
     def where(self) -> Where:
@@ -127,6 +128,15 @@ class RankActor:
 
             self._delta = DeltaSender(self._rank.hf_weights)
         return getattr(self._delta, method)(*args)
+
+    def lend(self, method: str, *args: Any) -> Any:
+        """Calls a method of what lends this rank's memory to engines on its device."""
+        self._pin()
+        if self._lender is None:
+            from stages.publish.lender import MemoryLender
+
+            self._lender = MemoryLender(self._rank.hf_weights, self._rank.device)
+        return getattr(self._lender, method)(*args)
 
     def gather(self) -> None:
         """The other ranks' part in `export_delta`: the collectives that bring whole tensors to

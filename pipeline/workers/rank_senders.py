@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,22 @@ class RankSenders(ABC):
         first = self._actors[0].send_delta.options(concurrency_group=SENDING)
         answer = first.remote("export_all", absolute(path), reached)
         return int((await self._results([answer]))[0])
+
+    async def gather(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
+        """See WeightLender."""
+        self._check_usable()
+        others = [a.gather.remote() for a in self._actors[1:]]
+        first = self._actors[0].lend.remote("gather", max_bucket_bytes)
+        return (await self._results([first, *others]))[0]
+
+    async def lend(self, method: str, arguments: Mapping[int, Sequence[Any]]) -> dict[int, Any]:
+        """Calls a method of the MemoryLender of these ranks, which may be in a step."""
+        self._check_usable()
+        refs = [
+            self._actors[rank].lend.options(concurrency_group=SENDING).remote(method, *args)
+            for rank, args in arguments.items()
+        ]
+        return dict(zip(arguments, await self._results(refs, list(arguments)), strict=True))
 
     async def _send(self, rank: int, method: str, *args: Any) -> Any:
         """A call of the rank's sender that may be served while a step is."""

@@ -56,7 +56,7 @@ class SGLangPool:
             )
         self._leases = Leases(self._slots, concurrency)
         self._max_restarts, self._start_timeout = max_restarts, start_timeout_seconds
-        self._initial_version = initial_version
+        self._initial_version = self._newest = initial_version  # newest: that any confirmed
         self._sleep = sleep
         self._num_changes = self._num_restarts = 0
         self._restarting: set[asyncio.Task[None]] = set()
@@ -120,7 +120,11 @@ class SGLangPool:
         return tuple(self._slots)
 
     def version_of(self, endpoint: str) -> int:
-        return self._slot(endpoint).version
+        """What it serves. One that serves nothing now will have what any other has been given."""
+        return self._version(self._slot(endpoint))
+
+    def _version(self, slot: Slot) -> int:
+        return slot.version if slot.up else max(self._newest, slot.version)
 
     def lease(self, session_id: str | None = None) -> AbstractAsyncContextManager[str]:
         """See `Leases`."""
@@ -133,7 +137,7 @@ class SGLangPool:
             engines=tuple(
                 EngineView(
                     endpoint=slot.endpoint,
-                    version=slot.version,
+                    version=self._version(slot),
                     is_open=slot.is_open,
                     is_leaving=slot.leaving,
                     lost=None if slot.lost is None else str(slot.lost),
@@ -187,6 +191,7 @@ class SGLangPool:
         slot.opened.set()
         if version is not None:
             slot.version = version
+            self._newest = max(self._newest, version)
         self._changed()
 
     async def drained(self, endpoint: str) -> None:
@@ -253,7 +258,7 @@ class SGLangPool:
             num_waiting=self._leases.num_waiting,
             num_restarts=self._num_restarts,
             idle_seconds=self.idle_seconds(),
-            versions=tuple(slot.version for slot in slots),
+            versions=tuple(map(self._version, slots)),
         )
 
     # -- inside ------------------------------------------------------------------------------------

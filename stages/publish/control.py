@@ -88,6 +88,11 @@ class EngineControl:
         """Takes part in one broadcast and loads it; `bucket` is what `bucket_body` made."""
         await self._call("POST", "update_weights_from_distributed", bucket, TRANSFER_SECONDS)
 
+    async def borrow(self, handles: bytes) -> None:
+        """Loads one bucket out of memory that the learner lends it; `handles` is what `tensor_body`
+        made."""
+        await self._call("POST", "update_weights_from_tensor", handles, TRANSFER_SECONDS)
+
     async def load(self, folder: Path, version: int) -> None:
         """Loads a Hugging Face folder. A bad one is refused, and the old weights stay."""
         body = {"model_path": str(folder), "weight_version": str(version), "flush_cache": False}

@@ -58,6 +58,7 @@ class RollingTransport(ABC):
         self._num_bytes = 0
         self._staged: int | None = None  # the version that is staged
         self._delivered: set[str] = set()  # engines that hold what is staged
+        self._reached = asyncio.Event()  # some engine holds it
         self._stall_seconds: dict[str, float] = {}
         # engines whose `resync` found the staged weights gone, and waits for the next push
         self._waiting: dict[str, asyncio.Future[None]] = {}
@@ -75,13 +76,16 @@ class RollingTransport(ABC):
         async with self._lock:
             self._num_bytes = await self._stage(policy_version)
             self._staged, self._delivered, self._stall_seconds = policy_version, set(), {}
+            self._reached.clear()
         return self._copied
 
     async def deliver(self) -> PushResult:
         """See WeightTransport.
 
-        Engines that are being started again are given the weights after all others; those that the
-        pool has lost for good are left out, unless all are."""
+        It does not wait for engines that are being started again, nor for those that it has ended
+        itself: they take no requests before `resync` has brought them what is staged then. Those
+        that the pool has lost for good are left out too. One engine at least has the version in
+        the end."""
         assert self._staged is not None, "deliver() before stage()"
         failed: dict[str, WeightSyncError] = {}
         for wave in split_waves(self._pool.endpoints, self._cluster.push_wave_fraction):
@@ -209,7 +213,8 @@ class RollingTransport(ABC):
 
     async def _deliver(self, endpoint: str, failure: WeightSyncError | None) -> None:
         """Tries until this engine holds what is staged, or its attempts are used up. `failure`: of
-        its wave's attempt. Meanwhile it may restart and be resynced."""
+        its wave's attempt. Where no engine has it yet, one that is being started again is waited
+        for, and is resynced meanwhile."""
         for attempt in range(0 if failure is None else 1, ATTEMPTS + 1):
             if failure is not None:
                 logger.warning(
@@ -223,12 +228,7 @@ class RollingTransport(ABC):
                 if attempt == ATTEMPTS:
                     break
                 await self._sleep(RETRY_SECONDS * 2 ** (attempt - 1))
-            if not await self._pool.settled(endpoint):
-                logger.warning(
-                    "policy version %d leaves out %s: it is lost for good, or elsewhere now",
-                    self._staged,
-                    endpoint,
-                )
+            if not await self._is_back(endpoint):
                 return
             async with self._lock:
                 if endpoint in self._delivered:
@@ -242,6 +242,29 @@ class RollingTransport(ABC):
         )
         raise WeightSyncError(f"{stays}: {failure}") from failure
 
+    async def _is_back(self, endpoint: str) -> bool:
+        """Is there an engine to be given the weights? One that is being started again is waited
+        for, until any engine has them."""
+        if self._pool.is_up(endpoint):
+            return True
+        if not self._reached.is_set():
+            back = asyncio.ensure_future(self._pool.settled(endpoint))
+            others = asyncio.ensure_future(self._reached.wait())
+            try:
+                await asyncio.wait({back, others}, return_when=asyncio.FIRST_COMPLETED)
+                if back.done() and back.result():
+                    return True
+            finally:
+                back.cancel()
+                others.cancel()
+        logger.warning(
+            "policy version %d leaves out %s: it is down, and is given the weights before it takes"
+            " requests, or it is lost for good, or elsewhere now",
+            self._staged,
+            endpoint,
+        )
+        return False
+
     async def _give(self, endpoints: Sequence[str]) -> dict[str, WeightSyncError]:
         """Gives these engines, all at once, what is staged. Returns who did not get it, and why.
 
@@ -254,12 +277,12 @@ class RollingTransport(ABC):
             if endpoint not in failed
         ]
         try:
-            await _each(turns, Turn.begin)
+            await each(turns, Turn.begin)
             ready = [turn for turn in turns if turn.error is None]
-            await _each([turn for turn in turns if turn.error is not None], self._end)
+            await each([turn for turn in turns if turn.error is not None], self._end)
             await self._give_paused(ready)
         finally:
-            await shielded(_each(turns, self._end))
+            await shielded(each(turns, self._end))
         return failed | {turn.endpoint: turn.error for turn in turns if turn.error is not None}
 
     async def _meet(self, endpoints: Sequence[str]) -> dict[str, WeightSyncError]:
@@ -280,7 +303,7 @@ class RollingTransport(ABC):
             team = teams.pop(0)
             await self._load_and_confirm(team)
             again = [turn for turn in team if turn.wants_more] if len(team) > 1 else []
-            await _each([turn for turn in team if turn not in again], self._end)
+            await each([turn for turn in team if turn not in again], self._end)
             if again:
                 logger.warning(
                     "a push to %d engines broke off: %d of them are given everything again",
@@ -298,7 +321,7 @@ class RollingTransport(ABC):
         if members:
             await self._load(members, self._staged)
         version = self._staged
-        await _each(
+        await each(
             [turn for turn in members if turn.error is None and turn.mixed],
             lambda turn: turn.confirm(version),
         )
@@ -308,9 +331,10 @@ class RollingTransport(ABC):
         self._stall_seconds[turn.endpoint] = turn.stall_seconds
         if turn.confirmed is not None:
             self._delivered.add(turn.endpoint)
+            self._reached.set()
 
 
-async def _each(turns: Sequence[Turn], step: Callable[[Turn], Awaitable[None]]) -> None:
+async def each(turns: Sequence[Turn], step: Callable[[Turn], Awaitable[None]]) -> None:
     """One step of all of them, at once. A failure is the turn's own."""
     failures = await settle({turn.endpoint: step(turn) for turn in turns})
     for turn in turns:

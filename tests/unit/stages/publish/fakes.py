@@ -4,7 +4,7 @@ fakes at their seams."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,11 @@ class FakeServer:
         elif path == "update_weights_from_distributed":
             if not self.updating or body["group_name"] not in self.groups:
                 return "no session or no group"
+            self.version = int(body.get("weight_version", self.version))
+            self.weights = self.brings
+        elif path == "update_weights_from_tensor":
+            if not self.updating:
+                return "no session"
             self.version = int(body.get("weight_version", self.version))
             self.weights = self.brings
         elif path == "weights_checker" and body["action"] == "reset_tensors":
@@ -213,6 +218,40 @@ class FakeSender:
 
     async def export_hf(self, path: Path) -> None:
         path.joinpath("model.safetensors").write_bytes(b"x" * 100)
+
+
+class FakeLender:
+    """Handles that say which bucket of which rank they are, and for whom."""
+
+    def __init__(self) -> None:
+        self.gathered: list[int] = []
+        self.lent: list[tuple[int, dict[int, int]]] = []
+        self.out: set[int] = set()  # ranks that have lent something
+        self.failures: list[Exception] = []  # of the next loans
+        self.closed = False
+
+    async def gather(self, max_bucket_bytes: int) -> list[list[tuple[str, str, list[int]]]]:
+        self.gathered.append(max_bucket_bytes)
+        return METAS
+
+    async def lend(
+        self, bucket: int, metas: Sequence[tuple[str, str, list[int]]], readers: Mapping[int, int]
+    ) -> dict[int, list[bytes]]:
+        assert not self.out and metas == METAS[bucket]
+        self.out = set(readers)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.lent.append((bucket, dict(readers)))
+        return {
+            rank: [f"bucket {bucket} of rank {rank}, {i}".encode() for i in range(count)]
+            for rank, count in readers.items()
+        }
+
+    async def take_back(self, ranks: Iterable[int]) -> None:
+        self.out -= set(ranks)
+
+    async def close(self) -> None:
+        self.closed = True
 
 
 @asynccontextmanager
