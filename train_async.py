@@ -24,16 +24,18 @@ async def train(run: Runner) -> None:
     # beside the loop below.
     async with run, run.producing():
         for rollout_id in run.rollouts():
-            groups = await run.take(rollout_id)  # waits only for groups whose deadline is due
-            # advantages per group, micro-batches by token budget
-            batch = run.batch(rollout_id, groups)
-            # old log-probs recomputed, clipped loss, TIS against the rollout log-probs
-            result = await run.learn(batch)
-            # every N rollouts: staged, then given to engines while the next rollout is trained
-            pushed = await run.push(rollout_id)
-            run.record(rollout_id, groups, batch, result, pushed)
-            run.evaluate(rollout_id)  # beside training, stamped with its policy versions
-            await run.save(rollout_id)
+            # a learner that dies in here is restored, and the loop goes on at its checkpoint
+            async with run.surviving():
+                groups = await run.take(rollout_id)  # waits only for groups whose deadline is due
+                # advantages per group, micro-batches by token budget
+                batch = run.batch(rollout_id, groups)
+                # old log-probs recomputed, clipped loss, TIS against the rollout log-probs
+                result = await run.learn(batch)
+                # every N rollouts: staged, then given to engines while the next rollout is trained
+                pushed = await run.push(rollout_id)
+                run.record(rollout_id, groups, batch, result, pushed)
+                run.evaluate(rollout_id)  # beside training, stamped with its policy versions
+                await run.save(rollout_id)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "train_async.py") -> None:

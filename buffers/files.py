@@ -1,4 +1,5 @@
-"""A buffer's directory, opened: its journal, its segments, and what an earlier process left."""
+"""A buffer's directory, opened: its journal, its segments, and what an earlier process left, or an
+earlier learner."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buffers.durability import GroupCommit
-from buffers.journal import FILE_NAME, Journal
+from buffers.journal import FILE_NAME, Journal, read_journal
 from buffers.ledger import Ledger
 from buffers.recovery import Recovery
 from buffers.segments import SegmentStore
@@ -46,14 +47,7 @@ def open_files(
     journal = Journal(
         path, flush_each=durability != "memory", num_entries=ledger.num_entries if ledger else 0
     )
-    recovery = Recovery(
-        ledger,
-        journal,
-        clock,
-        restored_from,
-        max_times_sampled=config.max_times_sampled,
-        keep_last=config.keep_last_rollouts,
-    )
+    recovery = _recovery(ledger, journal, config, clock, restored_from)
     store = SegmentStore(
         directory,
         max_segment_bytes,
@@ -62,9 +56,54 @@ def open_files(
         first_id=recovery.next_segment(),
     )
     store.sync_when_sealed = durability == "fsync"
+    commit = GroupCommit(lambda: store.sync(journal.fd)) if store.sync_when_sealed else None
+    return _restored(journal, store, recovery, config, clock, commit)
+
+
+def rewind_files(
+    files: BufferFiles, config: AsyncConfig, clock: RolloutClock, restored_from: str | None
+) -> BufferFiles:
+    """What is left when the run goes back to a checkpoint and does not end: what a process that
+    opens the directory would find, in the files as they are open. Groups may be written to them
+    before and after."""
+    journal, store = files.journal, files.stored.store
+    journal.flush()
+    entries, _ = read_journal(journal.path)
+    recovery = _recovery(Ledger(entries), journal, config, clock, restored_from)
+    store.keep_only(recovery.places())
+    return _restored(journal, store, recovery, config, clock, files.commit)
+
+
+def _recovery(
+    ledger: Ledger | None,
+    journal: Journal,
+    config: AsyncConfig,
+    clock: RolloutClock,
+    restored_from: str | None,
+) -> Recovery:
+    return Recovery(
+        ledger,
+        journal,
+        clock,
+        restored_from,
+        max_times_sampled=config.max_times_sampled,
+        keep_last=config.keep_last_rollouts,
+    )
+
+
+def _restored(
+    journal: Journal,
+    store: SegmentStore,
+    recovery: Recovery,
+    config: AsyncConfig,
+    clock: RolloutClock,
+    commit: GroupCommit | None,
+) -> BufferFiles:
     recovery.forget_what_is_gone(store)
     stored = StoredGroups(
-        store, frees_at_once=durability == "memory", keep_last=config.keep_last_rollouts
+        store,
+        frees_at_once=config.buffer_durability == "memory",
+        keep_last=config.keep_last_rollouts,
     )
     replayable = recovery.replayable(store)
     stored.restore(
@@ -72,7 +111,6 @@ def open_files(
         {entry.candidate.group_index: place for entry, place in replayable},
         recovery.done(store),
     )
-    commit = GroupCommit(lambda: stored.sync(journal.fd)) if store.sync_when_sealed else None
     return BufferFiles(
         journal=journal,
         stored=stored,

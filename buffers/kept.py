@@ -25,8 +25,13 @@ class KeptRollouts:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
-    def recall(self, group_index: int) -> Literal["complete", "discarded"] | None:
+    def recall(
+        self, group_index: int, *, under_way: bool = False
+    ) -> Literal["complete", "discarded"] | None:
         return None
+
+    def rewind(self, restored_from: str | None) -> None:
+        """Rollouts are read by their number, which the clock has."""
 
     async def put(self, group: Group) -> None:
         self._nothing_generates()

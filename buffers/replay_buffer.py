@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from buffers.encoded import encode_group
-from buffers.files import open_files
+from buffers.files import BufferFiles, open_files, rewind_files
 from buffers.journal import ProgressLines
 from buffers.ledger import Ledger
 from buffers.policy import make_decisions
@@ -24,7 +24,7 @@ from buffers.statistics import BufferCounts, BufferStatistics
 from buffers.userfilter import UserFilter
 from configs.schema import AsyncConfig
 from pipeline.core.encoded_group import EncodedGroup
-from pipeline.core.errors import ReplayBufferError
+from pipeline.core.errors import ReplayBufferError, RewoundError
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Admission, Group
 from pipeline.schedule.clock import RolloutClock
@@ -64,30 +64,51 @@ class ReplayBuffer:
         before they were admitted; those staler than the bound are given back, where they would
         otherwise be an error. `seed`: of the random selectors. Raises ReplayBufferError when the
         directory cannot be written."""
-        self._clock = clock
+        self._clock, self._config, self._seed = clock, config, seed
         self._max_bytes, self._priority = config.buffer_max_bytes, priority
         self._user_filter, self._made_ahead = user_filter, made_ahead
         self._counts_lengths = made_ahead or config.stale_policy != "wait"
-        files = open_files(
-            directory,
-            config,
-            clock,
-            max_segment_bytes=max_segment_bytes,
-            ledger=ledger,
-            restored_from=restored_from,
-        )
-        self._journal, self._stored, self._recovery = files.journal, files.stored, files.recovery
-        self._commit = files.commit
-        self._decisions = make_decisions(config, clock, seed=seed, replayable=files.replayable)
+        self._num_rewinds = 0
         self._staleness = StalenessCheck(clock)
+        self._use(
+            open_files(
+                directory,
+                config,
+                clock,
+                max_segment_bytes=max_segment_bytes,
+                ledger=ledger,
+                restored_from=restored_from,
+            )
+        )
         self._taking: int | None = None  # the rollout that `take` waits for
         self._settling = 0  # how many wait until all that is admitted is complete
         self._reading: frozenset[int] = frozenset()
         self._closed = False
         self._window, self._room, self._arrival = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._counts = BufferCounts(time or MonotonicTime())
-        self._progress = ProgressLines(self._journal, clock)
         clock.subscribe(self._clock_moved)
+
+    def _use(self, files: BufferFiles) -> None:
+        """Goes on from what is in the files, and where the clock is."""
+        self._files = files
+        self._journal, self._stored, self._recovery = files.journal, files.stored, files.recovery
+        self._commit = files.commit
+        self._decisions = make_decisions(
+            self._config, self._clock, seed=self._seed, replayable=files.replayable
+        )
+        self._progress = ProgressLines(files.journal, self._clock)
+
+    def rewind(self, restored_from: str | None) -> None:
+        """The run goes back to a checkpoint, or (None) to its beginning, and does not end: load
+        the clock first, and let nothing happen in between. Afterwards it is as after a restart
+        (see `ledger`), but that a group may still be under way: whoever makes it says so to
+        `recall`."""
+        self._check_open()
+        self._num_rewinds += 1
+        self._staleness.rewound()
+        self._use(rewind_files(self._files, self._config, self._clock, restored_from))
+        for event in (self._window, self._room, self._arrival):
+            _pulse(event)
 
     # -- the generating side
 
@@ -111,12 +132,17 @@ class ReplayBuffer:
                     await self._window.wait()
         return admission
 
-    def recall(self, group_index: int) -> Literal["complete", "discarded"] | None:
+    def recall(
+        self, group_index: int, *, under_way: bool = False
+    ) -> Literal["complete", "discarded"] | None:
         """Call this for every admission before generating. A group that was complete or given back
-        before a crash is so again after this call; None means that it must be generated."""
+        before a crash is so again after this call; None means that it must be generated, or is
+        (`under_way`) since before a rewind, whose lost versions count in its staleness."""
         self._check_open()
         account = self._recovery.pop(group_index)
         if account is None:
+            if under_way:
+                self._staleness.excuse(group_index)
             return None
         if account.discarded is not None:
             self._give_back(group_index, account.discarded, retry=account.retried)
@@ -140,9 +166,11 @@ class ReplayBuffer:
         What a returned `put` promises is `--buffer-durability`: `memory`, nothing after this
         process; `process`, the group survives the death of any process at any instant (kill -9),
         not that of the machine; `fsync`, power loss too (one fsync serves all that wait for one).
-        Raises ReplayBufferError when the group was never admitted, or cannot be written."""
+        Raises ReplayBufferError when the group was never admitted, or cannot be written;
+        RewoundError when it was not written yet as the run went back. One that was then is
+        recalled."""
         self._check_expected(group)
-        group_index = group.group_index
+        group_index, num_rewinds = group.group_index, self._num_rewinds
         await self._wait_for_room(group)
         if self._decisions.is_late(group_index):
             self._remove_late(group_index, group.response_lengths)
@@ -153,6 +181,8 @@ class ReplayBuffer:
         self._journal.append({"t": "put", "g": group_index, **place, "p": priority, "w": oldest})
         if self._commit is not None:
             await self._commit()
+            if num_rewinds != self._num_rewinds:
+                return
             self._check_expected(group)
         self._stored.place(group_index, at)
         self._become_ready(group_index, priority, oldest)
@@ -377,10 +407,13 @@ class ReplayBuffer:
         if self._has_room(group):
             return
         self._counts.num_limited += 1
+        num_rewinds = self._num_rewinds
         try:
             with self._counts.waiting("put"):
                 while not self._has_room(group):
                     await self._room.wait()
+                    if num_rewinds != self._num_rewinds:
+                        raise RewoundError(f"group {group.group_index} was not stored yet")
                     self._check_expected(group)
         finally:
             self._counts.num_limited -= 1

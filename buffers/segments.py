@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,9 +61,7 @@ class SegmentStore:
         self._directory, self._max_bytes, self._keep = directory, max_segment_bytes, keep
         directory.mkdir(parents=True, exist_ok=True)
         self._segments: dict[int, _Segment] = {}
-        wanted: dict[int, set[int]] = {}  # offsets by segment
-        for place in live:
-            wanted.setdefault(place.segment, set()).add(place.offset)
+        wanted = _offsets(live)
         self._next_id = first_id
         for path in sorted(directory.glob("segment-*.arrow")):
             number = int(path.stem.removeprefix("segment-"))
@@ -120,10 +118,29 @@ class SegmentStore:
         segment = self._segments.get(location.segment)
         return segment is not None and location.offset + location.num_bytes <= segment.num_bytes
 
-    def duplicate_descriptor(self) -> int | None:
-        """A second descriptor of the segment that is written to. It is for an fsync in another
-        thread, which must close it. Sealed segments were synced when they were sealed."""
-        return None if self._open is None or self._open.fd is None else os.dup(self._open.fd)
+    def sync(self, journal_fd: int) -> Callable[[], None]:
+        """Brings the journal and everything appended until now to the disk: returns the part that
+        a thread can do. Sealed segments were synced when they were sealed."""
+        open_fd = None if self._open is None else self._open.fd
+        descriptors = [os.dup(fd) for fd in (open_fd, journal_fd) if fd is not None]
+
+        def sync() -> None:
+            try:
+                for fd in descriptors:
+                    os.fsync(fd)
+            finally:
+                for fd in descriptors:
+                    os.close(fd)
+
+        return sync
+
+    def keep_only(self, live: Iterable[Location]) -> None:
+        """These batches are wanted and no others, as if the directory were opened again."""
+        wanted = _offsets(live)
+        for number, segment in list(self._segments.items()):
+            segment.live = wanted.get(number, set())
+            if segment.fd is None and not segment.live:
+                self._delete(number)
 
     def free(self, location: Location) -> None:
         """Nobody will read this batch again. Views of it that exist stay valid."""
@@ -174,6 +191,14 @@ class SegmentStore:
     def _delete(self, segment_id: int) -> None:
         if not self._keep:
             self._segments.pop(segment_id).path.unlink()
+
+
+def _offsets(places: Iterable[Location]) -> dict[int, set[int]]:
+    """By segment."""
+    out: dict[int, set[int]] = {}
+    for place in places:
+        out.setdefault(place.segment, set()).add(place.offset)
+    return out
 
 
 def encode(batch: pa.RecordBatch) -> bytearray:

@@ -19,9 +19,13 @@ class StalenessCheck:
         self.highest = 0  # of any token of a consumed group, in policy versions
 
     def excuse(self, group_index: int) -> None:
-        """The group was recalled after a crash. Versions that were lost in it count, so the group
-        may be staler than the bound."""
+        """The group was recalled after a crash, or was under way when the learner was lost.
+        Versions that were lost count, so the group may be staler than the bound."""
         self._recalled.add(group_index)
+
+    def rewound(self) -> None:
+        """What was recalled is recalled anew, if it is not trained."""
+        self._recalled.clear()
 
     def is_excused(self, group_index: int) -> bool:
         return group_index in self._recalled

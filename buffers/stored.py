@@ -4,8 +4,7 @@ go."""
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from buffers.decoding import from_batch
@@ -101,23 +100,6 @@ class StoredGroups:
                 since_pause = 0
                 await asyncio.sleep(0)
         return groups
-
-    def sync(self, journal_fd: int) -> Callable[[], None]:
-        """Brings the journal and everything written until now to the disk: returns the part that a
-        thread can do."""
-        descriptors = [
-            fd for fd in (self.store.duplicate_descriptor(), os.dup(journal_fd)) if fd is not None
-        ]
-
-        def sync() -> None:
-            try:
-                for fd in descriptors:
-                    os.fsync(fd)
-            finally:
-                for fd in descriptors:
-                    os.close(fd)
-
-        return sync
 
     def _free(self) -> None:
         end = min(self._num_committed, self._num_rollouts - self._keep_last)

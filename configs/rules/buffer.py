@@ -64,6 +64,10 @@ def fixed_staleness(config: Config) -> Iterator[str]:
             r.rollout_function_path is not None,
             "it generates before groups are admitted",
         ),
+        "--use-fault-tolerance": (
+            config.cluster.use_fault_tolerance,
+            "what is kept when the learner is restored is older by the versions that were lost",
+        ),
     }
     for flag, (given, why) in wrong.items():
         if given:

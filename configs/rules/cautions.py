@@ -17,6 +17,7 @@ def cautions(config: Config) -> Iterator[str]:
     yield from _unused(config)
     yield from _own_rewards(config)
     yield from _router_policy(config)
+    yield from _restores_from_the_beginning(config)
 
 
 def _deterministic(config: Config) -> Iterator[str]:
@@ -106,6 +107,15 @@ def _own_rewards(config: Config) -> Iterator[str]:
         yield (
             f"--custom-generate-function-path {generate} without --rm-type or --custom-rm-path: it"
             " must set sample.reward itself, a sample without one has failed"
+        )
+
+
+def _restores_from_the_beginning(config: Config) -> Iterator[str]:
+    if config.cluster.use_fault_tolerance and not config.run.save_interval:
+        yield (
+            "--use-fault-tolerance without --save-interval: nothing is saved before the end, so a"
+            " learner that dies begins again at the first rollout. --save-interval 20, say, loses"
+            " 20 rollouts at most"
         )
 
 

@@ -64,6 +64,7 @@ _AT_LEAST_0 = (
     "engine_restarts",
     "num_rollout_workers",
     "rollout_worker_restarts",
+    "learner_restarts",
     "lr_warmup_iters",
     "sft_steps",
     "sft_decay_steps",

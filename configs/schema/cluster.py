@@ -28,6 +28,9 @@ class ClusterConfig:
     num_rollout_workers: int = 0
     # how often all rollout workers together may be started again
     rollout_worker_restarts: int = 3
+    # restores a learner that dies, on free devices and from the last checkpoint; engines go on
+    use_fault_tolerance: bool = False
+    learner_restarts: int = 3  # how often it may be restored; only with --use-fault-tolerance
     sglang_server_concurrency: int = 512  # how many requests may be in flight at one engine
     # where the router listens: SGLang's /generate in front of all engines, for your own functions
     sglang_router_ip: str = "127.0.0.1"

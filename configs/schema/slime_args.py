@@ -142,7 +142,6 @@ def counterparts(config: Config) -> dict[str, Any]:
         "rollout_external": bool(cluster.rollout_external_engine_addrs),
         "sglang_tp_size": config.tensor_ranks_of_an_engine,
         "sglang_enable_deterministic_inference": config.seeds_requests,
-        "use_fault_tolerance": True,
         "no_save_optim": not config.run.save_optim,
         "use_critic": a.advantage_estimator == "ppo",
         "balance_by_flops": a.balance_data,

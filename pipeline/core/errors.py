@@ -85,6 +85,11 @@ class UnstorableSamplesError(ReplayBufferError):
         super().__init__(f"group {group_index}, its sample {place}: {reason}")
 
 
+class RewoundError(ReplayBufferError):
+    """The run went back to a checkpoint while this group waited to be stored: nothing of it was
+    written, and it is stored when it is admitted again."""
+
+
 class BufferCorruption(ReplayBufferError):  # noqa: N818
     """A segment does not hold what its checksum or schema says. Names file and offset."""
 
@@ -100,6 +105,11 @@ class StaleWeightsError(WeightSyncError):
 
 class LearnerError(SlipstreamError):
     """The learner refused or failed a step (NaN loss, a dead rank, ...)."""
+
+
+class LearnerLostError(LearnerError):
+    """A learner rank died or broke, and the weights are gone with it: what is left is the last
+    checkpoint."""
 
 
 class DiskFullError(SlipstreamError):

@@ -122,9 +122,15 @@ class Buffer(Protocol):
     async def admit(self) -> Admission:
         """The right of the next group to generate. Waits while K + 1 rollouts are under way."""
 
-    def recall(self, group_index: int) -> Literal["complete", "discarded"] | None:
+    def recall(
+        self, group_index: int, *, under_way: bool = False
+    ) -> Literal["complete", "discarded"] | None:
         """What a crash left of this group; asked once after its admission. None means that it must
-        be generated."""
+        be generated, or is already (`under_way`) since before a rewind."""
+
+    def rewind(self, restored_from: str | None) -> None:
+        """The run goes back to this checkpoint (None: to its beginning), where the clock is
+        already. What was trained since is offered again."""
 
     def discard(self, group_index: int, reason: str) -> None:
         """The group failed for good, or a filter removed it: its slot becomes a new admission."""

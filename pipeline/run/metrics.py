@@ -4,8 +4,8 @@ of the rows of metrics.jsonl.
 Pure: nothing here does I/O, and time is a parameter. A record is a flat dict of scalars (but for a
 train record's `histograms`); its `kind` is one of train (one rollout trained on), eval (one data
 set evaluated), push (one weight push completed), engine (the pool: `event` is start | death |
-restart | lost | drained | stats), wait (nothing was trained for long: who is awaited, what was
-dropped), sample (what the model said, see samples.py)."""
+restart | lost | drained | stats), learner (`event` is restore), wait (nothing was trained for long:
+who is awaited, what was dropped), sample (what the model said, see samples.py)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.core.types import EvalResult, Group, PushResult, Sample, Status, S
 from pipeline.run.utilisation import Lap
 from stages.advantage.rewards import rollout_ids
 
-Kind = Literal["train", "eval", "push", "engine", "wait", "sample"]
+Kind = Literal["train", "eval", "push", "engine", "learner", "wait", "sample"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Record = dict[str, Any]
 

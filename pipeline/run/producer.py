@@ -4,7 +4,11 @@ buffer.
 A `MakeGroup` does what lies between prompt and buffer, here or in a rollout worker.
 Consumes: prompts of the source, admissions of the clock. Waits for: a free admission slot.
 Unblocked by: a release (the learner finished a rollout and its push, if due, is confirmed) or a
-group that gave its slot back."""
+group that gave its slot back.
+
+When the run goes back to a checkpoint (`rewind`) groups under way are not given up: one that is
+admitted at the checkpoint goes on under that admission, and one that was admitted after it goes on
+too, and waits, when it is made, to be admitted again."""
 
 from __future__ import annotations
 
@@ -12,10 +16,11 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pipeline.core.encoded_group import EncodedGroup
-from pipeline.core.errors import CheckpointError, GenerateError, UserFunctionError
+from pipeline.core.errors import CheckpointError, GenerateError, RewoundError, UserFunctionError
 from pipeline.core.format import counted
 from pipeline.core.protocols import Buffer, Source
 from pipeline.core.tally import Tally
@@ -51,6 +56,9 @@ class Producer:
         # by prompt index, of those not yet consumed: what a restart generates again
         self._prompts: dict[int, list[Sample]] = {}
         self._resumed: list[Admission] = []  # admitted before a restart
+        self._groups: asyncio.TaskGroup | None = None  # once it runs
+        self._under_way: set[int] = set()  # groups that have a task
+        self._admitted = asyncio.Event()  # pulsed when a group under way is admitted again
         self._failures_in_a_row = 0
         self._given_up = defaultdict[str, Tally](lambda: Tally(logger, "group", "given up"))
         # samples_generated, samples_failed, samples_timed_out, samples_unjudged, groups_retried,
@@ -59,22 +67,39 @@ class Producer:
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as groups:
-            for admission in self._resumed:
-                if not self._recalled(admission):
-                    groups.create_task(self._produce(admission))
+        async with asyncio.TaskGroup() as self._groups:
+            self._resume(self._groups)
             while True:
                 admission = await self._buffer.admit()
                 self._prepare(admission)
-                if not self._recalled(admission):
-                    groups.create_task(self._produce(admission))
+                self._begin(admission, self._groups)
                 # let the group send its requests before the next is admitted
                 await asyncio.sleep(0)
+
+    def _resume(self, groups: asyncio.TaskGroup) -> None:
+        resumed, self._resumed = self._resumed, []
+        for admission in resumed:
+            self._begin(admission, groups)
+
+    def _begin(self, admission: Admission, groups: asyncio.TaskGroup) -> None:
+        """Generates the group, unless it is recalled or under way since before a rewind."""
+        index = admission.group_index
+        if self._recalled(admission):
+            return
+        if index in self._under_way:
+            self._admitted.set()
+            self._admitted.clear()
+            return
+        self._under_way.add(index)
+        prompts = self._prompts[admission.prompt_index]
+        task = groups.create_task(self._produce(admission, prompts))
+        task.add_done_callback(lambda _: self._under_way.discard(index))
 
     def _recalled(self, admission: Admission) -> bool:
         """Does the crash before a restart leave this group complete or given back? Then it need not
         be generated."""
-        found = self._buffer.recall(admission.group_index)
+        index = admission.group_index
+        found = self._buffer.recall(index, under_way=index in self._under_way)
         if found is not None:
             self.counts[f"groups_recalled_{found}"] += 1
         return found is not None
@@ -85,10 +110,11 @@ class Producer:
         samples = self._source.get_samples(1)[0] if known is None else known
         self._prompts[admission.prompt_index] = self._number(admission.group_index, samples)
 
-    async def _produce(self, admission: Admission) -> None:
+    async def _produce(self, admission: Admission, prompts: list[Sample]) -> None:
         """Takes one group from its prompt to the buffer, or gives its slot back."""
-        made = await self._make(admission, self._prompts[admission.prompt_index])
+        made = await self._make(admission, prompts)
         self.counts.update(made.counts)
+        admission = await self._admission_of(admission.group_index)
         if made.failed:
             self._give_up(admission, made.failed)
             return
@@ -100,7 +126,22 @@ class Producer:
             self._give_back(admission, f"filtered: {made.filtered}")
             return
         with self._watchdog.beside("group", admission.group_index, "put"):
-            await self._buffer.put_encoded(made.group)
+            await self._put(made.group)
+
+    async def _admission_of(self, group_index: int) -> Admission:
+        """The admission that holds now. After a rewind the group may have to wait for it."""
+        while (admission := self._clock.outstanding.get(group_index)) is None:
+            await self._admitted.wait()
+        return admission
+
+    async def _put(self, group: EncodedGroup) -> None:
+        while True:
+            admission = await self._admission_of(group.group_index)
+            try:
+                await self._buffer.put_encoded(replace(group, deadline=admission.deadline))
+            except RewoundError:
+                continue
+            return
 
     def _give_up(self, admission: Admission, failed: tuple[str, ...]) -> None:
         """Names and counts a group that failed for good. It is never trained as if its reward were
@@ -130,6 +171,13 @@ class Producer:
         return samples
 
     # -- resume ------------------------------------------------------------------------------------
+
+    def rewind(self, state: Mapping[str, Any]) -> None:
+        """The run goes back to where this state was taken, and clock and buffer are there already.
+        What is under way stays so."""
+        self.load_state_dict(state)
+        if self._groups is not None:
+            self._resume(self._groups)
 
     def forget(self) -> None:
         """Drops the prompts that a restart need not generate again: those trained on, and those

@@ -274,6 +274,10 @@ class Recorder:
         drained | stats."""
         self._telemetry.emit("engine", event=event, **fields, wall_seconds=self.wall_seconds)
 
+    def learner(self, event: str, **fields: Any) -> None:
+        """Records what happened to the learner. event: restore."""
+        self._telemetry.emit("learner", event=event, **fields, wall_seconds=self.wall_seconds)
+
     def waits(self, news: Silence | Blocked) -> None:
         """Reports that nothing was trained for long: in words to log and terminal, in fields to the
         records."""

@@ -6,6 +6,7 @@ release."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Protocol
@@ -31,7 +32,8 @@ class MakeGroups(Protocol):
 
 class RolloutProducer:
     """Takes the place of `Producer`: groups come scored and chosen from the function, and nothing
-    is tried again. A restart asks it for what is missing."""
+    is tried again. A restart asks it for what is missing, and so does a rewind: the call that is
+    under way then is called off."""
 
     def __init__(
         self,
@@ -47,10 +49,27 @@ class RolloutProducer:
         self._source, self._make, self._reward = source, make, reward
         self._buffer, self._clock, self._watchdog = buffer, clock, watchdog
         self._resumed: list[Admission] = []  # admitted before a restart
+        self._rewound = asyncio.Event()
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Only cancellation ends it."""
+        while True:
+            self._rewound.clear()
+            life = asyncio.ensure_future(self._fill())
+            rewound = asyncio.ensure_future(self._rewound.wait())
+            try:
+                await asyncio.wait({life, rewound}, return_when=asyncio.FIRST_COMPLETED)
+                if life.done():
+                    return life.result()
+            finally:
+                for task in (life, rewound):
+                    task.cancel()
+                await asyncio.wait({life, rewound})
+                if not life.cancelled():
+                    life.exception()  # of what failed as it was called off: seen
+
+    async def _fill(self) -> None:
         pending = [a for a in self._resumed if not self._recalled(a)]
         while True:
             if not pending:
@@ -104,6 +123,12 @@ class RolloutProducer:
         )
         with self._watchdog.beside("group", admission.group_index, "put"):
             await self._buffer.put(group)
+
+    def rewind(self, state: Mapping[str, Any]) -> None:
+        """The run goes back to where this state was taken, and clock and buffer are there
+        already."""
+        self.load_state_dict(state)
+        self._rewound.set()
 
     def forget(self) -> None:
         """Nothing is kept of what was trained on."""

@@ -90,6 +90,11 @@ def plan(nodes: Sequence[Node], wanted: Wanted) -> Plan:
     return min(found, key=lambda p: sum(map(len, p.engines)))
 
 
+def plan_learner(nodes: Sequence[Node], wanted: Wanted) -> tuple[Place, ...] | None:
+    """Where the learner finds room among what is free now; None where it does not."""
+    return _Room(_in_order(nodes, wanted.num_gpus_per_node)).learner(wanted)
+
+
 def plan_engine(
     nodes: Sequence[Node], devices: int, num_gpus_per_node: int | None = None
 ) -> tuple[Place, ...] | None:

@@ -20,6 +20,7 @@ _X_AXIS = {
     "eval": "rollout_id",
     "push": "policy_version",
     "engine": "wall_seconds",
+    "learner": "wall_seconds",
     "wait": "wall_seconds",
     "sample": "rollout_id",
 }

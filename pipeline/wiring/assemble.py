@@ -25,11 +25,12 @@ from pipeline.run.equal_rewards import EqualRewards
 from pipeline.run.group_maker import MakeGroup
 from pipeline.run.lookout import Lookout
 from pipeline.run.loop_lag import LoopLag
+from pipeline.run.parts import Parts
 from pipeline.run.pool_channel import PoolChannel
 from pipeline.run.producer import Producer
 from pipeline.run.recorder import LogRollout, Recorder
 from pipeline.run.rollout_producer import RolloutProducer
-from pipeline.run.runner import Parts, Runner
+from pipeline.run.runner import Runner
 from pipeline.run.watchdog import Watchdog
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.batcher import Batcher
@@ -162,6 +163,8 @@ def _assemble(site: RunContext, started_at: float, undo: ExitStack, watchdog: Wa
             save_batch=lambda batch: save_batch(batch, site.run_dir.path),
             save_rollout=saver(config),
             saves=not config.run.debug_rollout_only,
+            snapshot=site.snapshot,
+            restore_learner=backend.restore_learner,
             evaluator=build_evaluator(config, site.args, backend, scorers, source),
             recorder=recorder,
             watchdog=watchdog,

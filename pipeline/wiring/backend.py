@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.core.flops import TOKENS, Cost
 from pipeline.core.protocols import Generate, Learner, Tokenizer, WeightTransport
@@ -29,6 +30,9 @@ class Backend:
     # num_engines, num_healthy, num_running, num_restarts
     engine_counts: Callable[[], Mapping[str, int]]
     start: Callable[[], Awaitable[None]]
+    # new ranks for a learner that is lost, with the weights of a checkpoint; None: with those that
+    # the run began with
+    restore_learner: Callable[[Path | None], Awaitable[None]]
     close: Callable[[], Awaitable[None]]
     kill_now: Callable[[], None]
     workers: RolloutGroup | None = None  # with --num-rollout-workers: they make the groups

@@ -76,6 +76,11 @@ def mock_backend(site: RunContext) -> Backend:
         if site.snapshot is not None:
             await learner.load(site.snapshot)
 
+    async def restore_learner(snapshot: Path | None) -> None:
+        await learner.restart()
+        if snapshot is not None:
+            await learner.load(snapshot)
+
     async def close() -> None:
         await router.close()
         if workers is not None:
@@ -101,6 +106,7 @@ def mock_backend(site: RunContext) -> Backend:
         engine_counts=lambda: counts_of(pool),
         membership=Membership(pool, pool.make_engine, None, used=range(config.num_engines)),
         start=start,
+        restore_learner=restore_learner,
         close=close,
         kill_now=kill_now,
         workers=workers,

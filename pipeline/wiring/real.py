@@ -6,16 +6,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from pipeline.core.engine_auth import engine_headers
 from pipeline.core.flops import read_cost
 from pipeline.models.resolve import resolve_checkpoint
-from pipeline.run.warmup import warm_up
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
@@ -39,6 +37,7 @@ from pipeline.wiring.generation import (
     read_vision,
     real_bench,
 )
+from pipeline.wiring.learner_life import LearnerLife
 from pipeline.wiring.learner_settings import learner_settings
 from pipeline.wiring.model_checks import check_model
 from pipeline.wiring.rollout_workers import make_workers, oldest_version
@@ -48,12 +47,10 @@ from pipeline.workers.lent_memory import LentMemory
 from pipeline.workers.pools import Pools
 from pipeline.workers.ray_cluster import ray_address
 from pipeline.workers.turns import TurnTaking
-from stages.batch import make_batch
 from stages.engine.memory import EngineMemory
 from stages.engine.scratch import sweep_stale
 from stages.generate.through_router import ThroughRouter
 from stages.publish import make_transport
-from stages.source import answered, build_source, sft_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +102,9 @@ def real_backend(site: RunContext) -> Backend:
         headers=headers,
     )
 
-    pairs = _warmup_pairs(site, tokenizer)
+    life = LearnerLife(
+        site, learner, transport, tokenizer, engines=engines, leaves_devices=share.train
+    )
 
     async def start() -> None:
         """Starts engines and learner side by side; then brings the learner's weights to every
@@ -116,9 +115,7 @@ def real_backend(site: RunContext) -> Backend:
         )
 
         async def bring_up() -> None:
-            await _bring_up(site, learner, pairs)
-            if share.train:
-                await learner.offload()
+            await life.begin()
             up.set()
 
         if run.debug_rollout_only:
@@ -189,6 +186,7 @@ def real_backend(site: RunContext) -> Backend:
         engine_counts=lambda: counts_of(pool),
         membership=make_membership(site, pool, transport, served or folder, device, pools),
         start=start,
+        restore_learner=life.restore,
         close=close,
         kill_now=kill_now,
         workers=workers,
@@ -197,40 +195,6 @@ def real_backend(site: RunContext) -> Backend:
             folder, shares_prompts=device == "cpu" or find_spec("transformer_engine") is None
         ),
     )
-
-
-def _warmup_pairs(site: RunContext, tokenizer: Any) -> Iterator[tuple[list[int], list[int]]] | None:
-    """The pairs of the warm-up, judged before anything starts. None where there is no warm-up."""
-    config = site.config
-    if site.snapshot is not None or not config.warmup.sft_steps:
-        return None
-    source = build_source(
-        config.warmup.sft_data or config.data.prompt_data,
-        config.data,
-        1,
-        config.rollout.rollout_max_prompt_len,
-        tokenizer,
-        # A procedural task is seeded apart from the rollouts: the warm-up must not show their
-        # prompts.
-        seed=config.data.rollout_seed + 1,
-        judge=answered,
-    )
-    return sft_pairs(source, tokenizer)
-
-
-async def _bring_up(
-    site: RunContext, learner: LearnerGroup, pairs: Iterator[tuple[list[int], list[int]]] | None
-) -> None:
-    config = site.config
-    await learner.start()
-    if site.snapshot is not None:
-        await learner.load(site.snapshot)
-        return
-    if pairs is not None:
-        cut = partial(make_batch, micro_batch_size=config.algorithm.samples_of_a_micro_batch)
-        await warm_up(
-            learner, pairs, config.warmup, config.algorithm, config.data_parallel_size, cut
-        )
 
 
 async def _after_start(pools: Pools, begin: Callable[[], Awaitable[None]]) -> None:

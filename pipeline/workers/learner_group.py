@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.batch_share import batch_shares, step_shares
-from pipeline.core.devices import has_gpu
-from pipeline.core.errors import LearnerError, SlipstreamError, UserFunctionError
+from pipeline.core.errors import LearnerLostError, SlipstreamError, UserFunctionError
 from pipeline.core.types import OptimizerStep, StepResult, TrainBatch
-from pipeline.schedule.placement import Place, Wanted
-from pipeline.workers.pools import Pools, Where, actor_environment
-from pipeline.workers.rank_actor import RankActor, Seat, awaited
-from pipeline.workers.rank_senders import ANSWER_SECONDS, SENDING, RankSenders, absolute
+from pipeline.schedule.placement import Wanted
+from pipeline.workers.pools import Pools, Where
+from pipeline.workers.rank_actor import awaited
+from pipeline.workers.rank_launch import in_order, make_actors, on_gpu, seat
+from pipeline.workers.rank_senders import ANSWER_SECONDS, RankSenders, absolute
 from pipeline.workers.ray_cluster import ray_address
 from pipeline.workers.store_size import object_store_bytes
 from stages.learn.settings import LearnerSettings
@@ -31,8 +31,8 @@ class LearnerGroup(RankSenders):
     holding the event loop.
 
     A refused step raises the ranks' LearnerError and leaves them alive. A rank that dies or breaks
-    raises LearnerError with its last lines at once, and takes the others with it: they would wait
-    for it in a collective."""
+    raises LearnerLostError with its last lines at once, and takes the others with it: they would
+    wait for it in a collective. After that only `restart` is of use."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class LearnerGroup(RankSenders):
         super().__init__(answer_seconds)
         self._settings, self._owns_pools = settings, pools is None
         self._pools = pools or learner_pools(settings)
-        self._pids: list[int] = []
+        self._seats: list[Where] = []  # of every rank
         self._dp_ranks: list[int] = []  # of every rank; those with the same one share samples
         self._dp_size = 1
         self._broken: str | None = None
@@ -60,80 +60,66 @@ class LearnerGroup(RankSenders):
         Raises ConfigError, CheckpointError or LearnerError."""
         try:
             await self._pools.start()
-            self._actors = await self._seated(self._make_actors())
-            await self._all("warm_up")
-            address = (
-                (await self._on([self._actors[0]], "serve_store"))[0]
-                if len(self._actors) > 1
-                else None
-            )
-            places = await self._all("build", address)
-            self._dp_ranks = [dp_rank for dp_rank, _ in places]
-            self._dp_size = places[0][1]
+            await self._bring_up()
         except BaseException:
             await asyncio.shield(self.close())
             raise
 
-    def _make_actors(self) -> list[Any]:
-        import ray
+    async def restart(self) -> None:
+        """New ranks in the place of those that are lost, on whatever is free, with the model as it
+        was loaded in the beginning.
 
-        env = actor_environment(self._pools.cluster.temporary_environment())
-        if not _on_gpu(self._settings):
-            env |= {
-                "OMP_NUM_THREADS": str(self._settings.cluster.cpu_threads_per_actor),
-                "TORCHDYNAMO_DISABLE": "1",
-                "CUDA_VISIBLE_DEVICES": "",
-            }
-            # a thread that spins for one without a core holds up both, and the engines
-            env |= {"OMP_WAIT_POLICY": "PASSIVE"}
-        remote = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={SENDING: 1})(
-            RankActor
+        Raises ClusterError where there is no room; LearnerLostError where a new one dies too."""
+        if self._broken is None:
+            self._end_ranks("it is being started again")
+        await self._pools.move_learner(self._seats)
+        self._broken, self._saving, self._sent = None, False, None
+        try:
+            await self._bring_up()
+        except BaseException:
+            self._end_ranks("it could not be started again")
+            raise
+
+    async def _bring_up(self) -> None:
+        self._actors = await self._seated(make_actors(self._settings, self._pools))
+        await self._all("warm_up")
+        address = (
+            (await self._on([self._actors[0]], "serve_store"))[0] if len(self._actors) > 1 else None
         )
-        return [
-            remote.options(**berth.options, runtime_env={"env_vars": env}).remote(self._settings)
-            for berth in self._pools.learner_berths()
-        ]
+        places = await self._all("build", address)
+        self._dp_ranks = [dp_rank for dp_rank, _ in places]
+        self._dp_size = places[0][1]
 
     async def _seated(self, actors: list[Any]) -> list[Any]:
-        """The actors as ranks 0, 1, ...: node by node in the plan's order, by device on a node."""
-        self._actors = actors  # for `close`, whatever happens
+        """The actors in the order of their ranks."""
+        self._actors, self._seats = actors, []  # for `close`, whatever happens
         found = await self._all("where")
         berths = self._pools.learner_berths()
-        nodes = {node: i for i, node in enumerate(dict.fromkeys(b.place.node.id for b in berths))}
-        order = sorted(range(len(actors)), key=lambda i: (nodes[found[i].node], _device(found[i])))
-        self._pids = [found[i].pid for i in order]
-        for pid in self._pids:
-            self._pools.note(pid)
-        self._pools.placed([gpu for i in order for gpu in found[i].gpus])
+        order = in_order(found, berths)
+        self._seats = [found[i] for i in order]
+        for where in self._seats:
+            self._pools.note(where.pid)
+        self._pools.placed([gpu for where in self._seats for gpu in where.gpus])
         out = [actors[i] for i in order]
-        seats = [self._seat(rank, found[i], berths[0].place) for rank, i in enumerate(order)]
+        seats = [
+            seat(self._settings, rank, where, berths[0].place, spans_nodes=self._pools.spans_nodes)
+            for rank, where in enumerate(self._seats)
+        ]
         await self._results([a.take_seat.remote(s) for a, s in zip(out, seats, strict=True)])
         return out
-
-    def _seat(self, rank: int, where: Where, first: Place) -> Seat:
-        cluster = self._settings.cluster
-        pinned = cluster.cpu_affinity and not _on_gpu(self._settings)
-        width, local = cluster.cpu_threads_per_actor, rank % first.devices
-        return Seat(
-            rank=rank,
-            address=where.address if self._pools.spans_nodes else "127.0.0.1",
-            cores=(local * width, width) if pinned else None,
-        )
 
     async def close(self) -> None:
         """Takes down the ranks, and the cluster that is theirs alone. It may be called in any
         state, and more than once."""
-        actors, self._actors = self._actors, []
-        if actors and self._broken is None:
-            refs = [a.call.remote("close") for a in actors]
+        if self._actors and self._broken is None:
+            refs = [a.call.remote("close") for a in self._actors]
             with contextlib.suppress(Exception):  # a rank that cannot close is killed below
                 await asyncio.wait_for(asyncio.wait(map(_answer_to, refs)), CLOSE_SECONDS)
-        self._broken = self._broken or "it is closed"
-        for actor in actors:
-            _kill(actor)
+        self._end_ranks("it is closed")
+        self._actors = []
         if self._owns_pools:
             await self._pools.close()
-        self._pids = []
+        self._seats = []
 
     def kill_now(self) -> None:
         """End every process of ours on this machine at once, without waiting for anything."""
@@ -208,7 +194,7 @@ class LearnerGroup(RankSenders):
 
     def _check_usable(self) -> None:
         if self._broken:
-            raise LearnerError(f"the learner cannot be used: {self._broken}")
+            raise LearnerLostError(f"the learner cannot be used: {self._broken}")
 
     async def _results(self, refs: Sequence[Any], ranks: Sequence[int] | None = None) -> list[Any]:
         """All results, or the first failure as soon as it is known. `ranks`: whose they are, by
@@ -248,7 +234,7 @@ class LearnerGroup(RankSenders):
             if cause is not None
             else f"died ({type(error).__name__})"
         )
-        out = LearnerError(f"learner rank {rank} (pid {self._pid(rank)}) {what}{lines}")
+        out = LearnerLostError(f"learner rank {rank} (pid {self._pid(rank)}) {what}{lines}")
         if cause is not None:
             out.__cause__ = cause  # a full disk is told by it
             out.add_note(str(error))  # the traceback on the rank
@@ -256,24 +242,22 @@ class LearnerGroup(RankSenders):
 
     def _silent(self, rank: int, what: str) -> Exception:
         self._end_ranks(f"rank {rank} gave no answer earlier")
-        return LearnerError(
+        return LearnerLostError(
             f"learner rank {rank} (pid {self._pid(rank)}) gave no answer to {what}: its process is"
             f" stopped, or its node cannot be reached{self._last_lines(rank)}"
         )
 
     def _end_ranks(self, why: str) -> None:
-        self._broken = why
-        import ray
-
+        self._broken = self._broken or why
         for actor in self._actors:
-            ray.kill(actor)
+            _kill(actor)
 
     def _pid(self, rank: int) -> int | str:
-        return self._pids[rank] if self._pids else "?"
+        return self._seats[rank].pid if self._seats else "?"
 
     def _last_lines(self, rank: int) -> str:
         """What the rank wrote last, for the error message."""
-        lines = self._pools.cluster.last_lines(self._pids[rank]) if self._pids else []
+        lines = self._pools.cluster.last_lines(self._seats[rank].pid) if self._seats else []
         return "; its last lines:\n  " + "\n  ".join(lines) if lines else ""
 
 
@@ -283,16 +267,6 @@ def _answer_to(call: Awaitable[Any]) -> asyncio.Future[Any]:
     task = asyncio.ensure_future(awaited(call))
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
-
-
-def _on_gpu(settings: LearnerSettings) -> bool:
-    return has_gpu() if settings.model.device == "auto" else settings.model.device == "cuda"
-
-
-def _device(where: Where) -> tuple[int, str]:
-    """Devices in the order of their numbers; those that have a name instead (MIG) by that."""
-    gpu = where.gpus[0] if where.gpus else ""
-    return (int(gpu) if gpu.isdigit() else 0, gpu)
 
 
 def _kill(actor: Any) -> None:
@@ -313,6 +287,6 @@ def learner_pools(settings: LearnerSettings) -> Pools:
             num_gpus_per_node=cluster.num_gpus_per_node,
         ),
         address=ray_address(cluster),
-        on_gpu=_on_gpu(settings),
+        on_gpu=on_gpu(settings),
         object_store_bytes=object_store_bytes(settings.config),
     )

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import psutil
 
 from pipeline.core.devices import num_devices
 from pipeline.core.errors import ClusterError, ConfigError, EngineError
-from pipeline.schedule.placement import Node, Place, Plan, Wanted, plan, plan_engine
+from pipeline.schedule.placement import Node, Place, Plan, Wanted, plan, plan_engine, plan_learner
 from pipeline.workers.ray_cluster import RayCluster, take_sigterm_back
 from stages.publish.leftovers import remove_shared_memory
 
@@ -29,6 +30,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # that are added while the run goes on.
 SPARE_SLOTS = 64
 RESERVE_SECONDS = 60.0  # for Ray to reserve what was free a moment ago
+# for ranks that were ended to give their room back, or for a dead node to be noticed, before the
+# learner's room is looked for anew; and in all
+MOVE_ATTEMPT_SECONDS, MOVE_SECONDS = 10.0, 90.0
+MOVE_PAUSE_SECONDS = 0.5  # between two looks
 SHARED = 0.5  # of a device's bundle for the learner's rank, and as much for the engine
 
 
@@ -99,14 +104,19 @@ class Pools:
         await asyncio.to_thread(self._reserve, self._plan)
 
     def _reserve(self, made: Plan) -> None:
-        singles = [place for place in made.learner for _ in range(place.devices)]
-        if singles:
-            self._learner_group = self._group(singles, [1] * len(singles))
+        if made.learner:
+            self._learner_group = self._learner_room(made.learner, RESERVE_SECONDS)
         for index, places in enumerate(made.engines):
             if places[0].rank is None:
                 self._engine_groups[index] = self._group(places, [p.devices for p in places])
 
-    def _group(self, places: Sequence[Place], devices: Sequence[int]) -> Any:
+    def _learner_room(self, places: Sequence[Place], seconds: float) -> Any:
+        singles = [place for place in places for _ in range(place.devices)]
+        return self._group(singles, [1] * len(singles), seconds)
+
+    def _group(
+        self, places: Sequence[Place], devices: Sequence[int], seconds: float = RESERVE_SECONDS
+    ) -> Any:
         from ray.util.placement_group import placement_group, remove_placement_group
 
         group = placement_group(
@@ -114,12 +124,12 @@ class Pools:
             strategy="PACK",
             bundle_label_selector=[{"ray.io/node-id": place.node.id} for place in places],
         )
-        if group.wait(RESERVE_SECONDS):
+        if group.wait(seconds):
             return group
         remove_placement_group(group)
         where = ", ".join(sorted({place.node.address for place in places}))
         raise ClusterError(
-            f"Ray did not reserve {sum(devices)} devices on {where} within {RESERVE_SECONDS:g} s,"
+            f"Ray did not reserve {sum(devices)} devices on {where} within {seconds:g} s,"
             " though they were free: is another job taking them? (`ray status`)"
         )
 
@@ -179,6 +189,59 @@ class Pools:
         """The learner's ranks have these devices: under --colocate the engines' too."""
         if self._gpus is not None and not self._gpus.done():
             self._gpus.set_result(list(gpus))
+
+    async def move_learner(self, ended: Sequence[Where]) -> None:
+        """Finds room for the learner's ranks anew: where they were if these nodes are alive, else
+        among what is free. Those that were `ended` and have not gone are killed.
+
+        Raises ClusterError where there is no room within MOVE_SECONDS. A learner that shares its
+        devices with engines has no other room than the old one."""
+        from ray.util.placement_group import remove_placement_group
+
+        self._kill_here(ended)
+        if self.plan.shared:
+            return
+        with contextlib.suppress(Exception):  # it ends what is still in there, on every node
+            remove_placement_group(self._learner_group)
+        until, why = time.monotonic() + MOVE_SECONDS, "no node has them free"
+        while time.monotonic() < until:
+            nodes = await asyncio.to_thread(self.cluster.nodes)
+            places = self._new_places(nodes)
+            if places is not None:
+                try:
+                    self._learner_group = await asyncio.to_thread(
+                        self._learner_room, places, MOVE_ATTEMPT_SECONDS
+                    )
+                except ClusterError as error:
+                    why = str(error)
+                else:
+                    self._plan = replace(self.plan, learner=places)
+                    return
+            await asyncio.sleep(MOVE_PAUSE_SECONDS)
+        wanted = self._wanted
+        raise ClusterError(
+            f"no room for {wanted.actor_num_nodes} x {wanted.actor_num_gpus_per_node} learner ranks"
+            f" within {MOVE_SECONDS:g} s: {why}. Add nodes (`ray start --address ...`), then go on"
+            " with --load"
+        )
+
+    def _new_places(self, nodes: Sequence[Node]) -> tuple[Place, ...] | None:
+        alive = {node.id for node in nodes}
+        if all(place.node.id in alive for place in self.plan.learner):
+            return self.plan.learner
+        if not self.plan.spans_nodes:  # what listens on loopback cannot be reached from elsewhere
+            nodes = [node for node in nodes if node.is_driver]
+        return plan_learner(nodes, self._wanted)
+
+    def _kill_here(self, ended: Sequence[Where]) -> None:
+        """A rank that is stopped (SIGSTOP, a debugger) hears of nothing that Ray tells it."""
+        for where in ended:
+            self._pids.discard(where.pid)
+            if where.node == self.plan.driver:
+                with contextlib.suppress(psutil.Error):
+                    process = psutil.Process(where.pid)
+                    if "ray::" in " ".join(process.cmdline()):  # the number may be another's now
+                        process.kill()
 
     async def engine_berths(self, index: int) -> list[Berth]:
         """Those of engine `index`, the one that takes requests first."""

@@ -125,6 +125,7 @@ class RankSenders(ABC):
         await self._all("call", "export_hf", absolute(path))
 
     async def export_delta(self, path: Path) -> StagedDelta:
+        self._check_usable()
         others = [a.gather.remote() for a in self._actors[1:]]
         first = self._actors[:1]
         made = [a.send_delta.remote("export_delta", absolute(path)) for a in first]

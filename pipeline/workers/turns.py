@@ -7,11 +7,13 @@ time (stages/learn/megatron/offload.py)."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.core.errors import LearnerLostError
 from pipeline.core.protocols import Learner
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import StepResult, TrainBatch
@@ -55,15 +57,20 @@ class TurnTaking:
             await self._leaves.onload()
         try:
             yield
-        finally:  # after a refused step too: the run is about to end, and engines are asked to
-            await self.end_turn()
+        except BaseException:  # after a refused step, and where the learner is lost, too
+            with contextlib.suppress(LearnerLostError):
+                await self.end_turn()
+            raise
+        await self.end_turn()
 
     async def end_turn(self) -> None:
         """The learner leaves, and the engines come back."""
-        if self._leaves is not None:
-            await self._leaves.offload()
-        if self._engines is not None:
-            await self._engines.resume()
+        try:
+            if self._leaves is not None:
+                await self._leaves.offload()
+        finally:
+            if self._engines is not None:
+                await self._engines.resume()
 
     async def step(self, batch: TrainBatch) -> StepResult:
         """The learner's step. Its metrics have `turn_seconds`: how long handing the devices over

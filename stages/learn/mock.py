@@ -98,6 +98,10 @@ class MockLearner:
                 " --mock run resumes --mock runs only"
             ) from error
 
+    async def restart(self) -> None:
+        """A learner as it was at the beginning, in the place of one that is lost."""
+        self.num_steps = 0
+
     async def close(self) -> None:
         return None
 

@@ -138,6 +138,13 @@ class WaveGroups:
         for members in [k for k in self._names if endpoint in k]:
             await self.dissolve(members, gone=endpoint)
 
+    async def forget_sender(self) -> None:
+        """The learner's process is a new one, which is in no group. The engines leave theirs."""
+        waves, self._names = self._names, {}
+        for members, names in waves.items():
+            for name in names.values():
+                await self._take_out(members, name)
+
     async def close(self) -> None:
         """Takes the learner out of all groups, as far as it still lives, and the engines, for those
         that somebody else runs go on without it."""

@@ -57,6 +57,8 @@ class RollingTransport(ABC):
         self._began = 0.0
         self._num_bytes = 0
         self._staged: int | None = None  # the version that is staged
+        self._sender_is_there = asyncio.Event()
+        self._sender_is_there.set()
         self._delivered: set[str] = set()  # engines that hold what is staged
         self._reached = asyncio.Event()  # some engine holds it
         self._stall_seconds: dict[str, float] = {}
@@ -77,6 +79,7 @@ class RollingTransport(ABC):
             self._num_bytes = await self._stage(policy_version)
             self._staged, self._delivered, self._stall_seconds = policy_version, set(), {}
             self._reached.clear()
+            self._sender_is_there.set()
         return self._copied
 
     async def deliver(self) -> PushResult:
@@ -147,6 +150,7 @@ class RollingTransport(ABC):
         """Brings one engine that has just restarted to the weights of the last push; before the
         first push there is nothing to do. `SGLangPool.on_restart` wants this. Raises
         WeightSyncError."""
+        await self._sender_is_there.wait()
         async with self._lock:
             self._delivered.discard(endpoint)
             await self._forget(endpoint)
@@ -170,6 +174,16 @@ class RollingTransport(ABC):
             await arrived
         finally:
             del self._waiting[endpoint]
+
+    def sender_lost(self) -> None:
+        """The learner is gone, with what it had staged: an engine that comes up waits for what is
+        staged next."""
+        self._sender_is_there.clear()
+
+    async def sender_back(self) -> None:
+        """A new learner is there, which knows nothing of what was agreed with the old one."""
+        async with self._lock:
+            await self._forget_sender()
 
     async def close(self) -> None:
         if self._session is not None:
@@ -198,6 +212,9 @@ class RollingTransport(ABC):
 
     async def _forget(self, endpoint: str) -> None:  # noqa: B027
         """The engine's process is a new one: what was agreed with the old one is void."""
+
+    async def _forget_sender(self) -> None:  # noqa: B027
+        """The learner's process is a new one."""
 
     async def _all_delivered(self) -> None:  # noqa: B027
         """Does every engine hold what is staged?"""

@@ -4,10 +4,10 @@ trained twice, nothing left behind.
     python -m tests.chaos.real_faults [--faults 30] [--seed 0] [any flag of train_async.py]
 
 SGLang engines in Ray actors, rollout workers and a Megatron learner on this machine. Engines,
-their hosts and rollout workers are killed (-9) or stopped for a while, engines are drained and
-added; each time the run has recovered the next one comes, at a random moment. Then SIGTERM ends
-the run. Prints one line a fault and a table; exits 1 unless all holds. The driver's own deaths are
-for tests/chaos/chaos.py."""
+their hosts, rollout workers and the learner's rank are killed (-9) or stopped for a while, engines
+are drained and added; each time the run has recovered the next one comes, at a random moment. Then
+SIGTERM ends the run. Prints one line a fault and a table; exits 1 unless all holds. The driver's
+own deaths are for tests/chaos/chaos.py."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ import psutil
 from buffers.journal import FILE_NAME, read_journal
 from buffers.ledger import Ledger
 from pipeline.run.pool_channel import ask
+from pipeline.run.record_file import current_records
 from tests.chaos.victims import Victims
 from tests.conftest import ROOT, entry_command, read_metrics, run_module
 from tests.shared_memory import SharedMemoryWatch
@@ -40,9 +41,10 @@ ENGINES = WORKERS = 2
 FLAGS = (
     *("--config", str(ROOT / "configs" / "presets" / "quickstart.yaml"), "--sft-steps", "2"),
     *("--rollout-batch-size", "4", "--n-samples-per-prompt", "4", "--num-rollout", "100000"),
-    *("--eval-interval", "1000000", "--save-interval", "50", "--keep-trajectories"),
+    *("--eval-interval", "1000000", "--save-interval", "10", "--keep-trajectories"),
     *("--rollout-num-gpus", str(ENGINES), "--num-rollout-workers", str(WORKERS)),
     *("--engine-restarts", "1000", "--rollout-worker-restarts", "1000"),
+    *("--use-fault-tolerance", "--learner-restarts", "1000"),
     *("--generate-timeout-seconds", "8"),
 )
 PAUSE_SECONDS = 3.0  # at most, between a recovery and the next fault
@@ -78,6 +80,8 @@ class FaultyRun:
             "kill an engine's scheduler": lambda: self._kill_of_engine(self.victims.schedulers()),
             "kill an engine's host": lambda: self._kill_of_engine(self.victims.hosts()),
             "kill a rollout worker": self._kill_worker,
+            "kill the learner's rank": self._kill_rank,
+            "stop the learner's rank": lambda: self._stop(self.victims.ranks()),
             "stop an engine's server": lambda: self._stop(self.victims.servers()),
             "stop an engine's host": lambda: self._stop(self.victims.hosts()),
             "stop an engine's scheduler": lambda: self._stop(self.victims.schedulers()),
@@ -137,6 +141,11 @@ class FaultyRun:
         self._rng.choice(self.victims.workers()).kill()
         return lambda: self._num_workers_back() > back
 
+    def _kill_rank(self) -> Callable[[], bool]:
+        back = self._num_restores()
+        self._rng.choice(self.victims.ranks()).kill()
+        return lambda: self._num_restores() > back
+
     def _stop(self, of: list[psutil.Process]) -> Callable[[], bool]:
         seconds = self._rng.uniform(self._longest_stop / 3, self._longest_stop)
         victim, until = self._rng.choice(of), time.monotonic() + seconds
@@ -170,6 +179,9 @@ class FaultyRun:
 
     def _num_restarts(self) -> int:
         return sum(row["event"] == "restart" for row in read_metrics(self.run, "engine"))
+
+    def _num_restores(self) -> int:
+        return sum(row["event"] == "restore" for row in read_metrics(self.run, "learner"))
 
     def _num_workers_back(self) -> int:
         return (self.run / "run.log").read_text().count(" is back (pid ")
@@ -236,7 +248,7 @@ def problems(run: Path) -> list[str]:
     pushes = [entry["v"] for entry in entries if entry["t"] == "push"]
     if pushes != sorted(set(pushes)):
         found.append(f"version numbers went back or were used twice: {pushes}")
-    train = read_metrics(run, "train")
+    train = [r for r in current_records(read_metrics(run)) if r["kind"] == "train"]
     if (rollouts := [row["rollout_id"] for row in train]) != list(range(len(train))):
         found.append(f"rollouts are not in order: {rollouts}")
     versions = [row["policy_version"] for row in train]
@@ -244,7 +256,13 @@ def problems(run: Path) -> list[str]:
         found.append(f"trained at versions {versions}")
     if totals["trained"] != 4 * len(train):
         found.append(f"{totals['trained']} groups trained in {len(train)} rollouts of 4")
-    stale = [row["rollout_id"] for row in train if row["staleness_max"] > row["staleness_bound"]]
+    # those that were there when the learner was lost may be staler
+    stale = [
+        row["rollout_id"]
+        for row in train
+        if row["num_groups_beyond_bound"] > row["num_groups_beyond_bound_recalled"]
+        or (row["staleness_max"] > row["staleness_bound"] and not row["num_groups_beyond_bound"])
+    ]
     if stale:
         found.append(f"rollouts {stale} are staler than the bound")
     audit = run_module("pipeline", "buffer", str(run), "audit", timeout=300)

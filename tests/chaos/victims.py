@@ -33,6 +33,10 @@ class Victims:
         """The Ray actors that make groups."""
         return self._titled("RolloutWorker")
 
+    def ranks(self) -> list[psutil.Process]:
+        """The Ray actors that are the learner's ranks."""
+        return self._titled("RankActor")
+
     def servers(self) -> list[psutil.Process]:
         """The SGLang servers, which the hosts have started."""
         return [child for host in self.hosts() for child in host.children()]

@@ -124,8 +124,8 @@ class Runs(RuleBasedStateMachine):
         self.given_back |= gone
         self.complete -= gone
 
-    def _recall(self, group: int) -> None:
-        found = self.buffer.recall(group)
+    def _recall(self, group: int, under_way: bool = False) -> None:
+        found = self.buffer.recall(group, under_way=under_way)
         assert (found == "complete") == (group in self.complete), (
             f"group {group} was complete before: it must not be generated again"
         )
@@ -280,6 +280,26 @@ class Runs(RuleBasedStateMachine):
         )
         for group in list(self.clock.outstanding):
             self._recall(group)
+
+    @rule(crash_soon=st.booleans())
+    def lose_the_learner(self, crash_soon: bool) -> None:
+        """The process lives on, and goes back to the checkpoint. What it generates is under way
+        before and after."""
+        version = max(self.versions) + 1
+        self.buffer.pushing(version)  # the engines have the restored weights first
+        self.versions.append(version)
+        if crash_soon:
+            self.crash()
+            return
+        under_way = set(self._generating())
+        before = self.saved or (0, self._clock().state_dict())
+        self.clock.load_state_dict(before[1])
+        self.clock.renumber(self.clock.num_trained, version)
+        assert self.clock.policy_version == version
+        self.buffer.rewind(f"rollout_{before[0]:06d}" if self.saved else None)
+        self.trained, self.replayed = self.trained[: before[0]], self.replayed[: before[0]]
+        for group in list(self.clock.outstanding):
+            self._recall(group, under_way=group in under_way)
 
     # -- what always holds
 

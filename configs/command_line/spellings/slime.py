@@ -67,7 +67,6 @@ SLIME: Mapping[str, Spelling] = {
     "prefill-num-servers": Absent(
         why="engines that only prefill are not there; each does both. Drop it"
     ),
-    "use-fault-tolerance": _HEALTH,
     "rollout-health-check-interval": _HEALTH,
     "rollout-health-check-timeout": _HEALTH,
     "rollout-health-check-first-wait": Ours(

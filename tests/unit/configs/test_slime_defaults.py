@@ -9,7 +9,7 @@ from configs.command_line.slime_defaults import SLIMES, _ours
 from configs.rules.user_source import source_text
 from pipeline.wiring.foreign_flags import FAMILIES
 
-SLIMES_FLAG = "--use-fault-tolerance"
+SLIMES_FLAG = "--use-distributed-post"
 
 
 def told(*words: str) -> list[str]:

@@ -77,8 +77,8 @@ def mock_run(tmp_path: Path, **slow: Any) -> tuple[Runner, SlowToWrite]:
     )
     run = build(config)
     learner = SlowToWrite(run._p.learner, tmp_path / "m" / "checkpoints", **slow)
-    run._p = dataclasses.replace(run._p, learner=learner)
-    return run, learner
+    parts: Any = dataclasses.replace(run._p, learner=learner)
+    return Runner(parts), learner
 
 
 def commits(tmp_path: Path) -> list[str]:
