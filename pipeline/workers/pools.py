@@ -236,7 +236,6 @@ class Pools:
     def _kill_here(self, ended: Sequence[Where]) -> None:
         """A rank that is stopped (SIGSTOP, a debugger) hears of nothing that Ray tells it."""
         for where in ended:
-            self._pids.discard(where.pid)
             if where.node == self.plan.driver:
                 with contextlib.suppress(psutil.Error):
                     process = psutil.Process(where.pid)
