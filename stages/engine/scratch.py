@@ -8,11 +8,13 @@ locked belongs to a run that was killed, and the next engine to start removes it
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 PREFIX = "slipstream-engine-"
@@ -32,10 +34,15 @@ class Scratch:
         self._lock: int | None = lock
         self._shared: set[Path] = set()
 
-    def note_shared_memory(self, pids: Iterable[int]) -> None:
+    def note_shared_memory(self, pids: Collection[int]) -> None:
         """Writes down the files under /dev/shm that these processes have mapped now: later nobody
-        can say whose they were."""
-        new = {path for pid in pids for path in _mapped(pid)} - self._shared
+        can say whose they were. Semaphores are among them: Python's resource tracker removes those
+        of killed processes, unless it is killed itself, as SGLang does with all its children when
+        one has died."""
+        numbers = {number for pid in pids for number in _mapped(pid)}
+        files = _files() if numbers else {}
+        mapped = {files[number] for number in numbers & files.keys()}
+        new = {path for path in mapped if not _is_lent(path, pids)} - self._shared
         if new:
             self._shared |= new
             (self.path / SHARED).write_text("\n".join(map(str, sorted(self._shared))))
@@ -82,10 +89,37 @@ def _lock(path: Path) -> int | None:
     return lock
 
 
-def _mapped(pid: int) -> set[Path]:
+def _mapped(pid: int) -> set[tuple[int, int]]:
+    """(device, inode) of the files under /dev/shm that a process has mapped.
+
+    By number, since whoever makes a semaphore maps it under another name, which is gone by the time
+    the file has its own (glibc's sem_open)."""
     try:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     except OSError:
         return set()
-    paths = {Path(line[line.find("/") :].strip()) for line in lines if "/dev/shm/" in line}
-    return {path for path in paths if path.parent == SHM and path.exists()}
+    found = set()
+    for line in lines:
+        if "/dev/shm/" in line:
+            _, _, _, device, inode, *_ = line.split(maxsplit=5)
+            major, minor = (int(part, 16) for part in device.split(":"))
+            found.add((os.makedev(major, minor), int(inode)))
+    return found
+
+
+def _files() -> dict[tuple[int, int], Path]:
+    """What lies under /dev/shm now, by (device, inode)."""
+    out = {}
+    with contextlib.suppress(OSError):
+        for path in SHM.iterdir():
+            with contextlib.suppress(OSError):  # gone meanwhile
+                stat = path.stat()
+                out[stat.st_dev, stat.st_ino] = path
+    return out
+
+
+def _is_lent(path: Path, pids: Collection[int]) -> bool:
+    """Was it made by torch in a process that is none of these? The learner's, say, which lends it
+    for the time of a push (stages/publish/handles.py)."""
+    match = re.fullmatch(r"torch_(\d+)_.*", path.name)
+    return match is not None and int(match[1]) not in pids

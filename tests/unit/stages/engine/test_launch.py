@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 
 from pipeline.core.errors import EngineError
 from pipeline.core.ports import free_port
-from stages.engine.launch import Engine
+from stages.engine.launch import Engine, is_resource_tracker
 from stages.engine.scratch import Scratch
 from tests.script_engine import SERVE, SERVER, ScriptSpec, gone
 
@@ -200,6 +202,59 @@ os.kill(os.getpid(), 9)
     live.remove()
     other.remove()
     assert not list(tmp_path.iterdir())
+
+
+WITH_SEMAPHORE = (
+    """
+import multiprocessing, pathlib, sys
+lock = multiprocessing.get_context("spawn").Lock()
+pathlib.Path(sys.argv[2]).with_suffix(".semaphore").write_text(lock._semlock.name)
+"""
+    + SERVER
+)
+
+
+def semaphore_file(name: str) -> Path:
+    return Path(f"/dev/shm/sem.{name.removeprefix('/')}")
+
+
+async def test_semaphores_go_with_an_engine_whose_resource_tracker_was_killed_too(
+    spec: ScriptSpec,
+) -> None:
+    """As when a scheduler of SGLang's dies: its server kills all of its children."""
+    spec = replaced(spec, WITH_SEMAPHORE)
+    others = multiprocessing.get_context("spawn").Lock()
+    engine = Engine(spec)
+    await engine.start(0, 30.0)
+    semaphore = semaphore_file(spec.mark.with_suffix(".semaphore").read_text())
+    assert exists(semaphore)
+    members = engine._members()
+    assert any(is_resource_tracker(pid) for pid in members)
+    for pid in members:
+        os.kill(pid, signal.SIGKILL)
+    await engine.ended()
+    assert exists(semaphore)
+    await engine.stop()
+    assert not exists(semaphore)
+    assert exists(semaphore_file(others._semlock.name))
+
+
+def test_memory_that_the_learner_lends_is_not_the_engines() -> None:
+    """An engine has it mapped for the time of a push, and may be killed then."""
+    lent = Path(f"/dev/shm/torch_{os.getppid()}_{os.getpid()}_0")
+    own = Path(f"/dev/shm/torch_{os.getpid()}_{os.getpid()}_0")
+    scratch, maps = Scratch(), []
+    try:
+        for path in (lent, own):
+            with path.open("w+b") as file:
+                file.truncate(4096)
+                maps.append(mmap.mmap(file.fileno(), 4096))
+        scratch.note_shared_memory([os.getpid()])
+        scratch.remove()
+        assert exists(lent) and not exists(own)
+    finally:
+        lent.unlink(missing_ok=True)
+        own.unlink(missing_ok=True)
 
 
 def test_it_does_not_start_when_its_parent_is_gone_already() -> None:
