@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from pipeline.core.errors import WeightSyncError
+from pipeline.core.errors import LearnerLostError, WeightSyncError
 from stages.publish.control import AnsweredError
 
 # for engines to answer, when the others are through or the collective has broken
@@ -26,6 +26,7 @@ class Broken:
     learner: WeightSyncError | None
     engines: Mapping[str, WeightSyncError]  # by endpoint
     first: frozenset[str]  # engines that failed before anybody else, the learner included
+    lost: LearnerLostError | None = None  # the learner is no more
 
     @property
     def unwell(self) -> dict[str, WeightSyncError]:
@@ -47,8 +48,9 @@ async def together(
 
     When one fails, the learner's side is waited for (it has a time limit), `hang_up` takes the
     learner out, which ends the waiting of engines that wait for it, and what engines say within
-    GRACE_SECONDS is heard. One that is silent long after others are through has failed. Raises what
-    is no WeightSyncError, such as the death of the learner."""
+    GRACE_SECONDS is heard. One that is silent long after others are through has failed. A learner
+    that is lost needs not be taken out: its engines are heard, to know which of them are well.
+    Raises what is no failure of a push."""
     calls = {endpoint: asyncio.ensure_future(call) for endpoint, call in engines.items()}
     mine = asyncio.ensure_future(learner)
     tasks = {mine, *calls.values()}
@@ -58,13 +60,16 @@ async def together(
         if all(task.done() and _error(task) is None for task in tasks):
             return None
         await asyncio.wait({mine})
-        await hang_up()
+        lost = error if isinstance(error := _error(mine), LearnerLostError) else None
+        if lost is None:
+            await hang_up()
         if waiting := [call for call in calls.values() if not call.done()]:
             await asyncio.wait(waiting, timeout=GRACE_SECONDS)
         return Broken(
-            learner=_weight_sync_error(mine),
+            learner=None if lost else _weight_sync_error(mine),
             engines={e: x for e, call in calls.items() if (x := _failure(e, call)) is not None},
             first=early,
+            lost=lost,
         )
     finally:
         for task in tasks:

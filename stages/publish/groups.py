@@ -105,7 +105,8 @@ class WaveGroups:
         """Sends one of the sender's buckets to the group of these engines (see `bucket_body`).
 
         When it breaks, it breaks for all: of an engine with several ranks only the first says how
-        it went. Engines that are dead or stuck are ended, and the wave's groups are no more."""
+        it went. Engines that are dead or stuck are ended, and the wave's groups are no more. Raises
+        LearnerLostError."""
         name = self._names[tuple(members)][sender]
         body = bucket_body(name, metas, version)
         broken = await together(
@@ -118,6 +119,7 @@ class WaveGroups:
                 self._condemn(endpoint, f"its weights are of no version ({error})")
             well = [e for e in members if e not in broken.unwell]
             names = self._names.pop(tuple(members))
+            await self._raise_lost(broken, names, well)
             await self._take_out(well, names.pop(sender))  # which the sender has left
             await self._dissolve(names, well)
         return broken
@@ -165,10 +167,12 @@ class WaveGroups:
             logger.warning("closing the weight transport: %s%s", "; ".join(failed[:3]), more)
 
     async def _blame(self, key: tuple[str, ...], broken: Broken) -> dict[str, WeightSyncError]:
-        *earlier, (sender, name) = self._names.pop(key).items()
+        names = self._names.pop(key)
+        *earlier, (sender, name) = names.items()
         missing = broken.unwell
         for endpoint, error in missing.items():
             self._condemn_waiting(endpoint, error)
+        await self._raise_lost(broken, names, [e for e in key if e not in missing])
         await self._take_out([e for e in key if e not in broken.engines], name)
         await self._dissolve(dict(earlier), [e for e in key if e not in missing])
         to_blame = set(missing) | broken.first or set(key)
@@ -180,6 +184,16 @@ class WaveGroups:
             )
             for endpoint in to_blame
         }
+
+    async def _raise_lost(
+        self, broken: Broken, names: Mapping[int, str], engines: Sequence[str]
+    ) -> None:
+        """Where the learner is lost nobody can be told to leave but the engines."""
+        if broken.lost is None:
+            return
+        for name in names.values():
+            await self._take_out(engines, name)
+        raise broken.lost
 
     async def _leave(self, sender: int, name: str) -> None:
         try:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import aiohttp
 
 from configs.schema import ClusterConfig
-from pipeline.core.errors import StaleWeightsError, WeightSyncError
+from pipeline.core.errors import LearnerLostError, StaleWeightsError, WeightSyncError
 from pipeline.core.sockets import watched_socket
 from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import PushResult
@@ -62,6 +62,8 @@ class RollingTransport(ABC):
         self._delivered: set[str] = set()  # engines that hold what is staged
         self._reached = asyncio.Event()  # some engine holds it
         self._stall_seconds: dict[str, float] = {}
+        # engines that were given a part of a push as the learner was lost
+        self._held: dict[str, Turn] = {}
         # engines whose `resync` found the staged weights gone, and waits for the next push
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._equality = EqualityCheck(self._control) if cluster.check_weight_update_equal else None
@@ -150,6 +152,8 @@ class RollingTransport(ABC):
         """Brings one engine that has just restarted to the weights of the last push; before the
         first push there is nothing to do. `SGLangPool.on_restart` wants this. Raises
         WeightSyncError."""
+        if self._held.pop(endpoint, None) is not None:  # that was another process
+            self._pool.end_push(endpoint, None)
         await self._sender_is_there.wait()
         async with self._lock:
             self._delivered.discard(endpoint)
@@ -186,6 +190,9 @@ class RollingTransport(ABC):
             await self._forget_sender()
 
     async def close(self) -> None:
+        for turn in self._held.values():  # nobody came
+            turn.held = False
+        await each(list(self._held.values()), Turn.end)
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -285,22 +292,30 @@ class RollingTransport(ABC):
     async def _give(self, endpoints: Sequence[str]) -> dict[str, WeightSyncError]:
         """Gives these engines, all at once, what is staged. Returns who did not get it, and why.
 
-        Whatever happens, they go on or are ended, and their gates are open, afterwards."""
+        Whatever happens, they go on or are ended, and their gates are open, afterwards. But where
+        the learner is lost those whose weights are half replaced are held, until the next one has
+        weights for them."""
         failed = await self._meet(endpoints)
-        mode = self._cluster.weight_update_mode
-        turns = [
-            Turn(self._pool, self._control(endpoint), mode, self._time, self._sleep)
-            for endpoint in endpoints
-            if endpoint not in failed
-        ]
+        turns = [self._turn(endpoint) for endpoint in endpoints if endpoint not in failed]
         try:
             await each(turns, Turn.begin)
             ready = [turn for turn in turns if turn.error is None]
             await each([turn for turn in turns if turn.error is not None], self._end)
             await self._give_paused(ready)
+        except LearnerLostError:
+            for turn in turns:
+                turn.held = turn.mixed
+                if turn.held:
+                    self._held[turn.endpoint] = turn
+            raise
         finally:
             await shielded(each(turns, self._end))
         return failed | {turn.endpoint: turn.error for turn in turns if turn.error is not None}
+
+    def _turn(self, endpoint: str) -> Turn:
+        before = self._held.pop(endpoint, None)
+        mode, control = self._cluster.weight_update_mode, self._control(endpoint)
+        return Turn(self._pool, control, mode, self._time, self._sleep, before=before)
 
     async def _meet(self, endpoints: Sequence[str]) -> dict[str, WeightSyncError]:
         """Connects to these engines, without those that cannot be connected to."""

@@ -46,7 +46,7 @@ class PushPool(EnginePool, Protocol):
 class Turn:
     """However it ends, the gate is open afterwards, and the engine goes on with the new weights or
     with the old ones, or is ended and started again: one whose weights are of no version never goes
-    on."""
+    on. But one that is `held` stays as it is, paused, for the turn after it."""
 
     def __init__(
         self,
@@ -55,8 +55,10 @@ class Turn:
         mode: str,
         time: TimeSource,
         sleep: Callable[[float], Awaitable[None]],
+        *,
+        before: Turn | None = None,
     ) -> None:
-        """`mode`: --weight-update-mode."""
+        """`mode`: --weight-update-mode. `before`: the turn in which the engine was held."""
         self._pool, self._mode, self._time, self._sleep = pool, mode, time, sleep
         self.control, self.endpoint = control, control.endpoint
         self.confirmed: int | None = None  # the version that the engine says it has
@@ -64,13 +66,19 @@ class Turn:
         self.updating = False  # it was told that an update begins, and not yet that it ended
         self.error: WeightSyncError | None = None
         self.stall_seconds = 0.0
+        self.held = False  # the learner was lost: whoever comes next gives it everything
         self._paused_at: float | None = None
         self._ended = False
+        if before is not None:
+            self.mixed, self.updating = before.mixed, before.updating
+            self._paused_at = before._paused_at
 
     async def begin(self) -> None:
         """Closes the gate and pauses the engine.
 
         Raises WeightSyncError; `end` is to be called all the same."""
+        if self._paused_at is not None:  # since the turn before
+            return
         self._pool.begin_push(self.endpoint)
         if self._mode == "drain":
             await self._pool.drained(self.endpoint)
@@ -98,7 +106,7 @@ class Turn:
     async def end(self) -> None:
         """Lets the engine go on, or ends it. A second call does nothing. Raises WeightSyncError
         when it could not be made to go on, and is ended for that."""
-        if self._ended:
+        if self._ended or (self.held and self._pool.is_up(self.endpoint)):
             return
         self._ended = True
         confirmed, self.confirmed = self.confirmed, None

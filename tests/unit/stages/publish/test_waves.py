@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import ClusterConfig
-from pipeline.core.errors import LearnerError, WeightSyncError
+from pipeline.core.errors import LearnerError, LearnerLostError, WeightSyncError
 from stages.publish import collective
 from stages.publish.collective import together
 from stages.publish.control import AnsweredError
@@ -271,6 +271,65 @@ async def test_the_death_of_the_learner_ends_the_push_as_that(servers: list[Fake
     with pytest.raises(LearnerError, match="rank 0 died"):
         await transport.push(1)
     assert not pool.gated
+    await transport.close()
+
+
+async def lost_half_way(servers: list[FakeServer], cluster: ClusterConfig) -> World:
+    """A push of version 2 to all, whose learner is lost when the first bucket is sent."""
+    transport, pool, sender = world(servers, cluster)
+    await transport.push(1)
+    assert len(sender.buckets[0]) > 1
+    sender.failures = [LearnerLostError("rank 0 died")]  # type: ignore[list-item]
+    with pytest.raises(LearnerLostError, match="rank 0 died"):
+        await transport.push(2)
+    return transport, pool, sender
+
+
+@pytest.mark.parametrize("mode", ["in_place", "retract", "drain"])
+async def test_a_learner_that_is_lost_half_way_leaves_engines_to_the_next(
+    servers: list[FakeServer], mode: Any
+) -> None:
+    """Those with half of a push stay paused and out of service; the next learner gives them all of
+    its own weights, in new groups."""
+    cluster = dataclasses.replace(ALL, weight_update_mode=mode)
+    transport, pool, sender = await lost_half_way(servers, cluster)
+    assert pool.condemned == [] and pool.gated == set(pool.endpoints)
+    assert all(server.paused for server in servers)
+    assert not any(server.groups for server in servers)
+    pauses = [server.calls.count("pause_generation") for server in servers]
+    transport.sender_lost()
+    await transport.sender_back()
+    sender.groups = set()  # it is another process
+    await transport.push(3)
+    assert pool.versions == dict.fromkeys(pool.endpoints, 3) and not pool.gated
+    assert pool.condemned == [] and not any(server.paused for server in servers)
+    assert [server.calls.count("pause_generation") for server in servers] == pauses
+    assert [server.version for server in servers] == [3] * 4
+    await transport.close()
+
+
+async def test_engines_that_nobody_comes_for_are_ended(servers: list[FakeServer]) -> None:
+    transport, pool, _ = await lost_half_way(servers, ALL)
+    await transport.close()
+    assert sorted(pool.condemned) == sorted(pool.endpoints) and not pool.gated
+
+
+async def test_an_engine_that_restarts_meanwhile_waits_for_the_next_learner(
+    servers: list[FakeServer],
+) -> None:
+    transport, pool, sender = await lost_half_way(servers, ALL)
+    transport.sender_lost()
+    pool.condemn(servers[0].endpoint, "it died")
+    restarted = asyncio.create_task(pool.settled(servers[0].endpoint))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not restarted.done() and servers[0].version == 0
+    await transport.sender_back()
+    sender.groups = set()
+    await transport.push(3)
+    await restarted
+    assert pool.versions == dict.fromkeys(pool.endpoints, 3) and not pool.gated
+    assert pool.condemned == [servers[0].endpoint]
     await transport.close()
 
 
