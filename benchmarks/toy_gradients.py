@@ -70,6 +70,7 @@ class Tokens:
     sample_lengths: Tensor
     staleness: Tensor
     teacher_log_probs: None = None
+    token_staleness: None = None
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
         return torch.ones(len(self.token_counts))

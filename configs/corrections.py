@@ -214,6 +214,8 @@ def asks_for_log_probs(args: Any) -> str | None:
             return f"--{flag.replace('_', '-')}"
     if args.advantage_estimator == "opob":
         return "--advantage-estimator opob"
+    if args.proximal != "recompute":
+        return f"--proximal {args.proximal}"
     if args.correction_veto_threshold is not None:
         return "--correction-veto-threshold"
     if PRESETS[args.off_policy_correction].correction.active:

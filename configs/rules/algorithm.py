@@ -50,6 +50,7 @@ def _policy_only(a: AlgorithmConfig) -> dict[str, bool]:
         "--use-tis": a.use_tis,
         f"--off-policy-correction {a.off_policy_correction}": a.off_policy_correction != "none",
         "--use-opsm": a.use_opsm,
+        f"--proximal {a.proximal}": a.proximal != "recompute",
         "--use-rollout-logprobs": a.use_rollout_logprobs,
         "--eps-clip-c": a.eps_clip_c is not None,
         "--staleness-clip-decay": a.staleness_clip_decay > 0,
@@ -177,6 +178,16 @@ def _corrections(a: AlgorithmConfig) -> Iterator[str]:
             "--correction-batch-normalize without importance weights: add --use-tis or e.g."
             " --off-policy-correction seq-tis"
         )
+    if a.proximal != "recompute" and correction.ratio == "bypass":
+        flag = (
+            "--use-rollout-logprobs"
+            if a.use_rollout_logprobs
+            else f"--off-policy-correction {name}"
+        )
+        yield (
+            f"--proximal {a.proximal} with {flag}: the ratio is against the rollout log-probs,"
+            " there is no policy in between. Drop one of the two"
+        )
     yield from _opsm(a)
     yield from _bounds(a)
     if not correction.ppo_clip:
@@ -228,7 +239,7 @@ def _bounds(a: AlgorithmConfig) -> Iterator[str]:
     elif name == "opsm" and (high is not None or not 0 < now.low <= 1):
         yield (
             f"{said}: it has a lower bound only, a ratio of at most 1 (exp(-delta)). Use e.g."
-            " --correction-low 0.9999"
+            " --correction-low 0.95"
         )
     elif name == "dppo" and not (0 < now.low <= 1 and 0 < now.high <= 1):
         yield (
@@ -275,7 +286,8 @@ def _routing(config: Config) -> Iterator[str]:
             " one of the two"
         )
     # as in stages/learn/step_objective.py
-    has_old_pass = correction_of(a).ratio == "decoupled" or a.kl_coef > 0 or a.true_on_policy_mode
+    decoupled = correction_of(a).ratio == "decoupled" and a.proximal == "recompute"
+    has_old_pass = decoupled or a.kl_coef > 0 or a.true_on_policy_mode
     if not (a.use_rollout_routing_replay or has_old_pass):
         yield (
             f"{flag} replays the experts of the pass for the old log-probs, which"

@@ -105,6 +105,9 @@ class AlgorithmConfig:
     # adds up the policy loss your own way: f(total_lengths, response_lengths, loss_masks,
     # calculate_per_token_loss) -> a function of the policy loss
     custom_pg_loss_reducer_function_path: str | None = None
+    # takes the proximal policy from a pass at consumption, or in between the rollout's and the new
+    # one, by the staleness of the token (A-3PO)
+    proximal: Literal["recompute", "loglinear"] = "recompute"
     # forms PPO's ratio against the rollout log-probs instead of recomputed ones
     use_rollout_logprobs: bool = False
     # refuses a step whose rollout log-probs differ from the learner's

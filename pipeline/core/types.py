@@ -51,6 +51,8 @@ class TrainSample:
     advantages: np.ndarray
     reward: float
     staleness: int  # max over trained tokens, in policy versions
+    # [R] int64, of every response token; None: all are as stale as the sample
+    token_staleness: np.ndarray | None = None
     # samples with the same one are parts of one trajectory (fan-out), wherever it was cut; -1: the
     # sample is all of its own. Unique over the rollout; in an OptimizerStep from 0 on
     trajectory: int = -1

@@ -25,6 +25,8 @@ def batch_digest(batch: TrainBatch) -> str:
                     )
                     for array in (s.tokens, s.loss_mask, s.rollout_log_probs, s.advantages):
                         digest.update(np.ascontiguousarray(array).tobytes())
+                    if s.token_staleness is not None:
+                        digest.update(b"staleness" + s.token_staleness.tobytes())
                     if s.teacher_log_probs is not None:
                         digest.update(b"teacher" + s.teacher_log_probs.tobytes())
                     if s.routed_experts is not None:

@@ -87,9 +87,21 @@ def _trained(
         advantages=np.zeros(n, dtype=np.float32),
         reward=reward,
         staleness=policy_version - oldest if oldest is not None else 0,
+        token_staleness=_token_staleness(sample, policy_version),
         trajectory=trajectory,
         multimodal=_multimodal(sample),
     )
+
+
+def _token_staleness(sample: Sample, policy_version: int) -> np.ndarray | None:
+    """[R]; None where no version is known. What no version covers was not sampled, and counts as
+    0."""
+    if not sample.weight_versions:
+        return None
+    out = np.zeros(sample.response_length, dtype=np.int64)
+    for span in sample.weight_versions:
+        out[span.start : span.end] = policy_version - span.version
+    return out
 
 
 def _experts(sample: Sample, mask: np.ndarray) -> np.ndarray:

@@ -188,6 +188,7 @@ def _row(
         advantages=np.zeros(n, np.float32),
         reward=raw,
         staleness=origin.staleness,
+        token_staleness=origin.token_staleness if n == origin.response_length else None,
         trajectory=trajectory,
         routed_experts=_experts(flag, data, i, origin, tokens),
     )

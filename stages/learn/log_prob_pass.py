@@ -127,7 +127,7 @@ class LogProbPass:
         goal, bypass = self._goal, self._goal.correction.ratio == "bypass"
         current = (
             self._passes.log_probs_now(micro_batches)
-            if bypass or first
+            if bypass or first or goal.interpolates
             else [None] * len(micro_batches)
         )
         if not self._passes.sees:

@@ -49,11 +49,12 @@ def policy_objective(
     In the bypass PPO's ratio is against the rollout policy itself, and kl_rollout_old and the
     weights compare it with `now`."""
     correction = correction_of(config)
-    proximal = now.log_probs.detach() if old is None else old
+    consumed = now.log_probs.detach() if old is None else old
     bypass = correction.ratio == "bypass"
+    proximal = proximal_log_probs(now.log_probs, old, batch, config)
     anchor = batch.rollout_log_probs if bypass else proximal
     numerator = now.log_probs.detach() if bypass else proximal
-    advantages = shaped_advantages(batch, proximal, extras.ref, config, extras.opd_kl_coef)
+    advantages = shaped_advantages(batch, consumed, extras.ref, config, extras.opd_kl_coef)
     surrogate = _surrogate(now.log_probs, anchor, advantages, batch, config, correction)
     if config.use_opsm:
         stays = compute_opsm_mask(
@@ -69,7 +70,7 @@ def policy_objective(
     # under the rollout's tokens a KL without the weight would be of another policy
     kl_weights = corrected.weights if correction.weighted and not extras.tis_function else None
     if extras.tis_function is not None:
-        policy, mask, extra = _custom_tis(surrogate.loss, proximal, batch, config, extras)
+        policy, mask, extra = _custom_tis(surrogate.loss, consumed, batch, config, extras)
         corrected = corrected._replace(weights=mask.to(policy.dtype), mask=mask)
     if config.use_opsm:
         corrected = corrected._replace(mask=corrected.mask & stays)
@@ -78,9 +79,28 @@ def policy_objective(
     loss = (total if side is None else total + side) / denominator
     with torch.no_grad():
         sums, maxima = diagnose(
-            loss, now, proximal, anchor, surrogate, corrected, kl_ref, batch, config, correction
+            loss, now, consumed, anchor, surrogate, corrected, kl_ref, batch, config, correction
         )
     return Outcome(loss, sums, maxima, extra)
+
+
+def proximal_log_probs(
+    new: Tensor, old: Tensor | None, batch: TrainedTokens, config: AlgorithmConfig
+) -> Tensor:
+    """[N] log-probs, without gradient, of the policy that PPO's ratio is against and weights are
+    of.
+
+    recompute: those at consumption (`old` None: they are the new ones). loglinear: rollout / d +
+    (1 - 1/d) new for a token of staleness d, new where d is 0: with every version that lies between
+    them the proximal policy moves from the rollout's towards the new one, by one part in d. Source:
+    A-3PO, arXiv:2512.06547; AReaL's prox_logp_method loglinear, whose proximal policy is one
+    version behind the new one: the same number."""
+    if config.proximal == "recompute":
+        return new.detach() if old is None else old
+    assert batch.token_staleness is not None
+    d = batch.token_staleness.to(new.dtype)
+    share = (d > 0) / d.clamp(min=1)
+    return new.detach() + share * (batch.rollout_log_probs - new.detach())
 
 
 def _reduced(

@@ -39,6 +39,8 @@ class TrainedTokens(Protocol):
     @property
     def staleness(self) -> Tensor: ...  # [S], policy versions
     @property
+    def token_staleness(self) -> Tensor | None: ...  # [N], where --proximal needs it
+    @property
     def teacher_log_probs(self) -> Tensor | None: ...  # [N], with --use-opd
 
     # [S], in the mean over tokens or over trajectories

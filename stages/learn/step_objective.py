@@ -18,7 +18,7 @@ from configs.schema import AlgorithmConfig, flat_args
 from pipeline.core.batch_share import StepShare
 from stages.learn.corrections import BatchStatistics, Evidence, batch_evidence
 from stages.learn.losses import TokenLogProbs
-from stages.learn.objective import policy_objective, shaped_advantages
+from stages.learn.objective import policy_objective, proximal_log_probs, shaped_advantages
 from stages.learn.outcome import NUM_POLICY_SUMS, ObjectiveExtras, Outcome, policy_metrics
 from stages.learn.settings import LearnerSettings
 from stages.learn.trained_tokens import with_known_log_probs
@@ -70,7 +70,7 @@ class StepObjective:
         """Are old log-probs needed? Later optimizer steps of a rollout look back at the policy at
         consumption."""
         return (
-            self.correction.ratio == "decoupled"
+            (self.correction.ratio == "decoupled" and not self.interpolates)
             or self._tis_function is not None
             or self.config.kl_coef > 0
             or self._opd_kl_coef > 0
@@ -83,6 +83,11 @@ class StepObjective:
         """The critic is given rewards less the KL to the reference, and returns less it are
         whitened, and baselines of whole groups are known, ahead of all optimizer steps."""
         return self.config.pays_kl_ahead or self.has_optimal_baseline
+
+    @property
+    def interpolates(self) -> bool:
+        """Is the proximal policy made of the rollout's and the new one?"""
+        return self.config.proximal == "loglinear"
 
     @property
     def has_optimal_baseline(self) -> bool:
@@ -116,9 +121,15 @@ class StepObjective:
         `current`: the current policy's log-probs, where they differ from the old.
         """
         old = prepared.old if prepared.old is not None else current
-        numerator = current if self.correction.ratio == "bypass" else old
-        assert old is not None and numerator is not None
         batch = prepared.batch
+        if self.correction.ratio == "bypass":
+            numerator = current
+        elif self.interpolates:
+            assert current is not None
+            numerator = proximal_log_probs(current, old, batch, self.config)
+        else:
+            numerator = old
+        assert old is not None and numerator is not None
         advantages = shaped_advantages(batch, old, prepared.ref, self.config, self._opd_kl_coef)
         return batch_evidence(
             self.correction,

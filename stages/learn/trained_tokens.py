@@ -26,6 +26,7 @@ class FlatTrainedTokens:
     token_counts: Tensor  # [S] int64: trained tokens a sample
     sample_lengths: Tensor  # [S] int64: prompt and response
     staleness: Tensor  # [S] int64, policy versions
+    token_staleness: Tensor  # [N] int64, policy versions
     sample_indices: Tensor  # [S] int64: TrainSample.index
     group_indices: Tensor  # [S] int64: TrainSample.group_index
     trajectories: Tensor  # [S] int64: TrainSample.trajectory
@@ -84,6 +85,7 @@ def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict
         "token_counts": each(counts, torch.int64),
         "sample_lengths": each([s.num_tokens for s in samples], torch.int64),
         "staleness": each([s.staleness for s in samples], torch.int64),
+        "token_staleness": flat([_token_staleness(s) for s in samples], torch.int64),
         "sample_indices": each([s.index for s in samples], torch.int64),
         "group_indices": each([s.group_index for s in samples], torch.int64),
         "trajectories": each([s.trajectory for s in samples], torch.int64),
@@ -92,6 +94,12 @@ def trained_fields(samples: Sequence[TrainSample], device: torch.device) -> dict
         "num_tokens": sum(s.num_tokens for s in samples),
         "teacher_log_probs": _teacher(samples, masks, device),
     }
+
+
+def _token_staleness(sample: TrainSample) -> np.ndarray:
+    """[R]"""
+    known = sample.token_staleness
+    return np.full(sample.response_length, sample.staleness) if known is None else known
 
 
 def _teacher(

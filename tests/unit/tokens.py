@@ -28,6 +28,7 @@ class FakeTokens:
     shares: Tensor
     mean_weights: Tensor
     teacher_log_probs: Tensor | None = None
+    token_staleness: Tensor | None = None
 
     def weights_of_samples(self, *, per_token: bool) -> Tensor:
         return torch.ones_like(self.mean_weights) if per_token else self.mean_weights

@@ -125,6 +125,7 @@ def words(text: str) -> list[str]:
         "--advantage-estimator dr_grpo --disable-grpo-std-normalization --calculate-per-token-loss",
         "--advantage-estimator rloo",
         "--advantage-estimator max_rl",
+        "--proximal loglinear --use-tis",
         "--advantage-estimator opob --off-policy-correction seq-tis --ess-lr-scaling",
         "--disable-rewards-normalization --n-samples-per-prompt 1",
         (
@@ -364,6 +365,11 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
             "--advantage-estimator opob --normalize-advantages",
             ["opob", "--normalize-advantages", "Drop one"],
         ),
+        (
+            "--proximal loglinear --use-rollout-logprobs",
+            ["--proximal loglinear", "--use-rollout-logprobs", "Drop one"],
+        ),
+        ("--proximal loglinear --off-policy-correction m2po", ["--proximal loglinear", "m2po"]),
         ("--opsm-delta 0.1", ["--opsm-delta 0.1", "--use-opsm"]),
         (
             "--use-opsm --off-policy-correction opsm",

@@ -44,6 +44,7 @@ CHANGES: dict[str, Any] = {
     "reward": 2.0,
     "staleness": 2,
     "norm_length": 9,
+    "token_staleness": np.array([2, 1, 1]),
     "teacher_log_probs": np.array([-1.0, -0.5, -2.0], np.float32),
     "trajectory": 4,
     "routed_experts": np.zeros((4, 1, 2), np.int16),

@@ -75,6 +75,7 @@ def test_a_user_function_that_is_not_there_is_named() -> None:
     [
         ({"off_policy_correction": "none"}, None),
         ({"use_tis": True}, "--use-tis"),
+        ({"proximal": "loglinear"}, "--proximal loglinear"),
         ({"advantage_estimator": "opob"}, "--advantage-estimator opob"),
         ({"off_policy_correction": "icepop"}, "--off-policy-correction icepop"),
         ({"off_policy_correction": "none", "use_rollout_logprobs": True}, "--use-rollout-logprobs"),
@@ -98,6 +99,7 @@ def test_rollout_log_probs_that_are_left_out_are_the_old_ones() -> None:
         token_counts=numbers + 3,
         sample_lengths=numbers + 4,
         staleness=numbers,
+        token_staleness=torch.zeros(3, dtype=torch.int64),
         sample_indices=numbers,
         group_indices=numbers,
         trajectories=numbers,
@@ -147,6 +149,8 @@ def test_distillation_looks_back_at_the_policy_at_consumption() -> None:
 def test_what_needs_log_probs_ahead() -> None:
     assert StepObjective(settings()).needs_old and not StepObjective(settings()).needs_reference
     assert not StepObjective(settings(use_rollout_logprobs=True)).needs_old
+    assert not StepObjective(settings(proximal="loglinear", use_tis=True)).needs_old
+    assert StepObjective(settings(proximal="loglinear", kl_coef=0.1)).needs_old
     assert StepObjective(settings(use_rollout_logprobs=True, kl_coef=0.1)).needs_old
     for name in ("ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "opob"):
         assert StepObjective(settings(advantage_estimator=name, kl_coef=0.1)).needs_old_at_first
