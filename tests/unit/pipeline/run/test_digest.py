@@ -46,7 +46,6 @@ CHANGES: dict[str, Any] = {
     "norm_length": 9,
     "token_staleness": np.array([2, 1, 1]),
     "teacher_log_probs": np.array([-1.0, -0.5, -2.0], np.float32),
-    "trajectory": 4,
     "routed_experts": np.zeros((4, 1, 2), np.int16),
     "multimodal": {"pixel_values": np.ones((4, 3), np.float32)},
 }
@@ -64,8 +63,17 @@ def test_who_has_which_weight_counts() -> None:
     )
 
 
+def test_who_is_part_of_whom_counts() -> None:
+    """A trajectory's own number does not: a step numbers its trajectories anew."""
+    one, other = sample(0, trajectory=3), sample(1, trajectory=4)
+    together = dataclasses.replace(other, trajectory=3)
+    assert digest(one, other) != digest(one, together)
+    assert digest(one) == digest(dataclasses.replace(one, trajectory=9))
+
+
 def test_all_fields_are_tried() -> None:
     assert {f.name for f in dataclasses.fields(TrainSample)} == CHANGES.keys() | {
         "weight",
+        "trajectory",
         "response_length",
     }
