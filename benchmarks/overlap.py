@@ -27,7 +27,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.common import ENTRY, RESULTS, ROOT, keep, spread, table, train
@@ -83,6 +83,7 @@ def measure(
         "staleness_max": max(r["staleness_max"] for r in rows),
         "response_tokens": fmean(r["num_response_tokens"] for r in rows[1:]),
         "step_seconds": fmean(r["step_seconds"] for r in rows[1:]),
+        "push_trainer_seconds": median(p["trainer_seconds"] for p in run["push"][1:]),
     }
 
 

@@ -8,10 +8,12 @@
 Everything is done `--repeats` times, in turns; kept are medians, least and most.
 
 mock: a bucket takes BUCKET_SECONDS to reach a wave, however many are in it, so a push should take
-waves x buckets x BUCKET_SECONDS: `over_model` is what it takes over that. `--push-wave-fraction` is
-0.5 (`half`), 1 (`all`), or so small that engines go one by one (`one_by_one`; up to 16 of them).
-`cpu_ms` is the driver's CPU time for an engine, of the `half` push; `over_model_and_driver` allows
-for it too. All servers are one process, which is what 1,024 of them on this machine wait for.
+waves x buckets x BUCKET_SECONDS: `over_model` is what it takes over that, in simulated time, where
+any other call to an engine takes CALL_SECONDS and computing nothing (benchmarks/virtual_train.py).
+`--push-wave-fraction` is 0.5 (`half`), 1 (`all`), or so small that engines go one by one
+(`one_by_one`). What the driver computes is measured over HTTP: `cpu_ms` is its CPU time for an
+engine, `http_seconds` a push in waves of half the pool. All servers are one process, which is what
+1,024 of them on this machine wait for.
 
 real: seconds of a push, from staging to the last confirmation; the longest pause of an engine; and
 how long the learner's loop stood still for it (`trainer_seconds`), all medians of a run's pushes
@@ -27,22 +29,24 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 from aiohttp import web
 
 from benchmarks.common import keep, middle, spread, table, train
+from benchmarks.virtual_train import run_jumping
 from configs.schema import ClusterConfig
 from pipeline.core.types import PreparedWeights
+from stages.publish.control import EngineControl
 from stages.publish.distributed import DistributedTransport
 
 NUM_BUCKETS, TENSORS_PER_BUCKET = 4, 100
 BUCKET_SECONDS = 0.25
-ONE_BY_ONE = 16  # engines; more of them would take too long
+CALL_SECONDS = 0.002
 REAL = (
     *("--prompt-data", "reasoning_gym:spell_backward", "--rm-type", "random"),
     *("--rollout-max-response-len", "64", "--rollout-batch-size", "8"),
@@ -146,21 +150,54 @@ async def measure(port: int, number: int, fraction: float) -> tuple[float, float
     return took, cpu
 
 
+class SimulatedControl(EngineControl):
+    """An engine that answers without HTTP."""
+
+    def __init__(self, endpoint: str, versions: dict[str, str]) -> None:
+        super().__init__(cast(Any, None), endpoint)
+        self._versions = versions
+
+    async def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | bytes | None, seconds: float
+    ) -> dict[str, Any]:
+        receives = path == "update_weights_from_distributed"
+        await asyncio.sleep(BUCKET_SECONDS if receives else CALL_SECONDS)
+        if isinstance(body, bytes) and b"weight_version" in body:
+            self._versions[self.endpoint] = json.loads(body)["weight_version"]
+        return {"weight_version": self._versions.get(self.endpoint)}
+
+
+class SimulatedTransport(DistributedTransport):
+    versions: dict[str, str]
+
+    def _control(self, endpoint: str) -> EngineControl:
+        return SimulatedControl(endpoint, self.versions)
+
+
+async def simulate(number: int, fraction: float) -> float:
+    """Simulated seconds of a push whose groups are there already."""
+    pool: Any = Pool([f"mock://{i}" for i in range(number)])
+    sender: Any = Sender()
+    cluster = ClusterConfig(push_wave_fraction=fraction)
+    transport = SimulatedTransport(pool, sender, cluster)
+    transport.versions = {}
+    await transport.push(1)
+    began = asyncio.get_running_loop().time()
+    await transport.push(2)
+    return asyncio.get_running_loop().time() - began
+
+
 def mock_turn(port: int, number: int) -> dict[str, float]:
-    turn: dict[str, float] = {}
+    took, cpu = uvloop.run(measure(port, number, 0.5))
+    turn = {"http_seconds": took, "cpu_ms": 1000 * cpu / number}
     for name, fraction, waves in (
         ("half", 0.5, min(number, 2)),
         ("all", 1.0, 1),
         ("one_by_one", 1 / number, number),
     ):
-        if waves > max(2, ONE_BY_ONE):
-            continue
-        took, cpu = uvloop.run(measure(port, number, fraction))
+        took = run_jumping(simulate(number, fraction))
         model = waves * NUM_BUCKETS * BUCKET_SECONDS
         turn |= {f"{name}_seconds": took, f"{name}_over_model": took / model}
-        if name == "half":
-            turn["cpu_ms"] = 1000 * cpu / number
-            turn["over_model_and_driver"] = took / (model + cpu)
     return turn
 
 

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
+T = TypeVar("T")
 
 
 class JumpingSelector(selectors.DefaultSelector):
@@ -54,6 +55,13 @@ class JumpingLoop(asyncio.SelectorEventLoop):
         self._jumping.threads -= 1
 
 
+def run_jumping(work: Coroutine[Any, Any, T], selector: JumpingSelector | None = None) -> T:
+    """What asyncio.run does, in simulated time."""
+    jumping = selector or JumpingSelector()
+    with asyncio.Runner(loop_factory=lambda: JumpingLoop(jumping)) as runner:
+        return runner.run(work)
+
+
 def main() -> None:
     import uvloop
 
@@ -62,9 +70,8 @@ def main() -> None:
 
     selector = JumpingSelector()
 
-    def run(work: Coroutine[Any, Any, Any]) -> Any:
-        with asyncio.Runner(loop_factory=lambda: JumpingLoop(selector)) as runner:
-            return runner.run(work)
+    def run(work: Coroutine[Any, Any, T]) -> T:
+        return run_jumping(work, selector)
 
     uvloop.run = run  # type: ignore[assignment]
     pipeline.core.time.monotonic = lambda: selector.now

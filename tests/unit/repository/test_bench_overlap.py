@@ -5,16 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine
-from typing import Any
 
-from benchmarks.virtual_train import JumpingLoop, JumpingSelector
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    selector = JumpingSelector()
-    with asyncio.Runner(loop_factory=lambda: JumpingLoop(selector)) as runner:
-        return runner.run(work)
+from benchmarks.virtual_train import run_jumping as run
 
 
 async def ends(order: list[float], seconds: float) -> None:
