@@ -40,6 +40,10 @@ class EngineError(SlipstreamError):
     """An inference engine did not start, died, or refused a request for good."""
 
 
+class NoRoomError(EngineError):
+    """No node has devices for an engine now; one that comes back, or is added, may."""
+
+
 class ForgottenWeightsError(EngineError):
     """An engine answered under weights older than those it had confirmed, or under weights of no
     version: whoever runs it has started it anew."""

@@ -270,7 +270,7 @@ class Recorder:
         )
 
     def engine(self, event: str, **fields: Any) -> None:
-        """Records what happened to an engine. event: start | death | restart | lost |
+        """Records what happened to an engine. event: start | death | restart | no_room | lost |
         drained | stats."""
         self._telemetry.emit("engine", event=event, **fields, wall_seconds=self.wall_seconds)
 

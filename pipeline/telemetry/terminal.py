@@ -72,7 +72,7 @@ class LiveSink:
             self._view.add(record)
             if record["kind"] == "train":
                 self._last_train = self._time.now()
-        if record["kind"] == "engine" and record.get("event") in ("death", "restart"):
+        if record["kind"] == "engine" and record.get("event") in ("death", "restart", "no_room"):
             self._live.console.print(
                 event_line(record), style="yellow", highlight=False, markup=False
             )

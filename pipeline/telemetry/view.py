@@ -14,6 +14,7 @@ from pipeline.core.format import counted, duration, number, percent
 
 Record = Mapping[str, Any]
 BLOCKS = "▁▂▃▄▅▆▇█"
+DOWN = ("death", "lost", "no_room")  # events after which an engine does not serve
 _PACE_WINDOW = 20  # rollouts that the ETA looks back on
 
 
@@ -80,7 +81,7 @@ class RunView:
         """(healthy, all)"""
         if self.pool and self.pool.get("num_engines") is not None:
             return self.pool.get("num_healthy", self.pool["num_engines"]), self.pool["num_engines"]
-        return sum(event != "death" for event in self.engines.values()), len(self.engines)
+        return sum(event not in DOWN for event in self.engines.values()), len(self.engines)
 
 
 def plain_line(view: RunView) -> str:
@@ -119,7 +120,7 @@ def event_line(record: Record) -> str | None:
                 f"eval {record.get('name')}: reward {number(record.get('reward_mean'))}"
                 f" ({eval_detail(record)})"
             )
-        case "engine", ("start" | "death" | "restart" | "drained") as event:
+        case "engine", ("start" | "death" | "restart" | "no_room" | "drained") as event:
             rest = {
                 k: v
                 for k, v in record.items()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import psutil
 
 from pipeline.core.engine_auth import engine_headers
-from pipeline.core.errors import EngineError, SlipstreamError
+from pipeline.core.errors import EngineError, NoRoomError, SlipstreamError
 from pipeline.workers.engine_host import Share, remote_host
 from pipeline.workers.pools import Berth, Pools, Where, actor_environment
 from stages.engine.launch import is_healthy
@@ -125,10 +125,10 @@ class HostedEngine:
         return True
 
     async def _make_hosts(self) -> None:
-        if self._hosts:
-            await self._end_hosts(ask=False)
-            if not await self._pools.move_engine(self.spec.index):
-                raise EngineError(f"{self.name}: no node has room for it now")
+        await self._end_hosts(ask=False)
+        had_room = bool(self._berths)
+        if had_room and not await self._pools.move_engine(self.spec.index):
+            raise NoRoomError(f"{self.name}: no node has room for it now")
         self._berths = await self._pools.engine_berths(self.spec.index)
         environment = actor_environment({})
         self._hosts = [remote_host(dict(b.options), environment) for b in self._berths]

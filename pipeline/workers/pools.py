@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from pipeline.core.devices import num_devices
-from pipeline.core.errors import ClusterError, ConfigError, EngineError
+from pipeline.core.errors import ClusterError, ConfigError, NoRoomError
 from pipeline.schedule.placement import Node, Place, Plan, Wanted, plan, plan_engine, plan_learner
 from pipeline.workers.ray_cluster import RayCluster, take_sigterm_back
 from stages.publish.leftovers import remove_shared_memory
@@ -71,6 +71,7 @@ class Pools:
         self._own_devices = own
         self._starting: asyncio.Future[None] | None = None
         self._plan: Plan | None = None
+        self._spans_nodes = False  # at the start: what listens on loopback stays where it is
         self._learner_group: Any = None
         self._engine_groups: dict[int, Any] = {}
         self._gpus: asyncio.Future[list[str]] | None = None  # of the learner's ranks, in order
@@ -101,6 +102,7 @@ class Pools:
         take_sigterm_back()
         self._gpus = asyncio.get_running_loop().create_future()
         self._plan = plan(await asyncio.to_thread(self.cluster.nodes), self._wanted)
+        self._spans_nodes = self._plan.spans_nodes
         await asyncio.to_thread(self._reserve, self._plan)
 
     def _reserve(self, made: Plan) -> None:
@@ -172,9 +174,9 @@ class Pools:
 
     @property
     def spans_nodes(self) -> bool:
-        """Is anything elsewhere than the run's own process? Then servers listen on their node's
-        address, else on loopback."""
-        return self._plan is not None and self._plan.spans_nodes
+        """Was anything planned elsewhere than the run's own process? Then servers listen on their
+        node's address, else on loopback, also when nodes come and go later."""
+        return self._spans_nodes
 
     def learner_berths(self) -> list[Berth]:
         """One for every rank, in the plan's order."""
@@ -229,7 +231,7 @@ class Pools:
         alive = {node.id for node in nodes}
         if all(place.node.id in alive for place in self.plan.learner):
             return self.plan.learner
-        if not self.plan.spans_nodes:  # what listens on loopback cannot be reached from elsewhere
+        if not self.spans_nodes:  # what listens on loopback cannot be reached from elsewhere
             nodes = [node for node in nodes if node.is_driver]
         return plan_learner(nodes, self._wanted)
 
@@ -247,7 +249,7 @@ class Pools:
         made = await self.start()
         planned = made.engines[index] if index < len(made.engines) else ()
         if not planned and not await self._place_engine(index):
-            raise EngineError(
+            raise NoRoomError(
                 f"engine {index}: no node has {self._engine_devices} devices free for one more"
                 " engine. Add nodes (`ray start --address ...`), or drain another one first"
             )
@@ -295,16 +297,19 @@ class Pools:
         return await self._place_engine(index)
 
     async def _place_engine(self, index: int) -> bool:
-        """Reserves room among what is free now."""
+        """Reserves room among what is free now; False where there is none."""
         nodes = await asyncio.to_thread(self.cluster.nodes)
-        if not self.plan.spans_nodes:  # what listens on loopback cannot be reached from elsewhere
+        if not self.spans_nodes:  # what listens on loopback cannot be reached from elsewhere
             nodes = [node for node in nodes if node.is_driver]
         found = plan_engine(nodes, self._engine_devices, self._wanted.num_gpus_per_node)
         if found is None:
             return False
-        self._engine_groups[index] = await asyncio.to_thread(
-            self._group, found, [place.devices for place in found]
-        )
+        try:
+            self._engine_groups[index] = await asyncio.to_thread(
+                self._group, found, [place.devices for place in found]
+            )
+        except ClusterError as error:  # of a node that has just gone, or another took them
+            raise NoRoomError(f"engine {index}: {error}") from error
         self._note_engine(index, found)
         return True
 

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
-from pipeline.core.errors import ConfigError, EngineError, ForgottenWeightsError
+from pipeline.core.errors import ConfigError, EngineError, ForgottenWeightsError, NoRoomError
 from pipeline.core.time import IdleMeter, MonotonicTime, TimeSource
 from stages.engine.leases import Leases
 from stages.engine.slot import EngineProcess, PoolStatistics, Slot
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = 1.0  # before a dead engine's restart; doubles with every one that fails
 BACKOFF_MAX_SECONDS = 30.0
+ROOM_SECONDS = 5.0  # between two looks for room, at most
 
 OnRestart = Callable[[str], Awaitable[None]]
 OnEvent = Callable[[str, str, str], None]
@@ -307,6 +308,9 @@ class SGLangPool:
                     await self.on_restart(slot.engine.endpoint)
             except Exception as failure:
                 # whatever it was: the engine must not serve, and those who wait must hear of it
+                if isinstance(failure, NoRoomError) and self._waits_for_room(slot, failure):
+                    backoff = min(backoff, ROOM_SECONDS)
+                    continue
                 logger.error(
                     "restart %d of %d of %s failed: %s",
                     slot.restarts,
@@ -328,6 +332,19 @@ class SGLangPool:
         self._lose(slot, EngineError(given_up))
         self._tell("lost", slot, given_up)
 
+    def _waits_for_room(self, slot: Slot, why: NoRoomError) -> bool:
+        """An engine that has no room now is no engine that fails: the run goes on without it, as
+        long as there are others, and it is started on the first node that has room."""
+        if not any(o.stays and not o.lacks_room for o in self._slots.values() if o is not slot):
+            return False
+        slot.restarts -= 1
+        self._num_restarts -= 1
+        if not slot.lacks_room:
+            slot.lacks_room = True
+            logger.warning("the run goes on with fewer engines until there is room: %s", why)
+            self._tell("no_room", slot, str(why))
+        return True
+
     def _tell(self, event: str, slot: Slot, reason: str) -> None:
         if self.on_event is not None:
             self.on_event(event, slot.engine.endpoint, reason)
@@ -339,12 +356,12 @@ class SGLangPool:
 
     def _set_up(self, slot: Slot) -> None:
         slot.engine.on_death = partial(self._died, slot)
-        slot.up, slot.ended, slot.gated = True, False, False
+        slot.up, slot.ended, slot.gated, slot.lacks_room = True, False, False, False
         slot.settled.set()
         self._changed()
 
     def _lose(self, slot: Slot, error: EngineError) -> None:
-        slot.up, slot.lost = False, error
+        slot.up, slot.lost, slot.lacks_room = False, error, False
         slot.settled.set()
         logger.log(logging.DEBUG if self._closed else logging.ERROR, "%s", error)
         if not any(other.stays for other in self._slots.values()):

@@ -56,6 +56,7 @@ class Slot:
     gated: bool = False  # a push is under way
     leaving: bool = False  # it is being drained, and will not come back
     restarts: int = 0
+    lacks_room: bool = False  # it waits for a node that has devices for it
     lost: EngineError | None = None  # why it will not come back
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # up or lost
     emptied: asyncio.Event = field(default_factory=asyncio.Event)  # no request is in flight
@@ -85,6 +86,8 @@ class Slot:
             return "lost"
         if self.leaving:
             return "draining"
+        if self.lacks_room:
+            return "waiting for room"
         if not self.up:
             return "starting" if not self.restarts else "restarting"
         return "push" if self.gated else "serving"

@@ -90,6 +90,33 @@ class Job:
         except (OSError, ValueError):  # not there yet, or a line half written
             return 0
 
+    def train_some(self) -> None:
+        """Returns when two more rollouts are trained on: one of them was generated from now on."""
+        enough = self.num_trained() + 2
+        self.wait_for(lambda: self.num_trained() >= enough)
+
+    def engine_rows(self) -> list[dict[str, Any]]:
+        try:
+            return read_metrics(self.folder, "engine")
+        except (OSError, ValueError):
+            return []
+
+    def num_serving(self, machine: Machine) -> int:
+        """Engines that serve on a machine, by the records."""
+        serving: set[str] = set()
+        for row in self.engine_rows():
+            if row.get("event") in ("start", "restart"):
+                serving.add(row["engine"])
+            elif row.get("event") in ("death", "lost"):
+                serving.discard(row["engine"])
+        return sum(f"//{machine.address}:" in endpoint for endpoint in serving)
+
+    def interrupted(self) -> list[dict[str, Any]]:
+        """Its train rows, when it has ended well after a SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(RUN_SECONDS) == 128 + signal.SIGTERM, self.told()
+        return read_metrics(self.folder, "train")
+
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
@@ -124,29 +151,38 @@ def addresses(job: Job) -> set[str]:
     return {str(row["engine"]).removeprefix("http://").partition(":")[0] for row in rows}
 
 
-def test_engines_on_other_machines_and_one_of_these_dies_and_comes_back(
-    start: Callable[..., Job],
-) -> None:
-    """The learner beside the driver, an engine on each of two others; one of these loses power, and
-    its engine finds room on the other; then a cable is pulled for a while."""
+def test_engines_on_other_machines_which_die_and_come_back(start: Callable[..., Job]) -> None:
+    """The learner beside the driver, an engine on each of two others. One of these loses power, and
+    its engine finds room on the other; it comes back, and when the other loses power too, it has
+    room for one of the two engines; the run goes on smaller, until the other is back as well."""
     with namespaces.cluster(RAY, 1, 1, 2) as cluster:
         head, second, third = cluster.machines
         job = start(
-            cluster, "--rollout-num-gpus", "2", "--num-rollout", "30", "--engine-restarts", "6"
+            cluster, "--rollout-num-gpus", "2", "--num-rollout", "1000", "--engine-restarts", "6"
         )
         job.wait_for(lambda: job.num_trained() >= 2)
         assert addresses(job) == {second.address, third.address}
         assert engines_of(second) and engines_of(third) and not engines_of(head)
 
         second.die()
-        job.wait_for(lambda: len(engines_of(third)) >= 2)
-        before = job.num_trained()
-        job.wait_for(lambda: job.num_trained() > before)
+        job.wait_for(lambda: job.num_serving(third) == 2)
+        job.train_some()
 
-        rows = job.end()
+        cluster.start_ray(1)
+        third.die()
+        job.wait_for(lambda: job.num_serving(second) == 1)
+        job.wait_for(lambda: any(row.get("event") == "no_room" for row in job.engine_rows()))
+        job.train_some()
         assert not engines_of(third)
+
+        cluster.start_ray(2)
+        job.wait_for(lambda: job.num_serving(third) == 1)
+        job.train_some()
+        rows = job.interrupted()
+        assert not engines_of(second) and not engines_of(third)
     versions = [row["policy_version"] for row in rows]
-    assert [row["rollout_id"] for row in rows] == list(range(30)) and versions == sorted(versions)
+    assert [row["rollout_id"] for row in rows] == list(range(len(rows)))
+    assert versions == sorted(versions)
     audit = subprocess.run(
         [sys.executable, "-m", "pipeline", "buffer", str(job.folder), "audit"],
         cwd=ROOT,

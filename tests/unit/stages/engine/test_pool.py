@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.core.errors import ConfigError, EngineError
+from pipeline.core.errors import ConfigError, EngineError, NoRoomError
 from stages.engine import leases as leases_module
 from stages.engine.pool import SGLangPool
 from tests.manual_time import ManualTime
@@ -359,3 +359,34 @@ async def test_two_engines_at_one_address_are_refused() -> None:
         SGLangPool(
             [FakeEngine(1), FakeEngine(1)], concurrency=1, max_restarts=1, start_timeout_seconds=1.0
         )
+
+
+async def test_an_engine_without_room_waits_for_it_while_others_serve() -> None:
+    pool, engines, _, sleeps = make(restarts=2)
+    told: list[tuple[str, str]] = []
+    pool.on_event = lambda event, endpoint, _: told.append((event, endpoint))
+    await pool.start()
+    endpoint = engines[0].endpoint
+    engines[0].failures = [NoRoomError("no node has room")] * 9
+    pool.condemn(endpoint, "its node is gone")
+    await until(lambda: len(engines[0].failures) == 4)
+    async with pool.lease() as leased:
+        assert leased == engines[1].endpoint
+    assert pool._slots[endpoint].state == "waiting for room"
+    assert await pool.settled(endpoint)  # there is room now
+    assert [event for event, _ in told] == ["death", "no_room", "restart"]
+    assert pool.statistics().num_restarts == 1
+    assert sleeps.seconds == [1.0, 2.0, 4.0, *[5.0] * 7]
+
+
+async def test_engines_that_all_lack_room_are_given_up() -> None:
+    pool, engines, _, _ = make(restarts=2)
+    await pool.start()
+    for engine in engines:
+        engine.failures = [NoRoomError("no node has room")] * 100
+        pool.condemn(engine.endpoint, "its node is gone")
+    assert not await pool.settled(engines[1].endpoint)
+    assert not await pool.settled(engines[0].endpoint)
+    with pytest.raises(EngineError, match="no node has room"):
+        async with pool.lease():
+            pass
