@@ -175,7 +175,8 @@ async def test_an_engine_that_restarts_loads_its_nodes_copy_once_that_is_seen_to
     await transport.resync(endpoint)
     assert servers[0].version == 1 and not sender.in_full
     (file,) = transport._copy.glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # other than it was, whatever it was
     servers[0].restart()
     await transport.resync(endpoint)
     assert servers[0].version == 1 and len(sender.in_full) == 1

@@ -132,7 +132,8 @@ async def test_a_death_in_mid_broadcast_condemns_the_dead_alone(servers: list[Fa
     sender.broadcast = broadcast  # type: ignore[method-assign]
     servers[0].entered[UPDATE] = asyncio.Event()
     result = await transport.push(1)
-    assert pool.condemned == [servers[0].endpoint] and result.num_engines == 4
+    assert pool.condemned == [servers[0].endpoint] and result.num_engines == 3
+    await pool.settled(servers[0].endpoint)
     assert seen == [0, 1, 0, 1, 0, 1]  # the wave, those who stayed, the one that came back
     assert sender.worlds == [5, 4, 2]
     for server in servers[1:]:
@@ -171,6 +172,7 @@ async def test_one_that_takes_no_weights_is_found_and_ended(servers: list[FakeSe
     servers[2].refuse[UPDATE] = 2
     await transport.push(1)
     assert pool.condemned == [servers[2].endpoint]
+    await pool.settled(servers[2].endpoint)
     assert pool.versions == dict.fromkeys(pool.endpoints, 1)
     await transport.close()
 
@@ -244,7 +246,9 @@ async def test_one_that_is_silent_while_others_are_through_is_ended(
     await servers[1].entered[UPDATE].wait()
     servers[1].blocked.pop(UPDATE)  # its next life hears
     await push
-    assert pool.condemned == [servers[1].endpoint] and sender.worlds == [5, 4, 2]
+    assert pool.condemned == [servers[1].endpoint]
+    await pool.settled(servers[1].endpoint)
+    assert sender.worlds == [5, 4, 2]
     assert pool.versions == dict.fromkeys(pool.endpoints, 1)
     await transport.close()
 
