@@ -6,14 +6,19 @@ given, though they are older weights: let the checkpoint's version be c, the hig
 restored one v = u + 1. The numbers c+1 .. u belong to weights of a branch that is given up.
 
 What that means for staleness, which is a difference of numbers. A group that is admitted after the
-restore has tokens of v and later only: all as ever, and the bound is asserted. A group that was
-complete or under way has tokens of versions t <= u, some perhaps of the branch that was given up.
-At version w >= v its staleness is w - t. By steps of the learner, back to where the branches part
-and forward again, it is (t - c) + (w - v) where t > c, and (c - t) + (w - v) where t <= c. Both
-counts are at most the age that the group may have without a loss, and u - c + 1 more: so such a
-group may be staler than the bound by the number of versions that were lost. It is trained
-nevertheless, as after a restart of the whole run, and counted (`recalled`): its behaviour log-probs
-are the engine's own, of whatever branch, so the correction for being off-policy is exact."""
+restore has tokens of v and later only: all is as ever, and the bound S is asserted. A group that
+was complete or under way has tokens of versions t <= u, some perhaps of the branch that was given
+up. It is admitted again at the place in the order that it had, so at version w >= v it is at most S
+pushes from t in the numbers that the checkpoint would have gone on with: (w - v + c) - t <= S.
+
+- Its staleness w - t is then at most S + (v - c): the versions that were lost count, as after a
+  restart of the whole run. Such groups are trained all the same, and counted (`recalled`).
+- By pushes between the weights, back to where the branches part and forward again, a token of the
+  lost branch (t > c) is (t - c) + (w - v) <= S + 2 (u - c) away; one of an older version (t <= c)
+  is (c - t) + (w - v) <= S away, less than its number says.
+
+Its behaviour log-probs are the engine's own, of whatever branch, so the correction for being
+off-policy is exact."""
 
 from __future__ import annotations
 

@@ -149,8 +149,11 @@ async def test_it_is_restored_and_everything_is_trained_once(
     assert restore["event"] == "restore" and death in restore["reason"]
     train_rows = [r for r in rows if r["kind"] == "train"]
     first = int((origin or "0").split("_")[-1])
+    version = restore["policy_version"]
     if first < ROLLOUTS:
-        assert train_rows[first]["policy_version"] >= restore["policy_version"]
+        assert train_rows[first]["policy_version"] == version
+    for row in train_rows[first:]:  # the checkpoint's version is `first`: a push a rollout
+        assert row["staleness_max"] <= row["staleness_bound"] + version - first
 
 
 async def test_groups_under_way_are_kept_over_the_loss(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.core.errors import ConfigError
-from pipeline.schedule.placement import Node, Place, Plan, Wanted, plan, plan_engine
+from pipeline.schedule.placement import Node, Place, Plan, Wanted, plan, plan_engine, plan_learner
 
 
 def nodes(*free: int, total: int = 8) -> list[Node]:
@@ -119,3 +119,11 @@ def test_enough_that_is_not_side_by_side_is_refused_too() -> None:
 def test_no_room_for_a_replacement() -> None:
     assert plan_engine(nodes(1, 1), 4) is None
     assert plan_engine([], 1) is None
+
+
+def test_a_learner_finds_room_anew_among_what_is_free() -> None:
+    asked = wanted(2, 4, 2)
+    assert where(plan_learner(nodes(2, 4, 8), asked) or ()) == [("n1", 4), ("n2", 4)]
+    assert plan_learner(nodes(2, 4, 3), asked) is None
+    few = wanted(2, 4, 2, num_gpus_per_node=3)
+    assert plan_learner(nodes(8, 8), few) is None
