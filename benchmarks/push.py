@@ -4,6 +4,7 @@
     python -m benchmarks.push real     # SGLang servers and a Megatron learner, with and without
                                        # --no-overlap-push
     python -m benchmarks.push_links    # SGLang servers behind links of a given rate
+    python -m benchmarks.push_delta    # what a step leaves to send, by --weight-transport delta
 
 Everything is done `--repeats` times, in turns; kept are medians, least and most.
 

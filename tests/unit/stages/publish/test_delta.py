@@ -79,7 +79,9 @@ World = tuple[DeltaTransport, Nodes, Sender]
 async def world(servers: list[FakeServer], tmp_path: Path) -> AsyncIterator[World]:
     pool, sender = Nodes(servers), Sender()
     cluster = ClusterConfig(
-        weight_transport="delta", update_weight_local_checkpoint_dir=str(tmp_path / "node")
+        weight_transport="delta",
+        update_weight_local_checkpoint_dir=str(tmp_path / "node"),
+        push_wave_fraction=1.0,  # both engines find out at the same time
     )
     transport = DeltaTransport(
         pool, sender, cluster, tmp_path / "shared", time=ManualTime(), sleep=no_sleep
