@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.core.errors import WeightSyncError
+from pipeline.core.errors import StaleWeightsError, WeightSyncError
 from pipeline.core.types import StagedDelta
 from stages.publish.delta_codec import CHUNK, WIDTHS, Bits, Chunk, encode
 from stages.publish.delta_file import DTYPES, DeltaWriter, TensorBits, checksum, fingerprint
@@ -72,9 +72,7 @@ class DeltaSender:
         """Writes the weights of the last `export_delta` in full, which must be those that it called
         `reached`; returns the file's size. No collective."""
         if reached != self._state:
-            raise WeightSyncError(
-                "the learner no longer has the weights that are asked for: stage them again"
-            )
+            raise StaleWeightsError("the learner no longer has the weights of the last push")
         try:
             with path.open("wb") as out:
                 writer = DeltaWriter(out)

@@ -212,9 +212,12 @@ class World:
             if not any(f".{p}_proj." in name for p in ("q", "k", "v", "gate", "up"))
         }
         return {
-            name: hashlib.sha256(t.contiguous().numpy().tobytes()).digest()[:8].hex()
-            for name, t in (single | out).items()
+            name: hashlib.sha256(_bytes(t)).digest()[:8].hex() for name, t in (single | out).items()
         }
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def request(prompt: Sequence[int], key: str, max_new_tokens: int) -> dict[str, Any]:

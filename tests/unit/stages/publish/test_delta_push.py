@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.core.errors import WeightSyncError
+from pipeline.core.errors import StaleWeightsError, WeightSyncError
 from stages.publish import delta_codec, delta_file, delta_mirror, delta_sender
 from stages.publish.delta_mirror import MANIFEST, PREFIX, bring, drop
 from stages.publish.delta_sender import DeltaSender
@@ -200,7 +200,7 @@ def test_a_learner_that_could_not_write_sends_everything_next(world: World) -> N
     with pytest.raises(WeightSyncError, match="could not be written"):
         world.sender.export_delta(world.folder / "nowhere" / "x")
     assert world.learner.iterated == 2, "the other ranks are in there too"
-    with pytest.raises(WeightSyncError, match="no longer has the weights"):
+    with pytest.raises(StaleWeightsError, match="no longer has the weights"):
         world.sender.export_all(world.folder / "x", world.staged.reached)
     world.stage()
     assert world.staged.base is None
