@@ -1,8 +1,8 @@
 """What --weight-transport delta makes of one optimizer step: `python -m benchmarks.push_delta`.
 
 Real weights (`--model`, SmolLM2-135M by default) in bfloat16, float32 masters, Adam (torch's) at
-lr 1e-6 with gradients of a language model's loss on random tokens. After each of the steps in STEPS the file
-that a push would send is written and applied to a copy, as the learner and a node do it:
+lr 1e-6 with gradients of a language model's loss on random tokens. After each of the steps in STEPS
+the file that a push would send is written and applied to a copy, as the learner and a node do it:
 
 - `changed`: the share of elements whose bits are others;
 - `payload`: the file's bytes over those of the weights;
