@@ -300,6 +300,7 @@ async def test_an_engine_that_dies_in_the_middle_of_a_wave_takes_nobody_with_it(
     try:
         async with world.running(survivor, PROMPT, "survivor", 300) as task:
             version = await push(world, wave)
+        assert await world.pool.settled(victim)  # the push has not waited for it
     finally:
         del world.sender.broadcast
     assert [span.version for span in (await task).spans] == [version - 1, version]
