@@ -94,7 +94,7 @@ def proximal_log_probs(
     (1 - 1/d) new for a token of staleness d, new where d is 0: with every version that lies between
     them the proximal policy moves from the rollout's towards the new one, by one part in d. Source:
     A-3PO, arXiv:2512.06547; AReaL's prox_logp_method loglinear, whose proximal policy is one
-    version behind the new one: the same number."""
+    version behind the new one: the same number (there the rollout's where d is 0)."""
     if config.proximal == "recompute":
         return new.detach() if old is None else old
     assert batch.token_staleness is not None
