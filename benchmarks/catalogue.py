@@ -23,6 +23,8 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
     "grpo": (),
     "gspo": (),
     "cispo": (),
+    "sapo": (),
+    "vespo": (),
     "dr_grpo": (),
     "max_rl": (),
     "opob": (),

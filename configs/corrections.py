@@ -1,9 +1,5 @@
-"""Off-policy correction as one configuration, and the named presets that papers and other systems
-use. Layer 0.
-
-Three policies: rollout (behaviour: the engine sampled from it), old (proximal: the learner at
-consumption), new (differentiated). stages/learn/corrections.py applies a `Correction`; on-policy
-every preset below is the identity."""
+"""The named presets of off-policy correction that papers and other systems use, and the correction
+that the flags ask for. On-policy every one is the identity. Layer 0."""
 
 from __future__ import annotations
 
@@ -12,48 +8,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
+from configs.correction import Correction, Rejection, Weight, parse_rejection
 from configs.schema import AlgorithmConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Correction:
-    """What is measured of every token, which tokens it concerns, and what happens to those outside
-    [low, high]."""
-
-    # ratio of a token; product over its sample; geometric mean of those
-    level: Literal["token", "sequence", "geometric"] = "token"
-    # weight to at most high; into [low, high]; drop what is outside
-    action: Literal["none", "truncate", "clip", "mask"] = "none"
-    low: float = 0.0
-    high: float = math.inf
-    # the last two: difference of probabilities; squared log-ratio
-    measure: Literal["ratio", "probability", "second_moment"] = "ratio"
-    # tokens of any, of negative advantage; those driven further from ratio 1
-    applies_to: Literal["all", "negative", "outward"] = "all"
-    weighted: bool = False  # the ratio multiplies the loss
-    # tokens that a sample's mean counts: dropped ones are zeros, or are not there
-    mean_over: Literal["all", "kept"] = "all"
-    veto: float | None = None  # a token with a ratio below this drops its whole sample
-    batch_normalize: bool = False  # weights are divided by their mean over the optimizer step
-    # old/rollout, PPO's ratio is new/old; new/rollout for both
-    ratio: Literal["decoupled", "bypass"] = "decoupled"
-    ppo_clip: bool = True  # False: the mask takes the clip's place
-
-    @property
-    def active(self) -> bool:
-        return self.weighted or self.action != "none" or self.veto is not None
-
-    @property
-    def drops(self) -> bool:
-        return self.action == "mask" or self.veto is not None
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Must the whole optimizer step be looked at before any of its tokens (in one more forward
-        pass)?"""
-        return self.batch_normalize or self.measure == "second_moment"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,26 +25,27 @@ class Preset:
 # more are kept. slime's 1e-4, against recomputed log-probs (exactly 0 at first), would here drop
 # about half of all negative samples.
 _OPSM_DELTA = 0.05
+_SPEED_KILLS = "Liu et al. 2025, When Speed Kills Stability"
+_GEO = Rejection(over="mean", low=0.999, high=1.001)
+_K3 = Rejection(measure="k3", over="mean", high=0.01)
+_DPPO = Rejection(measure="probability", low=0.2, high=0.2, applies_to="outward")
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "none": Preset(correction=Correction(), source="the ratio old/rollout is ignored"),
         "tis": Preset(
-            correction=Correction(action="truncate", high=2.0, weighted=True),
+            correction=Correction(weight=Weight(high=2.0)),
             source=(
                 "Ionides 2008, Truncated Importance Sampling; for language models Yao et al. "
                 "2025, fengyao.notion.site/off-policy-rl"
             ),
         ),
         "seq-tis": Preset(
-            correction=Correction(level="sequence", action="truncate", high=2.0, weighted=True),
-            source=(
-                "Liu et al. 2025, When Speed Kills Stability (sequence-level TIS); bound as in "
-                "verl's rollout correction"
-            ),
+            correction=Correction(weight=Weight(level="sequence", high=2.0)),
+            source=f"{_SPEED_KILLS} (sequence-level TIS); bound as in verl's rollout correction",
         ),
         "icepop": Preset(
-            correction=Correction(action="mask", low=0.5, high=5.0, weighted=True),
+            correction=Correction(weight=Weight(), rejections=(Rejection(low=0.5, high=5.0),)),
             source=(
                 "Ling team 2025, Every Step Evolves (Ring-1T), arXiv:2510.18855: alpha 0.5, "
                 "beta 5.0"
@@ -94,34 +53,41 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "mis": Preset(
             correction=Correction(
-                action="mask", low=0.5, high=2.0, weighted=True, mean_over="kept"
+                weight=Weight(), rejections=(Rejection(low=0.5, high=2.0),), mean_over="kept"
             ),
             source=(
-                "Liu et al. 2025, When Speed Kills Stability (masked importance sampling, token "
-                "level); bounds as in Miles"
+                f"{_SPEED_KILLS} (masked importance sampling, token level); bounds as in Miles"
             ),
         ),
         "seq-mis": Preset(
             correction=Correction(
-                level="sequence", action="mask", low=0.5, high=2.0, weighted=True, mean_over="kept"
+                weight=Weight(level="sequence"),
+                rejections=(Rejection(over="sum", low=0.5, high=2.0),),
+                mean_over="kept",
             ),
-            source=(
-                "Liu et al. 2025, When Speed Kills Stability (sequence level); both bounds are "
-                "verl's (decoupled_seq_is_rs)"
-            ),
+            source=f"{_SPEED_KILLS} (sequence level); both bounds are verl's (decoupled_seq_is_rs)",
         ),
         "geo-rs": Preset(
-            correction=Correction(
-                level="geometric", action="mask", low=0.999, high=1.001, mean_over="kept"
-            ),
+            correction=Correction(rejections=(_GEO,), mean_over="kept"),
             source="verl's rollout correction, geometric rejection: 0.999 to 1.001, no weight",
+        ),
+        "geo-rs-tis": Preset(
+            correction=Correction(weight=Weight(high=2.0), rejections=(_GEO,), mean_over="kept"),
+            source="verl's rollout correction, decoupled_geo_rs_token_tis",
+        ),
+        "k3-rs": Preset(
+            correction=Correction(rejections=(_K3,), mean_over="kept"),
+            source="verl's rollout correction, decoupled_k3_rs: a mean k3 of at most 0.01",
+        ),
+        "k3-rs-tis": Preset(
+            correction=Correction(weight=Weight(high=2.0), rejections=(_K3,), mean_over="kept"),
+            source="verl's rollout correction, decoupled_k3_rs_token_tis",
         ),
         "opsm": Preset(
             correction=Correction(
-                level="geometric",
-                action="mask",
-                low=math.exp(-_OPSM_DELTA),
-                applies_to="negative",
+                rejections=(
+                    Rejection(over="mean", low=math.exp(-_OPSM_DELTA), applies_to="negative"),
+                ),
                 ratio="bypass",
             ),
             source=(
@@ -130,7 +96,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ),
         ),
         "decoupled-ppo": Preset(
-            correction=Correction(action="mask", high=5.0, weighted=True),
+            correction=Correction(weight=Weight(), rejections=(Rejection(high=5.0),)),
             source=(
                 "Fu et al. 2025, AReaL, arXiv:2505.24298, eq. 5 (Hilton et al. 2021, "
                 "arXiv:2110.00641); AReaL's cap 5.0"
@@ -138,31 +104,46 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "m2po": Preset(
             correction=Correction(
-                action="mask",
-                high=0.04,
-                measure="second_moment",
-                applies_to="outward",
+                rejections=(Rejection(measure="second_moment", high=0.04, applies_to="outward"),),
                 ratio="bypass",
                 ppo_clip=False,
             ),
             source=(
-                "Zheng et al. 2025, M2PO, arXiv:2510.01161, algorithm 1: threshold 0.04 on the "
-                "mean squared log-ratio"
+                "Zheng et al. 2025, M2PO, arXiv:2510.01161, the constraint of algorithm 1: a mask, "
+                "mean squared log-ratio of the kept at most 0.04 (their code caps and clips: "
+                "m2po-clip)"
+            ),
+        ),
+        "m2po-clip": Preset(
+            correction=Correction(ratio="bypass", clip_budget=0.04),
+            source=(
+                "Zheng et al. 2025, M2PO, arXiv:2510.01161, as in its authors' code "
+                "(Infini-AI-Lab/M2PO, compute_m2po_policy_loss): budget 0.04, the clip never "
+                "narrower than 0.3 and 0.5"
             ),
         ),
         "dppo": Preset(
-            correction=Correction(
-                action="mask",
-                low=0.2,
-                high=0.2,
-                measure="probability",
-                applies_to="outward",
-                ratio="bypass",
-                ppo_clip=False,
-            ),
+            correction=Correction(rejections=(_DPPO,), ratio="bypass", ppo_clip=False),
             source=(
                 "Qi et al. 2026, DPPO, arXiv:2602.04879, binary total variation; prime-rl's 0.2 "
                 "and 0.2"
+            ),
+        ),
+        "dppo-kl": Preset(
+            correction=Correction(rejections=(_DPPO,), ratio="bypass", ppo_clip=False, kl_tau=1e-3),
+            source=(
+                "prime-rl's default loss: DPPO with the squared log-ratio of Kimi K2.5, "
+                "arXiv:2602.02276, times 1e-3"
+            ),
+        ),
+        "two-sided": Preset(
+            correction=Correction(
+                rejections=(Rejection(low=0.8, high=1.28),), ratio="bypass", ppo_clip=False
+            ),
+            source=(
+                "GLM-5, arXiv:2602.15763, eq. 3 to 5, direct double-sided importance sampling; "
+                "Kimi K2.5, arXiv:2602.02276. They give no bounds: DAPO's clip range, "
+                "arXiv:2503.14476"
             ),
         ),
     }
@@ -170,30 +151,66 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def correction_of(config: AlgorithmConfig) -> Correction:
-    """The correction that the flags ask for: --use-tis, a preset with its overrides, or none;
-    --use-rollout-logprobs is the bypass."""
+    """The correction that the flags ask for: a preset with its overrides, the weight of --use-tis,
+    what --correction-reject adds; --use-rollout-logprobs is the bypass."""
+    base = _with_bounds(PRESETS[config.off_policy_correction].correction, config)
+    bypass = config.use_rollout_logprobs or config.advantage_estimator == "vespo"
+    if config.off_policy_correction == "icepop" and bypass:
+        # PPO's ratio, new/rollout, is the weight; the bounds take the clip's place
+        base = dataclasses.replace(base, weight=None, ppo_clip=False)
     if config.use_tis:
-        low, high = config.tis_clip_low, config.tis_clip
-        base = Correction(
-            level=config.tis_level, action=config.tis_mode, low=low, high=high, weighted=True
-        )
-    else:
-        base = PRESETS[config.off_policy_correction].correction
-        if config.correction_low is not None:
-            # A truncating preset with a lower bound clips.
-            base = dataclasses.replace(
-                base,
-                low=config.correction_low,
-                action="clip" if base.action == "truncate" else base.action,
-            )
-        if config.correction_high is not None:
-            base = dataclasses.replace(base, high=config.correction_high)
+        base = _with_tis(base, config)
+    tau = config.correction_kl_tau
     return dataclasses.replace(
         base,
+        rejections=(*base.rejections, *map(parse_rejection, config.correction_reject)),
         mean_over=config.correction_mean_over or base.mean_over,
         veto=config.correction_veto_threshold,
         batch_normalize=config.correction_batch_normalize,
-        ratio="bypass" if config.use_rollout_logprobs else base.ratio,
+        ratio="bypass" if bypass else base.ratio,
+        kl_tau=base.kl_tau if tau is None else tau,
+    )
+
+
+def _with_bounds(base: Correction, config: AlgorithmConfig) -> Correction:
+    """--correction-low and --correction-high: of what drops where the preset drops, else of its
+    weight."""
+    low, high = config.correction_low, config.correction_high
+    if low is None and high is None:
+        return base
+    if base.clip_budget is not None:
+        return dataclasses.replace(base, clip_budget=high)
+    if base.rejections:
+        (one,) = base.rejections
+        return dataclasses.replace(
+            base,
+            rejections=(
+                dataclasses.replace(
+                    one,
+                    low=one.low if low is None else low,
+                    high=one.high if high is None else high,
+                ),
+            ),
+        )
+    if base.weight is None:
+        return base
+    w = base.weight
+    weight = dataclasses.replace(
+        w, low=w.low if low is None else low, high=w.high if high is None else high
+    )
+    return dataclasses.replace(base, weight=weight)
+
+
+def _with_tis(base: Correction, config: AlgorithmConfig) -> Correction:
+    """--use-tis's weight beside what the preset drops."""
+    low, high, mode = config.tis_clip_low, config.tis_clip, config.tis_mode
+    if mode != "mask":
+        weight = Weight(level=config.tis_level, low=low if mode == "clip" else 0.0, high=high)
+        return dataclasses.replace(base, weight=weight)
+    over = {"token": "token", "sequence": "sum", "geometric": "mean"}[config.tis_level]
+    drop = Rejection(over=over, low=low, high=high)  # type: ignore[arg-type]
+    return dataclasses.replace(
+        base, weight=Weight(level=config.tis_level), rejections=(drop, *base.rejections)
     )
 
 
@@ -218,6 +235,12 @@ def asks_for_log_probs(args: Any) -> str | None:
         return f"--proximal {args.proximal}"
     if args.correction_veto_threshold is not None:
         return "--correction-veto-threshold"
-    if PRESETS[args.off_policy_correction].correction.active:
+    if args.correction_kl_tau:
+        return "--correction-kl-tau"
+    if args.correction_reject:
+        return "--correction-reject"
+    if args.advantage_estimator == "vespo":
+        return "--advantage-estimator vespo"
+    if PRESETS[args.off_policy_correction].correction != Correction():
         return f"--off-policy-correction {args.off_policy_correction}"
     return None

@@ -8,19 +8,10 @@ from pathlib import Path
 
 from configs.schema import Config
 
+_WITH_STD = ("grpo", "gspo", "cispo", "sapo", "vespo")
 # compare the samples of a prompt
-_WITHIN_GROUPS = (
-    "grpo",
-    "gspo",
-    "cispo",
-    "dr_grpo",
-    "max_rl",
-    "opob",
-    "rloo",
-    "reinforce_plus_plus_baseline",
-)
+_WITHIN_GROUPS = (*_WITH_STD, "dr_grpo", "max_rl", "opob", "rloo", "reinforce_plus_plus_baseline")
 _RAW_ADVANTAGES = ", or use reinforce_plus_plus for advantages of raw rewards"
-_WITH_STD = ("grpo", "gspo", "cispo")
 
 
 def advantages(config: Config) -> Iterator[str]:

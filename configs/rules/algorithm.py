@@ -1,11 +1,12 @@
-"""Flags of the loss, the reference model and the off-policy correction that contradict each
+"""Flags of the loss, the reference model and what is measured on-policy that contradict each
 other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from configs.corrections import PRESETS, correction_of
+from configs.corrections import correction_of
+from configs.rules.corrections import corrections
 from configs.schema import AlgorithmConfig, Config
 
 
@@ -13,8 +14,7 @@ def algorithm(config: Config) -> Iterator[str]:
     a = config.algorithm
     yield from _losses(a)
     yield from _reference(a)
-    yield from _truncation(a)
-    yield from _corrections(a)
+    yield from corrections(a)
     yield from _on_policy(a, config.async_.async_buffer_size)
     yield from _routing(config)
 
@@ -56,6 +56,8 @@ def _policy_only(a: AlgorithmConfig) -> dict[str, bool]:
         "--staleness-clip-decay": a.staleness_clip_decay > 0,
         "--kl-coef": a.kl_coef > 0,
         "--correction-veto-threshold": a.correction_veto_threshold is not None,
+        "--correction-reject": bool(a.correction_reject),
+        "--correction-kl-tau": bool(a.correction_kl_tau),
     }
     if a.loss_type == "custom_loss":
         flags["--entropy-coef"] = a.entropy_coef > 0
@@ -91,165 +93,6 @@ def _reference(a: AlgorithmConfig) -> Iterator[str]:
         yield (
             f"--ref-update-interval {a.ref_update_interval}: nothing uses a reference model. Add"
             " --use-kl-loss or --kl-coef, or drop it"
-        )
-
-
-def _truncation(a: AlgorithmConfig) -> Iterator[str]:
-    """--use-tis and its flags."""
-    if a.use_rollout_logprobs and a.use_tis:
-        yield (
-            "--use-rollout-logprobs with --use-tis: the ratio against the rollout log-probs already"
-            " is the off-policy correction, truncated importance sampling would apply it twice."
-            " Drop one of the two"
-        )
-    if a.tis_clip_low > a.tis_clip:
-        yield (
-            f"--tis-clip-low {a.tis_clip_low:g} is above --tis-clip {a.tis_clip:g}: expected low <="
-            " high, e.g. 0 and 2"
-        )
-    if not a.use_tis:
-        given = {"--tis-level": a.tis_level != "token", "--tis-mode": a.tis_mode != "clip"}
-        given[f"--custom-tis-function-path {a.custom_tis_function_path}"] = (
-            a.custom_tis_function_path is not None and not a.get_mismatch_metrics
-        )
-        for flag in (f for f, is_given in given.items() if is_given):
-            yield f"{flag} without --use-tis: it would change nothing. Add --use-tis, or drop it"
-    elif a.off_policy_correction != "none":
-        yield (
-            f"--use-tis with --off-policy-correction {a.off_policy_correction}: both say how to"
-            " correct. Drop one of the two (--use-tis is --off-policy-correction tis with bounds"
-            " of its own)"
-        )
-    yield from _custom_tis(a)
-
-
-def _custom_tis(a: AlgorithmConfig) -> Iterator[str]:
-    if a.get_mismatch_metrics and not a.custom_tis_function_path:
-        yield (
-            "--get-mismatch-metrics without --custom-tis-function-path: it asks that function for"
-            " its metrics. Name one, or drop it: the run's own (kl_rollout_old, ess_fraction,"
-            " rollout_ratio_p99, ...) are in every train record"
-        )
-    if not a.custom_tis_function_path:
-        return
-    others = {
-        "--correction-batch-normalize": a.correction_batch_normalize,
-        "--correction-veto-threshold": a.correction_veto_threshold is not None,
-        f"--off-policy-correction {a.off_policy_correction}": a.off_policy_correction != "none",
-    }
-    for flag in (f for f, given in others.items() if given):
-        yield (
-            f"--custom-tis-function-path {a.custom_tis_function_path} with {flag}: the function"
-            " decides alone. Drop one of the two"
-        )
-
-
-def _mean_over(a: AlgorithmConfig) -> Iterator[str]:
-    if a.correction_mean_over is None:
-        return
-    said = f"--correction-mean-over {a.correction_mean_over}"
-    if not (a.custom_tis_function_path or correction_of(a).drops):
-        yield (
-            f"{said}: nothing drops a token. Add e.g. --off-policy-correction mis, or leave it out"
-        )
-    elif a.correction_mean_over == "kept" and a.calculate_per_token_loss:
-        yield (
-            f"{said} with --calculate-per-token-loss: that mean is over all trained tokens of the"
-            " step. Drop one of the two"
-        )
-    elif a.correction_mean_over == "kept" and a.advantage_estimator == "dr_grpo":
-        yield (
-            f"{said} with --advantage-estimator dr_grpo: token sums are divided by a constant. Drop"
-            " one of the two"
-        )
-
-
-def _corrections(a: AlgorithmConfig) -> Iterator[str]:
-    name, correction = a.off_policy_correction, correction_of(a)
-    yield from _mean_over(a)
-    if PRESETS[name].correction.weighted and a.use_rollout_logprobs:
-        yield (
-            f"--use-rollout-logprobs with --off-policy-correction {name}: PPO's ratio against the"
-            " rollout log-probs already holds the weight, it would count twice. Drop one of the"
-            " two, or take a correction that only masks (geo-rs, opsm, m2po, dppo)"
-        )
-    if a.correction_batch_normalize and not correction.weighted:
-        yield (
-            "--correction-batch-normalize without importance weights: add --use-tis or e.g."
-            " --off-policy-correction seq-tis"
-        )
-    if a.proximal != "recompute" and correction.ratio == "bypass":
-        flag = (
-            "--use-rollout-logprobs"
-            if a.use_rollout_logprobs
-            else f"--off-policy-correction {name}"
-        )
-        yield (
-            f"--proximal {a.proximal} with {flag}: the ratio is against the rollout log-probs,"
-            " there is no policy in between. Drop one of the two"
-        )
-    yield from _opsm(a)
-    yield from _bounds(a)
-    if not correction.ppo_clip:
-        if a.advantage_estimator in ("gspo", "cispo"):
-            yield (
-                f"--off-policy-correction {name} with --advantage-estimator"
-                f" {a.advantage_estimator}: both take the place of PPO's clip. Use"
-                " --advantage-estimator grpo"
-            )
-        if a.staleness_clip_decay:
-            yield (
-                f"--staleness-clip-decay {a.staleness_clip_decay:g} with --off-policy-correction"
-                f" {name}: it has no clip. Drop one of them"
-            )
-
-
-def _opsm(a: AlgorithmConfig) -> Iterator[str]:
-    if a.opsm_delta != AlgorithmConfig().opsm_delta and not a.use_opsm:
-        yield f"--opsm-delta {a.opsm_delta:g} without --use-opsm: it bounds nothing. Add --use-opsm"
-    if a.use_opsm and a.off_policy_correction == "opsm":
-        yield (
-            "--use-opsm with --off-policy-correction opsm: both drop samples of negative advantage,"
-            " by PPO's old log-probs and by the engine's. Drop one of the two"
-        )
-
-
-def _bounds(a: AlgorithmConfig) -> Iterator[str]:
-    name, low, high = a.off_policy_correction, a.correction_low, a.correction_high
-    given = [
-        f"{flag} {v:g}"
-        for flag, v in (("--correction-low", low), ("--correction-high", high))
-        if v is not None
-    ]
-    if not given:
-        return
-    if name == "none":
-        yield (
-            f"{given[0]} without --off-policy-correction: name one (with --use-tis the bounds are"
-            " --tis-clip-low and --tis-clip)"
-        )
-        return
-    said = f"{' '.join(given)} with --off-policy-correction {name}"
-    now = correction_of(a)
-    if name == "m2po" and low is not None:
-        yield (
-            f"{said}: it has one bound, the threshold on the mean squared log-ratio. Use"
-            " --correction-high, e.g. 0.04"
-        )
-    elif name == "opsm" and (high is not None or not 0 < now.low <= 1):
-        yield (
-            f"{said}: it has a lower bound only, a ratio of at most 1 (exp(-delta)). Use e.g."
-            " --correction-low 0.95"
-        )
-    elif name == "dppo" and not (0 < now.low <= 1 and 0 < now.high <= 1):
-        yield (
-            f"{said}: its bounds are changes of a probability, above 0 and at most 1, e.g. 0.2"
-            " and 0.2"
-        )
-    elif name not in ("m2po", "opsm", "dppo") and not now.low <= 1 <= now.high:
-        yield (
-            f"{said}: on-policy tokens have ratio 1, which is outside [{now.low:g}, {now.high:g}]."
-            " Use low <= 1 <= high"
         )
 
 

@@ -36,7 +36,10 @@ def _truncated_sampling(config: Config) -> Iterator[str]:
         *([f"--rollout-top-p {rollout.rollout_top_p:g}"] if rollout.rollout_top_p < 1 else []),
         *([f"--rollout-top-k {rollout.rollout_top_k}"] if rollout.rollout_top_k > 0 else []),
     ]
-    weighted = correction_of(a).active or a.custom_tis_function_path or a.use_rollout_logprobs
+    correction = correction_of(a)
+    weighted = (
+        correction.active or correction.ratio == "bypass" or a.custom_tis_function_path is not None
+    )
     if not cut or not weighted or config.run.debug_rollout_only:
         return
     bound = (

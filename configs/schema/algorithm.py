@@ -9,6 +9,8 @@ Estimator = Literal[
     "grpo",
     "gspo",
     "cispo",
+    "sapo",
+    "vespo",
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",
     "rloo",
@@ -23,7 +25,7 @@ Estimator = Literal[
 class AlgorithmConfig:
     """Advantages, loss and off-policy correction."""
 
-    # chooses how rewards become advantages; gspo and cispo also choose the loss's ratio
+    # chooses how rewards become advantages; gspo, cispo, sapo and vespo also choose the loss
     advantage_estimator: Estimator = "grpo"
     grpo_std_normalization: bool = True  # divides by the group's standard deviation
     # compares rewards within their group; without it advantages are made of raw rewards
@@ -50,6 +52,12 @@ class AlgorithmConfig:
     eps_clip_high: float | None = None  # PPO's clip range upwards; by default --eps-clip
     # bounds the loss of negative advantages at this ratio, above 1 (dual clip)
     eps_clip_c: float | None = None
+    sapo_tau_pos: float = 1.0  # how fast sapo's gate fades where the advantage is positive
+    sapo_tau_neg: float = 1.05  # and where it is not
+    vespo_k_pos: float = 2.0  # the power of vespo's weight where the advantage is not negative
+    vespo_lambda_pos: float = 3.0  # and its rate of decay there
+    vespo_k_neg: float = 3.0  # the power of vespo's weight where the advantage is negative
+    vespo_lambda_neg: float = 2.0  # and its rate of decay there
     staleness_clip_decay: float = 0.0  # divides a sample's clip range by 1 + this x its staleness
     use_kl_loss: bool = False  # adds the KL to the reference model to the loss
     kl_loss_coef: float = 0.0  # the weight of that KL in the loss
@@ -73,13 +81,26 @@ class AlgorithmConfig:
         "mis",
         "seq-mis",
         "geo-rs",
+        "geo-rs-tis",
+        "k3-rs",
+        "k3-rs-tis",
         "opsm",
         "decoupled-ppo",
         "m2po",
+        "m2po-clip",
         "dppo",
+        "dppo-kl",
+        "two-sided",
     ] = "none"
-    correction_low: float | None = None  # replaces the preset's lower bound
-    correction_high: float | None = None  # replaces the preset's upper bound (m2po: its threshold)
+    # replaces the lower bound of what the preset drops (of its weight, where it drops nothing)
+    correction_low: float | None = None
+    # replaces the upper bound of the same (m2po, m2po-clip: the threshold)
+    correction_high: float | None = None
+    # drops more: NAME:HIGH or, of k1, NAME:LOW:HIGH, NAME one of token, seq_sum, seq_mean and
+    # seq_max followed by _k1, _k2 or _k3, e.g. seq_mean_k3:0.01 token_k1:0.5:2
+    correction_reject: tuple[str, ...] = ()
+    # adds this x (log new - log rollout)^2 of every token to the loss; by default the preset's
+    correction_kl_tau: float | None = None
     # drops a sample that has a token with a ratio below it, e.g. 1e-4
     correction_veto_threshold: float | None = None
     # scales importance weights to a mean of 1 over an optimizer step

@@ -17,6 +17,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.types import Group, Sample, Status
 
 STD_EPSILON = 1e-6
+_SCALED = ("grpo", "gspo", "cispo", "sapo", "vespo")  # by the group's standard deviation
 
 
 def rollout_ids(samples: Sequence[Sample]) -> np.ndarray:
@@ -100,7 +101,7 @@ def post_process_rewards(
     """(raw rewards [S], rewards [S]) of all samples, groups in order: each group for itself,
     whatever its size.
 
-    grpo, gspo, cispo: GRPO's, with or without the standard deviation. dr_grpo,
+    grpo, gspo, cispo, sapo, vespo: GRPO's, with or without the standard deviation. dr_grpo,
     reinforce_plus_plus_baseline: minus the mean of the group (REINFORCE++-baseline,
     arXiv:2501.03262, section 3.2). max_rl: that over the mean of the group. rloo: minus the mean of
     the others. reinforce_plus_plus, ppo, opob (its baseline is the learner's), and any with
@@ -125,7 +126,7 @@ def _of_group(rewards: np.ndarray, ids: np.ndarray, config: AlgorithmConfig) -> 
         return rloo_rewards(rewards, ids)
     if name == "max_rl":
         return max_rl_rewards(rewards, ids)
-    with_std = config.grpo_std_normalization and name in ("grpo", "gspo", "cispo")
+    with_std = config.grpo_std_normalization and name in _SCALED
     return grpo_rewards(rewards, ids, std_normalization=with_std)
 
 

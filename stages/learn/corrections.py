@@ -2,7 +2,7 @@
 Pure.
 
 Shapes: N trained tokens, flattened over S samples. `log_probs` is the ratio's numerator: the old
-policy's (decoupled) or the new one's, detached (bypass); see configs/corrections.py."""
+policy's (decoupled) or the new one's, detached (bypass); see configs/correction.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configs.corrections import Correction
-from stages.learn.reduce import mean_per_sample, spread, sum_per_sample
+from configs.correction import Correction, Rejection
+from stages.learn.reduce import mean_per_sample, sample_of_token, spread, sum_per_sample
 
 MAX_LOG_RATIO = 20.0  # exp of more is of no use to anyone, and overflows in sums
 
@@ -22,7 +22,8 @@ class BatchStatistics(NamedTuple):
     """What a correction must know of the whole optimizer step, over all ranks."""
 
     mean_weight: float = 1.0
-    cut: float = float("inf")  # M2PO: the largest squared log-ratio that is kept
+    # M2PO: the largest squared log-ratio that is kept, or at which PPO's clip is
+    cut: float = float("inf")
 
 
 class Evidence(NamedTuple):
@@ -52,9 +53,10 @@ def compute_correction(
     weight, a dropped token has none.
 
     log_probs, rollout_log_probs, advantages: [N]; token_counts: [S]. With r_t = exp(log_probs -
-    rollout_log_probs) the level makes w_t = r_t, the product over the sample (sequence) or its
-    geometric mean; the action then truncates, clips or masks w (or another measure). `statistics`
-    None: these tokens are the whole optimizer step. Sources: `configs.corrections.PRESETS`."""
+    rollout_log_probs) the weight is r_t, the product over the sample (sequence) or its geometric
+    mean, within its bounds; every rejection then drops by its own measure, at its own level.
+    `statistics` None: these tokens are the whole optimizer step. Sources:
+    `configs.corrections.PRESETS`, `configs.correction.Rejection`."""
     if statistics is None:
         evidence = batch_evidence(
             correction, log_probs, rollout_log_probs, advantages, token_counts
@@ -87,9 +89,8 @@ def batch_evidence(
     if not correction.needs_statistics:
         return Evidence(0.0, 0.0, nothing)
     x = _log_ratio(log_probs, rollout_log_probs)
-    if correction.measure == "second_moment":
-        concerned = _concerned(correction, x, advantages)
-        return Evidence(0.0, 0.0, x[concerned].square().cpu())
+    if correction.looks_at_moments:
+        return Evidence(0.0, 0.0, x[_concerned("outward", x, advantages)].square().cpu())
     weights, mask, _ = _act(
         correction, log_probs, rollout_log_probs, advantages, token_counts, float("inf")
     )
@@ -106,16 +107,37 @@ def batch_statistics(correction: Correction, evidence: Sequence[Evidence]) -> Ba
     do not matter."""
     num = sum(e.num_weights for e in evidence)
     mean = sum(e.sum_weights for e in evidence) / num if num else 1.0
-    if correction.measure != "second_moment":
+    if not correction.looks_at_moments:
         return BatchStatistics(mean_weight=mean)
     moments, _ = torch.cat([e.second_moments.double() for e in evidence]).sort()
+    if correction.clip_budget is not None:
+        return BatchStatistics(cut=capped_cut(moments, correction.clip_budget))
+    (rejection,) = (r for r in correction.rejections if r.measure == "second_moment")
+    return BatchStatistics(cut=kept_cut(moments, rejection.high))
+
+
+def kept_cut(moments: Tensor, most: float) -> float:
+    """The largest of the sorted `moments` [M] so that the mean of it and all smaller ones is at
+    most `most`; infinity where all are, -1 where none is."""
     means = moments.cumsum(0) / torch.arange(1, len(moments) + 1)
     # equal ones are kept, or dropped, together
     means = means[torch.searchsorted(moments, moments, right=True) - 1]
-    keep = int((means <= correction.high).sum())  # the running mean of sorted values never falls
-    return BatchStatistics(
-        cut=float("inf") if keep == len(moments) else float(moments[keep - 1]) if keep else -1.0
-    )
+    keep = int((means <= most).sum())  # the running mean of sorted values never falls
+    return float("inf") if keep == len(moments) else float(moments[keep - 1]) if keep else -1.0
+
+
+def capped_cut(moments: Tensor, budget: float) -> float:
+    """The largest of the sorted `moments` [M] so that with all larger ones capped at it their mean
+    is below `budget`; infinity where it is at most that without a cap, 0 where no cap is enough.
+
+    Source: M2PO's authors, Infini-AI-Lab/M2PO, verl/trainer/ppo/core_algos.py
+    (kpo_clip_harmful_tokens)."""
+    n = len(moments)
+    if not n or float(moments.mean()) <= budget:
+        return float("inf")
+    behind = n - 1 - torch.arange(n)
+    below = int((moments.cumsum(0) + moments * behind < budget * n).sum())
+    return float(moments[below - 1]) if below else 0.0
 
 
 def _act(
@@ -129,18 +151,14 @@ def _act(
     """(weights before normalisation and mask, mask, ratio at the correction's level), [N] each."""
     x = _log_ratio(log_probs, rollout_log_probs)
     ratio = _at_level(correction.level, x, token_counts).exp()
-    weights = ratio if correction.weighted else torch.ones_like(ratio)
-    mask = torch.ones_like(ratio, dtype=torch.bool)
-    low, high = correction.low, correction.high
-    if correction.action == "truncate":
-        weights = weights.clamp(max=high)
-    elif correction.action == "clip":
-        weights = weights.clamp(low, high)
-    elif correction.action == "mask":
-        mask = ~(
-            _outside(correction, x, ratio, log_probs, rollout_log_probs, advantages, cut)
-            & _concerned(correction, x, advantages)
+    weights, mask = torch.ones_like(ratio), torch.ones_like(ratio, dtype=torch.bool)
+    if correction.weight is not None:
+        weights = ratio.clamp(correction.weight.low, correction.weight.high)
+    for rejection in correction.rejections:
+        outside = _outside(
+            rejection, x, log_probs, rollout_log_probs, advantages, token_counts, cut
         )
+        mask = mask & ~(outside & _concerned(rejection.applies_to, x, advantages))
     if correction.veto is not None:
         vetoed = sum_per_sample((x.exp() < correction.veto).float(), token_counts) > 0
         mask = mask & ~spread(vetoed, token_counts)
@@ -162,28 +180,54 @@ def _at_level(level: str, x: Tensor, token_counts: Tensor) -> Tensor:
     return spread(per_sample.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), token_counts)
 
 
-def _concerned(correction: Correction, x: Tensor, advantages: Tensor) -> Tensor:
-    """[N] bool: the tokens that a mask may drop."""
-    if correction.applies_to == "negative":
+def _concerned(applies_to: str, x: Tensor, advantages: Tensor) -> Tensor:
+    """[N] bool: the tokens that a rejection may drop."""
+    if applies_to == "negative":
         return advantages < 0
-    if correction.applies_to == "outward":  # where PPO's clip could act
+    if applies_to == "outward":  # where PPO's clip could act
         return ((advantages > 0) & (x > 0)) | ((advantages < 0) & (x < 0))
     return torch.ones_like(x, dtype=torch.bool)
 
 
 def _outside(
-    correction: Correction,
+    rejection: Rejection,
     x: Tensor,
-    ratio: Tensor,
     log_probs: Tensor,
     rollout_log_probs: Tensor,
     advantages: Tensor,
+    token_counts: Tensor,
     cut: float,
 ) -> Tensor:
     """[N] bool: is the measure out of bounds?"""
-    if correction.measure == "second_moment":
+    low, high = rejection.low, rejection.high
+    if rejection.measure == "second_moment":
         return x.square() > cut  # in the precision in which the cut was found
-    if correction.measure == "probability":
+    if rejection.measure == "probability":
         change = (log_probs.exp() - rollout_log_probs.exp()).detach()
-        return torch.where(advantages > 0, change > correction.high, change < -correction.low)
-    return (ratio < correction.low) | (ratio > correction.high)
+        return torch.where(advantages > 0, change > high, change < -low)
+    value = _over(rejection.over, _divergence(rejection.measure, x), token_counts)
+    if rejection.measure == "k1":
+        ratio = value.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        return (ratio < low) | (ratio > high)
+    return value > high
+
+
+def _divergence(measure: str, x: Tensor) -> Tensor:
+    """[N] an estimate of KL(rollout || numerator) from a token of the rollout policy, but for k1,
+    which is x itself. Source: Schulman, "Approximating KL Divergence" (2020),
+    joschu.net/blog/kl-approx.html."""
+    if measure == "k2":
+        return x.square() / 2
+    return x.expm1() - x if measure == "k3" else x
+
+
+def _over(over: str, values: Tensor, token_counts: Tensor) -> Tensor:
+    """[N]: the token's value, or its sample's sum, mean or largest."""
+    if over == "token":
+        return values
+    if over == "max":
+        least = values.new_full((len(token_counts),), -torch.inf)
+        index = sample_of_token(token_counts)
+        return spread(least.scatter_reduce(0, index, values, "amax"), token_counts)
+    reduce = sum_per_sample if over == "sum" else mean_per_sample
+    return spread(reduce(values, token_counts), token_counts)

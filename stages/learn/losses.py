@@ -17,15 +17,19 @@ from stages.learn.corrections import compute_correction
 from stages.learn.diagnostics import compute_ess_fraction
 from stages.learn.kl import KlType, apply_kl_to_advantages, compute_approx_kl, reverse_kl_to_teacher
 from stages.learn.policy_losses import (
+    Gamma,
     PolicyLoss,
     compute_cispo_loss,
     compute_gspo_kl,
     compute_opsm_mask,
     compute_policy_loss,
+    compute_sapo_loss,
+    compute_vespo_loss,
 )
 from stages.learn.reduce import sum_of_sample_mean, sum_of_tokens, token_weights
 
 __all__ = [
+    "Gamma",
     "ImportanceWeights",
     "KlType",
     "PolicyLoss",
@@ -39,8 +43,10 @@ __all__ = [
     "compute_log_probs_from_logits",
     "compute_opsm_mask",
     "compute_policy_loss",
+    "compute_sapo_loss",
     "compute_sft_loss",
     "compute_tis_weights",
+    "compute_vespo_loss",
     "reverse_kl_to_teacher",
     "sum_of_sample_mean",
     "sum_of_tokens",

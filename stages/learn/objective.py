@@ -5,30 +5,25 @@ Pure: torch and the flags, no Megatron.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from configs.corrections import Correction, correction_of
+from configs.correction import Correction
+from configs.corrections import correction_of
 from configs.schema import AlgorithmConfig
 from stages.learn.corrections import BatchStatistics, compute_correction
 from stages.learn.critic import compute_gae
 from stages.learn.losses import (
-    PolicyLoss,
     TokenLogProbs,
     apply_kl_to_advantages,
     compute_approx_kl,
-    compute_cispo_loss,
-    compute_gspo_kl,
     compute_opsm_mask,
-    compute_policy_loss,
     compute_sft_loss,
     reverse_kl_to_teacher,
     token_weights,
 )
 from stages.learn.outcome import MAXIMA, ObjectiveExtras, Outcome, TrainedTokens, diagnose
-from stages.learn.reduce import spread
+from stages.learn.surrogate import clip_range, moment_clip, surrogate_loss
 
 
 def policy_objective(
@@ -42,12 +37,12 @@ def policy_objective(
     """One micro-batch's share of the loss, with its sums and maxima.
 
     Loss: sum over trained tokens of (weight * (policy loss + kl_loss_coef * KL) - entropy_coef *
-    entropy) * token weight / denominator, where the denominator counts samples, or tokens with
-    calculate_per_token_loss, over all ranks of the optimizer step. The mask of a correction that
-    only masks takes tokens out of the policy loss alone. A sample's tokens are multiplied by its
-    weight. `old` None: no update lies between the old policy and this one, so old = now, exactly.
-    In the bypass PPO's ratio is against the rollout policy itself, and kl_rollout_old and the
-    weights compare it with `now`."""
+    entropy + kl_tau * (log new - log rollout)^2) * token weight / denominator, where the
+    denominator counts trajectories, or tokens with calculate_per_token_loss, over all ranks of the
+    optimizer step. The mask of a correction that only masks takes tokens out of the policy loss
+    alone. A sample's tokens are multiplied by its weight. `old` None: no update lies between the
+    old policy and this one, so old = now, exactly. In the bypass PPO's ratio is against the rollout
+    policy itself, and kl_rollout_old and the weights compare it with `now`."""
     correction = correction_of(config)
     consumed = now.log_probs.detach() if old is None else old
     bypass = correction.ratio == "bypass"
@@ -55,13 +50,14 @@ def policy_objective(
     anchor = batch.rollout_log_probs if bypass else proximal
     numerator = now.log_probs.detach() if bypass else proximal
     advantages = shaped_advantages(batch, consumed, extras.ref, config, extras.opd_kl_coef)
-    surrogate = _surrogate(now.log_probs, anchor, advantages, batch, config, correction)
+    statistics = extras.statistics or BatchStatistics()
+    clip = moment_clip(statistics.cut) if correction.clip_budget else clip_range(batch, config)
+    surrogate = surrogate_loss(now.log_probs, anchor, advantages, batch, config, correction, clip)
     if config.use_opsm:
         stays = compute_opsm_mask(
             now.log_probs, anchor, advantages, batch.token_counts, delta=config.opsm_delta
         )
         surrogate = surrogate._replace(loss=surrogate.loss * stays)
-    statistics = extras.statistics or BatchStatistics()
     corrected = compute_correction(
         correction, numerator, batch.rollout_log_probs, advantages, batch.token_counts, statistics
     )
@@ -76,6 +72,9 @@ def policy_objective(
         corrected = corrected._replace(mask=corrected.mask & stays)
     total = _reduced(policy, corrected.mask, batch, config, correction, extras)
     side, kl_ref = _side_terms(now, anchor, batch, config, extras, kl_weights)
+    if correction.kl_tau:
+        apart = (now.log_probs - batch.rollout_log_probs).square()
+        total = total + correction.kl_tau * (apart * loss_weights(batch, config)).sum()
     loss = (total if side is None else total + side) / denominator
     with torch.no_grad():
         sums, maxima = diagnose(
@@ -216,60 +215,6 @@ def _side_terms(
             terms.append(config.kl_loss_coef * weighted)
     weights = loss_weights(batch, config)
     return (torch.stack(terms).sum(0) * weights).sum() if terms else None, kl_ref
-
-
-def _surrogate(
-    log_probs: Tensor,
-    anchor: Tensor,
-    advantages: Tensor,
-    batch: TrainedTokens,
-    config: AlgorithmConfig,
-    correction: Correction,
-) -> PolicyLoss:
-    """The policy loss that --loss-type and --advantage-estimator choose, uncorrected."""
-    if config.loss_type == "sft_loss":
-        ratio = (log_probs - anchor).detach().exp()
-        return PolicyLoss(
-            compute_sft_loss(log_probs), torch.zeros_like(ratio, dtype=torch.bool), ratio
-        )
-    low, high = clip_range(batch, config)
-    if config.advantage_estimator == "cispo":
-        return compute_cispo_loss(log_probs, anchor, advantages, eps_clip=low, eps_clip_high=high)
-    eps = low if correction.ppo_clip else None
-    if config.advantage_estimator == "gspo":
-        kl = compute_gspo_kl(log_probs, anchor, batch.token_counts)
-        return compute_policy_loss(
-            -kl,
-            torch.zeros_like(kl),
-            advantages,
-            eps_clip=eps,
-            eps_clip_high=high,
-            eps_clip_c=config.eps_clip_c,
-        )
-    return compute_policy_loss(
-        log_probs,
-        anchor,
-        advantages,
-        eps_clip=eps,
-        eps_clip_high=high,
-        eps_clip_c=config.eps_clip_c,
-    )
-
-
-def clip_range(batch: TrainedTokens, config: AlgorithmConfig) -> tuple[Any, Any]:
-    """(eps_clip, eps_clip_high): numbers, or [N] where they shrink with staleness s: eps / (1 +
-    staleness_clip_decay * s).
-
-    No paper is the source: PPO's range bounds one update's distance from the anchor, and a stale
-    sample's anchor is already that many updates away."""
-    high = config.eps_clip if config.eps_clip_high is None else config.eps_clip_high
-    if not config.staleness_clip_decay:
-        return config.eps_clip, high
-    shrink = spread(
-        1.0 / (1.0 + config.staleness_clip_decay * batch.staleness.to(torch.float32)),
-        batch.token_counts,
-    )
-    return config.eps_clip * shrink, high * shrink
 
 
 def _custom_tis(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from configs.corrections import Correction
+from configs.correction import Correction
 from configs.schema import AlgorithmConfig
 from stages.learn.corrections import BatchStatistics, CorrectionResult
 from stages.learn.diagnostics import NUM_SUMS, off_policy_metrics, off_policy_sums

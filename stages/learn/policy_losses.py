@@ -1,14 +1,15 @@
-"""Policy losses of trained tokens: PPO's clip, dual clip, GSPO's sequence ratio, CISPO. Shapes: N
-trained tokens, S samples."""
+"""Policy losses of trained tokens: PPO's clip, dual clip, GSPO's sequence ratio, CISPO, SAPO and
+VESPO. Shapes: N trained tokens, S samples."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from stages.learn.reduce import mean_per_sample, spread
+from stages.learn.reduce import mean_per_sample, spread, sum_per_sample
 
 Bound: TypeAlias = float | Tensor  # of all tokens, or [N] of each
 
@@ -104,3 +105,51 @@ def compute_cispo_loss(
     ratio = (log_probs - old_log_probs).detach().exp()
     bounded = clamp_ratio(ratio, eps_clip, eps_clip_high)
     return PolicyLoss(-bounded * advantages * log_probs, bounded != ratio, ratio)
+
+
+def compute_sapo_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, tau_pos: float, tau_neg: float
+) -> PolicyLoss:
+    """-f(r) A with the soft gate f(r) = 4 / tau * sigmoid(tau (r - 1)) in the clip's place, tau_pos
+    where A > 0, else tau_neg. All [N].
+
+    f'(1) = 1, as without a gate; far from 1 the gradient fades, the faster the larger tau. Source:
+    SAPO, Soft Adaptive Policy Optimization, arXiv:2511.20347 (1.0 and 1.05); TRL's and verl's
+    sapo. Log-ratios are within +-20, as verl's."""
+    ratio = (log_probs - old_log_probs).clamp(-20.0, 20.0).exp()
+    tau = torch.where(advantages > 0, tau_pos, tau_neg).to(ratio.dtype)
+    gate = torch.sigmoid(tau * (ratio - 1)) * 4 / tau
+    return PolicyLoss(-gate * advantages, torch.zeros_like(ratio, dtype=torch.bool), ratio)
+
+
+class Gamma(NamedTuple):
+    """VESPO's kernel phi(w) = exp(rate) w^k exp(-rate w): 1 at w = 1, and fading on both sides."""
+
+    k: float
+    rate: float  # the paper's lambda
+
+
+def compute_vespo_loss(
+    log_probs: Tensor,
+    rollout_log_probs: Tensor,
+    advantages: Tensor,
+    token_counts: Tensor,
+    *,
+    positive: Gamma,
+    negative: Gamma,
+) -> PolicyLoss:
+    """-stop_gradient(phi(w)) A log_probs, w the product of new/rollout over the token's sample,
+    with the kernel `positive` where A >= 0, else `negative`. log_probs, rollout_log_probs,
+    advantages: [N]; token_counts: [S].
+
+    No length normalisation: w is the sequence's own importance weight. Source: VESPO, Shen et al.
+    2026, arXiv:2602.10693; its authors' compute_policy_loss_vespo and TRL's get_gamma_weights
+    (log-ratios within +-20, w at least 1e-8)."""
+    x = (log_probs - rollout_log_probs).detach()
+    whole = sum_per_sample(x.clamp(-20.0, 20.0), token_counts).clamp(math.log(1e-8), 20.0)
+    log_w = spread(whole, token_counts)
+    up = advantages >= 0
+    k, rate = (torch.where(up, p, n).to(x.dtype) for p, n in zip(positive, negative, strict=True))
+    phi = (rate + k * log_w - rate * log_w.exp()).exp()
+    loss = -phi * advantages * log_probs
+    return PolicyLoss(loss, torch.zeros_like(loss, dtype=torch.bool), x.exp())

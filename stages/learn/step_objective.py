@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from configs.correction import Weight
 from configs.corrections import asks_for_log_probs, correction_of
 from configs.hooks import load_hook
 from configs.schema import AlgorithmConfig, flat_args
@@ -201,10 +202,10 @@ class StepObjective:
     def _ess(self, sums: Tensor) -> float:
         """A trajectory's weight is the product of its tokens' ratios, whatever the correction's
         level; where the correction weighs by it, within the correction's bounds."""
-        c = self.correction
-        bounded = c.weighted and c.level == "sequence" and c.action in ("truncate", "clip")
-        bounds = {"low": c.low, "high": c.high} if bounded else {}
-        return trajectory_ess_fraction(sums[NUM_POLICY_SUMS:], **bounds)
+        weight = self.correction.weight
+        if weight is None or weight.level != "sequence":
+            weight = Weight()
+        return trajectory_ess_fraction(sums[NUM_POLICY_SUMS:], low=weight.low, high=weight.high)
 
     def off_policy(self, maxima: Tensor) -> bool:
         """True-on-policy mode finds a ratio out of tolerance."""

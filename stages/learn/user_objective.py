@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.corrections import Correction
+from configs.correction import Correction
 from configs.schema import AlgorithmConfig
 from stages.learn.corrections import compute_correction
 from stages.learn.losses import PolicyLoss, TokenLogProbs, compute_approx_kl

@@ -100,6 +100,18 @@ def words(text: str) -> list[str]:
             " --custom-pg-loss-reducer-function-path loss.py"
         ),
         "--off-policy-correction mis --correction-mean-over all",
+        "--use-tis --off-policy-correction geo-rs --correction-low 0.99",
+        "--use-tis --tis-mode mask --off-policy-correction k3-rs --correction-high 0.1",
+        (
+            "--off-policy-correction tis --correction-reject seq_mean_k3:0.01 token_k1:0.5:2"
+            " --correction-kl-tau 0.001"
+        ),
+        "--off-policy-correction icepop --use-rollout-logprobs",
+        "--off-policy-correction m2po-clip --correction-high 0.1",
+        "--off-policy-correction dppo-kl --correction-kl-tau 0",
+        "--off-policy-correction two-sided --correction-low 0.5 --correction-high 5",
+        "--advantage-estimator sapo --sapo-tau-neg 1.5 --use-tis",
+        "--advantage-estimator vespo --vespo-k-pos 1 --use-rollout-logprobs",
         (
             "--use-kl-loss --kl-loss-coef 0.01 --kl-loss-type k3 --use-unbiased-kl --ref-load model"
             " --ref-update-interval 5"
@@ -338,6 +350,22 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         (
             "--off-policy-correction mis --correction-mean-over kept --calculate-per-token-loss",
             ["--correction-mean-over kept", "--calculate-per-token-loss"],
+        ),
+        ("--use-tis --off-policy-correction two-sided", ["--use-tis", "two-sided", "twice"]),
+        (
+            "--use-rollout-logprobs --off-policy-correction geo-rs-tis",
+            ["--use-rollout-logprobs", "geo-rs-tis", "twice"],
+        ),
+        ("--advantage-estimator vespo --use-tis", ["vespo", "--use-tis", "twice"]),
+        ("--advantage-estimator sapo --eps-clip-c 3", ["--eps-clip-c 3", "sapo"]),
+        ("--advantage-estimator vespo --staleness-clip-decay 1", ["vespo", "no clip"]),
+        ("--off-policy-correction m2po-clip --advantage-estimator sapo", ["m2po-clip", "sapo"]),
+        ("--off-policy-correction m2po-clip --correction-low 0.1", ["one bound"]),
+        ("--off-policy-correction k3-rs --correction-low 0.1", ["one bound", "k3"]),
+        ("--correction-reject token_k3:0", ["--correction-reject token_k3:0", "above 0"]),
+        (
+            "--use-tis --custom-tis-function-path loss.py --correction-reject token_k3:1",
+            ["--correction-reject", "decides alone"],
         ),
         (
             "--use-tis --off-policy-correction icepop",

@@ -29,10 +29,16 @@ ELSEWHERE = {*CUT, *re.findall(r"--(?:no-)?([a-z-]+)", _MORE)} - {"true-on-polic
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_correction_has_its_bounds(name: str) -> None:
     correction, said = PRESETS[name].correction, ROWS[name][-1]
-    bounds = [b for b in (correction.low, correction.high) if 0 < b < math.inf]
-    assert [
-        math.exp(-0.05) if "exp" in b else float(b) for b in said.split(",") if b.strip()
-    ] == pytest.approx(bounds)
+    bounded = correction.rejections[0] if correction.rejections else correction.weight
+    found = (bounded.low, bounded.high) if bounded else (0.0, correction.clip_budget or 0.0)
+    assert [_number(b) for b in said.split(",") if b.strip()] == pytest.approx(
+        [b for b in found if 0 < b < math.inf]
+    )
+
+
+def _number(text: str) -> float:
+    power = re.fullmatch(r"exp\((.*)\)", text.strip())
+    return math.exp(float(power[1])) if power else float(text)
 
 
 def test_every_estimator_and_flag_is_there() -> None:
