@@ -8,7 +8,10 @@ A pickle is code for whoever loads it, so this one stays within one trust bounda
 our own learner's rank and loaded by our own engine, two processes of one run, of one user, on one
 machine, and passes from one to the other over loopback. Nothing here loads one. SGLang loads no
 others than those that name the few harmless functions that rebuild tensors, and to reach the
-address to which they are sent is to reach an engine with all that it can be told."""
+address to which they are sent is to reach an engine with all that it can be told.
+
+For lack of GPUs, what is said of them here and in lender.py is tested with recorded handles and
+faked devices alone."""
 
 from __future__ import annotations
 
