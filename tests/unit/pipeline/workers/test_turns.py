@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from pipeline.core.errors import LearnerError
+from pipeline.core.errors import LearnerError, LearnerLostError
 from pipeline.core.types import StepResult
 from pipeline.workers.turns import TurnTaking
 from stages.engine.memory import EngineMemory
@@ -44,6 +44,20 @@ def turns(both: Any, *, train: bool = True, rollout: bool = True) -> TurnTaking:
     return TurnTaking(
         both, leaves=both if train else None, engines=both if rollout else None, time=both.time
     )
+
+
+async def test_a_learner_that_is_lost_in_its_turn_leaves_engines_at_work() -> None:
+    """It cannot leave its devices any more, and need not: they are free."""
+    both = Both()
+
+    async def dies(*_: Any) -> None:
+        raise LearnerLostError("rank 0 died")
+
+    both.step = dies
+    both.offload = dies
+    with pytest.raises(LearnerLostError, match="rank 0 died"):
+        await turns(both).step(None)  # type: ignore[arg-type]
+    assert both.log == ["release", "onload", "resume"]
 
 
 async def test_a_step_and_a_save_are_turns() -> None:
