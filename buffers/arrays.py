@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from array import array
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ import pyarrow as pa
 
 _SHORT = 64  # characters
 _CODES = {(int, pa.int64().id): "q", (float, pa.float64().id): "d"}  # of array.array
+# the same, of rows of numbers
+_ROW_CODES = {np.dtype(np.int64): "q", np.dtype(np.int32): "i", np.dtype(np.float32): "f"}
+_ONE = b"\x01"
 _NUMBER_IDS = (pa.int64().id, pa.float64().id)
 
 
@@ -28,14 +31,17 @@ def make_array(values: list[Any], dtype: pa.DataType) -> pa.Array:
     pa.array costs more than everything else that is done for a small group."""
     first = values[0]
     kind = type(first)
-    if (kind is bool or first is None or (kind is str and len(first) <= _SHORT)) and all(
-        v is first for v in values
-    ):
+    if (kind is bool or first is None or (kind is str and len(first) <= _SHORT)) and is_one(values):
         return repeated(first, dtype, len(values))
     code = _CODES.get((kind, dtype.id))
-    if code is not None and all(type(v) is kind for v in values):
+    if code is not None and len(set(map(type, values))) == 1:
         return number_array(array(code, values), dtype)
     return pa.array(values, dtype)
+
+
+def is_one(values: Sequence[Any]) -> bool:
+    """Are all the very same object?"""
+    return len(set(map(id, values))) == 1
 
 
 def number_array(values: Any, dtype: pa.DataType) -> pa.Array:
@@ -51,12 +57,33 @@ def _arrow_type(dtype: np.dtype) -> pa.DataType:
 
 def large_list(rows: Sequence[Any], dtype: np.dtype) -> pa.LargeListArray:
     """Rows of numbers (None: null) as one flat value buffer with offsets."""
+    flat = _from_lists(rows, dtype) if set(map(type, rows)) == {list} else None
+    if flat is not None:
+        values = number_array(flat, _arrow_type(dtype))
+        return pa.LargeListArray.from_arrays(offsets(list(map(len, rows))), values)
     arrays = [np.empty(0, dtype) if row is None else _flat(row, dtype) for row in rows]
     null = pa.array([row is None for row in rows]) if any(row is None for row in rows) else None
     flat = np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
     return pa.LargeListArray.from_arrays(
         offsets([len(a) for a in arrays]), number_array(flat, _arrow_type(dtype)), mask=null
     )
+
+
+def _from_lists(rows: Sequence[list[Any]], dtype: np.dtype) -> Any:
+    """The numbers of all rows one after another, in two thirds of numpy's time. None where a row
+    has something else than numbers of this kind: numpy decides on that."""
+    if dtype == np.uint8:
+        # most masks are all ones
+        return b"".join([_ONE * len(r) if r.count(1) == len(r) else bytes(r) for r in rows])
+    if (code := _ROW_CODES.get(dtype)) is None:
+        return None
+    flat = array(code)
+    try:
+        for row in rows:
+            flat.fromlist(row)
+    except (TypeError, OverflowError):
+        return None
+    return flat
 
 
 def _flat(row: Any, dtype: np.dtype) -> np.ndarray:
@@ -94,15 +121,16 @@ def to_list(column: pa.Array) -> list[Any]:
 def views(column: pa.LargeListArray) -> list[np.ndarray | None]:
     """One zero-copy view of the column's values for every row (values of fixed-size lists are
     flattened); None where the row is null."""
-    if column.null_count == len(column):
-        return [None] * len(column)
+    length, nulls = len(column), column.null_count
+    if nulls == length:
+        return [None] * length
     values, width = column.values, 1
     if pa.types.is_fixed_size_list(values.type):
         width, values = values.type.list_size, values.values
     numbers = values.to_numpy(zero_copy_only=True)
     bounds = (column.offsets.to_numpy() * width).tolist()
-    valid = [True] * len(column) if column.null_count == 0 else column.is_valid().to_pylist()
-    return [
-        numbers[a:b] if ok else None
-        for a, b, ok in zip(bounds[:-1], bounds[1:], valid, strict=True)
-    ]
+    rows = [numbers[a:b] for a, b in pairwise(bounds)]
+    if nulls == 0:
+        return rows
+    valid = column.is_valid().to_pylist()
+    return [row if ok else None for row, ok in zip(rows, valid, strict=True)]

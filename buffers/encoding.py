@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from buffers.arrays import large_list, make_array, number_array, offsets, repeated
+from buffers.arrays import is_one, large_list, make_array, number_array, offsets, repeated
 from buffers.media import media_column, rest_of_media
 from buffers.schema import ARRAY_FIELDS, COLUMNS, JSON_FIELDS, SCHEMA
 from pipeline.core.errors import ReplayBufferError, UnstorableSamplesError
@@ -87,7 +87,8 @@ def _named_column(
 
 def _is_unused(name: str, samples: Sequence[Sample]) -> bool:
     """Is the field None in every sample? A dozen fields are, in most groups."""
-    return name in _OPTIONAL and all(getattr(s, _OPTIONAL[name]) is None for s in samples)
+    field = _OPTIONAL.get(name)
+    return field is not None and all([getattr(s, field) is None for s in samples])
 
 
 def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sample]) -> pa.Array:
@@ -107,23 +108,20 @@ def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sampl
         return make_array(_jsons([getattr(s, name) for s in samples]), dtype)
     match name:
         case "attributes":
-            return make_array([_to_json(keepable(s.attributes()) or None) for s in samples], dtype)
+            found = [s.attributes() for s in samples]
+            return make_array([_to_json(keepable(a) or None) if a else None for a in found], dtype)
         case "sample_group_index":
             return make_array([s.group_index for s in samples], dtype)
         case "status":
             return make_array([str(s.status) for s in samples], dtype)
         case "reward":
+            rewards = [s.reward for s in samples]
             return make_array(
-                [
-                    None if s.reward is None or _is_written_out(s.reward) else float(s.reward)
-                    for s in samples
-                ],
-                dtype,
+                [None if r is None or _is_written_out(r) else float(r) for r in rewards], dtype
             )
         case "reward_parts":
-            return make_array(
-                [_to_json(s.reward) if _is_written_out(s.reward) else None for s in samples], dtype
-            )
+            rewards = [s.reward for s in samples]
+            return make_array([_to_json(r) if _is_written_out(r) else None for r in rewards], dtype)
         case "weight_versions":
             return _spans([s.weight_versions for s in samples])
         case "routed_experts":
@@ -168,7 +166,8 @@ def _integers(experts: Any) -> np.ndarray:
 
 
 def _is_written_out(reward: Any) -> bool:
-    return isinstance(reward, str | Sequence | Mapping)
+    # asking an abstract class costs more than all else that is done for a reward
+    return type(reward) is not float and isinstance(reward, str | Sequence | Mapping)
 
 
 def _to_json(value: Any) -> str | None:
@@ -182,10 +181,9 @@ def _counts(info: Any, none: Any) -> str | None:
 def _jsons(values: list[Any]) -> list[str | None]:
     """The JSON texts of `values`. What all samples of a group share (the prompt, the label) is
     encoded once."""
-    first = values[0]
-    if all(v is first for v in values):
-        return [_to_json(first)] * len(values)
-    return [_to_json(v) for v in values]
+    if is_one(values):
+        return [_to_json(values[0])] * len(values)
+    return ["{}" if type(v) is dict and not v else _to_json(v) for v in values]
 
 
 def _expected(name: str) -> str:

@@ -21,7 +21,9 @@ def reward_std(group: Group, reward_key: str | None = None) -> float:
     TD error in Schaul et al. 2016, arXiv:1511.05952, section 3.3."""
     numbers = [s.reward_number(reward_key) for s in group.samples]
     rewards = [number for number in numbers if number is not None]
-    return float(np.std(rewards)) if rewards else 0.0
+    if not rewards or rewards.count(rewards[0]) == len(rewards):
+        return 0.0
+    return float(np.std(rewards))
 
 
 def user_priority(spec: str, function: Callable[..., Any], args: Any) -> Priority:

@@ -120,6 +120,8 @@ class Sample:
     def reward_number(self, key: str | None = None) -> float | None:
         """As `reward_value`, but None where there is no number."""
         value = self.reward
+        if type(value) is float:  # the checks below cost twenty times as much
+            return value
         if isinstance(value, Mapping):
             value = value.get(key or "score")
         if value is None or isinstance(value, str | Sequence | Mapping):
