@@ -159,9 +159,13 @@ def _experts(samples: Sequence[Sample]) -> pa.LargeListArray:
 
 def _integers(experts: Any) -> np.ndarray:
     array = np.asarray(experts)
-    whole = array if array.dtype.kind in "iu" else array.astype(np.int64)
-    if not np.array_equal(whole, array):
-        raise ValueError(f"{array.dtype} values are not whole numbers")
+    if array.dtype == np.uint8:  # no type is narrower: engines' answers come so
+        return np.ascontiguousarray(array)
+    whole = array
+    if array.dtype.kind not in "iu":
+        whole = array.astype(np.int64)
+        if not np.array_equal(whole, array):
+            raise ValueError(f"{array.dtype} values are not whole numbers")
     return np.ascontiguousarray(narrow_experts(whole))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from buffers.durability import sync_directory
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _MARK, _BLANK = b"crc32:", b"00000000"
-_END_MARKER_BYTES = 8
+_BLANK_METADATA = {"checksum": (_MARK + _BLANK).decode()}
+_METADATA_BYTES = 1024  # at most, with the end marker: beside what Arrow counts of a batch
 _SCHEMA_MESSAGE = SCHEMA.serialize().to_pybytes()
+_OPTIONS = pa.ipc.IpcWriteOptions()  # without it every writer looks through the environment
 
 
 @dataclass(slots=True, kw_only=True)
@@ -201,18 +204,29 @@ def _offsets(places: Iterable[Location]) -> dict[int, set[int]]:
     return out
 
 
-def encode(batch: pa.RecordBatch) -> bytearray:
-    """The batch as one IPC message with its checksum.
+def encode(batch: pa.RecordBatch) -> memoryview:
+    """The batch as one IPC message with its checksum, in memory of its own: its columns are copied
+    once.
 
     A multiple of 8 bytes long, so that messages stay aligned in the file.
     """
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, SCHEMA) as writer:
-        writer.write_batch(batch, custom_metadata={"checksum": (_MARK + _BLANK).decode()})
-    message = bytearray(memoryview(sink.getvalue())[len(_SCHEMA_MESSAGE) : -_END_MARKER_BYTES])
-    at = message.index(_MARK) + len(_MARK)
+    size = pa.ipc.get_record_batch_size(batch)
+    memory = np.empty(len(_SCHEMA_MESSAGE) + size + _METADATA_BYTES, np.uint8)
+    sink = pa.FixedSizeBufferWriter(pa.py_buffer(memory))
+    with pa.ipc.new_stream(sink, SCHEMA, options=_OPTIONS) as writer:
+        writer.write_batch(batch, custom_metadata=_BLANK_METADATA)
+        end = sink.tell()
+    message = memoryview(memory)[len(_SCHEMA_MESSAGE) : end]
+    at = _find_mark(message)
     message[at : at + len(_BLANK)] = b"%08x" % zlib.crc32(message)
     return message
+
+
+def _find_mark(message: memoryview) -> int:
+    """Where the digits of its checksum begin; -1 where there is none."""
+    header_bytes = 8 + int.from_bytes(message[4:8], "little")
+    found = bytes(message[:header_bytes]).find(_MARK)
+    return found + len(_MARK) if found >= 0 else -1
 
 
 def decode(message: pa.Buffer, path: Path, offset: int) -> pa.RecordBatch:
@@ -221,9 +235,8 @@ def decode(message: pa.Buffer, path: Path, offset: int) -> pa.RecordBatch:
     Raises BufferCorruption naming `path` and `offset` unless the checksum holds.
     """
     view = memoryview(message)
-    header_bytes = 8 + int.from_bytes(view[4:8], "little")
-    at = bytes(view[:header_bytes]).find(_MARK) + len(_MARK)
-    if at < len(_MARK):
+    at = _find_mark(view)
+    if at < 0:
         raise _corrupt(path, offset, "no checksum where a batch should begin")
     end = at + len(_BLANK)
     found = b"%08x" % zlib.crc32(view[end:], zlib.crc32(_BLANK, zlib.crc32(view[:at])))

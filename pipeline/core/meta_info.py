@@ -102,11 +102,12 @@ def spans_of(meta_info: Mapping[str, Any], num_tokens: int) -> tuple[VersionSpan
     counts no versions (SGLang's own default is a word)."""
     labels = meta_info.get("weight_versions")
     if labels:
-        spans = [VersionSpan(int(v["version"]), v["start"], v["end"]) for v in labels]
         return tuple(
-            VersionSpan(v, start, min(end, num_tokens))
-            for v, start, end in spans
-            if start < num_tokens
+            [
+                VersionSpan(int(v["version"]), v["start"], min(v["end"], num_tokens))
+                for v in labels
+                if v["start"] < num_tokens
+            ]
         )
     version = str(meta_info.get("weight_version", ""))
     return (VersionSpan(int(version), 0, num_tokens),) if version.isdigit() and num_tokens else ()

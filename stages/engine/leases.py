@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import TracebackType
 from typing import Protocol
 
 from pipeline.core.errors import EngineError
@@ -51,10 +52,13 @@ class Leases:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    @asynccontextmanager
-    async def lease(self, session_id: str | None = None) -> AsyncIterator[str]:
+    def lease(self, session_id: str | None = None) -> AbstractAsyncContextManager[str]:
         """See EnginePool. A session goes back to its engine while that one has room. A session
         whose engine is full, gated or ill moves: after a push its cached KV is of no use anyway."""
+        return _Lease(self, session_id)
+
+    async def take(self, session_id: str | None) -> Seat:
+        """A seat with one request more. Whoever has it gives it back."""
         seat = self._choose(session_id) if not self._waiting else None
         if seat is None:
             seat = await self._wait(session_id)
@@ -62,12 +66,12 @@ class Leases:
             seat.in_flight += 1
         if session_id is not None:
             self._remember(session_id, seat)
-        try:
-            with seat.meter.busy():
-                yield seat.endpoint
-        finally:
-            seat.in_flight -= 1
-            seat.emptied.set()
+        return seat
+
+    def give_back(self, seat: Seat) -> None:
+        seat.in_flight -= 1
+        seat.emptied.set()
+        if self._waiting:
             self.hand_out()
 
     async def drained(self, seat: Seat) -> None:
@@ -99,8 +103,11 @@ class Leases:
         own = self._sessions.get(session_id) if session_id is not None else None
         if own is not None and self._has_room(own):
             return own
-        free = [seat for seat in self._seats.values() if self._has_room(seat)]
-        return min(free, key=lambda seat: seat.in_flight, default=None)
+        best = None
+        for seat in self._seats.values():
+            if self._has_room(seat) and (best is None or seat.in_flight < best.in_flight):
+                best = seat
+        return best
 
     def _has_room(self, seat: Seat) -> bool:
         return seat.is_open and seat.in_flight < self._concurrency
@@ -116,9 +123,7 @@ class Leases:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
-                future.result().in_flight -= 1
-                future.result().emptied.set()
-                self.hand_out()
+                self.give_back(future.result())
             raise
 
     def _remember(self, session_id: str, seat: Seat) -> None:
@@ -126,3 +131,34 @@ class Leases:
         self._sessions.move_to_end(session_id)
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
+
+
+class _Lease:
+    """`async with` it: one request at the engine whose address it gives. A class, because a
+    generator costs three times as much, and every request has one."""
+
+    __slots__ = ("_busy", "_leases", "_seat", "_session_id")
+
+    def __init__(self, leases: Leases, session_id: str | None) -> None:
+        self._leases, self._session_id = leases, session_id
+
+    async def __aenter__(self) -> str:
+        self._seat = await self._leases.take(self._session_id)
+        try:
+            self._busy = self._seat.meter.busy()
+            self._busy.__enter__()
+        except BaseException:
+            self._leases.give_back(self._seat)
+            raise
+        return self._seat.endpoint
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._busy.__exit__(kind, error, trace)
+        finally:
+            self._leases.give_back(self._seat)

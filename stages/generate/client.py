@@ -237,14 +237,15 @@ class SGLangClient:
         return completion
 
     async def _post(self, endpoint: str, rid: str, data: bytes, session_id: str | None) -> bytes:
-        more = self._router.headers(session_id) if self._router is not None else {}
+        router = self._router
+        headers = HEADERS if router is None else HEADERS | router.headers(session_id)
         url = self._urls.get(endpoint) or self._urls.setdefault(
             endpoint, URL(endpoint) / "generate"
         )
         try:
             async with (
                 asyncio.timeout(self._timeout_seconds),
-                self._open().post(url, data=data, headers=HEADERS | more) as response,
+                self._open().post(url, data=data, headers=headers) as response,
             ):
                 body = await response.read()
                 if response.status == 200:

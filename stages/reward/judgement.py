@@ -22,6 +22,8 @@ def judged(reward: Any, *, key: str | None, threshold: float, is_read: bool = Fa
 
     `is_read`: a function of the user's reads the rewards before they are trained on. Then a dict
     need not have that entry, and a reward may be anything that JSON can express."""
+    if type(reward) is float and math.isfinite(reward):  # most are: none of the checks below
+        return _above(reward, threshold)
     key = key or "score"
     if not isinstance(reward, Mapping):
         number = _scalar(reward)

@@ -68,6 +68,11 @@ class RewardStage:
             if len(alive) == len(samples):
                 await self._score_group(alive)
             return
+        if all([self._is_at_hand(s) for s in alive]):
+            # nothing waits: a task a sample would cost more than the scoring
+            for sample in alive:
+                await self._score(sample)
+            return
         async with asyncio.TaskGroup() as group:
             for sample in alive:
                 group.create_task(self._score(sample))
@@ -118,6 +123,12 @@ class RewardStage:
             return self._wrong(name, sample, error)
         self._overdue[name].clear()
         return reward
+
+    def _is_at_hand(self, sample: Sample) -> bool:
+        """Is it scored by a plain function, here and at once?"""
+        if sample.custom_rm_path or self._config.custom_rm_path:
+            return False
+        return (sample.metadata.get("rm_type") or self._config.rm_type) in CHEAP
 
     def _built_in_name(self, sample: Sample) -> str:
         name: Any = sample.metadata.get("rm_type") or self._config.rm_type
