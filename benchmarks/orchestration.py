@@ -12,7 +12,8 @@ scheduling.
 
 With --workers the groups are made in so many Ray actors (--num-rollout-workers), against bare
 clients in as many processes; all but the engine share the other cores. Responses of
---long-response-tokens show what is copied."""
+--long-response-tokens, and some of --routed-response-tokens with the routed experts of 48 layers,
+8 a token, show what is copied."""
 
 from __future__ import annotations
 
@@ -21,7 +22,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,9 +32,11 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.common import ROOT, keep, table
+from benchmarks.common import ROOT
 from benchmarks.orchestration_load import (
+    BARE,
     GROUP_SIZE,
+    LATENCY_SECONDS,
     Load,
     Prompts,
     Running,
@@ -42,6 +44,7 @@ from benchmarks.orchestration_load import (
     clock_of,
     take_all,
 )
+from benchmarks.orchestration_report import report
 from buffers.encoded import encode_group
 from buffers.replay_buffer import ReplayBuffer
 from configs.schema import Config, RewardConfig, flat_args
@@ -54,8 +57,6 @@ from stages.filter import build_filter
 from stages.generate.client import SGLangClient
 from stages.generate.generate import GenerateStage
 from stages.reward import build_reward
-
-LATENCY_SECONDS = 0.5
 
 
 async def pipeline(load: Load, endpoint: str) -> int:
@@ -121,7 +122,6 @@ async def generate_and_reward(load: Load, endpoint: str) -> int:
     return done
 
 
-BARE = "bare aiohttp"
 SIDES = {BARE: bare, "generate and reward": generate_and_reward, "pipeline": pipeline}
 
 
@@ -135,6 +135,9 @@ def modelless_engine(load: Load, cores: set[int]) -> Iterator[str]:
         str(load.response_tokens),
     ]
     command += ["--latency-seconds", str(LATENCY_SECONDS)]
+    if load.experts_shape is not None:
+        tokens = load.prompt_tokens + load.response_tokens - 1
+        command += ["--experts-shape", *map(str, (tokens, *load.experts_shape))]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         os.sched_setaffinity(process.pid, cores)
@@ -174,6 +177,7 @@ def main() -> None:
         "--workers", type=int, nargs="*", default=[1, 2], help="not 0: that is above"
     )
     parser.add_argument("--long-response-tokens", type=int, default=32768, help="0: leave it out")
+    parser.add_argument("--routed-response-tokens", type=int, default=2048, help="the same")
     parser.add_argument(
         "--profile",
         action="store_true",
@@ -194,8 +198,14 @@ def main() -> None:
             _profile(load, endpoint)
         return
     rounds = short_rounds(load, a.rounds, a.workers, cores)
-    long = replace(load, num_samples=256, concurrency=128, response_tokens=a.long_response_tokens)
-    copied = copies(long, a.workers, cores) if a.long_response_tokens else {}
+    few = replace(load, num_samples=256, concurrency=128)
+    copied = {}
+    if a.long_response_tokens:
+        long = replace(few, response_tokens=a.long_response_tokens)
+        copied["long samples"] = copies(long, a.workers, cores)
+    if a.routed_response_tokens:
+        routed = replace(few, response_tokens=a.routed_response_tokens, experts_shape=(48, 8))
+        copied["samples with routed experts"] = copies(routed, a.workers, cores)
     report(load, rounds, copied)
 
 
@@ -220,62 +230,18 @@ def short_rounds(
 
 
 def copies(load: Load, workers: list[int], cores: list[int]) -> dict[str, dict[str, float]]:
-    """Of long samples, in one round a side."""
+    """Of samples of many bytes, in one round a side."""
     from benchmarks.orchestration_workers import pipeline_with_workers
 
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     with modelless_engine(load, {cores[-1]}) as endpoint:
         for num in (0, *workers):
             figures = pipeline_with_workers(load, endpoint, num)
             figures["driver_io_per_payload_byte"] = (
                 figures["driver_io_bytes_per_sample"] / load.payload_bytes
             )
-            found[f"{num} workers"] = figures
+            found[f"{num} workers"] = {"payload_bytes": load.payload_bytes, **figures}
     return found
-
-
-def report(
-    load: Load, rounds: list[dict[str, dict[str, float]]], copied: dict[str, dict[str, float]]
-) -> None:
-    """Medians over rounds. Ratios are of two sides of one round, which ran one after the other on
-    the same machine; that of CPU time is the one to trust where other programs run beside."""
-    sides = list(rounds[0])
-    middle = {
-        side: {name: statistics.median(r[side][name] for r in rounds) for name in rounds[0][side]}
-        for side in sides
-    }
-    for side in sides:
-        other = f"{BARE} x {side.split()[0]}"
-        of_bare = [(r[other if other in r else BARE], r[side]) for r in rounds]
-        middle[side]["throughput_ratio"] = statistics.median(
-            s["samples_per_second"] / b["samples_per_second"] for b, s in of_bare
-        )
-        middle[side]["cpu_ratio"] = statistics.median(
-            b["cpu_microseconds_per_sample"] / s["cpu_microseconds_per_sample"] for b, s in of_bare
-        )
-    names = {
-        "samples_per_second": "samples/s",
-        "cpu_microseconds_per_sample": "CPU us/sample",
-        "driver_cpu_microseconds_per_sample": "of the driver",
-        "throughput_ratio": "samples/s ratio",
-        "cpu_ratio": "CPU ratio",
-    }
-    table(["", *names.values()], [[s, *(middle[s].get(n, "") for n in names)] for s in sides])
-    print(f"{load.concurrency} samples under way; aim: a ratio of 0.7 for the pipeline")
-    for side, figures in copied.items():
-        print(
-            f"long samples, {side}: the driver reads and writes"
-            f" {figures['driver_io_per_payload_byte']:.2f} bytes a payload byte, and takes"
-            f" {figures['driver_cpu_microseconds_per_sample'] / 1e3:.2f} ms of CPU a sample"
-        )
-    described = {
-        **{name: getattr(load, name) for name in load.__slots__},
-        "latency_seconds": LATENCY_SECONDS,
-    }
-    keep(
-        "orchestration",
-        {"load": described, "rounds": len(rounds), **middle, "long_samples": copied},
-    )
 
 
 def _profile(load: Load, endpoint: str) -> None:

@@ -20,7 +20,9 @@ from pipeline.schedule.clock import RolloutClock
 from stages.generate.client import HEADERS, open_http_session
 from stages.generate.generate import default_sampling_params
 
+BARE = "bare aiohttp"
 GROUP_SIZE = 8
+LATENCY_SECONDS = 0.5  # of every answer
 AHEAD = 15  # async_buffer_size: sixteen rollouts are under way, together `concurrency` samples
 
 
@@ -30,6 +32,7 @@ class Load:
     concurrency: int
     prompt_tokens: int
     response_tokens: int
+    experts_shape: tuple[int, int] | None = None  # (layers, experts a token): with every answer
 
     @property
     def rollout_batch_size(self) -> int:
@@ -47,8 +50,11 @@ class Load:
 
     @property
     def payload_bytes(self) -> int:
-        """Of a sample: token ids, and of its response the loss mask and the log-probs."""
-        return 8 * (self.prompt_tokens + self.response_tokens) + 5 * self.response_tokens
+        """Of a sample: token ids, of its response the loss mask and the log-probs, and a byte for
+        every routed expert."""
+        tokens = self.prompt_tokens + self.response_tokens
+        layers, top_k = self.experts_shape or (0, 0)
+        return 8 * tokens + 5 * self.response_tokens + layers * top_k * (tokens - 1)
 
     @property
     def prompt(self) -> list[int]:

@@ -43,7 +43,7 @@ def bench_of(load: Load, num_workers: int, watchdog: Watchdog) -> Bench:
     """The parts of a worker: those of a real run's."""
     args = flat_args(Config(rollout=load.rollout_config))
     pool = RemotePool(concurrency=load.concurrency // num_workers)
-    client = SGLangClient(pool, load.rollout_config)
+    client = SGLangClient(pool, load.rollout_config, experts_shape=load.experts_shape)
     reward = build_reward(RewardConfig(rm_type="exact_match"), args)
     make = GroupMaker(
         generate=GenerateStage(client, MockTokenizer(), load.rollout_config, args),

@@ -108,7 +108,7 @@ def offsets(lengths: Sequence[int]) -> pa.Array:
     return number_array(array("q", accumulate(lengths, initial=0)), pa.int64())
 
 
-def to_list(column: pa.Array) -> list[Any]:
+def to_list(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     nulls, length = column.null_count, len(column)
     if nulls == length:
         return [None] * length
@@ -118,9 +118,15 @@ def to_list(column: pa.Array) -> list[Any]:
     return column.to_pylist()
 
 
-def views(column: pa.LargeListArray) -> list[np.ndarray | None]:
-    """One zero-copy view of the column's values for every row (values of fixed-size lists are
-    flattened); None where the row is null."""
+def views(column: pa.ChunkedArray) -> list[np.ndarray | None]:
+    """One zero-copy view of the values for every row of a column of lists (values of fixed-size
+    lists are flattened); None where the row is null."""
+    if column.null_count == len(column):
+        return [None] * len(column)
+    return [row for chunk in column.chunks for row in _views(chunk)]
+
+
+def _views(column: pa.LargeListArray) -> list[np.ndarray | None]:
     length, nulls = len(column), column.null_count
     if nulls == length:
         return [None] * length

@@ -1,8 +1,9 @@
-"""From a RecordBatch (buffers/schema.py) back to its group."""
+"""From RecordBatches (buffers/schema.py) back to their groups."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,42 @@ _STATUSES = {str(status): status for status in Status}
 
 
 def from_batch(batch: pa.RecordBatch) -> Group:
-    """The group of a RecordBatch. `tokens` [T] int64, `loss_mask` [R] uint8 and `rollout_log_probs`
+    """See `from_batches`."""
+    return from_batches([batch])[0]
+
+
+def from_batches(batches: Sequence[pa.RecordBatch]) -> list[Group]:
+    """The group of every batch. `tokens` [T] int64, `loss_mask` [R] uint8 and `rollout_log_probs`
     [R] float32 of its samples are read-only numpy views of the batch's buffers (they keep them
-    alive). Raises ReplayBufferError for another schema version."""
-    check_version(batch.schema)
-    stored: dict[str, pa.Array] = dict(zip(NAMES, batch.columns, strict=True))
-    columns: dict[str, list[Any]] = {
-        name: to_list(stored[name]) for name in (*PLAIN_FIELDS, "reward", "reward_parts")
-    }
+    alive). Raises ReplayBufferError for another schema version.
+
+    Together, because asking Arrow for a column costs more than the few values in a group's."""
+    for batch in batches:
+        check_version(batch.schema)
+    table = pa.Table.from_batches(batches)
+    stored: dict[str, pa.ChunkedArray] = dict(zip(NAMES, table.columns, strict=True))
+    columns = _columns(stored)
+    samples = [_sample(columns, row) for row in zip(*columns.values(), strict=True)]
+    if stored["attributes"].null_count < len(samples):
+        for sample, text in zip(samples, to_list(stored["attributes"]), strict=True):
+            vars(sample).update({} if text is None else decode_json(text))
+    group_index, deadline, version = (
+        to_list(stored[name]) for name in ("group_index", "deadline", "admitted_version")
+    )
+    return [
+        Group(
+            group_index=group_index[start],
+            deadline=deadline[start],
+            admitted_version=version[start],
+            samples=tuple(samples[start:end]),
+        )
+        for start, end in pairwise(accumulate([b.num_rows for b in batches], initial=0))
+    ]
+
+
+def _columns(stored: Mapping[str, pa.ChunkedArray]) -> dict[str, list[Any]]:
+    """The fields of all samples."""
+    columns = {name: to_list(stored[name]) for name in (*PLAIN_FIELDS, "reward", "reward_parts")}
     columns["group_index"] = to_list(stored["sample_group_index"])
     columns["status"] = [_STATUSES.get(s) or Status(s) for s in columns["status"]]
     for name in JSON_FIELDS:
@@ -59,14 +88,7 @@ def from_batch(batch: pa.RecordBatch) -> Group:
     ]
     for name, kind in _COUNTS.items():
         columns[name] = [kind(**found) if found else kind() for found in columns[name]]
-    samples = tuple(_sample(columns, row) for row in zip(*columns.values(), strict=True))
-    if stored["attributes"].null_count < len(samples):
-        for sample, text in zip(samples, to_list(stored["attributes"]), strict=True):
-            vars(sample).update({} if text is None else decode_json(text))
-    first = {
-        name: stored[name][0].as_py() for name in ("group_index", "deadline", "admitted_version")
-    }
-    return Group(**first, samples=samples)
+    return columns
 
 
 def _sample(names: Iterable[str], values: Iterable[Any]) -> Sample:

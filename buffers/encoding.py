@@ -88,7 +88,7 @@ def _named_column(
 def _is_unused(name: str, samples: Sequence[Sample]) -> bool:
     """Is the field None in every sample? A dozen fields are, in most groups."""
     field = _OPTIONAL.get(name)
-    return field is not None and all([getattr(s, field) is None for s in samples])
+    return field is not None and all(getattr(s, field) is None for s in samples)
 
 
 def _column(name: str, dtype: pa.DataType, group: Group, samples: Sequence[Sample]) -> pa.Array:

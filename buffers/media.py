@@ -37,7 +37,7 @@ def rest_of_media(row: Inputs) -> dict[str, Any] | None:
 
 
 def join_media(
-    rests: Sequence[dict[str, Any] | None], column: pa.Array
+    rests: Sequence[dict[str, Any] | None], column: pa.ChunkedArray
 ) -> list[dict[str, Any] | None]:
     """Puts together again what `media_column` and `rest_of_media` took apart.
 

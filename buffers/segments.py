@@ -216,7 +216,7 @@ def encode(batch: pa.RecordBatch) -> memoryview:
     with pa.ipc.new_stream(sink, SCHEMA, options=_OPTIONS) as writer:
         writer.write_batch(batch, custom_metadata=_BLANK_METADATA)
         end = sink.tell()
-    message = memoryview(memory)[len(_SCHEMA_MESSAGE) : end]
+    message = memory.data[len(_SCHEMA_MESSAGE) : end]
     at = _find_mark(message)
     message[at : at + len(_BLANK)] = b"%08x" % zlib.crc32(message)
     return message

@@ -7,14 +7,17 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from buffers.decoding import from_batch
+import pyarrow as pa
+
+from buffers.decoding import from_batches
 from buffers.segments import SegmentStore
 from pipeline.core.types import Group, Location
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_READ_SLICE_BYTES = 4 << 20  # the event loop breathes after so much verified reading
+# the event loop breathes after so much verified reading
+_READ_SLICE_BYTES, _READ_SLICE_GROUPS = 4 << 20, 64
 
 
 class StoredGroups:
@@ -79,10 +82,6 @@ class StoredGroups:
         self._num_committed = max(self._num_committed, num_trained)
         self._free()
 
-    def read_now(self, group_index: int) -> Group:
-        """Raises BufferCorruption for a damaged group."""
-        return from_batch(self.store.read(self._places[group_index]))
-
     def lengths_of(self, group_index: int) -> list[int]:
         """Of its responses, in tokens. Raises BufferCorruption for a damaged group."""
         lengths: list[int] = self.store.read(self._places[group_index])[
@@ -92,14 +91,17 @@ class StoredGroups:
 
     async def read(self, group_indices: Sequence[int]) -> list[Group]:
         """Raises BufferCorruption for a damaged group."""
-        groups, since_pause = [], 0
+        groups: list[Group] = []
+        batches: list[pa.RecordBatch] = []
+        num_bytes = 0
         for group_index in group_indices:
-            groups.append(self.read_now(group_index))
-            since_pause += self._places[group_index].num_bytes
-            if since_pause >= _READ_SLICE_BYTES:
-                since_pause = 0
+            batches.append(self.store.read(self._places[group_index]))
+            num_bytes += self._places[group_index].num_bytes
+            if num_bytes >= _READ_SLICE_BYTES or len(batches) >= _READ_SLICE_GROUPS:
+                groups += from_batches(batches)
+                batches, num_bytes = [], 0
                 await asyncio.sleep(0)
-        return groups
+        return groups + from_batches(batches) if batches else groups
 
     def _free(self) -> None:
         end = min(self._num_committed, self._num_rollouts - self._keep_last)

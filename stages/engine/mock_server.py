@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import orjson
 
 HEADER_END = b"\r\n\r\n"
 CONTENT_LENGTH = b"content-length:"
+NUM_EXPERTS = 128  # a layer
 
 
-def answer(num_tokens: int, text: str, version: int = 0) -> bytes:
-    """The body of one finished request of `num_tokens`, in the form that SGLang 0.5.21 gives it."""
+def answer(
+    num_tokens: int, text: str, version: int = 0, experts_shape: tuple[int, int, int] | None = None
+) -> bytes:
+    """The body of one finished request of `num_tokens`, in the form that SGLang 0.5.21 gives it.
+    `experts_shape`: [tokens, layers, experts a token] of its routed experts, if it has any."""
     ids = [97 + i % 26 for i in range(num_tokens)]
-    meta = {
+    meta: dict[str, Any] = {
         "id": "0",
         "finish_reason": {"type": "stop", "matched": 0},
         "prompt_tokens": 0,
@@ -36,6 +42,9 @@ def answer(num_tokens: int, text: str, version: int = 0) -> bytes:
         "cached_tokens": 0,
         "e2e_latency": 0.001,
     }
+    if experts_shape is not None:
+        experts = np.arange(np.prod(experts_shape), dtype=np.int32) % NUM_EXPERTS
+        meta["routed_experts"] = base64.b64encode(experts.tobytes()).decode()
     return orjson.dumps({"text": text, "output_ids": ids, "meta_info": meta})
 
 
@@ -77,10 +86,10 @@ def _response(body: bytes) -> bytes:
 
 
 async def serve(
-    port: int, response_tokens: int, text: str, latency_seconds: float, ready: Callable[[int], None]
+    port: int, body: bytes, latency_seconds: float, ready: Callable[[int], None]
 ) -> None:
-    """Listens on 127.0.0.1 until cancelled; `ready` is given the port (0 chooses a free one)."""
-    body = answer(response_tokens, text)
+    """Answers with `body` on 127.0.0.1 until cancelled; `ready` is given the port (0 chooses a free
+    one)."""
     server = await asyncio.get_running_loop().create_server(
         lambda: FixedEngine(body, latency_seconds), "127.0.0.1", port, backlog=8192
     )
@@ -97,12 +106,19 @@ def main() -> None:
     parser.add_argument("--response-tokens", type=int, default=128)
     parser.add_argument("--latency-seconds", type=float, default=0.0)
     parser.add_argument("--text", default="42", help="of every response")
+    parser.add_argument(
+        "--experts-shape",
+        type=int,
+        nargs=3,
+        metavar=("TOKENS", "LAYERS", "TOP_K"),
+        help="of the routed experts of every answer; TOKENS: of prompt and response, but the last",
+    )
     args = parser.parse_args()
+    shape = tuple(args.experts_shape) if args.experts_shape else None
     uvloop.run(
         serve(
             args.port,
-            args.response_tokens,
-            args.text,
+            answer(args.response_tokens, args.text, experts_shape=shape),
             args.latency_seconds,
             lambda port: print(f"ready {port}", flush=True),
         )

@@ -68,7 +68,7 @@ class RewardStage:
             if len(alive) == len(samples):
                 await self._score_group(alive)
             return
-        if all([self._is_at_hand(s) for s in alive]):
+        if all(self._is_at_hand(s) for s in alive):
             # nothing waits: a task a sample would cost more than the scoring
             for sample in alive:
                 await self._score(sample)
