@@ -17,7 +17,6 @@ _CODES = {(int, pa.int64().id): "q", (float, pa.float64().id): "d"}  # of array.
 # of struct, for rows of numbers
 _ROW_CODES = {np.dtype(np.int64): "q", np.dtype(np.int32): "i", np.dtype(np.float32): "f"}
 _ONE = b"\x01"
-_NUMBER_IDS = (pa.int64().id, pa.float64().id)
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
@@ -109,13 +108,9 @@ def offsets(lengths: Sequence[int]) -> pa.Array:
 
 
 def to_list(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    nulls, length = column.null_count, len(column)
-    if nulls == length:
-        return [None] * length
-    if nulls == 0 and column.type.id in _NUMBER_IDS:
-        numbers: list[Any] = column.to_numpy().tolist()
-        return numbers
-    return column.to_pylist()
+    length = len(column)
+    found: list[Any] = [None] * length if column.null_count == length else column.to_pylist()
+    return found
 
 
 def views(column: pa.ChunkedArray) -> list[np.ndarray | None]:
@@ -133,10 +128,19 @@ def _views(column: pa.LargeListArray) -> list[np.ndarray | None]:
     values, width = column.values, 1
     if pa.types.is_fixed_size_list(values.type):
         width, values = values.type.list_size, values.values
-    numbers = values.to_numpy(zero_copy_only=True)
-    bounds = (column.offsets.to_numpy() * width).tolist()
-    rows = [numbers[a:b] for a, b in pairwise(bounds)]
+    numbers = _numbers(values)
+    bounds = (_numbers(column.offsets) * width).tolist()
+    rows: list[np.ndarray | None] = [numbers[a:b] for a, b in pairwise(bounds)]
     if nulls == 0:
         return rows
     valid = column.is_valid().to_pylist()
     return [row if ok else None for row, ok in zip(rows, valid, strict=True)]
+
+
+def _numbers(values: pa.Array) -> np.ndarray:
+    """A read-only view of an array without nulls. (Arrow's own `to_numpy` imports pandas, which
+    takes a second.)"""
+    dtype, memory = np.dtype(values.type.to_pandas_dtype()), values.buffers()[1]
+    if memory is None or not len(values):
+        return np.frombuffer(bytes(dtype.itemsize), dtype)[:0]
+    return np.frombuffer(memory, dtype, len(values), values.offset * dtype.itemsize)
