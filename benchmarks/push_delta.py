@@ -6,9 +6,9 @@ the file that a push would send is written and applied to a copy, as the learner
 
 - `changed`: the share of elements whose bits are others;
 - `payload`: the file's bytes over those of the weights;
-- `encode`, `decode`: GB of weights a second, gathering left out; the file system is that of the
-  temporary folder;
-- `memcpy`: of the same bytes, by one thread."""
+- `encode`, `decode`: GB of weights a second of CPU time, that of the file system (the temporary
+  folder's) included and gathering left out;
+- `memcpy`: of the same bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from benchmarks.common import keep, table
 from pipeline.models.resolve import resolve_checkpoint
 
 LR, TOKENS = 1e-6, 128
-STEPS = (1, 2, 4, 8)
+STEPS = (1, 2, 4)
 
 
 class Learner:
@@ -79,11 +79,11 @@ def measure(folder: Path) -> list[dict[str, Any]]:
         for step in range(1, max(STEPS) + 1):
             before = learner.bits()
             learner.step()
-            began = time.monotonic()
+            began = time.process_time()
             staged = sender.export_delta(file)
-            encoded = time.monotonic()
+            encoded = time.process_time()
             assert bring(copy, file, staged.reached) == "delta"
-            decoded = time.monotonic()
+            decoded = time.process_time()
             if step in STEPS:
                 now = learner.bits()
                 size = staged.full_bytes / 1e9
@@ -104,9 +104,9 @@ def measure(folder: Path) -> list[dict[str, Any]]:
 
 def _seconds_to_copy(bits: np.ndarray) -> float:
     target = bits.copy()
-    began = time.monotonic()
+    began = time.process_time()
     np.copyto(target, bits)
-    return time.monotonic() - began
+    return time.process_time() - began
 
 
 def main() -> None:

@@ -126,7 +126,11 @@ def _planes(values: Bits) -> Bits:
 def _from_planes(raw: memoryview, dtype: Any) -> Bits:
     width = np.dtype(dtype).itemsize
     planes = np.frombuffer(raw, np.uint8).reshape(width, -1)
-    return np.ascontiguousarray(planes.T).reshape(-1).view(dtype)
+    out = np.empty(planes.shape[1], dtype)
+    as_bytes = out.view(np.uint8)
+    for i, plane in enumerate(planes):  # transposing both at once takes five times as long
+        as_bytes[i::width] = plane
+    return out
 
 
 def _pack(values: Bits) -> bytes:
