@@ -143,7 +143,7 @@ def before(options: argparse.Namespace) -> list[dict[str, Any]]:
     path = RESULTS / f"{file_of(options)}.json"
     if not options.add or not path.exists():
         return []
-    return list(json.loads(path.read_text())["runs"])
+    return [run for run in json.loads(path.read_text())["runs"] if "turns" in run]
 
 
 def file_of(options: argparse.Namespace) -> str:
