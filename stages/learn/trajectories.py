@@ -17,7 +17,8 @@ def log_weight_sums(
 
     log_ratio: [N]; token_counts: [S]; trajectories: [S], of which each sample is part."""
     parts = sum_per_sample(log_ratio.detach(), token_counts)
-    return parts.new_zeros(num_trajectories).index_add(0, trajectories, parts)
+    named = trajectories.where(token_counts > 0, 0)  # a filler's part is 0, it names none
+    return parts.new_zeros(num_trajectories).index_add(0, named, parts)
 
 
 def trajectory_ess_fraction(

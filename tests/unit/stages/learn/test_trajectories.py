@@ -127,3 +127,9 @@ def test_weights_beyond_floats_have_an_ess() -> None:
         torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 1]), torch.tensor([2, 2]), 3
     )
     assert parts.tolist() == [0.0, 0.0, 7.0]
+
+
+def test_a_sample_that_only_fills_a_rank_is_part_of_no_trajectory() -> None:
+    counts, trajectories = torch.tensor([2, 0]), torch.tensor([1, -1])
+    parts = log_weight_sums(torch.tensor([1.0, 2.0]), counts, trajectories, 2)
+    assert parts.tolist() == [0.0, 3.0]
