@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.core.errors import StaleWeightsError, WeightSyncError
+from stages.engine.scratch import sweep_stale
 from stages.publish import delta_codec, delta_file, delta_mirror, delta_sender
 from stages.publish.delta_mirror import MANIFEST, PREFIX, bring, drop
 from stages.publish.delta_sender import DeltaSender
@@ -225,6 +227,16 @@ def test_what_the_learner_does_afterwards_is_not_in_the_push(world: World) -> No
     assert world.full() == "full"
     world.learner.tensors = expected
     world.assert_equal()
+
+
+def test_an_engine_that_starts_removes_what_a_killed_process_left(world: World) -> None:
+    world.stage()
+    world.bring()
+    sweep_stale(world.folder)
+    world.assert_equal()
+    os.close(delta_mirror._held.pop(world.copy))  # as the kernel does
+    sweep_stale(world.folder)
+    assert not world.copy.exists()
 
 
 def test_copies_that_nobody_holds_are_removed(world: World) -> None:
