@@ -17,8 +17,8 @@ from configs.schema import AsyncConfig, RolloutConfig
 from pipeline.core.types import Sample
 from pipeline.run.producer import Producer
 from pipeline.schedule.clock import RolloutClock
-from stages.generate.client import HEADERS, open_http_session
 from stages.generate.generate import default_sampling_params
+from stages.generate.http_session import HEADERS, open_http_session
 
 BARE = "bare aiohttp"
 GROUP_SIZE = 8

@@ -24,17 +24,14 @@ from yarl import URL
 from configs.schema import RolloutConfig
 from pipeline.core.errors import EngineError, ForgottenWeightsError, RefusedRequestError
 from pipeline.core.protocols import EnginePool
-from pipeline.core.sockets import watched_socket
 from pipeline.core.types import Completion
 from stages.generate.answers import ExpertsWanted, parse_completion
+from stages.generate.http_session import HEADERS, open_http_session
 from stages.generate.through_router import ThroughRouter
 
 BACKOFF_SECONDS = 0.25  # before the first retry; doubles with every further one
 BACKOFF_MAX_SECONDS = 15.0
 ABORT_SECONDS = 5.0  # deadline of an abort
-CONNECT_SECONDS = 10.0
-KEEPALIVE_SECONDS = 4.0  # uvicorn drops idle connections after 5 s: let go of them first
-HEADERS = {"Content-Type": "application/json"}
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -293,21 +290,3 @@ class SGLangClient:
         self.statistics.input_tokens += len(input_ids)
         self.statistics.output_tokens += len(completion.token_ids)
         self.statistics.cached_tokens += completion.cached_tokens
-
-
-def open_http_session(
-    connection_limit: int = 0, headers: Mapping[str, str] | None = None
-) -> aiohttp.ClientSession:
-    """A session for thousands of requests at once to a few servers; the caller sets the deadlines.
-    `connection_limit` 0 means no limit. `headers`: of every request."""
-    return aiohttp.ClientSession(
-        headers=headers,
-        connector=aiohttp.TCPConnector(
-            limit=connection_limit,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            socket_factory=watched_socket,
-        ),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=("User-Agent", "Accept-Encoding"),
-    )

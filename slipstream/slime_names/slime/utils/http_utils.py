@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import aiohttp
 
 from pipeline.core.slime_names import refuse
-from stages.generate.client import open_http_session
+from stages.generate.http_session import open_http_session
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
