@@ -16,6 +16,8 @@ from configs.schema import ClusterConfig, MockConfig
 from pipeline.core.errors import CheckpointError, EngineError
 from pipeline.core.types import OptimizerStep, Sample, TrainBatch, TrainSample, VersionSpan
 from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer, skill
+from stages.engine.mock_server import answer
+from stages.generate.answers import ExpertsWanted, parse_completion
 from stages.learn.mock import MockLearner
 from stages.publish.mock import MockTransport
 from tests.manual_time import ManualTime
@@ -329,3 +331,13 @@ def test_the_tokenizer_is_called_as_those_of_transformers() -> None:
     tokenizer = MockTokenizer(["<a>"])
     assert tokenizer("ab", add_special_tokens=False)["input_ids"] == [97, 98]
     assert tokenizer(["a", "b<a>"])["input_ids"] == [[97], [98, *tokenizer.encode("<a>")]]
+
+
+def test_an_answer_without_a_model_has_routed_experts() -> None:
+    wanted = ExpertsWanted(start=0, num_inputs=5, num_layers=3, top_k=2)
+    body = answer(4, "42", experts_shape=(8, 3, 2))
+    completion = parse_completion(body, "engine", experts=wanted)
+    assert completion.routed_experts is not None
+    assert completion.routed_experts.shape == (8, 3, 2)
+    assert completion.routed_experts.ravel().tolist() == list(range(48))
+    assert len(completion.log_probs) == len(completion.token_ids) == 4
