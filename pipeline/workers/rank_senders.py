@@ -122,7 +122,7 @@ class RankSenders(ABC):
         await self._send(sender, "broadcast", group_name, bucket)
 
     async def export_hf(self, path: Path) -> None:
-        await self._all("call", "export_hf", absolute(path))
+        await self._all("call", "publish_hf", absolute(path))
 
     async def export_delta(self, path: Path) -> StagedDelta:
         self._check_usable()

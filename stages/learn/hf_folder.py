@@ -8,17 +8,17 @@ import os
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.core.errors import CheckpointError
+from stages.learn.hf_shards import Shards, name_shards, write_shards
 
 MAX_SHARD_BYTES = 5 << 30
 _WEIGHTS = (
@@ -179,81 +179,51 @@ def write_hf_folder(
     memory. What is written is on the disk, and `path` appears whole or not at all; one that was
     there is replaced. The tensors must keep their values until this returns. Returns the bytes of
     the weights."""
+    begin_hf_folder(source, path)
+    try:
+        shards = write_shards(weights, part_of(path), max_shard_bytes or MAX_SHARD_BYTES)
+        return finish_hf_folder([shards], source, path)
+    except BaseException:
+        shutil.rmtree(part_of(path), ignore_errors=True)
+        raise
+
+
+def part_of(path: Path) -> Path:
+    """Where the folder `path` is while it is in the making."""
+    return path.with_name(path.name + ".part")
+
+
+def begin_hf_folder(source: Path, path: Path) -> None:
+    """Makes an empty `part_of(path)`, into which any number of processes may write their shards;
+    then `finish_hf_folder` makes `path` of it."""
     if not (source / "config.json").is_file():
         raise CheckpointError(f"{source}: not a Hugging Face model folder (no config.json)")
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        dtype, total = _write_shards(weights, part, max_shard_bytes or MAX_SHARD_BYTES)
-        for file in source.iterdir():
-            if file.is_file() and not file.name.endswith(_WEIGHTS):
-                shutil.copy2(file, part / file.name)
-        config = _json(source / "config.json")
-        # what is written is not quantised, whatever the source was
-        for stale in ("torch_dtype", "quantization_config"):
-            config.pop(stale, None)
-        # else a reader would cast to what the original was stored in
-        config["dtype"] = str(dtype).removeprefix("torch.")
-        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        make_durable(part)
-        shutil.rmtree(path, ignore_errors=True)
-        part.rename(path)
-        make_durable(path.parent, files=False)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return total
+    shutil.rmtree(part_of(path), ignore_errors=True)
+    part_of(path).mkdir(parents=True)
 
 
-def _write_shards(
-    weights: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int
-) -> tuple[torch.dtype, int]:
-    """Writes the files; returns (the dtype of most bytes, how many bytes were written).
-
-    Files get their final names when it is known how many there are."""
-    shard: dict[str, Tensor] = {}
-    names: list[list[str]] = []
-    num_bytes, count = 0, Counter[torch.dtype]()
-
-    def flush() -> None:
-        nonlocal num_bytes
-        save_file(shard, folder / f"{len(names)}.shard", metadata={"format": "pt"})
-        names.append(list(shard))
-        shard.clear()
-        num_bytes = 0
-
-    for name, tensor in weights:
-        size = tensor.numel() * tensor.element_size()
-        if shard and num_bytes + size > max_shard_bytes:
-            flush()
-        shard[name] = _own(tensor)
-        num_bytes += size
-        count[tensor.dtype] += size
-    flush()
-    if len(names) == 1:
-        (folder / "0.shard").rename(folder / "model.safetensors")
-    else:
-        where = {}
-        for i, keys in enumerate(names):
-            file = f"model-{i + 1:05d}-of-{len(names):05d}.safetensors"
-            (folder / f"{i}.shard").rename(folder / file)
-            where.update(dict.fromkeys(keys, file))
-        index = {"metadata": {"total_size": count.total()}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(
-            json.dumps(index, indent=2), encoding="utf-8"
-        )
-    return count.most_common(1)[0][0], count.total()
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, contiguous, and alone in its memory: safetensors refuses halves of a
-    fused weight that share theirs."""
-    tensor = tensor.detach()
-    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    if tensor.device.type == "cpu" and alone and tensor.is_contiguous():
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+def finish_hf_folder(shards: Sequence[Shards], source: Path, path: Path) -> int:
+    """Makes `path` of the shards and of everything but weights of `source`; returns the bytes of
+    the weights. It is on the disk then."""
+    part, total = part_of(path), Counter[str]()
+    for each in shards:
+        total.update(each.num_bytes)
+    name_shards(shards, part, total.total())
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(_WEIGHTS):
+            shutil.copy2(file, part / file.name)
+    config = _json(source / "config.json")
+    # what is written is not quantised, whatever the source was
+    for stale in ("torch_dtype", "quantization_config"):
+        config.pop(stale, None)
+    # else a reader would cast to what the original was stored in
+    config["dtype"] = total.most_common(1)[0][0]
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    make_durable(part)
+    shutil.rmtree(path, ignore_errors=True)
+    part.rename(path)
+    make_durable(path.parent, files=False)
+    return total.total()
 
 
 def make_durable(folder: Path, *, files: bool = True) -> None:

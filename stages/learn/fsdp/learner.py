@@ -276,6 +276,10 @@ class FSDPRank(LearnerRank):
                 pass
         dist.barrier()
 
+    def publish_hf(self, path: Path) -> None:
+        """The same, for a push."""
+        self.export_hf(path)
+
     def save(self, path: Path, hf: Path | EllipsisType | None = ...) -> None:
         """Writes `path`/fsdp (weights, optimizer, schedule), `path`/reference and the Hugging Face
         folder `hf` (by default `path`/hf; None: no such folder). Every rank calls it."""

@@ -7,20 +7,30 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core import parallel_state as mpu
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from pipeline.core.errors import CheckpointError
-from stages.learn import rendezvous
-from stages.learn.hf_folder import make_durable, write_hf_folder
+from stages.learn import hf_folder, rendezvous
+from stages.learn.hf_folder import (
+    begin_hf_folder,
+    finish_hf_folder,
+    make_durable,
+    part_of,
+    write_hf_folder,
+)
+from stages.learn.hf_shards import Shards, write_shards
 from stages.learn.megatron import compat, sharded, torch_dist
+
+T = TypeVar("T")
 
 
 def _model_meta() -> dict[str, Any]:
@@ -198,3 +208,38 @@ def export_hf(
     else:
         for _ in weights:
             pass
+
+
+def publish_hf(weights: Iterator[tuple[str, Tensor]], source: Path, path: Path) -> None:
+    """The same of the `weights` of all ranks, each of which writes its own, side by side. Raises on
+    every rank when one cannot."""
+    rank = dist.get_rank()
+
+    def write() -> Shards:
+        try:
+            return write_shards(weights, part_of(path), hf_folder.MAX_SHARD_BYTES, writer=rank)
+        finally:
+            for _ in weights:  # other ranks are in there too
+                pass
+
+    try:
+        _on_all(lambda: begin_hf_folder(source, path) if rank == 0 else None)
+        shards = _on_all(write)
+        _on_all(lambda: finish_hf_folder(shards, source, path) if rank == 0 else None)
+    except CheckpointError:
+        if rank == 0:
+            shutil.rmtree(part_of(path), ignore_errors=True)
+        raise
+
+
+def _on_all(work: Callable[[], T]) -> list[T]:
+    """The results of all ranks. Raises CheckpointError on every rank when one fails."""
+    answer: tuple[T | None, str] = None, ""
+    try:
+        answer = work(), ""
+    except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
+        answer = None, f"{type(error).__name__}: {error}"
+    answers = rendezvous.gather_over_world(answer)
+    if failed := [f"rank {i}: {said}" for i, (_, said) in enumerate(answers) if said]:
+        raise CheckpointError(f"the weights were not written: {'; '.join(failed)}")
+    return [result for result, _ in answers]

@@ -277,6 +277,13 @@ class MegatronRank(LearnerRank):
                 self._built.finish_param_gather()
             yield from self._sent.gather()
 
+    def publish_hf(self, path: Path) -> None:
+        """Writes `path` as `export_hf` does, by the ranks that send in a push: each its own files.
+
+        Every rank calls it."""
+        with self._offload.weights_present():
+            checkpoint.publish_hf(self.sent_weights(), self._built.hf_folder, path)
+
     # ---- the device
 
     def offload(self) -> None:

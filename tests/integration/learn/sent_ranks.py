@@ -115,6 +115,7 @@ def run(name: str, rank: int, store: Any, models: Path, file: Path) -> dict[str,
         result: dict[str, Any] = {"held": held(learner)}
         for copy in (True, False):
             result |= gathered(sender, metas, file if copy else None, copy=copy)
+        learner.publish_hf(file.with_name(name))
         return result
     finally:
         learner.close()

@@ -84,6 +84,9 @@ def test_steps_between_which_the_device_is_given_up(
         if i == 1:  # a push, and a snapshot, from the host
             pushed = list(rank.hf_weights())  # all at once, after the last has been taken
             assert all(s.nbytes() == 0 for s in held)
+            sent = [(name, tensor.clone()) for name, tensor in rank.sent_weights()]
+            rank.publish_hf(tmp_path / "published")
+            assert all(s.nbytes() == 0 for s in held)
             rank.export_hf(tmp_path / "hf")
             rank.save(tmp_path / "saved")
             assert all(s.nbytes() == 0 for s in held)
@@ -93,6 +96,14 @@ def test_steps_between_which_the_device_is_given_up(
                 torch.equal(tensor, own)
                 for (_, tensor), (_, own) in zip(pushed, rank.hf_weights(), strict=True)
             )
+            assert all(torch.equal(dict(pushed)[name], tensor) for name, tensor in sent)
+            assert len(sent) == len(pushed)
+            published, exported = (
+                cases.stored(tmp_path / "published"),
+                cases.stored(tmp_path / "hf"),
+            )
+            assert published.keys() == exported.keys()
+            assert all(torch.equal(published[key], exported[key]) for key in exported)
     assert got == want
     rank.onload()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in rank.hf_weights())

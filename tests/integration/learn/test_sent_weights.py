@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from stages.learn.hf_folder import HfFolder
 from tests.integration.learn import layouts, sent_ranks
 from tests.integration.learn import learner_cases as cases
 from tests.integration.learn.processes import run_ranks
@@ -49,8 +51,6 @@ def single(models: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 def ranks_of(found: Path, name: str) -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
     """(What it said, what it sends) of every rank."""
-    from safetensors.torch import load_file
-
     said = [
         json.loads((found / f"{name}.{rank}.json").read_text())
         for rank in range(layouts.CASES[name].ranks)
@@ -99,6 +99,22 @@ def test_every_stage_and_every_shard_of_experts_has_a_sender(found: Path, name: 
         embedding = "model.embed_tokens.weight"
         assert embedding in first["held"] and embedding in last["held"]
         assert embedding in sent_by_first and embedding not in sent_by_last
+
+
+@pytest.mark.parametrize("name", sent_ranks.NAMES)
+def test_by_disk_each_sender_writes_its_own_files(
+    single: dict[str, dict[str, torch.Tensor]], found: Path, models: Path, name: str
+) -> None:
+    model = layouts.CASES[name].model
+    ranks, written = ranks_of(found, name), found / name
+    files = sorted(file.name for file in written.glob("*.safetensors"))
+    assert len(files) == len(SENDERS[name])
+    for file, sender in zip(files, SENDERS[name], strict=True):
+        assert set(load_file(written / file)) == set(ranks[sender][1])
+    folder = HfFolder(written)  # by the index, where there are several
+    assert folder.names == single[model].keys()
+    assert all(torch.equal(folder[n], tensor) for n, tensor in single[model].items())
+    assert (written / "config.json").is_file() and not (found / f"{name}.part").exists()
 
 
 @pytest.mark.parametrize("name", sent_ranks.NAMES)
