@@ -14,6 +14,7 @@ import pyarrow as pa
 
 _SHORT = 64  # characters
 _CODES = {(int, pa.int64().id): "q", (float, pa.float64().id): "d"}  # of array.array
+_TEXT_CODES = {pa.string().id: "i", pa.large_string().id: "q"}  # of their offsets
 # of struct, for rows of numbers
 _ROW_CODES = {np.dtype(np.int64): "q", np.dtype(np.int32): "i", np.dtype(np.float32): "f"}
 _ONE = b"\x01"
@@ -21,22 +22,45 @@ _ONE = b"\x01"
 
 @functools.lru_cache(maxsize=1024, typed=True)
 def repeated(value: Any, dtype: pa.DataType, length: int) -> pa.Array:
-    """Arrays are immutable: all groups may share one."""
-    return pa.array([value] * length, dtype)
+    """Arrays are immutable: all groups may share one. `value`: as `_is_repeatable` says."""
+    if value is None:
+        return pa.nulls(length, dtype)
+    if isinstance(value, bool):
+        bits = (b"\xff" if value else b"\x00") * -(-length // 8)
+        return pa.Array.from_buffers(dtype, length, [None, pa.py_buffer(bits)])
+    return _text_array([value] * length, _TEXT_CODES[dtype.id], dtype)
 
 
 def make_array(values: list[Any], dtype: pa.DataType) -> pa.Array:
-    """pa.array, by a shorter way where there is one: for numbers without nulls, and for one short
-    text, truth value or null that is the same in all rows. Most groups consist of these, and
-    pa.array costs more than everything else that is done for a small group."""
+    """pa.array, by a shorter way where there is one: for numbers and texts without nulls, and for
+    one short text, truth value or null that is the same in all rows. Most groups consist of these,
+    and pa.array costs more than everything else that is done for a small group; its first call
+    imports pandas, for half a second in which the event loop stands still."""
     first = values[0]
     kind = type(first)
-    if (kind is bool or first is None or (kind is str and len(first) <= _SHORT)) and is_one(values):
+    if _is_repeatable(first, dtype) and is_one(values):
         return repeated(first, dtype, len(values))
-    code = _CODES.get((kind, dtype.id))
-    if code is not None and len(set(map(type, values))) == 1:
-        return number_array(array(code, values), dtype)
+    if len(set(map(type, values))) == 1:
+        if (code := _CODES.get((kind, dtype.id))) is not None:
+            return number_array(array(code, values), dtype)
+        if kind is str and (code := _TEXT_CODES.get(dtype.id)) is not None:
+            return _text_array(values, code, dtype)
     return pa.array(values, dtype)
+
+
+def _is_repeatable(value: Any, dtype: pa.DataType) -> bool:
+    if value is None:
+        return True
+    if type(value) is bool:
+        return bool(dtype.id == pa.bool_().id)
+    return type(value) is str and len(value) <= _SHORT and dtype.id in _TEXT_CODES
+
+
+def _text_array(values: list[str], code: str, dtype: pa.DataType) -> pa.Array:
+    texts = [value.encode() for value in values]
+    ends = array(code, accumulate(map(len, texts), initial=0))
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))]
+    return pa.Array.from_buffers(dtype, len(values), buffers)
 
 
 def is_one(values: Sequence[Any]) -> bool:

@@ -4,11 +4,12 @@ into Arrow by the short way or by numpy's, with the same result."""
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buffers.arrays import large_list
+from buffers.arrays import large_list, make_array
 from buffers.decoding import from_batch, from_batches
 from buffers.encoding import to_batch
 from pipeline.core.types import Group
@@ -46,3 +47,32 @@ def test_rows_of_any_numbers(dtype: type) -> None:
 def test_what_does_not_fit_is_refused(row: list, dtype: type) -> None:
     with pytest.raises((TypeError, ValueError, OverflowError)):
         large_list([[1], row], np.dtype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([None] * 9, pa.large_string()),
+        ([True] * 9, pa.bool_()),
+        ([False] * 9, pa.bool_()),
+        ([True, False], pa.bool_()),
+        (["stop"] * 3, pa.string()),
+        (["stop", "é", ""], pa.string()),
+        (["x" * 100, "\U0001f600"], pa.large_string()),
+        (["a", None], pa.large_string()),
+        ([1, 2], pa.int64()),
+        ([1, None], pa.int64()),
+        ([0.5, 1.5], pa.float64()),
+    ],
+)
+def test_short_ways_give_what_arrow_gives(values: list, dtype: pa.DataType) -> None:
+    made = make_array(values, dtype)
+    made.validate(full=True)
+    assert made.equals(pa.array(values, dtype)) and made.type == dtype
+
+
+@pytest.mark.parametrize("values", [["a", "a"], [True, True], ["a", "b"]])
+def test_no_short_way_for_what_the_column_cannot_hold(values: list) -> None:
+    """A text or a truth value in a column of numbers."""
+    with pytest.raises((pa.ArrowException, TypeError, ValueError)):
+        make_array(values, pa.int64())
