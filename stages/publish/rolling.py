@@ -61,6 +61,7 @@ class RollingTransport(ABC):
         self._sender_is_there.set()
         self._delivered: set[str] = set()  # engines that hold what is staged
         self._reached = asyncio.Event()  # some engine holds it
+        self._left_out: set[str] = set()  # engines that were down at a push, and are
         self._stall_seconds: dict[str, float] = {}
         # engines that were given a part of a push as the learner was lost
         self._held: dict[str, Turn] = {}
@@ -281,7 +282,10 @@ class RollingTransport(ABC):
             finally:
                 back.cancel()
                 others.cancel()
-        logger.warning(
+        first = endpoint not in self._left_out
+        self._left_out.add(endpoint)
+        logger.log(
+            logging.WARNING if first else logging.DEBUG,
             "policy version %d leaves out %s: it is down, and is given the weights before it takes"
             " requests, or it is lost for good, or elsewhere now",
             self._staged,
@@ -363,6 +367,7 @@ class RollingTransport(ABC):
         self._stall_seconds[turn.endpoint] = turn.stall_seconds
         if turn.confirmed is not None:
             self._delivered.add(turn.endpoint)
+            self._left_out.discard(turn.endpoint)
             self._reached.set()
 
 

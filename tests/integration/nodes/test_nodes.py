@@ -158,7 +158,7 @@ def test_engines_on_other_machines_which_die_and_come_back(start: Callable[..., 
     with namespaces.cluster(RAY, 1, 1, 2) as cluster:
         head, second, third = cluster.machines
         job = start(
-            cluster, "--rollout-num-gpus", "2", "--num-rollout", "1000", "--engine-restarts", "6"
+            cluster, "--rollout-num-gpus", "2", "--num-rollout", "10000", "--engine-restarts", "6"
         )
         job.wait_for(lambda: job.num_trained() >= 2)
         assert addresses(job) == {second.address, third.address}
