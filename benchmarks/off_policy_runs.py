@@ -14,13 +14,23 @@ from typing import Any
 
 from benchmarks.common import ROOT, train
 
+_OWN = "--no-use-tis"
+_PRESET = "--off-policy-correction"
 METHODS: dict[str, tuple[str, ...]] = {
-    "none": ("--no-use-tis",),
+    "none": (_OWN,),
     "tis": ("--use-tis",),
-    "decoupled": ("--no-use-tis", "--off-policy-correction", "decoupled-ppo"),
-    "m2po": ("--no-use-tis", "--off-policy-correction", "m2po"),
-    "gspo": ("--no-use-tis", "--advantage-estimator", "gspo", "--use-rollout-logprobs"),
-    "seq-tis+ess": ("--no-use-tis", "--off-policy-correction", "seq-tis", "--ess-lr-scaling"),
+    "seq-tis+ess": (_OWN, _PRESET, "seq-tis", "--ess-lr-scaling"),
+    "vcpo": (
+        *(_OWN, _PRESET, "seq-tis", "--correction-high", "8", "--ess-lr-scaling"),
+        *("--advantage-estimator", "opob"),
+        *("--eps-clip", "1", "--eps-clip-high", "1e9"),
+    ),
+    "gspo": (_OWN, "--advantage-estimator", "gspo", "--use-rollout-logprobs"),
+    "decoupled": (_OWN, _PRESET, "decoupled-ppo"),
+    "m2po": (_OWN, _PRESET, "m2po"),
+    "dppo-kl": (_OWN, _PRESET, "dppo-kl"),
+    "two-sided": (_OWN, _PRESET, "two-sided"),
+    "geo-rs-tis": (_OWN, _PRESET, "geo-rs-tis"),
 }
 """A method's flags. `none` clips against log-probs recomputed at consumption and takes them for
 the rollout's own; at staleness 0 it is exact, and the synchronous run."""

@@ -155,8 +155,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "-1 (a whole micro-batch) or at least 1 row",
     ),
     "eps_clip": (
-        lambda v: 0 < v < 1,
-        "above 0 and below 1: the ratio is clipped to [1 - eps-clip, 1 + eps-clip-high]",
+        lambda v: 0 < v <= 1,
+        "above 0, at most 1 (no lower bound): the ratio is clipped to [1 - eps-clip, 1 +"
+        " eps-clip-high]",
     ),
 }
 

@@ -581,7 +581,7 @@ OUTSIDE = {
     "eval_top_k": ["0", "-2"],
     "eval_top_p": ["0", "1.1"],
     "mock_failure_rate": ["-0.1", "1.1"],
-    "eps_clip": ["0", "1"],
+    "eps_clip": ["0", "1.1"],
     "eps_clip_c": ["1", "0.5"],
     "correction_veto_threshold": ["0", "1"],
     "gamma": ["0", "1.1"],

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from benchmarks import off_policy
-from benchmarks.off_policy_runs import Book, Cell, Protocol
+from benchmarks.off_policy_runs import METHODS, Book, Cell, Protocol
 from benchmarks.off_policy_statistics import best_rate, interval, paired, samples_to
+from configs.command_line.entry import parse_or_exit
+from pipeline.wiring import FAMILIES
 
 PROTOCOL = Protocol(model="0123456789ab", rollouts=20)
 
@@ -26,6 +28,15 @@ def late_of(cell: Cell) -> float:
     """Higher at 0.2 than at 0.1 on the choosing seeds; the other way round on the fresh ones."""
     better = (cell.lr == 0.2) == (cell.seed < 4)
     return 0.9 + 0.01 * better + 0.001 * cell.seed - 0.002 * cell.staleness
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_a_run(method: str, tmp_path: Path) -> None:
+    cell = Cell(method=method, staleness=8, lr=0.1, seed=1)
+    words = [
+        w for w in PROTOCOL.flags(cell, tmp_path) if w not in ("--hf-checkpoint", str(tmp_path))
+    ]
+    parse_or_exit([*words, "--mock"], prog="train_async.py", families=FAMILIES)
 
 
 def test_student_interval() -> None:
