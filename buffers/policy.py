@@ -9,7 +9,7 @@ from configs.schema import AsyncConfig
 from pipeline.schedule.clock import RolloutClock
 from pipeline.schedule.decisions import Decisions
 from pipeline.schedule.replay_pool import Entry
-from pipeline.schedule.selectors import make_selector
+from pipeline.schedule.selectors import ADMISSION, make_selector
 
 
 def make_decisions(
@@ -17,10 +17,12 @@ def make_decisions(
 ) -> Decisions:
     """The `Decisions` that the flags ask for. `seed` is for the random selectors; `replayable`: the
     groups that were trained on before a resume and may be trained on again."""
-    selector = make_selector(
-        "admission" if config.fixed_staleness else config.buffer_selector,
-        seed=seed,
-        exponent=config.buffer_priority_exponent,
+    selector = (
+        ADMISSION
+        if config.fixed_staleness
+        else make_selector(
+            config.buffer_selector, seed=seed, exponent=config.buffer_priority_exponent
+        )
     )
     return Decisions(
         clock,

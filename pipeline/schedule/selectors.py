@@ -112,13 +112,12 @@ def _weighted(weight: Callable[[Candidate], float], seed: int) -> Selector:
 
 
 def make_selector(name: str, *, seed: int = 0, exponent: float = 0.6) -> Selector:
-    """The selector called deadline, admission, fifo, lifo, uniform or prioritized.
+    """The selector called deadline, fifo, lifo, uniform or prioritized.
 
     Raises ConfigError for any other name.
     """
     known: dict[str, Selector] = {
         "deadline": DEADLINE,
-        "admission": ADMISSION,
         "fifo": FIFO,
         "lifo": LIFO,
         "uniform": uniform(seed),
