@@ -19,8 +19,10 @@ from pipeline.core.types import StagedDelta
 from stages.engine.launch import Engine
 from stages.engine.pool import SGLangPool
 from stages.publish import delta_mirror
+from stages.publish.control import EngineControl
 from stages.publish.delta import DeltaTransport
 from stages.publish.delta_sender import DeltaSender
+from stages.publish.disk import DiskTransport
 from tests.conftest import ROOT, read_metrics, run_entry
 from tests.integration.engine.engine_world import CLUSTER, World, engine_spec, make_model
 
@@ -172,6 +174,36 @@ async def test_an_engine_whose_node_lost_its_copy_is_given_everything(delta: Del
     delta_mirror.drop(delta.transport._copy)
     assert (await delta.push())[0] == 1
     assert (await delta.push())[0] == 0
+
+
+async def test_an_engine_of_two_ranks(tmp_path: Path) -> None:
+    """Each has its parts of fused and sharded weights as it would from a push of everything."""
+    model = make_model(scale=1.0).bfloat16()
+    model.save_pretrained(tmp_path / "model")
+    spec = dataclasses.replace(engine_spec(tmp_path, 0), dtype="bfloat16", tp_size=2)
+    pool = SGLangPool([Engine(spec)], concurrency=32, max_restarts=0, start_timeout_seconds=200.0)
+    (endpoint,) = pool.endpoints
+    await pool.start()
+    try:
+        async with aiohttp.ClientSession() as http:
+            world = World(tmp_path, pool, [], model, http)
+            learner = Learner(world)
+            transport = DeltaTransport(pool, learner, CLUSTER, tmp_path / "shared")
+            await transport.push(1)
+            learner.step()
+            assert (await transport.push(2)).num_full == 0
+            await transport.close()
+            control = EngineControl(http, endpoint)
+            found = await control.checksums()
+            assert {name.split(", ")[1] for name in found} == {"rank 0", "rank 1"}
+            await control.wipe_weights()
+            assert await control.checksums() != found
+            disk = DiskTransport(pool, world.sender, CLUSTER, tmp_path / "disk")
+            await disk.push(3)
+            await disk.close()
+            assert await control.checksums() == found
+    finally:
+        await pool.close()
 
 
 def test_a_run_by_delta(tmp_path: Path, nothing_left_behind: None) -> None:
