@@ -47,6 +47,13 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "ess_lr_scaling": True,
         "off_policy_correction": "seq-tis",
     },
+    "opob": {"advantage_estimator": "opob", "off_policy_correction": "seq-tis"},
+    "kl-returns": {
+        "advantage_estimator": "reinforce_plus_plus",
+        "kl_coef": 0.1,
+        "normalize_advantages": True,
+    },
+    "loglinear": {"proximal": "loglinear", "use_tis": True, "use_opsm": True},
     "sft": {"loss_type": "sft_loss", "custom_tis_function_path": None},
 }
 OPTIM = OptimConfig(lr_decay_style="cosine", lr_warmup_iters=1, lr_decay_iters=6)

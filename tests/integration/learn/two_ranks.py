@@ -44,6 +44,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "kl_coef": 0.1,
         "ess_lr_scaling": True,
     },
+    "opob": {"advantage_estimator": "opob", "off_policy_correction": "seq-tis"},
+    "kl-returns": {
+        "advantage_estimator": "reinforce_plus_plus",
+        "kl_coef": 0.1,
+        "normalize_advantages": True,
+    },
     "custom": {
         "loss_type": "custom_loss",
         "custom_loss_function_path": f"{Path(__file__)}:mean_log_prob",
