@@ -159,7 +159,7 @@ async def test_the_engine_gets_one_placeholder_an_image_the_learner_all() -> Non
         to_data_url(Image.new("RGB", (4, 4), "blue"))
     ]
     assert sample.tokens == [3, PAD, PAD, 3, 4, 5] and sample.response_length == 2
-    row = to_train_sample(sample, reward=1.0, weight=1.0, policy_version=0)
+    row = to_train_sample(sample, reward=1.0, trajectory=0, policy_version=0)
     assert row.multimodal is not None and row.multimodal["pixel_values"].tolist() == [[0, 0, 255]]
 
 
