@@ -13,6 +13,7 @@ look at the whole batch (m2po, normalised weights): theirs are over 2000 drawn b
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
 from collections.abc import Iterator
@@ -189,6 +190,9 @@ def measure(world: World) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     torch.set_num_threads(1)
     rows = list(measure(World(seed=3)))
     ess = {r["staleness"]: r["sequence_ess_fraction"] for r in rows}
