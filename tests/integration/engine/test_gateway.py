@@ -24,6 +24,9 @@ from tests.unit.stages.engine.test_pool import FakeEngine
 
 pytest.importorskip("sglang_router")
 PARAMS = {"max_new_tokens": 8, "temperature": 1.0, "sampling_seed": 7}
+# the router spreads sessions by a hash of addresses: that all of so many fall on one of two engines
+# has a chance of one in eight thousand
+NUM_SESSIONS = 14
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -62,9 +65,9 @@ async def client_of(
     fakes = [FakeEngine(i) for i in range(len(engines))]
     for fake, engine in zip(fakes, engines, strict=True):
         fake.endpoint = engine.url
-    pool = ElasticPool(fakes, concurrency=8, max_restarts=0, start_timeout_seconds=1.0)
+    pool = ElasticPool(fakes, concurrency=32, max_restarts=0, start_timeout_seconds=1.0)
     await pool.start()
-    behind = GatewayPool(pool, through, concurrency=8, max_restarts=1, headers=headers or {})
+    behind = GatewayPool(pool, through, concurrency=32, max_restarts=1, headers=headers or {})
     await behind.start()
     rollout = RolloutConfig(generate_timeout_seconds=60.0)
     try:
@@ -110,22 +113,23 @@ async def test_an_engine_that_is_pushed_gets_nothing_new_and_what_it_has_ends(
         client_of(through, engines) as (client, pool, behind),
     ):
         first = [
-            asyncio.create_task(client.generate([i], PARAMS, session_id=str(i))) for i in range(6)
+            asyncio.create_task(client.generate([i], PARAMS, session_id=str(i)))
+            for i in range(NUM_SESSIONS)
         ]
-        await eventually(lambda: sum(len(engine.requests) for engine in engines) == 6)
+        await eventually(lambda: sum(len(engine.requests) for engine in engines) == NUM_SESSIONS)
         pushed, other = engines
         assert pushed.requests and other.requests  # by their sessions
         before = len(pushed.requests)
         pool.begin_push(pushed.url)
         await eventually(lambda: pushed.url not in behind.sent)
         let.set()
-        for i in range(6):
+        for i in range(NUM_SESSIONS):
             await client.generate([i], PARAMS, session_id=str(i))
         assert len(pushed.requests) == before
         await asyncio.gather(*first)
         pool.end_push(pushed.url, 0)
         await eventually(lambda: pushed.url in behind.sent)
-        for i in range(6):
+        for i in range(NUM_SESSIONS):
             await client.generate([i], PARAMS, session_id=str(i))
         assert len(pushed.requests) > before  # and sessions are back where they were
 
