@@ -162,7 +162,7 @@ async def test_a_dead_rank_is_reported_and_nothing_is_left(group: LearnerGroup) 
     """The last test of this group: it does not survive."""
     folder = group._pools.cluster.folder
     assert folder is not None and folder.is_dir()
-    os.kill(group._pids[1], signal.SIGKILL)
+    os.kill(group._seats[1].pid, signal.SIGKILL)
     with pytest.raises(LearnerError, match=r"learner rank 1 \(pid \d+\) died"):
         await group.step(cases.make_batch(*steps(2)))
     with pytest.raises(LearnerError, match="rank 1 failed earlier"):
