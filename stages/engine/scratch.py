@@ -38,8 +38,11 @@ class Scratch:
         """Writes down the files under /dev/shm that these processes have mapped now: later nobody
         can say whose they were. Semaphores are among them: Python's resource tracker removes those
         of killed processes, unless it is killed itself, as SGLang does with all its children when
-        one has died."""
+        one has died. What this process has mapped too is its own: a child that is just being
+        forked still has all of its parent's."""
         numbers = {number for pid in pids for number in _mapped(pid)}
+        if os.getpid() not in pids:
+            numbers -= _mapped(os.getpid())
         files = _files() if numbers else {}
         mapped = {files[number] for number in numbers & files.keys()}
         new = {path for path in mapped if not _is_lent(path, pids)} - self._shared

@@ -239,6 +239,31 @@ async def test_semaphores_go_with_an_engine_whose_resource_tracker_was_killed_to
     assert exists(semaphore_file(others._semlock.name))
 
 
+JUST_FORKED = """
+import multiprocessing, os
+from stages.engine.scratch import Scratch
+lock = multiprocessing.get_context("spawn").Lock()
+read, write = os.pipe()
+if not (child := os.fork()):
+    os.read(read, 1)
+    os._exit(0)
+scratch = Scratch()
+scratch.note_shared_memory([child])
+scratch.remove()
+os.write(write, b"x")
+os.waitpid(child, 0)
+print(os.path.exists("/dev/shm/sem." + lock._semlock.name.removeprefix("/")))
+"""
+
+
+def test_what_its_owner_has_mapped_is_not_an_engines() -> None:
+    """A child that is just being forked, and has run nothing of its own yet, has all of it too."""
+    done = subprocess.run(
+        [sys.executable, "-c", JUST_FORKED], timeout=60, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n", done.stdout + done.stderr
+
+
 def test_memory_that_the_learner_lends_is_not_the_engines() -> None:
     """An engine has it mapped for the time of a push, and may be killed then."""
     lent = Path(f"/dev/shm/torch_{os.getppid()}_{os.getpid()}_0")
