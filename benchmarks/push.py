@@ -108,6 +108,7 @@ class Pool:
     def __init__(self, endpoints: list[str]) -> None:
         self.endpoints = endpoints
         self.on_restart: Any = None
+        self.on_leave: Any = None
 
     def is_up(self, endpoint: str) -> bool:
         return True

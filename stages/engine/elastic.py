@@ -66,13 +66,9 @@ class ElasticPool(SGLangPool):
         if not now:
             says(f"{slot.num_in_flight} requests in flight")
             await self.drained(endpoint)
-        while slot.gated:
-            says("a push is under way")
-            slot.opened.clear()
-            await slot.opened.wait()
-        if self._slots.get(endpoint) is not slot:
+        await self._leave(slot, says)
+        if self._gone.get(endpoint) is not slot:
             return  # the run has ended meanwhile
-        self._forget(endpoint, "was drained")
         await slot.engine.stop()
         logger.info("%s has left the pool", slot.engine.name)
         self._tell("drained", slot, "at once" if now else "when it was empty")
@@ -95,6 +91,25 @@ class ElasticPool(SGLangPool):
             for slot in self._slots.values()
         ]
         return [*here, *({"in_flight": 0, "restarts": 0, **row} for row in joining)]
+
+    async def _leave(self, slot: Slot, says: Says) -> None:
+        """Takes the engine out, in no push and with no group of a push half formed: those who form
+        one wait for every member."""
+        endpoint = slot.endpoint
+
+        def leave() -> None:
+            if not slot.gated and self._slots.get(endpoint) is slot:
+                self._forget(endpoint, "was drained")
+
+        while self._slots.get(endpoint) is slot:
+            if slot.gated:
+                says("a push is under way")
+                slot.opened.clear()
+                await slot.opened.wait()
+            elif self.on_leave is not None:
+                await self.on_leave(endpoint, leave)
+            else:
+                leave()
 
     def _leaving(self, endpoint: str) -> Slot:
         slot = self._slots.get(endpoint)

@@ -26,6 +26,7 @@ BACKOFF_MAX_SECONDS = 30.0
 ROOM_SECONDS = 5.0  # between two looks for room, at most
 
 OnRestart = Callable[[str], Awaitable[None]]
+OnLeave = Callable[[str, Callable[[], None]], Awaitable[None]]
 OnEvent = Callable[[str, str, str], None]
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -66,6 +67,9 @@ class SGLangPool:
         self.on_restart: OnRestart | None = None
         """Brings a restarted engine to the current weights, before it takes requests. Set by
         whoever publishes weights."""
+        self.on_leave: OnLeave | None = None
+        """Ends what is agreed with an engine that is to leave, and calls the function, which takes
+        it out, between two pushes. Set by whoever publishes weights."""
         self.on_event: OnEvent | None = None
         """Told (event, endpoint, reason) of every death, restart and loss of an engine. Set by
         whoever keeps records."""

@@ -119,5 +119,8 @@ class DistributedTransport(RollingTransport):
     async def _forget(self, endpoint: str) -> None:
         await self._groups.forget(endpoint)
 
+    async def _part(self, endpoint: str) -> None:
+        await self._groups.part(endpoint)
+
     async def _forget_sender(self) -> None:
         await self._groups.forget_sender()

@@ -140,6 +140,11 @@ class WaveGroups:
         for members in [k for k in self._names if endpoint in k]:
             await self.dissolve(members, gone=endpoint)
 
+    async def part(self, endpoint: str) -> None:
+        """The engine is to leave: its groups are no more. One that lives on is told so too."""
+        for members in [k for k in self._names if endpoint in k]:
+            await self.dissolve(members)
+
     async def forget_sender(self) -> None:
         """The learner's process is a new one, which is in no group. The engines leave theirs."""
         waves, self._names = self._names, {}

@@ -68,7 +68,7 @@ class RollingTransport(ABC):
         # engines whose `resync` found the staged weights gone, and waits for the next push
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._equality = EqualityCheck(self._control) if cluster.check_weight_update_equal else None
-        pool.on_restart = self.resync
+        pool.on_restart, pool.on_leave = self.resync, self.part
 
     @property
     def has_staged(self) -> bool:
@@ -165,6 +165,14 @@ class RollingTransport(ABC):
         elif error is not None:
             raise error
 
+    async def part(self, endpoint: str, leave: Callable[[], None]) -> None:
+        """Ends what is agreed with an engine that is to leave the pool, and calls `leave`, while no
+        wave meets: a group that is being formed waits for each of its members.
+        `SGLangPool.on_leave` wants this."""
+        async with self._lock:
+            await self._part(endpoint)
+            leave()
+
     async def _next_push(self, endpoint: str, error: StaleWeightsError) -> None:
         """Waits until the next push has given the engine its weights. Raises `error` where that may
         never be: no engine is left that generates what the learner would push after."""
@@ -221,6 +229,10 @@ class RollingTransport(ABC):
     async def _forget(self, endpoint: str) -> None:  # noqa: B027
         """The engine's process is a new one: what was agreed with the old one is void."""
 
+    async def _part(self, endpoint: str) -> None:
+        """The engine, which may live on, is to leave."""
+        await self._forget(endpoint)
+
     async def _forget_sender(self) -> None:  # noqa: B027
         """The learner's process is a new one."""
 
@@ -258,6 +270,8 @@ class RollingTransport(ABC):
             async with self._lock:
                 if endpoint in self._delivered:
                     return
+                if not self._pool.is_up(endpoint):
+                    continue  # it has left, or died, while this waited
                 failure = (await self._give([endpoint])).get(endpoint)
             if failure is None:
                 return

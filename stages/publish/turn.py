@@ -21,7 +21,9 @@ RETRY_SECONDS = 0.5
 class PushPool(EnginePool, Protocol):
     """A pool whose engines can be taken out of service for a push."""
 
-    on_restart: Callable[[str], Awaitable[None]] | None  # a transport sets this to its `resync`
+    # a transport sets these, to its `resync` and its `part`
+    on_restart: Callable[[str], Awaitable[None]] | None
+    on_leave: Callable[[str, Callable[[], None]], Awaitable[None]] | None
 
     def begin_push(self, endpoint: str) -> None:
         """Lets no new requests to this engine from here on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -148,6 +149,28 @@ async def test_with_now_requests_are_not_waited_for_but_a_push_is() -> None:
     assert not await pool.settled(two.endpoint) and not pool.is_up(two.endpoint)
     await held.give_all()
     assert one.alive
+
+
+async def test_whoever_publishes_weights_says_when_one_may_leave() -> None:
+    pool, (one, two) = await started()
+    asked, may = list[str](), asyncio.Event()
+
+    async def on_leave(endpoint: str, leave: Callable[[], None]) -> None:
+        asked.append(endpoint)
+        await may.wait()
+        leave()
+
+    pool.on_leave = on_leave
+    leaving = asyncio.create_task(pool.drain(two.endpoint, now=True))
+    await turn()
+    assert asked == [two.endpoint] and two.alive and two.endpoint in pool.endpoints
+    pool.begin_push(two.endpoint)  # a turn that is held: the learner was lost in it
+    may.set()
+    await turn()
+    assert two.alive and two.endpoint in pool.endpoints
+    pool.end_push(two.endpoint, 1)
+    await leaving
+    assert asked == [two.endpoint] * 2 and not two.alive and pool.endpoints == (one.endpoint,)
 
 
 async def test_one_that_dies_or_is_being_restarted_leaves_all_the_same() -> None:

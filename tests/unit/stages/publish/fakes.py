@@ -121,6 +121,7 @@ class FakePool:
         self.in_flight: dict[str, asyncio.Event] = {}  # set when its requests have ended
         self.reports: list[str] = []
         self.on_restart: Callable[[str], Awaitable[None]] | None = None
+        self.on_leave: Callable[[str, Callable[[], None]], Awaitable[None]] | None = None
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -220,6 +220,36 @@ async def test_a_cancelled_push_leaves_no_engine_paused_or_gated(
     assert servers[0].calls.count("continue_generation") == 1
 
 
+async def test_an_engine_leaves_the_pool_between_two_waves_and_out_of_its_group(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
+    transport, pool, _ = distributed
+    assert pool.on_leave is not None
+    one, two = servers
+    one.entered["init_weights_update_group"] = asyncio.Event()
+    one.blocked["init_weights_update_group"] = asyncio.Event()
+    left: list[list[str]] = []
+
+    def leave() -> None:
+        left.append([str(server.version) for server in servers])
+        pool.servers.pop(one.endpoint)
+        pool.lost.add(one.endpoint)
+
+    await transport.stage(1)
+    push = asyncio.create_task(transport.deliver())
+    await one.entered["init_weights_update_group"].wait()
+    leaving = asyncio.create_task(pool.on_leave(one.endpoint, leave))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not left  # the group that is being formed waits for it
+    one.blocked["init_weights_update_group"].set()
+    await asyncio.gather(push, leaving)
+    assert len(left) == 1 and left[0][0] == "1"  # it had its turn before
+    assert not one.groups  # and is in no group, should it live on
+    assert (await transport.push(2)).num_engines == 1 and two.version == 2
+    assert not pool.gated
+
+
 async def test_retract_empties_the_cache_before_it_touches_the_weights(
     servers: list[FakeServer],
 ) -> None:
