@@ -71,9 +71,9 @@ def pieces_of(messages: Messages, render: Render, kind: LossMaskType = "qwen") -
         raise DataError(f"every assistant turn has {STEP_MASK} 0: there is nothing to train on")
     if kind == "distill_qwen":
         return _last_message(messages, render)
-    chat = _Shown(messages, render)
+    chat = RenderedChat(messages, render)
     turns = list(_turns(chat))
-    tail = _since(chat, len(messages), turns[-1])
+    tail = text_since(chat, len(messages), turns[-1].place)
     whole = _in_whole(chat.upto(len(messages)), turns, tail)
     if kind == "qwen3_5":
         turns = whole
@@ -120,7 +120,7 @@ def eos_of(tokenizer: Tokenizer) -> int:
     return int(eos)
 
 
-class _Shown:
+class RenderedChat:
     """Renderings of a chat's beginnings, each made once: there are many rows to judge."""
 
     def __init__(self, messages: Messages, render: Render) -> None:
@@ -132,11 +132,11 @@ class _Shown:
             self._known[end, prompt] = self._render(self.messages[:end], prompt)
         return self._known[end, prompt]
 
-    def behind(self, place: int, end: int) -> str:
+    def behind(self, place: int, end: int, *, prompt: bool = False) -> str:
         """What the chat up to message `end` has behind the words of message `place`."""
         stand_in = {**_without_words(self.messages[place]), "content": _STAND_IN}
         chat = [*self.messages[:place], stand_in, *self.messages[place + 1 : end]]
-        return _behind_stand_in(self._render(chat, False))
+        return _behind_stand_in(self._render(chat, prompt))
 
     def closing(self, place: int) -> str:
         """What the template puts behind the words of an assistant."""
@@ -148,12 +148,12 @@ def _is_trained(message: Mapping[str, Any]) -> bool:
     return message["role"] == "assistant" and message.get(STEP_MASK, 1) == 1
 
 
-def _turns(chat: _Shown) -> Iterator[Turn]:
+def _turns(chat: RenderedChat) -> Iterator[Turn]:
     before: Turn | None = None
     for i, message in enumerate(chat.messages):
         if message["role"] != "assistant":
             continue
-        context = _since(chat, i, before)
+        context = text_since(chat, i, None if before is None else before.place)
         asked, answered = chat.upto(i, prompt=True), chat.upto(i + 1)
         at, shared = len(chat.upto(i)), len(_shared(asked, answered))
         if shared < at:
@@ -165,19 +165,22 @@ def _turns(chat: _Shown) -> Iterator[Turn]:
         yield before
 
 
-def _since(chat: _Shown, end: int, before: Turn | None) -> str:
-    """The text of the chat up to message `end` that comes after the turn `before`."""
-    if before is None:
-        return chat.upto(end)
-    now, then = chat.upto(end), chat.upto(before.place + 1)
+def text_since(chat: RenderedChat, end: int, place: int | None, *, prompt: bool = False) -> str:
+    """The text of the chat up to message `end` that comes after the assistant's turn at `place`;
+    with `prompt`, up to where the assistant begins to speak. Raises DataError where the template
+    does not show where the turn ends."""
+    now = chat.upto(end, prompt=prompt)
+    if place is None:
+        return now
+    then = chat.upto(place + 1)
     if now.startswith(then):
         return now[len(then) :]
     # the turn is shown otherwise now that it is not the newest: where does it end?
-    closing = chat.behind(before.place, before.place + 1)
-    rest = chat.behind(before.place, end)
+    closing = chat.behind(place, place + 1)
+    rest = chat.behind(place, end, prompt=prompt)
     if not rest.startswith(closing):
         raise DataError(
-            f"message {before.place}: the chat template closes this turn differently when another"
+            f"message {place}: the chat template closes this turn differently when another"
             " follows, so that its end cannot be told"
         )
     return rest[len(closing) :]
@@ -268,7 +271,7 @@ def _last_message(messages: Messages, render: Render) -> tuple[Piece, ...]:
             f" {last['role']!r}; expected an assistant's text"
         )
     asked = render(earlier, True)
-    closing = _Shown(messages, render).closing(len(earlier))
+    closing = RenderedChat(messages, render).closing(len(earlier))
     # a prompt that opens the thinking already
     shared = next(n for n in range(len(content), -1, -1) if asked.endswith(content[:n]))
     return Piece(asked, False), Piece(content[shared:] + closing, True, not closing)
