@@ -4,7 +4,7 @@ examples/ becomes slipstream/examples, so that presets that name an example work
 
 from setuptools import find_namespace_packages, setup
 
-FOLDERS = ("slipstream", "pipeline", "stages", "buffers", "configs", "compat")
+FOLDERS = ("slipstream", "pipeline", "stages", "buffers", "configs", "compat", "sandbox")
 EXAMPLES = ["", *(f".{name}" for name in find_namespace_packages("examples"))]
 
 setup(

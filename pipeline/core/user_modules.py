@@ -29,7 +29,10 @@ from pipeline.core.slime_names import offer_slime_names
 _PREFIX = "slipstream_user_"
 _NEVER = {*sys.builtin_module_names, "__main__"}  # what Python finds before any file
 # what is installed with Slipstream: a user's folder may hold something of the same name
-OURS = {"slipstream", "train_async", "pipeline", "stages", "buffers", "configs", "compat"}
+OURS = {
+    *("slipstream", "train_async", "pipeline", "stages", "buffers", "configs", "compat"),
+    "sandbox",
+}
 
 
 def import_user_file(file: Path) -> ModuleType:

@@ -18,6 +18,7 @@ OURS = (
     "buffers",
     "configs",
     "compat",
+    "sandbox",
     "examples",
     "train_async",
     "__main__",

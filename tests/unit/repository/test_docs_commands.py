@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 SOURCES = [
     p.relative_to(ROOT)
-    for folder in ("examples", "benchmarks", "pipeline", "stages", "buffers", "configs", "compat")
+    for folder in (
+        *("examples", "benchmarks", "pipeline", "stages", "buffers", "configs", "compat"),
+        "sandbox",
+    )
     for p in sorted((ROOT / folder).rglob("*.py"))
 ]
 _START = re.compile(r"^(?:\.venv/bin/)?(?:python[\d.]* |slipstream |train_async\.py |make )")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-FOLDERS = ("slipstream", "pipeline", "stages", "buffers", "configs", "compat")
+FOLDERS = ("slipstream", "pipeline", "stages", "buffers", "configs", "compat", "sandbox")
 PLANTED = [
     ("configs/rules/validate.py", "import pipeline.run.runner", "floors"),
     ("configs/flags.py", "import stages.learn.rank", "floors"),
@@ -29,6 +29,9 @@ PLANTED = [
     ("buffers/journal.py", "import torch", "torch is for those who hold tensors"),
     ("buffers/ledger.py", "import ray", "ray is confined"),
     ("compat/versions.py", "import pipeline.core.types", "floors"),
+    ("sandbox/pool.py", "import pipeline.core.types", "floors"),
+    ("sandbox/worker.py", "import psutil", "the standard library only"),
+    ("sandbox/inside/view.py", "import sandbox.limits", "within the walls"),
     ("pipeline/cli/main.py", "import slipstream", "floors"),
     ("slipstream/__init__.py", "import torch", "torch is for those who hold tensors"),
     ("stages/batch.py", "import megatron", "megatron is confined"),

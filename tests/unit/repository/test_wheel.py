@@ -15,7 +15,16 @@ import pytest
 from pipeline.core.version import __version__
 
 ROOT = Path(__file__).resolve().parents[3]
-FOLDERS = ("slipstream", "pipeline", "stages", "buffers", "configs", "compat", "examples")
+FOLDERS = (
+    "slipstream",
+    "pipeline",
+    "stages",
+    "buffers",
+    "configs",
+    "compat",
+    "sandbox",
+    "examples",
+)
 FILES = ("setup.py", "pyproject.toml", "train_async.py", "README.md", "LICENSE")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
