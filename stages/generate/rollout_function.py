@@ -14,10 +14,10 @@ from typing import Any
 from configs.hooks import HOOKS, load_hook
 from pipeline.core.errors import GenerateError, SlipstreamError, UserFunctionError
 from pipeline.core.protocols import Source
+from pipeline.core.threads import in_thread
 from pipeline.core.types import Sample, Status
 from pipeline.core.user_errors import in_words, told
 from stages.generate.check import check_sample
-from stages.generate.threads import in_thread
 
 logger = logging.getLogger(__name__)
 HOOK = HOOKS["rollout_function_path"]

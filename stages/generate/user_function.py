@@ -11,9 +11,9 @@ from typing import Any, cast
 from configs.hook import generate_form
 from configs.hooks import HOOKS
 from pipeline.core.errors import ConfigError, GenerateError
+from pipeline.core.threads import in_thread
 from pipeline.core.types import Sample
 from pipeline.core.user_errors import told
-from stages.generate.threads import in_thread
 
 HOOK = HOOKS["custom_generate_function_path"]
 SIGNATURES = HOOK.expected

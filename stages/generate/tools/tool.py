@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from pipeline.core.errors import ConfigError
-from stages.generate.threads import in_thread
+from pipeline.core.threads import in_thread
 from stages.generate.tools.docstring import parse_docstring
 from stages.generate.tools.schema import Schema, object_schema, schema_of, value_of
 

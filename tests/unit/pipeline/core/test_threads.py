@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.awaits import where_it_stands
-from stages.generate.threads import in_thread
+from pipeline.core.threads import in_thread
 
 
 def raises(error: BaseException) -> Callable[[], Any]:
