@@ -1,4 +1,4 @@
-"""What your own functions import: `from slipstream import Sample, open_session`.
+"""What your own functions import: `from slipstream import Sample, open_agent`.
 
 These names stay where they are; the modules behind them may move. Importing this loads numpy and
 none of torch, ray, sglang or megatron."""
@@ -10,9 +10,12 @@ from pipeline.core.types import Completion, Sample, Status, VersionSpan
 from pipeline.core.version import __version__
 from stages.filter import DynamicFilterOutput, filter_zero_std_groups
 from stages.generate.session import Session, open_session
+from stages.generate.tools.agent import Agent, open_agent
+from stages.generate.tools.tool import Tool, tool_from_function
 from stages.source.bases import DataSource, RolloutDataSource
 
 __all__ = [
+    "Agent",
     "Completion",
     "ConfigError",
     "DataError",
@@ -26,9 +29,12 @@ __all__ = [
     "SlipstreamError",
     "Status",
     "Supervision",
+    "Tool",
     "VersionSpan",
     "__version__",
     "filter_zero_std_groups",
+    "open_agent",
     "open_session",
     "to_data_url",
+    "tool_from_function",
 ]

@@ -17,6 +17,7 @@ _AT_LEAST_1 = (
     "rollout_max_prompt_len",
     "rollout_max_context_len",
     "max_turns",
+    "tool_max_output_tokens",
     "reward_num_workers",
     "global_batch_size",
     "num_steps_per_rollout",
@@ -98,6 +99,7 @@ _AT_LEAST_0 = (
 _ABOVE_0 = (
     "rollout_temperature",
     "generate_timeout_seconds",
+    "tool_timeout_seconds",
     "episode_timeout_seconds",
     "eval_episode_timeout_seconds",
     "reward_timeout_seconds",

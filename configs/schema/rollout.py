@@ -36,6 +36,13 @@ class RolloutConfig:
     # -> sample or None
     rollout_sample_hook_path: tuple[str, ...] = field(default=(), metadata=REPEATS)
     max_turns: int = 8  # limits the turns of a multi-turn custom generate function
+    # how the model writes tool calls: one of stages/generate/tools/formats.py or of SGLang's
+    # parsers; auto: as its chat template has it
+    tool_call_parser: str = "auto"
+    # the deadline of one call of a tool, where the tool has none of its own; the model is told of
+    # one that is late
+    tool_timeout_seconds: float = 60.0
+    tool_max_output_tokens: int = 2048  # cuts what a tool says to so many tokens
     # repeats one request so often, with back-off, before its rollout has failed
     generate_max_retries: int = 3
     generate_timeout_seconds: float = 600.0  # the deadline of one request to an engine

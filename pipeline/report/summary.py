@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.agent_counts import AGENT_COUNTERS
 from pipeline.run.record_file import current_records, read_records
 from pipeline.run.rundir import RunDir
 from pipeline.run.samples import last_samples
@@ -118,6 +119,7 @@ def summarise(history: History, *, wall_seconds: float | None = None) -> dict[st
         "samples_timed_out": int(counter_total(values(history.counters, "samples_timed_out"))),
         **_discarded(history),
         "samples_unjudged": int(counter_total(values(history.counters, "samples_unjudged"))),
+        **_agents(history),
         "staleness_max": max(values(train, "staleness_max"), default=None),
         "staleness_bound": max(values(train, "staleness_bound"), default=None),
         **_beyond(train),
@@ -154,6 +156,12 @@ def _course(history: History) -> dict[str, float | None]:
     rewards = dict.fromkeys(("reward_first", "reward_last"))
     name = history.followed.removesuffix("_mean")
     return {**rewards, **{f"{name}_{end}": value for end, value in ends.items()}}
+
+
+def _agents(history: History) -> dict[str, int]:
+    """What agents did, in a run that had some."""
+    counts = {name: int(counter_total(values(history.counters, name))) for name in AGENT_COUNTERS}
+    return counts if any(counts.values()) else {}
 
 
 def _discarded(history: History) -> dict[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.core.agent_counts import agent_counts
 from pipeline.core.deadline import Deadline, is_late
 from pipeline.core.encoded_group import EncodedGroup
 from pipeline.core.errors import UnstorableSamplesError
@@ -107,6 +108,7 @@ class GroupMaker:
             with self._watchdog.beside("group", admission.group_index, "reward"):
                 await self._deadline.score(self._reward, [*done, *samples] if done else samples)
             counts["samples_generated"] += len(samples)
+            counts.update(agent_counts(samples))
             if unjudged := sum("unjudged" in s.metadata for s in samples):
                 counts["samples_unjudged"] += unjudged
             failed = {s.index for s in samples if s.status is Status.FAILED}

@@ -63,7 +63,7 @@ class Producer:
         self._given_up = defaultdict[str, Tally](lambda: Tally(logger, "group", "given up"))
         # samples_generated, samples_failed, samples_timed_out, samples_unjudged, groups_retried,
         # groups_failed, groups_filtered; samples_discarded: complete ones of groups filtered or
-        # given up
+        # given up; those of pipeline.core.agent_counts
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from pipeline.core.agent_counts import AGENT_COUNTERS
 from pipeline.core.format import counted, number
 from pipeline.core.tally import Tally
 from pipeline.core.time import TimeSource
@@ -36,6 +37,7 @@ _COUNTERS = (
     "samples_timed_out",
     "samples_discarded",
     "samples_unjudged",
+    *AGENT_COUNTERS,
 )
 
 

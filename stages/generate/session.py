@@ -153,7 +153,15 @@ async def open_session(
             "the sample has no prompt tokens: sessions start from sample.tokens, which the generate"
             " stage fills"
         )
-    session = Session(
+    session = make_session(args, sample, sampling_params)
+    started = args.time.now()
+    yield session
+    sample.non_generation_time += args.time.now() - started - session.engine_seconds
+    session.finish()
+
+
+def make_session(args: Any, sample: Sample, sampling_params: Mapping[str, Any]) -> Session:
+    return Session(
         sample,
         args.engine_client,
         args.tokenizer,
@@ -163,7 +171,3 @@ async def open_session(
         time=args.time,
         vision=getattr(args, "vision", None),
     )
-    started = args.time.now()
-    yield session
-    sample.non_generation_time += args.time.now() - started - session.engine_seconds
-    session.finish()

@@ -78,6 +78,7 @@ def tool_from_function(
             return as_text(await function(**given))
         return as_text(await in_thread(lambda: function(**given)))
 
+    vars(call)["__wrapped__"] = function  # whose file and line is named where it raises
     return Tool(
         name=name,
         description=said.description if description is None else description,

@@ -1,0 +1,90 @@
+"""A chat that grows: of each new message only the text that it adds is rendered, so that what was
+sampled stays the very tokens that were sampled.
+
+Some templates show earlier turns otherwise once there are later ones (Qwen3 drops the thinking). A
+chat cannot be continued there: the model would be given another history when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stages.generate.tools.calls import ParsedTurn
+from stages.generate.tools.chat import ChatTemplate, Message
+
+
+class Transcript:
+    """`messages`, and `shown`: the text ahead of the turn that comes next (or came last)."""
+
+    def __init__(
+        self, template: ChatTemplate, messages: Sequence[Message], *, keeps_turns: bool = False
+    ) -> None:
+        """`keeps_turns`: what was sampled stays, whatever the template would make of it. Raises
+        GenerateError where the template refuses the messages."""
+        self.template = template
+        self.keeps_turns = keeps_turns
+        self.messages = list(messages)
+        self.shown = template.render(self.messages, True)
+        self._said = ""
+
+    def say(self, text: str, parsed: ParsedTurn) -> Message:
+        """The assistant has said this. `text`: without the token that ended it."""
+        message = self.template.turn(text, parsed)
+        self.messages.append(message)
+        self._said = text
+        return message
+
+    def follow(self, messages: Sequence[Message], stop: str | None) -> str | None:
+        """Others have said this; the assistant is next. The text to append to what was sampled, or
+        None where the template shows earlier turns otherwise now: then all of `shown` is new.
+
+        `stop`: the text of the token that ended the last turn, and is there already."""
+        place = len(self.messages) - 1
+        self.messages += messages
+        then, self.shown = self.shown, self.template.render(self.messages, True)
+        added = self._added(then, place)
+        if added is None and self.keeps_turns:
+            added = self._behind_turn(place)
+        return None if added is None else self._without_stop(added, stop)
+
+    def _added(self, then: str, place: int) -> str | None:
+        """What `shown` has behind the words of the turn `place`, ahead of which was `then`."""
+        now, template = self.shown, self.template
+        if now.startswith(then + self._said):
+            return now[len(then) + len(self._said) :]
+        if not now.startswith(then):
+            return None
+        # the template writes the turn in its own way: does it still show all of it?
+        ended = template.render(self.messages[: place + 1], False)
+        if now.startswith(ended) and ended.endswith(template.closing):
+            behind = template.closing + now[len(ended) :]
+            return behind if self._shows(place, ended[len(then) :]) else None
+        return self._behind_turn(place) if self._shows(place, now[len(then) :]) else None
+
+    def _behind_turn(self, place: int) -> str | None:
+        """What is shown behind the turn, whatever the template makes of the turn itself."""
+        before = self.template.behind_words(self.messages[: place + 1], place, False)
+        after = self.template.behind_words(self.messages, place, True)
+        if before is None or after is None or not after.startswith(before):
+            return None
+        return self.template.closing + after[len(before) :]
+
+    def _shows(self, place: int, text: str) -> bool:
+        """Are the words and the calls of the turn in this text?"""
+        message, shown = self.messages[place], "".join(text.split())
+        words = [
+            message["content"] or "",
+            *(c["function"]["name"] for c in message.get("tool_calls", ())),
+        ]
+        return all("".join(part.split()) in shown for part in words)
+
+    def _without_stop(self, text: str, stop: str | None) -> str:
+        """A turn is closed once: by the token that was sampled, if one was."""
+        if stop is None:
+            return text
+        if text.startswith(stop):
+            return text[len(stop) :]
+        closing = self.template.closing
+        closed_by = next((c for c in self.template.controls if closing.startswith(c)), None)
+        if closed_by is not None and text.startswith(closed_by):
+            return text[len(closed_by) :]  # Llama's <|eom_id|> in the place of <|eot_id|>
+        return text
