@@ -23,8 +23,8 @@ from pipeline.core.types import Completion, Sample
 from stages.generate.image_prompts import has_images
 from stages.generate.session import Session, make_session
 from stages.generate.tools.calls import Call, CallParser, GarbledCall, ParsedTurn
-from stages.generate.tools.chat import ChatTemplate, Message
 from stages.generate.tools.formats import PARSERS
+from stages.generate.tools.template import AgentTemplate, Message
 from stages.generate.tools.tool import Tool
 from stages.generate.tools.toolbox import Toolbox
 from stages.generate.tools.transcript import Transcript
@@ -48,7 +48,7 @@ class Agent:
         sample: Sample,
         sampling_params: Mapping[str, Any],
         toolbox: Toolbox,
-        template: ChatTemplate,
+        template: AgentTemplate,
         parse: CallParser,
         *,
         keeps_turns: bool = False,
@@ -229,17 +229,17 @@ def _messages(args: Any, sample: Sample) -> list[Message]:
 
 def template_of(
     tokenizer: Tokenizer, definitions: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
-) -> ChatTemplate:
+) -> AgentTemplate:
     """The same one for the same tools: it is tried out once, and not in every episode."""
     return _template_of(tokenizer, json.dumps(list(definitions)), json.dumps(dict(arguments)))
 
 
 @lru_cache(maxsize=64)
-def _template_of(tokenizer: Tokenizer, definitions: str, arguments: str) -> ChatTemplate:
-    return ChatTemplate(tokenizer, json.loads(definitions), **json.loads(arguments))
+def _template_of(tokenizer: Tokenizer, definitions: str, arguments: str) -> AgentTemplate:
+    return AgentTemplate(tokenizer, json.loads(definitions), **json.loads(arguments))
 
 
-def parser_named(name: str | CallParser, template: ChatTemplate) -> CallParser:
+def parser_named(name: str | CallParser, template: AgentTemplate) -> CallParser:
     """--tool-call-parser: "auto", a name, or what wiring has made of a name of SGLang's."""
     if not isinstance(name, str):
         return name

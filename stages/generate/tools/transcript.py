@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.core.conversation import RenderedChat, text_since
+from pipeline.core.errors import DataError
 from stages.generate.tools.calls import ParsedTurn
-from stages.generate.tools.chat import ChatTemplate, Message
+from stages.generate.tools.template import AgentTemplate, Message
 
 
 class Transcript:
     """`messages`, and `shown`: the text ahead of the turn that comes next (or came last)."""
 
     def __init__(
-        self, template: ChatTemplate, messages: Sequence[Message], *, keeps_turns: bool = False
+        self, template: AgentTemplate, messages: Sequence[Message], *, keeps_turns: bool = False
     ) -> None:
         """`keeps_turns`: what was sampled stays, whatever the template would make of it. Raises
         GenerateError where the template refuses the messages."""
@@ -42,31 +44,32 @@ class Transcript:
         self.messages += messages
         then, self.shown = self.shown, self.template.render(self.messages, True)
         added = self._added(then, place)
-        if added is None and self.keeps_turns:
-            added = self._behind_turn(place)
         return None if added is None else self._without_stop(added, stop)
 
     def _added(self, then: str, place: int) -> str | None:
         """What `shown` has behind the words of the turn `place`, ahead of which was `then`."""
-        now, template = self.shown, self.template
+        now = self.shown
         if now.startswith(then + self._said):
             return now[len(then) + len(self._said) :]
-        if not now.startswith(then):
-            return None
         # the template writes the turn in its own way: does it still show all of it?
-        ended = template.render(self.messages[: place + 1], False)
-        if now.startswith(ended) and ended.endswith(template.closing):
-            behind = template.closing + now[len(ended) :]
-            return behind if self._shows(place, ended[len(then) :]) else None
-        return self._behind_turn(place) if self._shows(place, now[len(then) :]) else None
+        rest = self._rest(place)
+        if rest is None or not now.startswith(then) or not now.endswith(rest):
+            return self._kept(rest)
+        if not self._shows(place, now[len(then) : len(now) - len(rest)]):
+            return self._kept(rest)
+        return self.template.closing + rest
 
-    def _behind_turn(self, place: int) -> str | None:
-        """What is shown behind the turn, whatever the template makes of the turn itself."""
-        before = self.template.behind_words(self.messages[: place + 1], place, False)
-        after = self.template.behind_words(self.messages, place, True)
-        if before is None or after is None or not after.startswith(before):
+    def _kept(self, rest: str | None) -> str | None:
+        return self.template.closing + rest if self.keeps_turns and rest is not None else None
+
+    def _rest(self, place: int) -> str | None:
+        """What the messages behind the turn add, whatever the template makes of the turn itself;
+        None where it does not show where the turn ends."""
+        chat = RenderedChat(self.messages, self.template.render)
+        try:
+            return text_since(chat, len(self.messages), place, prompt=True)
+        except DataError:
             return None
-        return self.template.closing + after[len(before) :]
 
     def _shows(self, place: int, text: str) -> bool:
         """Are the words and the calls of the turn in this text?"""

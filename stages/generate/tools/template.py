@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from pipeline.core.conversation import render_with
-from pipeline.core.errors import GenerateError
+from pipeline.core.conversation import Messages, RenderedChat, render_with
+from pipeline.core.errors import DataError, GenerateError
 from pipeline.core.protocols import Tokenizer
 from stages.generate.tools.calls import Call, GarbledCall, ParsedTurn
 from stages.generate.tools.formats import detect_format
@@ -29,7 +29,7 @@ _IN_WORDS = (
 Message = dict[str, Any]
 
 
-class ChatTemplate:
+class AgentTemplate:
     """One tokenizer's template, with the tools that an agent has. What it can do is found by trying
     it; that takes some milliseconds, once."""
 
@@ -42,7 +42,7 @@ class ChatTemplate:
         self._definitions = list(definitions)
         self._raw = render_with(tokenizer, self._definitions, **arguments)
 
-    def render(self, messages: Sequence[Message], prompt: bool) -> str:
+    def render(self, messages: Messages, prompt: bool) -> str:
         """The chat's text; with `prompt`, up to where the assistant begins to speak. Raises
         GenerateError where the template refuses it."""
         try:
@@ -54,14 +54,6 @@ class ChatTemplate:
                 f" {type(error).__name__}: {error}"
             ) from error
 
-    def behind_words(self, messages: Sequence[Message], place: int, prompt: bool) -> str | None:
-        """What the text has behind the words of the message `place`; None where it does not show
-        them as they are."""
-        stand_in = {**messages[place], "content": STAND_IN}
-        text = self.render([*messages[:place], stand_in, *messages[place + 1 :]], prompt)
-        _, found, behind = text.rpartition(STAND_IN)
-        return behind if found else None
-
     def turn(self, text: str, parsed: ParsedTurn) -> Message:
         """The message of what the model said: with its calls as such, where all of them can be read
         and the template shows them and what was said beside them; else its words as they are."""
@@ -70,7 +62,7 @@ class ChatTemplate:
         if not calls or len(calls) < len(parsed.calls) or self._call_form is None:
             return {"role": "assistant", "content": text}
         empty, as_text, shows_content = self._call_form
-        if content and not shows_content:
+        if (content and not shows_content) or (len(calls) > 1 and not self._takes_several):
             return {"role": "assistant", "content": text}
         return _calling(content or empty, calls, as_text)
 
@@ -135,8 +127,10 @@ class ChatTemplate:
     @cached_property
     def closing(self) -> str:
         """What the template puts behind an assistant's words, before anybody else speaks."""
-        said = {"role": "assistant", "content": STAND_IN}
-        return self.behind_words([_ASKED, said], 1, False) or ""
+        try:
+            return RenderedChat([_ASKED, {"role": "assistant"}], self.render).closing(1)
+        except (DataError, GenerateError):
+            return ""
 
     @cached_property
     def controls(self) -> tuple[str, ...]:
@@ -161,6 +155,15 @@ class ChatTemplate:
         return None
 
     @cached_property
+    def _takes_several(self) -> bool:
+        """Does the template show several calls of one turn? Llama 3's does not."""
+        assert self._call_form is not None
+        names = STAND_IN, STAND_IN[::-1]
+        calls = [Call(name=name, arguments={"key": "value"}) for name in names]
+        text = self._tried([_ASKED, _calling(self._call_form[0], calls, self._call_form[1])])
+        return all(name in text for name in names)
+
+    @cached_property
     def _takes_tools_unasked(self) -> bool:
         """May a tool speak where the template has seen no call, after one that was garbled?"""
         said = {"role": "assistant", "content": "Words."}
@@ -173,11 +176,11 @@ class ChatTemplate:
         except GenerateError:
             return ""
 
-    def _with_tools(self, messages: Sequence[Message]) -> list[Message]:
+    def _with_tools(self, messages: Messages) -> list[Message]:
         if not self._definitions or self.shows_tools:
-            return list(messages)
+            return [dict(m) for m in messages]
         lines = "\n".join(json.dumps(d, ensure_ascii=False) for d in self._definitions)
-        words, rest = _IN_WORDS.format(lines), list(messages)
+        words, rest = _IN_WORDS.format(lines), [dict(m) for m in messages]
         if rest and rest[0].get("role") == "system":
             words, rest = f"{rest[0]['content']}\n\n{words}", rest[1:]
         return [{"role": "system", "content": words}, *rest]
