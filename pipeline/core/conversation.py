@@ -155,7 +155,7 @@ def _turns(chat: RenderedChat) -> Iterator[Turn]:
             continue
         context = text_since(chat, i, None if before is None else before.place)
         asked, answered = chat.upto(i, prompt=True), chat.upto(i + 1)
-        at, shared = len(chat.upto(i)), len(_shared(asked, answered))
+        at, shared = len(chat.upto(i)), len(shared_beginning(asked, answered))
         if shared < at:
             raise DataError(
                 f"message {i}: the chat template shows what comes before this turn differently"
@@ -221,7 +221,7 @@ def _in_whole(whole: str, turns: Sequence[Turn], tail: str) -> list[Turn]:
         if found:
             found[-1] = found[-1]._replace(said=whole[at:start])
         at = start + len(turn.context)
-        opening = _shared(turn.opening, whole[at:])
+        opening = shared_beginning(turn.opening, whole[at:])
         found.append(turn._replace(opening=opening))
         at += len(opening)
     if not whole.endswith(tail) or len(whole) - len(tail) < at:
@@ -245,7 +245,7 @@ def _check_shown(message: Mapping[str, Any], turn: Turn) -> None:
                 )
 
 
-def _shared(one: str, other: str) -> str:
+def shared_beginning(one: str, other: str) -> str:
     """The beginning that both texts have."""
     if other.startswith(one):
         return one
