@@ -63,6 +63,14 @@ _ALL = (
         extra_args=("engine_client", "tokenizer", "context_length", "time", "vision"),
     ),
     Hook(
+        section="agent",
+        field="agent_function_path",
+        default_name="agent",
+        forms=("f(task, base_url, api_key)",),
+        called="for every sample",
+        style="either",
+    ),
+    Hook(
         section="rollout",
         field="rollout_sample_hook_path",
         default_name="sample_hook",

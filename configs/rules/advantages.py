@@ -116,6 +116,7 @@ def _groups_of_one(config: Config) -> Iterator[str]:
     a, rollout = config.algorithm, config.rollout
     users = rollout.custom_generate_function_path or any(
         (
+            config.agent.has_agent,
             rollout.rollout_function_path,
             a.custom_reward_post_process_path,
             a.custom_advantage_function_path,

@@ -74,7 +74,8 @@ def _scored(config: Config, dataset: EvalDataset) -> Iterator[str]:
         return
     if scorer is None:
         function = dataset.generate_function_path or config.rollout.custom_generate_function_path
-        if not (procedural or config.run.mock or may_reward(function)):
+        rewarded = may_reward(function) or (config.agent.has_agent and function is None)
+        if not (procedural or config.run.mock or rewarded):
             yield (
                 f"{where} says nothing of rewards, so nothing can be measured: set --rm-type"
                 f" ({', '.join(RM_TYPES)}) or --custom-rm-path"

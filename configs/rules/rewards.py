@@ -45,6 +45,7 @@ def rewards(config: Config) -> Iterator[str]:
         reward.rm_type is None
         and not procedural
         and not config.distill.use_opd
+        and not config.agent.has_agent  # which reward themselves, if nobody else does
         and not may_reward(config.rollout.custom_generate_function_path)
         and not may_reward(config.rollout.rollout_function_path)
     ):

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from configs.rules.advantages import advantages, critic, sampling
+from configs.rules.agents import agents
 from configs.rules.algorithm import algorithm
 from configs.rules.backend import backend, media
 from configs.rules.buffer import fixed_staleness, replay, staleness
@@ -99,6 +100,7 @@ RULES: tuple[Rule, ...] = (
     evaluation,
     memory,
     functions,
+    agents,
     rollout_function,
     rollout_workers,
     backend,

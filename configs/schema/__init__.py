@@ -5,6 +5,7 @@ A flag is a field's name with dashes and no prefix (`rollout_batch_size` -> `--r
 names are slime's where slime has the thing. The comment behind a field, or in the lines right above
 it, is its help text. Rules across fields live in configs/rules/."""
 
+from configs.schema.agent import AgentConfig
 from configs.schema.algorithm import AlgorithmConfig, Estimator
 from configs.schema.args import LIVE_PARTS, Args, absence
 from configs.schema.asynchronous import AsyncConfig
@@ -28,6 +29,7 @@ __all__ = [
     "LIVE_PARTS",
     "OPTIMIZER_DEFAULTS",
     "SECTIONS",
+    "AgentConfig",
     "AlgorithmConfig",
     "Args",
     "AsyncConfig",

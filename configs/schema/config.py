@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from configs.schema.agent import AgentConfig
 from configs.schema.algorithm import AlgorithmConfig
 from configs.schema.args import Args
 from configs.schema.asynchronous import AsyncConfig
@@ -42,6 +43,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -133,8 +135,8 @@ class Config:
     def answers_are_given(self) -> bool:
         """Trained on the data's own answers: none is sampled or scored."""
         r = self.rollout
-        own = r.custom_generate_function_path or r.rollout_function_path
-        return self.algorithm.is_supervised and own is None
+        own = r.custom_generate_function_path or r.rollout_function_path or self.agent.has_agent
+        return self.algorithm.is_supervised and not own
 
     @property
     def has_engines(self) -> bool:
@@ -170,6 +172,7 @@ SECTIONS = (
     "model",
     "data",
     "rollout",
+    "agent",
     "reward",
     "algorithm",
     "critic",

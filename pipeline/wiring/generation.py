@@ -13,12 +13,14 @@ from configs.schema import Config, flat_args
 from pipeline.core.engine_auth import engine_headers
 from pipeline.core.protocols import EnginePool
 from pipeline.run.watchdog import Watchdog
+from pipeline.wiring.agents import make_agents
 from pipeline.wiring.engines import requests_of, samples_ahead
 from pipeline.wiring.making import make_group_maker
 from pipeline.wiring.rollout_workers import oldest_version, share_of
 from pipeline.workers.rollout_messages import Bench
 from stages.engine.remote_pool import RemotePool
 from stages.engine.spec import experts_shape, tokens_per_request
+from stages.gateway.agents.rollout import AgentRollouts
 from stages.generate.client import SGLangClient
 from stages.generate.generate import GenerateStage
 from stages.generate.image_prompts import Vision
@@ -48,6 +50,7 @@ def make_stage(
     tokenizer: Any,
     folder: Path,
     pool: EnginePool,
+    agents: AgentRollouts | None,
 ) -> GenerateStage:
     """Raises ConfigError when the custom function cannot be loaded."""
     return GenerateStage(
@@ -61,6 +64,7 @@ def make_stage(
         current_version=partial(oldest_version, pool),
         sampling_seed=config.run.seed if config.seeds_requests else None,
         log_probs_for=asks_for_log_probs(args),
+        maker=agents,
     )
 
 
@@ -69,10 +73,13 @@ def real_bench(config: Config, folder: Path, device: str, watchdog: Watchdog) ->
     args, tokenizer = flat_args(config), read_tokenizer(folder)
     pool = RemotePool(concurrency=share_of(config.cluster))
     client = make_client(config, folder, device, pool)
-    generate = make_stage(config, args, client, tokenizer, folder, pool)
+    agents = make_agents(config, folder)
+    generate = make_stage(config, args, client, tokenizer, folder, pool, agents)
     reward = build_reward(config.reward, args)
 
     async def close() -> None:
+        if agents is not None:
+            await agents.close()
         await reward.close()
         await client.close()
 

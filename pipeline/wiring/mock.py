@@ -15,6 +15,7 @@ from configs.corrections import asks_for_log_probs
 from configs.schema import Config, EvalConfig, MockConfig, RolloutConfig, flat_args
 from pipeline.core.protocols import EnginePool
 from pipeline.run.watchdog import Watchdog
+from pipeline.wiring.agents import make_agents
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
@@ -25,6 +26,7 @@ from pipeline.wiring.router import make_router, tell_args
 from pipeline.workers.rollout_messages import Bench
 from stages.engine.mock import LabelledGenerate, MockEngineClient, MockPool, MockTokenizer
 from stages.engine.mock_remote import MockRemotePool
+from stages.gateway.agents.rollout import AgentRollouts
 from stages.generate.generate import GenerateStage
 from stages.generate.image_prompts import ImageFeatures, Vision, open_image
 from stages.learn.mock import MockLearner
@@ -60,7 +62,8 @@ def mock_backend(site: RunContext) -> Backend:
         vision=_vision(config, tokenizer),
     )
     told = tell_args(site, router=router, model=config.model.hf_checkpoint)
-    generate = _stage(config, rollout, evaluation, site.args, client, tokenizer, pool)
+    agents = make_agents(config, config.model.hf_checkpoint)
+    generate = _stage(config, rollout, evaluation, site.args, client, tokenizer, pool, agents)
     workers = make_workers(
         site, pool, lambda number: partial(mock_bench, told, rollout, evaluation, number)
     )
@@ -85,6 +88,8 @@ def mock_backend(site: RunContext) -> Backend:
         await router.close()
         if workers is not None:
             await workers.close()
+        if agents is not None:
+            await agents.close()
         await transport.close()
         await pool.close()
         await learner.close()
@@ -124,10 +129,17 @@ def mock_bench(
         config=config.mock, num_processes=cluster.num_rollout_workers, concurrency=share_of(cluster)
     )
     client = MockEngineClient(pool, _that_end(config), tokenizer, seed=config.run.seed + number)
-    generate = _stage(config, rollout, evaluation, args, client, tokenizer, pool)
+    agents = make_agents(config, config.model.hf_checkpoint)
+    generate = _stage(config, rollout, evaluation, args, client, tokenizer, pool, agents)
     reward = build_reward(config.reward, args)
+
+    async def close() -> None:
+        if agents is not None:
+            await agents.close()
+        await reward.close()
+
     make = make_group_maker(config, args, generate, reward, watchdog=watchdog)
-    return Bench(pool=pool, make=make, close=reward.close)
+    return Bench(pool=pool, make=make, close=close)
 
 
 def _stage(
@@ -138,6 +150,7 @@ def _stage(
     client: MockEngineClient,
     tokenizer: MockTokenizer,
     pool: EnginePool,
+    agents: AgentRollouts | None,
 ) -> LabelledGenerate:
     stage = GenerateStage(
         client,
@@ -149,6 +162,7 @@ def _stage(
         sampling_seed=config.run.seed if config.seeds_requests else None,
         vision=_vision(config, tokenizer),
         log_probs_for=asks_for_log_probs(args),
+        maker=agents,
     )
     return LabelledGenerate(stage, client)
 

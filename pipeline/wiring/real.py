@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.core.engine_auth import engine_headers
 from pipeline.core.flops import read_cost
 from pipeline.models.resolve import resolve_checkpoint
+from pipeline.wiring.agents import make_agents
 from pipeline.wiring.backend import Backend
 from pipeline.wiring.context import RunContext
 from pipeline.wiring.counts import counts_of
@@ -79,7 +80,8 @@ def real_backend(site: RunContext) -> Backend:
     )
     told = tell_args(site, router=router, model=str(folder.absolute()))
     learner = LearnerGroup(learner_settings(told, folder, device), pools)
-    generate = make_stage(config, site.args, client, tokenizer, folder, pool)
+    agents = make_agents(config, folder)
+    generate = make_stage(config, site.args, client, tokenizer, folder, pool, agents)
     bench = partial(real_bench, told, folder.absolute(), device)
     workers = make_workers(
         site, pool, lambda _: bench, environment=pools.cluster.temporary_environment
@@ -147,6 +149,7 @@ def real_backend(site: RunContext) -> Backend:
         closes = (
             router.close,
             *([workers.close] if workers else []),
+            *([agents.close] if agents else []),
             client.close,
             *([gateway.close] if gateway else []),
             transport.close,

@@ -23,7 +23,7 @@ from pipeline.core.user_errors import in_words
 from stages.generate.check import check_sample
 from stages.generate.image_prompts import Vision, engine_request, has_images
 from stages.generate.sample_hook import SampleHook
-from stages.generate.user_function import CustomGenerate, wrap
+from stages.generate.user_function import CustomGenerate, MakesSamples, wrap
 
 # what append_response_tokens extends
 _APPENDED = ("tokens", "loss_mask", "rollout_log_probs", "weight_versions")
@@ -50,12 +50,14 @@ class GenerateStage:
         sampling_seed: int | None = None,
         vision: Vision | None = None,
         log_probs_for: str | None = "the off-policy correction",
+        maker: MakesSamples | None = None,
     ) -> None:
         """`args`: `configs.schema.flat_args(config)`. `context_length`: tokens of prompt + response
         that the engines take. `sampling_seed`: give every sample's requests a `sampling_seed` made
         of this and its index: the same answers in any order and batch. `current_version`: the
         oldest policy version any engine serves; stamps samples of custom functions without spans.
         `log_probs_for`: who needs log-probs of a custom function's samples; None: nobody.
+        `maker`: makes samples that no custom function does (agents), in the place of a single turn.
         Raises ConfigError when the custom function cannot be loaded or has no known signature."""
         self._client = client
         self._tokenizer = tokenizer
@@ -81,6 +83,7 @@ class GenerateStage:
         self._functions: dict[str, CustomGenerate] = {}
         path = rollout.custom_generate_function_path
         self._custom = self._load(path) if path else None
+        self._maker = maker
 
     async def __call__(
         self,
@@ -128,15 +131,16 @@ class GenerateStage:
         sample = _fresh(
             template,
             deep=self._custom is not None
+            or self._maker is not None
             or template.generate_function_path is not None
             or bool(self._sample_hooks),
         )
         try:
             params = self._prepare(sample, manner)
-            custom = (
+            custom: MakesSamples | None = (
                 self._load(sample.generate_function_path)
                 if sample.generate_function_path
-                else self._custom
+                else self._custom or self._maker
             )
             if custom is None:
                 return [await manner.deadline.within(self._single_turn(sample, params))]

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from configs.hook import generate_form
 from configs.hooks import HOOKS
@@ -17,6 +17,13 @@ from pipeline.core.user_errors import told
 
 HOOK = HOOKS["custom_generate_function_path"]
 SIGNATURES = HOOK.expected
+
+
+class MakesSamples(Protocol):
+    async def one(
+        self, args: Any, sample: Sample, params: Mapping[str, Any], evaluation: bool
+    ) -> list[Sample]:
+        """The samples made of one: one or, with fan-out, several. Raises for one that failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
