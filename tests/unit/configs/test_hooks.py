@@ -113,6 +113,7 @@ def test_what_cannot_be_called_is_refused_with_file_and_line(hook: Hook, tmp_pat
     source = "import os\n\n\n" + written(hook).replace("(self, args", "(self").replace("(args", "(")
     source = source.replace("(, ", "(").replace("(rollout_id, args", "(args")
     source = source.replace("pre_process, ", "").replace("(total_lengths, ", "(")
+    source = source.replace("(task, ", "(")
     (problem,) = problems(hook, source, tmp_path)
     line = 5 if hook.style == "class" else 4
     assert f"{hook.flag} {tmp_path / 'mine.py'}: {tmp_path / 'mine.py'} line {line}" in problem

@@ -30,6 +30,7 @@ from stages.learn.step_objective import StepObjective
 from stages.source import UserSource
 from tests.conftest import ROOT
 from tests.unit.stages.advantage.test_advantage import make_sample
+from tests.unit.stages.gateway.gateway_world import open_world
 
 HOOKS = ROOT / "examples" / "hooks"
 ARGS = flat_args(Config())
@@ -84,6 +85,17 @@ async def test_generate_fans_out() -> None:
     assert (
         len(await function(args, Sample(tokens=[1]), {"max_new_tokens": 8}, evaluation=True)) == 1
     )
+
+
+async def test_an_agent_asks_doubts_and_rewards() -> None:
+    function: Any = load_hook("agent_function_path", hook("agent"))
+    async with open_world("5", "so 4", "4", "5") as world:
+        task = {"prompt": "2+2=", "label": "4", "model": "policy"}
+        access = world.access.base_url, world.access.token
+        assert [await function(task, *access) for _ in range(2)] == [1.0, 0.0]
+        first, second = world.session.tree.branches()  # the same question, asked twice
+        assert first.num_prompt == second.num_prompt
+        assert [sum(b.loss_mask) for b in (first, second)] == [len("5so 4"), len("45")]
 
 
 async def test_group_reward_shares_one_point() -> None:
