@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from configs.rules.eval_datasets import EvalDataset, eval_datasets
 from configs.rules.inputs import check_data, is_data
+from configs.rules.judge import why_no_judge
 from configs.rules.rewards import may_reward, why_missing
 from configs.schema import Config
 from configs.schema.reward import COMPARING, RM_TYPES
@@ -83,6 +84,8 @@ def _scored(config: Config, dataset: EvalDataset) -> Iterator[str]:
         return
     if missing := why_missing(scorer):
         yield f"{where}, rm_type {scorer}: {missing}"
+    if scorer == "judge" and (missing := why_no_judge(dataset.reward)):
+        yield f"{where}, rm_type judge: {missing}"
     if scorer == "remote_rm" and dataset.reward.rm_url is None:
         yield f"{where}, rm_type remote_rm: set --rm-url"
     if scorer in COMPARING and not procedural and dataset.data.label_key is None:

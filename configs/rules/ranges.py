@@ -20,6 +20,7 @@ _AT_LEAST_1 = (
     "tool_max_output_tokens",
     "agent_concurrency",
     "reward_num_workers",
+    "judge_concurrency",
     "global_batch_size",
     "num_steps_per_rollout",
     "max_tokens_per_gpu",
@@ -55,6 +56,7 @@ _AT_LEAST_1 = (
 
 _AT_LEAST_0 = (
     "push_staging_bytes",
+    "judge_cache_size",
     "log_samples",
     "seed",
     "rollout_seed",

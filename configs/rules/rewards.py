@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
+from configs.rules.judge import why_no_judge
 from configs.rules.user_source import source_text
 from configs.schema import Config
 from configs.schema.reward import COMPARING, RM_TYPES
@@ -62,6 +63,8 @@ def rewards(config: Config) -> Iterator[str]:
         )
     if reward.rm_type == "remote_rm" and reward.rm_url is None:
         yield "--rm-type remote_rm without --rm-url: expected the server's, http://HOST:PORT/PATH"
+    if reward.rm_type == "judge" and (missing := why_no_judge(reward)):
+        yield f"--rm-type judge: {missing}"
     if reward.rm_type is not None and (missing := why_missing(reward.rm_type)):
         yield f"--rm-type {reward.rm_type}: {missing}"
     if reward.rm_type in COMPARING and not procedural and data.label_key is None:

@@ -50,6 +50,7 @@ def tell_args(site: RunContext, *, router: Router, model: str | None) -> Config:
         **{name: value for name, value in shape.items() if name not in config.megatron},
         "hf_checkpoint": model,
         "sglang_router_port": router.port,
+        "run_dir": str(site.run_dir.path.absolute()),
         "start_rollout_id": site.clock.num_trained,
     }
     told = replace(config, found=found)

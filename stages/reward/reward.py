@@ -16,6 +16,7 @@ from pipeline.core.errors import ConfigError, RewardError
 from pipeline.core.tally import Tally
 from pipeline.core.types import Sample, Status
 from pipeline.core.user_errors import in_words
+from stages.reward.judge import Judge, build_judge
 from stages.reward.judgement import judged
 from stages.reward.pool import Overdue, WorkerPool
 from stages.reward.remote import RemoteReward
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # groups in a row of which a scorer judged no answer in time: then it is the scorer that hangs
 HANGS_AFTER = 4
-REMOTE = "remote_rm"
+REMOTE, JUDGE = "remote_rm", "judge"
 # of args: functions that read sample.reward, whatever it is
 _READERS = ("custom_reward_post_process_path", "custom_convert_samples_to_train_data_path")
 UNJUDGED = "unjudged"  # the key in sample.metadata that says why an answer counts as wrong
@@ -43,8 +44,8 @@ class RewardStage:
     custom generate function, or scored before its neighbour was generated again) keeps it.
 
     Which scorer: the sample's `custom_rm_path`, else --custom-rm-path, else the sample's
-    metadata["rm_type"], else --rm-type, else reasoning_gym for its own prompts. remote_rm is not
-    one of the plain functions of stages.reward.scorers: it asks a server."""
+    metadata["rm_type"], else --rm-type, else reasoning_gym for its own prompts. remote_rm and
+    judge are none of the plain functions of stages.reward.scorers: they ask a server."""
 
     def __init__(self, config: RewardConfig, args: SimpleNamespace) -> None:
         self._config, self._args = config, args
@@ -54,6 +55,7 @@ class RewardStage:
             config.reward_num_workers or max(1, min(8, (os.cpu_count() or 1) // 2))
         )
         self._remote = RemoteReward(config.rm_url, config.reward_timeout_seconds)
+        self._judge: Judge | None = None
         self._functions: dict[str, UserFunction] = {}
         # by scorer: the groups of the answers that got no score since the last that got one
         self._overdue: defaultdict[str, set[int | None]] = defaultdict(set)
@@ -79,6 +81,8 @@ class RewardStage:
 
     async def close(self) -> None:
         await self._remote.close()
+        if self._judge is not None:
+            await self._judge.close()
         await asyncio.to_thread(self._workers.close)
 
     async def _score(self, sample: Sample) -> None:
@@ -141,9 +145,13 @@ class RewardStage:
             )
         return str(name)
 
-    async def _built_in(self, name: str, sample: Sample) -> float | dict[str, Any]:
+    async def _built_in(self, name: str, sample: Sample) -> Any:
         if name == REMOTE:
             return await self._remote(sample)
+        if name == JUDGE:
+            if self._judge is None:
+                self._judge = build_judge(self._config, self._args)
+            return await self._judge(sample)
         scorer = SCORERS[name]
         metadata = {**sample.metadata, "__index__": sample.index}
         if isinstance(sample.prompt, str):

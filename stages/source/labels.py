@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from configs.rules.judge import why_no_judge
 from configs.rules.rewards import why_missing
 from configs.schema.reward import COMPARING, RM_TYPES, RewardConfig
 from pipeline.core.errors import ConfigError, DataError
@@ -33,6 +34,8 @@ def scored_by(reward: RewardConfig) -> Judge:
                 f"{row.where}: its metadata says rm_type remote_rm; set --rm-url, the server that"
                 " scores"
             )
+        if scorer == "judge" and (missing := why_no_judge(reward)):
+            raise DataError(f"{row.where}: its metadata says rm_type judge: {missing}")
         if missing := why_missing(scorer):
             raise DataError(f"{row.where}: rm_type {scorer}: {missing}")
         if scorer == "reasoning_gym" and "reasoning_gym" not in row.metadata:

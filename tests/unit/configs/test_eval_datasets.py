@@ -119,6 +119,7 @@ def test_pairs_are_data_sets_with_what_the_flags_say(folder: Path) -> None:
         ("datasets: [{name: a, path: aime.jsonl, top_k: x}]", "top_k x: expected an integer"),
         ("datasets: [{name: a, path: aime.jsonl, rm_type: m}]", "rm_type m: expected one of math"),
         ("datasets: [{name: a, path: aime.jsonl, rm_type: ifbench}]", "ifbench: .*git clone"),
+        ("datasets: [{name: a, path: aime.jsonl, rm_type: judge}]", "judge: set --judge-url"),
         ("datasets: [{name: a, path: aime.jsonl, rm_type: remote_rm}]", "set --rm-url"),
         ("datasets: [{name: a, path: aime.jsonl, no_stop_trim: 3}]", "expected true or false"),
         ("datasets: [{name: a, path: aime.jsonl, app_service: u}]", "app_service is not there: "),

@@ -50,6 +50,9 @@ BASE = [
 ]
 
 
+JUDGE = "--rm-type judge --judge-url http://h/v1 --judge-model big"
+
+
 def words(text: str) -> list[str]:
     return later_wins([*BASE, *text.split()])
 
@@ -81,6 +84,7 @@ def words(text: str) -> list[str]:
         "--custom-generate-function-path mine.py --n-samples-per-prompt 1",
         "--dynamic-sampling-filter-path zero_std",
         "--rm-type remote_rm --rm-url http://localhost:8000",
+        JUDGE,
         "--rm-type gpqa --label-key none",
         "--eval-interval 5 --eval-prompt-data data.jsonl",
         "--eval-interval 5 --eval-prompt-data a data.jsonl b data.jsonl@[0:5]",
@@ -528,6 +532,19 @@ def test_a_mock_run_needs_no_model_and_no_data() -> None:
         ("--buffer-filter-path bare.py", ["--buffer-filter-path", "buffer_filter"]),
         ("--rm-type remote_rm", ["--rm-type remote_rm without --rm-url", "http://HOST:PORT"]),
         ("--rm-type remote_rm --rm-url localhost:8000", ["--rm-url localhost:8000", "http://"]),
+        ("--rm-type judge", ["--rm-type judge: set --judge-url"]),
+        (
+            "--rm-type judge --judge-url 127.0.0.1:30000",
+            ["--judge-url 127.0.0.1:30000", "http://HOST:PORT/v1"],
+        ),
+        ("--rm-type judge --judge-url http://h/v1", ["set --judge-model"]),
+        (f"{JUDGE} --judge-prompt-path nowhere.txt", ["nowhere.txt", "expected a text file"]),
+        (f"{JUDGE} --judge-prompt-path mine.py", ["mine.py has neither {response} nor {answer}"]),
+        (f"{JUDGE} --judge-score-pattern (", ["--judge-score-pattern (", "no regular expression"]),
+        (f"{JUDGE} --judge-score-pattern [0-9]", ["expected a group around the number"]),
+        (f"{JUDGE} --judge-sampling-params 0", ["--judge-sampling-params 0", "JSON object"]),
+        (f"{JUDGE} --judge-api-key-env NO_SUCH_KEY", ["NO_SUCH_KEY; export it"]),
+        (f"{JUDGE} --judge-concurrency 0", ["--judge-concurrency 0", "at least 1"]),
         ("--rm-type ifbench", ["--rm-type ifbench", "git clone", "PYTHONPATH"]),
         ("--rm-type dapo --label-key none", ["--rm-type dapo without --label-key"]),
         ("--eval-interval 5", ["--eval-interval 5", "--eval-prompt-data"]),

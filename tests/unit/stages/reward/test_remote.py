@@ -15,7 +15,8 @@ from configs.schema import RewardConfig
 from pipeline.core.errors import RewardError
 from pipeline.core.types import Sample, Status
 from stages.reward import build_reward
-from stages.reward.remote import ATTEMPTS, RemoteReward
+from stages.reward.asking import ATTEMPTS
+from stages.reward.remote import RemoteReward
 
 SAMPLE = Sample(index=0, prompt="1+2=", response="3", label="3", status=Status.COMPLETED)
 Answer = Callable[[int], web.StreamResponse]

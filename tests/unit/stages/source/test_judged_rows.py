@@ -77,6 +77,7 @@ CALLS = [{"function": {"name": "calc", "arguments": {"x": 1}}}]
         ({**GOOD, "label": "1/2", "metadata": {"rm_type": "dapo"}}, MATH, "'1/2' is no whole num"),
         ({**GOOD, "label": None, "metadata": {"rm_type": "f1"}}, MATH, "rm_type f1 compares with"),
         ({**GOOD, "metadata": {"rm_type": "remote_rm"}}, MATH, "rm_type remote_rm; set --rm-url"),
+        ({**GOOD, "metadata": {"rm_type": "judge"}}, MATH, "rm_type judge: set --judge-url"),
         ({**GOOD, "metadata": {"rm_type": "ifbench"}}, MATH, "ifbench: .*git clone"),
         ({**GOOD, "label": None, "metadata": {"rm_type": "gpqa"}}, MATH, None),
         ({**GOOD, "metadata": {"rm_type": "reasoning_gym"}}, MATH, "prompts of reasoning_gym:TASK"),
