@@ -22,13 +22,13 @@ class FakeJudge:
 
     def __init__(self) -> None:
         self.let_go, self.asked = threading.Event(), threading.Event()
-        self.num_asked = 0
+        self.questions: list[str] = []
         judge, first = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
-                judge.num_asked += 1
+                judge.questions.append(self.path)
                 if first.acquire(blocking=False):
                     judge.asked.set()
                     judge.let_go.wait(60)
@@ -75,7 +75,7 @@ def test_pushes_go_out_while_a_judgement_is_awaited(judge: FakeJudge, tmp_path: 
     assert [row["reward_mean"] for row in trained] == [0.5] * 5
     kept = (tmp_path / "m" / "judgements.jsonl").read_text().splitlines()
     # equal questions (of equal answers) were asked once
-    assert len({json.loads(line)["key"] for line in kept}) == len(kept) == judge.num_asked
+    assert len({json.loads(line)["key"] for line in kept}) == len(kept) == len(judge.questions)
 
 
 def test_a_signal_does_not_wait_for_the_judge(judge: FakeJudge, tmp_path: Path) -> None:
