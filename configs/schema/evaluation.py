@@ -37,6 +37,8 @@ class EvalConfig:
     eval_label_key: str | None = None  # in evaluation; by default --label-key
     eval_tool_key: str | None = None  # in evaluation; by default --tool-key
     eval_reward_key: str | None = None  # in evaluation; by default --reward-key
+    # from which reward on an answer is right, in evaluations' pass@k
+    eval_pass_reward: float = 1.0
     # that deadline in evaluation; by default --episode-timeout-seconds
     eval_episode_timeout_seconds: float | None = None
     eval_max_prompts: int = 256  # how many prompts of a procedural task are evaluated on

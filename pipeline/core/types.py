@@ -6,7 +6,7 @@ slime's."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -213,6 +213,15 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean, and the bounds of its 95% confidence interval; None where one cannot be told."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
     """One evaluation of one data set."""
 
@@ -229,6 +238,11 @@ class EvalResult:
     seconds: float
     error: str | None = None  # why nothing was measured: all samples failed, the first with this
     first_failure: str | None = None  # of a sample, where only some failed
+    # of reward_mean, over prompts; None of a single prompt, and where a user's function evaluated
+    reward_mean_low: float | None = None
+    reward_mean_high: float | None = None
+    num_prompts: int | None = None  # with a sample that did not fail
+    pass_at_k: Mapping[int, Estimate] = field(default_factory=dict)  # by k
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.eval_figures import last_pass, with_interval
 from pipeline.core.format import duration, number, percent
 from pipeline.report.charts import (
     course_chart,
@@ -194,7 +195,8 @@ def _eval_table(history: History) -> str:
             str(r.get("name", "eval")),
             number(r.get("rollout_id")),
             _versions(r),
-            number(r.get("reward_mean")) if not r.get("error") else f"failed: {r['error']}",
+            with_interval(r, "reward_mean") if not r.get("error") else f"failed: {r['error']}",
+            last_pass(r) or "-",
             number(r.get("num_samples")),
             number(r.get("num_failed")),
             percent(r.get("truncated_fraction")),
@@ -207,7 +209,8 @@ def _eval_table(history: History) -> str:
             "data set",
             "after rollouts",
             "policy versions",
-            "reward",
+            "reward [95%]",
+            "pass@k [95%]",
             "samples",
             "failed",
             "truncated",

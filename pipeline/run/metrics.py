@@ -270,5 +270,10 @@ def push_record(result: PushResult, *, rollout_id: int) -> Record:
 
 
 def eval_record(result: EvalResult) -> Record:
-    """One evaluated data set."""
-    return {"kind": "eval", **asdict(result)}
+    """One evaluated data set. pass@k is `pass_at_K`, `pass_at_K_low` and `pass_at_K_high`."""
+    record = {"kind": "eval", **asdict(result)}
+    for k, estimate in record.pop("pass_at_k").items():
+        name = f"pass_at_{k}"
+        record |= {name: estimate["mean"]}
+        record |= {f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
+    return record

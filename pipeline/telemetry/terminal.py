@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.eval_figures import with_interval
 from pipeline.core.format import duration, number, percent
 from pipeline.core.time import TimeSource
 from pipeline.telemetry.view import (
@@ -265,7 +266,7 @@ def _evals(view: RunView, train: Mapping[str, Any], out: Table) -> None:
                 "eval",
                 _text(
                     f"{name} ",
-                    (number(record.get("reward_mean")), "bold green"),
+                    (with_interval(record, "reward_mean"), "bold green"),
                     (f"  {eval_detail(record)}", "dim"),
                 ),
             )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from pipeline.core.eval_figures import last_pass, with_interval
 from pipeline.core.format import counted, duration, number, percent
 
 Record = Mapping[str, Any]
@@ -117,7 +118,7 @@ def event_line(record: Record) -> str | None:
                 after = record.get("rollout_id")
                 return f"eval{name} after {after} rollouts failed: {record['error']}"
             return (
-                f"eval {record.get('name')}: reward {number(record.get('reward_mean'))}"
+                f"eval {record.get('name')}: reward {with_interval(record, 'reward_mean')}"
                 f" ({eval_detail(record)})"
             )
         case "engine", ("start" | "death" | "restart" | "no_room" | "drained") as event:
@@ -138,7 +139,9 @@ def eval_detail(record: Record) -> str:
     low, high = record.get("policy_version_min"), record.get("policy_version_max")
     version = f"version {low}" if low == high else f"versions {low}-{high}"
     failed = f", {record['num_failed']} failed" if record.get("num_failed") else ""
-    return f"{version}, {record.get('num_samples')} samples{failed}"
+    passed = last_pass(record)
+    more = f", {passed}" if passed else ""
+    return f"{version}, {record.get('num_samples')} samples{failed}{more}"
 
 
 def sparkline(values: Sequence[float], width: int, *, shares: bool = True) -> str:

@@ -99,6 +99,7 @@ def _set(config: Config, backend: Backend, scorers: Scorers, dataset: EvalDatase
         num_samples=dataset.num_samples,
         reward_key=dataset.reward.reward_key,
         sampling=dataset.sampling,
+        pass_reward=config.eval.eval_pass_reward,
     )
 
 

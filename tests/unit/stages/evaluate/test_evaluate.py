@@ -137,3 +137,29 @@ async def test_rewards_without_a_number_are_measured_by_nobody_and_shown_to_the_
     assert result.error is not None and "--eval-reward-key" in result.error
     assert "{'said': 'good'}" in result.error
     assert shown == [[{"said": "good"}]]
+
+
+async def test_pass_at_k_and_intervals_are_over_prompts() -> None:
+    """Three prompts of four samples; of the last, two failed."""
+    rewards = {"a": [1.0, 0.0, 0.0, 0.0], "b": [1.0, 1.0, 1.0, 1.0], "c": [0.5, 0.0, None, None]}
+
+    async def scores(samples: Sequence[Sample]) -> None:
+        for sample, reward in zip(samples, rewards[str(samples[0].prompt)], strict=True):
+            sample.reward = reward
+            if reward is None:
+                sample.status, sample.error = Status.FAILED, "no"
+
+    prompts = [Sample(prompt=name) for name in rewards]
+
+    def data(**more: Any) -> list[EvalSet]:
+        return [EvalSet(name="d", prompts=prompts, reward=scores, num_samples=4, **more)]
+
+    (result,) = await Evaluator(FakeGenerate(), data()).evaluate(0)
+    assert (result.reward_mean, result.num_prompts, result.num_failed) == (0.55, 3, 2)
+    assert result.reward_mean_low is not None and result.reward_mean_high is not None
+    assert 0 < result.reward_mean_low < 0.55 < result.reward_mean_high < 1
+    means = {k: estimate.mean for k, estimate in result.pass_at_k.items()}
+    # pass@2 of a: 1 - C(3, 2) / C(4, 2); of pass@4, c has too few samples to say
+    assert means == {1: pytest.approx((0.25 + 1 + 0) / 3), 2: pytest.approx(1.5 / 3), 4: 1.0}
+    (lenient,) = await Evaluator(FakeGenerate(), data(pass_reward=0.5)).evaluate(0)
+    assert lenient.pass_at_k[2].mean == pytest.approx((0.5 + 1 + 1) / 3)
