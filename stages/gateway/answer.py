@@ -80,6 +80,7 @@ def chat_answer(
                 "message": {"refusal": None, **choice.message},
                 "finish_reason": choice.finish_reason,
                 "logprobs": _logprobs(choice, tokenizer) if request.logprobs else None,
+                **_matched_stop(choice),
             }
             for i, choice in enumerate(choices)
         ],
@@ -119,6 +120,12 @@ def _deltas(choice: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[st
     for i, call in enumerate(message.get("tool_calls") or ()):
         yield {"tool_calls": [{"index": i, **call}]}, {"logprobs": None}
     yield {}, {"logprobs": None, "finish_reason": choice["finish_reason"]}
+
+
+def _matched_stop(choice: Choice) -> dict[str, str]:
+    """SGLang's word for the stop text that ended an answer; OpenAI has none."""
+    matched = choice.completion.matched
+    return {"matched_stop": matched} if isinstance(matched, str) else {}
 
 
 def _upto_stop(text: str, completion: Completion) -> str:

@@ -11,6 +11,7 @@ import orjson
 from stages.gateway.answer import chat_chunks
 from stages.gateway.errors import RequestError
 from stages.gateway.openapi import CHAT_COMPLETIONS
+from stages.gateway.past import Past
 
 JsonObject = dict[str, Any]
 
@@ -20,10 +21,14 @@ class Dialect(Protocol):
 
     path: str  # POST here
 
-    def request(self, body: JsonObject) -> JsonObject:
+    def request(self, body: JsonObject, past: Past) -> JsonObject:
         """The body of a chat completion that asks for the same; instead of `messages` it may have a
         `prompt`, a text or token ids that no chat template is put around. `stream` is not looked
-        at. Raises RequestError for what it cannot say."""
+        at. `past`: of the session. Raises RequestError for what it cannot say."""
+
+    def keep(self, chat: Mapping[str, Any], body: JsonObject, past: Past) -> None:
+        """Notes an answer that later bodies may name. Most protocols have all in every body."""
+        return
 
     def streams(self, body: JsonObject) -> bool:
         """Is the answer asked for as server-sent events? Of a body that `request` has taken."""
@@ -42,12 +47,30 @@ class Dialect(Protocol):
         answer of status 200 alone."""
 
 
-class ChatCompletions:
+class CountDialect(Protocol):
+    """A question of how many tokens a body has, which no engine is asked. Pure."""
+
+    path: str  # POST here
+
+    def request(self, body: JsonObject) -> JsonObject:
+        """As a Dialect's."""
+
+    def answer(self, num_tokens: int) -> JsonObject:
+        """The answer's body."""
+
+    def error(self, error: RequestError) -> JsonObject:
+        """As a Dialect's."""
+
+    def description(self) -> JsonObject:
+        """As a Dialect's."""
+
+
+class ChatCompletions(Dialect):
     """OpenAI's, which is the gateway's own form."""
 
     path = "/v1/chat/completions"
 
-    def request(self, body: JsonObject) -> JsonObject:
+    def request(self, body: JsonObject, past: Past) -> JsonObject:
         if "prompt" in body:
             raise RequestError("prompt is not served here; expected messages", param="prompt")
         return body

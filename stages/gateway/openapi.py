@@ -9,7 +9,7 @@ from pipeline.core.version import __version__
 from stages.gateway.messages import ROLES
 
 if TYPE_CHECKING:
-    from stages.gateway.dialect import Dialect
+    from stages.gateway.dialect import CountDialect, Dialect
 
 _TEXT_OR_PARTS = {
     "anyOf": [
@@ -127,18 +127,18 @@ _CHAT_ANSWER = {
 _REWARD = {"anyOf": [{"type": "number"}, {"type": "object"}]}
 
 
-def operation(summary: str, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """A POST of JSON that is answered by JSON, or by server-sent events."""
+def operation(
+    summary: str, body: dict[str, Any], answer: dict[str, Any], *, streams: bool = True
+) -> dict[str, Any]:
+    """A POST of JSON that is answered by JSON, or, if it `streams`, by server-sent events."""
+    events = {"text/event-stream": {"schema": {"type": "string"}}} if streams else {}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {
             "200": {
                 "description": "the answer",
-                "content": {
-                    "application/json": {"schema": answer},
-                    "text/event-stream": {"schema": {"type": "string"}},
-                },
+                "content": {"application/json": {"schema": answer}, **events},
             }
         },
     }
@@ -167,7 +167,7 @@ _REFUSED = {"400": "not as described", "401": "no token of a rollout", "429": "t
 _REFUSED_BODY = {"413": "the body is too large", "503": "the engines did not answer"}
 
 
-def describe(dialects: Sequence[Dialect]) -> dict[str, Any]:
+def describe(dialects: Sequence[Dialect | CountDialect]) -> dict[str, Any]:
     """OpenAPI 3.1."""
     paths = {dialect.path: {"post": _secured(dialect.description())} for dialect in dialects}
     return {

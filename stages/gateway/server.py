@@ -11,15 +11,15 @@ import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
 from pipeline.core.errors import ConfigError, GenerateError
 from pipeline.core.time import MonotonicTime, TimeSource
 from stages.gateway.chat import read_chat, said
-from stages.gateway.dialect import Dialect, openai_error
-from stages.gateway.dialects import DIALECTS
+from stages.gateway.dialect import CountDialect, Dialect, openai_error
+from stages.gateway.dialects import COUNTS, DIALECTS
 from stages.gateway.errors import (
     ForeignSessionError,
     RequestError,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 1.0  # for answers under way when the gateway ends
 Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
+D = TypeVar("D", Dialect, CountDialect)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +68,17 @@ class Gateway:
         host: str = "127.0.0.1",
         limits: Limits | None = None,
         dialects: Sequence[Dialect] = DIALECTS,
+        counts: Sequence[CountDialect] = COUNTS,
         time: TimeSource | None = None,
     ) -> None:
         """`model`: the name that /v1/models gives; agents may ask for any."""
         self.model, self._host, self._limits = model, host, limits or Limits()
-        self._dialects, self._time = dialects, time or MonotonicTime()
+        self._dialects, self._counts, self._time = dialects, counts, time or MonotonicTime()
         self._sessions: dict[str, Session] = {}  # by token
         self._rates: dict[str, RateLimit] = {}
         self._runner: web.AppRunner | None = None
         self._port = 0
-        self._description = orjson.dumps(describe(dialects))
+        self._description = orjson.dumps(describe([*dialects, *counts]))
 
     @property
     def url(self) -> str:
@@ -92,7 +94,9 @@ class Gateway:
             client_max_size=self._limits.max_body_bytes, middlewares=[web.middleware(_in_json)]
         )
         for dialect in self._dialects:
-            app.router.add_post(dialect.path, self._completing(dialect))
+            app.router.add_post(dialect.path, _refusing(dialect, self._complete))
+        for counts in self._counts:
+            app.router.add_post(counts.path, _refusing(counts, self._count))
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/rollouts/{rollout}/reward", self._reward)
         app.router.add_get("/openapi.json", self._describe)
@@ -142,21 +146,13 @@ class Gateway:
 
     # -- routes ------------------------------------------------------------------------------------
 
-    def _completing(self, dialect: Dialect) -> Handler:
-        async def answered(request: web.Request) -> web.StreamResponse:
-            try:
-                return await self._complete(request, dialect)
-            except RequestError as error:
-                return _json(error.status, dialect.error(error), _hints(error))
-
-        return answered
-
     async def _complete(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
         session = self._admitted(request)
         if session.num_in_flight >= self._limits.max_in_flight:
             raise TooManyError(f"{session.num_in_flight} requests of this rollout wait already")
         body = await self._body(request)
-        exchange = await session.chat(read_chat(dialect.request(body)))
+        exchange = await session.chat(read_chat(dialect.request(body, session.past)))
+        dialect.keep(exchange.answer, body, session.past)
         try:
             if dialect.streams(body):
                 return await _streamed(request, dialect.events(exchange.answer, body))
@@ -164,6 +160,11 @@ class Gateway:
         except BaseException:  # cancelled, or the agent has gone
             exchange.withdraw()
             raise
+
+    async def _count(self, request: web.Request, counts: CountDialect) -> web.StreamResponse:
+        session = self._admitted(request)
+        asked = read_chat(counts.request(await self._body(request)))
+        return _json(200, counts.answer(session.count(asked)))
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         self._admitted(request)
@@ -206,6 +207,23 @@ class Gateway:
         if not isinstance(body, dict):
             raise RequestError(f"the body is {said(body)}; expected a JSON object")
         return body
+
+
+def _refusing(
+    dialect: D, handle: Callable[[web.Request, D], Awaitable[web.StreamResponse]]
+) -> Handler:
+    """`handle`, with its refusals in the dialect's words."""
+    from aiohttp import web
+
+    async def answered(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handle(request, dialect)
+        except web.HTTPRequestEntityTooLarge as error:
+            return _json(error.status, dialect.error(TooLargeError(error.reason)))
+        except RequestError as error:
+            return _json(error.status, dialect.error(error), _hints(error))
+
+    return answered
 
 
 async def _in_json(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -19,6 +19,7 @@ from stages.gateway.chat import ChatRequest
 from stages.gateway.errors import NoRoomError, RequestError, UnavailableError
 from stages.gateway.history import History
 from stages.gateway.messages import read_messages
+from stages.gateway.past import Past
 from stages.gateway.tree import Node, TokenTree, num_known_experts, tokens_of
 
 
@@ -58,6 +59,7 @@ class Session:
         self.reward: Any = None  # posted
         self.last_error: str | None = None  # of the engines
         self.num_requests = 0
+        self.past = Past()
         self.engine_seconds = 0.0  # in which at least one request was with the engines
         self._model, self._params, self._time = model, dict(params), time
         self._history = History()
@@ -88,6 +90,13 @@ class Session:
         nodes = [self._keep(choice, request, place) for choice in choices]
         answer = chat_answer(choices, request, len(ids), tokenizer)
         return Exchange(answer, [node for node in nodes if node is not None])
+
+    def count(self, request: ChatRequest) -> int:
+        """Tokens of the prompt as a new chat has them. Raises RequestError."""
+        try:
+            return len(self._model.template.prompt(request.messages, request.tools))
+        except DataError as error:
+            raise RequestError(str(error), param="messages") from error
 
     def close(self) -> None:
         """Requests under way are dropped, and none is taken any more."""
