@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,20 @@ def rows_asked(options: argparse.Namespace) -> list[tuple[str, int]]:
     return rows
 
 
-def cells(options: argparse.Namespace, book: Book, protocol: Protocol) -> Iterator[Cell]:
-    """Every run of the experiment, a row at a time: its choosing, then, decided by what the book
-    says by then, its fresh seeds."""
+def stretches(options: argparse.Namespace, book: Book, protocol: Protocol) -> Iterator[list[Cell]]:
+    """Every run of the experiment, in stretches whose runs do not wait for each other: of each row
+    its choosing, then, decided by what the book says by then, its fresh seeds."""
     for method, staleness in rows_asked(options):
-        for seed in options.choosing_seeds:
-            for lr in options.rates:
-                yield Cell(method=method, staleness=staleness, lr=lr, seed=seed)
+        yield [
+            Cell(method=method, staleness=staleness, lr=lr, seed=seed)
+            for seed in options.choosing_seeds
+            for lr in options.rates
+        ]
         lr = chosen_rate(options, book, protocol, method, staleness)
-        for seed in options.fresh_seeds:
-            yield Cell(method=method, staleness=staleness, lr=lr, seed=seed)
+        yield [
+            Cell(method=method, staleness=staleness, lr=lr, seed=seed)
+            for seed in options.fresh_seeds
+        ]
 
 
 def chosen_rate(
@@ -82,15 +87,23 @@ def chosen_rate(
 def run_all(options: argparse.Namespace, protocol: Protocol) -> None:
     book = Book.open(options.runs)
     until = time.monotonic() + options.hours * 3600
-    for cell in cells(options, book, protocol):
-        if book.find(cell, protocol) is not None:
-            continue
+    for stretch in stretches(options, book, protocol):
+        missing = [cell for cell in stretch if book.find(cell, protocol) is None]
+
+        def one(cell: Cell) -> dict[str, Any] | None:
+            return None if time.monotonic() > until else run(cell, protocol, options.model)
+
+        with ThreadPoolExecutor(options.side_by_side) as pool:
+            try:
+                for done in as_completed([pool.submit(one, cell) for cell in missing]):
+                    if (row := done.result()) is not None:
+                        book.write(row)
+                        print({k: v for k, v in row.items() if k != "held_out"}, flush=True)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # where one failed
         if time.monotonic() > until:
             print("the time is up; the same command goes on from here")
             return
-        row = run(cell, protocol, options.model)
-        book.write(row)
-        print({k: v for k, v in row.items() if k != "held_out"}, flush=True)
 
 
 def summary(options: argparse.Namespace, protocol: Protocol) -> list[dict[str, Any]]:
@@ -191,6 +204,9 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=100)
     parser.add_argument("--eval-every", type=int, default=5)
     parser.add_argument("--hours", type=float, default=1e9, help="begin no run after so many")
+    parser.add_argument(
+        "--side-by-side", type=int, default=1, help="runs at once; staleness and figures are theirs"
+    )
     parser.add_argument("--model", type=Path, help="a warmed-up model's folder; default: made")
     parser.add_argument("--runs", type=Path, default=RUNS, help="the file of finished runs")
     parser.add_argument("--dry", action="store_true", help="table: keep nothing")
