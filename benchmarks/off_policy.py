@@ -1,8 +1,10 @@
 """Does it learn off-policy? Every method at its own best learning rate, at a staleness that is
-fixed and not raced, on the quickstart's task.
+fixed and not raced, on the quickstart's task (answers of four tokens) or with a scratchpad (80).
 
     python -m benchmarks.off_policy run [--methods tis,none] [--staleness 0,8,16] [--hours 2]
     python -m benchmarks.off_policy table
+
+each with `--task scratchpad` for the other.
 
 `run`: from one warmed-up model, with `--fixed-staleness K` every trained token is exactly K policy
 versions old (after the first K rollouts, which nothing older could have made). First each method,
@@ -17,7 +19,8 @@ The warmed-up model is kept in models/off-policy/ (or is `--model`); its digest 
 
 `table`: from those lines: the chosen rate, the figure with its 95 % confidence interval over
 seeds, the paired difference to the synchronous run on the same seeds, and the median of samples to
-a held-out reward of 0.9. Writes results/off_policy.json and off_policy.svg."""
+a held-out reward of 0.9. Writes results/off_policy.json and off_policy.svg, or
+off_policy_scratchpad.*."""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ from typing import Any
 from benchmarks.common import RESULTS, ROOT, keep, table
 from benchmarks.off_policy_runs import METHODS, SYNCHRONOUS, Book, Cell, Protocol, digest, run
 from benchmarks.off_policy_statistics import best_rate, interval, paired, samples_to
+from benchmarks.off_policy_tasks import MODEL, TASKS, Task
 from pipeline.report.svg import Chart, Series, picture
 
 MODELS = ROOT / "models" / "off-policy"
@@ -41,13 +45,17 @@ RUNS = RESULTS / "off_policy_runs.jsonl"
 SAMPLES_A_ROLLOUT = 16 * 8  # the quickstart's
 
 
-def warm_model(folder: Path) -> Path:
-    """The quickstart's policy after its warm-up, made in `folder` if it is not there yet: one
-    rollout at a learning rate of 0."""
+def warm_model(folder: Path, task: Task = TASKS["quickstart"]) -> Path:
+    """The task's policy after its warm-up, made in `folder` if it is not there yet: one rollout at
+    a learning rate of 0."""
     model = folder / "warm" / "checkpoints" / "latest" / "hf"
     if not model.exists():
-        command = [sys.executable, str(ROOT / "train_async.py")]
-        command += ["--config", str(ROOT / "configs" / "presets" / "quickstart.yaml")]
+        command = [sys.executable, str(ROOT / "train_async.py"), *task.flags, *task.warmup_flags]
+        command += ["--hf-checkpoint", MODEL]
+        if task.write_warmup is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            task.write_warmup(folder / "warmup.jsonl")
+            command += ["--sft-data", str(folder / "warmup.jsonl")]
         command += ["--num-rollout", "1", "--lr", "0", "--async-buffer-size", "0"]
         command += ["--eval-interval", "0", "--runs-dir", str(folder), "--name", "warm"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -159,7 +167,8 @@ def write(options: argparse.Namespace, protocol: Protocol) -> None:
     table(shown, [[row[k] for k in shown] for row in rows])
     if options.dry:
         return
-    keep("off_policy", {"protocol": str(protocol), "rates": options.rates, "rows": rows})
+    name = "off_policy" if options.task == "quickstart" else f"off_policy_{options.task}"
+    keep(name, {"protocol": str(protocol), "rates": options.rates, "rows": rows})
     series = [
         Series(
             label=f"{r['method']}, K = {r['staleness']}, lr {r['lr']:g}",
@@ -175,8 +184,8 @@ def write(options: argparse.Namespace, protocol: Protocol) -> None:
         height=300,
         y_range=(0, 1),
     )
-    title = "Tokens exactly K policy versions old"
-    (RESULTS / "off_policy.svg").write_text(picture(title, [chart]), encoding="utf-8")
+    title = f"Tokens exactly K policy versions old ({options.task})"
+    (RESULTS / f"{name}.svg").write_text(picture(title, [chart]), encoding="utf-8")
 
 
 def numbers(text: str) -> list[int]:
@@ -192,6 +201,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--task", choices=list(TASKS), default="quickstart")
     parser.add_argument("--methods", type=lambda t: t.split(","), default=list(METHODS))
     parser.add_argument("--staleness", type=numbers, default=[0, 2, 4, 8, 16])
     parser.add_argument(
@@ -211,9 +221,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="the file of finished runs")
     parser.add_argument("--dry", action="store_true", help="table: keep nothing")
     options = parser.parse_args()
-    options.model = options.model or warm_model(MODELS)
+    options.model = options.model or warm_model(MODELS / options.task, TASKS[options.task])
     protocol = Protocol(
-        model=digest(options.model), rollouts=options.rollouts, eval_every=options.eval_every
+        model=digest(options.model),
+        task=options.task,
+        rollouts=options.rollouts,
+        eval_every=options.eval_every,
     )
     run_all(options, protocol) if options.what == "run" else write(options, protocol)
 

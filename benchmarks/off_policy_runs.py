@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, train
+from benchmarks.common import train
+from benchmarks.off_policy_tasks import TASKS
 
 _OWN = "--no-use-tis"
 _PRESET = "--off-policy-correction"
@@ -56,6 +57,7 @@ class Protocol:
     for a warm-up on another machine may end elsewhere."""
 
     model: str
+    task: str = "quickstart"
     rollouts: int = 100
     eval_every: int = 5
     eval_prompts: int = 256
@@ -64,7 +66,7 @@ class Protocol:
     def flags(self, cell: Cell, model: Path) -> list[str]:
         """The command line of a run, after `train_async.py`."""
         return [
-            *("--config", str(ROOT / "configs" / "presets" / "quickstart.yaml")),
+            *TASKS[self.task].flags,
             *("--hf-checkpoint", str(model), "--sft-steps", "0"),
             *("--num-rollout", str(self.rollouts)),
             *("--async-buffer-size", str(cell.staleness), "--fixed-staleness"),

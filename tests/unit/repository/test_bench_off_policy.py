@@ -3,17 +3,21 @@ the choosing seeds alone, differences are paired by seed."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import off_policy
+from benchmarks.off_policy_reward import reward_func
 from benchmarks.off_policy_runs import METHODS, Book, Cell, Protocol
 from benchmarks.off_policy_statistics import best_rate, interval, paired, samples_to
+from benchmarks.off_policy_tasks import MODEL, TASKS, scratchpad, write_scratchpads
 from configs.command_line.entry import parse_or_exit
+from pipeline.core.types import Sample
 from pipeline.wiring import FAMILIES
 
 PROTOCOL = Protocol(model="0123456789ab", rollouts=20)
@@ -31,12 +35,29 @@ def late_of(cell: Cell) -> float:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_a_run(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_every_method_is_a_run(method: str, task: str, tmp_path: Path) -> None:
     cell = Cell(method=method, staleness=8, lr=0.1, seed=1)
-    words = [
-        w for w in PROTOCOL.flags(cell, tmp_path) if w not in ("--hf-checkpoint", str(tmp_path))
-    ]
+    words = replace(PROTOCOL, task=task).flags(cell, tmp_path)
+    words[words.index(str(tmp_path))] = MODEL
     parse_or_exit([*words, "--mock"], prog="train_async.py", families=FAMILIES)
+
+
+def test_a_scratchpad_ends_with_the_answer_and_is_long(tmp_path: Path) -> None:
+    assert scratchpad("cat", backward=True) == "at c>t ac> tac"
+    assert scratchpad("cat", backward=False) == "at c>t ca> cat"
+    write_scratchpads(tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    words = [(r["prompt"].split()[-1], r["label"].rpartition(" ")[2]) for r in rows]
+    right = sum(said == word[::-1] for word, said in words) / len(words)
+    assert 0.18 < right < 0.22 and all(len(r["label"]) >= 64 for r in rows)
+
+
+async def test_the_scratchpads_reward_is_of_its_last_word() -> None:
+    sample = Sample(label="tac", response="at c>t ac> tac")
+    assert await reward_func(None, sample) == 1.0
+    sample.response = "tac > cat"
+    assert await reward_func(None, sample) == 0.0
 
 
 def test_student_interval() -> None:
