@@ -28,13 +28,15 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, keep, table
+from benchmarks.off_policy_engines import KeptEngines
 from benchmarks.off_policy_runs import METHODS, SYNCHRONOUS, Book, Cell, Protocol, digest, run
 from benchmarks.off_policy_statistics import best_rate, interval, paired, samples_to
 from benchmarks.off_policy_tasks import MODEL, TASKS, Task
@@ -95,23 +97,42 @@ def chosen_rate(
 def run_all(options: argparse.Namespace, protocol: Protocol) -> None:
     book = Book.open(options.runs)
     until = time.monotonic() + options.hours * 3600
-    for stretch in stretches(options, book, protocol):
-        missing = [cell for cell in stretch if book.find(cell, protocol) is None]
+    with (
+        tempfile.TemporaryDirectory(prefix="slipstream-bench-") as folder,
+        KeptEngines(options.model, options.side_by_side, Path(folder)) as engines,
+    ):
+        for stretch in stretches(options, book, protocol):
+            run_stretch(stretch, book, protocol, options, engines, until)
+            if time.monotonic() > until:
+                print("the time is up; the same command goes on from here")
+                return
 
-        def one(cell: Cell) -> dict[str, Any] | None:
-            return None if time.monotonic() > until else run(cell, protocol, options.model)
 
-        with ThreadPoolExecutor(options.side_by_side) as pool:
-            try:
-                for done in as_completed([pool.submit(one, cell) for cell in missing]):
-                    if (row := done.result()) is not None:
-                        book.write(row)
-                        print({k: v for k, v in row.items() if k != "held_out"}, flush=True)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # where one failed
-        if time.monotonic() > until:
-            print("the time is up; the same command goes on from here")
-            return
+def run_stretch(
+    stretch: Sequence[Cell],
+    book: Book,
+    protocol: Protocol,
+    options: argparse.Namespace,
+    engines: KeptEngines,
+    until: float,
+) -> None:
+    """Runs what is not in the book yet, and begins nothing after `until`."""
+
+    def one(cell: Cell) -> dict[str, Any] | None:
+        with engines.one() as flags:
+            if time.monotonic() > until:
+                return None
+            return run(cell, protocol, options.model, flags)
+
+    missing = [cell for cell in stretch if book.find(cell, protocol) is None]
+    with ThreadPoolExecutor(options.side_by_side) as pool:
+        try:
+            for done in as_completed([pool.submit(one, cell) for cell in missing]):
+                if (row := done.result()) is not None:
+                    book.write(row)
+                    print({k: v for k, v in row.items() if k != "held_out"}, flush=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # where one failed
 
 
 def summary(options: argparse.Namespace, protocol: Protocol) -> list[dict[str, Any]]:

@@ -87,12 +87,12 @@ def digest(model: Path) -> str:
     return weights.hexdigest()[:12]
 
 
-def run(cell: Cell, protocol: Protocol, model: Path) -> dict[str, Any]:
-    """Trains and says what came of it. `held_out`: [rollouts trained, mean reward] of every
-    evaluation of the policy's own weights on prompts it is not trained on. Raises ValueError
-    where the tokens were not `cell.staleness` versions old, CalledProcessError where the run
-    failed."""
-    found = train(*protocol.flags(cell, model))
+def run(cell: Cell, protocol: Protocol, model: Path, engine: Sequence[str] = ()) -> dict[str, Any]:
+    """Trains, with an engine of its own or with that of these flags, and says what came of it.
+    `held_out`: [rollouts trained, mean reward] of every evaluation of the policy's own weights on
+    prompts it is not trained on. Raises ValueError where the tokens were not `cell.staleness`
+    versions old, CalledProcessError where the run failed."""
+    found = train(*protocol.flags(cell, model), *engine)
     trained = found["train"]
     staleness = statistics.fmean(r["staleness_mean"] for r in trained[cell.staleness :])
     if abs(staleness - cell.staleness) > 0.2:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -19,6 +21,7 @@ from benchmarks.off_policy_tasks import MODEL, TASKS, scratchpad, write_scratchp
 from configs.command_line.entry import parse_or_exit
 from pipeline.core.types import Sample
 from pipeline.wiring import FAMILIES
+from stages.engine.launch import Engine
 
 PROTOCOL = Protocol(model="0123456789ab", rollouts=20)
 
@@ -104,7 +107,8 @@ def test_the_whole_experiment(
 ) -> None:
     done: list[Cell] = []
 
-    def run(cell: Cell, protocol: Protocol, model: Path) -> dict[str, Any]:
+    def run(cell: Cell, protocol: Protocol, model: Path, engine: Sequence[str]) -> dict[str, Any]:
+        assert engine[0] == "--rollout-external-engine-addrs"
         done.append(cell)
         return a_row(cell, late_of(cell), protocol)
 
@@ -115,6 +119,7 @@ def test_the_whole_experiment(
     flags += ["--choosing-seeds", "1-3", "--fresh-seeds", "4-5", "--rollouts", "20"]
     flags += ["--model", str(model), "--runs", str(tmp_path / "runs.jsonl")]
     monkeypatch.setattr(off_policy, "run", run)
+    monkeypatch.setattr(Engine, "start", AsyncMock())
     monkeypatch.setattr("sys.argv", ["off_policy", "run", *flags])
     off_policy.main()
     assert len(done) == len(set(done)) == 2 * (3 * 2 + 2)
