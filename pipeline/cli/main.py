@@ -94,12 +94,13 @@ def parser(prog: str = "python -m pipeline") -> argparse.ArgumentParser:
         help="write the samples to FILE.parquet or FILE.jsonl, with rollout and advantages",
     )
     exporting.add_argument("file", metavar="FILE")
-    from pipeline.cli import chat, convert, doctor, pool
+    from pipeline.cli import chat, convert, doctor, pool, search_server
 
     pool.add_parser(commands)
     chat.add_parsers(commands)
     convert.add_parser(commands)
     doctor.add_parser(commands)
+    search_server.add_parser(commands)
     return root
 
 

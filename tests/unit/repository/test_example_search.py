@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from configs.hooks import load_hook
+from pipeline.core.errors import GenerateError
 from pipeline.core.time import MonotonicTime
 from pipeline.core.types import Completion, Sample, VersionSpan
 from stages.engine.mock import MockTokenizer
@@ -98,10 +99,11 @@ async def test_a_server_that_is_not_there_fails_the_rollout(
 ) -> None:
     monkeypatch.setenv("SEARCH_URL", "http://127.0.0.1:9/retrieve")
     function: Any = load_hook("custom_generate_function_path", AGENT)
-    url = function.__globals__["search_url"]
-    url.cache_clear()
+    search = function.__globals__["search"]
+    search.cache_clear()
+    monkeypatch.setattr("stages.generate.search.tool.FIRST_PAUSE_SECONDS", 0.0)
     try:
-        with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
+        with pytest.raises(GenerateError, match=r"127\.0\.0\.1:9.* failed 3 times"):
             await run("<search>x</search>")
     finally:
-        url.cache_clear()
+        search.cache_clear()
