@@ -73,7 +73,7 @@ def real_bench(config: Config, folder: Path, device: str, watchdog: Watchdog) ->
     args, tokenizer = flat_args(config), read_tokenizer(folder)
     pool = RemotePool(concurrency=share_of(config.cluster))
     client = make_client(config, folder, device, pool)
-    agents = make_agents(config, folder)
+    agents = make_agents(config, tokenizer, folder)
     generate = make_stage(config, args, client, tokenizer, folder, pool, agents)
     reward = build_reward(config.reward, args)
 

@@ -62,7 +62,7 @@ def mock_backend(site: RunContext) -> Backend:
         vision=_vision(config, tokenizer),
     )
     told = tell_args(site, router=router, model=config.model.hf_checkpoint)
-    agents = make_agents(config, config.model.hf_checkpoint)
+    agents = make_agents(config, tokenizer, config.model.hf_checkpoint)
     generate = _stage(config, rollout, evaluation, site.args, client, tokenizer, pool, agents)
     workers = make_workers(
         site, pool, lambda number: partial(mock_bench, told, rollout, evaluation, number)
@@ -129,7 +129,7 @@ def mock_bench(
         config=config.mock, num_processes=cluster.num_rollout_workers, concurrency=share_of(cluster)
     )
     client = MockEngineClient(pool, _that_end(config), tokenizer, seed=config.run.seed + number)
-    agents = make_agents(config, config.model.hf_checkpoint)
+    agents = make_agents(config, tokenizer, config.model.hf_checkpoint)
     generate = _stage(config, rollout, evaluation, args, client, tokenizer, pool, agents)
     reward = build_reward(config.reward, args)
 

@@ -80,7 +80,7 @@ def real_backend(site: RunContext) -> Backend:
     )
     told = tell_args(site, router=router, model=str(folder.absolute()))
     learner = LearnerGroup(learner_settings(told, folder, device), pools)
-    agents = make_agents(config, folder)
+    agents = make_agents(config, tokenizer, folder)
     generate = make_stage(config, site.args, client, tokenizer, folder, pool, agents)
     bench = partial(real_bench, told, folder.absolute(), device)
     workers = make_workers(

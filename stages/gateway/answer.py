@@ -12,6 +12,8 @@ from pipeline.core.protocols import Tokenizer
 from pipeline.core.types import Completion
 from stages.gateway.chat import ChatRequest
 
+THINK = "<think>"
+
 
 class ToolCall(NamedTuple):
     name: str
@@ -23,7 +25,6 @@ class ParsedAnswer(NamedTuple):
 
     content: str
     calls: Sequence[ToolCall] = ()
-    reasoning: str = ""
 
 
 # (what the assistant said with its special tokens, the tools it was given) -> its parts
@@ -40,26 +41,30 @@ class Choice:
 
 
 def read_choice(
-    completion: Completion, request: ChatRequest, tokenizer: Tokenizer, parse: ParseAnswer | None
+    completion: Completion,
+    request: ChatRequest,
+    tokenizer: Tokenizer,
+    parse: ParseAnswer | None = None,
+    prompt_end: str = "",
 ) -> Choice:
-    """`parse`: how the model writes calls of tools; None: it is not known, and they stay text."""
+    """`parse`: how the model writes calls of tools; None: it is not known, and they stay text.
+    `prompt_end`: the last text of the prompt, which may open the thinking."""
     ids = list(completion.token_ids)
     if isinstance(completion.matched, int) and ids and ids[-1] == completion.matched:
         ids.pop()
     reason = "length" if completion.finish_reason == "length" else "stop"
     message: dict[str, Any] = {"role": "assistant"}
+    text = tokenizer.decode(ids, skip_special_tokens=not (request.calls_tools and parse))
+    text = _upto_stop(text, completion)
+    parsed = ParsedAnswer(text)
     if request.calls_tools and parse is not None:
-        said = parse(
-            _upto_stop(tokenizer.decode(ids, skip_special_tokens=False), completion), request.tools
-        )
-        message["content"] = said.content or None
-        if said.reasoning:
-            message["reasoning_content"] = said.reasoning
-        if said.calls:
-            message["tool_calls"] = [_call(call) for call in said.calls]
-            reason = "tool_calls" if reason == "stop" else reason
-    else:
-        message["content"] = _upto_stop(tokenizer.decode(ids, skip_special_tokens=True), completion)
+        opened = THINK if prompt_end.rstrip().endswith(THINK) else ""
+        parsed = parse(opened + text, request.tools)
+        parsed = parsed._replace(content=parsed.content.removeprefix(opened))
+    message["content"] = parsed.content or (None if parsed.calls else "")
+    if parsed.calls:
+        message["tool_calls"] = [_call(call) for call in parsed.calls]
+        reason = "tool_calls" if reason == "stop" else reason
     return Choice(message=message, finish_reason=reason, completion=completion)
 
 
@@ -114,8 +119,6 @@ def chat_chunks(answer: Mapping[str, Any], *, include_usage: bool) -> Iterator[d
 def _deltas(choice: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     message, logprobs = choice["message"], {"logprobs": choice["logprobs"]}
     yield {"role": "assistant", "content": ""}, {"logprobs": None}
-    if message.get("reasoning_content"):
-        yield {"reasoning_content": message["reasoning_content"]}, {"logprobs": None}
     yield {"content": message.get("content") or ""}, logprobs
     for i, call in enumerate(message.get("tool_calls") or ()):
         yield {"tool_calls": [{"index": i, **call}]}, {"logprobs": None}

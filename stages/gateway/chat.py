@@ -100,7 +100,14 @@ def _tools(tools: Any) -> tuple[dict[str, Any], ...]:
                 ' {"type": "function", "function": {"name": ..., "parameters": {...}}}',
                 param="tools",
             )
-    return tuple(tools)
+    return tuple({"type": "function", "function": _described(t["function"])} for t in tools)
+
+
+def _described(function: dict[str, Any]) -> dict[str, Any]:
+    """With all that chat templates speak of."""
+    nothing = {"type": "object", "properties": {}}
+    described = {"description": function.get("description") or ""}
+    return {**function, **described, "parameters": function.get("parameters") or nothing}
 
 
 def _calls_tools(choice: Any) -> bool:

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from pipeline.core.chat_template import ChatTemplate
-from pipeline.core.errors import DataError, EngineError, RefusedRequestError
+from pipeline.core.errors import (
+    ConfigError,
+    DataError,
+    EngineError,
+    GenerateError,
+    RefusedRequestError,
+)
 from pipeline.core.protocols import EngineClient, Tokenizer
 from pipeline.core.time import TimeSource
 from pipeline.core.types import Completion
@@ -79,14 +85,19 @@ class Session:
         self.num_requests += 1
         try:
             place = self._place(request)
-        except DataError as error:
+        except (DataError, GenerateError) as error:
             raise RequestError(str(error), param="messages") from error
         ids = tokens_of(place)
         params = self._params_of(request, place, len(ids))
         with self._working():
             completions = await self._completions(ids, params, request, place)
         tokenizer = self._model.tokenizer
-        choices = [read_choice(c, request, tokenizer, self._model.parse) for c in completions]
+        opened = tokenizer.decode(ids[-8:], skip_special_tokens=False)
+        parse = self._model.parse
+        try:
+            choices = [read_choice(c, request, tokenizer, parse, opened) for c in completions]
+        except ConfigError as error:  # the model is told of tools in a way that nobody reads
+            raise RequestError(str(error), param="tools") from error
         nodes = [self._keep(choice, request, place) for choice in choices]
         answer = chat_answer(choices, request, len(ids), tokenizer)
         return Exchange(answer, [node for node in nodes if node is not None])

@@ -41,16 +41,15 @@ class AgentRollouts:
         timeout_seconds: float | None,
         max_running: int,
         has_scorer: bool,
+        template: ChatTemplate,
         parse: ParseAnswer | None = None,
-        template_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """`max_running`: agents at once, others wait. `has_scorer`: are samples scored that come
         without a reward? `parse`: the model's format of tool calls."""
         self._agent, self._gateway = agent, gateway
         self._deadline = Deadline(timeout_seconds, "--agent-timeout")
         self._slots = asyncio.Semaphore(max_running)
-        self._has_scorer, self._parse = has_scorer, parse
-        self._template_arguments = dict(template_arguments or {})
+        self._has_scorer, self._template, self._parse = has_scorer, template, parse
 
     async def one(
         self, args: Any, sample: Sample, params: Mapping[str, Any], evaluation: bool
@@ -83,7 +82,7 @@ class AgentRollouts:
         model = Model(
             client=args.engine_client,
             tokenizer=args.tokenizer,
-            template=ChatTemplate(args.tokenizer, **self._template_arguments),
+            template=self._template,
             parse=self._parse,
             context_length=args.context_length,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.core.chat_template import without_stop
 from pipeline.core.conversation import RenderedChat, text_since
 from pipeline.core.errors import DataError
 from stages.generate.tools.calls import ParsedTurn
@@ -44,7 +45,7 @@ class Transcript:
         self.messages += messages
         then, self.shown = self.shown, self.template.render(self.messages, True)
         added = self._added(then, place)
-        return None if added is None else self._without_stop(added, stop)
+        return None if added is None else without_stop(added, stop, self.template)
 
     def _added(self, then: str, place: int) -> str | None:
         """What `shown` has behind the words of the turn `place`, ahead of which was `then`."""
@@ -79,15 +80,3 @@ class Transcript:
             *(c["function"]["name"] for c in message.get("tool_calls", ())),
         ]
         return all("".join(part.split()) in shown for part in words)
-
-    def _without_stop(self, text: str, stop: str | None) -> str:
-        """A turn is closed once: by the token that was sampled, if one was."""
-        if stop is None:
-            return text
-        if text.startswith(stop):
-            return text[len(stop) :]
-        closing = self.template.closing
-        closed_by = next((c for c in self.template.controls if closing.startswith(c)), None)
-        if closed_by is not None and text.startswith(closed_by):
-            return text[len(closed_by) :]  # Llama's <|eom_id|> in the place of <|eot_id|>
-        return text

@@ -11,11 +11,12 @@ import jinja2
 import pytest
 
 from pipeline.core.chat_template import ChatTemplate
-from pipeline.core.errors import DataError
+from pipeline.core.errors import GenerateError
+from stages.generate.tools.template import AgentTemplate
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|user|>", "<|observation|>", "<|eos|>")
 CHATML = (
-    "{% if tools %}<|im_start|>system\nTools: {{ tools | length }}<|im_end|>\n{% endif %}"
+    "{% if tools %}<|im_start|>system\nTools: {{ tools[0].function.name }}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -47,8 +48,18 @@ class Tokens:
         special = ("",) * len(SPECIAL) if skip_special_tokens else SPECIAL
         return "".join(chr(i) if i >= 0 else special[-1 - i] for i in token_ids)
 
+    def get_added_vocab(self) -> dict[str, int]:
+        return self._ids
+
     def apply_chat_template(self, messages: Any, **kwargs: Any) -> str:
         return self._template.render(messages=messages, **kwargs)
+
+
+def chat_template(tokens: Any, **arguments: Any) -> ChatTemplate:
+    return ChatTemplate(
+        lambda tools: AgentTemplate(tokens, tools, **arguments),
+        lambda token: tokens.decode([token], skip_special_tokens=False),
+    )
 
 
 USER = {"role": "user", "content": "hi"}
@@ -73,7 +84,7 @@ def test_what_comes_since_closes_the_turn_once(
     template: str, stopped_at: int | None, closing: str
 ) -> None:
     tokens = Tokens(template)
-    more = ChatTemplate(tokens).since([USER, THOUGHT, USER], 1, stopped_at=stopped_at)
+    more = chat_template(tokens).since([USER, THOUGHT, USER], 1, stopped_at=stopped_at)
     expected = closing + "\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert tokens.decode(more, skip_special_tokens=False) == expected
 
@@ -91,19 +102,21 @@ def test_a_turn_that_the_next_one_ends(
     after: dict[str, str], stopped_at: int | None, expected: str
 ) -> None:
     tokens = Tokens(UNCLOSED)
-    more = ChatTemplate(tokens).since([USER, THOUGHT, after], 1, stopped_at=stopped_at)
+    more = chat_template(tokens).since([USER, THOUGHT, after], 1, stopped_at=stopped_at)
     assert tokens.decode(more, skip_special_tokens=False) == expected
 
 
 def test_the_prompt_has_tools_and_arguments() -> None:
     tokens = Tokens("{{ mood }}" + CHATML)
-    ids = ChatTemplate(tokens, mood="!").prompt([USER], [{"type": "function"}])
+    ids = chat_template(tokens, mood="!").prompt(
+        [USER], [{"type": "function", "function": {"name": "f"}}]
+    )
     text = tokens.decode(ids, skip_special_tokens=False)
-    assert text.startswith("!<|im_start|>system\nTools: 1<|im_end|>\n<|im_start|>user\nhi")
+    assert text.startswith("!<|im_start|>system\nTools: f<|im_end|>\n<|im_start|>user\nhi")
     assert text.endswith("<|im_start|>assistant\n")
 
 
 def test_a_template_that_refuses_is_told_of() -> None:
     tokens = Tokens("{{ messages[9].content.strip() }}")
-    with pytest.raises(DataError, match="the chat template does not show these messages"):
-        ChatTemplate(tokens).prompt([USER])
+    with pytest.raises(GenerateError, match="the chat template refuses the messages"):
+        chat_template(tokens).prompt([USER])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ from pipeline.core.time import MonotonicTime
 from stages.engine.mock import MockTokenizer
 from stages.gateway.server import Access, Gateway
 from stages.gateway.session import Model, Session
+from stages.generate.tools.template import AgentTemplate
 from tests.unit.fake_engine import PARAMS, FakeEngineClient
 
 TOKENIZER = MockTokenizer()
@@ -47,9 +49,17 @@ class World:
         return answer["choices"][0]["message"]
 
 
+def template_of(tokenizer: Any) -> ChatTemplate:
+    return ChatTemplate(
+        partial(AgentTemplate, tokenizer),
+        lambda token: tokenizer.decode([token], skip_special_tokens=False),
+    )
+
+
 def make_session(client: FakeEngineClient, name: str = "r", **model: Any) -> Session:
     params = {**PARAMS, **model.pop("params", {})}
-    described = Model(client=client, tokenizer=TOKENIZER, template=ChatTemplate(TOKENIZER), **model)
+    tokenizer = model.pop("tokenizer", TOKENIZER)
+    described = Model(client=client, tokenizer=tokenizer, template=template_of(tokenizer), **model)
     return Session(described, params, name, MonotonicTime())
 
 

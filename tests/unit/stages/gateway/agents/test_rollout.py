@@ -16,7 +16,7 @@ from stages.gateway.agents.function import FunctionAgent
 from stages.gateway.agents.rollout import AgentRollouts
 from stages.gateway.server import Gateway
 from tests.unit.fake_engine import PARAMS, FakeEngineClient, completion, sample, session_args
-from tests.unit.stages.gateway.gateway_world import user
+from tests.unit.stages.gateway.gateway_world import TOKENIZER, template_of, user
 
 
 async def ask(base_url: str, api_key: str, *messages: Any) -> dict[str, Any]:
@@ -38,7 +38,12 @@ async def made_by(
     origin: Sample | None = None,
 ) -> list[Sample]:
     rollouts = AgentRollouts(
-        FunctionAgent(agent), Gateway(), timeout_seconds=timeout, max_running=4, has_scorer=scorer
+        FunctionAgent(agent),
+        Gateway(),
+        timeout_seconds=timeout,
+        max_running=4,
+        has_scorer=scorer,
+        template=template_of(TOKENIZER),
     )
     args = session_args(FakeEngineClient(*script), time=MonotonicTime())
     try:
@@ -172,7 +177,12 @@ async def test_its_token_is_worth_nothing_once_it_has_ended() -> None:
         return 1.0
 
     rollouts = AgentRollouts(
-        FunctionAgent(agent), Gateway(), timeout_seconds=None, max_running=1, has_scorer=False
+        FunctionAgent(agent),
+        Gateway(),
+        timeout_seconds=None,
+        max_running=1,
+        has_scorer=False,
+        template=template_of(TOKENIZER),
     )
     args = session_args(FakeEngineClient("x"), time=MonotonicTime())
     await rollouts.one(args, sample(), PARAMS, False)
