@@ -57,12 +57,14 @@ def template_lines(
 ) -> Iterator[str]:
     """What is shown. Raises ConfigError for a tokenizer without a chat template."""
     from pipeline.cli.template_check import CHATS, TemplateCheck
+    from pipeline.wiring.tool_calls import call_parser
 
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(f"{name}: its tokenizer has no chat template, so agents cannot use it")
-    check = TemplateCheck(tokenizer, tools, parser, **json.loads(arguments))
+    check = TemplateCheck(tokenizer, tools, call_parser(parser), **json.loads(arguments))
+    written = check.template.format if parser == "auto" else parser
     told = "its template" if check.template.shows_tools else "a system message in Hermes's words"
-    yield f"{name}: told of tools by {told}; calls are read as {check.format}"
+    yield f"{name}: told of tools by {told}; calls are read as {written}"
     yield f"  a turn is closed by {check.template.closing!r}"
     width, words = max(map(len, CHATS)), Counter[str]()
     for kind, verdict in check.verdicts():

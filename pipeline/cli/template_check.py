@@ -55,13 +55,13 @@ class TemplateCheck:
     """One tokenizer's template, with the tools of an agent."""
 
     def __init__(
-        self, tokenizer: Any, tools: Sequence[Tool], parser: str = "auto", **arguments: Any
+        self, tokenizer: Any, tools: Sequence[Tool], parser: str | CallParser, **arguments: Any
     ) -> None:
-        """Raises ConfigError where the format of calls cannot be told."""
+        """`parser`: as in `args.tool_call_parser`. Raises ConfigError where it is "auto", and the
+        template does not tell the format of calls."""
         self.tools = tools
         self.template = template_of(tokenizer, [t.definition for t in tools], arguments)
-        self.format = self.template.format if parser == "auto" else parser
-        self._parse: CallParser = parser_named(parser, self.template)
+        self._parse = parser_named(parser, self.template)
 
     def verdicts(self) -> Iterator[tuple[str, Verdict]]:
         """(kind of chat, what becomes of it)"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from pipeline.wiring.agents import make_agents
 from pipeline.wiring.engines import requests_of, samples_ahead
 from pipeline.wiring.making import make_group_maker
 from pipeline.wiring.rollout_workers import oldest_version, share_of
+from pipeline.wiring.tool_calls import call_parser
 from pipeline.workers.rollout_messages import Bench
 from stages.engine.remote_pool import RemotePool
 from stages.engine.spec import experts_shape, tokens_per_request
@@ -52,7 +54,10 @@ def make_stage(
     pool: EnginePool,
     agents: AgentRollouts | None,
 ) -> GenerateStage:
-    """Raises ConfigError when the custom function cannot be loaded."""
+    """Raises ConfigError when the custom function cannot be loaded, or the parser of tool calls is
+    not known."""
+    args = copy(args)
+    args.tool_call_parser = call_parser(config.rollout.tool_call_parser)
     return GenerateStage(
         client,
         tokenizer,

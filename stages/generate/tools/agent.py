@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pipeline.core.agent_counts import AGENT
 from pipeline.core.errors import ConfigError, GenerateError
@@ -231,12 +231,15 @@ def template_of(
     tokenizer: Tokenizer, definitions: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
 ) -> AgentTemplate:
     """The same one for the same tools: it is tried out once, and not in every episode."""
-    return _template_of(tokenizer, json.dumps(list(definitions)), json.dumps(dict(arguments)))
+    known = cast(Hashable, tokenizer)  # by identity
+    return _template_of(known, json.dumps(list(definitions)), json.dumps(dict(arguments)))
 
 
 @lru_cache(maxsize=64)
-def _template_of(tokenizer: Tokenizer, definitions: str, arguments: str) -> AgentTemplate:
-    return AgentTemplate(tokenizer, json.loads(definitions), **json.loads(arguments))
+def _template_of(tokenizer: Hashable, definitions: str, arguments: str) -> AgentTemplate:
+    return AgentTemplate(
+        cast(Tokenizer, tokenizer), json.loads(definitions), **json.loads(arguments)
+    )
 
 
 def parser_named(name: str | CallParser, template: AgentTemplate) -> CallParser:

@@ -93,7 +93,7 @@ def deepseekv3(text: str, tools: Sequence[Tool]) -> ParsedTurn:
     content, found, rest = tail.partition(section)
     if not found:
         return ParsedTurn(text)
-    calls = []
+    calls: list[Call | GarbledCall] = []
     for piece in rest.split(begin)[1:]:
         inner, closed, _ = piece.partition(end)
         before, _, behind = inner.partition(separator)

@@ -135,7 +135,7 @@ class AgentTemplate:
     @cached_property
     def controls(self) -> tuple[str, ...]:
         """The texts that are tokens of their own, whatever stands around them."""
-        added = getattr(self._tokenizer, "get_added_vocab", dict)()
+        added: Mapping[str, int] = getattr(self._tokenizer, "get_added_vocab", dict)()
         return tuple(sorted((t for t in added if len(t) > 1 and t.strip()), key=len, reverse=True))
 
     @cached_property

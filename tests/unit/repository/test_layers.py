@@ -36,6 +36,7 @@ PLANTED = [
     ("slipstream/__init__.py", "import torch", "torch is for those who hold tensors"),
     ("stages/batch.py", "import megatron", "megatron is confined"),
     ("stages/batch.py", "import sglang", "sglang is confined"),
+    ("stages/engine/spec.py", "import sglang", "sglang is confined"),
     ("stages/filter.py", "import buffers.schema", "floors"),
     ("stages/filter.py", "import stages.reward.scorers", "no stage knows another stage"),
     (
