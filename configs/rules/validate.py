@@ -4,7 +4,7 @@ Every message has the flag, its value and the fix."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from configs.rules.advantages import advantages, critic, sampling
 from configs.rules.agents import agents
@@ -34,14 +34,20 @@ from pipeline.core.errors import ConfigError
 Rule = Callable[[Config], Iterator[str]]
 
 
-def validate(config: Config) -> None:
-    """Raises ConfigError for the first rule that does not hold.
+def validate(config: Config, rules: Sequence[Rule] | None = None) -> None:
+    """Raises ConfigError for the first rule that does not hold; by default of RULES.
 
     Reads files' names and headers, never their bulk.
     """
-    for rule in RULES:
+    for rule in RULES if rules is None else rules:
         for problem in rule(config):
             raise ConfigError(problem)
+
+
+def evaluated_model(config: Config) -> Iterator[str]:
+    model = config.model.hf_checkpoint or ""
+    if not config.run.mock or model.startswith("tiny:"):
+        yield from check_checkpoint(model, "--load")
 
 
 def model_and_prompts(config: Config) -> Iterator[str]:
@@ -106,4 +112,18 @@ RULES: tuple[Rule, ...] = (
     backend,
     media,
     saving,
+)
+
+# of an evaluation of a checkpoint alone: nobody trains, and --prompt-data is not read
+EVALUATION_RULES: tuple[Rule, ...] = (
+    ranges,
+    foreign_ranges,
+    engine_flags,
+    sglang_router,
+    lengths,
+    evaluated_model,
+    template,
+    evaluation,
+    functions,
+    media,
 )

@@ -59,6 +59,7 @@ def parser(prog: str = "python -m pipeline") -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # for the listing only: `main` hands its flags, which are not argparse's, to train_async.py
     commands.add_parser("train", help=f"train a model: `{prog} train --help` lists the flags")
+    commands.add_parser("eval", help=f"evaluate a checkpoint alone: `{prog} eval --help` says how")
     report = commands.add_parser(
         "report", help="write summary.json, reward.svg and report.html again, from metrics.jsonl"
     )
@@ -110,6 +111,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipeline") ->
         import train_async  # the roof: whoever asks for another command does not pay for it
 
         train_async.main(words[1:], prog=f"{prog} train")
+    if words[:1] == ["eval"]:
+        from pipeline.cli.evaluation import run_eval
+
+        return run_eval(words[1:], prog=f"{prog} eval")
     args = parser(prog).parse_args(words)
     try:
         args.run(args)

@@ -18,6 +18,7 @@ from pipeline.report.charts import (
     staleness_chart,
     throughput_charts,
 )
+from pipeline.report.evaluation import versions
 from pipeline.report.learned import learned_tiles
 from pipeline.report.samples import sample_list, sample_note, sample_title
 from pipeline.report.summary import History
@@ -194,7 +195,7 @@ def _eval_table(history: History) -> str:
         [
             str(r.get("name", "eval")),
             number(r.get("rollout_id")),
-            _versions(r),
+            versions(r),
             with_interval(r, "reward_mean") if not r.get("error") else f"failed: {r['error']}",
             last_pass(r) or "-",
             number(r.get("num_samples")),
@@ -218,13 +219,6 @@ def _eval_table(history: History) -> str:
         ],
         rows,
     )
-
-
-def _versions(row: Mapping[str, Any]) -> str:
-    low, high = row.get("policy_version_min"), row.get("policy_version_max")
-    if low == -1:  # no token was generated
-        return "-"
-    return number(low) if low == high else f"{number(low)} to {number(high)}"
 
 
 def _engine_events(history: History) -> list[dict[str, Any]]:

@@ -6,13 +6,10 @@ from __future__ import annotations
 import gc
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
 
 from pipeline.core.errors import SlipstreamError
-
-if TYPE_CHECKING:
-    from pipeline.run.runner import Runner
 
 
 class NothingToDo(Exception):  # noqa: N818
@@ -20,14 +17,27 @@ class NothingToDo(Exception):  # noqa: N818
     0."""
 
 
-def run_to_end(train: Callable[[Runner], Awaitable[None]], make: Callable[[], Runner]) -> int:
-    """Builds the run and trains on a uvloop event loop; returns the exit code.
+class Ending(Protocol):
+    """A run that has begun, or has ended."""
+
+    interrupted_by: int | None  # signal number
+
+    def end_now(self) -> None:
+        """Ends whatever is still up, at once."""
+
+
+R = TypeVar("R", bound=Ending)
+
+
+def run_to_end(train: Callable[[R], Awaitable[None]], make: Callable[[], R]) -> int:
+    """Builds the run and trains, or whatever `train` does with it, on a uvloop event loop; returns
+    the exit code.
 
     0: done; 1: a fault; 2: bad input; 128 + n: ended by signal n."""
     import uvloop
 
     collect_rarely()
-    runners: list[Runner] = []
+    runners: list[R] = []
 
     async def whole() -> None:
         try:
@@ -55,12 +65,12 @@ def collect_rarely() -> None:
     gc.set_threshold(1_000_000, 20, 20)
 
 
-def _signal_code(runners: list[Runner]) -> int:
+def _signal_code(runners: Sequence[Ending]) -> int:
     number = runners[0].interrupted_by if runners else None
     return 128 + number if number else 0
 
 
-def _explain(error: BaseException, runners: list[Runner]) -> int:
+def _explain(error: BaseException, runners: Sequence[Ending]) -> int:
     from pipeline.run.disk_full import is_disk_full
     from pipeline.run.runner import leaves
     from pipeline.run.shutdown import StopRequested

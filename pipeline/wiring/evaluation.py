@@ -15,7 +15,7 @@ from pipeline.core.deadline import Deadline
 from pipeline.core.protocols import Source
 from pipeline.core.types import Sample
 from pipeline.wiring.backend import Backend
-from stages.evaluate import EvalSet, Evaluator, FunctionEvaluator
+from stages.evaluate import MAX_CONCURRENT_PROMPTS, EvalSet, Evaluator, FunctionEvaluator
 from stages.generate.rollout_function import EvalFunction
 from stages.reward import RewardStage, build_reward
 from stages.source import LIMIT_FLAG, Row, build_source, scored_by
@@ -42,19 +42,29 @@ class Scorers:
 
 
 def build_evaluator(
-    config: Config, args: SimpleNamespace, backend: Backend, scorers: Scorers, source: Source
+    config: Config,
+    args: SimpleNamespace,
+    backend: Backend,
+    scorers: Scorers,
+    source: Source | None,
+    *,
+    max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
 ) -> Evaluator | FunctionEvaluator | None:
-    """None where there is nothing to evaluate, or nobody to generate. Raises ConfigError,
+    """`source`: of the run's prompts, which a function of the user's is given.
+
+    None where there is nothing to evaluate, or nobody to generate. Raises ConfigError,
     DataError."""
     if not config.eval.eval_interval or config.run.trains_on_kept:
         return None
     path = config.eval.eval_function_path
     if path is not None:
+        assert source is not None
         evaluation = EvalFunction(path, with_tokenizer(args, backend), source)
         return FunctionEvaluator(evaluation, evaluation.flag, log=_log(config, args))
     return Evaluator(
         backend.generate,
         [_set(config, backend, scorers, dataset) for dataset in eval_datasets(config)],
+        max_concurrent_prompts=max_concurrent_prompts,
         deadline=Deadline(*config.eval.episode_deadline(config.rollout)),
         log=_log(config, args),
     )

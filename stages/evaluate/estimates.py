@@ -26,11 +26,9 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
-def estimate(clusters: Sequence[Sequence[float]], num_samples: int) -> Estimate | None:
+def estimate(clusters: Sequence[Sequence[float]]) -> Estimate | None:
     """The mean of all values, one cluster a prompt, with its interval; the interval is None of a
-    single prompt. None where there is no value.
-
-    `num_samples`: how many samples the values are made of, the most that they can be worth."""
+    single prompt. None where there is no value."""
     clusters = [cluster for cluster in clusters if cluster]
     total = sum(map(len, clusters))
     if not total:
@@ -42,7 +40,7 @@ def estimate(clusters: Sequence[Sequence[float]], num_samples: int) -> Estimate 
     t = student_quantile(len(clusters) - 1)
     if any(not 0 <= value <= 1 for cluster in clusters for value in cluster):
         return Estimate(mean=mean, low=mean - t * error, high=mean + t * error)
-    low, high = _wilson(mean, _worth(mean, error, t, len(clusters), num_samples))
+    low, high = _wilson(mean, _worth(mean, error, t, len(clusters)))
     return Estimate(mean=mean, low=low, high=high)
 
 
@@ -70,13 +68,11 @@ def _clustered_error(clusters: Sequence[Sequence[float]], mean: float, total: in
     return math.sqrt(count / (count - 1) * residuals) / total
 
 
-def _worth(mean: float, error: float, t: float, num_clusters: int, num_samples: int) -> float:
+def _worth(mean: float, error: float, t: float, num_clusters: int) -> float:
     """How many independent draws of 0 or 1 with this mean have such a standard error."""
-    if not 0 < mean < 1:  # it has not varied: the samples of a prompt may all be alike
+    if error < 1e-9:  # prompts have not varied: nothing says that they could not
         return num_clusters
-    spread = mean * (1 - mean)
-    worth = num_samples if error * error * num_samples <= spread else spread / (error * error)
-    return worth * (_Z / t) ** 2  # the error itself is an estimate
+    return mean * (1 - mean) / (error * error) * (_Z / t) ** 2  # the error is an estimate, too
 
 
 def _wilson(mean: float, count: float) -> tuple[float, float]:

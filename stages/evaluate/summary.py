@@ -33,16 +33,16 @@ def summarise(
     all_good = len(good) == len(samples)
     by_prompt = _rewards(good, reward_key)
     rewards = [reward for of_prompt in by_prompt for reward in of_prompt]
-    mean = estimate(by_prompt, len(rewards))
+    mean = estimate(by_prompt)
     versions = [span.version for s in good for span in s.weight_versions]
     return EvalResult(
         name=name,
         rollout_id=rollout_id,
         policy_version_min=min(versions, default=NO_VERSION),
         policy_version_max=max(versions, default=NO_VERSION),
-        reward_mean=mean and mean.mean,
-        reward_mean_low=mean and mean.low,
-        reward_mean_high=mean and mean.high,
+        reward_mean=mean.mean if mean else None,
+        reward_mean_low=mean.low if mean else None,
+        reward_mean_high=mean.high if mean else None,
         num_prompts=len(by_prompt),
         pass_at_k=_passes(by_prompt, pass_reward),
         num_samples=len(samples),
@@ -72,9 +72,7 @@ def _passes(by_prompt: Sequence[Sequence[float]], pass_reward: float) -> Mapping
     most = max((num for num, _ in counts), default=0)
     out: dict[int, Estimate] = {}
     for k in sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most} - {0}):
-        able = [(num, right) for num, right in counts if num >= k]
-        values = [[pass_at_k(num, right, k)] for num, right in able]
-        found = estimate(values, sum(num for num, _ in able))
+        found = estimate([[pass_at_k(num, right, k)] for num, right in counts if num >= k])
         assert found is not None
         out[k] = found
     return out

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import read_metrics, run_entry
+from tests.conftest import read_metrics, run_entry, run_module
 
 Run = Callable[..., CompletedProcess[str]]
 SCORER = """
@@ -110,3 +110,33 @@ def test_data_sets_of_a_file_have_settings_of_their_own(run: Run, tmp_path: Path
     assert (own["name"], own["num_samples"], own["reward_mean"]) == ("own", 24, -1.0)
     assert own["response_length_mean"] <= 2 < flags["response_length_mean"]
     assert (flags["name"], flags["num_samples"], flags["reward_mean"]) == ("flags", 8, 0.25)
+
+
+def test_a_checkpoint_is_evaluated_alone_with_its_runs_flags(run: Run, tmp_path: Path) -> None:
+    trained = run("--rm-type", "random", "--eval-label-key", "label")
+    assert trained.returncode == 0, trained.stderr
+    (version,) = {r["policy_version"] for r in read_metrics(tmp_path / "m", "push")[-1:]}
+    data = ["--eval-prompt-data", "held-out", write(tmp_path / "A.jsonl")]
+    # --mock, the scorer and --runs-dir are the run's own flags
+    words = ["--load", str(tmp_path / "m"), *data, "--n-samples-per-eval-prompt", "4"]
+    done = run_module("pipeline", "eval", *words, "--runs-dir", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = read_metrics(tmp_path / "eval")
+    assert (row["policy_version_min"], row["policy_version_max"]) == (version, version)
+    assert (row["rollout_id"], row["num_prompts"], row["num_samples"]) == (2, 8, 32)
+    assert row["checkpoint"].endswith("rollout_000002")
+    assert row["reward_mean_low"] < row["reward_mean"] < row["reward_mean_high"]
+    assert row["pass_at_1"] == row["pass_at_4"] == 0.0  # no random number is 1
+    assert "held-out  0." in done.stdout
+    assert not (tmp_path / "eval" / "checkpoints").exists()
+    assert (tmp_path / "latest").resolve() == tmp_path / "m"
+
+
+def test_one_that_measures_nothing_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "rm.py").write_text(SCORER)
+    bad = write(tmp_path / "A.jsonl", {"broken": True})
+    words = ["--load", "any", "--mock", "--eval-prompt-data", "bad", bad]
+    scored = ["--custom-rm-path", str(tmp_path / "rm.py"), "--runs-dir", str(tmp_path)]
+    done = run_module("pipeline", "eval", *words, *scored)
+    assert done.returncode == 1
+    assert "bad: all 8 samples failed, the first with: KeyError" in done.stdout
