@@ -9,6 +9,7 @@ from pipeline.core.supervision import Supervision
 from pipeline.core.types import Completion, Sample, Status, VersionSpan
 from pipeline.core.version import __version__
 from stages.filter import DynamicFilterOutput, filter_zero_std_groups
+from stages.generate.mcp.tools import mcp_tools
 from stages.generate.search.tool import search_tool
 from stages.generate.session import Session, open_session
 from stages.generate.tools.agent import Agent, open_agent
@@ -34,6 +35,7 @@ __all__ = [
     "VersionSpan",
     "__version__",
     "filter_zero_std_groups",
+    "mcp_tools",
     "open_agent",
     "open_session",
     "search_tool",

@@ -60,6 +60,11 @@ class GenerateError(SlipstreamError):
     """
 
 
+class ToolServerError(GenerateError):
+    """A server that gives an agent its tools did not start, went away, or says that a call has
+    failed."""
+
+
 class RolloutWorkerError(SlipstreamError):
     """Rollout workers did not start, or none is left."""
 
