@@ -49,7 +49,7 @@ def message(chat: Mapping[str, Any]) -> dict[str, Any]:
 
 def message_events(whole: Mapping[str, Any]) -> Iterator[Event]:
     """A message as the events of its stream."""
-    nothing = {"stop_reason": None, "stop_sequence": None, "content": []}
+    nothing: dict[str, Any] = {"stop_reason": None, "stop_sequence": None, "content": []}
     begun = {**whole, **nothing, "usage": {**whole["usage"], "output_tokens": 0}}
     yield {"type": "message_start", "message": begun}
     for index, block in enumerate(whole["content"]):

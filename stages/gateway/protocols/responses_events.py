@@ -20,7 +20,7 @@ def response_events(response: Mapping[str, Any]) -> Iterator[Event]:
 
 
 def _events(response: Mapping[str, Any]) -> Iterator[Event]:
-    more = {"output": [], "usage": None, "incomplete_details": None}
+    more: dict[str, Any] = {"output": [], "usage": None, "incomplete_details": None}
     begun = {**response, "status": "in_progress", **more}
     yield {"type": "response.created", "response": begun}
     yield {"type": "response.in_progress", "response": begun}
@@ -31,7 +31,7 @@ def _events(response: Mapping[str, Any]) -> Iterator[Event]:
 
 def _item(index: int, item: Mapping[str, Any]) -> Iterator[Event]:
     is_call = item["type"] == "function_call"
-    empty = {"arguments": ""} if is_call else {"content": []}
+    empty: dict[str, Any] = {"arguments": ""} if is_call else {"content": []}
     added = {**item, "status": "in_progress", **empty}
     yield {"type": "response.output_item.added", "output_index": index, "item": added}
     place = {"item_id": item["id"], "output_index": index}
