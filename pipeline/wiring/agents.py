@@ -12,6 +12,7 @@ from configs.hooks import load_hook
 from configs.schema import Config
 from pipeline.core.chat_template import ChatTemplate
 from pipeline.core.protocols import Tokenizer
+from pipeline.wiring.tool_calls import call_parser
 from stages.gateway.agents.command import CommandAgent
 from stages.gateway.agents.function import FunctionAgent
 from stages.gateway.agents.rollout import AgentRollouts
@@ -58,7 +59,8 @@ def _agent(config: Config) -> Agent | None:
 
 def make_parser(config: Config, tokenizer: Tokenizer) -> ParseAnswer:
     """--tool-call-parser over an answer, as agents are given it."""
-    name, arguments = config.rollout.tool_call_parser, config.data.template_arguments
+    name = call_parser(config.rollout.tool_call_parser)
+    arguments = config.data.template_arguments
 
     def parse(text: str, tools: Sequence[Mapping[str, Any]]) -> ParsedAnswer:
         read = parser_named(name, template_of(tokenizer, tools, arguments))

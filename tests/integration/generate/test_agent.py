@@ -7,6 +7,7 @@ is forced on it by a grammar or a bias."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,17 @@ pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-4
 IM_END = 259  # the byte-level tokenizer's last special token
+# tells no more of tools than their names: the model is tiny
+TEMPLATE = (
+    "{% for t in tools or [] %}{{ t.function.name }}\n{% endfor %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+QUESTION = [{"role": "user", "content": "6*7"}]
+TOOL_TURNS = (
+    '<tool_call>{"name":"multiply","arguments":{"a":6,"b":7}}</tool_call><|im_end|>',
+    "42<|im_end|>",
+)
 DIALOGUES = {  # prompt -> turns; the calculator speaks after each but the last
     "12+34=": ("<calc>12+34</calc>", "46"),
     "(2+3)*4=": ("<calc>2+3</calc>", "<calc>5*4</calc>", "20"),
@@ -37,7 +49,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from examples.calculator_agent import answer, find_call
+    from examples.tool_agent import generate
     from pipeline.models.resolve import resolve_checkpoint
+    from tests.unit.stages.generate.tools.chatml import Model, agent_args
 
     out = tmp_path_factory.mktemp("agent") / "model"
     folder = resolve_checkpoint(f"tiny:{ROOT}/configs/models/tiny-qwen3.yaml", out.parent / "cache")
@@ -53,6 +67,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ids, mask = [*ids, *said, *tool], [*mask, *[1] * len(said), *[0] * len(tool)]
         rows.append(ids)
         masks.append(mask)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
+    taught = agent_args(Model(tokenizer, *TOOL_TURNS), tokenizer, tool_call_parser="hermes")
+    (shown,) = asyncio.run(
+        generate(taught, Sample(prompt=QUESTION, index=0), {"max_new_tokens": 200})
+    )
+    rows.append(list(shown.tokens))
+    masks.append([0] * shown.prompt_length + list(shown.loss_mask or ()))
     width = max(map(len, rows))
     tokens = torch.tensor([row + [IM_END] * (width - len(row)) for row in rows])
     targets = torch.tensor(
@@ -74,7 +96,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "the model has not learned to call the tool: the test would see nothing of what it is for"
     )
     policy.save_pretrained(out)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    tokenizer.save_pretrained(out)
     return out
 
 
@@ -127,15 +149,16 @@ async def engine(
         await pool.close()
 
 
-def stage_of(client: Any, model: Path) -> Any:
+def stage_of(client: Any, model: Path, example: str = "calculator_agent.py") -> Any:
     from transformers import AutoTokenizer
 
     from stages.generate.generate import GenerateStage
 
     rollout = RolloutConfig(
-        custom_generate_function_path=str(ROOT / "examples/calculator_agent.py"),
-        rollout_max_response_len=120,
+        custom_generate_function_path=str(ROOT / "examples" / example),
+        rollout_max_response_len=200,
         max_turns=4,
+        tool_call_parser="hermes",
     )
     args = flat_args(Config(rollout=rollout))
     return GenerateStage(
@@ -261,3 +284,33 @@ async def aborts_reach_the_server(pool: Any, client: Any) -> None:
             said = json.loads(text)
     assert said["meta_info"]["finish_reason"]["type"] == "abort"
     assert said["meta_info"]["completion_tokens"] < 500
+
+
+async def test_tools_of_python_functions_are_called_by_the_chat_template(
+    model: Path, engine: tuple[Any, Any]
+) -> None:
+    _, client = engine
+    recording = Recording(client)
+    group = [Sample(prompt=QUESTION, index=i, group_index=0) for i in range(2)]
+    made = await stage_of(recording, model, "tool_agent.py")(group)
+    for sample in made:
+        assert sample.status is Status.COMPLETED, sample.error
+        assert sample.metadata["agent"]["calls"] == 1
+        assert sample.metadata["agent"]["errors"] == {}
+        (_, call), (context, answer) = recording.turns[sample.session_id]
+        assert bytes(t for t in answer.token_ids if t < 256) == b"42"
+        assert context[: -len(b"\ntool: 42.\nassistant: ")][-len(call.token_ids) :] == [
+            *call.token_ids
+        ]
+        assert sample.tokens == [*context, *answer.token_ids]
+        trained = np.asarray(sample.loss_mask, bool)
+        assert np.asarray(sample.tokens[sample.prompt_length :])[trained].tolist() == [
+            *call.token_ids,
+            *answer.token_ids,
+        ]
+        assert sample.rollout_log_probs is not None
+        np.testing.assert_allclose(
+            np.asarray(sample.rollout_log_probs)[trained],
+            reference_log_probs(model, sample)[trained],
+            atol=TOLERANCE,
+        )
