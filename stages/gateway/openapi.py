@@ -126,12 +126,19 @@ _CHAT_ANSWER = {
 }
 _REWARD = {"anyOf": [{"type": "number"}, {"type": "object"}]}
 
+# one of a stream
+_EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+    "required": ["data"],
+}
+
 
 def operation(
     summary: str, body: dict[str, Any], answer: dict[str, Any], *, streams: bool = True
 ) -> dict[str, Any]:
     """A POST of JSON that is answered by JSON, or, if it `streams`, by server-sent events."""
-    events = {"text/event-stream": {"schema": {"type": "string"}}} if streams else {}
+    events = {"text/event-stream": {"schema": _EVENT}} if streams else {}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},

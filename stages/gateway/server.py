@@ -252,7 +252,7 @@ def _read_reward(body: Mapping[str, Any]) -> Any:
     reward = body.get("reward")
     if isinstance(reward, dict):
         return reward
-    if isinstance(reward, int | float) and math.isfinite(reward):
+    if isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward):
         return float(reward)
     raise RequestError(
         f"reward is {said(reward)}; expected a number, or an object of several", param="reward"

@@ -96,7 +96,7 @@ class AgentRollouts:
         task = task_of(sample, access, self._gateway.model, evaluation=evaluation)
         try:
             work = self._agent(task, access, sample.label)
-            return await self._deadline.within(work), None  # type: ignore[arg-type]
+            return await self._deadline.within(work), None
         except EpisodeTimeoutError as error:
             return Outcome(), str(error)
         except Exception:

@@ -23,7 +23,8 @@ class Outcome:
 class Agent(Protocol):
     """Raises what an agent raises. Cancelled, it ends all that it has started."""
 
-    async def __call__(self, task: dict[str, Any], access: Access, label: Any) -> Outcome: ...
+    async def __call__(self, task: dict[str, Any], access: Access, label: Any) -> Outcome:
+        """`label`: for an agent from which nothing that the model does can read it."""
 
 
 def task_of(sample: Sample, access: Access, model: str, *, evaluation: bool) -> dict[str, Any]:

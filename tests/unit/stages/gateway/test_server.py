@@ -170,7 +170,16 @@ async def test_what_is_no_request_is_refused_with_words(body: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", {}, {"reward": "1"}, b'{"reward": NaN}', {"reward": None}, {"reward": [1]}]
+    "body",
+    [
+        b"",
+        {},
+        {"reward": "1"},
+        b'{"reward": NaN}',
+        {"reward": None},
+        {"reward": [1]},
+        {"reward": True},
+    ],
 )
 async def test_what_is_no_reward_is_refused(body: Any) -> None:
     async with open_world("x") as world:
