@@ -135,6 +135,11 @@ class Session:
 
     def _place_of_prompt(self, prompt: str | list[int]) -> Node:
         if not isinstance(prompt, str):
+            size = len(self._model.tokenizer)
+            if max(prompt) >= size:
+                raise RequestError(
+                    f"prompt has the token {max(prompt)}; expected ids below {size}", param="prompt"
+                )
             return self.tree.place(self._prompt(prompt))
         known = self._history.find_text(prompt)
         rest = prompt if known is None else prompt[len(known.text) :]

@@ -251,3 +251,10 @@ async def test_nobody_waits_for_the_answer_of_an_agent_that_has_gone() -> None:
         await asyncio.wait_for(cancelled.wait(), 10)
         assert world.session.tree.num_answers == 0
         world.http = aiohttp.ClientSession()
+
+
+async def test_tokens_that_no_tokenizer_has_never_reach_an_engine() -> None:
+    async with open_world("x") as world:
+        for prompt, expected in (([65, 1 << 20], 400), ([65, 66], 200)):
+            assert (await world.post("/v1/completions", {"prompt": prompt}))[0] == expected
+        assert [ids for ids, _, _ in world.client.asked] == [[65, 66]]
