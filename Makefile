@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed-cpu
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-gpu quickstart mock test lint types layers unit unit-light clean
+.PHONY: help setup setup-gpu quickstart mock test lint types layers unit unit-light user-namespaces clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -54,6 +54,9 @@ test: lint types layers  ## everything: style, types, layers and all tests
 	echo "== tests side by side"; $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "not alone" tests || status=1; \
 	echo "== tests alone"; $(RUN) -m pytest -m alone tests || status=1; \
 	exit $$status
+
+user-namespaces:  ## let the sandbox be built on Ubuntu 24.04 (asks for sudo; until the next boot)
+	@sudo sysctl -q -w kernel.apparmor_restrict_unprivileged_userns=0
 
 clean:  ## remove caches and made models (not .venv*, not runs/)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache models

@@ -7,6 +7,7 @@ import errno
 import functools
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sandbox.inside.system_calls import can_filter
@@ -56,8 +57,7 @@ def why_refused(said: str, number: int | None, proc: Path = Path("/proc/sys")) -
 
 @functools.cache
 def why_unavailable() -> str | None:
-    """None where a sandbox starts: one is started, once in a process, which takes about 0.1 s. Not
-    for a thread with a running event loop: it waits."""
+    """None where a sandbox starts: one is started, once in a process, which takes about 0.1 s."""
     from sandbox.worker import Worker
 
     async def start() -> None:
@@ -66,10 +66,11 @@ def why_unavailable() -> str | None:
 
     if missing := why_impossible():
         return missing
-    try:
-        asyncio.run(start())
-    except SandboxUnavailable as error:
-        return str(error)
+    with ThreadPoolExecutor(1) as elsewhere:  # here an event loop may run
+        try:
+            elsewhere.submit(asyncio.run, start()).result()
+        except SandboxUnavailable as error:
+            return str(error)
     return None
 
 

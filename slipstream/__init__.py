@@ -13,6 +13,7 @@ from stages.generate.mcp.tools import mcp_tools
 from stages.generate.search.tool import search_tool
 from stages.generate.session import Session, open_session
 from stages.generate.tools.agent import Agent, open_agent
+from stages.generate.tools.python_tool import python_tool
 from stages.generate.tools.tool import Tool, tool_from_function
 from stages.source.bases import DataSource, RolloutDataSource
 
@@ -38,6 +39,7 @@ __all__ = [
     "mcp_tools",
     "open_agent",
     "open_session",
+    "python_tool",
     "search_tool",
     "to_data_url",
     "tool_from_function",

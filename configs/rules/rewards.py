@@ -9,11 +9,15 @@ from configs.rules.judge import why_no_judge
 from configs.rules.user_source import source_text
 from configs.schema import Config
 from configs.schema.reward import COMPARING, RM_TYPES
+from sandbox.limits import Limits
+from sandbox.reasons import why_unavailable
 
 
 def why_missing(scorer: str) -> str | None:
-    """What to install for a built-in scorer whose rules come with no package of ours; None where
-    nothing is missing."""
+    """What to do for a built-in scorer that needs what is not there: rules that come with no
+    package of ours, or a kernel that lets a sandbox be built. None where nothing is missing."""
+    if scorer == "code":
+        return why_unavailable()
     if not scorer.endswith("ifbench") or importlib.util.find_spec("evaluation_lib") is not None:
         return None
     return (
@@ -36,6 +40,10 @@ def rewards(config: Config) -> Iterator[str]:
             f"--rm-type {reward.rm_type} with --custom-rm-path {reward.custom_rm_path}: only one"
             " can score. Drop one (--rm-type none takes back what a preset says)"
         )
+    try:
+        Limits(seconds=reward.sandbox_seconds, memory_bytes=reward.sandbox_memory_bytes)
+    except ValueError as error:
+        yield f"--sandbox-{str(error).replace('_', '-')}"
     if reward.rm_url and not reward.rm_url.startswith(("http://", "https://")):
         yield f"--rm-url {reward.rm_url}: expected http://HOST:PORT/PATH"
     if reward.custom_rm_path or (config.run.mock and data.prompt_data is None):

@@ -17,6 +17,7 @@ RmType = Literal[
     "gpqa",
     "boxed_gpqa",
     "ifbench",
+    "code",
     "reasoning_gym",
     "remote_rm",
     "judge",
@@ -63,5 +64,9 @@ class RewardConfig:
     # counted
     reward_timeout_seconds: float = 30.0
     reward_num_workers: int | None = None  # how many processes score what is bound by the CPU
+    # of one program in the sandbox (a test of --rm-type code, a call of the Python tool)
+    sandbox_seconds: float = 10.0
+    # what all processes of such a program may hold, and the address space of each
+    sandbox_memory_bytes: int = 1 << 30
     # counts a reward below it as 0 (reasoning-gym gives partial credit)
     reward_threshold: float = 0.0

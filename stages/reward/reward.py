@@ -16,6 +16,7 @@ from pipeline.core.errors import ConfigError, RewardError
 from pipeline.core.tally import Tally
 from pipeline.core.types import Sample, Status
 from pipeline.core.user_errors import in_words
+from stages.reward.code import CodeReward
 from stages.reward.judge import Judge, build_judge
 from stages.reward.judgement import judged
 from stages.reward.pool import Overdue, WorkerPool
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 # groups in a row of which a scorer judged no answer in time: then it is the scorer that hangs
 HANGS_AFTER = 4
-REMOTE, JUDGE = "remote_rm", "judge"
+REMOTE, JUDGE, CODE = "remote_rm", "judge", "code"  # those that are no plain functions
 # of args: functions that read sample.reward, whatever it is
 _READERS = ("custom_reward_post_process_path", "custom_convert_samples_to_train_data_path")
 UNJUDGED = "unjudged"  # the key in sample.metadata that says why an answer counts as wrong
@@ -44,8 +45,9 @@ class RewardStage:
     custom generate function, or scored before its neighbour was generated again) keeps it.
 
     Which scorer: the sample's `custom_rm_path`, else --custom-rm-path, else the sample's
-    metadata["rm_type"], else --rm-type, else reasoning_gym for its own prompts. remote_rm and
-    judge are none of the plain functions of stages.reward.scorers: they ask a server."""
+    metadata["rm_type"], else --rm-type, else reasoning_gym for its own prompts. remote_rm, judge
+    and code are none of the plain functions of stages.reward.scorers: they ask a server, or a
+    sandbox."""
 
     def __init__(self, config: RewardConfig, args: SimpleNamespace) -> None:
         self._config, self._args = config, args
@@ -56,6 +58,7 @@ class RewardStage:
         )
         self._remote = RemoteReward(config.rm_url, config.reward_timeout_seconds)
         self._judge: Judge | None = None
+        self._code = CodeReward(config)
         self._functions: dict[str, UserFunction] = {}
         # by scorer: the groups of the answers that got no score since the last that got one
         self._overdue: defaultdict[str, set[int | None]] = defaultdict(set)
@@ -83,6 +86,7 @@ class RewardStage:
         await self._remote.close()
         if self._judge is not None:
             await self._judge.close()
+        await self._code.close()
         await asyncio.to_thread(self._workers.close)
 
     async def _score(self, sample: Sample) -> None:
@@ -152,6 +156,8 @@ class RewardStage:
             if self._judge is None:
                 self._judge = build_judge(self._config, self._args)
             return await self._judge(sample)
+        if name == CODE:
+            return await self._code(sample)
         scorer = SCORERS[name]
         metadata = {**sample.metadata, "__index__": sample.index}
         if isinstance(sample.prompt, str):

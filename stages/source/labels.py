@@ -10,6 +10,7 @@ from configs.schema.reward import COMPARING, RM_TYPES, RewardConfig
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.labels import accepted_answers, whole_number
 from pipeline.core.supervision import Supervision
+from pipeline.core.unit_tests import unit_tests
 from stages.source.rows import Row
 
 Judge = Callable[[Row], None]
@@ -42,12 +43,23 @@ def scored_by(reward: RewardConfig) -> Judge:
             raise DataError(
                 f"{row.where}: rm_type reasoning_gym scores prompts of reasoning_gym:TASK only"
             )
+        if scorer == "code":
+            _judge_tests(row)
         if scorer in COMPARING:
             _judge_answers(row, f"rm_type {scorer} compares with it", formula=scorer in FORMULAS)
         if scorer == "dapo":
             _judge_numbers(row)
 
     return judge
+
+
+def _judge_tests(row: Row) -> None:
+    try:
+        unit_tests(row.label, row.metadata)
+    except ValueError as error:
+        raise DataError(
+            f"{row.where}: {error} (--skip-bad-rows skips and counts such rows)"
+        ) from error
 
 
 def _judge_numbers(row: Row) -> None:

@@ -20,12 +20,16 @@ SMALL = Limits(
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _allowed() -> None:
+def needs_namespaces() -> None:
     """Only a kernel that gives nobody a namespace excuses: what else goes wrong is a failure."""
     asked = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "true"])
     if asked.returncode:
         pytest.skip(f"no user namespaces here: {why_unavailable()}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _allowed() -> None:
+    needs_namespaces()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from configs.schema.reward import RM_TYPES
-from stages.reward.reward import JUDGE, REMOTE
+from stages.reward.reward import CODE, JUDGE, REMOTE
 from stages.reward.scorers import SCORERS
 from stages.reward.scorers.boxed import PROMPT
 
@@ -17,7 +17,7 @@ BOX = r"So it is \boxed{42}"
 
 
 def test_every_scorer_that_a_flag_names_is_there() -> None:
-    assert {*SCORERS, REMOTE, JUDGE} == set(RM_TYPES)
+    assert {*SCORERS, REMOTE, JUDGE, CODE} == set(RM_TYPES)
 
 
 @pytest.mark.parametrize(
