@@ -52,7 +52,7 @@ def live(control: socket.socket, trees: view.Trees, settings: dict[str, Any]) ->
             os._exit(0)
         if request == KILL:  # of a call that had ended by itself
             continue
-        _call(control, own, json.loads(request), files, settings["limits"], fence)
+        _call(control, own, json.loads(request), files, settings["limits"], fence, machine)
 
 
 def _call(
@@ -62,12 +62,11 @@ def _call(
     files: list[int],
     limits: dict[str, Any],
     fence: bytes,
+    machine: str,
 ) -> None:
     start = time.monotonic()
     kernel.unshare(kernel.NEW_PID)
-    first = os.fork()
-    if first == 0:
-        _wait_for_the_end()
+    first = kernel.fork_to_wait(machine)
     runner = os.fork()
     if runner == 0:
         program.become(request, files, limits, fence)
@@ -103,11 +102,3 @@ def _wait(control: socket.socket, runner: int, deadline: float) -> str:
     if not control.recv(64):
         os._exit(0)
     return "asked"
-
-
-def _wait_for_the_end() -> NoReturn:
-    """The life of a namespace's first process."""
-    os.closerange(0, 1 << 16)
-    kernel.drop_capabilities()
-    while True:
-        signal.pause()
