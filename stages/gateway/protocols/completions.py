@@ -101,7 +101,10 @@ def _prompt(prompt: object) -> str | list[int]:
         raise RequestError(
             "prompt holds several prompts; expected one, and n for several answers", param="prompt"
         )
-    for at, token in enumerate(prompt):
-        if type(token) is not int or token < 0:
-            raise fields.wrong(f"prompt[{at}]", token, "a token id")
-    return prompt
+    tokens = []
+    for at, given in enumerate(prompt):
+        token = fields.whole(given)
+        if token is None or token < 0:
+            raise fields.wrong(f"prompt[{at}]", given, "a token id")
+        tokens.append(token)
+    return tokens

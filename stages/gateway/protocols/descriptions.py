@@ -16,11 +16,9 @@ _COUNT: Schema = {"type": "integer", "minimum": 1}
 
 
 def _record(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
-    return {
-        "type": "object",
-        "properties": {**required, **(optional or {})},
-        "required": list(required),
-    }
+    """`optional`: what may be absent, or null."""
+    more = {name: _either(schema, {"type": "null"}) for name, schema in (optional or {}).items()}
+    return {"type": "object", "properties": {**required, **more}, "required": list(required)}
 
 
 def _list(items: Schema, **more: Any) -> Schema:
@@ -41,7 +39,8 @@ _STOPS = _list(_NAME)
 
 # -- /v1/completions
 
-_PROMPT = _either(_NAME, _list({"type": "integer", "minimum": 0}, minItems=1))
+_IDS = _list({"type": "integer", "minimum": 0}, minItems=1)
+_PROMPT = _either(_NAME, _IDS, _list(_either(_NAME, _IDS), minItems=1, maxItems=1))
 COMPLETIONS = operation(
     "OpenAI's completions: a prompt without a chat template",
     _record(
@@ -64,7 +63,11 @@ _PART = _record({"type": {"enum": ["input_text", "output_text"]}, "text": _TEXT}
 _CONTENT = _either(_TEXT, _list(_PART))
 _ROLES: Schema = {"enum": ["user", "assistant", "system", "developer"]}
 _ITEM = _either(
-    _kind("message", {"role": _ROLES, "content": _CONTENT}),
+    {
+        "type": "object",
+        "properties": {"type": {"const": "message"}, "role": _ROLES, "content": _CONTENT},
+        "required": ["role", "content"],
+    },
     _kind("function_call", {"call_id": _NAME, "name": _NAME, "arguments": _TEXT}),
     _kind("function_call_output", {"call_id": _NAME, "output": _CONTENT}),
 )
@@ -92,7 +95,7 @@ _BLOCK = _kind("text", {"text": _TEXT})
 _BLOCKS = _either(_TEXT, _list(_BLOCK))
 _RESULT = _kind("tool_result", {"tool_use_id": _NAME}, {"content": _BLOCKS})
 _USE = _kind("tool_use", {"id": _NAME, "name": _NAME, "input": _OBJECT})
-_THOUGHT = _kind("thinking", {"thinking": _TEXT, "signature": _TEXT})
+_THOUGHT = _kind("thinking", {"thinking": _TEXT}, {"signature": {}})
 _USER = _record(
     {"role": {"const": "user"}, "content": _either(_TEXT, _list(_either(_BLOCK, _RESULT)))}
 )

@@ -54,9 +54,17 @@ def a_flag(body: Mapping[str, Any], name: str) -> bool:
 
 
 def a_count(value: object, where: str) -> int:
-    if type(value) is not int or value < 1:
+    count = whole(value)
+    if count is None or count < 1:
         raise wrong(where, value, "a whole number, at least 1")
-    return value
+    return count
+
+
+def whole(value: object) -> int | None:
+    """The whole number that JSON may write as 5 or 5.0; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
 
 
 def one_of(value: object, where: str, choices: Mapping[str, str]) -> str:
