@@ -63,6 +63,16 @@ _ALL = (
         extra_args=("engine_client", "tokenizer", "context_length", "time", "vision"),
     ),
     Hook(
+        section="rollout",
+        field="environment_path",
+        default_name="Environment",
+        forms=("f(args)",),
+        called="for every sample",
+        style="class",
+        methods={"reset": "f(sample)", "step": "f(action)"},
+        extra_args=("engine_client", "tokenizer", "context_length", "time", "vision"),
+    ),
+    Hook(
         section="agent",
         field="agent_function_path",
         default_name="agent",

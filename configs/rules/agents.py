@@ -14,10 +14,11 @@ def agents(config: Config) -> Iterator[str]:
         "--agent-command": agent.agent_command,
         "--agent-function-path": agent.agent_function_path,
         "--custom-generate-function-path": rollout.custom_generate_function_path,
+        "--environment-path": rollout.environment_path,
         "--rollout-function-path": rollout.rollout_function_path,
     }
     makers = [f"{flag} {value}" for flag, value in given.items() if value is not None]
-    if agent.has_agent and len(makers) > 1:
+    if (agent.has_agent or rollout.environment_path) and len(makers) > 1:
         yield f"{' with '.join(makers)}: only one can make the samples. Drop one"
     if agent.agent_command is not None and (problem := _unreadable(agent.agent_command)):
         yield f"--agent-command {agent.agent_command!r}: {problem}"

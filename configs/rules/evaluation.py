@@ -75,7 +75,8 @@ def _scored(config: Config, dataset: EvalDataset) -> Iterator[str]:
         return
     if scorer is None:
         function = dataset.generate_function_path or config.rollout.custom_generate_function_path
-        rewarded = may_reward(function) or (config.agent.has_agent and function is None)
+        plays = config.agent.has_agent or config.rollout.environment_path is not None
+        rewarded = may_reward(function) or (plays and function is None)
         if not (procedural or config.run.mock or rewarded):
             yield (
                 f"{where} says nothing of rewards, so nothing can be measured: set --rm-type"

@@ -55,6 +55,7 @@ def rewards(config: Config) -> Iterator[str]:
         and not procedural
         and not config.distill.use_opd
         and not config.agent.has_agent  # which reward themselves, if nobody else does
+        and config.rollout.environment_path is None  # likewise
         and not may_reward(config.rollout.custom_generate_function_path)
         and not may_reward(config.rollout.rollout_function_path)
     ):

@@ -29,6 +29,11 @@ class RolloutConfig:
     # generates with your own function, file.py[:name] or module.name: [async] f(args, sample,
     # sampling_params)
     custom_generate_function_path: str | None = None
+    # makes every sample an episode of your own text environment, file.py[:Class] with reset(sample)
+    # -> observation and step(action) -> (observation, reward, done); a row's
+    # metadata.environment names another class of the file
+    environment_path: str | None = None
+    environment_timeout_seconds: float = 60.0  # the deadline of one call of an environment
     # makes whole rollouts with your own function instead of all that: f(args, rollout_id,
     # data_buffer, evaluation=False) -> groups
     rollout_function_path: str | None = None

@@ -21,6 +21,7 @@ from pipeline.core.time import MonotonicTime, TimeSource
 from pipeline.core.types import Completion, Sample, Status
 from pipeline.core.user_errors import in_words
 from stages.generate.check import check_sample
+from stages.generate.environments.episode import Episodes
 from stages.generate.image_prompts import Vision, engine_request, has_images
 from stages.generate.sample_hook import SampleHook
 from stages.generate.user_function import CustomGenerate, MakesSamples, wrap
@@ -83,7 +84,8 @@ class GenerateStage:
         self._functions: dict[str, CustomGenerate] = {}
         path = rollout.custom_generate_function_path
         self._custom = self._load(path) if path else None
-        self._maker = maker
+        environment = rollout.environment_path
+        self._maker = Episodes(environment) if environment and maker is None else maker
 
     async def __call__(
         self,

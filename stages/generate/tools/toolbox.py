@@ -68,7 +68,7 @@ class Toolbox:
         try:
             if place >= MAX_CALLS_A_TURN:
                 raise _CallError("too_many", f"more than {MAX_CALLS_A_TURN} calls in one turn")
-            return self._cut(await self._run(call))
+            return self.cut(await self._run(call))
         except _CallError as error:
             self.errors[error.kind] += 1
             return f"error: {str(error)[:MAX_ERROR_CHARACTERS]}"
@@ -95,7 +95,8 @@ class Toolbox:
             at = f" at {wrong.json_path}" if wrong.path else ""
             raise _CallError("arguments", f"{tool.name} takes other arguments: {wrong.message}{at}")
 
-    def _cut(self, text: str) -> str:
+    def cut(self, text: str) -> str:
+        """As much of the text as the model reads of one output."""
         limit = self._max_output_tokens
         if len(text) <= limit and len(text.encode(errors="replace")) <= limit:
             return text  # no token is less than a byte
