@@ -32,6 +32,11 @@ def agents(config: Config) -> Iterator[str]:
             "--agent-reward exit_code with --group-rm: the group's function would score over it."
             " Drop one"
         )
+    if agent.has_agent and config.data.apply_chat_template:
+        yield (
+            "--apply-chat-template with an agent: it is given the prompt as the data has it, and"
+            " what it sends is rendered then. Drop it"
+        )
     late = rollout.episode_timeout_seconds
     if agent.has_agent and agent.agent_timeout and late and late <= agent.agent_timeout:
         yield (

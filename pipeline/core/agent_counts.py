@@ -22,7 +22,7 @@ def agent_counts(samples: Sequence[Sample]) -> Counter[str]:
         errors = said.get("errors") or {}
         for name, count in zip(
             AGENT_COUNTERS,
-            (said["calls"], sum(errors.values()), said["cut_outputs"], said["forks"]),
+            (said["calls"], sum(errors.values()), said.get("cut_outputs", 0), said["forks"]),
             strict=True,
         ):
             if count:

@@ -65,6 +65,7 @@ class Session:
         self.reward: Any = None  # posted
         self.last_error: str | None = None  # of the engines
         self.num_requests = 0
+        self.num_calls = 0  # of tools, that the model made
         self.past = Past()
         self.engine_seconds = 0.0  # in which at least one request was with the engines
         self._model, self._params, self._time = model, dict(params), time
@@ -98,6 +99,7 @@ class Session:
             choices = [read_choice(c, request, tokenizer, parse, opened) for c in completions]
         except ConfigError as error:  # the model is told of tools in a way that nobody reads
             raise RequestError(str(error), param="tools") from error
+        self.num_calls += sum(len(c.message.get("tool_calls", ())) for c in choices)
         nodes = [self._keep(choice, request, place) for choice in choices]
         answer = chat_answer(choices, request, len(ids), tokenizer)
         return Exchange(answer, [node for node in nodes if node is not None])

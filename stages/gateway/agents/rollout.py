@@ -61,10 +61,10 @@ class AgentRollouts:
             session = self._session(args, params)
             outcome, late = await self._run(session, sample, evaluation)
         made = samples_of(
-            session.tree,
+            session,
             sample,
             args.tokenizer,
-            truncated=late is not None or session.is_truncated,
+            cut_off=late is not None,
             skip_special=params.get("skip_special_tokens", True),
         )
         self._check(session, outcome, late, made, evaluation)

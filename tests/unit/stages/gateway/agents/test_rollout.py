@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from pipeline.core.agent_counts import agent_counts
 from pipeline.core.errors import EngineError, GenerateError
 from pipeline.core.time import MonotonicTime
 from pipeline.core.types import Sample, Status
@@ -65,7 +66,8 @@ async def test_two_turns_and_a_returned_reward() -> None:
     assert made.reward == 1.0 and made.status is Status.COMPLETED
     assert made.response == "yes\nuser: sure?\nassistant: no".replace("\nuser", "user", 0)
     assert sum(made.loss_mask or ()) == 5 and made.weight_versions[0] == (2, 0, 3)
-    assert made.metadata == {"difficulty": 3, "branch": 0, "num_branches": 1}
+    about = {"part": 0, "parts": 1, "requests": 2, "calls": 0, "forks": 0}
+    assert made.metadata == {"difficulty": 3, "agent": about}
     assert made.group_index == 0 and made.index == 0
 
 
@@ -76,7 +78,8 @@ async def test_sub_agents_side_by_side_are_samples_of_one_rollout() -> None:
 
     made = await made_by(agent, "x", scorer=False)
     assert [m.reward for m in made] == [{"score": 0.5}] * 3
-    assert [m.metadata["branch"] for m in made] == [0, 1, 2]
+    assert [m.metadata["agent"]["part"] for m in made] == [0, 1, 2]
+    assert agent_counts(made)["agent_forks"] == 2
     assert len({id(m.metadata) for m in made}) == 3
 
 
