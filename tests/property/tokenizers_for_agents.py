@@ -7,15 +7,7 @@ import json
 from functools import cache
 from typing import Any
 
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -64,7 +56,7 @@ def byte_level() -> Any:
 
 @cache
 def sentencepiece() -> Any:
-    """Unigram with byte fallback; a space stands ahead of whatever is encoded."""
+    """Unigram with byte fallback; a space is put ahead of where a text begins, and only there."""
     trained = Tokenizer(models.Unigram())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
@@ -74,7 +66,7 @@ def sentencepiece() -> Any:
     pieces = [tuple(p) for p in json.loads(trained.to_str())["model"]["vocab"]]
     pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
     raw = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
-    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     raw.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
