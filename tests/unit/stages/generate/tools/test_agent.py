@@ -160,6 +160,36 @@ async def test_where_the_template_forgets_the_thinking_the_sample_forks() -> Non
         check_sample(part, fallback_version=None)
 
 
+async def test_the_last_turn_alone_may_be_forgotten_and_turns_are_counted_over_forks() -> None:
+    tokenizer = ChatML(forgets=True)
+    model = Model(tokenizer, f"<think>a</think>\n3{END}", f"<think>b</think>\n4{END}")
+    args = agent_args(model, tokenizer, max_turns=2)
+    async with open_agent(args, prompt(), PARAMS) as agent:
+        await agent.generate()
+        assert agent.say({"role": "user", "content": "And 1 more?"})
+        assert "<think>" not in tokenizer.decode(agent.samples[1].tokens)
+        await agent.generate()
+        assert not agent.say({"role": "user", "content": "And 1 more?"})
+    assert agent.num_turns == 2 and len(agent.samples) == 2
+    assert {part.status for part in agent.samples} == {Status.TRUNCATED}
+
+
+async def test_a_stop_token_that_opens_what_comes_next_is_not_said_twice() -> None:
+    """GLM's turns are closed by nothing; its models stop at <|observation|>."""
+
+    class Observing(ChatML):
+        def apply_chat_template(self, messages: Any, **more: Any) -> str:  # type: ignore[override]
+            heads = {"tool": END}  # stands for <|observation|>
+            parts = [f"{heads.get(m['role'], m['role'])}:{m['content'] or ''}" for m in messages]
+            return "".join(parts) + ("assistant:" if more["add_generation_prompt"] else "")
+
+    tokenizer = Observing()
+    call = calling(1, 2) + END
+    _, (made,), _ = await run(tokenizer, call, "3user", tool_call_parser="hermes")
+    text = tokenizer.decode(made.tokens, skip_special_tokens=False)
+    assert text.endswith(f"assistant:{calling(1, 2)}{END}:3assistant:3user")
+
+
 async def test_turns_can_be_kept_where_the_template_forgets() -> None:
     tokenizer = ChatML(forgets=True)
     turns = f"<think>a</think>\n3{END}", f"<think>b</think>\n4{END}"
