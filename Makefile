@@ -7,22 +7,26 @@ LIGHT_PYTHON ?= $(shell requirements/find_python.sh 3.12 3.13)
 LIGHT_VENV := .venv-light
 VENV := .venv
 RUN := $(VENV)/bin/python
-STAMP := $(VENV)/.installed-cpu
+# What is installed stays: `make setup-gpu` leaves a stamp of its own, and every command takes that environment as it is.
+KIND := $(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu)
+STAMP := $(VENV)/.installed-$(KIND)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-gpu quickstart mock test lint types layers unit unit-light user-namespaces clean
+.PHONY: help setup setup-gpu setup-te quickstart mock test lint types layers unit unit-light user-namespaces clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-$(STAMP): requirements/setup.sh requirements/cpu.txt $(wildcard compat/environment/*.py)
-	@requirements/setup.sh cpu "$(PYTHON)" "$(VENV)"
+$(VENV)/.installed-%: requirements/setup.sh requirements/%.txt requirements/torch.txt $(wildcard compat/environment/*.py)
+	@requirements/setup.sh $* "$(PYTHON)" "$(VENV)"
 
 setup: $(STAMP)  ## set up .venv for a machine without a GPU (idempotent)
 
-setup-gpu:  ## set up .venv for a CUDA machine (SGLang's own pins)
-	@requirements/setup.sh gpu "$(PYTHON)" "$(VENV)"
+setup-gpu: $(VENV)/.installed-gpu  ## set up .venv for a CUDA machine (SGLang's own pins)
+
+setup-te: setup-gpu  ## build TransformerEngine for it (needs nvcc and cuDNN's headers; some ten minutes)
+	@requirements/transformer_engine.sh "$(VENV)"
 
 quickstart: $(STAMP)  ## train a tiny Qwen3 by async GRPO on two CPU cores, a few minutes
 	$(RUN) train_async.py --config quickstart

@@ -43,5 +43,14 @@ $pip install --quiet --no-deps --no-build-isolation --editable "$here/.."
 [ "$kind" = gpu ] || PYTHONPATH="$here/.." "$venv/bin/python" -m compat.environment
 
 "$venv/bin/python" -c 'import torch, pyarrow, ray, importlib.metadata as m; print("      torch", torch.__version__, "| sglang", m.version("sglang"), "| megatron-core", m.version("megatron-core"), "| ray", ray.__version__)'
+[ "$kind" != gpu ] || "$venv/bin/python" - <<'END'
+import torch
+if torch.cuda.is_available():
+    print("      GPUs:", ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))
+else:
+    print("      torch finds no GPU (built for CUDA", str(torch.version.cuda) + "): does nvidia-smi run, and is the driver new enough?")
+END
+# One list at a time: the other's packages are gone.
+rm -f "$venv"/.installed-*
 touch "$venv/.installed-$kind"
 echo "Done: .venv is ready."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from configs.schema import Config
-from pipeline.core.devices import why_no_gpu
+from pipeline.core.devices import why_no_gpu, why_unused
 
 
 def batches(config: Config) -> Iterator[str]:
@@ -39,6 +39,8 @@ def batches(config: Config) -> Iterator[str]:
 
 def devices(config: Config) -> Iterator[str]:
     cluster, reason = config.cluster, None
+    if config.model.device == "auto" and not config.run.mock and (unused := why_unused()):
+        yield f"--device auto: {unused}. Mend that, or say --device cpu to run without"
     if config.model.device == "cuda" and not (config.run.mock or cluster.ray_address):
         reason = why_no_gpu()
     if reason is not None:

@@ -27,6 +27,7 @@ from configs.rules.saving import saving
 from configs.rules.sglang_router import sglang_router
 from configs.rules.shared_memory import shared_memory
 from configs.rules.sizes import batches, devices, lengths
+from configs.rules.train_environment import train_environment
 from configs.rules.workers import rollout_workers
 from configs.schema import Config
 from pipeline.core.errors import ConfigError
@@ -92,6 +93,7 @@ RULES: tuple[Rule, ...] = (
     sampling,
     devices,
     engine_flags,
+    train_environment,
     external_engines,
     sglang_router,
     shared_memory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +43,9 @@ class ClusterConfig:
     router_policy: Literal[
         "consistent_hashing", "cache_aware", "round_robin", "random", "manual", "power_of_two"
     ] = "consistent_hashing"
-    engine_start_timeout_seconds: float = 300.0  # how long an engine may take to become ready
+    # how long an engine may take to become ready; by default 300 on a CPU and 1800 on a GPU, where
+    # the first start compiles kernels
+    engine_start_timeout_seconds: float | None = None
     engine_restarts: int = 3  # how often one engine may be started again
     cpu_threads_per_engine: int = 1  # how many threads an engine has; only on a CPU
     cpu_threads_per_actor: int = 1  # how many threads a learner rank has; only on a CPU
@@ -66,6 +69,9 @@ class ClusterConfig:
     # keeps the attention cache of running requests at a push, computes it again, or lets them end
     # first
     weight_update_mode: Literal["in_place", "retract", "drain"] = "in_place"
+    # environment variables of the learner's ranks, as JSON: {"NAME": "VALUE", ...}; they go over
+    # the shell's
+    train_env_vars: str | None = None
     # joins an existing Ray cluster; by default the one that RAY_ADDRESS names, else one is started
     # on this machine
     ray_address: str | None = None
@@ -76,3 +82,7 @@ class ClusterConfig:
     # moves the engines' weights and attention cache off the device while the learner trains; by
     # default with --colocate on a GPU
     offload_rollout: bool | None = None
+
+    @property
+    def train_environment(self) -> dict[str, str]:
+        return {name: str(value) for name, value in json.loads(self.train_env_vars or "{}").items()}

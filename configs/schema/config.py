@@ -200,6 +200,7 @@ def flags_of(config: Config) -> dict[str, Any]:
         out.update({name: getattr(part, name) for name in shown})
     # as in slime: functions hand it to the tokenizer
     out["apply_chat_template_kwargs"] = config.data.template_arguments
+    out["train_env_vars"] = config.cluster.train_environment
     return out
 
 

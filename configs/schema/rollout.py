@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from configs.schema.marks import REPEATS
 
+REQUEST_SECONDS, SECONDS_PER_TOKEN = 600.0, 0.2  # of a request's deadline, where none is given
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
@@ -50,7 +52,9 @@ class RolloutConfig:
     tool_max_output_tokens: int = 2048  # cuts what a tool says to so many tokens
     # repeats one request so often, with back-off, before its rollout has failed
     generate_max_retries: int = 3
-    generate_timeout_seconds: float = 600.0  # the deadline of one request to an engine
+    # the deadline of one request to an engine; by default 600, or more for responses above 3000
+    # tokens (0.2 a token)
+    generate_timeout_seconds: float | None = None
     # the deadline of an episode: of generating one sample with all its turns (a group, where the
     # custom function takes a list), and again of scoring its group; what is late FAILS and is tried
     # again
@@ -69,6 +73,14 @@ class RolloutConfig:
     rollout_all_samples_process_path: str | None = None
     # gives no loss to tokens that are older than the newest version of their sample
     mask_offpolicy_in_partial_rollout: bool = False
+
+    @property
+    def request_seconds(self) -> float:
+        """The deadline of one request. A busy engine decodes a few hundred requests at some ten
+        tokens a second each."""
+        if self.generate_timeout_seconds is not None:
+            return self.generate_timeout_seconds
+        return max(REQUEST_SECONDS, self.rollout_max_response_len * SECONDS_PER_TOKEN)
 
     @property
     def episode_deadline(self) -> tuple[float | None, str]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 OFF: Mapping[str, Any] = {
     # cluster and weights
     "distributed_timeout_minutes": 10,
-    "train_env_vars": {},
     "release_train": False,
     "update_weight_disk_dir": None,
     "update_weight_disk_keep_files": False,

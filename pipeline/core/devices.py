@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+DEVICE_FILES = Path("/dev")
 HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES that leave no device
 
 
@@ -25,6 +26,23 @@ def why_no_gpu() -> str | None:
         return "NVIDIA's driver finds no device here"
     if not _torch_knows_cuda():
         return "the installed torch is built for CPUs only"
+    return None
+
+
+def why_unused() -> str | None:
+    """Why GPUs that are here cannot be used, in words. None where there are none, where they can,
+    and where they are hidden on purpose."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
+        return None
+    if count := num_devices():
+        built = "the installed torch is built for CPUs only (`make setup-gpu`)"
+        return None if _torch_knows_cuda() else f"{count} GPUs are here, and {built}"
+    files = sorted(path.name for path in DEVICE_FILES.glob("nvidia[0-9]*"))
+    if files:
+        return (
+            f"{DEVICE_FILES / files[0]} is here, and NVIDIA's driver library finds no device (does"
+            " nvidia-smi run?)"
+        )
     return None
 
 

@@ -36,6 +36,7 @@ from pipeline.wiring.backend import Backend
 from pipeline.wiring.batcher import Batcher
 from pipeline.wiring.closing import save_batch, telemetry_of
 from pipeline.wiring.context import RunContext, begin, open_context, withdraw
+from pipeline.wiring.deadlines import request_seconds
 from pipeline.wiring.evaluation import Scorers, build_evaluator, with_tokenizer
 from pipeline.wiring.making import make_group_maker, make_priority
 from pipeline.wiring.prompts import make_source
@@ -272,6 +273,6 @@ def _with_teacher(
         scorer,
         lease,
         scored=config.has_scorer,
-        timeout_seconds=config.rollout.generate_timeout_seconds,
+        timeout_seconds=request_seconds(config),
         headers=engine_headers(config.sglang),
     )

@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from configs.rules.eval_datasets import eval_datasets
 from configs.rules.external_engines import external_endpoints
-from configs.schema import Config, RolloutConfig
+from configs.schema import Config
 from pipeline.core.engine_auth import engine_headers
 from pipeline.core.errors import CheckpointError, ConfigError
 from pipeline.schedule.placement import Wanted
 from pipeline.wiring.context import RunContext
+from pipeline.wiring.deadlines import engine_start_seconds, requests_of
 from pipeline.wiring.devices import device_sharing, dtype_of
 from pipeline.wiring.membership import Membership
 from pipeline.wiring.teacher_folder import teacher_folder
@@ -31,12 +31,6 @@ from stages.engine.slot import EngineProcess
 from stages.engine.spec import EngineSpec, tokens_per_request
 from stages.publish.rolling import RollingTransport
 from stages.reward import Lease
-
-
-def requests_of(config: Config) -> list[RolloutConfig]:
-    """How long requests are: training's, and those of every data set that is evaluated on."""
-    datasets = eval_datasets(config) if config.eval.eval_interval else ()
-    return [config.rollout, *(dataset.as_rollout(config) for dataset in datasets)]
 
 
 def first_weights(site: RunContext, folder: Path) -> Path | None:
@@ -84,6 +78,7 @@ def make_pools(site: RunContext, device: str) -> Pools:
         ),
         address=ray_address(cluster),
         on_gpu=device == "cuda",
+        guessed=config.model.device == "auto",
         object_store_bytes=object_store_bytes(config),
     )
 
@@ -208,6 +203,13 @@ def samples_ahead(config: Config, device: str) -> bool:
     return device == "cuda" and not config.sglang.get("disable_overlap_schedule")
 
 
+def labels_late(config: Config, device: str) -> bool:
+    """Was the first token with a new version's label still sampled by the old weights? Engines that
+    sample ahead record it when they see it. --weight-update-mode retract lets them first finish the
+    step under way (SGLang's Scheduler.pause_generation), and with drain there is none."""
+    return samples_ahead(config, device) and config.cluster.weight_update_mode == "in_place"
+
+
 def _engine_spec(site: RunContext, index: int, model_path: Path, device: str) -> EngineSpec:
     config, cluster = site.config, site.config.cluster
     return EngineSpec(
@@ -242,7 +244,7 @@ def _pool_of(engines: Sequence[EngineProcess], site: RunContext) -> ElasticPool:
         engines,
         concurrency=cluster.sglang_server_concurrency,
         max_restarts=cluster.engine_restarts,
-        start_timeout_seconds=cluster.engine_start_timeout_seconds,
+        start_timeout_seconds=engine_start_seconds(site.config),
         initial_version=site.clock.policy_version,
         time=site.time,
     )

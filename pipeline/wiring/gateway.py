@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.core.engine_auth import engine_headers
 from pipeline.wiring.context import RunContext
+from pipeline.wiring.deadlines import request_seconds
 from stages.engine.gateway import Gateway
 from stages.engine.gateway_pool import GatewayPool
 from stages.engine.pool import SGLangPool
@@ -17,7 +18,7 @@ def make_gateway(site: RunContext, pool: SGLangPool) -> GatewayPool | None:
     gateway = Gateway(
         policy=cluster.router_policy,
         log_path=site.run_dir.logs / "sglang-router.log",
-        timeout_seconds=config.rollout.generate_timeout_seconds,
+        timeout_seconds=request_seconds(config),
         api_key=config.sglang.get("api_key"),
     )
     return GatewayPool(

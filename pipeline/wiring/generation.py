@@ -15,7 +15,8 @@ from pipeline.core.engine_auth import engine_headers
 from pipeline.core.protocols import EnginePool
 from pipeline.run.watchdog import Watchdog
 from pipeline.wiring.agents import make_agents
-from pipeline.wiring.engines import requests_of, samples_ahead
+from pipeline.wiring.deadlines import request_seconds, requests_of
+from pipeline.wiring.engines import labels_late
 from pipeline.wiring.making import make_group_maker
 from pipeline.wiring.rollout_workers import oldest_version, share_of
 from pipeline.wiring.tool_calls import call_parser
@@ -38,7 +39,8 @@ def make_client(
     return SGLangClient(
         pool,
         config.rollout,
-        boundary_is_old=samples_ahead(config, device),
+        boundary_is_old=labels_late(config, device),
+        timeout_seconds=request_seconds(config),
         experts_shape=experts_shape(folder) if replays else None,
         headers=engine_headers(config.sglang),
         router=router,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from configs.schema import Config
 from pipeline.core.find_checkpoint import find_torch_dist
@@ -33,9 +34,18 @@ def learner_settings(
             algorithm, ref_load=str(_reference(algorithm.ref_load, config.run.seed).absolute())
         )
     return LearnerSettings(
-        config=dataclasses.replace(config, model=model, algorithm=algorithm),
+        config=dataclasses.replace(
+            config, model=model, algorithm=algorithm, megatron=_megatron(config, device)
+        ),
         num_optimizer_steps=config.run.num_rollout * config.steps_per_rollout,
     )
+
+
+def _megatron(config: Config, device: str) -> Mapping[str, Any]:
+    """Megatron's flags, and what they are on GPUs where nothing is said: optimizer state is shared
+    by the data-parallel ranks, as slime has it. Whole, it takes 12 bytes a parameter on each."""
+    shared = device == "cuda" and config.model.train_backend == "megatron"
+    return {**({"use_distributed_optimizer": True} if shared else {}), **config.megatron}
 
 
 def _reference(spec: str, seed: int) -> Path:

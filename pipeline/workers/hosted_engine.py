@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import psutil
 
 from pipeline.core.engine_auth import engine_headers
 from pipeline.core.errors import EngineError, NoRoomError, SlipstreamError
+from pipeline.core.gpu_environment import alike
 from pipeline.workers.engine_host import Share, remote_host
 from pipeline.workers.pools import Berth, Pools, Where, actor_environment
 from stages.engine.launch import is_healthy
@@ -130,7 +132,9 @@ class HostedEngine:
         if had_room and not await self._pools.move_engine(self.spec.index):
             raise NoRoomError(f"{self.name}: no node has room for it now")
         self._berths = await self._pools.engine_berths(self.spec.index)
-        environment = actor_environment({})
+        spec = self.spec
+        on_gpu = spec.device == "cuda"
+        environment = actor_environment(alike(os.environ, spec.user) if on_gpu else {})
         self._hosts = [remote_host(dict(b.options), environment) for b in self._berths]
         try:
             self._where = await asyncio.wait_for(

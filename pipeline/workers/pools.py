@@ -21,6 +21,7 @@ import psutil
 
 from pipeline.core.devices import num_devices
 from pipeline.core.errors import ClusterError, ConfigError, NoRoomError
+from pipeline.core.gpu_environment import forwarded
 from pipeline.schedule.placement import Node, Place, Plan, Wanted, plan, plan_engine, plan_learner
 from pipeline.workers.ray_cluster import RayCluster, take_sigterm_back
 from stages.publish.leftovers import remove_shared_memory
@@ -59,10 +60,17 @@ class Pools:
     """Started by whoever comes first, learner or engines; ended once, after both."""
 
     def __init__(
-        self, wanted: Wanted, *, address: str | None, on_gpu: bool, object_store_bytes: int
+        self,
+        wanted: Wanted,
+        *,
+        address: str | None,
+        on_gpu: bool,
+        object_store_bytes: int,
+        guessed: bool = False,
     ) -> None:
-        """`address`: of the Ray cluster to join; None starts one on this machine."""
-        self._wanted, self._on_gpu = wanted, on_gpu
+        """`address`: of the Ray cluster to join; None starts one on this machine. `guessed`: is
+        `on_gpu` what was found on this machine, and nobody's wish?"""
+        self._wanted, self._on_gpu, self._guessed = wanted, on_gpu, guessed
         self._engine_devices = max(wanted.engines, default=1)
         own = num_devices() if on_gpu else wanted.devices + SPARE_SLOTS
         self.cluster = RayCluster(
@@ -100,10 +108,20 @@ class Pools:
             plan([here], self._wanted)
         await asyncio.to_thread(self.cluster.start)
         take_sigterm_back()
+        if self._guessed and not self._on_gpu:
+            await self._refuse_gpus()
         self._gpus = asyncio.get_running_loop().create_future()
         self._plan = plan(await asyncio.to_thread(self.cluster.nodes), self._wanted)
         self._spans_nodes = self._plan.spans_nodes
         await asyncio.to_thread(self._reserve, self._plan)
+
+    async def _refuse_gpus(self) -> None:
+        """Raises ConfigError for a cluster with GPUs that this run would not use."""
+        if count := await asyncio.to_thread(self.cluster.num_gpus):
+            raise ConfigError(
+                f"--device auto: this machine has no GPU, and the Ray cluster has {count:g}. Say"
+                " --device cuda to use them, or --device cpu"
+            )
 
     def _reserve(self, made: Plan) -> None:
         if made.learner:
@@ -349,9 +367,10 @@ class Pools:
 
 def actor_environment(keep: Mapping[str, str]) -> dict[str, str]:
     """The environment of an actor of ours: the product's code is found where it is on the
-    driver's node."""
+    driver's node, and what the driver's shell says of NCCL holds everywhere."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
+        **forwarded(os.environ),
         "PYTHONPATH": path,
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
         "PYTHONWARNINGS": "ignore",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.core.devices import has_gpu
+from pipeline.core.devices import has_gpu, num_devices
+from pipeline.core.gpu_environment import alike, of_rank
 from pipeline.schedule.placement import Place
 from pipeline.workers.pools import Berth, Pools, Where, actor_environment
 from pipeline.workers.rank_actor import RankActor, Seat
@@ -17,15 +19,11 @@ def make_actors(settings: LearnerSettings, pools: Pools) -> list[Any]:
     """One Ray actor a rank, in the learner's berths, that have no seats yet."""
     import ray
 
-    env = actor_environment(pools.cluster.temporary_environment())
-    if not on_gpu(settings):
-        env |= {
-            "OMP_NUM_THREADS": str(settings.cluster.cpu_threads_per_actor),
-            "TORCHDYNAMO_DISABLE": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        # a thread that spins for one without a core holds up both, and the engines
-        env |= {"OMP_WAIT_POLICY": "PASSIVE"}
+    env = {
+        **actor_environment(pools.cluster.temporary_environment()),
+        **(_on_gpu(settings, os.environ) if on_gpu(settings) else _on_cpu(settings)),
+        **settings.cluster.train_environment,
+    }
     remote = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={SENDING: 1})(
         RankActor
     )
@@ -33,6 +31,26 @@ def make_actors(settings: LearnerSettings, pools: Pools) -> list[Any]:
         remote.options(**berth.options, runtime_env={"env_vars": env}).remote(settings)
         for berth in pools.learner_berths()
     ]
+
+
+def _on_cpu(settings: LearnerSettings) -> dict[str, str]:
+    return {
+        "OMP_NUM_THREADS": str(settings.cluster.cpu_threads_per_actor),
+        "TORCHDYNAMO_DISABLE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        # a thread that spins for one without a core holds up both, and the engines
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+def _on_gpu(settings: LearnerSettings, shell: Mapping[str, str]) -> dict[str, str]:
+    """Nodes are taken to have as many cores for a device as the driver's own."""
+    megatron = settings.megatron if settings.model.train_backend == "megatron" else None
+    cpus, devices = os.cpu_count() or 1, num_devices()
+    return {
+        **of_rank(shell, megatron=megatron, cpus=cpus, devices=devices),
+        **alike(shell, settings.config.sglang),
+    }
 
 
 def in_order(found: Sequence[Where], berths: Sequence[Berth]) -> list[int]:

@@ -86,6 +86,12 @@ class RayCluster:
             if node["Alive"]
         ]
 
+    def num_gpus(self) -> float:
+        """How many GPUs its nodes have together, used or not."""
+        import ray
+
+        return float(ray.cluster_resources().get("GPU", 0))
+
     def start(self) -> None:
         """Raises ClusterError when Ray runs in this process already, or does not start."""
         if self._address is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,16 @@ from stages.engine.server_args import server_arg, to_command_line
 # bound of one engine's KV pool on a CPU: SGLang's own guess there is most of the memory
 KV_BYTES = 1 << 30
 MAX_RUNNING = 256  # requests decoded at once on a CPU
+# What SGLang would compile into the temporary folder, which an engine has to itself and leaves at
+# its end: kept beside it, every start but the first finds its kernels. (Triton, FlashInfer and
+# DeepGEMM have theirs under the home folder.) Variable -> folder, as the libraries name it.
+COMPILED = {
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash_attention_cute_dsl_cache",
+}
+# With it engines report log-probs of temperature 1 (sglang/srt/layers/sampler.py), which are not
+# those of what they sample from.
+UNTEMPERED = "SGLANG_RETURN_ORIGINAL_LOGPROB"
 CONTEXT_FALLBACK = 2048  # tokens a request may need, where neither flags nor config.json say
 
 
@@ -126,6 +137,19 @@ class EngineSpec:
             "***" if i and command[i - 1] in hidden else word for i, word in enumerate(command)
         )
 
+    def _gpu_environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        kept = base.get("TMPDIR") or tempfile.gettempdir()
+        out = {
+            name: str(Path(kept) / f"{folder}_{os.getuid()}")
+            for name, folder in COMPILED.items()
+            if name not in base
+        }
+        path = [str(ROOT), *filter(None, [base.get("PYTHONPATH")])]
+        out["PYTHONPATH"] = os.pathsep.join(path)
+        if self.cuda_devices:
+            out["CUDA_VISIBLE_DEVICES"] = ",".join(self.cuda_devices)
+        return out
+
     def environment(self, base: Mapping[str, str], scratch: Path) -> dict[str, str]:
         """The environment of its processes. `scratch` takes the sockets and temporary files that
         SGLang never removes."""
@@ -133,12 +157,9 @@ class EngineSpec:
         out.setdefault("HF_HUB_OFFLINE", "1")  # the model is a folder on this machine
         if self.nnodes > 1:  # how its ranks find each other; SGLang would guess
             out["SGLANG_HOST_IP"] = self.host
+        out.pop(UNTEMPERED, None)
         if self.device != "cpu":
-            path = [str(ROOT), *filter(None, [base.get("PYTHONPATH")])]
-            out["PYTHONPATH"] = os.pathsep.join(path)
-            if self.cuda_devices:
-                out["CUDA_VISIBLE_DEVICES"] = ",".join(self.cuda_devices)
-            return out
+            return out | self._gpu_environment(base)
         out |= {
             "SGLANG_USE_CPU_ENGINE": "1",
             "CUDA_VISIBLE_DEVICES": "",

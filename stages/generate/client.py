@@ -72,6 +72,7 @@ class SGLangClient:
         rollout: RolloutConfig,
         *,
         boundary_is_old: bool = False,
+        timeout_seconds: float | None = None,
         experts_shape: tuple[int, int] | None = None,
         connection_limit: int = 0,
         headers: Mapping[str, str] | None = None,
@@ -79,13 +80,15 @@ class SGLangClient:
         sleep: Sleep = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        """`experts_shape`: (layers, experts a token) of the model, to have the routed experts with
-        every answer (engines need --enable-return-routed-experts). `connection_limit` 0: as many as
-        there are requests (leases of the pool bound them). `headers`: of every request.
+        """`timeout_seconds`: the deadline of a request, where others are longer than those of
+        `rollout`. `experts_shape`: (layers, experts a token) of the model, to have the routed
+        experts with every answer (engines need --enable-return-routed-experts). `connection_limit`
+        0: as many as there are requests (leases of the pool bound them). `headers`: of every
+        request.
         `router`: what the pool leases is SGLang's, and chooses the engine."""
         self._pool = pool
         self._max_retries = rollout.generate_max_retries
-        self._timeout_seconds = rollout.generate_timeout_seconds
+        self._timeout_seconds = timeout_seconds or rollout.request_seconds
         self._boundary_is_old = boundary_is_old
         self._experts_shape = experts_shape
         self._connection_limit, self._headers = connection_limit, headers

@@ -75,9 +75,6 @@ SLIME: Mapping[str, Spelling] = {
         said="at least 300",
         is_default=True,
     ),
-    "train-env-vars": Absent(
-        why="set them in the shell before the run starts: every process of it has them"
-    ),
     "http-proxy": Absent(why="set HTTP_PROXY and NO_PROXY in the shell"),
     "use-distributed-post": Nothing(why="requests go straight to the engines"),
     "rollout-data-transport": Nothing(

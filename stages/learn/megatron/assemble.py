@@ -27,8 +27,10 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.find_checkpoint import find_torch_dist
 from stages.learn.determinism import seed_everything, use_deterministic_kernels
 from stages.learn.megatron import checkpoint, compat, parallel
+from stages.learn.megatron.adam import use_fused_adam
 from stages.learn.megatron.arguments import convert, model_fields, owned_by
 from stages.learn.megatron.bridge import load_hf_weights, make_bridge
+from stages.learn.megatron.low_precision import token_multiple
 from stages.learn.megatron.model import PolicyModel
 from stages.learn.megatron.names import expert_biases
 from stages.learn.megatron.user_hooks import MegatronHooks
@@ -177,9 +179,7 @@ def build(
         make_scheduler=make_scheduler,
         forward_backward=get_forward_backward_func(),
         thd=bridge.use_te,
-        token_multiple=bridge.config.tensor_model_parallel_size
-        if bridge.config.sequence_parallel
-        else 1,
+        token_multiple=token_multiple(bridge.config),
         vocab_shard=bridge.padded_vocab_size // bridge.config.tensor_model_parallel_size,
         dp_rank=mpu.get_data_parallel_rank(),
         dp_size=mpu.get_data_parallel_world_size(),
@@ -253,18 +253,9 @@ def _make_optimizer(
         given = {name: value for name, value in given.items() if name != "optimizer_cpu_offload"}
     with compat.cuda_methods():
         optimizer = get_megatron_optimizer(OptimizerConfig(**{**base, **given}), ddp)
-    if on_cpu:
-        for chained in getattr(optimizer, "chained_optimizers", [optimizer]):
-            _use_fused_adam(chained.optimizer)
+    for chained in getattr(optimizer, "chained_optimizers", [optimizer]):
+        use_fused_adam(chained.optimizer)
     return optimizer
-
-
-def _use_fused_adam(optimizer: torch.optim.Optimizer) -> None:
-    """Uses torch's fused CPU AdamW, which goes over the memory once instead of about ten times; the
-    update is the same."""
-    if isinstance(optimizer, torch.optim.AdamW):
-        for group in optimizer.param_groups:
-            group.update(fused=True, foreach=False)
 
 
 def _connect(config: Any, ddp: list[DistributedDataParallel], optimizer: Any) -> None:

@@ -19,12 +19,14 @@ from pipeline.core.devices import has_gpu
 from pipeline.core.errors import CheckpointError, ConfigError
 from stages.learn.megatron.architectures import HABITS, rope_of, shape_of
 from stages.learn.megatron.hf_config import read_hf_config
+from stages.learn.megatron.low_precision import check_low_precision
 from stages.learn.megatron.mappings import family_class
 from stages.learn.megatron.model import PolicyModel, as_policy
 from stages.learn.megatron.modelflags import split_flags
 from stages.learn.megatron.names import agreed_names
 from stages.learn.megatron.spec import layer_spec
 from stages.learn.megatron.weights import gather_hf_weights, load_hf_weights
+from stages.learn.megatron.without_te import uses_transformer_engine
 
 __all__ = ["load_hf_weights", "make_bridge"]
 
@@ -45,10 +47,6 @@ _LOCAL = {
 }
 
 
-def have_transformer_engine() -> bool:
-    return importlib.util.find_spec("transformer_engine") is not None
-
-
 class _Bridge(LLMBridge):
     """What this project changes in mbridge's bridges; mixed in ahead of the family's class."""
 
@@ -56,7 +54,7 @@ class _Bridge(LLMBridge):
 
     def __init__(self, hf_config: Any, dtype: torch.dtype, fields: Mapping[str, Any]) -> None:
         self._fields = dict(fields)
-        self.use_te = have_transformer_engine() and has_gpu()
+        self.use_te = uses_transformer_engine()
         super().__init__(
             hf_config,
             dtype=dtype,
@@ -67,6 +65,7 @@ class _Bridge(LLMBridge):
         shape = shape_of(self.hf_config)
         shape["activation_func"] = getattr(torch.nn.functional, shape["activation_func"])
         given = {**(HABITS if shape.get("num_moe_experts") else {}), **self._fields, **shape}
+        check_low_precision(self._fields, use_te=self.use_te)
         if not self.use_te:
             if absent := sorted(name for name in _LOCAL if self._fields.get(name)):
                 logger.warning(

@@ -29,6 +29,7 @@ from stages.learn.hf_folder import (
 )
 from stages.learn.hf_shards import Shards, write_shards
 from stages.learn.megatron import compat, sharded, torch_dist
+from stages.learn.megatron.adam import use_fused_adam
 
 T = TypeVar("T")
 
@@ -191,6 +192,8 @@ def _restore(built: Any, state: dict[str, Any]) -> None:
             # Megatron leaves out a step count of zero
             entries.setdefault("common_step", torch.zeros(()))
     built.optimizer.load_state_dict(optimizer)
+    for loaded in built.torch_optimizers:
+        use_fused_adam(loaded)
     built.scheduler.num_steps = 0  # Megatron adds the saved steps to those taken
     built.scheduler.load_state_dict(state["scheduler"])
 

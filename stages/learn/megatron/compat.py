@@ -2,8 +2,9 @@
 
 Megatron writes `device="cuda"` and `torch.cuda.current_device()` in places that a CPU run passes
 too. `install()` gives those Megatron modules (and mbridge's helpers), and nobody else, a view of
-torch in which "cuda" means the CPU; torch itself stays as it is. Seven more spots need a word of
-their own, each explained below. With a CUDA device `install()` does nothing."""
+torch in which "cuda" means the CPU; torch itself stays as it is. Five more spots need a word of
+their own, each explained below. With a CUDA device `install()` does nothing of that. What is
+missing with TransformerEngine, on either, is without_te.py's."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from typing import Any
 
 from pipeline.core.devices import has_gpu
 from pipeline.core.errors import LearnerError
+from stages.learn.megatron import without_te
 
 SUPPORTED = ("0.16.1", "0.19.2")
 # Modules on the paths that we run (model, schedules, optimizer, checkpoints) that name the CUDA
@@ -80,14 +82,15 @@ def prepare_environment() -> None:
 
 def install() -> bool:
     """Makes Megatron run on this machine. Returns True when the CPU view is in place, False on a
-    CUDA machine (where nothing is done).
+    CUDA machine (where only what TransformerEngine would bring is filled in).
 
     It may be called more than once. Raises LearnerError for a Megatron version that this was not
-    written for."""
+    written for, or a TransformerEngine that cannot be imported."""
     global _installed
     import torch
 
     if has_gpu():
+        without_te.install()
         return False
     if _installed:
         return True
@@ -103,10 +106,10 @@ def install() -> bool:
         vars(importlib.import_module(name))["torch"] = view
     _patch_random(torch)
     _patch_clipping(torch)
-    _patch_distributed_optimizer(torch)
     _patch_checkpoint_writer()
     _patch_experts(torch)
     _patch_uneven_collectives(torch)
+    without_te.install()
     _installed = True
     return True
 
@@ -228,45 +231,6 @@ def _patch_clipping(torch: Any) -> None:
         ] = clip
 
 
-def _patch_distributed_optimizer(torch: Any) -> None:
-    """Loading the sharded Adam state was written for fused CUDA optimizers, which keep the step
-    count in the parameter group.
-
-    torch's AdamW keeps a step tensor a parameter, and has no state at all before its first step.
-    """
-    cls: Any = importlib.import_module(
-        "megatron.core.optimizer.distrib_optimizer"
-    ).DistributedOptimizer
-    state_dict, load_state_dict = cls.state_dict, cls.load_state_dict
-
-    def state_dict_of_all(self: Any) -> Any:
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                if not self.optimizer.state[p]:
-                    zeros = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-                    self.optimizer.state[p].update(step=torch.tensor(0.0), **zeros)
-        return state_dict(self)
-
-    def load_own_steps(self: Any, state: Any) -> None:
-        load_state_dict(self, state)
-        for entry in self.optimizer.state.values():
-            entry["step"] = entry["step"].clone()  # Megatron hands every parameter the same tensor
-
-    def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
-        group, place = self.model_param_group_index_map[model_param]
-        main = self.optimizer.param_groups[group]["params"][place]
-        own = {"param": main, **self.optimizer.state[main]}
-        for name, value in tensors.items():
-            if name in own and name != "step":
-                own[name].copy_(value)
-
-    cls.state_dict, cls.load_state_dict, cls._set_main_param_and_optimizer_states = (
-        state_dict_of_all,
-        load_own_steps,
-        set_states,
-    )
-
-
 def _patch_checkpoint_writer() -> None:
     """A synchronous save needs no multiprocessing manager (three seconds, and a child that outlives
     a killed parent)."""
@@ -277,15 +241,10 @@ def _patch_checkpoint_writer() -> None:
 
 
 def _patch_experts(torch: Any) -> None:
-    """Routers name a TransformerEngine function that is not there; dispatchers copy the expert
-    counts to the host on a side stream.
+    """Dispatchers copy the expert counts to the host on a side stream.
 
     The counts are on the host: what is left of the copy is that all_to_all wants its splits as
-    numbers, not as tensors. And MLA's module believes that TransformerEngine is there, then asks
-    whether a layer is of a class that is not."""
-    utils: Any = importlib.import_module("megatron.core.transformer.moe.moe_utils")
-    if not hasattr(utils, "te_general_gemm"):
-        utils.te_general_gemm = None
+    numbers, not as tensors."""
     cls: Any = importlib.import_module(
         "megatron.core.transformer.moe.token_dispatcher"
     ).MoEAlltoAllTokenDispatcher
@@ -299,9 +258,6 @@ def _patch_experts(torch: Any) -> None:
         return tokens_per_expert
 
     cls._maybe_dtoh_and_synchronize = splits_as_numbers
-    vars(importlib.import_module("megatron.core.transformer.multi_latent_attention"))["HAVE_TE"] = (
-        False
-    )
 
 
 def _patch_uneven_collectives(torch: Any) -> None:

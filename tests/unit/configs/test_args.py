@@ -57,8 +57,8 @@ def test_what_the_run_found_goes_over_flags_and_the_users_settings_over_all() ->
 
 
 def test_one_run_cannot_change_the_defaults_of_the_next() -> None:
-    flat_args(Config()).train_env_vars["A"] = "B"
-    assert OFF["train_env_vars"] == {} == flat_args(Config()).train_env_vars
+    flat_args(Config()).eval_datasets.append("B")
+    assert OFF["eval_datasets"] == [] == flat_args(Config()).eval_datasets
 
 
 def test_no_row_of_the_table_is_a_flag_of_ours() -> None:

@@ -77,3 +77,30 @@ def test_what_the_second_python_leaves_out_is_there() -> None:
     options = (ROOT / "tests" / "light.txt").read_text().split()
     files = [re.sub(r"^--\w+=|::.*", "", option) for option in options]
     assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def planned(venv: Path, target: str) -> str:
+    """What `make target` would run, with this environment."""
+    words = ["make", "-n", "-C", str(ROOT), target, f"VENV={venv}", "PYTHON=python"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("stamps", "target", "kind"),
+    [
+        ([], "quickstart", "cpu"),
+        ([], "setup-gpu", "gpu"),
+        (["cpu"], "quickstart", None),
+        (["gpu"], "quickstart", None),
+        (["gpu"], "lint", None),
+        (["gpu"], "setup", None),
+        (["cpu"], "setup-gpu", "gpu"),
+    ],
+)
+def test_no_command_installs_over_what_is_there(
+    tmp_path: Path, stamps: list[str], target: str, kind: str | None
+) -> None:
+    for stamp in stamps:
+        (tmp_path / f".installed-{stamp}").touch()
+    found = re.findall(r"requirements/setup.sh (\w+)", planned(tmp_path, target))
+    assert found == ([kind] if kind else [])

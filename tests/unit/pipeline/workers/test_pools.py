@@ -19,6 +19,7 @@ BACK = Node(id="p", address="10.0.0.2", devices=1, free=1)  # the same, after a 
 
 class FakeCluster:
     is_own = False
+    gpus = 0.0
 
     def __init__(self, *nodes: Node) -> None:
         self.alive = list(nodes)
@@ -27,6 +28,9 @@ class FakeCluster:
 
     def nodes(self) -> list[Node]:
         return self.alive
+
+    def num_gpus(self) -> float:
+        return self.gpus
 
 
 class FakePools(Pools):
@@ -47,11 +51,15 @@ class FakePools(Pools):
             self._note_engine(index, ())
 
 
-def pools_of(cluster: FakeCluster, *engines: int, colocate: bool = False) -> FakePools:
+def pools_of(
+    cluster: FakeCluster, *engines: int, colocate: bool = False, guessed: bool = False
+) -> FakePools:
     wanted = Wanted(
         actor_num_nodes=1, actor_num_gpus_per_node=1, engines=engines, colocate=colocate
     )
-    pools = FakePools(wanted, address="10.0.0.1:6379", on_gpu=False, object_store_bytes=1)
+    pools = FakePools(
+        wanted, address="10.0.0.1:6379", on_gpu=False, object_store_bytes=1, guessed=guessed
+    )
     pools.cluster = cluster  # type: ignore[assignment]
     return pools
 
@@ -100,3 +108,14 @@ async def test_memory_is_lent_to_engines_on_devices_of_the_learner_alone() -> No
     await apart.start()
     with pytest.raises(ConfigError, match=r"engine 0 is on another node \(10.0.0.2\)"):
         apart.ranks_beside(0)
+
+
+async def test_a_clusters_gpus_are_not_passed_over() -> None:
+    """The driver may be on a node that has none."""
+    cluster = FakeCluster(DRIVER, OTHER)
+    cluster.gpus = 16.0
+    with pytest.raises(ConfigError, match=r"--device auto.* has 16\. Say --device cuda"):
+        await pools_of(cluster, 1, guessed=True).start()
+    await pools_of(cluster, 1).start()
+    cluster.gpus = 0.0
+    await pools_of(cluster, 1, guessed=True).start()

@@ -120,6 +120,20 @@ def test_the_stubs_reach_an_engine_only_on_a_cpu(model: Path) -> None:
     assert gpu["CUDA_VISIBLE_DEVICES"] == "2,3"
 
 
+def test_compiled_kernels_outlive_an_engine_on_a_gpu(model: Path) -> None:
+    base = {"TMPDIR": "/big", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "/mine"}
+    gpu = make(model, device="cuda").environment(base, model / "scratch")
+    assert gpu["TMPDIR"] == str(model / "scratch")
+    assert gpu["TORCHINDUCTOR_CACHE_DIR"].startswith("/big/torchinductor_")
+    assert gpu["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] == "/mine"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_log_probs_are_of_what_is_sampled_from(model: Path, device: str) -> None:
+    base = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
+    assert not make(model, device=device).environment(base, model).keys() & base.keys()
+
+
 def test_kv_bytes(model: Path) -> None:
     # keys and values, fp32, layers, head_dim = 64 / 4, KV heads
     assert kv_bytes_per_token(model) == 2 * 4 * 2 * 16 * 2
