@@ -194,7 +194,7 @@ def _external_fit(config: Config, model_path: Path, device: str) -> ExternalFit:
         num_devices=config.cluster.rollout_num_gpus_per_engine,
         overlap=samples_ahead(config, device),
         returns_experts=config.algorithm.use_rollout_routing_replay,
-        user={**_asked(config, device), **config.sglang},
+        user={**sglang_options(config, device), **config.sglang},
     )
 
 
@@ -223,11 +223,11 @@ def _engine_spec(site: RunContext, index: int, model_path: Path, device: str) ->
         concurrency=cluster.sglang_server_concurrency,
         tokens_per_request=tokens_per_request(requests_of(config), model_path),
         seed=config.run.seed,
-        user={**_asked(config, device), **config.sglang},
+        user={**sglang_options(config, device), **config.sglang},
     )
 
 
-def _asked(config: Config, device: str) -> dict[str, Any]:
+def sglang_options(config: Config, device: str) -> dict[str, Any]:
     """SGLang's options that follow from flags of ours; the user's own --sglang-* take
     precedence."""
     out: dict[str, Any] = {}
@@ -235,6 +235,9 @@ def _asked(config: Config, device: str) -> dict[str, Any]:
         out["enable_deterministic_inference"] = True
     if device == "cuda" and device_sharing(config).rollout:
         out["enable_memory_saver"] = True
+        # a turn may end without a push (a save, an interval above 1): what is released without a
+        # copy on the host is not there when it is resumed
+        out["enable_weights_cpu_backup"] = True
     return out
 
 

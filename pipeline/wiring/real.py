@@ -103,6 +103,8 @@ def real_backend(site: RunContext) -> Backend:
         beside=beside(pool, pools),
         headers=headers,
     )
+    if engines is not None:
+        transport.room = engines.room
 
     life = LearnerLife(
         site, learner, transport, tokenizer, engines=engines, leaves_devices=share.train

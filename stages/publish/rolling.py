@@ -12,6 +12,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import aiohttp
 
@@ -69,6 +70,9 @@ class RollingTransport(ABC):
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._equality = EqualityCheck(self._control) if cluster.check_weight_update_equal else None
         pool.on_restart, pool.on_leave = self.resync, self.part
+        self.room: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+        """Entered while weights are staged: where engines share the learner's devices, they make
+        room for it."""
 
     @property
     def has_staged(self) -> bool:
@@ -79,7 +83,8 @@ class RollingTransport(ABC):
         """See WeightTransport."""
         self._began = self._time.now()
         async with self._lock:
-            self._num_bytes = await self._stage(policy_version)
+            async with self.room():
+                self._num_bytes = await self._stage(policy_version)
             self._staged, self._delivered, self._stall_seconds = policy_version, set(), {}
             self._reached.clear()
             self._sender_is_there.set()

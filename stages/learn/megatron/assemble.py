@@ -33,10 +33,12 @@ from stages.learn.megatron.bridge import load_hf_weights, make_bridge
 from stages.learn.megatron.low_precision import token_multiple
 from stages.learn.megatron.model import PolicyModel
 from stages.learn.megatron.names import expert_biases
+from stages.learn.megatron.spec import head_dims
 from stages.learn.megatron.user_hooks import MegatronHooks
 from stages.learn.megatron.virtual import resolve_virtual
 from stages.learn.schedule import warmup_and_decay
 from stages.learn.settings import LearnerSettings
+from stages.learn.varlen import can_attend
 
 
 @dataclass(kw_only=True)
@@ -53,6 +55,7 @@ class RankParts:
     make_scheduler: Callable[[], OptimizerParamScheduler]
     forward_backward: Callable[..., list[Any]]
     thd: bool
+    varlen: bool
     token_multiple: int
     vocab_shard: int
     dp_rank: int
@@ -179,6 +182,7 @@ def build(
         make_scheduler=make_scheduler,
         forward_backward=get_forward_backward_func(),
         thd=bridge.use_te,
+        varlen=not bridge.use_te and can_attend(device, dtype, head_dims(bridge.config)),
         token_multiple=token_multiple(bridge.config),
         vocab_shard=bridge.padded_vocab_size // bridge.config.tensor_model_parallel_size,
         dp_rank=mpu.get_data_parallel_rank(),

@@ -3,7 +3,8 @@ TransformerEngine needed.
 
 Packed tokens are cut into blocks of sequences of similar length, and each block is one batched
 causal SDPA call. Padding on the right needs no mask under causal attention: a real token never sees
-a later one.
+a later one. Where a GPU has FlashAttention's kernel for it, all are one call without masks
+(stages/learn/varlen.py).
 
 Samples of a group begin with the same prompt. It is packed once, and the samples' tails attend to
 it and to themselves: the same numbers from fewer tokens (Liu et al. 2025, "Prefix Grouper:
@@ -34,6 +35,7 @@ from megatron.core.transformer.utils import (
 from torch import Tensor
 
 from stages.learn.blocks import MAX_PADDING, Block, GatherRows, attend_block, batched
+from stages.learn.varlen import Varlen, attend_varlen
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class PackedSequences(PackedSeqParams):
 
     blocks: tuple[Block, ...] = ()
     tails: tuple[TailBlock, ...] = ()
+    varlen: Varlen | None = None  # in the place of both, where there is a kernel for it
     pad: int = 0  # tokens at the end that nobody looks at; they attend to nothing
     positions: Tensor | None = None  # [t], for attention that makes its own rotary tables
 
@@ -168,6 +171,11 @@ class SdpaCoreAttention(MegatronModule):
                 torch.cat([key, value], -1), group=self.cp_group
             )
             key, value = both.split([key.shape[-1], value.shape[-1]], -1)
+        if packed_seq_params and packed_seq_params.varlen:
+            num = len(query) - packed_seq_params.pad
+            cut = packed_seq_params.varlen
+            out = attend_varlen(query[:num, 0], key[:, 0], value[:, 0], cut, self.scale).flatten(1)
+            return F.pad(out, (0, 0, 0, packed_seq_params.pad)).view(len(query), 1, -1)
         blocks = (
             packed_seq_params.blocks
             if packed_seq_params

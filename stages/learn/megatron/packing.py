@@ -18,6 +18,7 @@ from stages.learn.blocks import cut_blocks
 from stages.learn.megatron.attention import PackedSequences, Tail, cut_tails
 from stages.learn.megatron.context import ContextShare, Layout, lay_out
 from stages.learn.trained_tokens import FlatTrainedTokens, check_sample, trained_fields
+from stages.learn.varlen import cut_varlen
 
 FREE = -1  # in the place of an expert: nobody knows, so the router chooses
 
@@ -68,13 +69,14 @@ def pack(
     device: torch.device,
     *,
     thd: bool,
+    varlen: bool = False,
     multiple_of: int = 1,
     share: ContextShare = ContextShare(),  # noqa: B008  # immutable
     expert_layers: Sequence[int] = (),
 ) -> PackedMicroBatch:
     """Packs samples, and takes this rank's share of the pack. `thd`: mark it for
-    TransformerEngine's packed attention; else blocks are cut for the local one, in which samples of
-    a group share their prompt's tokens.
+    TransformerEngine's packed attention; else blocks (with `varlen`: sequences for one kernel) are
+    cut for the local one, in which samples of a group share their prompt's tokens.
 
     `multiple_of`: pad the tokens to such a multiple with a sequence of its own (sequence
     parallelism splits evenly). Under context parallelism every sequence is padded
@@ -111,7 +113,7 @@ def pack(
         tokens=flat([tokens[held]], torch.int64)[None],
         positions=flat([positions[held]], torch.int64)[None],
         packing=dataclasses.replace(
-            _packing(segments, layout, pad, device, thd),
+            _packing(segments, layout, pad, device, thd, varlen),
             positions=flat([positions[held]], torch.int64),
         ),
         rows=flat([layout.local[rows[mine]]], torch.int64),
@@ -214,7 +216,12 @@ def _segments(
 
 
 def _packing(
-    segments: Sequence[Segment], layout: Layout, pad: int, device: torch.device, thd: bool
+    segments: Sequence[Segment],
+    layout: Layout,
+    pad: int,
+    device: torch.device,
+    thd: bool,
+    varlen: bool,
 ) -> PackedSequences:
     """`pad` tokens of the whole pack, at its end, are a sequence of their own."""
     top = max([pad, *(s.first + s.room for s in segments)])
@@ -235,23 +242,24 @@ def _packing(
     top = -(-top // 64) * 64
     num_ranks = len(layout.held)
     shared = num_ranks > 1
-    blocks = () if shared else cut_blocks([s.room for s in segments if not s.first], device)
+    whole = [] if shared or varlen else [s.room for s in segments if not s.first]
     places = layout.gathered
     tails = []
     for chunk in layout.chunks:
         s = segments[chunk.sequence]
-        if shared or s.first:
+        if shared or s.first or varlen:
             seen = (
                 np.arange(s.prefix_start, s.prefix_start + s.first),
                 np.arange(s.start, s.start + chunk.offset + chunk.length),
             )
             tails.append(Tail(chunk.place, chunk.length, places[np.concatenate(seen)]))
-    cut = cut_tails(tails, device)
+    one = cut_varlen([t.length for t in tails], [t.keys for t in tails], device) if varlen else None
     return PackedSequences(
         qkv_format="sbhd",
         max_seqlen_q=top,
         max_seqlen_kv=top,
-        blocks=blocks,
-        tails=cut,
+        blocks=cut_blocks(whole, device),
+        tails=() if varlen else cut_tails(tails, device),
+        varlen=one,
         pad=pad // num_ranks,
     )

@@ -95,6 +95,7 @@ class MegatronPasses:
             samples,
             built.device,
             thd=built.thd,
+            varlen=built.varlen,
             multiple_of=multiple,
             share=share,
             expert_layers=layers,

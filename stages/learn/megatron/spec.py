@@ -31,6 +31,13 @@ def layer_spec(config: Any, model_type: str, *, use_te: bool, vp_stage: int | No
     return spec
 
 
+def head_dims(config: Any) -> tuple[int, int]:
+    """(Of queries and keys, of values), by Megatron's TransformerConfig."""
+    if config.multi_latent_attention:
+        return config.qk_head_dim + config.qk_pos_emb_head_dim, config.v_head_dim
+    return config.kv_channels, config.kv_channels
+
+
 def _make_local(parts: Any, config: Any) -> None:
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     attention = parts.self_attention.submodules

@@ -10,7 +10,7 @@ import pytest
 
 from configs.schema import Config
 from pipeline.wiring.deadlines import engine_start_seconds, request_seconds
-from pipeline.wiring.engines import labels_late
+from pipeline.wiring.engines import labels_late, sglang_options
 from pipeline.wiring.learner_settings import learner_settings
 
 Device = Literal["cpu", "cuda"]
@@ -86,3 +86,19 @@ def test_only_a_step_under_way_at_a_pause_is_labelled_late(
 ) -> None:
     asked = replace(config("cluster", weight_update_mode=mode), sglang=sglang)
     assert labels_late(asked, device) is late
+
+
+@pytest.mark.parametrize(
+    ("device", "colocate", "asked"),
+    [
+        ("cuda", True, {"enable_memory_saver": True, "enable_weights_cpu_backup": True}),
+        ("cuda", False, {}),
+        ("cpu", True, {}),
+    ],
+)
+def test_engines_that_leave_come_back_with_their_weights(
+    device: str, colocate: bool, asked: dict[str, bool]
+) -> None:
+    """A save is a turn without a push: without a copy on the host they would come back empty."""
+    both = replace(config("cluster", colocate=colocate), model=config("model", device=device).model)
+    assert sglang_options(both, device) == asked

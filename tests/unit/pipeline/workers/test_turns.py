@@ -91,19 +91,20 @@ async def test_a_refused_step_gives_the_devices_back_too() -> None:
 
 
 class Servers:
-    """Two HTTP servers that know SGLang's two endpoints, and a pool over them."""
+    """Two HTTP servers that know SGLang's three endpoints, and a pool over them."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, str]] = []
         self.first_call = asyncio.Event()
         self.refuses: set[int] = set()
+        self.busy: set[int] = set()
         self.servers: list[TestServer] = []
 
     async def __aenter__(self) -> SGLangPool:
         engines = []
         for number in range(2):
             app = web.Application()
-            for path in ("release_memory_occupation", "resume_memory_occupation"):
+            for path in ("flush_cache", "release_memory_occupation", "resume_memory_occupation"):
                 app.router.add_post(f"/{path}", self._answer(number, path.split("_")[0]))
             server = TestServer(app)
             await server.start_server()
@@ -118,8 +119,12 @@ class Servers:
         return self.pool
 
     def _answer(self, number: int, what: str) -> Any:
-        async def handler(_: web.Request) -> web.Response:
-            self.calls.append((number, what))
+        async def handler(request: web.Request) -> web.Response:
+            tags = (await request.json()).get("tags")
+            self.calls.append((number, f"{what} {' '.join(tags)}" if tags else what))
+            if what == "flush":
+                assert float(request.query["timeout"]) > 0  # it waits until it is idle
+                return web.Response(status=400 if number in self.busy else 200, text="busy")
             self.first_call.set()
             return web.Response(status=500 if number in self.refuses else 200, text="no")
 
@@ -139,16 +144,16 @@ async def test_engines_give_their_memory_up_when_they_are_idle() -> None:
         release = asyncio.create_task(memory.release())
         await servers.first_call.wait()
         # the other still answers a request
-        assert servers.calls == [(1, "release")] and not release.done()
+        assert servers.calls == [(1, "flush"), (1, "release")] and not release.done()
         await held.__aexit__(None, None, None)
         await release
         late = asyncio.create_task(_leased(pool))
         for _ in range(5):
             await asyncio.sleep(0)
-        assert sorted(servers.calls) == [(0, "release"), (1, "release")] and not late.done()
+        assert servers.calls[2:] == [(0, "flush"), (0, "release")] and not late.done()
         await memory.resume()
         await late
-        assert sorted(servers.calls[2:]) == [(0, "resume"), (1, "resume")]
+        assert sorted(servers.calls[4:]) == [(0, "resume"), (1, "resume")]
         assert pool.statistics().num_in_flight == (0, 0)
 
 
@@ -161,6 +166,32 @@ async def test_an_engine_that_will_not_is_ended() -> None:
         assert not pool.is_up(pool.endpoints[0]) and pool.is_up(pool.endpoints[1])
         await memory.resume()
         assert servers.calls.count((0, "resume")) == 0 and servers.calls.count((1, "resume")) == 1
+
+
+async def test_one_that_is_not_idle_is_not_told_to_release() -> None:
+    """SGLang asserts that it is, in the scheduler, which dies of it."""
+    servers = Servers()
+    servers.busy = {0}
+    async with servers as pool:
+        memory = EngineMemory(pool)
+        await memory.release()
+        assert not pool.is_up(pool.endpoints[0]) and pool.is_up(pool.endpoints[1])
+        assert (0, "release") not in servers.calls and (1, "release") in servers.calls
+
+
+async def test_a_push_finds_room_where_the_attention_cache_was() -> None:
+    servers = Servers()
+    async with servers as pool:
+        memory = EngineMemory(pool)
+        async with memory.room():
+            late = asyncio.create_task(_leased(pool))
+            await asyncio.sleep(0)
+            assert sorted(servers.calls[2:]) == [(0, "release kv_cache"), (1, "release kv_cache")]
+        await late
+        assert sorted(servers.calls[4:]) == [(0, "resume kv_cache"), (1, "resume kv_cache")]
+        await memory.release()
+        await memory.resume()
+        assert sorted(servers.calls[-2:]) == [(0, "resume"), (1, "resume")]
 
 
 async def _leased(pool: Any) -> SimpleNamespace:

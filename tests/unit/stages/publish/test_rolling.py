@@ -4,6 +4,7 @@ are fakes at their seams."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -303,3 +304,24 @@ async def test_disk_keeps_one_folder_and_removes_it_at_the_end(
     assert pool.versions == dict.fromkeys(pool.endpoints, 2)
     await transport.close()
     assert not folder.exists()
+
+
+async def test_weights_are_staged_in_the_room_that_engines_make(
+    distributed: Fixture, servers: list[FakeServer]
+) -> None:
+    """Where they share the learner's devices; afterwards they have all of theirs again."""
+    transport, _, sender = distributed
+    seen = []
+
+    @contextlib.asynccontextmanager
+    async def room() -> AsyncIterator[None]:
+        seen.append(("begin", len(sender.prepared)))
+        yield
+        seen.append(("end", len(sender.prepared)))
+
+    transport.room = room
+    await transport.stage(1)
+    assert [what for what, _ in seen] == ["begin", "end"] and seen[0][1] < seen[1][1]
+    assert not any(server.calls for server in servers)
+    await transport.deliver()
+    assert len(seen) == 2 and all(server.calls for server in servers)
