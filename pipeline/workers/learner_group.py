@@ -257,7 +257,10 @@ class LearnerGroup(RankSenders):
 
     def _last_lines(self, rank: int) -> str:
         """What the rank wrote last, for the error message."""
-        lines = self._pools.cluster.last_lines(self._seats[rank].pid) if self._seats else []
+        lines = []
+        if self._seats:
+            seat = self._seats[rank]
+            lines = self._pools.cluster.last_lines(seat.pid, seat.node)
         return "; its last lines:\n  " + "\n  ".join(lines) if lines else ""
 
 

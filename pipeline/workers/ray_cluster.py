@@ -30,6 +30,7 @@ from stages.engine.launch import is_resource_tracker
 logger = logging.getLogger(__name__)
 REMOVE_ATTEMPTS = 20
 STOP_SECONDS = 10.0  # for Ray's processes to go before they are killed
+LOG_SECONDS = 5  # for Ray to say what a process wrote
 GONE_SECONDS = 2.0  # for killed ones to be gone
 # Ray reads these when it is imported or started. The second makes it use the loopback address, as
 # it does on a Mac.
@@ -207,18 +208,29 @@ class RayCluster:
             "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled),
         }
 
-    def last_lines(self, pid: int, count: int = 8) -> list[str]:
-        """What the rank of this process wrote last; nothing where the cluster is another's."""
+    def last_lines(self, pid: int, node: str, count: int = 8) -> list[str]:
+        """What the process of this number on this node (Ray's id) wrote last. On a cluster that is
+        joined Ray's dashboard has it; nothing where that does not run."""
         if self.folder is None:
-            return []
-        logs = sorted(self.folder.glob(f"session_latest/logs/worker-*-{pid}.err"))
-        lines = [
-            s
-            for log in logs
-            for s in log.read_text(errors="replace").splitlines()
-            if s.strip() and not s.startswith(":")
-        ]
-        return lines[-count:]
+            lines = _told(pid, node, 4 * count)
+        else:
+            logs = sorted(self.folder.glob(f"session_latest/logs/worker-*-{pid}.err"))
+            lines = [s for log in logs for s in log.read_text(errors="replace").splitlines()]
+        return [s for s in lines if s.strip() and not s.startswith(":")][-count:]
+
+
+def _told(pid: int, node: str, count: int) -> list[str]:
+    """The end of what a process wrote to its standard error, by Ray's interface to its logs."""
+    from ray.util.state import get_log
+
+    try:
+        parts = get_log(
+            node_id=node, pid=pid, suffix="err", tail=count, timeout=LOG_SECONDS, errors="replace"
+        )
+        return "".join(parts).splitlines()
+    except Exception as error:  # the log of a failure must not hide it
+        logger.debug("no log of process %s on node %s: %s", pid, node, error)
+        return []
 
 
 def _read_environment_again() -> None:

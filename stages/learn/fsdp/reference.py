@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stages.learn.fsdp import checkpoint
 from stages.learn.fsdp.weights import Weights
+from stages.learn.page_locked import empty_likes
 from stages.learn.rank import ReferenceKeeper
 
 
@@ -24,7 +25,8 @@ class Reference(ReferenceKeeper):
     def __init__(self, model: Any, folder: str | None) -> None:
         self._model = model
         self._parameters: dict[str, Any] = dict(model.named_parameters())
-        self._kept = [torch.empty_like(t, device="cpu") for t in self._local()]
+        local = self._local()
+        self._kept = empty_likes(local, local[0].device)
         self.copy_policy()
         if folder:
             self._load_folder(Path(folder))
@@ -46,7 +48,7 @@ class Reference(ReferenceKeeper):
         policy = [t.clone() for t in local]
         try:
             for t, kept in zip(local, self._kept, strict=True):
-                t.copy_(kept)
+                t.copy_(kept, non_blocking=True)
             yield
             if write:
                 self.copy_policy()

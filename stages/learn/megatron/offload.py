@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from stages.learn.megatron.assemble import RankParts
+from stages.learn.page_locked import pieces
 
 
 class _Away(NamedTuple):
     storage: torch.UntypedStorage
     num_bytes: int
-    # [num_bytes] uint8; None: not worth keeping (gradients), zeros when it is back
-    host: Tensor | None
+    # uint8, num_bytes together or a few more; None: not worth keeping (gradients), zeros when it is
+    # back
+    host: Sequence[Tensor] | None
 
 
 class Offload:
@@ -105,9 +107,11 @@ class Offload:
         ):
             return None
         seen.add(storage.data_ptr())
-        host = (
-            self._host(storage.nbytes()).copy_(_bytes(storage), non_blocking=True) if keep else None
-        )
+        host = None
+        if keep:
+            host = [self._host(size) for size in pieces(storage.nbytes())]
+            for part, piece in _parts(storage, host):
+                piece.copy_(part, non_blocking=True)
         return _Away(storage, storage.nbytes(), host)
 
     def _host(self, num_bytes: int) -> Tensor:
@@ -125,9 +129,11 @@ class Offload:
             if away.host is None:
                 _bytes(away.storage).zero_()
                 continue
-            _bytes(away.storage).copy_(away.host, non_blocking=True)
+            for part, piece in _parts(away.storage, away.host):
+                part.copy_(piece, non_blocking=True)
             if last and self._device.type == "cuda":
-                self._pinned.setdefault(away.num_bytes, []).append(away.host)
+                for whole in away.host:
+                    self._pinned.setdefault(len(whole), []).append(whole)
         self._wait()
 
     def _wait(self) -> None:
@@ -163,6 +169,18 @@ class Offload:
 
 def _found(those: Iterable[_Away | None]) -> list[_Away]:
     return [a for a in those if a is not None]
+
+
+def _parts(
+    storage: torch.UntypedStorage, host: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The storage's bytes and the host's, piece by piece; of the last piece as many as there
+    are."""
+    at, whole = 0, _bytes(storage)
+    for piece in host:
+        part = whole[at : at + len(piece)]
+        yield part, piece[: len(part)]
+        at += len(part)
 
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:

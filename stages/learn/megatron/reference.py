@@ -18,6 +18,7 @@ from pipeline.core.find_checkpoint import find_torch_dist, find_weights
 from stages.learn.megatron import checkpoint
 from stages.learn.megatron.balance import expert_biases
 from stages.learn.megatron.bridge import load_hf_weights
+from stages.learn.page_locked import empty_likes
 
 
 class Reference:
@@ -29,9 +30,7 @@ class Reference:
             *(p for m in built.models for p in m.parameters()),
             *expert_biases(built.models),
         ]
-        self._tensors: list[Tensor] = [
-            torch.empty_like(p, device="cpu", requires_grad=False) for p in self._parameters
-        ]
+        self._tensors = empty_likes([p.detach() for p in self._parameters], built.device)
         self.copy_policy()
 
     @torch.no_grad()
@@ -49,7 +48,7 @@ class Reference:
             policy = [p.data for p in self._parameters]
             try:
                 for p, kept in zip(self._parameters, self._tensors, strict=True):
-                    p.data = kept.to(p.device)  # on CPU the very tensor
+                    p.data = kept.to(p.device, non_blocking=True)  # on CPU the very tensor
                 yield
                 if write:
                     for p, kept in zip(self._parameters, self._tensors, strict=True):
