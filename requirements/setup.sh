@@ -43,6 +43,7 @@ $pip install --quiet --no-deps --no-build-isolation --editable "$here/.."
 [ "$kind" = gpu ] || PYTHONPATH="$here/.." "$venv/bin/python" -m compat.environment
 
 "$venv/bin/python" -c 'import torch, pyarrow, ray, importlib.metadata as m; print("      torch", torch.__version__, "| sglang", m.version("sglang"), "| megatron-core", m.version("megatron-core"), "| ray", ray.__version__)'
+"$venv/bin/python" "$here/check_pins.py" "$kind" || echo "      (a pin that does not fit; please report it)" >&2
 [ "$kind" != gpu ] || "$venv/bin/python" - <<'END'
 import torch
 if torch.cuda.is_available():
