@@ -3,9 +3,7 @@ mbridge, for both layer specs."""
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor
 from pipeline.core.devices import has_gpu
 from pipeline.core.errors import CheckpointError, ConfigError
 from stages.learn.megatron.architectures import HABITS, rope_of, shape_of
+from stages.learn.megatron.fusions import default_fusions, forced_fusions
 from stages.learn.megatron.hf_config import read_hf_config
 from stages.learn.megatron.low_precision import check_low_precision
 from stages.learn.megatron.mappings import family_class
@@ -30,21 +29,8 @@ from stages.learn.megatron.without_te import uses_transformer_engine
 
 __all__ = ["load_hf_weights", "make_bridge"]
 
-logger = logging.getLogger(__name__)
 # (make the usual one, pre_process=, post_process=, vp_stage=) -> a GPTModel
 Chunk = Callable[..., Any]
-# Kernels of apex and TransformerEngine, and torch.compile'd fusions, which the local spec goes
-# without.
-_LOCAL = {
-    "apply_rope_fusion": False,
-    "bias_activation_fusion": False,
-    "bias_dropout_fusion": False,
-    "gradient_accumulation_fusion": False,
-    "masked_softmax_fusion": False,
-    "moe_grouped_gemm": False,
-    "moe_permute_fusion": False,
-    "persist_layer_norm": False,
-}
 
 
 class _Bridge(LLMBridge):
@@ -64,15 +50,14 @@ class _Bridge(LLMBridge):
     def _build_config(self) -> Any:
         shape = shape_of(self.hf_config)
         shape["activation_func"] = getattr(torch.nn.functional, shape["activation_func"])
-        given = {**(HABITS if shape.get("num_moe_experts") else {}), **self._fields, **shape}
         check_low_precision(self._fields, use_te=self.use_te)
-        if not self.use_te:
-            if absent := sorted(name for name in _LOCAL if self._fields.get(name)):
-                logger.warning(
-                    "without TransformerEngine there is no %s: off",
-                    ", ".join("--" + n.replace("_", "-") for n in absent),
-                )
-            given.update(_LOCAL)
+        given = {
+            **(HABITS if shape.get("num_moe_experts") else {}),
+            **default_fusions(shape, use_te=self.use_te),
+            **self._fields,
+            **shape,
+            **forced_fusions(self._fields, shape, use_te=self.use_te),
+        }
         self.extra_args: dict[str, Any] = {
             "attention_dropout": 0.0,  # the engine samples without it
             # Megatron trains experts under tensor parallelism only so.
@@ -81,9 +66,6 @@ class _Bridge(LLMBridge):
             ),
             "transformer_impl": "transformer_engine" if self.use_te else "local",
             "use_cpu_initialization": not has_gpu(),
-            "gradient_accumulation_fusion": (
-                importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
-            ),
             **given,
         }
         self._check_layout(shape)
