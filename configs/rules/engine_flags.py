@@ -34,6 +34,11 @@ def engine_flags(config: Config) -> Iterator[str]:
             " --rollout-num-gpus-per-engine): each needs a port of its own. Drop it"
         )
     yield from _sizes(config, given)
+    if given.get("quantization") not in (None, "none") and not config.run.debug_rollout_only:
+        yield (
+            f"{_said(given, 'quantization')}: a push brings weights as the learner has them, and"
+            " such an engine keeps them in another format. Drop it"
+        )
     key, admin = given.get("api_key"), given.get("admin_api_key")
     if key and admin and key != admin:
         yield (

@@ -34,6 +34,7 @@ FOUR = "--rollout-num-gpus 8 --rollout-num-gpus-per-engine 4"
         ("--sglang-model-path /m", ["--sglang-model-path /m", "--hf-checkpoint"]),
         ("--sglang-random-seed 3", ["--sglang-random-seed 3", "--seed"]),
         ("--sglang-nnodes 2", ["--sglang-nnodes 2", "Ray"]),
+        ("--sglang-quantization fp8", ["--sglang-quantization fp8", "as the learner has them"]),
         ("--sglang-base-gpu-id 1", ["--sglang-base-gpu-id 1", "devices"]),
     ],
 )
