@@ -49,12 +49,13 @@ def cut_varlen(lengths: Sequence[int], keys: Sequence[np.ndarray], device: torch
     that each looks at, its own tokens last."""
     places = np.concatenate(keys)
     in_place = np.array_equal(places, np.arange(sum(lengths)))
-    ends = [
-        torch.from_numpy(np.cumsum([0, *sizes])).to(device=device, dtype=torch.int32)
-        for sizes in (lengths, [len(k) for k in keys])
-    ]
+
+    def ends(sizes: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.cumsum([0, *sizes])).to(device=device, dtype=torch.int32)
+
     return Varlen(
-        *ends,
+        queries=ends(lengths),
+        keys=ends([len(k) for k in keys]),
         max_queries=max(lengths),
         max_keys=max(map(len, keys)),
         places=None if in_place else torch.from_numpy(places).to(device),

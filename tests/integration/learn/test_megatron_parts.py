@@ -314,6 +314,53 @@ def test_blocks_of_similar_length_are_exact(lengths: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_kernel_attends_as_blocks_do(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs with shared prompts, on one context-parallel rank and on each of two (to whom the keys
+    of both are given); the kernel, which needs a GPU, is stood in for."""
+    import torch
+
+    from stages.learn.megatron import load
+
+    load()
+    from stages.learn.megatron.attention import SdpaCoreAttention
+    from stages.learn.megatron.context import ContextShare
+    from stages.learn.megatron.packing import pack
+    from tests.flash_attention import varlen_attn
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    attention = SdpaCoreAttention.__new__(SdpaCoreAttention)
+    torch.nn.Module.__init__(attention)
+    attention.scale = 8**-0.5
+    samples = cases.make_samples(cases.LENGTHS)
+    for rank in range(ranks):
+        blocks, one = (
+            pack(
+                samples,
+                torch.device("cpu"),
+                thd=False,
+                varlen=varlen,
+                multiple_of=8,
+                share=ContextShare(ranks, rank),
+            )
+            for varlen in (False, True)
+        )
+        assert torch.equal(blocks.tokens, one.tokens) and torch.equal(blocks.rows, one.rows)
+        assert one.packing.varlen and not one.packing.blocks and not one.packing.tails
+        assert blocks.packing.tails and blocks.packing.varlen is None
+        torch.manual_seed(0)
+        t = one.num_inputs
+        shapes = ((t, 1, 4, 8), (ranks * t, 1, 2, 8), (ranks * t, 1, 2, 8))
+        q, k, v = (torch.randn(shape, requires_grad=True) for shape in shapes)
+        outs = [attention(q, k, v, packed_seq_params=p.packing) for p in (blocks, one)]
+        assert outs[0].shape == outs[1].shape and torch.allclose(*outs, atol=1e-5)
+        weight = torch.randn_like(outs[0])
+        grads = [torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in outs]
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_only_megatron_sees_cpu_as_cuda() -> None:
     import torch
 

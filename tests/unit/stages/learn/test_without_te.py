@@ -102,7 +102,8 @@ def test_torchs_adam_keeps_a_step_for_each_parameter(
     assert steps[0] is not steps[1] and steps == [5.0, 5.0]
     optimizer.model_param_group_index_map = {"w": (0, 1)}
     loaded = {"param": torch.full((2,), 3.0), "exp_avg": torch.ones(2), "step": torch.zeros(())}
-    optimizer._set_main_param_and_optimizer_states("w", loaded)
+    with torch.no_grad():  # as Megatron does
+        optimizer._set_main_param_and_optimizer_states("w", loaded)
     assert other.tolist() == [3.0, 3.0] and p.tolist() == [1.0, 1.0]
     assert optimizer.optimizer.state[other]["exp_avg"].tolist() == [1.0, 1.0] and steps[1] == 5.0
 
