@@ -97,6 +97,8 @@ def test_every_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape
 
 
 EXAMPLES = {
+    "guess_the_number": ("--config", "examples/guess_the_number/preset.yaml"),
+    "solver_verifier": ("--config", "examples/solver_verifier/preset.yaml"),
     "custom_reward": ("--custom-rm-path", "examples/custom_reward.py", "--reward-key", "score"),
     "calculator_agent": ("--custom-generate-function-path", "examples/calculator_agent.py"),
     "generate": ("--custom-generate-function-path", "examples/hooks/generate.py"),
