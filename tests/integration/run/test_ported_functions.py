@@ -137,6 +137,23 @@ def test_segments_of_one_rollout_and_slimes_own_conversion(tmp_path: Path) -> No
     assert all(s["rollout_id"] == s["index"] and s["weight_versions"] for s in samples)
 
 
+def test_a_tool_agent_in_an_environment_with_a_user(tmp_path: Path) -> None:
+    samples = trained(
+        tmp_path,
+        *("--custom-generate-function-path", path_of("shop.py")),
+        *("--off-policy-correction", "none"),  # it asks for no log-probs
+    )
+    assert len(samples) == 16 and {s["reward"] for s in samples} == {0.0, 1.0}
+    for sample in samples:
+        won = sample["reward"] == 1.0
+        assert sample["status"] == ("completed" if won else "truncated")
+        assert len(sample["metadata"]["actions"]) == (3 if won else 4)
+        mask = "".join(map(str, sample["loss_mask"]))
+        turns = [part for part in mask.split("0") if part]
+        assert len(turns) == (3 if won else 4) and mask.endswith("1" if won else "0")
+    assert {a for s in samples for a in s["metadata"]["actions"]} == {"look", "respond"}
+
+
 def test_slimes_own_source_and_filter_by_their_names(tmp_path: Path) -> None:
     rollout = "slime.rollout"
     trained(
