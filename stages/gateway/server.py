@@ -6,27 +6,22 @@ session has no effect on another."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from pipeline.core.errors import ConfigError, GenerateError
 from pipeline.core.time import MonotonicTime, TimeSource
 from stages.gateway.chat import read_chat, said
-from stages.gateway.dialect import CountDialect, Dialect, openai_error
+from stages.gateway.dialect import CountDialect, Dialect
 from stages.gateway.dialects import COUNTS, DIALECTS
-from stages.gateway.errors import (
-    ForeignSessionError,
-    RequestError,
-    TooLargeError,
-    TooManyError,
-    UnknownTokenError,
-)
+from stages.gateway.errors import ForeignSessionError, RequestError, TooManyError, UnknownTokenError
+from stages.gateway.http_answers import in_json, json_answer, refusing, send_events, send_json
 from stages.gateway.limits import Limits, RateLimit
 from stages.gateway.openapi import describe
 from stages.gateway.session import Session
@@ -34,10 +29,7 @@ from stages.gateway.session import Session
 if TYPE_CHECKING:
     from aiohttp import web
 
-logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 1.0  # for answers under way when the gateway ends
-Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
-D = TypeVar("D", Dialect, CountDialect)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +69,7 @@ class Gateway:
         self._sessions: dict[str, Session] = {}  # by token
         self._rates: dict[str, RateLimit] = {}
         self._runner: web.AppRunner | None = None
+        self._starting = asyncio.Lock()
         self._port = 0
         self._description = orjson.dumps(describe([*dialects, *counts]))
 
@@ -86,37 +79,45 @@ class Gateway:
 
     async def start(self) -> None:
         """Idempotent. Raises ConfigError where nothing can listen."""
+        async with self._starting:  # many sessions are the first at once
+            if self._runner is None:
+                await self._start()
+
+    async def _start(self) -> None:
         from aiohttp import web
 
-        if self._runner is not None:
-            return
-        app = web.Application(
-            client_max_size=self._limits.max_body_bytes, middlewares=[web.middleware(_in_json)]
-        )
-        for dialect in self._dialects:
-            app.router.add_post(dialect.path, _refusing(dialect, self._complete))
-        for counts in self._counts:
-            app.router.add_post(counts.path, _refusing(counts, self._count))
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/rollouts/{rollout}/reward", self._reward)
-        app.router.add_get("/openapi.json", self._describe)
-        self._runner = web.AppRunner(
-            app,
+        runner = web.AppRunner(
+            self._application(),
             handler_cancellation=True,
             shutdown_timeout=CLOSE_SECONDS,
             access_log=None,
             auto_decompress=False,  # a small body could be a large one
         )
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, 0, backlog=4096)
+        await runner.setup()
         try:
-            await site.start()
+            await web.TCPSite(runner, self._host, 0, backlog=4096).start()
         except OSError as error:
+            await runner.cleanup()
             raise ConfigError(
                 f"the gateway cannot listen at {self._host} ({error}); expected an address of this"
                 " machine (--agent-gateway-host)"
             ) from error
-        self._port = self._runner.addresses[0][1]
+        self._runner, self._port = runner, runner.addresses[0][1]
+
+    def _application(self) -> web.Application:
+        from aiohttp import web
+
+        app = web.Application(
+            client_max_size=self._limits.max_body_bytes, middlewares=[web.middleware(in_json)]
+        )
+        for dialect in self._dialects:
+            app.router.add_post(dialect.path, refusing(dialect, self._complete))
+        for counts in self._counts:
+            app.router.add_post(counts.path, refusing(counts, self._count))
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/rollouts/{rollout}/reward", self._reward)
+        app.router.add_get("/openapi.json", self._describe)
+        return app
 
     async def close(self) -> None:
         for session in self._sessions.values():
@@ -155,8 +156,8 @@ class Gateway:
         dialect.keep(exchange.answer, body, session.past)
         try:
             if dialect.streams(body):
-                return await _streamed(request, dialect.events(exchange.answer, body))
-            return await _sent(request, dialect.answer(exchange.answer, body))
+                return await send_events(request, dialect.events(exchange.answer, body))
+            return await send_json(request, dialect.answer(exchange.answer, body))
         except BaseException:  # cancelled, or the agent has gone
             exchange.withdraw()
             raise
@@ -164,19 +165,19 @@ class Gateway:
     async def _count(self, request: web.Request, counts: CountDialect) -> web.StreamResponse:
         session = self._admitted(request)
         asked = read_chat(counts.request(await self._body(request)))
-        return _json(200, counts.answer(session.count(asked)))
+        return json_answer(200, counts.answer(session.count(asked)))
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         self._admitted(request)
         model = {"id": self.model, "object": "model", "created": 0, "owned_by": "slipstream"}
-        return _json(200, {"object": "list", "data": [model]})
+        return json_answer(200, {"object": "list", "data": [model]})
 
     async def _reward(self, request: web.Request) -> web.StreamResponse:
         session = self._admitted(request)
         if request.match_info["rollout"] != session.id:
             raise ForeignSessionError("the token is of another rollout")
         session.reward = _read_reward(await self._body(request))
-        return _json(200, {"id": session.id, "reward": session.reward})
+        return json_answer(200, {"id": session.id, "reward": session.reward})
 
     async def _describe(self, request: web.Request) -> web.StreamResponse:
         from aiohttp import web
@@ -209,38 +210,6 @@ class Gateway:
         return body
 
 
-def _refusing(
-    dialect: D, handle: Callable[[web.Request, D], Awaitable[web.StreamResponse]]
-) -> Handler:
-    """`handle`, with its refusals in the dialect's words."""
-    from aiohttp import web
-
-    async def answered(request: web.Request) -> web.StreamResponse:
-        try:
-            return await handle(request, dialect)
-        except web.HTTPRequestEntityTooLarge as error:
-            return _json(error.status, dialect.error(TooLargeError(error.reason)))
-        except RequestError as error:
-            return _json(error.status, dialect.error(error), _hints(error))
-
-    return answered
-
-
-async def _in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every refusal as JSON."""
-    from aiohttp import web
-
-    try:
-        return await handler(request)
-    except RequestError as error:
-        return _json(error.status, openai_error(error), _hints(error))
-    except web.HTTPException as error:
-        refusal = TooLargeError if error.status == 413 else RequestError
-        return _json(error.status, openai_error(refusal(error.reason)), error.headers)
-    except orjson.JSONEncodeError as error:  # nested deeper than JSON is written
-        return _json(400, openai_error(RequestError(f"the body cannot be read: {error}")))
-
-
 def _token(request: web.Request) -> str:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
@@ -257,37 +226,3 @@ def _read_reward(body: Mapping[str, Any]) -> Any:
     raise RequestError(
         f"reward is {said(reward)}; expected a number, or an object of several", param="reward"
     )
-
-
-def _json(status: int, body: Any, headers: Mapping[str, str] | None = None) -> web.Response:
-    from aiohttp import web
-
-    kept = {k: v for k, v in (headers or {}).items() if k in ("Allow", "Retry-After")}
-    return web.Response(
-        status=status, body=orjson.dumps(body), headers=kept, content_type="application/json"
-    )
-
-
-def _hints(error: RequestError) -> dict[str, str]:
-    return {"Retry-After": "1"} if isinstance(error, TooManyError) else {}
-
-
-async def _sent(request: web.Request, body: Any) -> web.StreamResponse:
-    """An answer that is known to have been written."""
-    response = _json(200, body)
-    await response.prepare(request)
-    await response.write_eof()
-    return response
-
-
-async def _streamed(request: web.Request, events: Iterable[bytes]) -> web.StreamResponse:
-    from aiohttp import web
-
-    response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-    )
-    await response.prepare(request)
-    for event in events:
-        await response.write(event)
-    await response.write_eof()
-    return response

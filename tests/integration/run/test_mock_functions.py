@@ -153,3 +153,28 @@ def test_a_users_sys_exit_is_a_failure_like_any_other(
     assert said.startswith("UserFunctionError: ")
     assert f"SystemExit: 3 (--{flag}, {hook} line 3)" in said
     assert "Traceback" not in done.stderr and (tmp_path / "x" / "summary.json").exists()
+
+
+def test_agents_over_http_in_two_rollout_workers(tmp_path: Path, nothing_left_behind: None) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import aiohttp\n"
+        "async def agent(task, base_url, api_key):\n"
+        "    headers = {'Authorization': 'Bearer ' + api_key}\n"
+        "    body = {'messages': [{'role': 'user', 'content': str(task['prompt'])}]}\n"
+        "    async with aiohttp.ClientSession(headers=headers, raise_for_status=True) as http:\n"
+        "        for _ in range(2):  # as a sub-agent would: two samples of one rollout\n"
+        "            await http.post(base_url + '/chat/completions', json=body)\n"
+        "        if task['index'] % 16 == 3:\n"
+        "            raise RuntimeError('no tools today')\n"
+        "    return float(task['index'] % 2)\n"
+    )
+    done = run_entry(
+        *FAST,
+        *("--agent-function-path", str(tmp_path / "mine.py"), "--num-rollout-workers", "2"),
+        *("--num-rollout", "3", "--async-buffer-size", "1", "--group-max-retries", "0"),
+        *("--runs-dir", str(tmp_path), "--name", "g"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    train = read_metrics(tmp_path / "g", "train")
+    assert [(r["num_samples"], r["reward_mean"]) for r in train] == [(4 * 4 * 2, 0.5)] * 3
+    assert "no tools today (--agent-function-path" in (tmp_path / "g" / "run.log").read_text()

@@ -11,7 +11,7 @@ import aiohttp
 import orjson
 import pytest
 
-from pipeline.core.errors import EngineError, GenerateError, RefusedRequestError
+from pipeline.core.errors import ConfigError, EngineError, GenerateError, RefusedRequestError
 from stages.gateway.limits import Limits
 from stages.gateway.server import Gateway
 from tests.unit.fake_engine import FakeEngineClient, completion
@@ -258,3 +258,16 @@ async def test_tokens_that_no_tokenizer_has_never_reach_an_engine() -> None:
         for prompt, expected in (([65, 1 << 20], 400), ([65, 66], 200)):
             assert (await world.post("/v1/completions", {"prompt": prompt}))[0] == expected
         assert [ids for ids, _, _ in world.client.asked] == [[65, 66]]
+
+
+async def test_sessions_that_are_the_first_at_once_find_the_same_server() -> None:
+    gateway = Gateway()
+    sessions = [make_session(FakeEngineClient("x"), str(i)) for i in range(3)]
+    opened = await asyncio.gather(*map(gateway.open, sessions))
+    assert len({access.url for access in opened}) == 1 and not opened[0].url.endswith(":0")
+    await gateway.close()
+
+
+async def test_an_address_of_another_machine_is_refused_with_words() -> None:
+    with pytest.raises(ConfigError, match="--agent-gateway-host"):
+        await Gateway(host="192.0.2.1").start()
