@@ -43,17 +43,18 @@ class Transcript:
         `stop`: the text of the token that ended the last turn, and is there already."""
         place = len(self.messages) - 1
         self.messages += messages
-        then, self.shown = self.shown, self.template.render(self.messages, True)
-        added = self._added(then, place)
+        chat = RenderedChat(self.messages, self.template.render)
+        then, self.shown = self.shown, chat.upto(len(self.messages), prompt=True)
+        added = self._added(chat, then, place)
         return None if added is None else without_stop(added, stop, self.template)
 
-    def _added(self, then: str, place: int) -> str | None:
+    def _added(self, chat: RenderedChat, then: str, place: int) -> str | None:
         """What `shown` has behind the words of the turn `place`, ahead of which was `then`."""
         now = self.shown
         if now.startswith(then + self._said):
             return now[len(then) + len(self._said) :]
         # the template writes the turn in its own way: does it still show all of it?
-        rest = self._rest(place)
+        rest = _rest(chat, place)
         if rest is None or not now.startswith(then) or not now.endswith(rest):
             return self._kept(rest)
         if not self._shows(place, now[len(then) : len(now) - len(rest)]):
@@ -63,15 +64,6 @@ class Transcript:
     def _kept(self, rest: str | None) -> str | None:
         return self.template.closing + rest if self.keeps_turns and rest is not None else None
 
-    def _rest(self, place: int) -> str | None:
-        """What the messages behind the turn add, whatever the template makes of the turn itself;
-        None where it does not show where the turn ends."""
-        chat = RenderedChat(self.messages, self.template.render)
-        try:
-            return text_since(chat, len(self.messages), place, prompt=True)
-        except DataError:
-            return None
-
     def _shows(self, place: int, text: str) -> bool:
         """Are the words and the calls of the turn in this text?"""
         message, shown = self.messages[place], "".join(text.split())
@@ -80,3 +72,12 @@ class Transcript:
             *(c["function"]["name"] for c in message.get("tool_calls", ())),
         ]
         return all("".join(part.split()) in shown for part in words)
+
+
+def _rest(chat: RenderedChat, place: int) -> str | None:
+    """What the messages behind the turn add, whatever the template makes of the turn itself; None
+    where it does not show where the turn ends."""
+    try:
+        return text_since(chat, len(chat.messages), place, prompt=True)
+    except DataError:
+        return None

@@ -233,6 +233,30 @@ async def test_a_sample_that_cannot_be_stored_fails_alone_and_the_run_goes_on(
     assert f"sample.{field}" in caplog.text and "cannot be stored" in caplog.text
 
 
+async def test_what_agents_did_is_counted_once_a_trajectory(tmp_path: Path) -> None:
+    w = world(tmp_path)
+    score = w.reward.__call__
+
+    async def with_agents(samples: Sequence[Sample]) -> None:
+        await score(samples)
+        for part, sample in enumerate(samples):  # two parts of one trajectory, say
+            said = {"calls": 3, "errors": {"timeout": 1, "raised": 1}, "cut_outputs": 0, "forks": 1}
+            sample.metadata["agent"] = {**said, "part": part}
+
+    w.reward = with_agents  # type: ignore[assignment]
+    w.open()
+    async with w.running(), asyncio.timeout(20):
+        groups = await w.buffer.take(0)
+    generated = w.producer.counts["samples_generated"]
+    num_groups = generated // len(groups[0].samples)
+    assert w.producer.counts == {
+        "samples_generated": generated,
+        "tool_calls": 3 * num_groups,
+        "tool_calls_failed": 2 * num_groups,
+        "agent_forks": num_groups,
+    }
+
+
 async def test_answers_that_were_not_judged_in_time_are_counted(tmp_path: Path) -> None:
     w = world(tmp_path)
     score = w.reward.__call__
