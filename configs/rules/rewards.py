@@ -27,6 +27,23 @@ def why_missing(scorer: str) -> str | None:
     )
 
 
+# instructions of IFEval that a detector of languages judges
+_OF_LANGUAGE = (
+    "language:response_language",
+    "change_case:english_capital",
+    "change_case:english_lowercase",
+)
+
+
+def why_unchecked(instructions: object) -> str | None:
+    """What to install for the instructions of a row that is scored by ifeval."""
+    names = instructions if isinstance(instructions, list | tuple) else ()
+    asked = next((name for name in names if name in _OF_LANGUAGE), None)
+    if asked is None or importlib.util.find_spec("langdetect") is not None:
+        return None
+    return f"{asked} needs langdetect, which is not installed: pip install langdetect"
+
+
 def rewards(config: Config) -> Iterator[str]:
     reward, data = config.reward, config.data
     procedural = (data.prompt_data or "").startswith("reasoning_gym:")

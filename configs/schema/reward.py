@@ -18,6 +18,7 @@ RmType = Literal[
     "boxed_gpqa",
     "ifbench",
     "code",
+    "ifeval",
     "reasoning_gym",
     "remote_rm",
     "judge",

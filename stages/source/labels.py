@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from configs.rules.judge import why_no_judge
-from configs.rules.rewards import why_missing
+from configs.rules.rewards import why_missing, why_unchecked
 from configs.schema.reward import COMPARING, RM_TYPES, RewardConfig
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.labels import accepted_answers, whole_number
@@ -39,6 +39,11 @@ def scored_by(reward: RewardConfig) -> Judge:
             raise DataError(f"{row.where}: its metadata says rm_type judge: {missing}")
         if missing := why_missing(scorer):
             raise DataError(f"{row.where}: rm_type {scorer}: {missing}")
+        if scorer == "ifeval" and (missing := _unchecked(row)):
+            raise DataError(
+                f"{row.where}: rm_type ifeval: {missing} (--skip-bad-rows skips and counts such"
+                " rows)"
+            )
         if scorer == "reasoning_gym" and "reasoning_gym" not in row.metadata:
             raise DataError(
                 f"{row.where}: rm_type reasoning_gym scores prompts of reasoning_gym:TASK only"
@@ -60,6 +65,14 @@ def _judge_tests(row: Row) -> None:
         raise DataError(
             f"{row.where}: {error} (--skip-bad-rows skips and counts such rows)"
         ) from error
+
+
+def _unchecked(row: Row) -> str | None:
+    """Why its instructions cannot be checked."""
+    instructions = row.metadata.get("instruction_id_list")
+    if not instructions:
+        return "its metadata has no instruction_id_list"
+    return why_unchecked(instructions)
 
 
 def _judge_numbers(row: Row) -> None:

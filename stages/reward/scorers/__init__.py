@@ -14,6 +14,7 @@ from stages.reward.scorers.boxed import boxed
 from stages.reward.scorers.choices import gpqa
 from stages.reward.scorers.dapo import dapo
 from stages.reward.scorers.ifbench import ifbench
+from stages.reward.scorers.ifeval import ifeval
 from stages.reward.scorers.mathematics import boxed_math, deepscaler, math
 from stages.reward.scorers.tasks import reasoning_gym
 from stages.reward.scorers.words import exact_match, f1, uniform
@@ -30,6 +31,7 @@ SCORERS: dict[str, Scorer] = {
     "f1": f1,
     "gpqa": gpqa,
     "ifbench": ifbench,
+    "ifeval": ifeval,
     "random": uniform,
     "boxed_exact_match": partial(boxed, exact_match),
     "boxed_f1": partial(boxed, f1),

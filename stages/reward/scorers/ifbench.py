@@ -18,20 +18,29 @@ def ifbench(response: str, label: Any, metadata: Mapping[str, Any]) -> float:
     """
     if missing := why_missing("ifbench"):
         raise ModuleNotFoundError(missing)
-    names = [str(name).strip() for name in metadata.get("instruction_id_list") or () if name]
-    if not names:
-        raise ValueError("metadata has no instruction_id_list: expected a row of IFBench's data")
+    asked_for = instructions_of(metadata)
     import evaluation_lib as rules
 
     prompt = str(metadata.get("prompt_text") or "")
     asked = rules.InputExample(
         key=int(metadata.get("record_id") or 0),
-        instruction_id_list=names,
+        instruction_id_list=[name for name, _ in asked_for],
         prompt=prompt,
-        kwargs=_arguments(metadata.get("kwargs"), len(names)),
+        kwargs=[arguments for _, arguments in asked_for],
     )
     outcome = rules.test_instruction_following_strict(asked, {prompt: response})
     return float(outcome.follow_all_instructions)
+
+
+def instructions_of(metadata: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(id, arguments) of each instruction of a row of IFBench's or IFEval's data. ValueError for a
+    row without."""
+    names = [str(name).strip() for name in metadata.get("instruction_id_list") or () if name]
+    if not names:
+        raise ValueError(
+            "metadata has no instruction_id_list: expected a row of IFEval's or IFBench's data"
+        )
+    return list(zip(names, _arguments(metadata.get("kwargs"), len(names)), strict=True))
 
 
 def _arguments(given: Any, number: int) -> list[dict[str, Any]]:

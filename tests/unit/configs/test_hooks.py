@@ -56,6 +56,7 @@ def written(hook: Hook, body: str = "return 1", form: str | None = None) -> str:
 def test_every_flag_that_names_a_function_is_a_hook() -> None:
     named = {flag.field: flag.section for flag in own_flags().values() if "_path" in flag.field}
     assert named.pop("custom_config_path") == "run"  # of settings, not of a function
+    assert named.pop("judge_prompt_path") == "reward"  # of a text
     assert named == {hook.field: hook.section for hook in HOOKS.values()}
 
 
