@@ -131,10 +131,9 @@ def test_a_flag_that_does_not_exist_is_named_before_anything_starts(
             "__init__(self, args):\n        return 1",
             "__init__(self, args):\n        self.a, self.b = args, 0",
         )
-        source = source.replace(
-            "get_samples(self, num_samples):\n        return 1",
-            "get_samples(self, num_samples):\n        return self.a.rollout_batch_sise",
-        )
+        called = f"{next(iter(hook.methods))}(self, "
+        head, given, tail = source.partition(called)
+        source = head + given + tail.replace("return 1", "return self.a.rollout_batch_sise", 1)
     (problem,) = problems(hook, source, tmp_path)
     line = 5 if hook.style == "class" else 2
     assert f"mine.py line {line} reads args.rollout_batch_sise" in problem
