@@ -11,6 +11,7 @@ from configs.command_line.preset_files import GivenFlag
 from configs.command_line.spellings.reading import Reading
 from configs.rules.shared_memory import apart
 from configs.schema import Config
+from configs.schema.data import is_procedural
 from configs.schema.reward import COMPARING
 
 # flags by name, in the order in which they were said last
@@ -91,7 +92,7 @@ def _unjudged_students(config: Config, given: Given, reading: Reading) -> Config
         not config.distill.use_opd
         or scorer not in COMPARING
         or data.label_key is not None
-        or (data.prompt_data or "").startswith("reasoning_gym:")
+        or is_procedural(data.prompt_data)
     ):
         return config
     reading.nothing[f"--rm-type {scorer}"] = (

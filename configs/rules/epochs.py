@@ -37,6 +37,8 @@ def _count(spec: str, said: str) -> int:
         if not sizes or not sizes[-1].isdigit():
             raise ConfigError(f"{said}: --prompt-data {spec} never ends; add size=1000, say, to it")
         return int(sizes[-1])
+    if spec.startswith("verifiers:"):
+        raise ConfigError(f"{said}: nobody knows how many prompts {spec} has. Say --num-rollout")
     path, part = split_slice(spec)
     return len(range(_count_rows(path))[part])
 

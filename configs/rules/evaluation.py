@@ -9,6 +9,7 @@ from configs.rules.inputs import check_data, is_data
 from configs.rules.judge import why_no_judge
 from configs.rules.rewards import may_reward, why_missing
 from configs.schema import Config
+from configs.schema.data import is_procedural
 from configs.schema.reward import COMPARING, RM_TYPES
 from pipeline.core.errors import ConfigError
 
@@ -70,7 +71,7 @@ def _together(datasets: Sequence[EvalDataset]) -> Iterator[str]:
 def _scored(config: Config, dataset: EvalDataset) -> Iterator[str]:
     """Can its answers be scored?"""
     scorer, where = dataset.reward.rm_type, f"{dataset.flag}: data set {dataset.name}"
-    procedural = dataset.path.startswith("reasoning_gym:")
+    procedural = is_procedural(dataset.path)
     if dataset.reward.custom_rm_path:
         return
     if scorer is None:

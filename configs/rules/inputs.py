@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from configs.schema.data import is_procedural
 from pipeline.core.errors import CheckpointError, DataError
 from pipeline.core.find_checkpoint import find_torch_dist, is_hub_name
 from pipeline.core.own_files import places_tried
@@ -20,8 +21,8 @@ _SUFFIXES = (".jsonl", ".parquet")
 
 def check_data(flag: str, spec: str) -> Iterator[str]:
     """`file.jsonl`, `file.parquet`, either with `@[a:b]` (rows a to b-1), or
-    `reasoning_gym:TASK?param=value&...`."""
-    if spec.startswith("reasoning_gym:"):
+    `reasoning_gym:TASK?param=value&...`, or `verifiers:NAME?argument=value&...`."""
+    if is_procedural(spec):
         yield from _check_task(flag, spec)
         return
     try:
@@ -39,7 +40,7 @@ def check_data(flag: str, spec: str) -> Iterator[str]:
 
 def is_data(spec: str) -> bool:
     """Does it read like the name of a data file, or of a task?"""
-    return spec.startswith("reasoning_gym:") or spec.partition("@")[0].endswith(_SUFFIXES)
+    return is_procedural(spec) or spec.partition("@")[0].endswith(_SUFFIXES)
 
 
 def check_checkpoint(spec: str, flag: str = "--hf-checkpoint") -> Iterator[str]:
@@ -89,8 +90,11 @@ def _check_folder(spec: str, flag: str) -> Iterator[str]:
 
 
 def _check_task(flag: str, spec: str) -> Iterator[str]:
-    task, _, query = spec.removeprefix("reasoning_gym:").partition("?")
-    if not task.isidentifier():
+    kind, _, rest = spec.partition(":")
+    task, _, query = rest.partition("?")
+    if kind == "verifiers":
+        yield from _check_environment(flag, spec, task)
+    elif not task.isidentifier():
         yield (
             f"{flag} {spec}: expected reasoning_gym:TASK?param=value&..., e.g."
             " reasoning_gym:chain_sum?min_terms=2"
@@ -102,6 +106,22 @@ def _check_task(flag: str, spec: str) -> Iterator[str]:
                 f"{flag} {spec}: {pair!r} is not param=value; parameters are joined with &, e.g."
                 " ?min_terms=2&max_terms=3"
             )
+
+
+def _check_environment(flag: str, spec: str, name: str) -> Iterator[str]:
+    module = name.replace("-", "_").rpartition("/")[2]
+    if not module.isidentifier():
+        yield f"{flag} {spec}: expected verifiers:NAME?argument=value&..."
+    elif importlib.util.find_spec("verifiers") is None:
+        yield (
+            f"{flag} {spec}: the package verifiers is not installed (0.1.14 to 0.3; docs/agents.md"
+            " says how)"
+        )
+    elif importlib.util.find_spec(module) is None:
+        yield (
+            f"{flag} {spec}: there is no module {module}: install that environment, or put its"
+            " folder on PYTHONPATH"
+        )
 
 
 def _neighbours(file: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from configs.rules.judge import why_no_judge
 from configs.rules.user_source import source_text
 from configs.schema import Config
+from configs.schema.data import is_procedural
 from configs.schema.reward import COMPARING, RM_TYPES
 from sandbox.limits import Limits
 from sandbox.reasons import why_unavailable
@@ -46,7 +47,7 @@ def why_unchecked(instructions: object) -> str | None:
 
 def rewards(config: Config) -> Iterator[str]:
     reward, data = config.reward, config.data
-    procedural = (data.prompt_data or "").startswith("reasoning_gym:")
+    procedural = is_procedural(data.prompt_data)
     if reward.group_rm and not reward.custom_rm_path:
         yield (
             "--group-rm without --custom-rm-path: the built-in scorers take one sample. Name your"
@@ -82,7 +83,8 @@ def rewards(config: Config) -> Iterator[str]:
             " nothing of rewards: set --rm-type"
             f" ({', '.join(RM_TYPES)}) or --custom-rm-path"
         )
-    if reward.rm_type == "reasoning_gym" and not procedural:
+    tasks = (data.prompt_data or "").startswith("reasoning_gym:")
+    if reward.rm_type == "reasoning_gym" and not tasks:
         yield (
             f"--rm-type reasoning_gym with --prompt-data {data.prompt_data}: its scorers know only"
             " prompts of reasoning_gym:TASK"

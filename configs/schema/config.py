@@ -15,7 +15,7 @@ from configs.schema.args import Args
 from configs.schema.asynchronous import AsyncConfig
 from configs.schema.cluster import ClusterConfig
 from configs.schema.critic import CriticConfig
-from configs.schema.data import DataConfig
+from configs.schema.data import DataConfig, is_procedural
 from configs.schema.distill import DistillConfig
 from configs.schema.evaluation import EvalConfig
 from configs.schema.marks import SECRET_OPTIONS
@@ -120,9 +120,11 @@ class Config:
     @property
     def has_scorer(self) -> bool:
         """Is there a reward function?"""
-        procedural = (self.data.prompt_data or "").startswith("reasoning_gym:")
         return bool(
-            self.reward.rm_type or self.reward.custom_rm_path or procedural or self.run.mock
+            self.reward.rm_type
+            or self.reward.custom_rm_path
+            or is_procedural(self.data.prompt_data)
+            or self.run.mock
         )
 
     @property

@@ -8,13 +8,20 @@ from typing import Any
 
 from pipeline.core.conversation import LossMaskType
 
+# of prompts that bring what scores them along
+PROCEDURAL = ("reasoning_gym:", "verifiers:")
+
+
+def is_procedural(spec: str | None) -> bool:
+    return (spec or "").startswith(PROCEDURAL)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """Prompts."""
 
-    # where prompts come from: file.jsonl, file.parquet, path@[a:b], or
-    # reasoning_gym:TASK?param=value&...
+    # where prompts come from: file.jsonl, file.parquet, path@[a:b], reasoning_gym:TASK?param=value,
+    # or verifiers:NAME?argument=value&...
     prompt_data: str | None = None
     # takes prompts from your own class, file.py[:Class], with slime's get_samples, add_samples,
     # save and load

@@ -11,6 +11,7 @@ from typing import Any
 from configs.hooks import load_hook
 from configs.rules.eval_datasets import EvalDataset, eval_datasets
 from configs.schema import Config, RewardConfig
+from configs.schema.data import is_procedural
 from pipeline.core.deadline import Deadline
 from pipeline.core.protocols import Source
 from pipeline.core.types import Sample
@@ -96,11 +97,11 @@ def _set(config: Config, backend: Backend, scorers: Scorers, dataset: EvalDatase
         longest if backend.counts_tokens else None,
         backend.tokenizer,
         judge=_judge(dataset),
+        held_out=True,
         limit_flag="--eval-max-prompt-len" if config.eval.eval_max_prompt_len else LIMIT_FLAG,
     )
     # a file is evaluated on as a whole
-    procedural = dataset.path.startswith("reasoning_gym:")
-    limit = config.eval.eval_max_prompts if procedural else None
+    limit = config.eval.eval_max_prompts if is_procedural(dataset.path) else None
     prompts = [group[0] for group in source.all_prompts(limit)]
     return EvalSet(
         name=dataset.name,
@@ -121,5 +122,5 @@ def _judge(dataset: EvalDataset) -> Callable[[Row], None]:
 
 def _own(prompt: Sample, dataset: EvalDataset) -> Sample:
     prompt.metadata.update(copy.deepcopy(dict(dataset.metadata)))
-    prompt.generate_function_path = dataset.generate_function_path
+    prompt.generate_function_path = dataset.generate_function_path or prompt.generate_function_path
     return prompt

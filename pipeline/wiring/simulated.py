@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 
 from configs.schema import Config, flat_args
+from configs.schema.data import is_procedural
 from pipeline.wiring.context import RunContext
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def _without_teacher(config: Config) -> Config:
     if not config.distill.use_opd:
         return config
     data, reward = config.data, config.reward
-    procedural = (data.prompt_data or "").startswith("reasoning_gym:")
+    procedural = is_procedural(data.prompt_data)
     unscored = data.prompt_data is not None and not (
         reward.rm_type or reward.custom_rm_path or procedural
     )

@@ -40,9 +40,11 @@ def build_source(
     seed: int | None = None,
     judge: Judge | None = None,
     limit_flag: str = LIMIT_FLAG,
+    held_out: bool = False,
 ) -> PromptSource:
-    """The source that `spec` names: file.jsonl, file.parquet, path@[a:b], or
-    reasoning_gym:TASK?param=value&...
+    """The source that `spec` names: file.jsonl, file.parquet, path@[a:b],
+    reasoning_gym:TASK?param=value&..., or verifiers:NAME?argument=value&... (with `held_out` its
+    rows for evaluation).
 
     `seed` (by default --rollout-seed) is for the shuffle and for procedural tasks. With `tokenizer`
     None prompts stay unrendered, without token ids. Every row of a file is judged here: its form,
@@ -55,7 +57,7 @@ def build_source(
     seed = config.rollout_seed if seed is None else seed
     render = Renderer(config, tokenizer)
     return PromptSource(
-        _rows(spec, config, seed, render, judge),
+        _rows(spec, config, seed, render, judge, held_out),
         render,
         n_samples_per_prompt=n_samples_per_prompt,
         max_prompt_len=max_prompt_len,
@@ -65,11 +67,17 @@ def build_source(
     )
 
 
-def _rows(spec: str, config: DataConfig, seed: int, render: Renderer, judge: Judge | None) -> Rows:
+def _rows(
+    spec: str, config: DataConfig, seed: int, render: Renderer, judge: Judge | None, held_out: bool
+) -> Rows:
     if spec.startswith("reasoning_gym:"):
         from stages.source.tasks import TaskRows  # reasoning-gym takes a second or two to import
 
         return TaskRows(spec, seed=seed)
+    if spec.startswith("verifiers:"):
+        from stages.source.verifiers_rows import VerifiersRows  # likewise
+
+        return VerifiersRows(spec, held_out=held_out)
 
     def judge_row(row: Row) -> None:
         render.text(row)

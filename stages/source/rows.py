@@ -19,6 +19,7 @@ class Row:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tools: list[Any] | None = None
     images: tuple[str, ...] = ()  # data-URLs
+    generate_function_path: str | None = None  # of rows that a flag brings, never of a file's
 
 
 class Rows(Protocol):

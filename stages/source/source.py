@@ -194,6 +194,7 @@ class PromptSource:
             # a data file must not name code to run: function paths come from flags and user
             # functions only
             metadata=metadata,
+            generate_function_path=row.generate_function_path,
         )
 
     def _held_out(self) -> Iterator[Iterator[tuple[int, Row]]]:

@@ -119,8 +119,13 @@ class Agent:
         if self.done:
             self._session.truncated = True
             return False
-        said = await self.toolbox.answer(calls)
-        return self.say(*self._template.observations(self._message, calls, said))
+        return self.say(*self.observations(calls, await self.toolbox.answer(calls)))
+
+    def observations(
+        self, calls: Sequence[Call | GarbledCall], texts: Sequence[str]
+    ) -> list[Message]:
+        """The messages, for `say`, of what was said to the calls of the last turn."""
+        return self._template.observations(self._message, calls, texts)
 
     def say(self, *messages: Message) -> bool:
         """Appends what others say, a tool, an environment or a user, with loss mask 0. False: as
