@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import AsyncExitStack
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any, TextIO
 from weakref import WeakKeyDictionary
 
 from pipeline.core.errors import ConfigError, ToolServerError
+from stages.generate.mcp.last_words import LastWords
 from stages.generate.mcp.transport import ServerAddress, open_transport
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ class Connection:
             raise ToolServerError(self._failure)
         self.num_starts += 1
         if self.num_starts > 1:
-            logger.warning("the MCP server %s is started again", self.address)
+            said = self._live.last_words if self._live else ""
+            logger.warning("the MCP server %s is started again%s", self.address, said)
         return _Live(self.address, self._start_timeout_seconds)
 
     def _failed(self, why: str) -> None:
@@ -82,6 +84,7 @@ class _Live:
         self.tools: list[Any] = []  # as the server lists them
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._address, self._start_timeout_seconds = address, start_timeout_seconds
+        self.last_words = ""
         self._ended = asyncio.Event()
         self.task = asyncio.create_task(self._run(), name=f"MCP server {address}")
 
@@ -103,13 +106,14 @@ class _Live:
                 raise
             if self.ready.done():
                 logger.warning("the MCP server %s went away: %s", self._address, _in_words(error))
-            self._fail(_in_words(error))
+            self._fail(f"{_in_words(error)}{self.last_words}")
         finally:
             self._ended.set()
 
     async def _serve(self) -> None:
-        client = import_client()(open_transport(self._address, self._ended))
         async with AsyncExitStack() as stack:
+            stderr = stack.enter_context(self._hearing())
+            client = import_client()(open_transport(self._address, self._ended, stderr))
             try:
                 async with asyncio.timeout(self._start_timeout_seconds):
                     await stack.enter_async_context(client)
@@ -120,6 +124,15 @@ class _Live:
             if not self.ready.done():
                 self.ready.set_result(None)
             await self._ended.wait()
+
+    @contextmanager
+    def _hearing(self) -> Iterator[TextIO]:
+        words = LastWords()
+        try:
+            yield words.file
+        finally:
+            self.last_words = words.text()
+            words.close()
 
     def _fail(self, why: str) -> None:
         if not self.ready.done():

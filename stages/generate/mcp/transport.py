@@ -4,11 +4,10 @@ standard streams, or by streamable HTTP."""
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.core.errors import ConfigError
 
@@ -35,14 +34,16 @@ class ServerAddress:
 
 
 @asynccontextmanager
-async def open_transport(address: ServerAddress, ended: asyncio.Event) -> AsyncIterator[Any]:
+async def open_transport(
+    address: ServerAddress, ended: asyncio.Event, stderr: TextIO
+) -> AsyncIterator[Any]:
     """The two streams, as `mcp.Client` takes them. `ended` is set when nothing more can come, which
-    a client says only to whoever waits for an answer."""
-    async with _transport(address) as (read, write):
+    a client says only to whoever waits for an answer. `stderr`: a process's."""
+    async with _transport(address, stderr) as (read, write):
         yield _Watched(read, ended), write
 
 
-def _transport(address: ServerAddress) -> AbstractAsyncContextManager[Any]:
+def _transport(address: ServerAddress, stderr: TextIO) -> AbstractAsyncContextManager[Any]:
     from mcp.client.stdio import StdioServerParameters, stdio_client
     from mcp.client.streamable_http import streamable_http_client
 
@@ -50,7 +51,7 @@ def _transport(address: ServerAddress) -> AbstractAsyncContextManager[Any]:
         parameters = StdioServerParameters(
             command=str(address.command), args=list(address.args), env=dict(address.env)
         )
-        return stdio_client(parameters, errlog=sys.stderr)
+        return stdio_client(parameters, errlog=stderr)
     if not address.headers:
         return streamable_http_client(address.url)
     return _with_headers(address.url, dict(address.headers))

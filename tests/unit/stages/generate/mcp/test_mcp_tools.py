@@ -196,7 +196,10 @@ async def test_a_server_that_has_forgotten_the_session_is_asked_in_a_new_one() -
     ("where", "told"),
     [
         ({"command": "/nowhere/server"}, "/nowhere/server did not start: FileNotFoundError"),
-        ({"command": sys.executable, "args": ["-c", "pass"]}, "did not start: MCPError"),
+        (
+            {"command": sys.executable, "args": ["-c", "raise OSError('no shop' + 9 * '!')"]},
+            r"(?s)did not start: MCPError.*last words: Traceback.*OSError: no shop!!!!!!!!!\)",
+        ),
         ({"url": "http://127.0.0.1:9/mcp"}, r"127\.0\.0\.1:9/mcp did not start: ConnectError"),
         (
             {"command": sys.executable, "args": ["-c", "input(); input(); input()"]},
