@@ -22,7 +22,7 @@ MAX_PAGES = 100  # of its list of tools
 
 
 class Connection:
-    """`users` come and go with `shared`; `client` is the living one."""
+    """`users`: how many have taken it and not given it back."""
 
     def __init__(self, address: ServerAddress, start_timeout_seconds: float) -> None:
         self.address = address
@@ -38,15 +38,16 @@ class Connection:
     async def live(self) -> _Live:
         """Starts the server if it does not run. Raises ToolServerError where it does not start, and
         for a while after that."""
-        if self._live is None or self._live.is_over:
-            self._live = self._started()
+        live = self._live
+        if live is None or live.is_over:
+            live = self._live = self._started()
         try:
-            await asyncio.shield(self._live.ready)
+            await asyncio.shield(live.ready)
         except ToolServerError as error:
             self._failed(str(error))
             raise
         self._pause_seconds = FIRST_PAUSE_SECONDS
-        return self._live
+        return live
 
     def close(self) -> None:
         if self._live is not None:
