@@ -4,6 +4,7 @@ counted; it is never the end of the rollout."""
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.protocols import Tokenizer
 from pipeline.core.user_errors import ANY_FAILURE, told
 from stages.generate.tools.calls import Call, GarbledCall
-from stages.generate.tools.tool import Tool, tool_from_function
+from stages.generate.tools.tool import Tool, as_text, tool_from_function
 
 MAX_CALLS_A_TURN = 32
 MAX_ERROR_CHARACTERS = 500
@@ -71,7 +72,7 @@ class Toolbox:
             return self.cut(await self._run(call))
         except _CallError as error:
             self.errors[error.kind] += 1
-            return f"error: {str(error)[:MAX_ERROR_CHARACTERS]}"
+            return _encodable(f"error: {str(error)[:MAX_ERROR_CHARACTERS]}")
 
     async def _run(self, call: Call | GarbledCall) -> str:
         if isinstance(call, GarbledCall):
@@ -97,8 +98,8 @@ class Toolbox:
 
     def cut(self, text: str) -> str:
         """As much of the text as the model reads of one output."""
-        limit = self._max_output_tokens
-        if len(text) <= limit and len(text.encode(errors="replace")) <= limit:
+        limit, text = self._max_output_tokens, _encodable(text)
+        if len(text) <= limit and len(text.encode()) <= limit:
             return text  # no token is less than a byte
         shown = text[: limit * _MOST_CHARACTERS_A_TOKEN]
         ids = self._tokenizer.encode(shown, add_special_tokens=False)
@@ -107,6 +108,11 @@ class Toolbox:
         self.num_cut += 1
         kept = self._tokenizer.decode(ids[:limit], skip_special_tokens=False).rstrip("\ufffd")
         return f"{kept}\n[cut: {len(kept)} of {len(text)} characters are shown]"
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates, which are in no encoding (a tool may read a file's odd name)."""
+    return text.encode(errors="replace").decode()
 
 
 def _validator(tool: Tool) -> Any:
@@ -131,7 +137,8 @@ async def _called(tool: Tool, call: Call) -> str:
     """Inside of its deadline's task, out of which no SystemExit may come."""
     try:
         with told(tool.call, f"the tool {tool.name}"):
-            return await tool.call(call.arguments)
+            # a copy: the call itself is part of the chat
+            return as_text(await tool.call(copy.deepcopy(call.arguments)))
     except _CallError:
         raise
     except ANY_FAILURE as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from typing import Any
 
 import pytest
 
@@ -144,6 +145,20 @@ async def test_long_outputs_are_cut_by_tokens(length: int) -> None:
 async def test_a_cut_leaves_no_half_character() -> None:
     (said,) = await box(lambda_tool(lambda: "ä" * 20), limit=7).answer([call("say")])
     assert said == "äää\n[cut: 3 of 20 characters are shown]"
+
+
+async def test_odd_things_that_a_tool_says_or_does() -> None:
+    async def change(arguments: dict[str, Any]) -> Any:
+        arguments["list"].append(2)
+        return {"name": "\ud800", "list": arguments["list"]}
+
+    tool = Tool(name="change", description="", parameters={"type": "object"}, call=change)
+    asked = call("change", list=[1])
+    assert await box(tool).answer([asked]) == ['{"name": "?", "list": [1, 2]}']
+    assert asked.arguments == {"list": [1]}  # which is in the chat
+    assert await box(double).answer([call("\ud800")]) == [
+        "error: no tool is named '\\ud800'; there are: double"
+    ]
 
 
 async def test_too_many_calls_in_one_turn() -> None:
