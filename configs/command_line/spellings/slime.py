@@ -169,7 +169,7 @@ SLIME: Mapping[str, Spelling] = {
     # logging and debugging
     "disable-wandb-random-suffix": Nothing(why="names get no random suffix; a taken one a number"),
     "wandb-always-use-train-step": Nothing(why="every record has its step"),
-    "log-passrate": Nothing(why=_NO_SUCH_SUMS),
+    "log-passrate": Nothing(why="every evaluation has pass@k"),
     "log-multi-turn": Nothing(why=_NO_SUCH_SUMS),
     "log-correct-samples": Nothing(why=_NO_SUCH_SUMS),
     "log-reward-category": Absent(
