@@ -3,8 +3,8 @@ it is higher or lower. The sooner it is found, the better.
 
     python train_async.py --config examples/guess_the_number/preset.yaml --mock --num-rollout 5
 
-Without --mock a model of a million parameters, which at first guesses at random, learns on two CPU
-cores what the answers are good for."""
+Without --mock a model of a million parameters plays, on two CPU cores, whose warm-up has taught it
+to guess at random."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python examples/guess_the_number/make_data.py FOLDER
 
 What a model learns from warm-up.jsonl is to say a number; every one is as likely, whatever was said
-before. What `lower` and `higher` are good for it finds out by reinforcement."""
+before. What `lower` and `higher` are good for is left to reinforcement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 LOWEST, HIGHEST = 1, 30
 QUESTION = f"Guess a number from {LOWEST:02} to {HIGHEST:02}: "
 END = "<|im_end|>"  # which the tiny model ends its turns with
-NUM_ROWS = 400
+NUM_ROWS = 1000  # fewer are learned by heart
 MAX_GUESSES_BEFORE = 12
 
 
