@@ -74,6 +74,7 @@ def evaluation_of(given: Sequence[GivenFlag]) -> tuple[Config, Evaluated]:
     restores = find_run(path) is not None or is_checkpoint(path)
     config, _ = parse_config(_words(given if restores else rest), FAMILIES)
     weights = _weights(path, mock=config.run.mock) if path.is_dir() else Evaluated(model=load)
+    _check_asked(config)
     config = _half(config, weights.model)
     validate(config, EVALUATION_RULES)
     for family in FAMILIES:
@@ -100,9 +101,7 @@ def _weights(path: Path, *, mock: bool) -> Evaluated:
     )
 
 
-def _half(config: Config, model: str) -> Config:
-    """Nothing is trained, taught, resumed or saved; the rollouts' own workers and the gateway of
-    training have nothing to do."""
+def _check_asked(config: Config) -> None:
     asked = config.eval
     if not (asked.eval_prompt_data or asked.eval_config or asked.eval_function_path):
         raise ConfigError(
@@ -114,6 +113,10 @@ def _half(config: Config, model: str) -> Config:
             " `eval` starts engines with the checkpoint's. Drop it (--rollout-external-engine-addrs"
             " '' takes back what the run said)"
         )
+
+
+def _half(config: Config, model: str) -> Config:
+    """Nothing is trained, taught, resumed or saved, and nobody but the evaluator asks engines."""
     return replace(
         config,
         run=replace(
@@ -131,7 +134,7 @@ def _half(config: Config, model: str) -> Config:
         model=replace(config.model, hf_checkpoint=model, initial_megatron_checkpoint=None),
         algorithm=replace(config.algorithm, use_rollout_routing_replay=False),
         cluster=replace(config.cluster, colocate=False, num_rollout_workers=0),
-        eval=replace(asked, eval_interval=1),
+        eval=replace(config.eval, eval_interval=1),
         distill=DistillConfig(),
         warmup=WarmupConfig(),
     )
