@@ -49,6 +49,7 @@ _AT_LEAST_1 = (
     "over_sampling_batch_size",
     "micro_batch_size",
     "log_probs_max_tokens_per_gpu",
+    "sandbox_memory_bytes",
     "lr_wsd_decay_iters",
     "num_layers_per_virtual_pipeline_stage",
 )
@@ -103,6 +104,8 @@ _ABOVE_0 = (
     "rollout_temperature",
     "generate_timeout_seconds",
     "tool_timeout_seconds",
+    "environment_timeout_seconds",
+    "sandbox_seconds",
     "episode_timeout_seconds",
     "agent_timeout",
     "eval_episode_timeout_seconds",

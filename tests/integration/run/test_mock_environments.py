@@ -1,4 +1,5 @@
-"""A whole run on simulated engines whose environments misbehave: it goes on, and says what failed."""
+"""A whole run on simulated engines whose environments misbehave: it goes on, and says what
+failed."""
 
 from __future__ import annotations
 

@@ -648,7 +648,7 @@ def test_a_gpu_that_is_not_there_is_refused_at_load(monkeypatch: pytest.MonkeyPa
 
 def test_every_number_has_a_range() -> None:
     free = {flag.field for flag in own_flags().values() if flag.kind in (int, float)} - set(RANGES)
-    assert free == {"rollout_stop_token_ids", "reward_threshold"}
+    assert free == {"rollout_stop_token_ids", "reward_threshold", "eval_pass_reward"}
 
 
 def test_a_function_that_rewards_its_samples_needs_no_scorer(folder: Path) -> None:
