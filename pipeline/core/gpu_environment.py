@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 # Of the driver's shell, told to every process of the run: nodes of a cluster that is joined have
-# the environment of their `ray start`.
-_FORWARDED = ("NCCL_", "TORCH_NCCL_", "NVTE_", "UCX_", "GLOO_")
+# the environment of their `ray start`. (gloo is told each node's own interface.)
+_FORWARDED = ("NCCL_", "TORCH_NCCL_", "NVTE_", "UCX_")
 # What NCCL's ranks of one group must agree on. SGLang sets both, and takes "0" where nobody says
 # otherwise (sglang/srt/entrypoints/engine.py, _set_envs_and_config); slime sets the first for its
 # ranks "because sglang will always set NCCL_CUMEM_ENABLE to 0" (slime/ray/actor_group.py).

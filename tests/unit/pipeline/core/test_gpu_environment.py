@@ -11,7 +11,7 @@ from pipeline.core.gpu_environment import alike, forwarded, of_rank
 
 def test_what_the_shell_says_of_nccl_is_told_everywhere_and_nothing_else() -> None:
     shell = {"NCCL_IB_HCA": "mlx5", "NVTE_DEBUG": "1", "TORCH_NCCL_ENABLE_MONITORING": "0"}
-    assert forwarded({**shell, "HOME": "/root", "CUDA_VISIBLE_DEVICES": "0"}) == shell
+    assert forwarded({**shell, "HOME": "/root", "GLOO_SOCKET_IFNAME": "lo"}) == shell
 
 
 @pytest.mark.parametrize(
