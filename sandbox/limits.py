@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 MIB = 1 << 20
+LEAST_MEMORY_BYTES = 64 * MIB  # Python and its libraries alone take half of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class Limits:
 
 
 _LEAST = {
-    "memory_bytes": 64 * MIB,  # Python and its libraries alone take half of it
+    "memory_bytes": LEAST_MEMORY_BYTES,
     "disk_bytes": 1 * MIB,
     "file_bytes": 4096,
     "output_bytes": 1,

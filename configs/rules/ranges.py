@@ -7,6 +7,7 @@ from typing import Any
 
 from configs.flags import NEVER, own_flags, words_of
 from configs.schema import Config
+from sandbox.limits import LEAST_MEMORY_BYTES
 
 _AT_LEAST_1 = (
     "num_rollout",
@@ -49,7 +50,6 @@ _AT_LEAST_1 = (
     "over_sampling_batch_size",
     "micro_batch_size",
     "log_probs_max_tokens_per_gpu",
-    "sandbox_memory_bytes",
     "lr_wsd_decay_iters",
     "num_layers_per_virtual_pipeline_stage",
 )
@@ -151,6 +151,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a share of --lr-decay-iters: at least 0, below 1",
     ),
     "push_wave_fraction": (lambda v: 0 < v <= 1, "a share of the engines above 0, at most 1"),
+    "sandbox_memory_bytes": (
+        lambda v: v >= LEAST_MEMORY_BYTES,
+        f"at least {LEAST_MEMORY_BYTES} (64 MiB): Python alone takes half of it",
+    ),
     "gamma": (lambda v: 0 < v <= 1, "a discount above 0, at most 1"),
     "lambd": (lambda v: 0 <= v <= 1, "between 0 (one step) and 1 (the whole return)"),
     "mock_failure_rate": (lambda v: 0 <= v <= 1, "a probability between 0 and 1"),

@@ -10,7 +10,6 @@ from configs.rules.user_source import source_text
 from configs.schema import Config
 from configs.schema.data import is_procedural
 from configs.schema.reward import COMPARING, RM_TYPES
-from sandbox.limits import Limits
 from sandbox.reasons import why_unavailable
 
 
@@ -58,10 +57,6 @@ def rewards(config: Config) -> Iterator[str]:
             f"--rm-type {reward.rm_type} with --custom-rm-path {reward.custom_rm_path}: only one"
             " can score. Drop one (--rm-type none takes back what a preset says)"
         )
-    try:
-        Limits(seconds=reward.sandbox_seconds, memory_bytes=reward.sandbox_memory_bytes)
-    except ValueError as error:
-        yield f"--sandbox-{str(error).replace('_', '-')}"
     if reward.rm_url and not reward.rm_url.startswith(("http://", "https://")):
         yield f"--rm-url {reward.rm_url}: expected http://HOST:PORT/PATH"
     if reward.custom_rm_path or (config.run.mock and data.prompt_data is None):

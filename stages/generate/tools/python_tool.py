@@ -38,17 +38,14 @@ def python_tool(
     cores. All tools that are made alike share one sandbox, which is started at the first call in an
     event loop and ends with the process.
 
-    Raises ConfigError where no sandbox can be built, or the limits are none."""
+    Raises ConfigError where no sandbox can be built."""
     if missing := why_unavailable():
         raise ConfigError(f"the tool {name}: {missing}")
-    try:
-        limits = Limits(
-            seconds=args.sandbox_seconds,
-            memory_bytes=args.sandbox_memory_bytes,
-            output_bytes=4 * MOST_CHARACTERS,
-        )
-    except ValueError as error:
-        raise ConfigError(f"--sandbox-{str(error).replace('_', '-')}") from error
+    limits = Limits(
+        seconds=args.sandbox_seconds,
+        memory_bytes=args.sandbox_memory_bytes,
+        output_bytes=4 * MOST_CHARACTERS,
+    )
     pool = _pool(limits, num_workers, tuple(preload))
 
     async def call(arguments: dict[str, Any]) -> str:
