@@ -42,7 +42,7 @@ def in_words(error: BaseException) -> str:
 
 def names_a_hook(text: str) -> bool:
     """Is this what a user's function has raised, in words?"""
-    return re.search(r"\(--[\w-]+-path, ", text) is not None
+    return re.search(r"\(--[\w-]+-path, |^--[\w-]+-path .* raised ", text) is not None
 
 
 @contextmanager

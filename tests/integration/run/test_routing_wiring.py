@@ -27,7 +27,7 @@ DATA = ["--prompt-data", "reasoning_gym:spell_backward", "--device", "cpu"]
 
 def backend_of(logs: Path, *flags: str) -> Backend:
     config = load_config(later_wins([*DATA, *flags]))
-    run_dir: Any = SimpleNamespace(logs=logs)
+    run_dir: Any = SimpleNamespace(logs=logs, path=logs)
     clock = RolloutClock(
         rollout_batch_size=8, async_buffer_size=0, update_weights_interval=1, num_rollout=1
     )

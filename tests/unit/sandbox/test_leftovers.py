@@ -55,10 +55,11 @@ def test_none_after_kill_9_of_the_owner() -> None:
 
 
 async def test_none_after_close_and_after_cancellation() -> None:
+    before = set(_descendants(os.getpid()))
     async with Sandbox(num_workers=2) as sandbox:
         first = asyncio.create_task(sandbox.run(BUSY))
         second = asyncio.create_task(sandbox.run(BUSY))
-        processes = await descendants(14)
+        processes = await descendants(14, before)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
@@ -71,21 +72,27 @@ async def test_none_after_close_and_after_cancellation() -> None:
 
 
 async def test_a_zygote_that_is_killed_is_an_error_and_is_replaced() -> None:
+    before = set(_descendants(os.getpid()))
     async with Sandbox(num_workers=1) as sandbox:
         task = asyncio.create_task(sandbox.run(BUSY))
-        processes = await descendants(7)
+        processes = await descendants(7, before)
         os.kill(sandbox_zygote(processes), signal.SIGKILL)
         with pytest.raises(SandboxError, match="died"):
             await task
         assert (await sandbox.run("print(1)")).stdout == "1\n"
 
 
-async def descendants(number: int) -> list[int]:
-    """Ours, as soon as there are so many: warden, zygote, first and four of the program each."""
+async def descendants(number: int, before: set[int]) -> list[int]:
+    """Ours, as soon as there are so many: warden, zygote, first and four of the program each. But
+    for those that other tests have left in this process."""
+
+    def found() -> list[int]:
+        return [process for process in _descendants(os.getpid()) if process not in before]
+
     # other processes: no event tells of them
-    while len(found := _descendants(os.getpid())) < number:  # noqa: ASYNC110
+    while len(found()) < number:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    return found
+    return found()
 
 
 def sandbox_zygote(processes: list[int]) -> int:

@@ -162,3 +162,12 @@ def test_a_file_that_leaves_while_it_is_imported_is_refused(tmp_path: Path) -> N
     file.write_text("import sys\nsys.exit('no token')\n")
     with pytest.raises(ConfigError, match=r"SystemExit: no token .*leaves.py, line 2"):
         load_function(f"{file}:function")
+
+
+def test_a_class_that_cannot_be_made_is_a_hook_s_failure(tmp_path: Path) -> None:
+    file = tmp_path / "environment.py"
+    file.write_text("class Environment:\n    def __init__(self, args):\n        1 / 0\n")
+    make = name_errors(load_function(f"{file}:Environment"), "--environment-path", str(file))
+    with pytest.raises(UserFunctionError) as caught:
+        make(None)
+    assert names_a_hook(str(caught.value)), caught.value
