@@ -105,8 +105,9 @@ def test_groups_are_made_in_other_processes_and_all_are_accounted_for(
 def test_a_killed_worker_loses_nothing_and_is_started_again(
     tmp_path: Path, nothing_left_behind: None
 ) -> None:
-    more = ("--num-rollout", "30", "--async-buffer-size", "2", "--num-rollout-workers", "2")
-    process = start(*more, folder=tmp_path, name="k")
+    rollouts = 150  # enough for a worker to come back meanwhile, on a busy machine too
+    more = ("--async-buffer-size", "2", "--num-rollout-workers", "2")
+    process = start("--num-rollout", str(rollouts), *more, folder=tmp_path, name="k")
     run, killed = tmp_path / "k", set[int]()
     for after in (3, 9):
         until(lambda after=after: num_trained(run) >= after, process)
@@ -116,9 +117,9 @@ def test_a_killed_worker_loses_nothing_and_is_started_again(
         victim.send_signal(signal.SIGKILL)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert [r["rollout_id"] for r in read_metrics(run, "train")] == list(range(30))
+    assert [r["rollout_id"] for r in read_metrics(run, "train")] == list(range(rollouts))
     found = totals(run)
-    assert (found["lost"], found["duplicated"], found["trained"]) == (0, 0, 120)
+    assert (found["lost"], found["duplicated"], found["trained"]) == (0, 0, 4 * rollouts)
     entries, _ = read_journal(run / "buffer" / FILE_NAME)
     admitted = [entry["g"] for entry in entries if entry["t"] == "admit"]
     assert sorted(admitted) == list(range(len(admitted)))  # no admission was given out anew
