@@ -18,6 +18,7 @@ from pipeline.core.errors import EngineError, NoRoomError, SlipstreamError
 from pipeline.core.gpu_environment import alike
 from pipeline.workers.engine_host import Share, remote_host
 from pipeline.workers.pools import Berth, Pools, Where, actor_environment
+from pipeline.workers.ray_cluster import end_actor
 from stages.engine.launch import is_healthy
 from stages.engine.spec import EngineSpec
 
@@ -155,8 +156,6 @@ class HostedEngine:
         hosts, self._hosts = self._hosts, []
         if not hosts:
             return
-        import ray
-
         if ask:
             stops = _all(host.stop.remote() for host in hosts)
             try:
@@ -164,8 +163,7 @@ class HostedEngine:
             except (SlipstreamError, TimeoutError) as error:
                 logger.warning("%s was not ended by its host: %s", self.name, error)
         for host in hosts:
-            with contextlib.suppress(Exception):  # it is gone, or the cluster is
-                ray.kill(host)
+            end_actor(host)
         self._kill_hosts_here()
         if ask:
             self._pools.leave(self.spec.index)

@@ -19,11 +19,12 @@ from pipeline.workers.pools import Pools, Where
 from pipeline.workers.rank_actor import awaited
 from pipeline.workers.rank_launch import in_order, make_actors, on_gpu, seat
 from pipeline.workers.rank_senders import ANSWER_SECONDS, RankSenders, absolute
-from pipeline.workers.ray_cluster import ray_address
+from pipeline.workers.ray_cluster import end_actor, ray_address
 from pipeline.workers.store_size import object_store_bytes
 from stages.learn.settings import LearnerSettings
 
 CLOSE_SECONDS = 10.0  # for ranks to leave their process groups before they are killed
+DEATH_SECONDS = 5.0  # for Ray to notice that a process is gone; others' sockets tell them at once
 
 
 class LearnerGroup(RankSenders):
@@ -223,6 +224,10 @@ class LearnerGroup(RankSenders):
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
             cause.add_note(f"on learner rank {rank}")
             return cause
+        if cause is not None and not isinstance(cause, UserFunctionError):
+            dead = await self._first_dead()
+            if dead is not None:  # then what this one failed in was a collective with it
+                (rank, error), cause = dead, None
         lines = self._last_lines(rank)
         self._end_ranks(f"rank {rank} failed earlier")
         if isinstance(cause, UserFunctionError):  # on this rank, on others perhaps not
@@ -240,6 +245,18 @@ class LearnerGroup(RankSenders):
             out.add_note(str(error))  # the traceback on the rank
         return out
 
+    async def _first_dead(self) -> tuple[int, BaseException] | None:
+        """The rank whose process is gone, if there is one, and what Ray says of it."""
+        asked = [_answer_to(actor.where.remote()) for actor in self._actors]
+        if not asked:
+            return None
+        # one that is alive may hang in a collective, and answers when it is killed
+        await asyncio.wait(asked, timeout=DEATH_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+        found = [(i, e) for i, task in enumerate(asked) if task.done() and (e := task.exception())]
+        for task in asked:
+            task.cancel()
+        return found[0] if found else None
+
     def _silent(self, rank: int, what: str) -> Exception:
         self._end_ranks(f"rank {rank} gave no answer earlier")
         return LearnerLostError(
@@ -250,7 +267,7 @@ class LearnerGroup(RankSenders):
     def _end_ranks(self, why: str) -> None:
         self._broken = self._broken or why
         for actor in self._actors:
-            _kill(actor)
+            end_actor(actor)
 
     def _pid(self, rank: int) -> int | str:
         return self._seats[rank].pid if self._seats else "?"
@@ -270,13 +287,6 @@ def _answer_to(call: Awaitable[Any]) -> asyncio.Future[Any]:
     task = asyncio.ensure_future(awaited(call))
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
-
-
-def _kill(actor: Any) -> None:
-    import ray
-
-    with contextlib.suppress(Exception):  # it is gone, or the cluster is
-        ray.kill(actor)
 
 
 def learner_pools(settings: LearnerSettings) -> Pools:

@@ -219,6 +219,16 @@ class RayCluster:
         return [s for s in lines if s.strip() and not s.startswith(":")][-count:]
 
 
+def end_actor(actor: Any) -> None:
+    """Kills it. Where Ray is gone so is the actor: asked then, Ray would start a cluster first."""
+    import ray
+
+    if not ray.is_initialized():
+        return
+    with contextlib.suppress(Exception):  # it is gone, or the cluster is
+        ray.kill(actor)
+
+
 def _told(pid: int, node: str, count: int) -> list[str]:
     """The end of what a process wrote to its standard error, by Ray's interface to its logs."""
     from ray.util.state import get_log

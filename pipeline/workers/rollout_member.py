@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.workers.ray_cluster import end_actor
 from pipeline.workers.rollout_messages import Delivery, Order, Report
 
 if TYPE_CHECKING:
@@ -113,13 +114,11 @@ class Member:
 
     def kill(self, *, hard: bool = False) -> None:
         """`hard`: it would not hear of it. A process on this node is killed by its number then."""
-        import ray
-
         self.alive = False
         if self._sending is not None:
             self._sending.cancel()
         if self._actor is not None:
-            ray.kill(self._actor)
+            end_actor(self._actor)
         if hard and self._is_here and self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

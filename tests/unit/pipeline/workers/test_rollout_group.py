@@ -104,6 +104,7 @@ class World:
 async def world(
     monkeypatch: pytest.MonkeyPatch, *, workers: int = 2, restarts: int = 3, silent: float = 60.0
 ) -> AsyncIterator[World]:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "kill", lambda actor: actor.die())
     pool, _, _, _ = make_pool(count=2)
     await pool.start()
