@@ -1,14 +1,14 @@
 """What multi-turn episodes cost in the process that makes them: through sessions, through the
-gateway, and in a plain asyncio loop as one writes it by hand, with aiohttp and (in fewer episodes)
-with httpx.
+gateway, and in a plain asyncio loop as one writes it by hand, with aiohttp and with httpx.
 
-    python -m benchmarks.agents [--episodes 2000] [--turns 8] [--seconds 2]
+    python -m benchmarks.agents [--episodes 50,2000] [--turns 8] [--seconds 2] [--rounds 3]
 
 All episodes run at once against one simulated engine in a process of its own (its answers are fixed
-and take --seconds); every way has a process of its own, one after the other. CPU is of that process
-alone: of the gateway without its agents, which are in another. Prints CPU a turn, the event loop's
-lag and memory an episode, and writes results/agents.json. Exits with 1 where a way has lost
-turns."""
+and take --seconds); every way has a process of its own, and they take turns, --rounds times. CPU is
+of that process alone: of the gateway without its agents, which are in another. Ratios are within a
+round, to the plain loops with as many episodes; httpx, whose pool looks at all connections for
+every request, is left out above 200 episodes. Prints medians of CPU a turn, the event loop's lag
+and memory an episode, and writes results/agents.json. Exits with 1 where a way has lost turns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common import keep, table
+from benchmarks.common import keep, middle, spread, table
 from configs.schema import RolloutConfig
 from pipeline.core.chat_template import ChatTemplate
 from pipeline.core.time import MonotonicTime
@@ -47,9 +47,11 @@ WAYS = "plain", "plain_aiohttp", "sessions", "gateway"
 PARAMS = {"temperature": 1.0, "max_new_tokens": 1 << 14, "skip_special_tokens": True}
 ASKED, SEEN = "What comes next? " * 12, "\nThe tool says: forty-two, and there is more to do.\n"
 TOKENS = 64  # of every turn
-MOST_HTTPX = 50  # episodes: its pool looks at all connections for every request
-
-
+MOST_HTTPX = 200  # episodes
+FIGURES = (
+    *("cpu_ms_a_turn", "over_httpx", "over_aiohttp", "loop_lag_p99_ms", "kib_an_episode"),
+    "seconds",
+)
 Post = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
@@ -210,22 +212,50 @@ def measured(way: str, url: str, episodes: int, turns: int) -> dict[str, Any]:
     }
 
 
-def compare(episodes: int, turns: int, seconds: float) -> dict[str, Any]:
+def compare(loads: list[int], turns: int, seconds: float, rounds: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "stages.engine.mock_server", "--port", "0"]
     command += ["--response-tokens", str(TOKENS), "--latency-seconds", str(seconds)]
     engine = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert engine.stdout is not None
         url = f"http://127.0.0.1:{engine.stdout.readline().split()[1]}"
-        few = min(episodes, MOST_HTTPX)
-        ways = [_in_process(w, url, few if w == "plain" else episodes, turns) for w in WAYS]
+        rows = [
+            row
+            for episodes in loads
+            for number in range(rounds)
+            for row in _round(number, url, episodes, turns)
+        ]
     finally:
         engine.kill()
         engine.wait()
-    for way in ways:
-        for name, base in zip(("cpu_ratio", "cpu_ratio_aiohttp"), ways, strict=False):
-            way[name] = way["cpu_ms_a_turn"] / base["cpu_ms_a_turn"]
-    return {"episodes": episodes, "turns": turns, "engine_seconds": seconds, "ways": ways}
+    return {"turns": turns, "engine_seconds": seconds, "rounds": rounds, "ways": summary(rows)}
+
+
+def _round(number: int, url: str, episodes: int, turns: int) -> list[dict[str, Any]]:
+    """Every way once, with its CPU over that of the plain loops."""
+    ways = WAYS if episodes <= MOST_HTTPX else WAYS[1:]
+    rows = [_in_process(way, url, episodes, turns) for way in ways]
+    plain = {row["way"]: row["cpu_ms_a_turn"] for row in rows}
+    for row in rows:
+        row |= {"round": number, "episodes": episodes}
+        row["over_aiohttp"] = row["cpu_ms_a_turn"] / plain["plain_aiohttp"]
+        if "plain" in plain:
+            row["over_httpx"] = row["cpu_ms_a_turn"] / plain["plain"]
+    return rows
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for every load and way: over its rounds."""
+    out = []
+    for episodes, way in dict.fromkeys((r["episodes"], r["way"]) for r in rows):
+        mine = [r for r in rows if (r["episodes"], r["way"]) == (episodes, way)]
+        figures = [name for name in FIGURES if name in mine[0]]
+        lost = sum(r["turns"] * TOKENS - r["trained_tokens"] for r in mine)
+        out.append(
+            {"episodes": episodes, "way": way, "lost_tokens": lost}
+            | {name: spread([r[name] for r in mine]) for name in figures}
+        )
+    return out
 
 
 def _in_process(way: str, url: str, episodes: int, turns: int) -> dict[str, Any]:
@@ -237,9 +267,10 @@ def _in_process(way: str, url: str, episodes: int, turns: int) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--episodes", type=int, default=2000)
+    parser.add_argument("--episodes", type=_numbers, default=[50, 2000])
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0, help="of every answer")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--agents", action="store_true", help=argparse.SUPPRESS)
@@ -250,22 +281,19 @@ def main() -> None:
         asyncio.run(_agents(json.load(sys.stdin), args.turns))
         return
     if args.way:
-        print(json.dumps(measured(args.way, args.url, args.episodes, args.turns)))
+        print(json.dumps(measured(args.way, args.url, args.episodes[0], args.turns)))
         return
-    found = compare(args.episodes, args.turns, args.seconds)
-    columns = (
-        "cpu_ms_a_turn",
-        "cpu_ratio",
-        "cpu_ratio_aiohttp",
-        "loop_lag_p99_ms",
-        "kib_an_episode",
-        "seconds",
-    )
-    table(["way", *columns], [[w["way"], *(w[c] for c in columns)] for w in found["ways"]])
+    found = compare(args.episodes, args.turns, args.seconds, args.rounds)
+    shown = ["episodes", "way", *FIGURES]
+    table(shown, [[middle(row.get(name, "")) for name in shown] for row in found["ways"]])
     keep("agents", found)
-    lost = [w["way"] for w in found["ways"] if w["trained_tokens"] != w["turns"] * TOKENS]
+    lost = [f"{w['way']} ({w['episodes']} episodes)" for w in found["ways"] if w["lost_tokens"]]
     if lost:
         sys.exit(f"turns are lost: {', '.join(lost)}")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

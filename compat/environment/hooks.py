@@ -1,4 +1,4 @@
-"""Run a function right before a module is first executed.
+"""Run a function right before, or right after, a module is first executed.
 
 Every Python of the environment imports this file when it starts: it imports nothing but `sys`."""
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 
 class ImportHook:
-    """A finder that asks the finders behind it, and has what they find run `prepare` first.
+    """A finder that asks the finders behind it, and has what they find run `prepare` first, or
+    afterwards.
 
     Looking whether the module is there runs nothing.
     """
 
-    def __init__(self, module: str, prepare: Callable[[], None]) -> None:
-        self.module, self.prepare = module, prepare
+    def __init__(self, module: str, prepare: Callable[[], None], *, after: bool = False) -> None:
+        self.module, self.prepare, self.after = module, prepare, after
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ImportHook) and other.module == self.module
@@ -37,14 +38,18 @@ class ImportHook:
         found = (finder.find_spec(fullname, path, target) for finder in behind)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            self._prepend(spec.loader)
+            self._add_to(spec.loader)
         return spec
 
-    def _prepend(self, loader: object) -> None:
+    def _add_to(self, loader: object) -> None:
         execute: Callable[[ModuleType], None] = loader.exec_module  # type: ignore[attr-defined]
 
         def exec_module(module: ModuleType) -> None:
-            self.prepare()
-            execute(module)
+            if self.after:
+                execute(module)
+                self.prepare()
+            else:
+                self.prepare()
+                execute(module)
 
         loader.exec_module = exec_module  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""Writes the game's data: a row for every secret number, and a warm-up whose guesses know nothing.
+"""Writes the game's data: a row for every secret number, and a warm-up that shows how it is played.
 
     python examples/guess_the_number/make_data.py FOLDER
 
-What a model learns from warm-up.jsonl is to say a number; every one is as likely, whatever was said
-before. What `lower` and `higher` are good for is left to reinforcement."""
+In warm-up.jsonl one guess in two is any number, and one in two a number that can still be the
+secret one. That the second kind is better, and which of those is best, is left to reinforcement."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 LOWEST, HIGHEST = 1, 30
 QUESTION = f"Guess a number from {LOWEST:02} to {HIGHEST:02}: "
 END = "<|im_end|>"  # which the tiny model ends its turns with
-NUM_ROWS = 1000  # fewer are learned by heart
-MAX_GUESSES_BEFORE = 12
+NUM_ROWS = 2000  # fewer are learned by heart
+MAX_GUESSES_BEFORE = 8
 
 
 def secrets() -> Iterable[dict[str, str]]:
@@ -29,10 +29,20 @@ def warm_up() -> Iterable[dict[str, str]]:
     rng = random.Random(7)
     for _ in range(NUM_ROWS):
         secret, prompt = rng.randint(LOWEST, HIGHEST), QUESTION
+        low, high = LOWEST, HIGHEST
         for _ in range(rng.randint(0, MAX_GUESSES_BEFORE)):
-            guess = rng.choice([n for n in range(LOWEST, HIGHEST + 1) if n != secret])
+            guess = any_or_possible(rng, low, high)
+            if guess == secret:
+                break
             prompt += f"{guess:02}{END}{'lower' if guess > secret else 'higher'}: "
-        yield {"prompt": prompt, "label": f"{rng.randint(LOWEST, HIGHEST):02}"}
+            low = max(low, guess + 1) if guess < secret else low
+            high = min(high, guess - 1) if guess > secret else high
+        yield {"prompt": prompt, "label": f"{any_or_possible(rng, low, high):02}"}
+
+
+def any_or_possible(rng: random.Random, low: int, high: int) -> int:
+    """A number; one time in two, one from `low` to `high`."""
+    return rng.randint(low, high) if rng.random() < 0.5 else rng.randint(LOWEST, HIGHEST)
 
 
 def write(path: Path, rows: Iterable[dict[str, str]]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compat import ROOT, engine_environment
+from compat import FORKS, ROOT, engine_environment
 from configs.schema import RolloutConfig
 from pipeline.core.errors import CheckpointError, ConfigError
 from stages.engine.server_args import server_arg, to_command_line
@@ -62,10 +62,15 @@ class EngineSpec:
     @property
     def seeded(self) -> bool:
         """Does the engine follow the `sampling_seed` of a request?"""
-        asked = {server_arg(name).field: value for name, value in self.user.items()}.get(
-            "enable_deterministic_inference"
-        )
-        return bool(asked)
+        return bool(self._user_args().get("enable_deterministic_inference"))
+
+    @property
+    def _has_replicas(self) -> bool:
+        """SGLang's own data parallelism."""
+        return int(self._user_args().get("dp_size") or 1) > 1
+
+    def _user_args(self) -> dict[str, Any]:
+        return {server_arg(name).field: value for name, value in self.user.items()}
 
     def server_args(self, port: int, weight_version: int, inner_port: int) -> dict[str, Any]:
         """ServerArgs field -> value. `inner_port`: where the engine's own ranks meet.
@@ -95,8 +100,8 @@ class EngineSpec:
             args["enable_return_routed_experts"] = True
         if self.device == "cpu":
             args |= self._cpu_args()
-        user = {server_arg(name).field: value for name, value in self.user.items()}
-        if int(user.get("dp_size") or 1) > 1:
+        user = self._user_args()
+        if self._has_replicas:
             args.pop("nccl_port", None)  # one a replica: SGLang's to choose
         return args | user
 
@@ -165,6 +170,8 @@ class EngineSpec:
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": str(self.threads),
         }
+        if not self._has_replicas:  # whose controller has threads of its own when they start
+            out[FORKS] = "1"
         # SGLang compiles parts of vision towers, which needs Triton; its seeded sampler, which
         # takes longer than it ever saves here; and the choice of experts of GLM-4.5's kind, which
         # on a CPU fails at its own assertion.

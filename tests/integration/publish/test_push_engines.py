@@ -8,10 +8,12 @@ import contextlib
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 import pytest_asyncio
 import torch
@@ -51,7 +53,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         shared = [file for engine in engines if engine._scratch for file in engine._scratch._shared]
         num_processes = sum(len(engine._members()) for engine in engines)
         await pool.close()
-    assert num_processes >= 6
+    assert num_processes == 6, "server, scheduler and detokenizer, copies of one interpreter"
     assert [pid for engine in engines for pid in engine._members()] == []
     assert len(shared) >= 2 and not any(file.exists() for file in shared)
 
@@ -78,6 +80,25 @@ async def test_log_probs_are_those_of_the_checkpoint(world: World) -> None:
         torch.testing.assert_close(
             answer.log_probs, log_probs(world.model, answer), atol=TOLERANCE, rtol=0
         )
+
+
+async def test_a_paused_engine_leaves_the_cores_to_others_and_wakes(world: World) -> None:
+    """A scheduler that looks for its continuation without rest takes all of a core."""
+    endpoint = world.pool.endpoints[0]
+    (scheduler,) = (
+        p for p in map(psutil.Process, world.engines[0]._members()) if "scheduler" in p.name()
+    )
+
+    def cpu_seconds() -> float:
+        return sum(scheduler.cpu_times()[:2])
+
+    await world.post(endpoint, "pause_generation", {"mode": "in_place"})
+    began, since = cpu_seconds(), time.monotonic()
+    await asyncio.wait({asyncio.ensure_future(asyncio.Event().wait())}, timeout=1.0)
+    share = (cpu_seconds() - began) / (time.monotonic() - since)
+    asked = asyncio.ensure_future(world.generate(endpoint, PROMPT, key="paused"))
+    await world.post(endpoint, "continue_generation", {})
+    assert (await asked).tokens and share < 0.5
 
 
 async def test_after_a_push_every_engine_holds_the_learners_weights(

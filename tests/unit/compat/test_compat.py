@@ -33,7 +33,7 @@ compat.install_engine(); compat.install_engine()
 names = [type(f).__module__ for f in sys.meta_path]
 print(names.count("compat.environment.hooks"), "torch" in sys.modules)
 """
-    assert python(code) == "4 False"
+    assert python(code) == "5 False"
 
 
 def test_the_kernel_stub_names_what_is_called_and_refuses_what_it_does_not_know() -> None:
@@ -117,3 +117,55 @@ def test_the_noise_of_seeded_requests_is_murmur3s() -> None:
         for s, p in zip(seeds.tolist(), positions.tolist(), strict=True)
     ]
     assert got.tolist() == want
+
+
+FORKS = """
+import multiprocessing, threading
+from compat.forks import fork_instead_of_spawn
+fork_instead_of_spawn(); fork_instead_of_spawn()
+def method():
+    multiprocessing.set_start_method("spawn", force=True)
+    return multiprocessing.get_start_method()
+end = threading.Event()
+said = [method()]
+threading.Thread(target=end.wait).start()
+said.append(method())
+end.set()
+multiprocessing.set_start_method("forkserver", force=True)
+print(*said, multiprocessing.get_start_method())
+"""
+
+
+def test_a_process_is_copied_where_it_has_one_thread_and_nothing_else_is_changed() -> None:
+    assert python(FORKS) == "fork spawn forkserver"
+
+
+PAUSES = """
+import sys, types
+module = types.ModuleType("sglang.srt.managers.scheduler")
+class Scheduler:
+    def _record_scheduler_state_for_paused_engine(self): print("recorded")
+    def maybe_sleep_on_idle(self): print("slept")
+module.Scheduler = Scheduler
+sys.modules[module.__name__] = module
+from compat.pauses import sleep_while_paused
+sleep_while_paused()
+Scheduler()._record_scheduler_state_for_paused_engine()
+"""
+
+
+def test_a_paused_scheduler_records_and_sleeps() -> None:
+    assert python(PAUSES).splitlines() == ["recorded", "slept"]
+
+
+def test_a_hook_runs_before_or_after_its_module(tmp_path: Path) -> None:
+    (tmp_path / "hooked.py").write_text("print('module')\n")
+    code = """
+import sys
+from compat.environment.hooks import ImportHook
+for after in (False, True):
+    sys.meta_path.insert(0, ImportHook("hooked", lambda: print("hook"), after=after))
+    import hooked
+    del sys.modules["hooked"], sys.meta_path[0]
+"""
+    assert python(code, path=str(tmp_path)).split() == ["hook", "module", "module", "hook"]

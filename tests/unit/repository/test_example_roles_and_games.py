@@ -14,7 +14,7 @@ import pytest
 from examples.guess_the_number import game
 from examples.solver_verifier import make_data, roles
 from pipeline.core.time import MonotonicTime
-from pipeline.core.types import Completion, Sample, Status, VersionSpan
+from pipeline.core.types import Completion, Sample, VersionSpan
 from stages.engine.mock import MockTokenizer
 from stages.generate.check import check_sample
 from tests.conftest import ROOT
@@ -67,39 +67,29 @@ def trained(sample: Sample) -> str:
     return TOKENIZER.decode([t for t, m in zip(response, sample.loss_mask, strict=True) if m])
 
 
-async def play(*guesses: str, secret: str = "17", max_turns: int = 13) -> tuple[Sample, Says]:
-    engine = Says(*guesses)
-    made = await game.generate(
-        args_for(engine, max_turns), sample_of("Guess: ", secret), {"max_new_tokens": 500}
-    )
-    check_sample(made, fallback_version=None)
-    return made, engine
+async def play(*guesses: str, secret: str = "17") -> tuple[Sample, list[Any]]:
+    """The sample, and what every step returned."""
+    environment, sample = game.Environment(SimpleNamespace(max_turns=13)), sample_of("", secret)
+    assert await environment.reset(sample) is None  # the row's prompt is what the model reads
+    return sample, [await environment.step(guess) for guess in guesses]
 
 
 async def test_a_game_that_is_won() -> None:
-    made, engine = await play("15", "20", "um", "17")
-    assert engine.read[-1] == "Guess: 15higher: 20lower: uma number: "
-    assert trained(made) == "1520um17" and made.status is Status.COMPLETED
-    assert made.metadata["guesses"] == [15, 20, None, 17]
-    assert await game.reward_func(None, made) == pytest.approx(1 - 3 / 13)
+    sample, steps = await play("15", "20", "um", "it is 17")
+    assert steps[:3] == [("higher: ", 0, False), ("lower: ", 0, False), ("a number: ", 0, False)]
+    assert steps[3] == ("", pytest.approx(1 - 3 / 13), True)
+    assert sample.metadata["guesses"] == [15, 20, None, 17]
 
 
-async def test_a_game_that_is_lost_ends_with_the_last_turn() -> None:
-    made, engine = await play(*["15"] * 13)
-    assert len(engine.read) == 13 and made.status is Status.TRUNCATED
-    assert await game.reward_func(None, made) == 0.0
-    assert trained(made) == "15" * 13
+async def test_the_last_of_thirteen_turns_wins_too_and_a_lost_game_nothing() -> None:
+    _, steps = await play(*["15"] * 12, "17")
+    assert steps[-1] == ("", pytest.approx(1 / 13), True)
+    assert all(reward == 0 and not done for _, reward, done in steps[:-1])
 
 
-async def test_the_last_of_thirteen_turns_wins_too() -> None:
-    made, _ = await play(*["15"] * 12, "17")
-    assert made.status is Status.COMPLETED
-    assert await game.reward_func(None, made) == pytest.approx(1 / 13)
-
-
-def test_a_guess_of_any_length_is_a_number() -> None:
-    played = game.Game(17)
-    assert played.step("9" * 10_000) == "lower: " and not played.found
+async def test_a_guess_of_any_length_is_a_number() -> None:
+    _, steps = await play("9" * 10_000)
+    assert steps == [("lower: ", 0.0, False)]
 
 
 async def solve(answer: str, verdict: str) -> tuple[list[Sample], Says]:

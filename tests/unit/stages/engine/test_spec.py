@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from compat import FORKS
 from configs.schema import RolloutConfig
 from pipeline.core.errors import CheckpointError
 from stages.engine.spec import EngineSpec, engine_cpus, kv_bytes_per_token, tokens_per_request
@@ -101,6 +102,12 @@ def test_engines_do_not_share_a_sampling_seed(model: Path) -> None:
     assert option(make(model, index=0), "--random-seed") != option(
         make(model, index=1), "--random-seed"
     )
+
+
+def test_an_engine_copies_its_processes_only_on_a_cpu_and_without_replicas(model: Path) -> None:
+    assert make(model).environment({}, model)[FORKS]
+    assert FORKS not in make(model, user={"data_parallel_size": 2}).environment({}, model)
+    assert FORKS not in make(model, device="cuda").environment({}, model)
 
 
 def test_the_stubs_reach_an_engine_only_on_a_cpu(model: Path) -> None:

@@ -19,7 +19,7 @@ from tests.unit.fake_engine import FakeEngineClient, completion
 from tests.unit.stages.generate.tools.chatml import ChatML, Model
 
 END = "<|im_end|>"
-GUESS = str(ROOT / "examples" / "guess_number.py")
+GUESS = str(ROOT / "examples" / "guess_the_number" / "game.py")
 OTHERS = """
 import os, threading, time
 
@@ -58,7 +58,9 @@ def stage(spec: str, client: FakeEngineClient, tokenizer: Any, **more: Any) -> G
 
 
 def row(**more: Any) -> Sample:
-    return Sample(**{"prompt": "unused", "index": 0, "group_index": 0, "label": "40", **more})
+    return Sample(
+        **{"prompt": "Which number? ", "index": 0, "group_index": 0, "label": "40", **more}
+    )
 
 
 def text_of(sample: Sample, tokenizer: ChatML, mask: int) -> str:
@@ -72,14 +74,14 @@ async def test_observations_are_the_templates_deltas_and_rewards_add_up() -> Non
     model = Model(tokenizer, f"50{END}", f"well{END}", f"it is 40{END}")
     (made,) = await stage(GUESS, model, tokenizer, max_turns=13)([row()])
     prompt = tokenizer.decode(made.tokens[: made.prompt_length], skip_special_tokens=False)
-    assert prompt.startswith("<|im_start|>user\nI think of a whole number from 1 to 100.")
+    assert prompt.startswith("<|im_start|>user\nWhich number? <")
     assert text_of(made, tokenizer, 1) == f"50{END}well{END}it is 40{END}"
     asked = f"\n<|im_start|>user\n{{}}{END}\n<|im_start|>assistant\n"
     assert text_of(made, tokenizer, 0) == "".join(
-        asked.format(t) for t in ("Lower. Guess again.", "That is no number. Guess again.")
+        asked.format(t) for t in ("lower: ", "a number: ")
     )
     assert made.status is Status.COMPLETED, made.error
-    assert made.reward == pytest.approx(1 - 0.5 * 2 / 12)
+    assert made.reward == pytest.approx(1 - 2 / 13)
     assert model.asked[2][0] == made.tokens[: -len(tokenizer.encode(f"it is 40{END}"))]
 
 
@@ -95,8 +97,8 @@ async def test_without_a_chat_template_it_is_one_text() -> None:
     tokenizer = Bytes()
     client = FakeEngineClient(completion("50"), completion("40"))
     (made,) = await stage(GUESS, client, tokenizer)([row()])
-    assert text_of(made, tokenizer, 0) == "Lower. Guess again."
-    assert made.response == "50Lower. Guess again.40"
+    assert text_of(made, tokenizer, 0) == "lower: "
+    assert made.response == "50lower: 40"
     assert made.status is Status.COMPLETED
 
 
