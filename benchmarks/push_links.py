@@ -20,7 +20,7 @@ over_memcpy     gigabytes a second that reach an engine over those of a copy in 
 and of pushes to at most `--busy` servers which decode CLIENTS requests each:
 
 stall_seconds   the longest pause of an engine; copy_seconds: of it, receiving and loading
-step_seconds    between two tokens of a request at this engine, median, without the pauses
+step_seconds    between two tokens of a request at this engine, mean, without the pauses
 stall_steps     (stall_seconds - copy_seconds) / step_seconds: decode steps lost beyond the copy
 token_gap_steps the longest wait for a token, as its client sees it, without copying"""
 
