@@ -142,6 +142,8 @@ def test_a_tool_agent_in_an_environment_with_a_user(tmp_path: Path) -> None:
         tmp_path,
         *("--custom-generate-function-path", path_of("shop.py")),
         *("--off-policy-correction", "none"),  # it asks for no log-probs
+        # one turn in three is cut off before it has said anything, and is no call
+        *("--mock-length-mean", "96"),
     )
     assert len(samples) == 16 and {s["reward"] for s in samples} == {0.0, 1.0}
     for sample in samples:

@@ -40,7 +40,11 @@ def test_its_expected_gradient_is_the_truncated_maximum_likelihoods(p: float, si
     assert expected == pytest.approx(likelihood - baseline, abs=1e-12)
 
 
-@given(st.lists(st.lists(st.floats(0, 9), min_size=1, max_size=3), min_size=1, max_size=6))
+# of rewards next to the smallest numbers there are no mean has a digit that is right
+REWARDS = st.just(0.0) | st.floats(1e-6, 9)
+
+
+@given(st.lists(st.lists(REWARDS, min_size=1, max_size=3), min_size=1, max_size=6))
 def test_against_the_definition_over_rollouts(rollouts: list[list[float]]) -> None:
     means = [math.fsum(r) / len(r) for r in rollouts]
     mean = math.fsum(means) / len(means)
