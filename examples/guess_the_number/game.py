@@ -3,8 +3,9 @@ it is higher or lower. The sooner it is found, the better.
 
     python train_async.py --config examples/guess_the_number/preset.yaml
 
-A model of a million parameters plays, on two CPU cores, whose warm-up has taught it to heed half of
-what it is told. With a chat model: --prompt-data as here, --environment-path, --max-turns."""
+A model of a million parameters plays, on two CPU cores; in the games of its warm-up every second
+guess heeds what was said. With a chat model: --prompt-data as here, --environment-path,
+--max-turns."""
 
 from __future__ import annotations
 

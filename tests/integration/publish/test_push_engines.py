@@ -94,7 +94,7 @@ async def test_a_paused_engine_leaves_the_cores_to_others_and_wakes(world: World
 
     await world.post(endpoint, "pause_generation", {"mode": "in_place"})
     began, since = cpu_seconds(), time.monotonic()
-    await asyncio.wait({asyncio.ensure_future(asyncio.Event().wait())}, timeout=1.0)
+    await asyncio.sleep(1.0)  # what is measured; nothing is waited for
     share = (cpu_seconds() - began) / (time.monotonic() - since)
     asked = asyncio.ensure_future(world.generate(endpoint, PROMPT, key="paused"))
     await world.post(endpoint, "continue_generation", {})
